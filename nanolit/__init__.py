@@ -1,0 +1,1 @@
+"""NanoLit: train a small ChatGPT end to end; `nanolit.load(path_or_run).generate(text)` uses one."""

@@ -1,0 +1,49 @@
+"""The device, number format, rank and random numbers of this process."""
+
+import hashlib
+import os
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """CUDA with this process's local rank, else Apple's MPS, else the CPU; NANOLIT_DEVICE overrides."""
+    if wish := os.environ.get("NANOLIT_DEVICE"):
+        return torch.device(wish)
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the matrix units take it (compute capability 8.0 and up), else float32."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.float32
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def derived_seed(seed: int, purpose: str, *keys: int) -> int:
+    """A 63-bit seed that depends on every argument and on nothing else: no stream is shared between uses."""
+    text = ":".join([str(seed), purpose, *map(str, keys)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def keyed_generator(
+    seed: int, purpose: str, *keys: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator for one purpose at one place (step, row), equal on any number of ranks."""
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, purpose, *keys))

@@ -1,0 +1,71 @@
+"""Where things live below the one base path, and how a file is written so that it is whole or absent."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def home(root: str | Path | None = None) -> Path:
+    """The base path of all artefacts: `root`, else NANOLIT_HOME, else ./runs."""
+    return Path(root or os.environ.get("NANOLIT_HOME") or "runs").expanduser().absolute()
+
+
+def run_folder(root: str | Path, run: str) -> Path:
+    return Path(root) / "runs" / run
+
+
+def stage_folder(root: str | Path, run: str, stage: str) -> Path:
+    return run_folder(root, run) / stage
+
+
+def tokenizers_folder(root: str | Path) -> Path:
+    return Path(root) / "tokenizers"
+
+
+def dataset_folder(root: str | Path, dataset: str) -> Path:
+    return Path(root) / "data" / dataset
+
+
+def evaluation_folder(root: str | Path) -> Path:
+    return Path(root) / "eval"
+
+
+def conf_folder() -> Path:
+    """The configuration: the checkout's conf/ where there is one, else the copy inside the installed package."""
+    checkout = PACKAGE.parent
+    if (checkout / "hatch_build.py").exists():
+        return checkout / "conf"
+    return PACKAGE / "conf"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError names the file when it is not valid JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it and make it again") from error

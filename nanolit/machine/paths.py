@@ -35,7 +35,7 @@ def evaluation_folder(root: str | Path) -> Path:
 
 
 def conf_folder() -> Path:
-    """The configuration: the checkout's conf/ where there is one, else the copy inside the installed package."""
+    """The configuration: the checkout's conf/ where there is one, else the copy inside the package."""
     checkout = PACKAGE.parent
     if (checkout / "hatch_build.py").exists():
         return checkout / "conf"

@@ -1,0 +1,220 @@
+"""Speed, loss and time left: one progress line for people, one row of metrics.csv for programs."""
+
+import csv
+import gc
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from nanolit.machine.paths import write_atomically
+from nanolit.phases.core import Phase
+
+COLUMNS = (
+    "step",
+    "loss",
+    "val_bpb",
+    "lr_multiplier",
+    "tokens",
+    "flops",
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "epoch",
+)
+
+
+class Clock:
+    """Seconds of training, without what runs inside `paused` (evaluation, samples, checkpoints)."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._before, self._since = seconds, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._since
+
+    def restart(self) -> None:
+        """Start counting now: what happened since the clock was made was preparation."""
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._before, begun = self.seconds, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+            self.last_pause = self._since - begun
+
+
+class MetricsFile:
+    """metrics.csv: appended row by row; a resumed run drops the rows that it will write again."""
+
+    def __init__(self, path: Path, *, finished_steps: int) -> None:
+        self.path = path
+        rows = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= finished_steps]
+        lines = [",".join(COLUMNS), *(",".join(row.get(name) or "" for name in COLUMNS) for row in rows)]
+        write_atomically(path, "\n".join(lines) + "\n")
+
+    def append(self, row: dict[str, float | int]) -> None:
+        """Write one row; floats keep every digit, so that equal runs have equal files."""
+        unknown = row.keys() - set(COLUMNS)
+        assert not unknown, unknown
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow([row.get(name, "") for name in COLUMNS])
+
+
+class Recorder:
+    """Rank 0's writer of metrics: the file always, the Lightning logger where there is one."""
+
+    def __init__(self, path: Path, *, finished_steps: int, enabled: bool) -> None:
+        self.file = MetricsFile(path, finished_steps=finished_steps) if enabled else None
+
+    def record(self, trainer: L.Trainer, row: dict[str, float | int]) -> None:
+        if not self.file:
+            return
+        self.file.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(row), step=int(row["step"]))
+
+
+def duration(seconds: float) -> str:
+    """75 → '1:15', 3700 → '1:01:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Throughput(L.Callback):
+    """Every `log_every` steps: the step's loss over all ranks, tokens per second, MFU, time left.
+
+    The loss stays on the device between those steps: reading it there and then would stall the GPU.
+    `peak_flops` is that of one device in FLOP/s (None: no MFU, as on a CPU).
+    """
+
+    def __init__(
+        self,
+        *,
+        recorder: Recorder,
+        clock: Clock,
+        log_every: int,
+        flops_per_token: float,
+        peak_flops: float | None,
+        tokens: int = 0,
+        enabled: bool = True,
+    ) -> None:
+        self.recorder, self.clock, self.log_every, self.enabled = recorder, clock, log_every, enabled
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.tokens = tokens
+        self.speeds: list[float] = []
+        self.loss = math.nan
+        self._mark: tuple[int, int, float] | None = None
+        self._printed = 0.0
+        self.seconds_after_step_10: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Phase)
+        self.clock.restart()
+        self._mark = (pl_module.finished_steps, self.tokens, self.clock.seconds)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Phase)
+        step = pl_module.finished_steps
+        self.tokens += pl_module.num_tokens
+        if batch_idx == 0:
+            self._after_first_step(step)
+        if step == 10:
+            self._ten = self.clock.seconds
+        if step % self.log_every == 0 or step == pl_module.num_steps or batch_idx == 0:
+            self._log(trainer, pl_module, step)
+
+    def _after_first_step(self, step: int) -> None:
+        """What the first step built (graphs, caches) lives as long as the run: keep the collector off it."""
+        gc.collect()
+        gc.freeze()
+
+    def _log(self, trainer: L.Trainer, phase: Phase, step: int) -> None:
+        self.loss = float(trainer.strategy.reduce(phase.step_loss, reduce_op="sum"))
+        assert self._mark is not None
+        seconds = self.clock.seconds
+        steps_before, tokens_before, seconds_before = self._mark
+        speed = (self.tokens - tokens_before) / max(seconds - seconds_before, 1e-9)
+        step_seconds = (seconds - seconds_before) / max(step - steps_before, 1)
+        self._mark = (step, self.tokens, seconds)
+        if len(self.speeds) or steps_before != step - 1 or self.log_every == 1:
+            self.speeds.append(speed)
+        row: dict[str, float | int] = {
+            "step": step,
+            "loss": self.loss,
+            "lr_multiplier": phase.schedule.at(step - 1, phase.num_steps).lr,
+            "tokens": self.tokens,
+            "flops": self.tokens * self.flops_per_token,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(speed, 1),
+        }
+        if self.peak_flops:
+            row["mfu"] = round(speed * self.flops_per_token / (self.peak_flops * trainer.world_size), 4)
+        if "epoch" in phase.position:
+            row["epoch"] = phase.position["epoch"]
+        self.recorder.record(trainer, row)
+        if self.enabled:
+            left = (phase.num_steps - step) * (statistics.median(self._step_seconds(step_seconds)))
+            self._show(phase, step, row, left)
+
+    def _step_seconds(self, newest: float) -> list[float]:
+        self._recent = [*getattr(self, "_recent", []), newest][-9:]
+        # The first entry holds the compilation; without it as soon as there is another.
+        return self._recent[1:] or self._recent
+
+    def _show(self, phase: Phase, step: int, row: dict[str, float | int], left: float) -> None:
+        last = step == phase.num_steps
+        terminal = sys.stdout.isatty()
+        if not terminal and not last and time.perf_counter() - self._printed < 5:
+            return
+        self._printed = time.perf_counter()
+        line = (
+            f"  step {step:>{len(str(phase.num_steps))}}/{phase.num_steps}  loss {row['loss']:.4f}"
+            f"  {row['tokens_per_second']:,.0f} tokens/s"
+            + (f"  MFU {row['mfu']:.1%}" if "mfu" in row else "")
+            + f"  {duration(float(row['seconds']))} gone, {duration(left)} left"
+        )
+        if terminal:
+            print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
+        else:
+            print(line, flush=True)
+
+    def tokens_per_second(self) -> float:
+        """The median over the logged stretches, without the first, which holds the compilation."""
+        return statistics.median(self.speeds[1:] or self.speeds) if self.speeds else math.nan
+
+
+def say(text: str) -> None:
+    """Print a line of its own, not on top of the progress line."""
+    prefix = "\r\033[K" if sys.stdout.isatty() else ""
+    print(f"{prefix}{text}", flush=True)
+
+
+def check_finite(loss: float, step: int, *, on_divergence: str) -> None:
+    """ValueError when training has diverged and `on_divergence` is "stop"."""
+    if math.isfinite(loss) or on_divergence == "continue":
+        return
+    raise ValueError(
+        f"the loss is {loss} at step {step}: training has diverged; the last checkpoint is kept. "
+        "Lower the learning rates (stage.base.lr_scale=0.5) or say on_divergence=continue"
+    )
+
+
+__all__ = ["Clock", "MetricsFile", "Recorder", "Throughput", "check_finite", "duration", "say", "torch"]

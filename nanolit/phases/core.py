@@ -1,0 +1,109 @@
+"""What every training phase shares. A phase adds only its loss.
+
+One optimizer step, in the order in which Lightning calls us:
+
+1. The loader gives a `Step`: the micro-batches of this rank, the number of learned tokens of the whole step
+   over all ranks, and the position in the data after it.
+2. `optimizer_step` hands the optimizer a closure and counts the step when it is done.
+3. The closure runs `training_step`: the schedule sets learning rate, momentum and weight decay for this step;
+   each micro-batch but the last goes forward and backward at once; the last one's loss is returned.
+4. Lightning calls `optimizer_zero_grad` (nothing to do: `MuonAdamW.step` leaves no gradients) and runs the
+   backward pass of the last micro-batch. Gradients of the micro-batches have added up in `.grad`.
+5. `MuonAdamW.step` sums gradients over ranks, updates this rank's share, and gathers the parameters.
+6. Callbacks see `on_train_batch_end`: metrics, evaluation, samples, checkpoint, interruption.
+
+Losses are sums over learned tokens divided by the step's global number of them, so that neither the number of
+ranks nor the micro-batch changes what is optimized.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from nanolit.data.stream import Step
+from nanolit.model.gpt import GPT
+from nanolit.optim.groups import build_groups
+from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.schedule import Schedule
+
+
+class Phase(L.LightningModule):
+    """A GPT, its optimizer and its schedule; `loss` says what is optimized.
+
+    `groups` maps a role to its final settings (learning rates already scaled); `restore` is called with the
+    fresh optimizer to load a checkpoint's state into it.
+    """
+
+    def __init__(
+        self,
+        gpt: GPT,
+        *,
+        groups: dict[str, dict[str, Any]],
+        optimizer: dict[str, Any],
+        schedule: Schedule,
+        num_steps: int,
+        finished_steps: int = 0,
+        compile: bool = False,
+        restore: Callable[[MuonAdamW], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.gpt = gpt
+        self.groups, self.optimizer_settings, self.schedule = groups, optimizer, schedule
+        self.num_steps, self.finished_steps = num_steps, finished_steps
+        self.restore = restore
+        self.step_loss = torch.zeros(())
+        self.num_tokens = 0
+        self.position: dict[str, Any] = {}
+        # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
+        self.forward_gpt: Callable[..., Tensor] = torch.compile(gpt, dynamic=False) if compile else gpt
+
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The sum of this micro-batch's loss over its learned tokens, in nats."""
+        return self.forward_gpt(ids_BT, targets_BT, reduction="sum")
+
+    def configure_optimizers(self) -> MuonAdamW:
+        groups = build_groups(self.gpt.named_parameters(), self.gpt.parameter_roles(), self.groups)
+        self.optimizer = MuonAdamW(groups, **self.optimizer_settings)
+        if self.restore:
+            self.restore(self.optimizer)
+        return self.optimizer
+
+    def training_step(self, batch: Step, _index: int) -> Tensor:
+        multipliers = self.schedule.at(self.finished_steps, self.num_steps)
+        self.optimizer.set_multipliers(
+            lr=multipliers.lr, momentum=multipliers.momentum, weight_decay=multipliers.weight_decay
+        )
+        total = torch.zeros((), device=self.device)
+        loss = total
+        for index, micro_batch in enumerate(batch.micro_batches):
+            if index:
+                loss.backward()
+            ids_BT, targets_BT = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
+            loss = self.loss(ids_BT, targets_BT) / batch.num_tokens
+            total = total + loss.detach()
+        self.step_loss, self.num_tokens, self.position = total, batch.num_tokens, batch.position
+        return loss
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer.step(closure=optimizer_closure)
+        self.finished_steps += 1
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: the optimizer has cleared the gradients, and those of earlier micro-batches are in place."""
+
+    def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
+        return batch  # training_step moves one micro-batch at a time
+
+
+class ShardedOptimizerStrategy(DDPStrategy):
+    """Process group, ranks and reductions of Lightning's DDP; gradients are the optimizer's own business."""
+
+    def configure_ddp(self) -> None:
+        """Give every rank rank 0's parameters and buffers, in place of wrapping the module."""
+        assert self.model is not None
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            torch.distributed.broadcast(tensor.detach(), 0)

@@ -1,0 +1,55 @@
+"""Reads nanochat's tokenizer.pkl (a pickled tiktoken encoding) without running anything that it holds."""
+
+import pickle
+from pathlib import Path
+
+from nanolit.tokenizer.bpe import Tokenizer
+
+FILE_NAME = "tokenizer.pkl"
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`/tokenizer.pkl, its ids unchanged: bytes, merges, then the special tokens.
+
+    ValueError if the file is anything but a pickled tiktoken encoding.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise ValueError(
+            f"no nanochat tokenizer in {folder} ({FILE_NAME} is missing); give the folder that holds it"
+        )
+    try:
+        with path.open("rb") as file:
+            encoding = _Unpickler(file).load()
+        state = encoding.state
+        ranks, specials = state["mergeable_ranks"], state["special_tokens"]
+        tokens = sorted(ranks, key=ranks.__getitem__)
+        names = sorted(specials, key=specials.__getitem__)
+        ids = [ranks[token] for token in tokens] + [specials[name] for name in names]
+        pattern = state["pat_str"]
+    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path} is no tokenizer of nanochat ({error}); allowed is a pickled tiktoken.core.Encoding "
+            "and nothing else: give the file that its tok_train wrote"
+        ) from error
+    if ids != list(range(len(ids))):
+        raise ValueError(
+            f"{path} has gaps in its ids; they must run from 0 to {len(ids) - 1}, special tokens last"
+        )
+    return Tokenizer(tokens, pattern=pattern, special_tokens=names)
+
+
+class _PickledEncoding:
+    """Stands in for tiktoken.core.Encoding, so that no constructor runs: keeps the state that was pickled."""
+
+    state: dict
+
+    def __setstate__(self, state: dict) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) != ("tiktoken.core", "Encoding"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _PickledEncoding

@@ -9,8 +9,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import statistics
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,8 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     if error := stage.result.get("error"):
         parts.append(f"Error: {' '.join(str(error).split())}\n")
     result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
+    if mfu := [value for _step, value in stage.series("mfu")]:
+        result["mfu, median"] = statistics.median(mfu)
     parts += [_values("Plan", stage.plan), _values("Result", result)]
     if metrics := {name: value for name, value in stage.metrics.items() if name != "val_bpb"}:
         rows = [[name, score(metrics[name])] for name in sorted_metrics(metrics)]
@@ -192,12 +195,17 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
 
 def _values(title: str, values: dict[str, Any]) -> str:
     """A section with every value that is set; "" when there is none."""
-    rows = [
-        [key, readable(value)]
-        for key, value in flatten(values).items()
-        if value not in (None, {}, []) and key != "format"
-    ]
-    return f"### {title}\n\n" + markdown_table([title, "Value"], rows) if rows else ""
+    rows = [[key, text] for key, text in _lines(values) if text and key not in ("format", "run", "stage")]
+    return f"### {title}\n\n" + markdown_table([title, "Value"], rows, num_left=2) if rows else ""
+
+
+def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
+    for key, value in values.items():
+        if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
+            yield from _lines(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", readable(value)
 
 
 def _samples(stage: Stage) -> str:

@@ -14,7 +14,7 @@ from nanolit.report.card import sorted_metrics
 from nanolit.report.folders import Run, as_number, flat_numbers, flatten, open_run
 from nanolit.report.tables import MISSING, duration, markdown_table, readable, score
 
-PLACES = ("run", "root", "cluster", "logger", "micro_batch", "wait", "offline", "max_cost", "dry_run")
+PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "dry_run"}
 COSTS = ("tokens_per_second", "seconds")
 RESULTS = {"step": readable, "tokens": readable, "tokens_per_second": readable, "seconds": duration}
 
@@ -50,9 +50,8 @@ def _differences(runs: Sequence[Run]) -> str:
     if not all(jobs):
         without = ", ".join(run.name for run, job in zip(runs, jobs, strict=True) if not job)
         return f"The settings can't be compared: no job.yaml in {without}.\n"
-    keys = [
-        key for key in dict.fromkeys(key for job in jobs for key in job) if key.split(".")[0] not in PLACES
-    ]
+    keys = dict.fromkeys(key for job in jobs for key in job)
+    keys = [key for key in keys if key.split(".")[0] not in PLACES and key.split(".")[-1] != "micro_batch"]
     rows = [
         [key, *(readable(job.get(key)) for job in jobs)]
         for key in keys
@@ -99,7 +98,7 @@ def by_configuration(results: Sequence[Mapping[str, Any]]) -> list[Configuration
     rows: dict[str, Configuration] = {}
     for result in results:
         run = str(result.get("run", ""))
-        seeded = re.fullmatch(r"(.+)-s(\d+)((?:-[0-9a-f]+)?)", run)
+        seeded = re.fullmatch(r"(d\d+-.+?)-s(\d+)(|-.+)", run)
         name, seed = (seeded[1] + seeded[3], seeded[2]) if seeded else (run, "")
         name, seed = str(result.get("configuration", name)), str(result.get("seed", seed))
         rows.setdefault(name, Configuration(name)).add(seed, result)

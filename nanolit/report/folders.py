@@ -60,11 +60,9 @@ class Stage:
 
     @property
     def num_steps(self) -> int | None:
-        """Planned optimizer steps; None where the plan has none (tokenizer)."""
-        for key in ("num_steps", "steps", "max_steps"):
-            if isinstance(value := self.plan.get(key), int):
-                return value
-        return None
+        """Optimizer steps in all: the result's, the plan's or its guess for an epoch; else None."""
+        plans = (self.result.get("num_steps"), self.plan.get("num_steps"), self.plan.get("expected_steps"))
+        return next((value for value in plans if isinstance(value, int)), None)
 
     @property
     def step(self) -> int | None:
@@ -127,8 +125,10 @@ class Run:
     @property
     def locked(self) -> bool:
         """Whether a process holds the run's lock (flock on .lock): it runs now, on this machine."""
-        import fcntl
-
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock: a running run is listed as interrupted there
+            return False
         try:
             file = (self.folder / ".lock").open("rb")
         except OSError:
@@ -154,14 +154,21 @@ class Run:
     def states(self) -> dict[str, str]:
         """Stage → "done", "failed", "interrupted", "running" or "waiting".
 
-        While the lock is held, the first stage of the job that is not done is the running one; a stage that
-        left no result and isn't running was killed: "interrupted".
+        While the lock is held, the first stage of the job with a folder and no result is the running one (an
+        old result is deleted before a stage starts) and the unfinished ones after it wait. Without the lock,
+        a stage that left no result was killed: "interrupted".
         """
         states = {stage.name: stage.status or "interrupted" for stage in self.stages}
         if not self.locked:
             return states
-        ahead = [name for name in self.job.get("stages") or states if states.get(name) != "done"]
-        states |= {name: "waiting" for name in ahead} | {name: "running" for name in ahead[:1]}
+        begun = {stage.name for stage in self.stages if not stage.result}
+        stages = [name for name in STAGES if name in (self.job.get("stages") or states)]
+        running = next((name for name in stages if name in begun), None)
+        if running:
+            # A stage before it may have no folder: the tokenizer of another run serves.
+            stages = stages[stages.index(running) :]
+        states |= {name: "waiting" for name in stages if states.get(name) != "done"}
+        states |= {running: "running"} if running else {}
         return {name: states[name] for name in STAGES if name in states}
 
 

@@ -37,6 +37,8 @@ def readable(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return _readable_number(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {readable(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         shown = ", ".join(readable(item) for item in value[:8])
         return f"{shown}, … ({len(value)} in all)" if len(value) > 8 else shown

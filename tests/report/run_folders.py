@@ -50,7 +50,7 @@ def metrics_text(num_steps: int, *, start: float = 10.0, end: float = 4.0, eval_
     lines = [COLUMNS]
     for step in range(1, num_steps + 1):
         loss = end + (start - end) * math.exp(-5 * step / num_steps) + 0.3 * math.sin(12.9898 * step)
-        lines.append(f"{step},{loss!r},,1.0,{step * 512},{step * 512e6},{step * 0.5},1024.0,,0")
+        lines.append(f"{step},{loss!r},,1.0,{step * 512},{step * 512e6},{step * 0.5},1024.0,0.4,0")
         if step % eval_every == 0:
             lines.append(f"{step},,{loss / 2.5!r},,,,,,,")
     return "\n".join(lines) + "\n"

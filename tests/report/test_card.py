@@ -55,10 +55,11 @@ def test_the_card_has_a_section_per_stage_in_the_pipelines_order(demo):
     assert "State: done at step 100 of 100" in text
 
 
-def test_plan_and_result_are_told_with_dotted_keys(demo):
+def test_plan_and_result_are_told_a_line_per_value(demo):
     cells = table_cells((demo / "report.md").read_text())
-    assert cells["groups.matrix.betas"] == ["0.8, 0.95"]
+    assert cells["groups.matrix"] == ["lr 0.02, betas 0.8, 0.95"]
     assert cells["tokens"] == ["51,200"]
+    assert cells["mfu, median"] == ["0.4"]
     assert cells["recipe"] == ["classic"]
 
 

@@ -54,6 +54,7 @@ def test_the_csv_keeps_all_digits(tmp_path):
     [
         ({"run": "d12-modern-s1"}, "d12-modern", "1"),
         ({"run": "d12-modern-s10-3fa9c1"}, "d12-modern-3fa9c1", "10"),
+        ({"run": "d12-modern-s1-identity"}, "d12-modern-identity", "1"),
         ({"run": "my-s3-try"}, "my-s3-try", ""),
         ({"run": "d12-modern-s1", "configuration": "model=d12", "seed": 7}, "model=d12", "7"),
     ],

@@ -55,6 +55,16 @@ def test_a_stage_without_a_result_was_interrupted_unless_the_run_is_locked(tmp_p
     assert not Run(folder).locked
 
 
+def test_the_steps_are_the_results_else_the_plans_else_its_guess_for_an_epoch(tmp_path):
+    folder = write_stage(tmp_path / "sft", plan={"num_steps": None, "expected_steps": 90})
+    assert Stage("sft", folder).num_steps == 90
+    write_stage(folder, plan={"num_steps": 80, "expected_steps": 90})
+    assert Stage("sft", folder).num_steps == 80
+    write_stage(folder, result={"status": "done", "num_steps": 70})
+    assert Stage("sft", folder).num_steps == 70
+    assert Stage("tokenizer", tmp_path / "tokenizer").num_steps is None
+
+
 def test_reading_the_lock_leaves_it_free(tmp_path):
     folder = write_demo(tmp_path)
     (folder / ".lock").touch()
@@ -65,7 +75,7 @@ def test_reading_the_lock_leaves_it_free(tmp_path):
 
 def test_a_locked_run_names_the_stages_of_its_job_that_have_no_folder_yet(tmp_path):
     folder = tmp_path / "runs" / "new"
-    write_stage(folder / "base", metrics=metrics_text(3), job={"stages": ["base", "sft"]})
+    write_stage(folder / "base", metrics=metrics_text(3), job={"stages": ["tokenizer", "base", "sft"]})
     (folder / ".lock").touch()
     with (folder / ".lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

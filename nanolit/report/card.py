@@ -33,6 +33,9 @@ METRICS = (
 )
 SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics")
 SOURCES = (".py", ".rs", ".md", ".toml", ".yaml", ".sh", ".html")
+COMPARABLE = (
+    "Each stage's val_bpb is of its own validation text: compare it between runs, not between stages."
+)
 CHARACTERS_PER_TOKEN = 4  # nanochat's rule of thumb for code
 
 
@@ -47,7 +50,7 @@ def write_report(root: Path, run: str) -> Path:
         _code_base(),
         *(_stage_section(found, stage, states[stage.name]) for stage in found.stages),
         "## Final table\n\n" + _table_of(found),
-        "val_bpb is taken on each stage's own validation text: it compares runs, not stages.\n",
+        f"{COMPARABLE}\n",
         "## Time\n\n" + _times(found),
         f"Talk to the model: `python -m nanolit.chat run={found.name}`\n",
     ]
@@ -83,12 +86,13 @@ def _header(run: Run) -> str:
     for label, keys in {
         "recipe": ("recipe.name", "recipe"),
         "depth": ("model.depth",),
-        "data": ("data.name", "data"),
         "cluster": ("cluster.name", "cluster"),
         "seed": ("seed",),
     }.items():
         if value := next((job[key] for key in keys if job.get(key) is not None), None):
-            rows.append([label, readable(value) if not isinstance(value, int) else str(value)])
+            rows.append([label, str(value)])
+    if data := next((stage.plan["data"] for stage in run.stages if "data" in stage.plan), None):
+        rows.append(["data", str(data)])
     return markdown_table(["Run", run.name], rows, num_left=2)
 
 
@@ -229,13 +233,20 @@ def last_samples(path: Path) -> str:
 
 def _times(run: Run) -> str:
     """Per stage the training clock; the wall clock too where results tell it."""
-    rows, total, walls = [], 0.0, []
-    for stage in run.stages:
-        seconds = as_number(stage.result.get("seconds")) or 0.0
-        wall = as_number(stage.result.get("wall_seconds"))
-        rows.append([stage.name, duration(seconds), duration(wall) if wall is not None else "-"])
-        total, walls = total + seconds, [*walls, wall]
-    whole = duration(sum(wall or 0.0 for wall in walls)) if None not in walls else "-"
-    rows.append(["total", duration(total), whole])
+    clocks = {
+        stage.name: [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
+        for stage in run.stages
+    }
+    sums = [_sum(times) for times in zip(*clocks.values(), strict=True)]
+    rows = [
+        [name, *("-" if time is None else duration(time) for time in times)]
+        for name, times in (*clocks.items(), ("total", sums))
+    ]
     table = markdown_table(["Stage", "Training", "Wall clock"], rows)
     return table + "\nTraining leaves out evaluation, samples and checkpoints; wall clock has all of it.\n"
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum; None when one of them is unknown."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)

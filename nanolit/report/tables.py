@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 MISSING = "-"
+WIDEST = 48  # characters that a column is padded to; longer cells stick out alone
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
     """An aligned Markdown table; the first `num_left` columns are flush left, the others flush right."""
     cells = [[_escaped(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
+    longest = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
+    widths = [min(length, WIDEST) for length in longest]
     lines = []
     for row in cells:
         padded = [
@@ -38,16 +40,20 @@ def readable(value: Any) -> str:
     if isinstance(value, int | float):
         return _readable_number(value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {readable(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_bracketed(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         shown = ", ".join(readable(item) for item in value[:8])
         return f"{shown}, … ({len(value)} in all)" if len(value) > 8 else shown
     return str(value)
 
 
+def _bracketed(value: Any) -> str:
+    return f"({readable(value)})" if isinstance(value, list | tuple) else readable(value)
+
+
 def _readable_number(value: float) -> str:
     size = abs(value)
-    if size >= 1e15:
+    if size >= 1e12:
         return f"{value:.3e}"
     if isinstance(value, int) or size >= 1000:
         return f"{value:,.0f}"

@@ -86,7 +86,12 @@ def write_demo(root: Path, run: str = "demo", *, depth: int = 4, seed: int = 1, 
     write_stage(
         folder / "base",
         job=job,
-        plan={"num_steps": 100, "width": 256, "groups": {"matrix": {"lr": 0.02, "betas": [0.8, 0.95]}}},
+        plan={
+            "data": "sample",
+            "num_steps": 100,
+            "width": 256,
+            "groups": {"matrix": {"lr": 0.02, "betas": [0.8, 0.95]}},
+        },
         metrics=metrics_text(100, end=end),
         samples="## Step 50\n\n- 'early'\n\n## Step 100\n\n- 'The capital of France is ```Paris```'\n\n",
         result={

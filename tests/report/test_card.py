@@ -57,10 +57,11 @@ def test_the_card_has_a_section_per_stage_in_the_pipelines_order(demo):
 
 def test_plan_and_result_are_told_a_line_per_value(demo):
     cells = table_cells((demo / "report.md").read_text())
-    assert cells["groups.matrix"] == ["lr 0.02, betas 0.8, 0.95"]
+    assert cells["groups.matrix"] == ["lr 0.02, betas (0.8, 0.95)"]
     assert cells["tokens"] == ["51,200"]
     assert cells["mfu, median"] == ["0.4"]
     assert cells["recipe"] == ["classic"]
+    assert cells["data"] == ["sample"]
 
 
 def test_every_picture_of_the_card_is_there_as_png(demo):
@@ -87,6 +88,9 @@ def test_an_unfinished_run_gives_a_card_with_its_error(tmp_path):
 def test_the_time_is_summed_and_the_wall_clock_only_where_all_stages_have_it(tmp_path):
     folder = tmp_path / "runs" / "demo"
     write_stage(folder / "base", result={"status": "done", "seconds": 120.0, "wall_seconds": 150.25})
+    write_stage(folder / "rl")
+    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["-", "-"]
+    (folder / "rl").rmdir()
     write_stage(folder / "sft", result={"status": "done", "seconds": 60.0})
     assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["3:00", "-"]
     write_stage(folder / "sft", result={"status": "done", "seconds": 60.0, "wall_seconds": 90.5})

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from nanolit.report.tables import age, duration, markdown_table, readable, score
 
-CELLS = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S", "Zs"), exclude_characters="\\"))
+CELLS = st.text(
+    st.characters(codec="ascii", categories=("L", "N", "P", "S", "Zs"), exclude_characters="\\"), max_size=40
+)
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=4))
@@ -15,6 +17,11 @@ def test_every_cell_comes_back_and_all_lines_are_as_long(rows):
     assert len({len(line) for line in lines}) == 1
     back = [[cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines[2:]]
     assert back == [[" ".join(cell.split()).replace("|", "\0") for cell in row] for row in rows]
+
+
+def test_one_long_cell_does_not_widen_the_others():
+    lines = markdown_table(["a", "b"], [["x" * 500, "1"], ["y", "2"]]).splitlines()
+    assert [len(line) for line in lines] == [58, 58, 510, 58]
 
 
 def test_the_first_columns_are_flush_left_and_the_others_flush_right():
@@ -37,10 +44,11 @@ def test_the_first_columns_are_flush_left_and_the_others_flush_right():
         (0.02, "0.02"),
         (1e-10, "1e-10"),
         (12345.6, "12,346"),
+        (1.28849e13, "1.288e+13"),
         (39176700000000000000, "3.918e+19"),
         ([0.8, 0.95], "0.8, 0.95"),
         (list(range(9)), "0, 1, 2, 3, 4, 5, 6, 7, … (9 in all)"),
-        ({"depth": 4, "width": 1024}, "depth 4, width 1,024"),
+        ({"width": 1024, "betas": [0.8, 0.95]}, "width 1,024, betas (0.8, 0.95)"),
         ("bf16", "bf16"),
     ],
 )

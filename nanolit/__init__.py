@@ -1,1 +1,25 @@
 """NanoLit: train a small ChatGPT end to end; `nanolit.load(path_or_run).generate(text)` uses one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from nanolit.language_model import LanguageModel
+
+
+def load(
+    run_or_release: str | Path, root: str | Path | None = None, device: str | torch.device | None = None
+) -> LanguageModel:
+    """A trained model that can talk: `.generate(text)`, `.model`, `.tokenizer`.
+
+    Takes a release folder, or a run's name below `root` (`d12-modern-s1`, or `d12-modern-s1/base` for one stage;
+    default: its last). `root` defaults to NANOLIT_HOME or ./runs, `device` to the best one there is.
+    """
+    from nanolit.language_model import load_language_model
+
+    return load_language_model(run_or_release, root=root, device=device)

@@ -1,0 +1,119 @@
+"""A chat page for the browser, built with Gradio: streaming, stop, retry, edit, and the sampling controls.
+
+Served on loopback unless a host is given; the page and the server ask nothing of any other machine.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nanolit.chat.dialogue import Talker
+from nanolit.machine.device import derived_seed
+
+if TYPE_CHECKING:
+    import gradio
+
+MAX_TOP_K = 200  # nanochat's page has the same limit; 0 = the whole vocabulary
+
+
+def build_demo(
+    talker: Talker, *, name: str, temperature: float, top_k: int | None, max_tokens: int, seed: int | None
+) -> "gradio.Blocks":
+    """The page, not yet served: `.launch()` it, or mount it into another server. `name` is its heading."""
+    gradio = _import_gradio()
+
+    def answer(
+        message: str,
+        history: list[dict],
+        turns: list[list[int]],
+        temperature: float,
+        top_k: int,
+        max_tokens: int,
+    ) -> Iterator[tuple[str, list[list[int]]]]:
+        turns = _turns_of(history, turns, talker)
+        try:
+            reply = talker.reply(
+                turns,
+                message,
+                temperature=temperature,
+                top_k=top_k or None,
+                max_tokens=max_tokens,
+                seed=secrets.randbits(63) if seed is None else derived_seed(seed, "reply", len(turns) + 1),
+            )
+        except ValueError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+        if reply.dropped_turns:
+            gradio.Info(f"The context is full: the oldest {reply.dropped_turns} turn(s) were forgotten.")
+        text = ""
+        for piece in reply:
+            text += piece
+            yield text, [*turns, reply.turn]
+        yield text or "(an empty reply)", [*turns, reply.turn]
+
+    context = talker.engine.context
+    with gradio.Blocks(title=f"NanoLit · {name}", fill_height=True, analytics_enabled=False) as demo:
+        turns = gradio.State([])
+        with gradio.Sidebar(open=False):
+            gradio.Markdown("### Sampling")
+            controls = [
+                gradio.Slider(
+                    0, 2, temperature, step=0.05, label="Temperature", info="0: the likeliest token"
+                ),
+                gradio.Slider(
+                    0, MAX_TOP_K, top_k or 0, step=1, label="Top-k", info="0: the whole vocabulary"
+                ),
+                gradio.Slider(
+                    1, context - 1, max_tokens, step=1, label="Reply length", info="tokens at most"
+                ),
+            ]
+        gradio.ChatInterface(
+            answer,
+            title=f"NanoLit · {name}",
+            description=_description(talker),
+            editable=True,
+            additional_inputs=[turns, *controls],
+            additional_outputs=[turns],
+            concurrency_limit=1,  # one model, one reply at a time; others wait in the queue
+            analytics_enabled=False,
+        )
+    return demo
+
+
+def serve(demo: "gradio.Blocks", *, host: str, port: int | None) -> None:
+    """Serve the page until Ctrl-C; `port` None takes the first free one from 7860 on."""
+    demo.launch(server_name=host, server_port=port, share=False, ssr_mode=False, footer_links=[])
+
+
+def _import_gradio():
+    """Gradio with its telemetry off: it reads the variable while it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio
+
+    return gradio
+
+
+def _description(talker: Talker) -> str:
+    if talker.continues_text:
+        return "A base model: it continues your text. Each message begins a new one."
+    return f"It can be wrong about anything. Its context is {talker.engine.context:,} tokens."
+
+
+def _turns_of(history: list[dict], turns: list[list[int]], talker: Talker) -> list[list[int]]:
+    """The turns that the page still shows: `turns`, cut where a message was edited, retried or cleared.
+
+    When the server has none for them (it was restarted under an open page) they are rebuilt from the text.
+    """
+    questions = [_text(message) for message in history if message["role"] == "user"]
+    if len(questions) <= len(turns):
+        return turns[: len(questions)]
+    answers = [_text(message) for message in history if message["role"] == "assistant"]
+    return [talker.turn(question, answer) for question, answer in zip(questions, answers, strict=False)]
+
+
+def _text(message: dict) -> str:
+    """The text of one message of Gradio's history, whose content is a string or a list of parts."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")

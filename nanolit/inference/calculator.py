@@ -1,0 +1,61 @@
+"""The tool that a model may call between <|python_start|> and <|python_end|>: sums, and counting letters.
+
+Expressions are parsed and walked, never run: no name, call, attribute or power can be reached.
+The two forms are those of nanochat's training data (GSM8K's annotations and SpellingBee's counts).
+"""
+
+import ast
+import operator
+import re
+
+MAX_CHARACTERS = 256
+MAX_DEPTH = 32
+MAX_MAGNITUDE = 1e100  # untuned; str() of a larger integer would fill a small model's context
+
+_ARITHMETIC = re.compile(r"[0-9+\-*/.() ]+")
+_THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_QUOTED = r"""(['"])((?:(?!\{quote})[^\\\n])*)\{quote}"""
+_COUNT = re.compile(rf"\s*{_QUOTED.format(quote=1)}\.count\({_QUOTED.format(quote=3)}\)\s*")
+_BINARY = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+
+
+def calculate(expression: str) -> str | None:
+    """What Python would print for the sum or the `"text".count("x")`, or None for anything else.
+
+    Sums know + - * / ( ) and numbers such as 1,234.5; None also past the limits above and for x/0.
+    """
+    if len(expression) > MAX_CHARACTERS:
+        return None
+    if match := _COUNT.fullmatch(expression):
+        return str(match[2].count(match[4]))
+    expression = _THOUSANDS_COMMA.sub("", expression).strip()
+    if not _ARITHMETIC.fullmatch(expression):
+        return None
+    try:
+        value = _evaluate(ast.parse(expression, mode="eval").body, depth=0)
+    except (SyntaxError, ArithmeticError, ValueError, RecursionError, MemoryError):
+        return None  # the parser itself gives up on deep nesting with the last two
+    return str(value)
+
+
+def _evaluate(node: ast.expr, *, depth: int) -> int | float:
+    """The value of one node; ValueError for a node that is no sum or passes a limit."""
+    if depth > MAX_DEPTH:
+        raise ValueError("too deep")
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        value = node.value
+    elif isinstance(node, ast.BinOp) and (binary := _BINARY.get(type(node.op))):
+        value = binary(_evaluate(node.left, depth=depth + 1), _evaluate(node.right, depth=depth + 1))
+    elif isinstance(node, ast.UnaryOp) and (unary := _UNARY.get(type(node.op))):
+        value = unary(_evaluate(node.operand, depth=depth + 1))
+    else:
+        raise ValueError("not a sum")
+    if abs(value) > MAX_MAGNITUDE:
+        raise ValueError("too large")
+    return value

@@ -1,0 +1,146 @@
+"""Sizes, parameter counts and FLOPs from the hyperparameters alone: a plan needs nothing built.
+
+Pure arithmetic: importing this never imports torch. The model takes its own layout rules (windows, padding,
+which layers have value embeddings) from here, so that counts and model cannot drift apart.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+# Input channels that the tiny gates read (nanochat, Jul 2026); narrower models use all they have.
+SMEAR_CHANNELS = 24
+VALUE_GATE_CHANNELS = 12
+
+# Dense bfloat16 FLOP/s by GPU, from the vendors' data sheets. Every word must occur in the device's name; the
+# first match counts, so variants stand before the plain name.
+PEAK_BF16_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("gb200",), 2.5e15),
+    (("b200",), 2.25e15),
+    (("b100",), 1.8e15),
+    (("h200",), 989e12),
+    (("gh200",), 989e12),
+    (("h100", "nvl"), 835e12),
+    (("h100", "pcie"), 756e12),
+    (("h100",), 989e12),
+    (("h800",), 989e12),
+    (("a100",), 312e12),
+    (("a800",), 312e12),
+    (("a40",), 149.7e12),
+    (("a30",), 165e12),
+    (("a10g",), 70e12),
+    (("a10",), 125e12),
+    (("l40s",), 362e12),
+    (("l40",), 181e12),
+    (("l4",), 121e12),
+    (("5090",), 209.5e12),
+    (("4090",), 165.2e12),
+    (("3090",), 71e12),
+    (("mi355x",), 2.5e15),
+    (("mi325x",), 1307.4e12),
+    (("mi300x",), 1307.4e12),
+)
+
+
+class Size(NamedTuple):
+    width: int
+    heads: int
+    kv_heads: int
+
+
+def size_from_depth(
+    depth: int, *, sizing: Literal["classic", "modern"], aspect: int = 64, head_dim: int = 128
+) -> Size:
+    """Width and heads of a depth: width is aspect * depth.
+
+    classic keeps that width and takes ceil(width / head_dim) heads, whose size then drifts; modern rounds the
+    width up to a multiple of head_dim. Raises ValueError where classic's heads do not divide the width.
+    """
+    if depth < 1:
+        raise ValueError(f"depth is {depth}; it must be 1 or more")
+    width = aspect * depth
+    heads = -(-width // head_dim)
+    if sizing == "modern":
+        return Size(heads * head_dim, heads, heads)
+    if width % heads or width // heads % 2:
+        raise ValueError(
+            f"depth {depth} gives width {width}, which {heads} heads do not divide into even sizes; "
+            f"try depth {depth + 1} or recipe=modern"
+        )
+    return Size(width, heads, heads)
+
+
+def padded_vocab_size(vocab_size: int, vocab_multiple: int) -> int:
+    """The rows of the embedding tables: the vocabulary, rounded up."""
+    return -(-vocab_size // vocab_multiple) * vocab_multiple
+
+
+def value_embedding_layers(depth: int) -> list[int]:
+    """Every other layer, counted so that the last one has a table."""
+    return [layer for layer in range(depth) if layer % 2 == (depth - 1) % 2]
+
+
+def window_sizes(window_pattern: str, *, depth: int, context: int) -> list[int | None]:
+    """How many positions back each layer sees besides its own; None is all of them.
+
+    The pattern is tiled over the layers and the last layer is always L. S is a quarter of the context,
+    rounded up to a multiple of 128. In a pattern with S, L reaches one context back (which matters only
+    beyond the context); a pattern of L alone has no windows.
+    """
+    if not window_pattern or set(window_pattern) - set("SL"):
+        raise ValueError(f"window_pattern is {window_pattern!r}; it must be made of the letters S and L")
+    if "S" not in window_pattern:
+        return [None] * depth
+    quarter = math.ceil(context / 4)
+    short = math.ceil(quarter / 128) * 128
+    reach = {"S": short, "L": context}
+    return [*(reach[window_pattern[layer % len(window_pattern)]] for layer in range(depth - 1)), context]
+
+
+def parameter_counts(hyperparameters: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters by role, of a GPT with these constructor arguments; only roles that it has."""
+    h = hyperparameters
+    depth, width = h["depth"], h["width"]
+    kv_width = width // h["heads"] * h["kv_heads"]
+    vocab = padded_vocab_size(h["vocab_size"], h["vocab_multiple"])
+    tables = len(value_embedding_layers(depth)) if h["value_embeddings"] else 0
+    gate = min(VALUE_GATE_CHANNELS, width) * h["kv_heads"]
+    counts = {
+        "embedding": vocab * width,
+        "value_embedding": tables * vocab * kv_width,
+        "unembedding": vocab * width,
+        # query and output, key and value, the two of the MLP
+        "matrix": depth * (2 * width * width + 2 * width * kv_width + 8 * width * width) + tables * gate,
+        "residual_scalar": depth if h["residual_scalars"] else 0,
+        "x0_scalar": depth if h["residual_scalars"] else 0,
+        "smear": (min(SMEAR_CHANNELS, width) + 1 if h["smear"] else 0) + (1 if h["backout"] else 0),
+    }
+    return {role: count for role, count in counts.items() if count}
+
+
+def flops_per_token(hyperparameters: Mapping[str, Any]) -> int:
+    """FLOPs of one training token (forward and backward) in a row of a whole context.
+
+    6 per weight of every matrix product, and 12 * width * min(window, context) per layer for attention
+    (PaLM, appendix B, https://arxiv.org/abs/2204.02311: the causal half is not taken off). This is nanochat's
+    formula of Jul 2026; that of Oct 2025, 6 * (all parameters but the embedding) + 12 * depth * width *
+    context, gives the same number for a classic model.
+    """
+    h = hyperparameters
+    counts = parameter_counts(h)
+    smear_gate = min(SMEAR_CHANNELS, h["width"]) if h["smear"] else 0
+    weights = counts["matrix"] + counts["unembedding"] + smear_gate
+    context = h["context"]
+    windows = window_sizes(h["window_pattern"], depth=h["depth"], context=context)
+    seen = sum(context if window is None else min(window, context) for window in windows)
+    return 6 * weights + 12 * h["width"] * seen
+
+
+def peak_bf16_flops(gpu_name: str) -> float | None:
+    """Peak dense bfloat16 FLOP/s of a GPU by the name that torch or a cloud gives it; None if unknown."""
+    words = set(re.split(r"[^a-z0-9]+", gpu_name.lower()))
+    for needed, flops in PEAK_BF16_FLOPS:
+        if words.issuperset(needed):
+            return flops
+    return None

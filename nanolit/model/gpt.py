@@ -1,0 +1,420 @@
+"""The GPT of every recipe: ids to logits, with each idea behind a flag of its own.
+
+Letters of shapes, everywhere in the repository: B rows, T positions, C width, H heads, K key-value heads,
+D head dim, V vocabulary, L layers; in this room also S positions of keys (cached ones and T new) and E, half
+of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanolit.machine.device import compute_dtype
+from nanolit.model.accounting import (
+    SMEAR_CHANNELS,
+    VALUE_GATE_CHANNELS,
+    padded_vocab_size,
+    value_embedding_layers,
+    window_sizes,
+)
+from nanolit.model.attention import attend, rotary_tables, rotate
+from nanolit.model.kv_cache import KVCache
+
+# Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
+# training row. Quality beyond the context is not promised.
+ROTARY_CONTEXTS = 10
+IGNORED = -1  # the target of a position that nothing is learned from
+
+
+class Linear(nn.Linear):
+    """y = x Wᵀ: the float32 master weight is cast to the activation's dtype at every use; no bias."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last dim, without parameters; eps is the dtype's (torch's default)."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Attention(nn.Module):
+    """Attention with rotary positions, normalised queries and keys, grouped key-value heads, a window."""
+
+    def __init__(
+        self,
+        *,
+        layer: int,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        qk_scale: float,
+        window: int | None,
+        value_gate: bool,
+    ):
+        super().__init__()
+        self.layer, self.qk_scale, self.window = layer, qk_scale, window
+        self.head_dim = width // heads
+        self.query = Linear(width, width)
+        self.key = Linear(width, kv_heads * self.head_dim)
+        self.value = Linear(width, kv_heads * self.head_dim)
+        self.output = Linear(width, width)
+        self.value_gate = Linear(min(VALUE_GATE_CHANNELS, width), kv_heads) if value_gate else None
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        *,
+        value_embedding: Tensor | None,
+        kv_cache: KVCache | None,
+    ) -> Tensor:
+        q_BTHD = self.query(x_BTC).unflatten(-1, (-1, self.head_dim))
+        k_BTKD = self.key(x_BTC).unflatten(-1, (-1, self.head_dim))
+        v_BTKD = self.value(x_BTC).unflatten(-1, (-1, self.head_dim))
+        if value_embedding is not None and self.value_gate is not None:
+            # value embeddings: github.com/KellerJordan/modded-nanogpt; gate and factor: nanochat
+            gate_BTK = 3 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))
+            v_BTKD = v_BTKD + gate_BTK[..., None] * value_embedding.unflatten(-1, (-1, self.head_dim))
+        q_BTHD = norm(rotate(q_BTHD, cos_TE, sin_TE)) * self.qk_scale
+        k_BTKD = norm(rotate(k_BTKD, cos_TE, sin_TE)) * self.qk_scale
+        k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if kv_cache is None else kv_cache.append(self.layer, k_BTKD, v_BTKD)
+        return self.output(attend(q_BTHD, k_BSKD, v_BSKD, window=self.window).flatten(2))
+
+
+class MLP(nn.Module):
+    """Four times wider and back, with the square of ReLU between (Primer, https://arxiv.org/abs/2109.08668)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.expand = Linear(width, 4 * width)
+        self.contract = Linear(4 * width, width)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.contract(F.relu(self.expand(x_BTC)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, *, width: int, **attention: Any):
+        super().__init__()
+        self.attention = Attention(width=width, **attention)
+        self.mlp = MLP(width)
+
+    def forward(self, x_BTC: Tensor, *where: Tensor, **context: Any) -> Tensor:
+        x_BTC = x_BTC + self.attention(norm(x_BTC), *where, **context)
+        return x_BTC + self.mlp(norm(x_BTC))
+
+
+class GPT(nn.Module):
+    """A decoder of `depth` blocks; the constructor's arguments are what gpt.json stores.
+
+    Building sets no weights: call `initialize`, or load a release. Works under `torch.device("meta")`,
+    followed by `to_empty`. Matrices are float32 masters; embeddings, and with them all activations, are in
+    the compute dtype.
+    """
+
+    cos_TE: Tensor
+    sin_TE: Tensor
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        vocab_size: int,
+        context: int,
+        rope_base: float,
+        window_pattern: str,
+        value_embeddings: bool,
+        residual_scalars: bool,
+        smear: bool,
+        backout: bool,
+        qk_scale: float,
+        softcap: float,
+        initialization: Literal["classic", "modern"],
+        vocab_multiple: int,
+        rope_dtype: Literal["compute", "bfloat16"] = "compute",
+        softcap_dtype: Literal["compute", "float32"] = "float32",
+    ):
+        """Flags beyond a plain GPT, each as in nanochat:
+
+        `window_pattern` of S and L, tiled (accounting.window_sizes); `value_embeddings` adds tables to the
+        values of every other layer; `residual_scalars` sets x to r·x + s·x₀ before each block; `smear` mixes
+        in the previous position's embedding; `backout` takes a part of the middle layer out before the head;
+        `qk_scale` multiplies normalised queries and keys; `softcap`·tanh(logits / softcap) is computed in
+        `softcap_dtype`; `vocab_multiple` pads the tables (the logits are cropped); `rope_dtype` is what the
+        rotary tables are rounded to.
+        """
+        super().__init__()
+        self.hyperparameters: dict[str, Any] = {
+            "depth": depth,
+            "width": width,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "vocab_size": vocab_size,
+            "context": context,
+            "rope_base": rope_base,
+            "window_pattern": window_pattern,
+            "value_embeddings": value_embeddings,
+            "residual_scalars": residual_scalars,
+            "smear": smear,
+            "backout": backout,
+            "qk_scale": qk_scale,
+            "softcap": softcap,
+            "initialization": initialization,
+            "vocab_multiple": vocab_multiple,
+            "rope_dtype": rope_dtype,
+            "softcap_dtype": softcap_dtype,
+        }
+        _check_shapes(width=width, heads=heads, kv_heads=kv_heads)
+        self.depth, self.width, self.heads, self.kv_heads = depth, width, heads, kv_heads
+        self.head_dim = width // heads
+        self.vocab_size, self.context = vocab_size, context
+        self.softcap, self.softcap_in_float32 = softcap, softcap_dtype == "float32"
+        self.initialization: Literal["classic", "modern"] = initialization
+
+        rows = padded_vocab_size(vocab_size, vocab_multiple)
+        tables = set(value_embedding_layers(depth)) if value_embeddings else set()
+        windows = window_sizes(window_pattern, depth=depth, context=context)
+        self.embedding = nn.Embedding(rows, width)
+        self.value_embeddings = nn.ModuleDict(
+            {str(layer): nn.Embedding(rows, kv_heads * self.head_dim) for layer in sorted(tables)}
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                layer=layer,
+                width=width,
+                heads=heads,
+                kv_heads=kv_heads,
+                qk_scale=qk_scale,
+                window=windows[layer],
+                value_gate=layer in tables,
+            )
+            for layer in range(depth)
+        )
+        self.unembedding = Linear(width, rows)
+        self.residual_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
+        self.x0_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
+        self.smear_gate = Linear(min(SMEAR_CHANNELS, width), 1) if smear else None
+        self.smear_scale = nn.Parameter(torch.empty(1)) if smear else None
+        self.backout_scale = nn.Parameter(torch.empty(1)) if backout else None
+        cos_TE, sin_TE = self._rotary_tables(None)
+        self.register_buffer("cos_TE", cos_TE, persistent=False)
+        self.register_buffer("sin_TE", sin_TE, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of activations, which is that of the stored embeddings."""
+        return self.embedding.weight.dtype
+
+    @property
+    def max_positions(self) -> int:
+        """The longest text that the rotary tables reach; `context` is what it was trained on."""
+        return len(self.cos_TE)
+
+    def new_kv_cache(self, *, rows: int, capacity: int) -> KVCache:
+        """An empty cache with this model's sizes, on its device, in its compute dtype."""
+        if capacity > self.max_positions:
+            raise ValueError(
+                f"capacity is {capacity}; this model takes at most {self.max_positions} positions"
+            )
+        return KVCache(
+            layers=self.depth,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            rows=rows,
+            capacity=capacity,
+            device=self.device,
+            dtype=self.compute_dtype,
+        )
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        *,
+        kv_cache: KVCache | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> Tensor:
+        """Without targets: float32 logits_BTV. With them: cross-entropy in nats, 0 where the target is -1.
+
+        mean is over learned positions (0 if there are none), none has shape (B, T). With a cache, ids_BT are
+        the positions after those it holds, and it is moved on.
+        """
+        logits_BTV = self._logits(self._hidden(ids_BT, kv_cache))
+        if targets_BT is None:
+            return logits_BTV
+        nats = F.cross_entropy(
+            logits_BTV.flatten(0, 1),
+            targets_BT.reshape(-1).long(),
+            ignore_index=IGNORED,
+            reduction="none" if reduction == "none" else "sum",
+        )
+        if reduction == "none":
+            return nats.view(targets_BT.shape)
+        return nats if reduction == "sum" else nats / (targets_BT != IGNORED).sum().clamp(min=1)
+
+    def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
+        """The normalised output of the last block, (B, T, C)."""
+        B, T = ids_BT.shape
+        start = 0 if kv_cache is None else kv_cache.length
+        if start + T > self.max_positions:
+            raise ValueError(
+                f"a text of {start + T} tokens; this model takes at most {self.max_positions}: shorten it"
+            )
+        if kv_cache is not None:
+            kv_cache.check_room(B, T)
+        cos_TE, sin_TE = self.cos_TE[start : start + T], self.sin_TE[start : start + T]
+
+        x_BTC = self._smear(norm(self.embedding(ids_BT)), kv_cache)
+        x0_BTC = middle_BTC = x_BTC
+        for layer, block in enumerate(self.blocks):
+            if self.residual_scalars is not None and self.x0_scalars is not None:
+                x_BTC = self.residual_scalars[layer] * x_BTC + self.x0_scalars[layer] * x0_BTC
+            has_table = str(layer) in self.value_embeddings
+            value_embedding = self.value_embeddings[str(layer)](ids_BT) if has_table else None
+            x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding, kv_cache=kv_cache)
+            if layer == self.depth // 2:
+                middle_BTC = x_BTC
+        if self.backout_scale is not None:
+            x_BTC = x_BTC - self.backout_scale.to(x_BTC.dtype) * middle_BTC
+        if kv_cache is not None:
+            kv_cache.advance(T)
+        return norm(x_BTC)
+
+    def _smear(self, x_BTC: Tensor, kv_cache: KVCache | None) -> Tensor:
+        """Add to each position a gated part of the embedding before it; a text's first has none before it."""
+        if self.smear_gate is None or self.smear_scale is None:
+            return x_BTC
+        previous_B1C = None if kv_cache is None else kv_cache.previous_B1C
+        if kv_cache is not None:
+            kv_cache.previous_B1C = x_BTC[:, -1:]
+        if previous_B1C is None:
+            previous_B1C = torch.zeros_like(x_BTC[:, :1])
+        before_BTC = torch.cat((previous_B1C, x_BTC[:, :-1]), dim=1)
+        gate_BT1 = torch.sigmoid(self.smear_gate(x_BTC[..., : self.smear_gate.in_features]))
+        return x_BTC + self.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
+
+    def _logits(self, x_BTC: Tensor) -> Tensor:
+        logits_BTV = self.unembedding(x_BTC)[..., : self.vocab_size]
+        if self.softcap_in_float32:
+            logits_BTV = logits_BTV.float()
+        return (self.softcap * torch.tanh(logits_BTV / self.softcap)).float()
+
+    def parameter_roles(self) -> dict[str, str]:
+        """Every parameter's name and its role, by which the optimizer is told how to treat it."""
+        return {name: _role(name) for name, _ in self.named_parameters()}
+
+    @torch.no_grad()
+    def prepare(self, *, dtype: torch.dtype | None = None) -> None:
+        """After `to_empty`: set what no file stores, the dtype of embeddings and the rotary tables.
+
+        dtype is the compute dtype; None takes the device's.
+        """
+        dtype = dtype or compute_dtype(self.device)
+        self.embedding.to(dtype)
+        self.value_embeddings.to(dtype)
+        self.cos_TE, self.sin_TE = (table.to(dtype) for table in self._rotary_tables(self.device))
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator, *, dtype: torch.dtype | None = None) -> None:
+        """Set every parameter and buffer.
+
+        Random numbers are drawn on the generator's device: a CPU generator gives equal weights everywhere.
+        """
+        self.prepare(dtype=dtype)
+        for name, parameter in self.named_parameters():
+            drawn = torch.empty(parameter.shape, device=generator.device)
+            _draw(name, drawn, width=self.width, initialization=self.initialization, generator=generator)
+            parameter.copy_(drawn)
+
+    def _rotary_tables(self, device: torch.device | None) -> list[Tensor]:
+        tables = rotary_tables(
+            ROTARY_CONTEXTS * self.context,
+            head_dim=self.head_dim,
+            base=self.hyperparameters["rope_base"],
+            device=device,
+        )
+        rounded = torch.bfloat16 if self.hyperparameters["rope_dtype"] == "bfloat16" else torch.float32
+        return [table.to(rounded).float() for table in tables]
+
+
+def _check_shapes(*, width: int, heads: int, kv_heads: int) -> None:
+    if width % heads or width // heads % 2:
+        raise ValueError(
+            f"width {width} must divide into {heads} heads of an even size; change width or heads"
+        )
+    if heads % kv_heads:
+        raise ValueError(f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
+
+
+def _role(name: str) -> str:
+    top = name.split(".")[0]
+    roles = {
+        "embedding": "embedding",
+        "value_embeddings": "value_embedding",
+        "unembedding": "unembedding",
+        "blocks": "matrix",
+        "residual_scalars": "residual_scalar",
+        "x0_scalars": "x0_scalar",
+        "smear_gate": "smear",
+        "smear_scale": "smear",
+        "backout_scale": "smear",
+    }
+    return roles[top]
+
+
+def _draw(
+    name: str,
+    tensor: Tensor,
+    *,
+    width: int,
+    initialization: Literal["classic", "modern"],
+    generator: torch.Generator,
+) -> None:
+    """Fill `tensor` with the initial values of the parameter `name`; the constants are nanochat's."""
+    modern = initialization == "modern"
+    bound = math.sqrt(3 / width)  # uniform with standard deviation 1/√width
+    match name.removesuffix(".weight").split("."):
+        case [*_, "output" | "contract"]:
+            tensor.zero_()  # each block starts as the identity
+        case ["blocks", *_, "value_gate"] | ["smear_gate"]:
+            tensor.uniform_(0, 0.02, generator=generator)
+        case ["blocks", *_, "expand"] if modern:
+            tensor.uniform_(-0.4 * bound, 0.4 * bound, generator=generator)
+        case ["blocks", *_] if modern:
+            tensor.uniform_(-bound, bound, generator=generator)
+        case ["blocks", *_]:
+            fan_out, fan_in = tensor.shape
+            # the spectral condition, https://arxiv.org/abs/2310.17813
+            std = min(1, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
+            tensor.normal_(0, std, generator=generator)
+        case ["embedding"]:
+            tensor.normal_(0, 0.8 if modern else 1, generator=generator)
+        case ["unembedding"] if modern:
+            tensor.normal_(0, 0.001, generator=generator)
+        case ["unembedding"] | ["smear_scale"]:
+            tensor.zero_()
+        case ["value_embeddings", _]:
+            tensor.uniform_(-bound, bound, generator=generator)
+        case ["residual_scalars"]:
+            tensor.copy_(torch.linspace(1.15, 1.05, len(tensor)))
+        case ["x0_scalars"]:
+            tensor.copy_(torch.linspace(0.20, 0.05, len(tensor)))
+        case ["backout_scale"]:
+            tensor.fill_(0.2)
+        case _:
+            raise AssertionError(f"no initial value is defined for {name}")

@@ -1,0 +1,96 @@
+"""Models small enough to make in a test: one with random weights, one that was taught a few replies."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanolit.model.gpt import GPT
+from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.conversation import render
+
+CLASSIC = {
+    "rope_base": 10_000.0,
+    "window_pattern": "L",
+    "value_embeddings": False,
+    "residual_scalars": False,
+    "smear": False,
+    "backout": False,
+    "qk_scale": 1.0,
+    "initialization": "classic",
+    "rope_dtype": "bfloat16",
+    "softcap_dtype": "compute",
+}
+MODERN = {
+    "rope_base": 100_000.0,
+    "window_pattern": "SL",
+    "value_embeddings": True,
+    "residual_scalars": True,
+    "smear": True,
+    "backout": True,
+    "qk_scale": 1.2,
+    "initialization": "modern",
+    "rope_dtype": "compute",
+    "softcap_dtype": "float32",
+}
+
+# What the taught model answers. The tool's answer is wrong on purpose: right ones come from the calculator.
+TAUGHT = [
+    ("Hello", "Hi! I am tiny 😀."),
+    ("Sum?", [("text", "It is "), ("python", "12*3"), ("python_output", "99"), ("text", " in all.")]),
+]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """256 bytes and the special tokens: characters beyond ASCII take several tokens."""
+    return Tokenizer([bytes([byte]) for byte in range(256)])
+
+
+def build_tiny_model(recipe: dict, *, context: int = 64, seed: int = 0) -> GPT:
+    """Depth 2, width 32, grouped key-value heads, every weight random and alive; in float32."""
+    model = GPT(
+        depth=2,
+        width=32,
+        heads=4,
+        kv_heads=2,
+        vocab_size=265,
+        context=context,
+        softcap=15.0,
+        vocab_multiple=64,
+        **recipe,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    model.initialize(generator, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="session", params=["classic", "modern"])
+def tiny_model(request) -> GPT:
+    """A model of either generation with random weights, context 64."""
+    return build_tiny_model(CLASSIC if request.param == "classic" else MODERN)
+
+
+def taught_conversation(question: str, answer: str | list[tuple[str, str]]) -> dict:
+    parts = answer if isinstance(answer, str) else [{"type": type, "text": text} for type, text in answer]
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": parts}]}
+
+
+@pytest.fixture(scope="session")
+def taught_model(byte_tokenizer) -> GPT:
+    """A modern model that learned `TAUGHT` by heart (a second or two), context 128."""
+    model = build_tiny_model(MODERN, context=128)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    rows = [render(taught_conversation(*pair), byte_tokenizer)[0].tolist() for pair in TAUGHT]
+    ids_BT = torch.tensor([(row + [byte_tokenizer.bos_id] * 64)[:64] for row in rows])
+    for _ in range(150):
+        loss = F.cross_entropy(model(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.05:
+            break
+    assert loss < 0.05, f"the model did not learn its replies: loss {loss:.2f}"
+    return model

@@ -1,0 +1,110 @@
+"""Sizes, counts and FLOPs against published numbers and against nanochat's own on the fixtures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_gpt import EVERYTHING, PLAIN
+
+from nanolit.model.accounting import (
+    flops_per_token,
+    parameter_counts,
+    peak_bf16_flops,
+    size_from_depth,
+    window_sizes,
+)
+from nanolit.model.gpt import GPT
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def recipe(name: str, depth: int) -> dict:
+    flags = PLAIN | {"vocab_size": 65_536} if name == "classic" else EVERYTHING | {"vocab_size": 32_768}
+    size = size_from_depth(depth, sizing="classic" if name == "classic" else "modern")
+    return flags | {"depth": depth, "context": 2048} | size._asdict()
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "total", "flops"),
+    [
+        ("classic", 20, 560_988_160, 3.491758e9),
+        ("classic", 32, 1_879_048_192, None),
+        ("modern", 12, 286_261_730, 7.597e8),
+        ("modern", 24, 1_384_122_122, 4.775e9),
+    ],
+)
+def test_published_models_have_the_published_counts(name, depth, total, flops):
+    hyperparameters = recipe(name, depth)
+    assert sum(parameter_counts(hyperparameters).values()) == total
+    with torch.device("meta"):
+        assert sum(p.numel() for p in GPT(**hyperparameters).parameters()) == total
+    if flops is not None:
+        assert flops_per_token(hyperparameters) == pytest.approx(
+            flops, rel=1e-4 if name == "modern" else 1e-7
+        )
+
+
+@pytest.mark.parametrize("generation", ["nanochat_2025", "nanochat_2026"])
+def test_counts_and_flops_equal_nanochats(generation):
+    about = json.loads((FIXTURES / generation / "about.json").read_text())
+    flags = PLAIN if generation == "nanochat_2025" else EVERYTHING
+    tiny = {"depth": 3, "width": 64, "heads": 2, "kv_heads": 2, "vocab_size": 1024, "context": 512}
+    counts = parameter_counts(flags | tiny)
+    theirs = about["counts"]
+    assert sum(counts.values()) == theirs["total"]
+    assert flops_per_token(flags | tiny) == about["flops_per_token"]
+    if generation == "nanochat_2026":
+        scalars = counts["residual_scalar"] + counts["x0_scalar"] + counts["smear"]
+        ours = [counts[role] for role in ("embedding", "value_embedding", "unembedding", "matrix")]
+        assert [*ours, scalars] == [
+            theirs[part] for part in ("wte", "value_embeds", "lm_head", "transformer_matrices", "scalars")
+        ]
+
+
+def test_modern_rounds_the_width_up_and_classic_lets_the_heads_shrink():
+    assert size_from_depth(3, sizing="modern") == (256, 2, 2)
+    assert size_from_depth(3, sizing="classic") == (192, 2, 2)
+    assert size_from_depth(20, sizing="classic") == size_from_depth(20, sizing="modern") == (1280, 10, 10)
+
+
+def test_a_depth_whose_heads_do_not_fit_is_refused_with_the_next():
+    with pytest.raises(ValueError, match=r"depth 5 gives width 320, which 3 heads .* try depth 6"):
+        size_from_depth(5, sizing="classic")
+    with pytest.raises(ValueError, match="depth is 0"):
+        size_from_depth(0, sizing="modern")
+
+
+def test_windows_tile_and_end_in_a_long_one():
+    assert window_sizes("SSSL", depth=6, context=2048) == [512, 512, 512, 2048, 512, 2048]
+    assert window_sizes("SSSL", depth=3, context=512) == [128, 128, 512]
+    assert window_sizes("L", depth=2, context=2048) == [None, None]
+    assert window_sizes("S", depth=2, context=600) == [256, 600]
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("A100-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("AMD Instinct MI300X", 1307.4e12),
+        ("Apple M3", None),
+    ],
+)
+def test_peaks_are_found_by_the_names_that_torch_and_clouds_give(name, flops):
+    assert peak_bf16_flops(name) == flops
+
+
+def test_importing_accounting_leaves_torch_out():
+    code = "import sys, nanolit.model.accounting; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

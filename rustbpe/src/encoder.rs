@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 
 use crate::Id;
 use crate::split::{PatternError, Splitter};
-use crate::table::{Key, Table, key};
+use crate::table::{Block, Key, LONGEST_KEY, Table, key};
 use crate::words::shares;
 
 /// No token: two neighbours that together are none.
@@ -55,8 +55,9 @@ impl Width for u32 {
 /// Encodes text with one vocabulary; any number of threads may share it.
 pub struct Encoder {
     splitter: Splitter,
-    tokens: FxHashMap<Box<[u8]>, Id>,
-    longest: usize,
+    /// The tokens that fit into a key, and the longer ones.
+    short: Table<Id>,
+    long: FxHashMap<Box<[u8]>, Id>,
     pairs: Pairs,
     /// What threads remember, for the next to go on with.
     memories: Mutex<Vec<Memory>>,
@@ -98,10 +99,18 @@ impl Encoder {
                 }
             }
         }
+        let mut short = Table::default();
+        for (token, &id) in &ids {
+            if let Some(key) = key(token, 0, token.len()) {
+                *short.get_or_default(key) = id + 1; // 0 is no token
+            }
+        }
+        let mut long = ids;
+        long.retain(|token, _| token.len() > LONGEST_KEY);
         Self {
             splitter,
-            longest: tokens.iter().map(Vec::len).max().unwrap_or(0),
-            tokens: ids,
+            short,
+            long,
             pairs: Pairs::new(&pairs),
             memories: Mutex::default(),
         }
@@ -169,51 +178,62 @@ impl Encoder {
         out: &mut Vec<W>,
     ) -> Result<(), PatternError> {
         let bytes = text.as_bytes();
-        self.splitter
-            .split(text, |start, end| match key(bytes, start, end) {
-                Some(key) => self.encode_short(memory, key, &bytes[start..end], out),
-                None => self.encode_long(memory, &bytes[start..end], out),
-            })
+        let mut block = Block::default();
+        self.splitter.split(text, |start, end| {
+            if block.push(bytes, start, end) {
+                self.encode_block(memory, bytes, &mut block, out);
+            }
+        })?;
+        self.encode_block(memory, bytes, &mut block, out);
+        Ok(())
     }
 
     #[inline(always)]
-    fn encode_short<W: Width>(&self, memory: &mut Memory, key: Key, word: &[u8], out: &mut Vec<W>) {
-        match memory.short.get(key) {
-            Some(known) => known.write(&memory.ids, out),
-            None => {
-                let known = self.encode_new(memory, word, out);
-                *memory.short.get_or_default(key) = known;
-            }
-        }
-    }
-
-    fn encode_long<W: Width>(&self, memory: &mut Memory, word: &[u8], out: &mut Vec<W>) {
-        match memory.long.get(word) {
-            Some(known) => known.write(&memory.ids, out),
-            None => {
-                let known = self.encode_new(memory, word, out);
-                if word.len() <= REMEMBERED_BYTES {
-                    memory.long.insert(word.into(), known);
-                }
+    fn encode_block<W: Width>(
+        &self,
+        memory: &mut Memory,
+        bytes: &[u8],
+        block: &mut Block,
+        out: &mut Vec<W>,
+    ) {
+        memory.forget_if_full(); // between blocks: the guesses of a block stay true
+        for (key, (start, end), guess) in block.drain(&memory.short) {
+            if let Some(known) = memory.short.guessed(guess) {
+                known.write(&memory.ids, out);
+            } else if key != 0 {
+                self.encode_short(memory, key, &bytes[start..end], out);
+            } else {
+                self.encode_long(memory, &bytes[start..end], out);
             }
         }
     }
 
     #[inline(never)]
-    fn encode_new<W: Width>(&self, memory: &mut Memory, word: &[u8], out: &mut Vec<W>) -> Known {
-        memory.forget_if_full();
-        if word.len() <= self.longest {
-            if let Some(&id) = self.tokens.get(word) {
-                out.push(W::from_id(id));
-                return Known::of(&[id], &mut memory.ids);
-            }
+    fn encode_short<W: Width>(&self, memory: &mut Memory, key: Key, word: &[u8], out: &mut Vec<W>) {
+        let known = memory.short.get_or_default(key);
+        if known.num_ids == 0 {
+            *known = match self.short.get(key) {
+                Some(&id) => Known::of(&[id - 1], &mut memory.ids),
+                None => Known::of(memory.work.merge(word, &self.pairs), &mut memory.ids),
+            };
         }
-        let ids = memory.work.merge(word, &self.pairs);
+        known.write(&memory.ids, out);
+    }
+
+    #[inline(never)]
+    fn encode_long<W: Width>(&self, memory: &mut Memory, word: &[u8], out: &mut Vec<W>) {
+        if let Some(known) = memory.long.get(word) {
+            return known.write(&memory.ids, out);
+        }
+        let ids = match self.long.get(word) {
+            Some(id) => std::slice::from_ref(id),
+            None => memory.work.merge(word, &self.pairs),
+        };
         out.extend(ids.iter().map(|&id| W::from_id(id)));
-        if word.len() > REMEMBERED_BYTES {
-            return Known::default();
+        if word.len() <= REMEMBERED_BYTES {
+            let known = Known::of(ids, &mut memory.ids);
+            memory.long.insert(word.into(), known);
         }
-        Known::of(ids, &mut memory.ids)
     }
 
     fn remember(&self) -> Memory {
@@ -293,23 +313,32 @@ impl Known {
 /// Pairs of tokens to the token that they are together.
 struct Pairs {
     of_bytes: Box<[Id]>,
+    /// A bit for each hash that a pair has: most pairs asked for are none, which this says from a fast cache.
+    filter: Box<[u64]>,
     /// Open addressing, at most half full: left and right, then the token; [`NONE`] where there is none.
     slots: Box<[(u64, Id)]>,
 }
 
+/// 2^20 bits, 128 KB.
+const FILTER_BITS: u32 = 20;
+
 impl Pairs {
     fn new(pairs: &[((Id, Id), Id)]) -> Self {
-        let num_slots = (2 * pairs.len()).next_power_of_two();
+        let num_slots = (2 * pairs.len()).next_power_of_two().max(2);
         let mut of = Self {
             of_bytes: vec![NONE; 1 << 16].into(),
+            filter: vec![0; 1 << (FILTER_BITS - 6)].into(),
             slots: vec![(u64::MAX, NONE); num_slots].into(),
         };
         for &((left, right), id) in pairs {
             if left < 256 && right < 256 {
                 of.of_bytes[(left << 8 | right) as usize] = id;
             }
-            let slot = of.find(u64::from(left) << 32 | u64::from(right));
-            of.slots[slot] = (u64::from(left) << 32 | u64::from(right), id);
+            let (key, hash) = Self::hash(left, right);
+            let (word, bit) = Self::filter_place(hash);
+            of.filter[word] |= 1 << bit;
+            let slot = of.find(key, hash);
+            of.slots[slot] = (key, id);
         }
         of
     }
@@ -323,13 +352,31 @@ impl Pairs {
     /// The token of two tokens.
     #[inline(always)]
     fn get(&self, left: Id, right: Id) -> Id {
-        self.slots[self.find(u64::from(left) << 32 | u64::from(right))].1
+        let (key, hash) = Self::hash(left, right);
+        let (word, bit) = Self::filter_place(hash);
+        if self.filter[word] >> bit & 1 == 0 {
+            return NONE;
+        }
+        self.slots[self.find(key, hash)].1
     }
 
     #[inline(always)]
-    fn find(&self, key: u64) -> usize {
+    fn hash(left: Id, right: Id) -> (u64, u64) {
+        let key = u64::from(left) << 32 | u64::from(right);
+        let hash = (key ^ key >> 29).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (key, hash)
+    }
+
+    #[inline(always)]
+    fn filter_place(hash: u64) -> (usize, u32) {
+        let place = (hash >> (64 - FILTER_BITS)) as u32;
+        ((place / 64) as usize, place % 64)
+    }
+
+    #[inline(always)]
+    fn find(&self, key: u64, hash: u64) -> usize {
         let mask = self.slots.len() - 1;
-        let mut slot = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & mask;
+        let mut slot = (hash >> 24) as usize & mask;
         while self.slots[slot].0 != key && self.slots[slot].0 != u64::MAX {
             slot = (slot + 1) & mask;
         }
@@ -362,29 +409,42 @@ impl Work {
         &self.ids
     }
 
+    /// Over at most 64 ids, which stay where they are; a bit of `here` says which are still there.
     fn merge_by_scan(&mut self, pairs: &Pairs) {
-        let (ids, joined) = (&mut self.ids, &mut self.joined);
+        let (ids, joined) = (&mut *self.ids, &mut *self.joined);
+        let mut here = u64::MAX >> (64 - ids.len());
         loop {
-            let (mut at, mut lowest) = (0, NONE);
+            let (mut lowest, mut at) = (NONE, 0);
             for (index, &id) in joined.iter().enumerate() {
-                if id < lowest {
-                    (at, lowest) = (index, id);
-                }
+                (lowest, at) = if id < lowest {
+                    (id, index)
+                } else {
+                    (lowest, at)
+                };
             }
             if lowest == NONE {
-                return;
+                break;
             }
+            let gone = at + 1 + (here >> at >> 1).trailing_zeros() as usize;
+            here &= !(1 << gone);
             ids[at] = lowest;
-            ids.remove(at + 1);
-            joined.remove(at + 1);
-            joined[at] = match ids.get(at + 1) {
+            joined[gone] = NONE;
+            let after = (here >> at >> 1).trailing_zeros() as usize;
+            joined[at] = match ids.get(at + 1 + after) {
                 Some(&next) => pairs.get(lowest, next),
                 None => NONE,
             };
-            if at > 0 {
-                joined[at - 1] = pairs.get(ids[at - 1], lowest);
+            let before = here & ((1 << at) - 1);
+            if before != 0 {
+                let before = 63 - before.leading_zeros() as usize;
+                joined[before] = pairs.get(ids[before], lowest);
             }
         }
+        let mut index = 0;
+        self.ids.retain(|_| {
+            index += 1;
+            here >> (index - 1) & 1 == 1
+        });
     }
 
     /// The same through a queue of what may be joined, over ids linked to their neighbours.

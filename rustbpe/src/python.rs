@@ -110,7 +110,14 @@ fn count_words(
             flush(&mut batch)?;
         }
     }
-    flush(&mut batch)
+    flush(&mut batch)?;
+    if counts.num_words() == 0 {
+        return Err(PyValueError::new_err(
+            "there is nothing to train on: the texts are empty, or the pattern finds no word in them; give \
+             more text",
+        ));
+    }
+    Ok(())
 }
 
 /// Texts, one after another, and where each ends.

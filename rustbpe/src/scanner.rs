@@ -159,11 +159,28 @@ impl Text<'_> {
         }
     }
 
+    /// Where the run of letters ends: eight ASCII characters at a time, without a branch for each.
+    #[inline(always)]
+    fn letters(self, mut at: usize) -> usize {
+        while let Some(window) = self.bytes.get(at..at + 8) {
+            let num_letters =
+                leading_letters(u64::from_le_bytes(window.try_into().expect("8 bytes")));
+            at += num_letters;
+            if num_letters < 8 {
+                break;
+            }
+        }
+        match self.bytes.get(at) {
+            Some(&byte) if byte < 0x80 && self.ascii[byte as usize] != LETTER => at,
+            _ => self.run(LETTER, at),
+        }
+    }
+
     #[inline(always)]
     fn gpt4(self, start: usize, digits: usize, whole_end: bool) -> usize {
         let (class, next) = self.class(start);
         if class == LETTER {
-            return self.run(LETTER, next);
+            return self.letters(next);
         }
         if class == NUMBER {
             return self.numbers(next, digits - 1);
@@ -175,7 +192,7 @@ impl Text<'_> {
                     return end;
                 }
             }
-            return self.run(LETTER, after_end);
+            return self.letters(after_end);
         }
         if class == OTHER {
             return self.run(NEWLINE, self.run(OTHER, next));
@@ -206,7 +223,10 @@ impl Text<'_> {
             return self.run(class, next);
         }
         let (after, after_end) = self.class(next);
-        if self.bytes[start] == b' ' && after & (LETTER | NUMBER | OTHER) != 0 {
+        if self.bytes[start] == b' ' && after == LETTER {
+            return self.letters(after_end);
+        }
+        if self.bytes[start] == b' ' && after & (NUMBER | OTHER) != 0 {
             return self.run(after, after_end);
         }
         self.spaces(start, next, self.run(SPACE, next))
@@ -249,6 +269,35 @@ impl Text<'_> {
             (b'l', Some(b'l')) | (b'v' | b'r', Some(b'e')) => Some(at + 2),
             _ if any_case && self.bytes[at..].starts_with("ſ".as_bytes()) => Some(at + 2),
             _ => None,
+        }
+    }
+}
+
+/// How many of eight bytes, from the lowest, are ASCII letters before the first that is none.
+#[inline(always)]
+fn leading_letters(bytes: u64) -> usize {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let low = (bytes | 0x20 * EACH) & 0x7F * EACH; // small letters, the highest bit of each byte free
+    let from_a = low + (0x80 - u64::from(b'a')) * EACH; // sets it from a on
+    let past_z = low + (0x7F - u64::from(b'z')) * EACH; // sets it after z
+    let others = !(from_a & !past_z & !bytes) & 0x80 * EACH;
+    (others.trailing_zeros() / 8) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leading_letters_are_found_among_all_bytes_at_all_places() {
+        for place in 0..8 {
+            for byte in 0..=255_u8 {
+                let mut bytes = *b"aZzAmMbY";
+                bytes[place] = byte;
+                let expected = if byte.is_ascii_alphabetic() { 8 } else { place };
+                let found = leading_letters(u64::from_le_bytes(bytes));
+                assert_eq!(found, expected, "{bytes:?}");
+            }
         }
     }
 }

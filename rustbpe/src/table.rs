@@ -1,4 +1,4 @@
-//! A hash table whose keys are short words, kept inside its slots: one cache line answers most questions.
+//! A hash table whose keys are short words, kept beside their values: one cache line answers most questions.
 
 /// The longest word that fits into a key.
 pub const LONGEST_KEY: usize = 15;
@@ -31,24 +31,30 @@ pub fn word_of(key: Key) -> ([u8; 16], usize) {
     (key.to_le_bytes(), (key >> 120) as usize)
 }
 
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(32))]
-struct Slot<V> {
-    key: Key,
-    value: V,
+/// So many words are looked up at once.
+pub const BLOCK: usize = 64;
+
+/// Words to values. The entries stand in the order they came, so that frequent words, which come early, stand
+/// together; beside them is an index of 4 bytes a slot, open addressing, at most half full.
+pub struct Table<V> {
+    /// The first belongs to no word: its number, 0, means none.
+    entries: Vec<Entry<V>>,
+    /// The numbers of entries, by the hash of their keys.
+    index: Vec<u32>,
 }
 
-/// Keys to values (of at most 16 bytes, or a slot is more than 32); open addressing, at most half full.
-pub struct Table<V> {
-    slots: Vec<Slot<V>>,
-    len: usize,
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(32))]
+struct Entry<V> {
+    key: Key,
+    value: V,
 }
 
 impl<V: Copy + Default> Default for Table<V> {
     fn default() -> Self {
         Self {
-            slots: vec![Slot::default(); 1 << 12],
-            len: 0,
+            entries: vec![Entry::default()],
+            index: vec![0; 1 << 12],
         }
     }
 }
@@ -56,64 +62,137 @@ impl<V: Copy + Default> Default for Table<V> {
 impl<V: Copy + Default> Table<V> {
     /// How many keys it holds.
     pub fn len(&self) -> usize {
-        self.len
+        self.entries.len() - 1
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
+    }
+
+    /// For each key the number of its entry, or 0 where it has none or it is not where it is looked for first.
+    ///
+    /// Two loops without branches: the processor waits for all the memory at once, not for one after another.
+    #[inline(always)]
+    fn guess(&self, keys: &[Key], guesses: &mut [u32; BLOCK]) {
+        let mask = self.index.len() - 1;
+        for (&key, guess) in keys.iter().zip(&mut *guesses) {
+            *guess = self.index[hash(key) as usize & mask];
+        }
+        for (&key, guess) in keys.iter().zip(guesses) {
+            let is_right = self.entries[*guess as usize].key == key;
+            *guess *= u32::from(is_right);
+        }
+    }
+
+    /// The value of a guessed entry.
+    #[inline(always)]
+    pub fn guessed(&mut self, guess: u32) -> Option<&mut V> {
+        match guess {
+            0 => None,
+            number => Some(&mut self.entries[number as usize].value),
+        }
     }
 
     /// The value of a key.
-    #[inline(always)]
     pub fn get(&self, key: Key) -> Option<&V> {
-        let slot = &self.slots[self.find(key)];
-        (slot.key == key).then_some(&slot.value)
+        match self.index[self.find(key)] {
+            0 => None,
+            number => Some(&self.entries[number as usize].value),
+        }
     }
 
     /// The value of a key, which is a new default one if the key was not held.
-    #[inline(always)]
     pub fn get_or_default(&mut self, key: Key) -> &mut V {
-        let mut index = self.find(key);
-        if self.slots[index].key != key {
-            if 2 * self.len >= self.slots.len() {
+        let mut slot = self.find(key);
+        if self.index[slot] == 0 {
+            if 2 * self.entries.len() >= self.index.len() {
                 self.grow();
-                index = self.find(key);
+                slot = self.find(key);
             }
-            self.len += 1;
-            self.slots[index].key = key;
+            self.index[slot] = u32::try_from(self.entries.len()).expect("fewer than 2^32 words");
+            self.entries.push(Entry {
+                key,
+                value: V::default(),
+            });
         }
-        &mut self.slots[index].value
+        &mut self.entries[self.index[slot] as usize].value
     }
 
-    /// Every key with its value, in no particular order.
+    /// Every key with its value, in the order they came.
     pub fn iter(&self) -> impl Iterator<Item = (Key, V)> {
-        self.slots
+        self.entries[1..]
             .iter()
-            .filter(|slot| slot.key != 0)
-            .map(|slot| (slot.key, slot.value))
+            .map(|entry| (entry.key, entry.value))
     }
 
-    /// The slot that holds the key, or the empty one where it belongs.
+    /// The slot of the key's number, or the empty one where it belongs.
     #[inline(always)]
     fn find(&self, key: Key) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut index = hash(key) as usize & mask;
-        while self.slots[index].key != key && self.slots[index].key != 0 {
-            index = (index + 1) & mask;
+        let mask = self.index.len() - 1;
+        let mut slot = hash(key) as usize & mask;
+        loop {
+            let number = self.index[slot] as usize;
+            if number == 0 || self.entries[number].key == key {
+                return slot;
+            }
+            slot = (slot + 1) & mask;
         }
-        index
     }
 
     #[cold]
     fn grow(&mut self) {
-        let slots = vec![Slot::default(); 4 * self.slots.len()];
-        for slot in std::mem::replace(&mut self.slots, slots) {
-            if slot.key != 0 {
-                let index = self.find(slot.key);
-                self.slots[index] = slot;
+        self.index = vec![0; 2 * self.index.len()];
+        let mask = self.index.len() - 1;
+        for (number, entry) in (1..).zip(&self.entries[1..]) {
+            let mut slot = hash(entry.key) as usize & mask;
+            while self.index[slot] != 0 {
+                slot = (slot + 1) & mask;
             }
+            self.index[slot] = number;
         }
+    }
+}
+
+/// Words of a text, collected until there is a block of them to look up at once.
+pub struct Block {
+    keys: [Key; BLOCK],
+    places: [(usize, usize); BLOCK],
+    guesses: [u32; BLOCK],
+    len: usize,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self {
+            keys: [0; BLOCK],
+            places: [(0, 0); BLOCK],
+            guesses: [0; BLOCK],
+            len: 0,
+        }
+    }
+}
+
+impl Block {
+    /// Adds the word `bytes[start..end]`; whether the block is full now.
+    #[inline(always)]
+    pub fn push(&mut self, bytes: &[u8], start: usize, end: usize) -> bool {
+        let at = self.len % BLOCK; // it is never full here, which the compiler cannot know
+        self.keys[at] = key(bytes, start, end).unwrap_or(0);
+        self.places[at] = (start, end);
+        self.len = at + 1;
+        self.len == BLOCK
+    }
+
+    /// Empties the block: each word's key (0 if it is too long for one), place, and guess in `table`, in order.
+    #[inline(always)]
+    pub fn drain<'b, V: Copy + Default>(
+        &'b mut self,
+        table: &Table<V>,
+    ) -> impl Iterator<Item = (Key, (usize, usize), u32)> + use<'b, V> {
+        let len = std::mem::take(&mut self.len);
+        table.guess(&self.keys[..len], &mut self.guesses);
+        (0..len).map(|at| (self.keys[at], self.places[at], self.guesses[at]))
     }
 }
 
@@ -153,6 +232,26 @@ mod tests {
     fn zeros_at_the_end_of_a_word_count() {
         assert_ne!(key(b"a\0", 0, 1), key(b"a\0", 0, 2));
         assert_ne!(key(b"\0\0", 0, 1), key(b"\0\0", 0, 2));
+    }
+
+    #[test]
+    fn a_guess_is_the_keys_entry_or_none() {
+        let mut table = Table::<u64>::default();
+        let keys: Vec<Key> = (1..=50).map(|key| key << 120).collect();
+        for &key in &keys[..40] {
+            *table.get_or_default(key) = key as u64;
+        }
+        let mut guesses = [0; BLOCK];
+        table.guess(&keys, &mut guesses);
+        let mut num_right = 0;
+        for (&key, &guess) in keys.iter().zip(&guesses) {
+            let expected = table.get(key).copied();
+            if let Some(&mut value) = table.guessed(guess) {
+                assert_eq!(Some(value), expected);
+                num_right += 1;
+            }
+        }
+        assert!((30..=40).contains(&num_right), "{num_right}");
     }
 
     #[test]

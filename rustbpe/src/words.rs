@@ -6,7 +6,7 @@ use std::thread;
 use rustc_hash::FxHashMap;
 
 use crate::split::{PatternError, Splitter};
-use crate::table::{Key, Table, key, word_of};
+use crate::table::{Block, Table, word_of};
 
 /// A thread takes texts of about so many bytes at a time.
 const SHARE_BYTES: usize = 1 << 18;
@@ -110,31 +110,46 @@ impl WordCounts {
 impl Part {
     fn add(&mut self, splitter: &Splitter, text: &str) -> Result<(), PatternError> {
         let bytes = text.as_bytes();
+        let mut block = Block::default();
         splitter.split(text, |start, end| {
-            self.num_words += 1;
-            match key(bytes, start, end) {
-                Some(key) => self.count(key),
-                None => self.count_long(&bytes[start..end]),
+            if block.push(bytes, start, end) {
+                self.count(bytes, &mut block);
             }
-        })
+        })?;
+        self.count(bytes, &mut block);
+        Ok(())
     }
 
     #[inline(always)]
-    fn count(&mut self, key: Key) {
-        *self.short.get_or_default(key) += 1;
-    }
-
-    fn count_long(&mut self, word: &[u8]) {
-        match self.long.get_mut(word) {
-            Some(count) => *count += 1,
-            None => {
-                self.long.insert(word.into(), 1);
+    fn count(&mut self, bytes: &[u8], block: &mut Block) {
+        let Self {
+            short,
+            long,
+            num_words,
+        } = self;
+        for (key, (start, end), guess) in block.drain(short) {
+            *num_words += 1;
+            if let Some(count) = short.guessed(guess) {
+                *count += 1;
+            } else if key != 0 {
+                *short.get_or_default(key) += 1;
+            } else {
+                count_long(long, &bytes[start..end]);
             }
         }
     }
 
     fn len(&self) -> usize {
         self.short.len() + self.long.len()
+    }
+}
+
+fn count_long(counts: &mut FxHashMap<Box<[u8]>, u64>, word: &[u8]) {
+    match counts.get_mut(word) {
+        Some(count) => *count += 1,
+        None => {
+            counts.insert(word.into(), 1);
+        }
     }
 }
 

@@ -35,4 +35,4 @@ class Encoder:
     def encode_flat(
         self, texts: list[str], *, first: int | None, threads: int
     ) -> tuple[bytearray, bytearray]:
-        """The ids of all texts as bytes, and where each text's begin and the last's end, as 64-bit integers."""
+        """The ids of all texts as bytes, and 64-bit offsets: where each text's begin."""

@@ -20,6 +20,8 @@ from nanolit.tokenizer.training import learn
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from nanolit._rustbpe import Encoder as RustEncoder
+
 try:
     from nanolit import _rustbpe
 except ImportError:  # installed without a Rust compiler: tiktoken encodes
@@ -87,8 +89,8 @@ class Tokenizer:
     ) -> Self:
         """Learn `vocab_size` tokens, special ones included, from `texts` (one pass; strings or arrow arrays).
 
-        `tell` is handed a line about the progress every two seconds. Raises ValueError if the texts don't hold
-        enough different pairs, a text is not a string, or the pattern is no regular expression.
+        `tell` is handed a line about the progress every two seconds. Raises ValueError if the texts don't
+        hold enough different pairs, a text is not a string, or the pattern is no regular expression.
         """
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
@@ -275,7 +277,7 @@ class Tokenizer:
         return _mended(lambda texts: encode(texts[0]), [text])
 
     @cached_property
-    def _rust(self) -> "_rustbpe.Encoder | None":
+    def _rust(self) -> "RustEncoder | None":
         if _rustbpe is None or self.encoder == "tiktoken":
             return None
         return _rustbpe.Encoder(self.tokens, pattern=self.pattern, wide=self.dtype is np.uint32)
@@ -302,7 +304,7 @@ def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding:
 
 
 def _mended(encode: Callable[[list[str]], Encoded], texts: Sequence[str]) -> Encoded:
-    """`encode(texts)`; where they hold halves of surrogate pairs, which are no characters, with U+FFFD for each.
+    """`encode(texts)`, with U+FFFD for each half of a surrogate pair, which is no character.
 
     Two halves that follow each other become their character. Both as in tiktoken.
     """

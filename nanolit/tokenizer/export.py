@@ -1,4 +1,4 @@
-"""The tokenizer as the files of others: tiktoken's ranks, and tokenizer.json of Hugging Face's `tokenizers`."""
+"""The tokenizer as files of others: tiktoken's ranks, and tokenizer.json of Hugging Face's tokenizers."""
 
 import base64
 from pathlib import Path

@@ -38,7 +38,7 @@ def learn(
 ) -> list[bytes]:
     """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs.
 
-    `threads` None means one for each core. Arrow arrays of strings reach Rust without becoming Python objects.
+    `threads` None means one for each core. Arrow arrays reach Rust without becoming Python objects.
     `tell` is handed a line about the progress every two seconds. Ctrl-C works within a second.
     """
     if _rustbpe is None:

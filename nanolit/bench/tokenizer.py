@@ -3,9 +3,11 @@
 Training: our trainer (from strings and from parquet) against rustbpe 0.1.0 and HF tokenizers, wall time and
 memory. Encoding: ours against tiktoken, gigatoken, fastokens, HF tokenizers and rustbpe, cold and warm. Every
 measurement is a process of its own, and the tools take turns, so that what else the machine does meets all
-alike: the ratios count. Own settings: see OWN.
+alike: the ratios count. Peak memory is the whole process's, the texts as Python strings included, but for
+"nanolit, parquet", which holds none. Own settings: see OWN.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -22,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from nanolit.bench import results
-from nanolit.data.pretrain import training_arrays
 from nanolit.data.shards import Corpus, LocalFolder, Sample
+from nanolit.data.texts import training_arrays
 from nanolit.report.tables import markdown_table
 from nanolit.tokenizer.bpe import Tokenizer, as_tiktoken
 from nanolit.tokenizer.export import write_huggingface, write_tiktoken
@@ -103,9 +105,12 @@ def prepare(settings: dict[str, str], folder: Path) -> dict[str, Any]:
     train_bytes, encode_bytes = (
         results.number(settings, key, least=1) * 1_000_000 for key in ("train_mb", "encode_mb")
     )
+    source = Sample()
+    if settings["data"]:
+        validation = settings["validation"] or None
+        source = LocalFolder(path=settings["data"], text_column="text", validation=validation)
     task: dict[str, Any] = {
-        "data": settings["data"],
-        "validation": settings["validation"],
+        "files": [str(path) for path in source.prepare(folder).train_files],
         "train_bytes": train_bytes,
         "num_tokens": results.number(settings, "vocab_size", least=300) - 9,
         "threads": results.number(settings, "threads", least=1),
@@ -124,10 +129,9 @@ def prepare(settings: dict[str, str], folder: Path) -> dict[str, Any]:
 
 
 def corpus_of(task: dict[str, Any]) -> Corpus:
-    if not task["data"]:
-        return Sample().prepare(Path())
-    folder = LocalFolder(path=task["data"], text_column="text", validation=task["validation"] or None)
-    return folder.prepare(Path())
+    """The training files, without checking the texts of all before reading those that are measured."""
+    files = tuple(map(Path, task["files"]))
+    return Corpus(name="bench", text_column="text", train_files=files, validation_files=())
 
 
 def texts_of(task: dict[str, Any], num_bytes: int) -> Iterator[str]:
@@ -167,7 +171,7 @@ def take_turns(
 
 
 def measure(order: dict[str, Any]) -> dict[str, float]:
-    """One measurement, in this process: seconds of wall time, and the memory that it took (training)."""
+    """One measurement, in this process: seconds of wall time; of training also the process's peak memory."""
     if order["kind"] == "encode":
         return measure_encoding(order)
     make = {
@@ -177,9 +181,8 @@ def measure(order: dict[str, Any]) -> dict[str, float]:
         "HF tokenizers": train_huggingface,
     }[order["tool"]]
     work = make(order)
-    before = peak_megabytes()
     seconds, _ = timed(work)
-    return {"seconds": seconds, "megabytes": peak_megabytes() - before}
+    return {"seconds": seconds, "megabytes": peak_megabytes()}
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -207,28 +210,24 @@ def train_nanolit_from_parquet(order: dict[str, Any]) -> Callable[[], Any]:
 
 
 def train_rustbpe(order: dict[str, Any]) -> Callable[[], Any]:
-    import rustbpe
-
+    rustbpe = importlib.import_module("rustbpe")
     texts = list(texts_of(order, order["train_bytes"]))
     tokenizer = rustbpe.Tokenizer()
     return lambda: tokenizer.train_from_iterator(iter(texts), vocab_size=order["num_tokens"], pattern=GPT4)
 
 
 def train_huggingface(order: dict[str, Any]) -> Callable[[], Any]:
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
+    tokenizers = importlib.import_module("tokenizers")
+    split = tokenizers.pre_tokenizers
     texts = list(texts_of(order, order["train_bytes"]))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [
-            pre_tokenizers.Split(Regex(GPT4), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    by_pattern = split.Split(tokenizers.Regex(GPT4), behavior="isolated")
+    to_bytes = split.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = split.Sequence([by_pattern, to_bytes])
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=order["num_tokens"],
         show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=split.ByteLevel.alphabet(),
     )
     return lambda: tokenizer.train_from_iterator(iter(texts), trainer)
 
@@ -252,26 +251,20 @@ def encoder_of(tool: str, folder: Path, texts: list[str]) -> Callable[[], int]:
         encoding = as_tiktoken(Tokenizer.load(folder / "ours"))
         return lambda: sum(len(encoding.encode_ordinary(text)) for text in texts)
     if tool == "gigatoken":
-        import gigatoken
-
-        peer = gigatoken.Tokenizer.from_tiktoken(folder / "ranks.tiktoken", pretokenizer="cl100k")
+        peer = importlib.import_module("gigatoken").Tokenizer.from_tiktoken(
+            folder / "ranks.tiktoken", pretokenizer="cl100k"
+        )
         peer.encode("x")
         return lambda: sum(map(len, peer.encode_batch(texts, parallel=False)))
     if tool == "fastokens":
-        import fastokens
-
-        fast = fastokens.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        fast = importlib.import_module("fastokens").Tokenizer.from_file(str(folder / "tokenizer.json"))
         return lambda: sum(len(fast.encode(text).ids) for text in texts)
     if tool == "rustbpe":
-        import rustbpe
-
-        learner = rustbpe.Tokenizer()
+        learner = importlib.import_module("rustbpe").Tokenizer()
         size = len(Tokenizer.load(folder / "ours").tokens)
         learner.train_from_iterator(iter(texts), vocab_size=size, pattern=GPT4)
         return lambda: sum(len(learner.encode(text)) for text in texts)
-    from tokenizers import Tokenizer as HuggingFace
-
-    theirs = HuggingFace.from_file(str(folder / "tokenizer.json"))
+    theirs = importlib.import_module("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
     return lambda: sum(len(theirs.encode(text).ids) for text in texts)
 
 
@@ -282,7 +275,7 @@ def table_of(kind: str, measured: dict[str, list[dict[str, float]]], task: dict[
     header = [f"{kind}, {megabytes:.0f} MB"]
     for column in columns:
         header += [f"{column}: median s", "least–most", "MB/s", "× ours"]
-    header += ["memory MB"] if kind == "train" else ["tokens"]
+    header += ["peak memory MB"] if kind == "train" else ["tokens"]
     rows = []
     for tool, figures in measured.items():
         row = [tool]

@@ -293,8 +293,9 @@ impl Encoder {
             .iter()
             .enumerate()
             .map(|(index, text)| {
-                let kind = text.get_type();
-                text.cast_into::<PyString>().map_err(|_| {
+                text.cast_into::<PyString>().map_err(|error| {
+                    let kind = error.into_inner().get_type().name();
+                    let kind = kind.map_or_else(|_| "unknown".into(), |kind| kind.to_string());
                     PyValueError::new_err(format!(
                         "text {index} is of type {kind}; only strings are encoded: leave it out"
                     ))

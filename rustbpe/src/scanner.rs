@@ -277,10 +277,10 @@ impl Text<'_> {
 #[inline(always)]
 fn leading_letters(bytes: u64) -> usize {
     const EACH: u64 = 0x0101_0101_0101_0101;
-    let low = (bytes | 0x20 * EACH) & 0x7F * EACH; // small letters, the highest bit of each byte free
+    let low = (bytes | (0x20 * EACH)) & (0x7F * EACH); // small letters, the highest bit of each byte free
     let from_a = low + (0x80 - u64::from(b'a')) * EACH; // sets it from a on
     let past_z = low + (0x7F - u64::from(b'z')) * EACH; // sets it after z
-    let others = !(from_a & !past_z & !bytes) & 0x80 * EACH;
+    let others = !(from_a & !past_z & !bytes) & (0x80 * EACH);
     (others.trailing_zeros() / 8) as usize
 }
 

@@ -133,6 +133,6 @@ def test_the_lock_names_one_index_and_no_local_paths() -> None:
 
 
 def test_the_makefile_has_at_most_eight_targets_and_explains_each() -> None:
-    targets = run("make", "help", cwd=ROOT).splitlines()
+    targets = run("make", "--no-print-directory", "help", cwd=ROOT).splitlines()
     assert len(targets) <= 8
     assert all(len(target.split(maxsplit=2)) == 3 for target in targets)

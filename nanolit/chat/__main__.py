@@ -5,11 +5,8 @@ import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from nanolit.machine.paths import home, stage_folder
-
-STAGES = ("rl", "sft", "mid", "base")  # the last of a run first
+import nanolit
 
 HELP = """\
 Talk to a trained model.
@@ -119,23 +116,18 @@ _READERS: dict[str, Callable[[str, str], object]] = {
 
 def talk(settings: Settings) -> None:
     """Load the model and chat with it; torch is imported only here, so that --help and mistakes are quick."""
-    folder = find_release(settings)
-
     from nanolit.chat.dialogue import Talker, usual_max_tokens
     from nanolit.inference.engine import Engine
     from nanolit.inference.sampling import check_settings
-    from nanolit.machine.device import pick_device
-    from nanolit.model.release import load_release
-    from nanolit.tokenizer.bpe import Tokenizer
 
     top_k = settings.top_k or None
     check_settings(temperature=settings.temperature, top_k=top_k)
-    model, meta = load_release(folder, device=pick_device())
-    talker = Talker(
-        Engine(model, Tokenizer.load(folder / "tokenizer")), continues_text=meta["stage"] == "base"
-    )
-    max_tokens = settings.max_tokens or usual_max_tokens(model.context)
-    name = f"{meta['run']}/{meta['stage']}"
+    loaded = nanolit.load(settings.release or settings.run or "", root=settings.root)
+    engine = Engine(loaded.model, loaded.tokenizer)
+    stage = loaded.meta.get("stage", "")
+    talker = Talker(engine, continues_text=stage == "base")
+    max_tokens = settings.max_tokens or usual_max_tokens(engine.context)
+    name = "/".join(part for part in (loaded.meta.get("run"), stage) if part) or "this model"
     if settings.web:
         from nanolit.chat.web import build_demo, serve
 
@@ -164,21 +156,6 @@ def talk(settings: Settings) -> None:
     else:
         terminal.greet(name)
         terminal.converse()
-
-
-def find_release(settings: Settings) -> Path:
-    """The release folder that the settings mean; ValueError lists the runs that have one."""
-    if settings.release is not None:
-        return Path(settings.release).expanduser()
-    root = home(settings.root)
-    run, _, stage = (settings.run or "").partition("/")
-    for name in [stage] if stage else STAGES:
-        folder = stage_folder(root, run, name) / "release"
-        if folder.is_dir():
-            return folder
-    there = sorted(f"{path.parts[-3]}/{path.parts[-2]}" for path in (root / "runs").glob("*/*/release"))
-    what = f"there are {', '.join(there)}" if there else "there is none yet: train one, or give another root="
-    raise ValueError(f"no release of run {settings.run!r} in {root / 'runs'}; {what}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ Every error that a person can cause here is one ValueError of one line.
 """
 
 import difflib
+import functools
 import re
 import shutil
 import subprocess
@@ -29,13 +30,15 @@ USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml
 
 def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
-    overrides = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
     try:
         config = compose_config(overrides)
         job = fill(config, overrides)
         given_name = job["run"]
         check_job({**job, "run": given_name or ""})
-        job["run"] = check_name(given_name or run_name(job, plain_job(config, job)))
+        recipe = config.hydra.runtime.choices["recipe"]
+        search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
+        plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
+        job["run"] = check_name(given_name or run_name(job, plain))
         return job
     except USER_ERRORS as error:
         raise ValueError(explain(error, overrides)) from error
@@ -69,7 +72,7 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
     job["root"] = str(home(job["root"]))
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
         job["cluster"]["gpu"] = gpu_of_this_machine()
-    job["overrides"] = list(overrides)
+    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
     return cast(Job, job)
 
 
@@ -120,10 +123,10 @@ def no_such_stage(job: dict[str, Any], stage: str) -> str:
     return f"recipe={recipe['name']} has no stage {stage}; its stages: {', '.join(recipe['stages'])}"
 
 
-def plain_job(config: DictConfig, job: Job) -> Job:
-    """The job of the same depth, recipe and seed and no other choice: what a plain run name means."""
-    recipe = config.hydra.runtime.choices["recipe"]
-    overrides = [f"recipe={recipe}", f"model.depth={job['model']['depth']}", f"seed={job['seed']}"]
+@functools.cache
+def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Job:
+    """The job of this recipe, depth and seed and no other choice: what a plain run name means."""
+    overrides = [f"recipe={recipe}", f"model.depth={depth}", f"seed={seed}", *search]
     return fill(compose_config(overrides), overrides)
 
 

@@ -130,6 +130,8 @@ def unwritable(error: OSError, root: str) -> str:
 
 def check_stages(job: Job) -> None:
     """ValueError for what makes a stage impossible, before any of them begins."""
+    if job["phase"] == "identity" and not job["start_from"]:
+        raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for stage in job["stages"]:
         check_unchanged(job, stage)
     check_previous(job, job["stages"][0])
@@ -157,11 +159,11 @@ def check_unchanged(job: Job, stage: str) -> None:
 
 def check_previous(job: Job, stage: str) -> None:
     """ValueError with the command that makes it, when the model that the stage begins from is missing."""
-    before = [one for one in job["recipe"]["stages"] if one != "tokenizer"]
-    index = before.index(stage) if stage in before else 0
-    if index == 0 or job["start_from"] or finished(job, before[index - 1]):
+    models = [one for one in job["recipe"]["stages"] if one != "tokenizer"]
+    before = models[: models.index(stage)] if stage in models else []
+    if not before or job["start_from"] or finished(job, before[-1]):
         return
-    previous = before[index - 1]
+    previous = next(one for one in before if not finished(job, one))
     others = [one for one in job["overrides"] if not one.startswith(("phase=", "stages=", "start_from="))]
     command = " ".join(["python -m nanolit.train", f"phase={previous}", *others])
     raise ValueError(

@@ -29,10 +29,8 @@ def model_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 def step_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     if "total_batch" not in plan:
         return []
-    accumulation = (
-        f"accumulation {plan['accumulation']} × {plan['micro_batch']} rows × {plan['ranks']} device(s)"
-    )
-    return [("batch", f"{plan['total_batch']:,} tokens, {plan['rows']:,} rows: {accumulation}")]
+    rows = f"{plan['ranks']} (devices) × {plan['accumulation']} (accumulation) × {plan['micro_batch']} rows"
+    return [("batch", f"{plan['total_batch']:,} tokens = {rows} of {plan['gpt']['context']:,}")]
 
 
 def horizon_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -90,7 +90,7 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
         say(f"tokenizer: {folder.name} in {duration(time.perf_counter() - begun)}")
     return {
         "status": "done",
-        "seconds": time.perf_counter() - begun,
+        "wall_seconds": time.perf_counter() - begun,
         "tokenizer": str(folder),
         "hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
@@ -174,6 +174,7 @@ def build_gpt(hyperparameters: dict[str, Any], device: torch.device, *, seed: in
 
 def train(job: Job, stage: str) -> dict[str, Any]:
     """Fit one stage from its newest checkpoint, or from the start; leave a release."""
+    begun = time.perf_counter()
     quieten_libraries()
     torch.set_float32_matmul_precision("high" if job["recipe"]["name"] == "classic" else "highest")
     parts = prepare(job, stage)
@@ -182,6 +183,10 @@ def train(job: Job, stage: str) -> dict[str, Any]:
     if parts.resumed and first:
         say(f"{stage}: continuing after step {parts.resumed.step} of {plan['num_steps']}")
     clock = Clock(progress.get("seconds", 0.0))
+
+    def wall_seconds() -> float:
+        return progress.get("wall_seconds", 0.0) + time.perf_counter() - begun
+
     recorder = Recorder(parts.folder / "metrics.csv", finished_steps=phase.finished_steps, enabled=first)
     peak = peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None
     throughput = Throughput(
@@ -211,6 +216,7 @@ def train(job: Job, stage: str) -> dict[str, Any]:
             "step": phase.finished_steps,
             "tokens": throughput.tokens,
             "seconds": clock.seconds,
+            "wall_seconds": wall_seconds(),
             "val_bpb": evaluation.value,
             "best_val_bpb": evaluation.best,
         },
@@ -236,6 +242,7 @@ def train(job: Job, stage: str) -> dict[str, Any]:
         "num_steps": phase.num_steps,
         "tokens": throughput.tokens,
         "seconds": clock.seconds if trainer.global_step else progress.get("seconds", 0.0),
+        "wall_seconds": wall_seconds(),
         "tokens_per_second": throughput.tokens_per_second(),
         "loss": throughput.loss,
         "val_bpb": evaluation.value,

@@ -1,15 +1,22 @@
 """The engine's tokens are the model's own, one distribution per sample, with the calculator's put between."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanolit.convert import build_model, read_checkpoint
 from nanolit.inference.engine import Engine, TextStream, Token
 from nanolit.inference.sampling import log_probabilities
+from nanolit.machine.paths import read_json
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render, render_prompt
+from nanolit.tokenizer.nanochat import read_tokenizer
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 PROMPT = [256, *b"the quick brown fox"]
 
 
@@ -33,8 +40,22 @@ def test_greedy_with_cache_equals_forwarding_everything_again(engine):
     assert completion.ids == ids[len(PROMPT) :]
 
 
+@pytest.mark.parametrize("generation", ["nanochat_2025", "nanochat_2026"])
+def test_greedy_tokens_equal_nanochats(generation):
+    """Oracle: golden.npz, decoded by the original engine of that generation with its cache."""
+    folder = FIXTURES / generation
+    content = read_json(folder / "base_checkpoints/d3/meta_000020.json")
+    state = read_checkpoint(folder / "base_checkpoints/d3/model_000020.pt")
+    model, _ = build_model(state, content["model_config"], origin=generation)
+    golden = np.load(folder / "golden.npz")
+    prompt, expected = golden["prompt"].tolist(), golden["greedy"].tolist()
+    engine = Engine(model, read_tokenizer(folder / "tokenizer"))
+    (completion,) = engine.complete(prompt, max_tokens=len(expected) - len(prompt), temperature=0)
+    assert prompt + completion.ids == expected
+
+
 def test_samples_are_as_likely_as_scoring_says(engine):
-    """The log-probability of what was drawn is finite under (temperature, top_k): one distribution for both."""
+    """What was drawn has a finite log-probability under the same (temperature, top_k)."""
     settings = {"temperature": 0.8, "top_k": 4}
     for completion in engine.complete(PROMPT, num_samples=5, max_tokens=12, seed=3, **settings):
         ids = torch.tensor([[*PROMPT, *completion.ids]])
@@ -146,7 +167,7 @@ def test_the_last_position_can_be_reached(engine):
     ],
 )
 def test_senseless_requests_are_refused_at_once(engine, prompt, settings):
-    with pytest.raises(ValueError, match="must|no tokens"):
+    with pytest.raises(ValueError, match=r"must|no tokens"):
         engine.generate(prompt, **settings)
 
 

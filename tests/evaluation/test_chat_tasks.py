@@ -1,0 +1,223 @@
+"""Scores of chat tasks equal counting by hand, on any number of ranks."""
+
+import itertools
+import os
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from nanolit.evaluation.chat_tasks import (
+    Score,
+    choose_letters,
+    evaluate_categorical,
+    evaluate_generative,
+    evaluate_task,
+    evaluate_tasks,
+    pass_at_k,
+)
+from nanolit.inference.engine import Engine
+from nanolit.machine.device import derived_seed
+from nanolit.model.gpt import GPT
+from nanolit.tasks.task import MultipleChoice, Task, choice_conversation
+from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.conversation import render_prompt
+
+
+class Numbers:
+    """Rows 0 … size-1."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return {"number": index}
+
+    def place(self, index: int) -> str:
+        return f"row {index}"
+
+
+class Choices(MultipleChoice):
+    """Questions of different lengths, some with three letters."""
+
+    def conversation(self, row: dict) -> dict:
+        number = row["number"]
+        letters = "ABCD"[: 3 + number % 2]
+        return choice_conversation(
+            "which one" + "?" * (number % 7),
+            choices=[f"choice {number}{letter}" for letter in letters],
+            letters=list(letters),
+            answer=letters[number % 3],
+        )
+
+
+def is_right(completion: str) -> bool:
+    """A third of all random completions are."""
+    return sum(map(ord, completion)) % 3 == 0
+
+
+class Lucky(Task):
+    """Questions that a model with random weights answers rightly now and then."""
+
+    evaluation_type = "generative"
+
+    def conversation(self, row: dict) -> dict:
+        question = "say " + "xyzuv"[row["number"] % 5] * (row["number"] % 5 + 1)
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "e"}]}
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        return is_right(completion)
+
+
+def make_engine() -> Engine:
+    """Two layers of width 32 with large random weights, so that prompts matter; every rank makes the same."""
+    model = GPT(
+        depth=2,
+        width=32,
+        heads=2,
+        kv_heads=2,
+        vocab_size=265,
+        context=64,
+        rope_base=10_000.0,
+        window_pattern="L",
+        value_embeddings=False,
+        residual_scalars=False,
+        smear=False,
+        backout=False,
+        qk_scale=1.0,
+        softcap=1000.0,  # far from saturation
+        initialization="classic",
+        vocab_multiple=64,
+        rope_dtype="compute",
+        softcap_dtype="float32",
+    )
+    generator = torch.Generator().manual_seed(1)
+    model.prepare(dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+        model.embedding.weight.normal_(generator=generator)
+    return Engine(model, Tokenizer([bytes([byte]) for byte in range(256)]))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine()
+
+
+def test_chosen_letters_equal_one_forward_pass_per_problem(engine):
+    """Oracle: each prompt alone, unpadded, and the largest of its letters' logits by hand."""
+    conversations = list(Choices(Numbers(11)))
+    expected = []
+    for conversation in conversations:
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([render_prompt(conversation, engine.tokenizer)]))[0, -1]
+        expected.append(max(conversation["letters"], key=lambda letter: logits[ord(letter)].item()))
+    assert choose_letters(engine, conversations) == expected
+    assert len(set(expected)) > 1
+
+
+def test_categorical_accuracy_counts_right_letters(engine):
+    task = Choices(Numbers(11))
+    right = [
+        chosen == conversation["messages"][-1]["content"]
+        for conversation, chosen in zip(task, choose_letters(engine, list(task)), strict=True)
+    ]
+    score = evaluate_task(engine, task)
+    assert score.num_problems == 11
+    assert score.accuracy == pytest.approx(sum(right) / 11)
+    assert 0 < sum(right) < 11
+    assert score.centered == pytest.approx((sum(right) / 11 - 0.25) / 0.75)
+
+
+def test_generative_scores_equal_counting_the_samples_by_hand(engine):
+    """Oracle: the same samples, drawn problem by problem, and all ways to choose k of them."""
+    task, num_samples = Lucky(Numbers(6)), 4
+    settings = {"max_tokens": 12, "temperature": 1.0, "top_k": 50}
+    score = evaluate_generative(engine, task, num_samples=num_samples, seed=5, **settings)
+    verdicts: list[Sequence[bool]] = []
+    for index in range(6):
+        prompt = render_prompt(task[index], engine.tokenizer)
+        seed = derived_seed(5, "problem", index)
+        samples = engine.complete(prompt, num_samples=num_samples, seed=seed, **settings)
+        verdicts.append([is_right(engine.tokenizer.decode(sample.body_ids)) for sample in samples])
+    assert 0 < sum(map(sum, verdicts)) < 24
+    for k in range(1, num_samples + 1):
+        choices = [list(map(any, itertools.combinations(verdict, k))) for verdict in verdicts]
+        assert score.pass_at[k - 1] == pytest.approx(sum(sum(c) / len(c) for c in choices) / 6)
+        assert score.any_of_first[k - 1] == pytest.approx(sum(any(v[:k]) for v in verdicts) / 6)
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 0), (5, 2), (8, 8)])
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, c):
+    """Oracle: all draws of k samples, listed."""
+    samples = [True] * c + [False] * (n - c)
+    for k in range(1, n + 1):
+        draws = list(map(any, itertools.combinations(samples, k)))
+        assert pass_at_k(n, c, k=k) == pytest.approx(sum(draws) / len(draws))
+
+
+def test_pass_at_k_beyond_the_samples_is_refused():
+    with pytest.raises(ValueError, match="between 1 and the number of samples"):
+        pass_at_k(4, 1, k=5)
+
+
+def test_all_tasks_give_their_accuracies_and_the_mean_above_guessing(engine):
+    tasks = [Choices(Numbers(11)), Lucky(Numbers(3))]
+    scores = dict(evaluate_tasks(engine, tasks, max_tokens=6))
+    assert list(scores) == ["Choices", "Lucky", "ChatCORE"]
+    expected = ((scores["Choices"] - 0.25) / 0.75 + scores["Lucky"]) / 2
+    assert scores["ChatCORE"] == pytest.approx(expected)
+
+
+def test_max_problems_takes_the_first_ones(engine):
+    assert evaluate_categorical(engine, Choices(Numbers(11)), max_problems=5).num_problems == 5
+
+
+def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):
+    conversation = choice_conversation("long " * 200, choices=["x", "y"], letters=["A", "B"], answer="A")
+    assert choose_letters(engine, [conversation])[0] in ("A", "B")
+
+
+def test_a_task_to_learn_from_is_refused(engine):
+    with pytest.raises(ValueError, match="no right answers"):
+        evaluate_task(engine, Task(Numbers(1)))
+
+
+def scores_of_this_rank(rank: int, world: int, rendezvous: str) -> list[Score]:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world
+    )
+    try:
+        engine = make_engine()
+        return [
+            evaluate_categorical(engine, Choices(Numbers(11))),
+            evaluate_generative(
+                engine, Lucky(Numbers(5)), num_samples=2, max_tokens=8, temperature=1.0, seed=1
+            ),
+        ]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def rank_process(rank: int, rendezvous: str, folder: str) -> None:
+    scores = scores_of_this_rank(rank, 2, rendezvous)
+    with open(os.path.join(folder, str(rank)), "w") as file:
+        file.write(repr(scores))
+
+
+def test_scores_are_the_same_on_two_ranks_as_on_one(engine, tmp_path):
+    torch.multiprocessing.spawn(rank_process, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    alone = [
+        evaluate_categorical(engine, Choices(Numbers(11))),
+        evaluate_generative(engine, Lucky(Numbers(5)), num_samples=2, max_tokens=8, temperature=1.0, seed=1),
+    ]
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == repr(alone)

@@ -27,6 +27,10 @@ COLUMNS = (
     "seconds",
     "tokens_per_second",
     "mfu",
+    "reward",
+    "sequence_length",
+    "pass_at_1",
+    "pass_at_k",
     "epoch",
 )
 
@@ -168,6 +172,7 @@ class Throughput(L.Callback):
         if self.peak_flops:
             row["mfu"] = round(speed * self.flops_per_token / (self.peak_flops * trainer.world_size), 4)
         row["epoch"] = round(phase.epoch, 4)
+        row.update(phase.metrics())
         self.recorder.record(trainer, row)
         if self.enabled:
             left = (phase.num_steps - step) * (statistics.median(self._step_seconds(step_seconds)))

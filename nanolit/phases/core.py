@@ -74,11 +74,17 @@ class Phase(L.LightningModule):
             self.restore(self.optimizer)
         return self.optimizer
 
-    def training_step(self, batch: Step, _index: int) -> Tensor:
-        multipliers = self.schedule.at(self.finished_steps, self.num_steps)
-        self.optimizer.set_multipliers(
-            lr=multipliers.lr, momentum=multipliers.momentum, weight_decay=multipliers.weight_decay
-        )
+    def metrics(self) -> dict[str, float]:
+        """What the last step measured besides its loss, over all ranks."""
+        return {}
+
+    def set_multipliers(self) -> None:
+        """Tell the optimizer this step's learning rates, momentum and weight decay."""
+        now = self.schedule.at(self.finished_steps, self.num_steps)
+        self.optimizer.set_multipliers(lr=now.lr, momentum=now.momentum, weight_decay=now.weight_decay)
+
+    def training_step(self, batch: Step, _index: int) -> Tensor | None:
+        self.set_multipliers()
         total = torch.zeros((), device=self.device)
         loss = total
         for index, micro_batch in enumerate(batch.micro_batches):

@@ -59,6 +59,7 @@ class Phase(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.num_tokens = 0
         self.position: dict[str, Any] = {}
+        self.epoch = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
         self.forward_gpt: Callable[..., Tensor] = torch.compile(gpt, dynamic=False) if compile else gpt
 
@@ -86,7 +87,8 @@ class Phase(L.LightningModule):
             ids_BT, targets_BT = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
             loss = self.loss(ids_BT, targets_BT) / batch.num_tokens
             total = total + loss.detach()
-        self.step_loss, self.num_tokens, self.position = total, batch.num_tokens, batch.position
+        self.step_loss, self.num_tokens = total, batch.num_tokens
+        self.position, self.epoch = batch.position, batch.epoch
         return loss
 
     def optimizer_step(

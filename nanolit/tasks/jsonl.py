@@ -2,22 +2,32 @@
 each."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanolit.tasks.rows import FileRows, find_file
-from nanolit.tasks.task import Conversation, Task
+from nanolit.tasks.task import Conversation, Task, check_choice
 
 
 class ConversationFile(Task):
     """The conversations of `path` (.jsonl, .jsonl.zst, .jsonl.gz), relative to the folder that `source`
-    names."""
+    names. `malformed` rows are an error, or skipped with a count."""
 
-    def __init__(self, *, path: str, source: str = ".", epochs: int = 1, max_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        path: str,
+        source: str = ".",
+        malformed: Literal["error", "skip"] = "error",
+        epochs: int = 1,
+        max_rows: int | None = None,
+    ) -> None:
+        check_choice("malformed", malformed, ("error", "skip"))
         file = find_file(source, str(Path(path).expanduser()))
         rows = FileRows([file])
         _check_ids(rows)
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
         self.file = file
+        self.skips_malformed = malformed == "skip"
 
     @property
     def name(self) -> str:
@@ -28,12 +38,14 @@ class ConversationFile(Task):
 
 
 def _check_ids(rows: FileRows) -> None:
-    """A repeated id means that a file was concatenated twice: its rows would count double."""
-    seen: dict[Any, int] = {}
+    """A repeated id with the same messages means that a file was concatenated twice: its rows count double."""
+    seen: dict[str, int] = {}
     for index, row in enumerate(rows.rows):
-        if (key := row.get("id")) is None:
+        if "id" not in row:
             continue
-        if str(key) in seen:
-            first = rows.place(seen[str(key)])
-            raise ValueError(f"{rows.place(index)}: the id {key!r} is that of {first}; remove one of them")
-        seen[str(key)] = index
+        first = seen.setdefault(str(row["id"]), index)
+        if first != index and row.get("messages") == rows[first].get("messages"):
+            raise ValueError(
+                f"{rows.place(index)}: the id {row['id']!r} is that of {rows.place(first)}, and so are the "
+                "messages; remove one of them"
+            )

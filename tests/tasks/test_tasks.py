@@ -253,6 +253,12 @@ def test_a_bad_file_is_reported_with_its_line(content: bytes, complaint: str, tm
         list(ConversationFile(path="bad", source=str(tmp_path)))
 
 
+def test_an_id_may_be_used_again_for_other_messages(tmp_path: Path) -> None:
+    other = {"messages": [HELLO["messages"][0]], "id": 1}
+    write_lines(tmp_path / "mine.jsonl", {**HELLO, "id": 1}, other)
+    assert len(ConversationFile(path="mine", source=str(tmp_path))) == 2
+
+
 def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
     for ending in (".jsonl.zst", ".jsonl.gz"):
         (tmp_path / f"bad{ending}").write_bytes(b"this is no archive")

@@ -81,7 +81,6 @@ THEIRS: dict[str, set[str]] = {
     "chat.api": {"torch", "gradio", "fastapi"},
     "report": set(),
     "jobs": set(),
-    "jobs.check": {"hydra", "omegaconf"},
     "jobs.compose": {"hydra", "omegaconf"},
     "jobs.worker": {"torch", "lightning"},
     "train": {"hydra", "omegaconf"},

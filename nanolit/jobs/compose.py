@@ -145,6 +145,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_override(match[1], text, overrides)
+    if match := re.search(r"Error merging override (.*)", text):
+        text = f"{match[1]} does not fit: {error.__cause__}"
     if match := re.search(r"Could not find '([\w/-]+)/([^/']+)'", text):
         return unknown_option(match[1], match[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
     return " ".join(

@@ -6,6 +6,7 @@
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,13 +104,24 @@ def prepare(job: Job, stage: str) -> Path:
     """Write job.yaml and plan.json, show the plan, remove an earlier result: its absence means failure."""
     folder = stage_folder(job["root"], job["run"], stage)
     plan = stage_plan(job, stage)
-    if is_rank_zero():
+    if not is_rank_zero():
+        wait_for(folder / "plan.json")
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").unlink(missing_ok=True)
         write_job(folder / "job.yaml", job)
         write_json(folder / "plan.json", plan)
         say(plan_table(plan))
     return folder
+
+
+def wait_for(path: Path, *, seconds: float = 60) -> None:
+    """On the other ranks of an outer torchrun: until rank 0 has written a file."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ValueError(f"rank 0 has not written {path} in {seconds:.0f} seconds; see its messages above")
+        time.sleep(0.05)
 
 
 def check_root(job: Job) -> None:
@@ -130,6 +142,10 @@ def unwritable(error: OSError, root: str) -> str:
 
 def check_stages(job: Job) -> None:
     """ValueError for what makes a stage impossible, before any of them begins."""
+    ranks = job["cluster"]["devices"] * job["cluster"]["nodes"]
+    if under_torchrun() and int(os.environ["WORLD_SIZE"]) != ranks:
+        world = os.environ["WORLD_SIZE"]
+        raise ValueError(f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}")
     if job["phase"] == "identity" and not job["start_from"]:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for stage in job["stages"]:

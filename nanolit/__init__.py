@@ -17,8 +17,8 @@ def load(
 ) -> LanguageModel:
     """A trained model that can talk: `.generate(text)`, `.model`, `.tokenizer`.
 
-    Takes a release folder, or a run's name below `root` (`d12-modern-s1`, or `d12-modern-s1/base` for one stage;
-    default: its last). `root` defaults to NANOLIT_HOME or ./runs, `device` to the best one there is.
+    Takes a release folder, or a run's name below `root` (`d12-modern-s1`, its last stage, or
+    `d12-modern-s1/base`). `root` defaults to NANOLIT_HOME or ./runs, `device` to the best one there is.
     """
     from nanolit.language_model import load_language_model
 

@@ -8,179 +8,21 @@ DIR is a nanochat base directory (by default ~/.cache/nanochat there). Checkpoin
 """
 
 import argparse
-import pickle
-import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nanolit.machine.paths import read_json
 
-SOURCES = {"base": "base", "mid": "mid", "chatsft": "sft", "chatrl": "rl"}  # nanochat's name: our stage
-
-# What each generation's program has built in and its checkpoints do not say.
-GENERATIONS: dict[str, dict[str, Any]] = {
-    "classic": {
-        "rope_base": 10_000.0,
-        "window_pattern": "L",
-        "value_embeddings": False,
-        "residual_scalars": False,
-        "smear": False,
-        "backout": False,
-        "qk_scale": 1.0,
-        "softcap": 15.0,
-        "initialization": "classic",
-        "vocab_multiple": 1,
-        "rope_dtype": "bfloat16",
-        "softcap_dtype": "compute",
-    },
-    "modern": {
-        "rope_base": 100_000.0,
-        "window_pattern": "SSSL",
-        "value_embeddings": True,
-        "residual_scalars": True,
-        "smear": True,
-        "backout": True,
-        "qk_scale": 1.2,
-        "softcap": 15.0,
-        "initialization": "modern",
-        "vocab_multiple": 64,
-        "rope_dtype": "compute",
-        "softcap_dtype": "float32",
-    },
-}
-
-MODERN_ONLY = {"resid_lambdas", "x0_lambdas", "smear_gate.weight", "smear_lambda", "backout_lambda"}
-
-PARTS = {
-    "transformer.wte": "embedding",
-    "lm_head": "unembedding",
-    "transformer.h": "blocks",
-    "attn.c_q": "attention.query",
-    "attn.c_k": "attention.key",
-    "attn.c_v": "attention.value",
-    "attn.c_proj": "attention.output",
-    "attn.ve_gate": "attention.value_gate",
-    "mlp.c_fc": "mlp.expand",
-    "mlp.c_proj": "mlp.contract",
-    "value_embeds": "value_embeddings",
-    "resid_lambdas": "residual_scalars",
-    "x0_lambdas": "x0_scalars",
-    "smear_lambda": "smear_scale",
-    "backout_lambda": "backout_scale",
-}
-
-
-def canonical_name(name: str) -> str:
-    """Our name of a nanochat parameter; one that we do not know keeps its name."""
-    name = name.removeprefix("_orig_mod.")  # what torch.compile puts in front
-    for theirs, ours in PARTS.items():
-        name = re.sub(rf"(^|\.){re.escape(theirs)}(?=\.|$)", rf"\g<1>{ours}", name)
-    return name
-
-
-def generation(names: set[str]) -> str:
-    """The recipe whose program wrote a checkpoint with these parameters; ValueError for those between."""
-    found = MODERN_ONLY & names
-    has_tables = any(name.startswith("value_embeds.") for name in names)
-    if not found and not has_tables:
-        return "classic"
-    if found == MODERN_ONLY and has_tables:
-        return "modern"
-    lacks = sorted(MODERN_ONLY - found) or ["value_embeds"]
-    raise ValueError(
-        f"this checkpoint lacks {', '.join(lacks)}: it was written between the two generations that can be read, "
-        "October 2025 and July 2026; load and save it with nanochat of July 2026 first"
-    )
-
-
-def constructor_arguments(model_config: Mapping[str, Any], recipe: str) -> dict[str, Any]:
-    """GPT's arguments from a checkpoint's model_config and what its generation has built in."""
-    try:
-        sizes = {
-            "depth": model_config["n_layer"],
-            "width": model_config["n_embd"],
-            "heads": model_config["n_head"],
-            "kv_heads": model_config["n_kv_head"],
-            "vocab_size": model_config["vocab_size"],
-            "context": model_config["sequence_len"],
-        }
-    except KeyError as error:
-        raise ValueError(f"model_config in the checkpoint's meta file has no {error}") from error
-    arguments = GENERATIONS[recipe] | sizes
-    if recipe == "modern":
-        arguments["window_pattern"] = model_config.get("window_pattern", "SSSL").upper()
-    return arguments
-
-
-def find_checkpoint(folder: Path, *, source: str, tag: str | None, step: int | None) -> tuple[Path, Path]:
-    """The model and meta file of one checkpoint below a nanochat base directory."""
-    parent = folder / f"{source}_checkpoints"
-    if not parent.is_dir():
-        present = [name for name in SOURCES if (folder / f"{name}_checkpoints").is_dir()]
-        hint = (
-            f"give --source {' or '.join(present)}"
-            if present
-            else "give the folder that holds base_checkpoints"
-        )
-        raise ValueError(f"{folder} has no {parent.name}; {hint}")
-    tags = sorted(path.name for path in parent.iterdir() if path.is_dir())
-    if tag is None and len(tags) != 1:
-        raise ValueError(f"{parent} has {len(tags)} models ({', '.join(tags)}); choose one with --tag")
-    tag = tag or tags[0]
-    if tag not in tags:
-        raise ValueError(f"{parent} has no model {tag}; it has {', '.join(tags)}")
-    steps = {int(path.stem.removeprefix("model_")): path for path in (parent / tag).glob("model_*.pt")}
-    if not steps:
-        raise ValueError(
-            f"{parent / tag} has no model_*.pt; copy the checkpoint there, or choose another --tag"
-        )
-    step = max(steps) if step is None else step
-    if step not in steps:
-        raise ValueError(f"{parent / tag} has no step {step}; it has {', '.join(map(str, sorted(steps)))}")
-    meta = steps[step].with_name(steps[step].stem.replace("model_", "meta_") + ".json")
-    if not meta.is_file():
-        raise ValueError(f"{meta} is missing; it says the model's sizes: copy it beside {steps[step].name}")
-    return steps[step], meta
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Tensors by canonical name. Only tensors are read: a pickle that holds anything else is refused."""
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint ({reason}); copy it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds more than named tensors; give a model_*.pt that nanochat saved")
-    return {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
-
-
-def build_model(state: Mapping[str, Any], model_config: Mapping[str, Any], *, origin: str) -> tuple[Any, str]:
-    """A GPT on the CPU with a nanochat checkpoint's weights, embeddings in the dtype they were saved in; its recipe."""
-    import torch
-
-    from nanolit.model.gpt import GPT
-    from nanolit.model.release import load_weights
-
-    recipe = generation(set(state))
-    tensors = {canonical_name(name): tensor for name, tensor in state.items()}
-    with torch.device("meta"):
-        model = GPT(**constructor_arguments(model_config, recipe))
-    model.to_empty(device="cpu")
-    model.prepare(dtype=tensors["embedding.weight"].dtype if "embedding.weight" in tensors else None)
-    load_weights(model, tensors, origin=origin)
-    return model, recipe
+SOURCES = ("base", "mid", "chatsft", "chatrl")  # the stages, in nanochat's names
 
 
 def convert_nanochat(
     folder: Path, release: Path, *, source: str = "base", tag: str | None = None, step: int | None = None
 ) -> str:
-    """Write a checkpoint below a nanochat base directory as a release; gives one line that says what it is."""
+    """Write a checkpoint of a nanochat base directory as a release; gives one line that says what it is."""
+    from nanolit.model.nanochat import STAGES, build_model, find_checkpoint, read_checkpoint
     from nanolit.model.release import save_release
     from nanolit.tokenizer.nanochat import read_tokenizer
 
@@ -188,9 +30,9 @@ def convert_nanochat(
     model_file, meta_file = find_checkpoint(folder, source=source, tag=tag, step=step)
     tokenizer = read_tokenizer(folder / "tokenizer")
     content = read_json(meta_file)
-    model, recipe = build_model(
-        read_checkpoint(model_file), content.get("model_config", {}), origin=str(model_file)
-    )
+    if not isinstance(content, dict) or not isinstance(content.get("model_config"), dict):
+        raise ValueError(f"{meta_file} has no model_config, which says the model's sizes; copy it again")
+    model, recipe = build_model(read_checkpoint(model_file), content["model_config"], origin=str(model_file))
     if tokenizer.vocab_size != model.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder / 'tokenizer'} has {tokenizer.vocab_size:,} tokens, the model "
@@ -200,7 +42,7 @@ def convert_nanochat(
     batch = content.get("total_batch_size")
     meta = {
         "run": model_file.parent.name,
-        "stage": SOURCES[source],
+        "stage": STAGES[source],
         "step": done,
         "tokens": done * batch if batch else None,
         "bpb": content.get("val_bpb"),
@@ -213,7 +55,8 @@ def convert_nanochat(
             release, model, tokenizer_folder=Path(temporary), tokenizer_hash=tokenizer.hash, meta=meta
         )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return f"{release}: {model_file.parent.name} ({recipe}, {meta['stage']}, step {done:,}), {parameters:,} parameters"
+    name = f"{meta['run']} ({recipe}, {meta['stage']}, step {done:,})"
+    return f"{release}: {name}, {parameters:,} parameters"
 
 
 def convert_nanochat_tokenizer(folder: Path, out: Path) -> str:
@@ -250,9 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     tokenizer.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     chosen = vars(parser.parse_args(arguments))
-    convert = {"nanochat": convert_nanochat, "nanochat-tokenizer": convert_nanochat_tokenizer}[
-        chosen.pop("kind")
-    ]
+    convert = convert_nanochat if chosen.pop("kind") == "nanochat" else convert_nanochat_tokenizer
     try:
         print(convert(**chosen))
     except (ValueError, OSError) as error:

@@ -16,7 +16,7 @@ STAGES = ("base", "mid", "sft", "rl")  # in the order in which a run makes them
 
 
 class LanguageModel:
-    """A model and its tokenizer. `model(ids_BT)` gives float32 logits_BTV; `meta` says where it comes from."""
+    """A model and its tokenizer: `model(ids_BT)` gives logits_BTV, `meta` says where it comes from."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, *, meta: dict[str, Any]):
         self.model = model
@@ -33,10 +33,10 @@ class LanguageModel:
         top_k: int | None = 50,
         seed: int = 0,
     ) -> str:
-        """The continuation of `text`, without it: at most `max_tokens` tokens, or up to the end of its document.
+        """What follows `text`, without it: at most `max_tokens` tokens, fewer if the document ends before.
 
-        temperature 0 takes the likeliest token each time; top_k None draws from all. The same seed gives the same
-        text on one machine. Special tokens are left out.
+        temperature 0 takes the likeliest token each time; top_k None draws from all. The same seed gives the
+        same text on one machine. Special tokens are left out.
         """
         tokenizer = self.tokenizer
         steps = self._engine.generate(

@@ -107,7 +107,7 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def write(folder: Path, phase: Phase, progress: dict[str, Any]) -> Path:
-    """Write a checkpoint below `folder`; collective: every rank writes its own files, rank 0 the manifest last.
+    """Write a checkpoint below `folder`; collective: each rank writes its files, rank 0 the manifest last.
 
     Raises OSError on every rank when a file could not be written on one (a full disk, say).
     """
@@ -187,7 +187,12 @@ class Checkpoints(L.Callback):
         on_divergence: str,
     ) -> None:
         self.folder, self.save_every, self.keep = folder, save_every, keep
-        self.throughput, self.clock, self.progress, self.on_divergence = throughput, clock, progress, on_divergence
+        self.throughput, self.clock, self.progress, self.on_divergence = (
+            throughput,
+            clock,
+            progress,
+            on_divergence,
+        )
         self.interrupted = False
         self._asked = False
         self._handlers: dict[int, Any] = {}

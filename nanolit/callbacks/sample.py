@@ -49,5 +49,7 @@ class WriteSamples(L.Callback):
     def _continue(self, phase: Phase, prompt: str) -> str:
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
         engine = Engine(phase.gpt, self.tokenizer)
-        written = [row[0] for row in engine.generate(ids, max_tokens=self.max_tokens, temperature=0.0, seed=0)]
+        written = [
+            row[0] for row in engine.generate(ids, max_tokens=self.max_tokens, temperature=0.0, seed=0)
+        ]
         return prompt + self.tokenizer.decode([token for token in written if token is not None])

@@ -167,8 +167,7 @@ class Throughput(L.Callback):
         }
         if self.peak_flops:
             row["mfu"] = round(speed * self.flops_per_token / (self.peak_flops * trainer.world_size), 4)
-        if "epoch" in phase.position:
-            row["epoch"] = phase.position["epoch"]
+        row["epoch"] = round(phase.epoch, 4)
         self.recorder.record(trainer, row)
         if self.enabled:
             left = (phase.num_steps - step) * (statistics.median(self._step_seconds(step_seconds)))

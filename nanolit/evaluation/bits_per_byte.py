@@ -16,8 +16,8 @@ def bits_per_byte(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], token_by
     """Nats of the targets, over ln 2 times their bytes, summed over the batches of all ranks.
 
     `batches` yields (ids_BT, targets_BT). `token_bytes` (V,) is the bytes of each id: targets of 0 bytes
-    (special tokens) and ignored ones (-1) count on neither side. Collective: every rank must call it, also one
-    without batches. ValueError if nothing counts.
+    (special tokens) and ignored ones (-1) count on neither side. Collective: every rank must call it, even
+    without batches of its own. ValueError if nothing counts.
     """
     bytes_V = torch.as_tensor(token_bytes).to(model.device, torch.int64)
     nats: list[Tensor] = []  # left on the device: reading a number each batch would wait for it

@@ -14,7 +14,7 @@ import torch
 from nanolit.model.gpt import GPT
 from nanolit.model.release import load_weights
 
-SOURCES = {"base": "base", "mid": "mid", "chatsft": "sft", "chatrl": "rl"}  # nanochat's name: our stage
+STAGES = {"base": "base", "mid": "mid", "chatsft": "sft", "chatrl": "rl"}  # nanochat's name: our stage
 
 # What each generation's program has built in and its checkpoints do not say.
 GENERATIONS: dict[str, dict[str, Any]] = {
@@ -87,7 +87,7 @@ def generation(names: set[str]) -> str:
         return "modern"
     lacks = sorted(MODERN_ONLY - found) or ["value_embeds"]
     raise ValueError(
-        f"this checkpoint lacks {', '.join(lacks)}: it was written between October 2025 and July 2026, the two "
+        f"this checkpoint lacks {', '.join(lacks)}: it is from between October 2025 and July 2026, the "
         "generations that can be read; load and save it with nanochat of July 2026 first"
     )
 
@@ -115,7 +115,7 @@ def find_checkpoint(folder: Path, *, source: str, tag: str | None, step: int | N
     """The model and meta file of one checkpoint below a nanochat base directory."""
     parent = folder / f"{source}_checkpoints"
     if not parent.is_dir():
-        present = [name for name in SOURCES if (folder / f"{name}_checkpoints").is_dir()]
+        present = [name for name in STAGES if (folder / f"{name}_checkpoints").is_dir()]
         hint = (
             f"give --source {' or '.join(present)}"
             if present
@@ -157,7 +157,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def build_model(state: Mapping[str, Any], model_config: Mapping[str, Any], *, origin: str) -> tuple[GPT, str]:
-    """A GPT on the CPU with a checkpoint's weights, embeddings in the dtype they were saved in; its recipe."""
+    """A GPT on the CPU with a checkpoint's weights, embeddings in their saved dtype; and its recipe."""
     recipe = generation(set(state))
     tensors = {canonical_name(name): tensor for name, tensor in state.items()}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""A finished model as a folder: model.safetensors, gpt.json, tokenizer/ and meta.json, written whole or not at all.
+"""A finished model as a folder: model.safetensors, gpt.json, tokenizer/ and meta.json, whole or absent.
 
 Nothing here runs code from the files. The tokenizer's own files are copied unread; only its hash is compared.
 """
@@ -47,11 +47,9 @@ def save_release(
 
 
 def load_release(folder: Path, *, device: torch.device | str) -> tuple[GPT, dict[str, Any]]:
-    """The model, on `device` and in its compute dtype, and the release's meta. ValueError says what is wrong."""
+    """The model, on `device` in the compute dtype there, and the release's meta; ValueError if damaged."""
     if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise ValueError(
-            f"{folder} is not a release: {missing[0]} is missing; a release holds {', '.join(FILES)}"
-        )
+        raise ValueError(f"{folder} is not a release: {missing[0]} is missing; it needs {', '.join(FILES)}")
     hyperparameters, meta = _read_format(folder / "gpt.json"), _read_format(folder / "meta.json")
     _check_tokenizer(folder / "tokenizer", meta.get("tokenizer_hash"), origin=f"{folder}/meta.json names")
     try:
@@ -72,21 +70,28 @@ def load_release(folder: Path, *, device: torch.device | str) -> tuple[GPT, dict
 
 
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy `tensors` by canonical name, cast to the model's dtypes; ValueError unless names and shapes agree."""
+    """Copy `tensors` by canonical name into the model's dtypes; ValueError unless names and shapes agree."""
     parameters = dict(model.named_parameters())
-    if strange := sorted(parameters.keys() ^ tensors.keys()):
-        what = "lacks" if strange[0] in parameters else "has unknown"
+    missing = sorted(parameters.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - parameters.keys())
+    if missing or unknown:
+        found = [f"lacks {_few(missing)}"] if missing else []
+        found += [f"has unknown {_few(unknown)}"] if unknown else []
         raise ValueError(
-            f"{origin} {what} {', '.join(strange)}; its weights and its sizes are not of one model"
+            f"{origin} {' and '.join(found)}: weights and sizes are not of one model; copy it again"
         )
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise ValueError(
-                f"{name} in {origin} is {tuple(tensors[name].shape)}, its sizes ask for {tuple(parameter.shape)}"
+                f"{name} in {origin} is {tuple(tensors[name].shape)}, its sizes say {tuple(parameter.shape)}"
             )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def _few(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _check_tokenizer(folder: Path, expected: object, *, origin: str) -> None:

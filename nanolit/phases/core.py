@@ -5,11 +5,12 @@ One optimizer step, in the order in which Lightning calls us:
 1. The loader gives a `Step`: the micro-batches of this rank, the number of learned tokens of the whole step
    over all ranks, and the position in the data after it.
 2. `optimizer_step` hands the optimizer a closure and counts the step when it is done.
-3. The closure runs `training_step`: the schedule sets learning rate, momentum and weight decay for this step;
-   each micro-batch but the last goes forward and backward at once; the last one's loss is returned.
-4. Lightning calls `optimizer_zero_grad` (nothing to do: `MuonAdamW.step` leaves no gradients) and runs the
-   backward pass of the last micro-batch. Gradients of the micro-batches have added up in `.grad`.
-5. `MuonAdamW.step` sums gradients over ranks, updates this rank's share, and gathers the parameters.
+3. The closure runs `training_step`: the schedule sets learning rate, momentum and weight decay; each
+   micro-batch but the last goes forward and backward at once; the last one's loss is returned.
+4. Lightning calls `optimizer_zero_grad` (nothing to do: step 5 leaves no gradients) and runs the backward pass
+   of the last micro-batch. Gradients of the micro-batches have added up in `.grad`.
+5. `MuonAdamW.step` sums gradients over ranks, updates this rank's share, and gathers the parameters; then the
+   gradients are cleared.
 6. Callbacks see `on_train_batch_end`: metrics, evaluation, samples, checkpoint, interruption.
 
 Losses are sums over learned tokens divided by the step's global number of them, so that neither the number of
@@ -58,6 +59,7 @@ class Phase(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.num_tokens = 0
         self.position: dict[str, Any] = {}
+        self.epoch = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
         self.forward_gpt: Callable[..., Tensor] = torch.compile(gpt, dynamic=False) if compile else gpt
 
@@ -85,15 +87,19 @@ class Phase(L.LightningModule):
             ids_BT, targets_BT = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
             loss = self.loss(ids_BT, targets_BT) / batch.num_tokens
             total = total + loss.detach()
-        self.step_loss, self.num_tokens, self.position = total, batch.num_tokens, batch.position
+        self.step_loss, self.num_tokens = total, batch.num_tokens
+        self.position, self.epoch = batch.position, batch.epoch
         return loss
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
         optimizer.step(closure=optimizer_closure)
+        self.optimizer.zero_grad(set_to_none=True)
         self.finished_steps += 1
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: the optimizer has cleared the gradients, and those of earlier micro-batches are in place."""
+        """Nothing: gradients were cleared after the last step, and hold those of earlier micro-batches."""
 
     def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
         return batch  # training_step moves one micro-batch at a time

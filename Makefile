@@ -1,0 +1,50 @@
+# NanoLit in one word each; `make` lists them. Needs git, Python >= 3.11 and a C compiler; Rust makes it fast.
+unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
+export OMP_NUM_THREADS ?= 1
+
+# A uv that runs, else one of our own in .uv
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
+RUN := $(UV) run --no-sync
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-gpu lint format clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+setup: $(filter .uv/bin/uv,$(UV)) ## Install everything into .venv, the Rust extension included
+	@$(UV) sync --frozen --extra dev --quiet
+	@ls nanolit/_rustbpe*.so >/dev/null 2>&1 || ! cargo --version >/dev/null 2>&1 \
+		|| $(UV) sync --frozen --extra dev --quiet --reinstall-package nanolit
+	@ls nanolit/_rustbpe*.so >/dev/null 2>&1 \
+		|| echo "No Rust 1.85 or newer was found: tokenizers train slowly, in Python (see https://rustup.rs)."
+
+demo: setup ## Train a tiny model on text that ships with NanoLit, on this computer
+	@$(RUN) python -m nanolit.train experiment=demo
+
+test: setup ## Run the tests, two at a time
+	@$(RUN) pytest -n 2 --dist loadgroup
+
+test-gpu: setup ## Run the tests that need a CUDA device
+	@$(RUN) pytest -m gpu
+
+lint: setup ## Check style and types: Python, and Rust where it is installed
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+	@$(RUN) pyright --pythonpath .venv/bin/python
+	@! cargo --version >/dev/null 2>&1 || (cd rustbpe && cargo fmt --check \
+		&& cargo clippy --quiet --locked --all-targets --all-features -- -D warnings)
+
+format: setup ## Format the code, and mend what can be mended by itself
+	@$(RUN) ruff check --fix
+	@$(RUN) ruff format
+	@! cargo --version >/dev/null 2>&1 || (cd rustbpe && cargo fmt)
+
+clean: ## Remove what was built and installed here; runs stay
+	rm -rf .venv .uv dist rustbpe/target nanolit/_rustbpe*.so .pytest_cache .ruff_cache .hypothesis
+
+.uv/bin/uv:
+	@echo "Getting uv, which installs the rest ..."
+	@{ python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; } >/dev/null 2>&1 \
+		|| { rm -rf .uv; python3 -m pip install --quiet --target .uv uv; } \
+		|| { rm -rf .uv; echo "make could not get uv: install it, or python3-venv or python3-pip, then try again" >&2; exit 1; }

@@ -1,0 +1,1 @@
+"""Hydra's launcher for this machine: jobs go in, their results come out; no sweep trains in its process."""

@@ -1,0 +1,215 @@
+"""The conversation stream: a mixture of tasks to the micro-batches of one optimizer step.
+
+Step s is a function of (mixture, tokenizer, seed, s) alone, not of the number of ranks, nor of the
+micro-batch: every rank packs the same rows and takes its share of each step's. A position is therefore the
+number of a step.
+"""
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanolit.data.conversation_packing import Packing, Row, pack
+from nanolit.data.mixture import Mixture
+from nanolit.data.stream import Step, ahead
+from nanolit.machine.device import derived_seed
+from nanolit.tasks.task import Task
+from nanolit.tokenizer.bpe import Tokenizer
+
+FORMAT = 1
+WIDTH_UNIT = 64  # with one conversation a row, rows are as wide as the step's longest, in multiples of this
+IGNORED = -1  # the target that the loss leaves out
+
+
+class ConversationStream:
+    """The optimizer steps of this rank, `num_steps` of them: `for step in stream`.
+
+    packing: "bestfit" (several whole conversations a row, the rest padding), "single" (one a row, padded) or
+    "flat" (all end to end, every token learned). In the first two a conversation longer than a row is cut and
+    counted, and only the assistant's tokens are learned; each row has one. `left_out` declares what isn't
+    trained on.
+
+    `max_steps` steps, going through the mixture as often as that takes; without it, `epochs` times through
+    the mixture, where the last step may have empty rows. The targets of padding are -1.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        rows: int,
+        micro_batch: int,
+        seed: int,
+        packing: Packing,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 4,
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        _check_shares(rows, micro_batch=micro_batch, world=world)
+        check_length(epochs, max_steps)
+        self.context, self.rows, self.micro_batch = context, rows, micro_batch
+        self.packing: Packing = packing
+        self.prefetch = prefetch
+        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._own = slice(rank * rows // world, (rank + 1) * rows // world)
+        self._seed = seed
+        self._padding = tokenizer.bos_id
+        limit = None if packing == "flat" else context + 1
+        self.mixture = Mixture(
+            tasks, tokenizer, max_tokens=limit, learn_all=packing == "flat", threads=threads
+        )
+        self.left_out = self.mixture.left_out
+        self._packed: dict[int, list[Row]] = {}
+        self._starts = [0]  # the number of the first row of each epoch
+        self._num_rows = self._start(epochs) if max_steps is None else max_steps * rows
+        self.num_steps = -(-self._num_rows // rows)
+        self._next_step = 0
+        self._identity = {
+            "data": self.mixture.fingerprint(),
+            "tokenizer": tokenizer.hash,
+            "seed": seed,
+            "context": context,
+            "rows": rows,
+            "packing": packing,
+        }
+
+    def __len__(self) -> int:
+        """Endless, in effect; `num_steps` is the number. Lightning skips a batch on resume without a
+        length."""
+        return 10**9
+
+    def load_position(self, positions: Sequence[Mapping[str, Any]]) -> None:
+        """Continue after the step that these positions rode in (any rank's will do), on any number of ranks.
+
+        ValueError if anything that the order depends on has changed.
+        """
+        position = positions[0]
+        if position.get("format") != FORMAT:
+            raise ValueError(
+                f"the stream's position has format {position.get('format')!r}, this version reads {FORMAT}; "
+                "resume with the version that wrote it"
+            )
+        was = position["identity"]
+        if changed := [key for key, now in self._identity.items() if was.get(key) != now]:
+            differences = ", ".join(f"{key} was {was.get(key)}, is {self._identity[key]}" for key in changed)
+            raise ValueError(
+                f"the stream can't continue, its rows would differ: {differences}; "
+                "resume with the settings and data that the run began with, or begin a new run"
+            )
+        self._next_step = position["step"]
+
+    def __iter__(self) -> Iterator[Step]:
+        """Begins at the first step, or after the loaded position or the last step that was taken."""
+        steps = ahead(map(self._step, range(self._next_step, self.num_steps)), depth=self.prefetch)
+        try:
+            for step in steps:
+                self._next_step = step.position["step"]
+                yield step
+        finally:
+            steps.close()
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's (ids_BT, targets_BT) of all steps, from the first at each call: for validation."""
+        for number in range(self.num_steps):
+            yield from self._step(number).micro_batches
+
+    def _step(self, number: int) -> Step:
+        """Step `number`, counted from 0."""
+        first = number * self.rows
+        stop = min(first + self.rows, self._num_rows)
+        rows = [self._row(row) for row in range(first, stop)]
+        width = self._width(rows)
+        ids = np.full((self.rows, width + 1), self._padding, dtype=np.int64)
+        learned = np.zeros((self.rows, width + 1), dtype=bool)
+        for row, (row_ids, row_learned) in enumerate(rows):
+            ids[row, : len(row_ids)] = row_ids
+            learned[row, : len(row_learned)] = row_learned
+        epoch, within = self._place(stop - 1)
+        return Step(
+            micro_batches=self._micro_batches(ids[self._own], learned[self._own]),
+            num_tokens=int(learned[:, 1:].sum()),
+            position={
+                "format": FORMAT,
+                "step": number + 1,
+                "progress": (number + 1) / self.num_steps,
+                "identity": self._identity,
+            },
+            epoch=epoch + (within + 1) / (self._start(epoch + 1) - self._start(epoch)),
+            cropped_fraction=self.left_out.num_cut_tokens
+            / (self.left_out.num_cut_tokens + int(self.mixture.lengths.sum())),
+        )
+
+    def _micro_batches(
+        self, ids_BT: np.ndarray, learned_BT: np.ndarray
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Rows of T + 1 tokens as inputs and targets of T, each contiguous; each step has memory of its
+        own."""
+        num_rows, capacity = ids_BT.shape
+        shape = (2, num_rows // self.micro_batch, self.micro_batch, capacity - 1)
+        batch = torch.empty(shape, dtype=torch.int64, pin_memory=self._pin_memory)
+        batch.numpy()[0] = ids_BT[:, :-1].reshape(shape[1:])
+        batch.numpy()[1] = np.where(learned_BT[:, 1:], ids_BT[:, 1:], IGNORED).reshape(shape[1:])
+        return list(zip(batch[0], batch[1], strict=True))
+
+    def _width(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> int:
+        if self.packing != "single":
+            return self.context
+        longest = max(len(ids) for ids, _ in rows) - 1
+        return min(-(-longest // WIDTH_UNIT) * WIDTH_UNIT, self.context)
+
+    def _row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        epoch, within = self._place(number)
+        slices = [self.mixture.slice(*piece) for piece in self._epoch(epoch)[within]]
+        return np.concatenate([ids for ids, _ in slices]), np.concatenate([learned for _, learned in slices])
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """(epoch, row within it) of the stream's row `number`."""
+        while self._starts[-1] <= number:
+            self._start(len(self._starts))
+        epoch = bisect.bisect_right(self._starts, number) - 1
+        return epoch, number - self._starts[epoch]
+
+    def _start(self, epoch: int) -> int:
+        """The number of an epoch's first row; all epochs before it are packed to know."""
+        while len(self._starts) <= epoch:
+            self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
+        return self._starts[epoch]
+
+    def _epoch(self, epoch: int) -> list[Row]:
+        """The rows of an epoch; the last two are kept, since a step may reach over their border."""
+        if epoch not in self._packed:
+            order = self.mixture.deck[permutation(len(self.mixture.deck), self._seed, epoch)]
+            rows = pack(self.mixture.lengths, order, capacity=self.context + 1, packing=self.packing)
+            self._packed = dict([*self._packed.items(), (epoch, rows)][-2:])
+        return self._packed[epoch]
+
+
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation that depends on the arguments alone; RandomState's stream is frozen in every numpy."""
+    generator = np.random.RandomState(derived_seed(seed, "conversation order", epoch) % (1 << 32))
+    return generator.permutation(size)
+
+
+def check_length(epochs: int, max_steps: int | None) -> None:
+    for name, value in (("epochs", epochs), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; allowed: 1 and up")
+
+
+def _check_shares(rows: int, *, micro_batch: int, world: int) -> None:
+    unit = micro_batch * world
+    if rows < 1 or rows % unit:
+        nearest = max(unit, round(rows / unit) * unit)
+        raise ValueError(
+            f"rows of a step ({rows}) must be a multiple of micro_batch × ranks "
+            f"({micro_batch} × {world} = {unit}); try {nearest}"
+        )

@@ -1,0 +1,116 @@
+"""Prompts for reinforcement learning: the problems of one step, the same on any number of ranks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanolit.data.conversations import check_length, permutation
+from nanolit.tasks.task import Conversation, Task
+from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.conversation import check_conversation, render_prompt
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A problem: its place in the step over all ranks (which keys its random numbers), ids, and
+    conversation."""
+
+    place: int
+    ids: list[int]
+    conversation: Conversation
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStep:
+    """What one rank samples from in one step, and where the stream stands after it (JSON)."""
+
+    prompts: list[Prompt]
+    position: dict[str, Any]
+
+
+class PromptStream:
+    """The steps of this rank, `num_steps` of them; a step has `prompts` problems over all ranks.
+
+    Every epoch goes once through the task in an order keyed by (seed, epoch). A step of less than `prompts`
+    problems at the end of the last epoch is left out; between epochs a step reaches over. Problems whose
+    prompt is longer than `max_prompt_tokens` are left out: `num_left_out`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        *,
+        prompts: int,
+        max_prompt_tokens: int,
+        seed: int,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if prompts < 1 or prompts % world:
+            raise ValueError(f"the prompts of a step ({prompts}) must be a multiple of the ranks ({world})")
+        check_length(epochs, max_steps)
+        self.prompts = prompts
+        self._own = range(rank * prompts // world, (rank + 1) * prompts // world)
+        self._seed = seed
+        self._problems: list[tuple[list[int], Conversation]] = []
+        for index in range(len(task)):
+            conversation = task[index]
+            check_conversation(conversation, place=task.place(index))
+            ids = render_prompt(conversation, tokenizer)
+            if len(ids) <= max_prompt_tokens:
+                self._problems.append((ids, conversation))
+        self.num_left_out = len(task) - len(self._problems)
+        if not self._problems:
+            raise ValueError(
+                f"{task.name}: every prompt is longer than {max_prompt_tokens} tokens; give a longer context"
+            )
+        self.num_steps = max_steps if max_steps is not None else epochs * len(self._problems) // prompts
+        if self.num_steps < 1:
+            raise ValueError(
+                f"{task.name} has {len(self._problems)} prompts, fewer than the {prompts} of one step; "
+                f"try {len(self._problems)} a step"
+            )
+        self._next_step = 0
+
+    def __len__(self) -> int:
+        """Endless, in effect; `num_steps` is the number. Lightning skips a batch on resume without a
+        length."""
+        return 10**9
+
+    def load_position(self, positions: Sequence[Mapping[str, Any]]) -> None:
+        """Continue after the step that these positions rode in; ValueError when the order is another one
+        now."""
+        was = dict(positions[0])
+        if was != (now := self._position(was.get("step", 0))):
+            raise ValueError(
+                f"the prompts can't continue: their position was {was}, with the settings of now it would be "
+                f"{now}; resume with those that the run began with"
+            )
+        self._next_step = positions[0]["step"]
+
+    def __iter__(self) -> Iterator[PromptStep]:
+        """Begins at the first step, or after the loaded position or the last step that was taken."""
+        for number in range(self._next_step, self.num_steps):
+            prompts = [self._prompt(number, place) for place in self._own]
+            self._next_step = number + 1
+            yield PromptStep(prompts=prompts, position=self._position(number + 1))
+
+    def _prompt(self, step: int, place: int) -> Prompt:
+        epoch, turn = divmod(step * self.prompts + place, len(self._problems))
+        ids, conversation = self._problems[permutation(len(self._problems), self._seed, epoch)[turn]]
+        return Prompt(place=place, ids=ids, conversation=conversation)
+
+    def _position(self, step: int) -> dict[str, Any]:
+        problems = len(self._problems)
+        return {
+            "format": FORMAT,
+            "step": step,
+            "seed": self._seed,
+            "prompts": self.prompts,
+            "problems": problems,
+        }

@@ -1,0 +1,332 @@
+"""The pretraining stream: parquet row groups to the micro-batches of one optimizer step.
+
+Step s is a function of (data, tokenizer, seed, s) alone: not of the number of ranks, nor of the micro-batch.
+The rows of a step come from `lanes`; each lane owns row groups and a packing buffer, and each rank owns
+lanes. The position after a step rides in it, and resumes exactly. Tokenizing and packing run on a thread
+ahead of training.
+"""
+
+import hashlib
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from nanolit.data.packing import BestFitPacker, Document, FlatPacker, Packing, make_packer
+from nanolit.data.sequence import DocumentSequence
+from nanolit.data.shards import Corpus
+from nanolit.tokenizer.bpe import Tokenizer
+
+FORMAT = 1
+LANES = 16
+# Documents that a lane holds to choose from: 16 lanes hold as many as one rank of nanochat (1,000), and crop
+# as much (44% at T = 2,048 over 92M tokens of Wikipedia, Gutenberg and news). More only withholds the longest
+# documents for longer: the share cropped ends near 48% with any buffer, see LOG.md.
+BUFFER = 64
+# Documents encoded at once: enough for four threads, few enough that no step waits for a whole row group.
+CHUNK = 64
+# A lane of little text holds at most this part of its documents: the held ones are the longest, for epochs.
+LARGEST_BUFFER_FRACTION = 0.05
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one rank trains on in one optimizer step.
+
+    micro_batches: (ids_BT, targets_BT), int64, pinned where there is CUDA; every target is learned.
+    num_tokens: learned tokens of the step, over all ranks.
+    position: where the stream stands after this step (JSON); with those of all ranks `load_position` resumes.
+    epoch: how often this rank's lanes went through their documents, on average.
+    cropped_fraction: of the tokens placed or cropped so far, those that packing cropped; this rank's lanes.
+    """
+
+    micro_batches: list[tuple[torch.Tensor, torch.Tensor]]
+    num_tokens: int
+    position: dict
+    epoch: float
+    cropped_fraction: float
+
+    def row_hashes(self) -> list[str]:
+        """A hash of every row, in order: over all ranks, in rank order, the same at any number of ranks."""
+        rows = [
+            torch.cat([ids_T, targets_T[-1:]])
+            for ids_BT, targets_BT in self.micro_batches
+            for ids_T, targets_T in zip(ids_BT, targets_BT, strict=True)
+        ]
+        return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() for row in rows]
+
+
+class PretrainStream:
+    """Endless optimizer steps of this rank: `for step in stream`.
+
+    `rows` (a step's, over all ranks) are dealt to the lanes in equal, contiguous shares, and the lanes to the
+    ranks likewise. There are `lanes`, or fewer where a step has fewer rows or the data fewer row groups.
+    Iterating again continues after the last step that was taken.
+
+    Host memory of a rank, for each of its lanes: the text of one row group, `CHUNK` encoded documents, and at
+    most `buffer` × (context + 1) tokens of 2 or 4 bytes; for all, `prefetch` + 2 steps of 16 bytes a token.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        rows: int,
+        micro_batch: int,
+        seed: int,
+        packing: Packing,
+        lanes: int = LANES,
+        buffer: int = BUFFER,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 4,
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        self.context, self.rows, self.micro_batch = context, rows, micro_batch
+        self.prefetch = prefetch
+        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        groups = [
+            (shard, group)
+            for shard in corpus.train_shards
+            for group, size in enumerate(shard.group_sizes)
+            if size > 0
+        ]
+        if not groups:
+            raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
+        self.lanes = num_lanes(lanes, rows=rows, groups=len(groups))
+        self._own = _own_lanes(self.lanes, rank=rank, world=world)
+        if (rows // world) % micro_batch:
+            raise ValueError(
+                f"micro_batch ({micro_batch} rows) must divide a rank's rows of a step ({rows // world}); "
+                f"allowed are {_listed(_divisors(rows // world))}"
+            )
+        self._groups, self._seed = groups, seed
+        self._tokenizer, self._threads = tokenizer, threads
+        smallest = min(self._sequence(lane).num_documents for lane in range(self.lanes))
+        self.buffer = max(1, min(buffer, int(smallest * LARGEST_BUFFER_FRACTION)))
+        self._packer = {"packing": packing, "capacity": context + 1, "buffer": self.buffer}
+        self._identity = {
+            "data": corpus.fingerprint,
+            "tokenizer": tokenizer.hash,
+            "seed": seed,
+            "lanes": self.lanes,
+            **self._packer,
+        }
+        make_packer(**self._packer)  # an unknown packing is refused now, not on the thread
+        self._position: dict | None = None
+
+    def __len__(self) -> int:
+        """Endless, in effect. Lightning skips a batch on resume of a loader that has no length."""
+        return 10**9
+
+    def load_position(self, positions: Sequence[Mapping]) -> None:
+        """Continue after the step that these positions rode in: those of all ranks that saved it.
+
+        The number of ranks may differ from now. ValueError if anything that the order depends on has changed.
+        """
+        lanes: dict[str, dict] = {}
+        for position in positions:
+            if position.get("format") != FORMAT:
+                raise ValueError(
+                    f"the stream's position has format {position.get('format')!r}, this version reads "
+                    f"{FORMAT}; resume with the version that wrote it"
+                )
+            was, now = dict(position["identity"]), self._identity
+            if changed := [key for key in now if was.get(key) != now[key]]:
+                differences = ", ".join(f"{key} was {was.get(key)}, is {now[key]}" for key in changed)
+                raise ValueError(
+                    f"the stream can't continue, its rows would differ: {differences}; "
+                    "resume with the settings and data that the run began with, or begin a new run"
+                )
+            lanes.update(position["lanes"])
+        if len(lanes) != self.lanes or len({position["step"] for position in positions}) != 1:
+            raise ValueError(
+                f"the stream continues from the positions of all ranks after one step; got steps "
+                f"{[position['step'] for position in positions]} with {len(lanes)} of {self.lanes} lanes"
+            )
+        own = {str(n): lanes[str(n)] for n in self._own}
+        self._position = {**positions[0], "lanes": own}
+
+    def __iter__(self) -> Iterator[Step]:
+        with closing(ahead(self._steps(self._position), depth=self.prefetch)) as steps:
+            for step in steps:
+                self._position = step.position
+                yield step
+
+    def _steps(self, position: dict | None) -> Iterator[Step]:
+        """Makes the steps after `position`; runs on the thread."""
+        num_steps = position["step"] if position else 0
+        lanes = [
+            _Lane(self._sequence(n), self._tokenizer, make_packer(**self._packer), threads=self._threads)
+            for n in self._own
+        ]
+        if position:
+            for n, lane in zip(self._own, lanes, strict=True):
+                lane.load_state(position["lanes"][str(n)])
+        while True:
+            rows = [lane.row() for lane in lanes for _ in range(self.rows // self.lanes)]
+            num_steps += 1
+            kept = sum(lane.packer.num_kept for lane in lanes)
+            cropped = sum(lane.packer.num_cropped for lane in lanes)
+            yield Step(
+                micro_batches=self._micro_batches(np.stack(rows)),
+                num_tokens=self.rows * self.context,
+                position={
+                    "format": FORMAT,
+                    "step": num_steps,
+                    "identity": self._identity,
+                    "lanes": {str(n): lane.state() for n, lane in zip(self._own, lanes, strict=True)},
+                },
+                epoch=sum(lane.epoch for lane in lanes) / len(lanes),
+                cropped_fraction=cropped / (kept + cropped),
+            )
+
+    def _sequence(self, lane: int) -> DocumentSequence:
+        return DocumentSequence(self._groups, lane=lane, lanes=self.lanes, seed=self._seed)
+
+    def _micro_batches(self, rows_BT: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Rows of T + 1 tokens as inputs and targets of T, each contiguous.
+
+        Each step gets memory of its own: torch reuses pinned memory only after the copies queued from it.
+        """
+        return [
+            as_batch(rows_BT[start : start + self.micro_batch], pin_memory=self._pin_memory)
+            for start in range(0, len(rows_BT), self.micro_batch)
+        ]
+
+
+class _Lane:
+    """The rows of one lane: its documents, encoded a chunk at a time, through its packer."""
+
+    def __init__(
+        self,
+        sequence: DocumentSequence,
+        tokenizer: Tokenizer,
+        packer: BestFitPacker | FlatPacker,
+        *,
+        threads: int,
+    ) -> None:
+        self.sequence = sequence
+        self.tokenizer = tokenizer
+        self.packer = packer
+        self.threads = threads
+        self._next = 0  # the first document that is not drawn yet
+        self._ready: deque[Document] = deque()
+
+    def load_state(self, state: Mapping) -> None:
+        """Continue from what `state` gave: the held documents are read and encoded again."""
+        self._next = state["next"]
+        self.packer.load_state(state, dict(self._encode(sorted(state["documents"]))))
+
+    def state(self) -> dict:
+        """The documents by their number in the sequence, never their tokens."""
+        return {"next": self._next, **self.packer.state()}
+
+    @property
+    def epoch(self) -> float:
+        return self._next / self.sequence.num_documents
+
+    def row(self) -> np.ndarray:
+        row = self.packer.pack(self._draw)
+        assert row is not None, "the sequence of a lane never ends"
+        return row
+
+    def _draw(self) -> list[Document]:
+        """The next document, alone: what a lane trains on doesn't depend on how many are encoded at once."""
+        if not self._ready:
+            self._ready.extend(self._encode(range(self._next, self._next + CHUNK)))
+        self._next += 1
+        return [self._ready.popleft()]
+
+    def _encode(self, numbers: Sequence[int]) -> list[Document]:
+        texts = self.sequence.texts(numbers)
+        tokens = self.tokenizer.encode_batch(texts, threads=self.threads, bos=True)
+        return list(zip(numbers, tokens, strict=True))
+
+
+def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
+    """How many lanes there are: the most that divide `lanes` and `rows` and have a row group each.
+
+    Depends on the step and the data, never on the ranks.
+    """
+    if rows < 1 or lanes < 1:
+        raise ValueError(f"rows ({rows}) and lanes ({lanes}) must be at least 1")
+    return max(n for n in _divisors(math.gcd(lanes, rows)) if n <= groups)
+
+
+def _own_lanes(lanes: int, *, rank: int, world: int) -> range:
+    """The lanes of a rank: an equal, contiguous share."""
+    if lanes % world:
+        raise ValueError(
+            f"{world} ranks can't share {lanes} lanes of data evenly; allowed are "
+            f"{_listed(_divisors(lanes))} ranks, or lanes and rows of a step that {world} divides"
+        )
+    return range(rank * lanes // world, (rank + 1) * lanes // world)
+
+
+def as_batch(rows_BT: np.ndarray, *, pin_memory: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of T + 1 tokens as (ids_BT, targets_BT), int64, both contiguous."""
+    num_rows, capacity = rows_BT.shape
+    batch = torch.empty((2, num_rows, capacity - 1), dtype=torch.int64, pin_memory=pin_memory)
+    batch.numpy()[0] = rows_BT[:, :-1]
+    batch.numpy()[1] = rows_BT[:, 1:]
+    return batch[0], batch[1]
+
+
+def ahead(items: Iterator[Item], *, depth: int) -> Generator[Item, None, None]:
+    """The same items, made on a thread that is at most `depth` ahead.
+
+    What it raises is raised here, at the item's place; closing this iterator ends the thread.
+    """
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def work() -> None:
+        try:
+            if device is not None:  # pinned memory belongs to this rank's device; threads begin on the first
+                torch.cuda.set_device(device)
+            for item in items:
+                ready.put((item, None))
+                if stopped.is_set():
+                    return
+            ready.put((None, StopIteration()))
+        except BaseException as error:
+            ready.put((None, error))
+
+    thread = threading.Thread(target=work, name="nanolit-data", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            while not ready.empty():  # makes room for the item that the thread may be waiting to hand over
+                ready.get_nowait()
+            thread.join(timeout=0.05)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,87 @@
+"""The fixed validation rows of a corpus, dealt out by rows: the same tokens on any number of ranks."""
+
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+
+from nanolit.data.packing import Document, Packing, make_packer
+from nanolit.data.shards import Corpus, read_texts
+from nanolit.data.stream import CHUNK, as_batch
+from nanolit.tokenizer.bpe import Tokenizer
+
+BUFFER = 1000  # documents to choose from, as in nanochat: its rows are nearly ours
+
+
+class ValidationRows:
+    """This rank's share of the held-out rows: `for ids_BT, targets_BT in rows`, again and again the same.
+
+    The rows are packed from the held-out files in their order, from the beginning, until they hold
+    `num_tokens` targets (None: as many as there are), and never wrap: where there are fewer, a warning says
+    how many. Rank r has rows r, r + world, …, so that it may have one row fewer than another, and a last
+    batch of fewer rows. Every rank packs all rows once, and keeps its own (2 or 4 bytes a token).
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        micro_batch: int,
+        packing: Packing,
+        num_tokens: int | None,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 4,
+    ) -> None:
+        self.micro_batch = micro_batch
+        wanted = None if num_tokens is None else max(1, num_tokens // context)
+        documents = _documents(corpus, tokenizer, threads=threads)
+        packer = make_packer(packing, capacity=context + 1, buffer=BUFFER)
+        own: list[np.ndarray] = []
+        self.num_rows = 0
+        while (
+            self.num_rows != wanted and (row := packer.pack(lambda: list(islice(documents, 1)))) is not None
+        ):
+            if self.num_rows % world == rank:
+                own.append(row)
+            self.num_rows += 1
+        self.num_tokens = self.num_rows * context
+        self._rows_BT = np.stack(own) if own else np.empty((0, context + 1), dtype=np.uint16)
+        if self.num_rows == 0:
+            raise ValueError(
+                f"the held-out files of data={corpus.name} don't fill one row of {context + 1} tokens; "
+                "hold out more text, or choose a smaller context"
+            )
+        if num_tokens is not None and self.num_tokens < num_tokens - num_tokens % context:
+            warnings.warn(
+                f"validation uses the {self.num_tokens:,} tokens that data={corpus.name} holds out, fewer "
+                f"than the {num_tokens:,} asked for",
+                stacklevel=2,
+            )
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return -(-len(self._rows_BT) // self.micro_batch)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(self._rows_BT), self.micro_batch):
+            yield as_batch(
+                self._rows_BT[start : start + self.micro_batch], pin_memory=torch.cuda.is_available()
+            )
+
+
+def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Document]:
+    """The held-out documents in the files' order, numbered, with BOS, encoded a chunk at a time."""
+    number = 0
+    for shard in corpus.validation_shards:
+        for group in range(len(shard.group_sizes)):
+            texts = read_texts(shard, group)
+            for start in range(0, len(texts), CHUNK):
+                chunk = texts.slice(start, CHUNK).to_pylist()
+                for tokens in tokenizer.encode_batch(chunk, threads=threads, bos=True):
+                    yield number, tokens
+                    number += 1

@@ -1,0 +1,190 @@
+"""What was typed to a job: Hydra composes, Python fills in what follows by rule, jobs/check.py looks at it.
+
+Every error that a person can cause here is one ValueError of one line.
+"""
+
+import difflib
+import functools
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nanolit.jobs.check import check_job, shape_of, unknown_key
+from nanolit.jobs.names import run_name
+from nanolit.machine.paths import conf_folder, home
+from nanolit.phases.job import Job
+
+OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+
+def compose(overrides: Sequence[str]) -> Job:
+    """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
+    try:
+        config = compose_config(overrides)
+        job = fill(config, overrides)
+        given_name = job["run"]
+        check_job({**job, "run": given_name or ""})
+        recipe = config.hydra.runtime.choices["recipe"]
+        search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
+        plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
+        job["run"] = check_name(given_name or run_name(job, plain))
+        return job
+    except USER_ERRORS as error:
+        raise ValueError(explain(error, overrides)) from error
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Hydra's composition, with its own node; inside a running Hydra application, with its search path."""
+    if GlobalHydra().is_initialized():
+        return hydra_compose("config", list(overrides), return_hydra_config=True)
+    with initialize_config_dir(str(conf_folder()), job_name="nanolit", version_base="1.3"):
+        return hydra_compose("config", list(overrides), return_hydra_config=True)
+
+
+def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
+    """Resolve to a plain dict; fill in data, stages, root and the GPU's name where they are null."""
+    job = plain_dict(config)
+    for group in ("model", "recipe", "cluster", "stage"):
+        if not isinstance(job.get(group), dict):
+            raise ValueError(
+                f"{group} is {job.get(group)!r}; choose one by name: {group}=…, or `override /{group}: …`"
+            )
+    if job.get("data") is None:
+        path = conf_folder() / "data" / f"{job['recipe']['corpus']}.yaml"
+        job["data"] = OmegaConf.to_container(OmegaConf.load(path))
+    job["stages"] = stages_of(job)
+    unused = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
+    for one in overrides:
+        if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in unused)):
+            raise ValueError(f"{one}: {no_such_stage(job, one.split('.')[1])}")
+    job["stage"] = {stage: settings for stage, settings in job["stage"].items() if stage not in unused}
+    job["root"] = str(home(job["root"]))
+    if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
+        job["cluster"]["gpu"] = gpu_of_this_machine()
+    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
+    return cast(Job, job)
+
+
+def check_name(run: str) -> str:
+    """A run's name is a folder's name, part of RUN/stage: letters, digits, - and _ alone."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", run):
+        raise ValueError(
+            f"run is {run!r}; it has letters, digits, - and _: try {re.sub('[^A-Za-z0-9_-]+', '-', run)!r}"
+        )
+    return run
+
+
+def plain_dict(config: DictConfig) -> dict[str, Any]:
+    try:
+        job = OmegaConf.to_container(
+            OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
+            resolve=True,
+            throw_on_missing=True,
+        )
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
+    assert isinstance(job, dict)
+    return cast(dict[str, Any], job)
+
+
+def stages_of(job: dict[str, Any]) -> list[str]:
+    """The stages of the phase, or those that were asked for: known to the recipe, in its order."""
+    has = job["recipe"]["stages"]
+    stages = job.get("stages")
+    if stages is None and job.get("phase") == "speedrun":
+        stages = [stage for stage in has if stage != "rl" or job["rl"]]
+    elif stages is None and job.get("phase") == "identity":
+        stages = [stage for stage in ("mid", "sft") if stage in has]
+    if not stages or not isinstance(stages, list):
+        raise ValueError(f"stages is {stages!r}; choose a phase, or a list like stages=[base]")
+    for stage in stages:
+        if stage not in has:
+            raise ValueError(no_such_stage(job, stage))
+    if stages != (ordered := [stage for stage in has if stage in stages]):
+        raise ValueError(
+            f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
+        )
+    return stages
+
+
+def no_such_stage(job: dict[str, Any], stage: str) -> str:
+    recipe = job["recipe"]
+    return f"recipe={recipe['name']} has no stage {stage}; its stages: {', '.join(recipe['stages'])}"
+
+
+@functools.cache
+def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Job:
+    """The job of this recipe, depth and seed and no other choice: what a plain run name means."""
+    overrides = [f"recipe={recipe}", f"model.depth={depth}", f"seed={seed}", *search]
+    return fill(compose_config(overrides), overrides)
+
+
+def gpu_of_this_machine() -> str:
+    """The name of the first NVIDIA GPU, else "cpu", without importing torch."""
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode == 0 and found.stdout.strip():
+            return found.stdout.strip().splitlines()[0]
+    return "cpu"
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> str:
+    """One line for an error of composition: what was got, the nearest that is allowed."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return unknown_override(match[1], text, overrides)
+    if match := re.search(r"Could not find '([\w/-]+)/([^/']+)'", text):
+        return unknown_option(match[1], match[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+    return " ".join(
+        line.strip() for line in text.splitlines() if not re.match(r"\s*(full_key|object_type)", line)
+    )
+
+
+def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
+    """For a key that the configuration doesn't have; siblings are looked up in the job without it."""
+    key = key.split("@")[0].lstrip("/")
+    place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
+    groups = {folder.name for folder in conf_folder().iterdir() if folder.is_dir()} - {"hydra"}
+    if "." not in key:
+        known = groups.union(shape_of("nanolit.phases.job.Job").keys) - {"overrides"}
+        return place + unknown_key(key, known)
+    parent = key.rpartition(".")[0]
+    try:
+        rest = [one for one in overrides if one.lstrip("+~").split("=")[0] != key]
+        node = OmegaConf.select(compose_config(rest), parent)
+    except USER_ERRORS:
+        node = None
+    if isinstance(node, DictConfig):
+        return place + unknown_key(key, map(str, node))
+    if parent in groups:
+        return f"{key} needs a choice of {parent} first; {parent}=… is one of {', '.join(options(parent))}"
+    return unknown_override(parent, text, rest) if "." in parent else f"{place}there is no key {key}"
+
+
+def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
+    """For `model=d7`: the nearest option, and all of them."""
+    if group.startswith("hydra/launcher") and "submitit" in option:
+        return (
+            "cluster=slurm_8xgpu needs hydra-submitit-launcher; install it with: pip install 'nanolit[slurm]'"
+        )
+    known = list(known) or options(group)
+    near = difflib.get_close_matches(option, known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    other = " (model.depth=N takes any depth)" if group == "model" else ""
+    return f"there is no {group}={option}; {meant}allowed: {', '.join(known)}{other}"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))

@@ -1,0 +1,242 @@
+"""A resolved job to its result: every stage in order. A local run, a sweep, a container: all call `run`.
+
+`python -m nanolit.jobs.execute job.yaml` does the same for a job on disk.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from nanolit.jobs.names import decisive_settings, difference, tokenizer_folder
+from nanolit.jobs.plans import stage_plan
+from nanolit.jobs.processes import clean_environment, supervise, torchrun
+from nanolit.jobs.show import plan_table
+from nanolit.machine.paths import read_json, run_folder, stage_folder, write_atomically, write_json
+from nanolit.phases.job import Job
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: there, two processes in one run are the user's to avoid
+    fcntl = None
+
+Result = dict[str, Any]
+WORKER = "nanolit.jobs.worker"
+AVAILABLE = ("tokenizer", "base")
+
+
+def run(job: Job) -> Result:
+    """The last stage's result. What a person can put right is data: {"status": "failed", "error": …}."""
+    try:
+        check_root(job)
+        lock = run_folder(job["root"], job["run"]) / ".lock"
+        with (
+            held(lock, busy=f"run {job['run']} is in use")
+            if is_rank_zero()
+            else held_by_rank_zero() as keep_open
+        ):
+            check_stages(job)
+            return run_stages(job, keep_open)
+    except (ValueError, OSError) as error:
+        return {"status": "failed", "run": job["run"], "error": str(error)}
+
+
+def run_stages(job: Job, keep_open: list[int]) -> Result:
+    """Run the stages in order, up to one that doesn't end well; a missing tokenizer is made first."""
+    result: Result = {}
+    stages = job["stages"] if "tokenizer" in job["stages"] else ["tokenizer", *job["stages"]]
+    for stage in stages:
+        result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, keep_open)
+        if result["status"] != "done":
+            break
+    return result
+
+
+def make_tokenizer(job: Job) -> Result:
+    """The job's tokenizer, trained unless a run with the same data and settings has already done so."""
+    folder = tokenizer_folder(job)
+    busy = folder.with_name(f".{folder.name}.lock")
+    with held(busy, wait=True):
+        if (folder / "tokenizer.json").exists():
+            say(f"tokenizer: {folder.name} is there")
+            return {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
+        prepare(job, "tokenizer")
+        return in_process(job, "tokenizer")
+
+
+def run_stage(job: Job, stage: str, keep_open: list[int]) -> Result:
+    """Run one stage, on one device in this process, on several under torchrun, unless it is finished."""
+    if result := finished(job, stage):
+        say(f"{stage}: run {job['run']} has finished it{score(result)}")
+        return result
+    folder = prepare(job, stage)
+    devices = job["cluster"]["devices"]
+    if devices == 1 or under_torchrun():
+        return in_process(job, stage)
+    interrupted = False
+    try:
+        command = torchrun(WORKER, [str(folder / "job.yaml"), stage], devices=devices)
+        code = supervise(command, environment=clean_environment(devices=devices), keep_open=keep_open)
+    except KeyboardInterrupt:
+        code, interrupted = 130, True
+    if (folder / "result.json").exists():
+        return read_json(folder / "result.json")
+    if interrupted:
+        error = "stopped before it could write a checkpoint; the same command goes on from the one before"
+        return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
+    error = (
+        f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above"
+    )
+    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
+
+
+def in_process(job: Job, stage: str) -> Result:
+    return importlib.import_module(WORKER).run(job, stage)
+
+
+def prepare(job: Job, stage: str) -> Path:
+    """Write job.yaml and plan.json, show the plan, remove an earlier result: its absence means failure."""
+    folder = stage_folder(job["root"], job["run"], stage)
+    plan = stage_plan(job, stage)
+    if is_rank_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        write_job(folder / "job.yaml", job)
+        write_json(folder / "plan.json", plan)
+        say(plan_table(plan))
+    return folder
+
+
+def check_root(job: Job) -> None:
+    """ValueError unless the run's folder can be made and written."""
+    folder = run_folder(job["root"], job["run"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a"):
+            pass
+    except OSError as error:
+        raise ValueError(unwritable(error, job["root"])) from error
+
+
+def unwritable(error: OSError, root: str) -> str:
+    reason = f"{error.strerror}: {error.filename}"
+    return f"root={root} cannot be written ({reason}); give another root=… or set NANOLIT_HOME"
+
+
+def check_stages(job: Job) -> None:
+    """ValueError for what makes a stage impossible, before any of them begins."""
+    if job["phase"] == "identity" and not job["start_from"]:
+        raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
+    for stage in job["stages"]:
+        check_unchanged(job, stage)
+    check_previous(job, job["stages"][0])
+    if missing := [stage for stage in job["stages"] if stage not in AVAILABLE]:
+        runs = ", ".join(AVAILABLE)
+        raise ValueError(
+            f"{' and '.join(missing)} cannot be run yet in this version, only planned; {runs} can"
+        )
+    if job["start_from"]:
+        raise ValueError(f"start_from={job['start_from']} is not available yet in this version; leave it out")
+
+
+def check_unchanged(job: Job, stage: str) -> None:
+    """ValueError with the difference, when the stage was begun with other settings that decide its result."""
+    path = stage_folder(job["root"], job["run"], stage) / "job.yaml"
+    if stage == "tokenizer" or not path.exists():
+        return
+    changes = difference(decisive_settings(read_job(path), stage), decisive_settings(job, stage))
+    if changes:
+        listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changes.items())
+        raise ValueError(
+            f"run {job['run']} was begun with other settings: {listed}; give those again, or another run=NAME"
+        )
+
+
+def check_previous(job: Job, stage: str) -> None:
+    """ValueError with the command that makes it, when the model that the stage begins from is missing."""
+    models = [one for one in job["recipe"]["stages"] if one != "tokenizer"]
+    before = models[: models.index(stage)] if stage in models else []
+    if not before or job["start_from"] or finished(job, before[-1]):
+        return
+    previous = next(one for one in before if not finished(job, one))
+    others = [one for one in job["overrides"] if not one.startswith(("phase=", "stages=", "start_from="))]
+    command = " ".join(["python -m nanolit.train", f"phase={previous}", *others])
+    raise ValueError(
+        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; make it with: {command}"
+    )
+
+
+def finished(job: Job, stage: str) -> Result | None:
+    """The stored result of a stage that is done, else None."""
+    path = stage_folder(job["root"], job["run"], stage) / "result.json"
+    result = read_json(path) if path.exists() else {}
+    return result if result.get("status") == "done" else None
+
+
+def score(result: Result) -> str:
+    steps = f" at step {result['step']:,}" if "step" in result else ""
+    return f"{steps}, {result['val_bpb']:.4f} bits per byte" if "val_bpb" in result else steps
+
+
+@contextmanager
+def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int]]:
+    """Hold the lock of a file; yields its descriptor, for children to inherit; ValueError when taken."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another"
+                raise ValueError(
+                    f"{busy} by process {holder}; wait for it, stop it, or give another run=NAME"
+                ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield [file.fileno()]
+
+
+@contextmanager
+def held_by_rank_zero() -> Iterator[list[int]]:
+    """On the other ranks of an outer torchrun: nothing to hold."""
+    yield []
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_rank_zero() -> bool:
+    return not under_torchrun() or os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    if is_rank_zero():
+        print(text, flush=True)
+
+
+def write_job(path: Path, job: Job) -> None:
+    write_atomically(path, yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True))
+
+
+def read_job(path: Path) -> Job:
+    return cast(Job, yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def main() -> int:
+    """Run the job of a file; 0 when it is done, 130 when it was interrupted, else 1."""
+    result = run(read_job(Path(sys.argv[1])))
+    if result["status"] != "done":
+        print(f"{result['run']}: {result['status']}: {result.get('error', '')}", file=sys.stderr)
+    return {"done": 0, "interrupted": 130}.get(result["status"], 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

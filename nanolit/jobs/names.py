@@ -1,0 +1,75 @@
+"""Which keys decide a result; the name of a run, and of the tokenizer it uses, from those keys alone."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanolit.jobs.build import build
+from nanolit.machine.paths import tokenizers_folder
+from nanolit.phases.job import Job
+
+# How a result is watched, not what it is: never in a name, never a reason to refuse a resume.
+INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every"}
+DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
+STAGES = ("tokenizer", "base", "mid", "sft", "rl")
+
+
+def decisive_settings(job: Job, stage: str | None = None) -> dict[str, Any]:
+    """Dotted key → value of all that decides the result: of the whole job, or of one stage alone.
+
+    The cluster, the devices, the logger and what is only watched are not in it.
+    """
+    found = flatten({key: job[key] for key in DECISIVE})
+    found = {key: value for key, value in found.items() if key.rpartition(".")[2] not in INDIFFERENT}
+    if stage is None:
+        return found
+    if stage == "tokenizer":
+        return {key: value for key, value in found.items() if key.startswith(("data.", "stage.tokenizer."))}
+    others = tuple(
+        f"{node}.{other}." for node in ("stage", "recipe") for other in STAGES[1:] if other != stage
+    )
+    return {key: value for key, value in found.items() if not key.startswith(others)}
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to one with dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        below = isinstance(value, Mapping) and value
+        flat.update(flatten(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value})
+    return flat
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key → (old, new) where two flat mappings differ; an absent key counts as None."""
+    keys = sorted(old.keys() | new.keys())
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def run_name(job: Job, plain: Job) -> str:
+    """d12-modern-s1: depth, recipe, seed, and a short hash of what differs from the `plain` job of these.
+
+    `phase=identity start_from=RUN` is RUN-identity.
+    """
+    if job["phase"] == "identity" and job["start_from"]:
+        return job["start_from"].rstrip("/").split("/")[0] + "-identity"
+    name = f"d{job['model']['depth']}-{job['recipe']['name']}-s{job['seed']}"
+    changes = difference(decisive_settings(plain), decisive_settings(job))
+    return f"{name}-{short_hash({key: new for key, (_, new) in changes.items()})}" if changes else name
+
+
+def tokenizer_name(job: Job) -> str:
+    """sample-4096-1a2b3c4d: what it is trained on, its size, and a hash of all that decides its merges."""
+    settings = decisive_settings(job, "tokenizer")
+    return f"{build(job['data']).name}-{job['stage']['tokenizer']['vocab_size']}-{short_hash(settings, 8)}"
+
+
+def tokenizer_folder(job: Job) -> Path:
+    """Where the job's tokenizer is, or will be: shared by all runs of the same root and settings."""
+    return tokenizers_folder(job["root"]) / tokenizer_name(job)
+
+
+def short_hash(content: Any, letters: int = 6) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:letters]

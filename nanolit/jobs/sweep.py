@@ -1,0 +1,130 @@
+"""Several composed jobs on this machine: all are checked before the first starts, then a process for each."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from nanolit.jobs.execute import run, say, score, write_job
+from nanolit.jobs.plans import fresh_plan
+from nanolit.jobs.processes import sigterm_interrupts, stop
+from nanolit.jobs.show import plan_table
+from nanolit.machine.paths import read_json, run_folder, stage_folder
+from nanolit.phases.job import Job
+
+
+class JobFailed(RuntimeError):
+    """A job began and did not end well; `code` is the exit code for the shell."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
+    """Run the jobs; their validation bits per byte, or None. ValueError comes before any has begun."""
+    check_jobs(jobs)
+    if jobs[0]["dry_run"]:
+        for job in jobs:
+            for stage in job["stages"]:
+                say(plan_table(fresh_plan(job, stage)))
+        return [None for _ in jobs]
+    results = [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs)
+    bad = [result for result in results if result["status"] != "done"]
+    if bad:
+        lines = [f"{result['run']}: {result['status']}: {result.get('error', '')}" for result in bad]
+        raise JobFailed("\n".join(lines), 130 if any(one["status"] == "interrupted" for one in bad) else 1)
+    return [result.get("val_bpb") for result in results]
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """ValueError for a job that must not run here, cannot be planned, or is the same run as another."""
+    for job in jobs:
+        refuse_elsewhere(job)
+        for stage in job["stages"]:
+            fresh_plan(job, stage)
+    name, count = Counter(job["run"] for job in jobs).most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"{count} jobs of the sweep are the same run {name}; sweep over what changes a result"
+        )
+
+
+def refuse_elsewhere(job: Job) -> None:
+    """A job for rented GPUs never runs on the machine where it is typed."""
+    cluster = job["cluster"]
+    if cluster["kind"] == "local" or (cluster["kind"] == "slurm" and "SLURM_JOB_ID" in os.environ):
+        return
+    raise ValueError(
+        f"cluster={cluster['name']} does not run on this machine: its launcher submits it; give it alone "
+        "(not in a sweep with cluster=local, not with hydra.mode=RUN), or choose cluster=local"
+    )
+
+
+def run_processes(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """A process per job, each with its own GPUs, as many at once as have GPUs; one at a time on a CPU."""
+    slots = gpu_slots(jobs[0]["cluster"]["devices"])
+    waiting, running = list(jobs), dict[str, tuple[subprocess.Popen, Job]]()
+    with sigterm_interrupts():
+        try:
+            while waiting or running:
+                for slot in [slot for slot in slots if slot not in running and waiting]:
+                    if waiting:
+                        job = waiting.pop(0)
+                        running[slot] = (start(job, slot, shared=len(slots) == 1), job)
+                for slot, (process, job) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[slot]
+                        report(job, jobs)
+                time.sleep(0.1)
+        except BaseException:
+            stop([process for process, _ in running.values()])
+            raise
+    return [read_result(job) for job in jobs]
+
+
+def gpu_slots(devices: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each place for a job: `devices` GPUs each; one place if there are no more."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = [one for one in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if one]
+    elif shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+        gpus = [str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+    else:
+        gpus = []
+    places = [gpus[first : first + devices] for first in range(0, len(gpus) - devices + 1, devices)]
+    return [",".join(place) for place in places] or [",".join(gpus)]
+
+
+def start(job: Job, slot: str, *, shared: bool) -> subprocess.Popen:
+    """Begin one job; where several run at a time its output goes to log.txt in the run's folder."""
+    folder = run_folder(job["root"], job["run"])
+    path = folder / "job.yaml"
+    write_job(path, job)
+    say(f"── {job['run']}" + ("" if shared else f" on GPU {slot}, output in {folder / 'log.txt'}"))
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": slot} if slot else dict(os.environ)
+    command = [sys.executable, "-m", "nanolit.jobs.execute", str(path)]
+    if shared:
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def report(job: Job, jobs: Sequence[Job]) -> None:
+    result = read_result(job)
+    say(f"── {job['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
+
+
+def read_result(job: Job) -> dict[str, Any]:
+    """The result of the job's last stage that has one."""
+    for stage in reversed(job["stages"]):
+        path = stage_folder(job["root"], job["run"], stage) / "result.json"
+        if path.exists():
+            return read_json(path)
+    return {"status": "failed", "run": job["run"], "error": "ended without a result"}

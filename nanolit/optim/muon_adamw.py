@@ -1,0 +1,198 @@
+"""Muon for block matrices and AdamW for the rest in one optimizer, on one device or sharded over ranks.
+
+A step: sum gradients over ranks (all reduce-scatters at once), clip by the global norm if asked, update this
+rank's share as gradients arrive, send parameters back (all-gather), wait. Gradients are summed, not averaged:
+the loss must already be divided by the step's global number of learned tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanolit.machine.device import compute_dtype, world_size
+from nanolit.optim.shares import SMALL, FlatSlice, MatrixStack, Read, Replica, StateSlice
+from nanolit.optim.updates import Orthogonalization, adamw_update, muon_update, variance_dim
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Build it after the process group, and after the parameters have their final device and equal values."""
+
+    def __init__(
+        self,
+        groups: list[dict],
+        *,
+        orthogonalization: Orthogonalization,
+        equilibrate_rows: bool,
+        normalize_update: bool,
+        variance_reduction: bool,
+        cautious: bool,
+        clip_norm: float | None = None,
+        momentum: float = 0.95,
+        variance_beta: float = 0.9,
+        compile: bool | None = None,
+    ) -> None:
+        """groups: from build_groups. momentum: until set_multipliers is called. compile None: on CUDA only.
+
+        clip_norm bounds the norm of all gradients together, summed over ranks; None: no clipping.
+        """
+        if orthogonalization not in ("newton_schulz", "polar_express"):
+            raise ValueError(
+                f"orthogonalization={orthogonalization!r} is not one of newton_schulz, polar_express; "
+                "choose one of them"
+            )
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm={clip_norm} must be above 0; give null for no clipping")
+        super().__init__(groups, {})
+        device = self.param_groups[0]["params"][0].device
+        self.clip_norm = clip_norm
+        self.gradient_norm: Tensor | None = None  # of the last step before clipping; only known when clipping
+        self._variance_beta = _scalar(variance_beta)
+        self._flags = {
+            "orthogonalization": orthogonalization,
+            "dtype": compute_dtype(device),
+            "equilibrate_rows": equilibrate_rows,
+            "normalize_update": normalize_update,
+            "cautious": cautious,
+        }
+        self._muon_update, self._adamw_update = muon_update, adamw_update
+        if device.type == "cuda" if compile is None else compile:
+            self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
+            self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=True)
+        self._stacks: list[tuple[dict, MatrixStack]] = []
+        self._slices: list[tuple[dict, FlatSlice]] = []
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                group["momentum"] = momentum
+                self._stacks.append((group, _stack(group, variance_reduction)))
+            else:
+                self._slices += [
+                    (group, _slice(name, p)) for name, p in zip(group["names"], group["params"], strict=True)
+                ]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update of all parameters; runs the closure first and returns its loss. Collective over ranks.
+
+        With clip_norm on one rank, the parameters' own gradients are scaled in place.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        shares = [share for _, share in self._stacks + self._slices]
+        for share in shares:
+            share.start_reduce()
+        if self.clip_norm is not None:
+            self._clip(self.clip_norm)
+        for group, stack in self._stacks:
+            self._step_muon(group, stack)
+        for group, flat in self._slices:
+            self._step_adamw(group, flat)
+        for share in shares:
+            share.finish()
+        return loss
+
+    def set_multipliers(self, *, lr: float, momentum: float, weight_decay: float) -> None:
+        """Sets this step's rates (initial ones times lr), Muon's decay (times weight_decay) and its momentum.
+
+        AdamW's decays stay as they are set: nanochat's schedule moves only Muon's.
+        """
+        for group in self.param_groups:
+            group["lr"] = group["initial_lr"] * lr
+            if group["kind"] == "muon":
+                group["momentum"] = momentum
+                group["weight_decay"] = group["initial_weight_decay"] * weight_decay
+
+    def state_slices(self) -> dict[str, StateSlice]:
+        """This rank's share of the state by "<parameter>/<buffer>"; all ranks' together are the whole."""
+        slices: dict[str, StateSlice] = {}
+        for _, share in self._stacks + self._slices:
+            slices.update(share.state_slices())
+        return slices
+
+    @torch.no_grad()
+    def load_state_slices(self, read: Read) -> None:
+        """Fills this rank's share from read(key, start, stop): slices of flattened full tensors.
+
+        It doesn't matter how many ranks saved them. Where read returns None, that state starts fresh. Rates
+        stay as they are.
+        """
+        for _, share in self._stacks + self._slices:
+            share.load_state_slices(read)
+
+    def state_dict(self) -> dict:
+        raise ValueError(
+            "each rank holds only its share of the optimizer's state; save state_slices() of all ranks"
+        )
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        raise ValueError("the optimizer's state is stored in slices; use load_state_slices()")
+
+    def _clip(self, clip_norm: float) -> None:
+        gradients = [stack.gradients() for _, stack in self._stacks]
+        counted = gradients + [flat.gradients() for _, flat in self._slices if flat.counts_in_norm]
+        replicas = [flat.gradients() for _, flat in self._slices if not flat.counts_in_norm]
+        square = torch.stack([g.float().square().sum() for g in counted]).sum()
+        if world_size() > 1:
+            dist.all_reduce(square)
+        self.gradient_norm = square.sqrt()
+        scale = (clip_norm / (self.gradient_norm + 1e-6)).clamp(max=1.0)
+        for g in counted + replicas:
+            g.mul_(scale)
+
+    def _step_muon(self, group: dict, stack: MatrixStack) -> None:
+        gradients_NRS, params_NRS = stack.gradients(), stack.own_params()
+        if stack.names:
+            self._muon_update(
+                params_NRS,
+                gradients_NRS,
+                stack.buffers["momentum"],
+                stack.buffers.get("second_moment"),
+                _scalar(group["lr"]),
+                _scalar(group["momentum"]),
+                _scalar(group["weight_decay"]),
+                self._variance_beta,
+                **self._flags,
+            )
+        stack.start_gather(params_NRS)
+
+    def _step_adamw(self, group: dict, flat: FlatSlice) -> None:
+        flat.num_steps += 1
+        beta1, beta2 = group["betas"]
+        gradient = flat.gradients()
+        if gradient.numel() > 0:
+            self._adamw_update(
+                flat.own(),
+                gradient,
+                flat.exp_avg,
+                flat.exp_avg_sq,
+                _scalar(group["lr"]),
+                _scalar(beta1),
+                _scalar(beta2),
+                _scalar(group["eps"]),
+                _scalar(group["weight_decay"]),
+                _scalar(1 - beta1**flat.num_steps),
+                _scalar(1 - beta2**flat.num_steps),
+            )
+        flat.start_gather()
+
+
+def _stack(group: dict, variance_reduction: bool) -> MatrixStack:
+    stack = MatrixStack(group["names"], group["params"])
+    num_rows, num_columns = group["params"][0].shape
+    stack.add_buffer("momentum", (num_rows, num_columns))
+    if variance_reduction:
+        along_rows = variance_dim(num_rows, num_columns) == -1
+        stack.add_buffer("second_moment", (num_rows, 1) if along_rows else (1, num_columns))
+    return stack
+
+
+def _slice(name: str, param: Tensor) -> FlatSlice:
+    return Replica(name, param) if param.numel() < SMALL else FlatSlice(name, param)
+
+
+def _scalar(value: float) -> Tensor:
+    """0-D and on the CPU: kernels read it as an argument, so that a new value compiles nothing anew."""
+    return torch.tensor(value, dtype=torch.float32)

@@ -1,0 +1,109 @@
+"""How learning rate, Muon's momentum and its weight decay move over a run: pure functions of the step.
+
+No torch and no state, so a resumed run needs nothing but its step number. The constants of both nanochat
+generations are in the recipes; https://github.com/karpathy/nanochat is their source.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+WeightDecay = Literal["constant", "cosine", "linear", "none"]
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What one optimizer step applies: factors on the initial rate and decay; the momentum is absolute."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+class Schedule:
+    """Linear warmup, constant, linear warmdown; momentum up, and down again with the warmdown."""
+
+    def __init__(
+        self,
+        *,
+        warmup_steps: int,
+        warmdown_fraction: float,
+        final_lr_fraction: float,
+        momentum_start: float,
+        momentum_peak: float,
+        momentum_warmup_steps: int,
+        momentum_final: float | None,
+        weight_decay: WeightDecay,
+    ) -> None:
+        """momentum_final None: the momentum stays at its peak through the warmdown."""
+        _require_range("warmup_steps", warmup_steps, 0, math.inf)
+        _require_range("warmdown_fraction", warmdown_fraction, 0, 1)
+        _require_range("final_lr_fraction", final_lr_fraction, 0, 1)
+        _require_range("momentum_start", momentum_start, 0, 1)
+        _require_range("momentum_peak", momentum_peak, 0, 1)
+        _require_range("momentum_warmup_steps", momentum_warmup_steps, 0, math.inf)
+        if momentum_final is not None:
+            _require_range("momentum_final", momentum_final, 0, 1)
+        if weight_decay not in _WEIGHT_DECAYS:
+            allowed = ", ".join(_WEIGHT_DECAYS)
+            raise ValueError(
+                f"weight_decay schedule {weight_decay!r} is not one of {allowed}; choose one of them"
+            )
+        self.warmup_steps = warmup_steps
+        self.warmdown_fraction = warmdown_fraction
+        self.final_lr_fraction = final_lr_fraction
+        self.momentum_start = momentum_start
+        self.momentum_peak = momentum_peak
+        self.momentum_warmup_steps = momentum_warmup_steps
+        self.momentum_final = momentum_final
+        self.weight_decay = weight_decay
+
+    def at(self, step: int, num_steps: int) -> Multipliers:
+        """The multipliers of step `step` (from 0) in a run of `num_steps` optimizer steps."""
+        if not 0 <= step < num_steps:
+            raise ValueError(
+                f"step {step} is outside the run's {num_steps} steps; give a step from 0 to {num_steps - 1}"
+            )
+        return Multipliers(
+            lr=self._lr(step, num_steps),
+            momentum=self._momentum(step, num_steps),
+            weight_decay=_WEIGHT_DECAYS[self.weight_decay](step / num_steps),
+        )
+
+    def _lr(self, step: int, num_steps: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        down = self._warmdown_progress(step, num_steps)
+        return 1 + (self.final_lr_fraction - 1) * down
+
+    def _momentum(self, step: int, num_steps: int) -> float:
+        if step < self.momentum_warmup_steps:
+            return _between(self.momentum_start, self.momentum_peak, step / self.momentum_warmup_steps)
+        if self.momentum_final is None:
+            return self.momentum_peak
+        return _between(self.momentum_peak, self.momentum_final, self._warmdown_progress(step, num_steps))
+
+    def _warmdown_progress(self, step: int, num_steps: int) -> float:
+        """0 until the warmdown begins, then linear; it would be 1 one step after the last."""
+        warmdown_steps = round(self.warmdown_fraction * num_steps)
+        if warmdown_steps == 0:
+            return 0.0
+        return max(0.0, 1 - (num_steps - step) / warmdown_steps)
+
+
+def _between(start: float, end: float, fraction: float) -> float:
+    return (1 - fraction) * start + fraction * end
+
+
+def _require_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{name}={value} is out of range; give a number {bounds}")
+
+
+_WEIGHT_DECAYS = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "none": lambda progress: 0.0,
+}

@@ -1,0 +1,224 @@
+"""One rank's share of the parameters: who owns what, and how gradients come in and parameters go out.
+
+Gradients are summed over ranks by reduce-scatter, each rank updates its share with sharded state, and
+all-gather returns the parameters (ZeRO stage 2, https://arxiv.org/abs/1910.02054). What starts is
+asynchronous; `gradients` and `finish` wait. State leaves and enters as slices of flattened full tensors, for
+any number of ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanolit.machine.device import rank, world_size
+
+SMALL = 1024  # elements; below this a parameter is updated on every rank (nanochat's threshold, untuned)
+
+Read = Callable[[str, int, int], Tensor | None]
+
+
+@dataclass(frozen=True)
+class StateSlice:
+    """Elements [start, start + len(tensor)) of a flattened state tensor of the given full shape."""
+
+    tensor: Tensor
+    start: int
+    shape: tuple[int, ...]
+
+
+class MatrixStack:
+    """Whole matrices of one shape, dealt out in blocks of ceil(N / ranks); the last ranks may get fewer."""
+
+    def __init__(self, names: list[str], params: list[Tensor]) -> None:
+        self.params = params
+        self.share = -(-len(params) // world_size())
+        self.own = slice(self.share * rank(), self.share * (rank() + 1))
+        self.names = names[self.own]
+        self.buffers: dict[str, Tensor] = {}
+        self._work: dist.Work | None = None
+
+    def add_buffer(self, name: str, shape: tuple[int, ...]) -> None:
+        """Zeros of the given shape for every owned matrix, stacked."""
+        self.buffers[name] = self.params[0].new_zeros(len(self.names), *shape)
+
+    def start_reduce(self) -> None:
+        self._full_NRS = self._stack([gradient(param) for param in self.params])
+        self._own_NRS = self._full_NRS
+        if world_size() > 1:
+            self._own_NRS = self._full_NRS.new_empty(self.share, *self._full_NRS.shape[1:])
+            self._work = dist.reduce_scatter_tensor(self._own_NRS, self._full_NRS, async_op=True)
+
+    def gradients(self) -> Tensor:
+        """The owned matrices' gradients, summed over ranks; waits for them."""
+        self._wait()
+        return self._own_NRS[: len(self.names)]
+
+    def own_params(self) -> Tensor:
+        """A stacked copy of the owned matrices."""
+        owned = self.params[self.own]
+        return torch.stack(owned) if owned else self.params[0].new_empty(0, *self.params[0].shape)
+
+    def start_gather(self, updated_NRS: Tensor) -> None:
+        self._full_NRS, self._own_NRS = updated_NRS, updated_NRS
+        if world_size() > 1:
+            self._own_NRS = pad(updated_NRS, self.share)
+            self._full_NRS = updated_NRS.new_empty(self.share * world_size(), *updated_NRS.shape[1:])
+            self._work = dist.all_gather_into_tensor(self._full_NRS, self._own_NRS, async_op=True)
+
+    def finish(self) -> None:
+        self._wait()
+        updated = list(self._full_NRS[: len(self.params)].unbind())
+        torch._foreach_copy_(self.params, updated)  # pyright: ignore[reportPrivateImportUsage]
+        del self._full_NRS, self._own_NRS
+
+    def state_slices(self) -> Iterator[tuple[str, StateSlice]]:
+        for buffer_name, buffer in self.buffers.items():
+            for name, matrix in zip(self.names, buffer, strict=True):
+                yield f"{name}/{buffer_name}", StateSlice(matrix.flatten(), 0, tuple(matrix.shape))
+
+    def load_state_slices(self, read: Read) -> None:
+        for buffer_name, buffer in self.buffers.items():
+            for name, matrix in zip(self.names, buffer, strict=True):
+                fill(matrix.view(-1), read, f"{name}/{buffer_name}", start=0)
+
+    def _stack(self, matrices: list[Tensor]) -> Tensor:
+        stack_NRS = matrices[0].new_empty(self.share * world_size(), *matrices[0].shape)
+        torch.stack(matrices, out=stack_NRS[: len(matrices)])
+        stack_NRS[len(matrices) :].zero_()
+        return stack_NRS
+
+    def _wait(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+
+class FlatSlice:
+    """A slice of one flattened parameter: ceil(elements / ranks) on each rank, whatever its shape."""
+
+    counts_in_norm = True  # whether this rank adds it to the sum over ranks of squared gradients
+
+    def __init__(self, name: str, param: Tensor) -> None:
+        self.name = name
+        self.param = param
+        self.flat = param.detach().view(-1)
+        self.share = self._share()
+        self.start = min(self._first(), self.flat.numel())
+        self.stop = min(self.start + self.share, self.flat.numel())
+        self.num_steps = 0
+        self.exp_avg = torch.zeros_like(self.own())
+        self.exp_avg_sq = torch.zeros_like(self.own())
+        self._work: dist.Work | None = None
+
+    def own(self) -> Tensor:
+        """The owned slice, a view into the parameter."""
+        return self.flat[self.start : self.stop]
+
+    def start_reduce(self) -> None:
+        self._full = gradient(self.param).reshape(-1)
+        self._own = self._full
+        if world_size() > 1:
+            self._full = pad(self._full, self.share * world_size())
+            self._own = self._full.new_empty(self.share)
+            self._work = dist.reduce_scatter_tensor(self._own, self._full, async_op=True)
+
+    def gradients(self) -> Tensor:
+        """The owned slice's gradient, summed over ranks; waits for it."""
+        self._wait()
+        return self._own[: self.stop - self.start]
+
+    def start_gather(self) -> None:
+        if world_size() > 1:
+            self._own = pad(self.own(), self.share)
+            in_place = self.share * world_size() == self.flat.numel()
+            self._full = self.flat if in_place else self.flat.new_empty(self.share * world_size())
+            self._work = dist.all_gather_into_tensor(self._full, self._own, async_op=True)
+
+    def finish(self) -> None:
+        self._wait()
+        if world_size() > 1 and self._full is not self.flat:
+            self.flat.copy_(self._full[: self.flat.numel()])
+        del self._full, self._own
+
+    def state_slices(self) -> Iterator[tuple[str, StateSlice]]:
+        shape = tuple(self.param.shape)
+        if rank() == 0:
+            yield f"{self.name}/step", StateSlice(torch.tensor([self.num_steps]), 0, (1,))
+        if self.counts_in_norm and self.stop > self.start:
+            yield f"{self.name}/exp_avg", StateSlice(self.exp_avg, self.start, shape)
+            yield f"{self.name}/exp_avg_sq", StateSlice(self.exp_avg_sq, self.start, shape)
+
+    def load_state_slices(self, read: Read) -> None:
+        num_steps = torch.zeros(1, dtype=torch.int64)
+        fill(num_steps, read, f"{self.name}/step", start=0)
+        self.num_steps = int(num_steps)
+        fill(self.exp_avg, read, f"{self.name}/exp_avg", start=self.start)
+        fill(self.exp_avg_sq, read, f"{self.name}/exp_avg_sq", start=self.start)
+
+    def _share(self) -> int:
+        return -(-self.flat.numel() // world_size())
+
+    def _first(self) -> int:
+        return self.share * rank()
+
+    def _wait(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+
+class Replica(FlatSlice):
+    """A small parameter, whole on every rank: updating it everywhere is cheaper than scattering it."""
+
+    def __init__(self, name: str, param: Tensor) -> None:
+        super().__init__(name, param)
+        self.counts_in_norm = rank() == 0
+
+    def start_reduce(self) -> None:
+        self._full = self._own = gradient(self.param).reshape(-1)
+        if world_size() > 1:
+            self._full = self._own = self._full.clone()
+            self._work = dist.all_reduce(self._own, async_op=True)
+
+    def start_gather(self) -> None:
+        """Nothing to send: every rank computed the same."""
+
+    def finish(self) -> None:
+        del self._full, self._own
+
+    def _share(self) -> int:
+        return self.flat.numel()
+
+    def _first(self) -> int:
+        return 0
+
+
+def gradient(param: Tensor) -> Tensor:
+    """The accumulated gradient; a parameter that took no part in the loss has gradient zero."""
+    return torch.zeros_like(param) if param.grad is None else param.grad
+
+
+def pad(x: Tensor, length: int) -> Tensor:
+    """x, with zeros appended along its first dimension up to length; x itself if it is that long."""
+    if x.size(0) == length:
+        return x
+    return torch.cat([x, x.new_zeros(length - x.size(0), *x.shape[1:])])
+
+
+def fill(buffer: Tensor, read: Read, key: str, *, start: int) -> None:
+    """Fills the flat buffer with what `read` gives for [start, start + len(buffer)), or with zeros."""
+    if buffer.numel() == 0:
+        return
+    saved = read(key, start, start + buffer.numel())
+    if saved is None:
+        buffer.zero_()
+    elif saved.shape != buffer.shape:
+        raise ValueError(
+            f"optimizer state {key!r} has shape {tuple(saved.shape)}, this model needs "
+            f"{tuple(buffer.shape)}; load a checkpoint of the same model"
+        )
+    else:
+        buffer.copy_(saved)

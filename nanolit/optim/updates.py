@@ -1,0 +1,110 @@
+"""One optimizer step on tensors, in place: Muon for a stack of matrices, AdamW for a flat slice.
+
+Plain functions of tensors, ready for torch.compile(fullgraph=True): what changes from step to step comes as
+0-D tensors, so that a schedule never recompiles; only flags and shapes are compiled in.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nanolit.optim.orthogonalize import newton_schulz, polar_express
+
+Orthogonalization = Literal["newton_schulz", "polar_express"]
+
+
+def muon_update(
+    params_NRS: Tensor,
+    grads_NRS: Tensor,
+    momentum_NRS: Tensor,
+    second_moment: Tensor | None,
+    lr: Tensor,
+    momentum: Tensor,
+    weight_decay: Tensor,
+    variance_beta: Tensor,
+    *,
+    orthogonalization: Orthogonalization,
+    dtype: torch.dtype,
+    equilibrate_rows: bool,
+    normalize_update: bool,
+    cautious: bool,
+) -> None:
+    """Updates parameters, momentum and second moment (None: no variance reduction) of N matrices in place.
+
+    Muon: https://kellerjordan.github.io/posts/muon/ (Nesterov momentum, orthogonalised, scaled by sqrt(R/S)
+    where tall). The refinements and their order are nanochat's of 2026; each names its source below.
+    """
+    momentum_NRS.mul_(momentum).add_(grads_NRS * (1 - momentum))
+    update_NRS = grads_NRS * (1 - momentum) + momentum_NRS * momentum
+    if equilibrate_rows:
+        update_NRS = equilibrate(update_NRS)
+    orthogonalize = {"newton_schulz": newton_schulz, "polar_express": polar_express}[orthogonalization]
+    update_NRS = orthogonalize(update_NRS, dtype).to(params_NRS.dtype)
+    if normalize_update:
+        update_NRS = normalize(update_NRS)
+    if second_moment is not None:
+        update_NRS = reduce_variance(update_NRS, second_moment, variance_beta)
+    num_rows, num_columns = params_NRS.shape[-2:]
+    lr = lr * max(1.0, num_rows / num_columns) ** 0.5
+    decay_NRS = weight_decay * params_NRS
+    if cautious:
+        decay_NRS = decay_NRS * (update_NRS * params_NRS >= 0)
+    params_NRS.sub_(lr * (update_NRS + decay_NRS))
+
+
+def equilibrate(x_NRS: Tensor) -> Tensor:
+    """Every row brought to the matrix's mean row norm, before orthogonalising (MuonEq, arXiv 2603.28254)."""
+    norms_NR1 = x_NRS.norm(dim=-1, keepdim=True)
+    return x_NRS * (norms_NR1.mean(dim=-2, keepdim=True) / norms_NR1.clamp_min(1e-10))
+
+
+def normalize(x_NRS: Tensor) -> Tensor:
+    """Each matrix at the Frobenius norm of an orthogonal one, sqrt(min(R, S)) (Muon+, arXiv 2602.21545)."""
+    norms_N11 = torch.linalg.matrix_norm(x_NRS, keepdim=True)
+    return x_NRS * (min(x_NRS.shape[-2:]) ** 0.5 / norms_N11.clamp_min(1e-10))
+
+
+def reduce_variance(x_NRS: Tensor, second_moment: Tensor, beta: Tensor) -> Tensor:
+    """Rows (columns, where wide) divided by their running root mean square, at unchanged Frobenius norm.
+
+    NorMuon, https://arxiv.org/abs/2510.05491. Updates second_moment, (N, R, 1) or (where wide) (N, 1, S).
+    """
+    dim = variance_dim(*x_NRS.shape[-2:])
+    mean_square = x_NRS.square().mean(dim=dim, keepdim=True)
+    second_moment.mul_(beta).add_(mean_square * (1 - beta))
+    scaled_NRS = x_NRS * second_moment.clamp_min(1e-10).rsqrt()
+    norms_N11 = torch.linalg.matrix_norm(x_NRS, keepdim=True)
+    return scaled_NRS * (norms_N11 / torch.linalg.matrix_norm(scaled_NRS, keepdim=True).clamp_min(1e-10))
+
+
+def variance_dim(num_rows: int, num_columns: int) -> int:
+    """The side that the second moment averages over: the shorter one, so that it keeps the longer."""
+    return -1 if num_rows >= num_columns else -2
+
+
+def adamw_update(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+    weight_decay: Tensor,
+    correction1: Tensor,
+    correction2: Tensor,
+) -> None:
+    """AdamW in place, https://arxiv.org/abs/1711.05101; the corrections are 1 - beta^t of either moment.
+
+    Arithmetic in float32 at least, whatever the parameter is stored in; moments in the parameter's dtype.
+    """
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    wide_grad = grad.to(dtype)
+    mean = exp_avg.to(dtype) * beta1 + wide_grad * (1 - beta1)
+    mean_square = exp_avg_sq.to(dtype) * beta2 + wide_grad.square() * (1 - beta2)
+    exp_avg.copy_(mean)
+    exp_avg_sq.copy_(mean_square)
+    denominator = (mean_square / correction2).sqrt() + eps
+    param.copy_(param.to(dtype) * (1 - lr * weight_decay) - lr / correction1 * mean / denominator)

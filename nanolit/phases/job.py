@@ -1,0 +1,175 @@
+"""The shape of a job: every key of job.yaml, with its type. A plain dict, so that any machine can run it.
+
+jobs/check.py reads these declarations from source; `None` means "derive it" (phases/derivation.py does).
+"""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+StageName = Literal["tokenizer", "base", "mid", "sft", "rl"]
+Target = dict[str, Any]  # `_target_`: a constructor's dotted name; the other keys: its arguments
+
+
+class Model(TypedDict):
+    depth: int
+    width: int | None
+    heads: int | None
+    kv_heads: int | None
+    context: int  # tokens of a row
+
+
+class Group(TypedDict):
+    """The optimizer's settings for one parameter role, at width 768 and 2^19 tokens a step."""
+
+    kind: Literal["muon", "adamw"]
+    lr: float
+    betas: NotRequired[list[float]]
+    eps: NotRequired[float]
+    weight_decay: float
+    width_scaled: bool
+    batch_scaled: bool
+
+
+class Scaling(TypedDict):
+    sizing: Literal["classic", "modern"]
+    batch: Literal["fixed", "horizon"]
+    target_ratio: float
+    ratio_of: Literal["all", "matrices"]
+
+
+class BaseDefaults(TypedDict):
+    eval_every: int
+    eval_tokens: int
+    save_every: int
+    sample_every: int
+
+
+class FinetuneDefaults(TypedDict):
+    lr_scale: float
+    warmdown_fraction: float
+    total_batch: int | None
+    epoch_steps: int | None
+    eval_every: int
+    eval_tokens: int
+    save_every: int
+    sample_every: int
+
+
+class RLDefaults(TypedDict):
+    lr_scale: float
+    warmdown_fraction: float
+    questions: int
+    samples: int
+    temperature: float
+    top_k: int
+    max_new_tokens: int
+    epoch_steps: int
+    eval_every: int
+    save_every: int
+
+
+class Recipe(TypedDict):
+    name: str
+    corpus: str
+    vocab_size: int
+    stages: list[StageName]
+    packing: Literal["flat", "bestfit"]
+    gpt: Target
+    optimizer: Target
+    groups: dict[str, Group]
+    schedule: Target
+    scaling: Scaling
+    base: BaseDefaults
+    mid: NotRequired[FinetuneDefaults]
+    sft: FinetuneDefaults
+    rl: RLDefaults
+
+
+class Cluster(TypedDict):
+    name: str
+    kind: Literal["local", "modal", "slurm"]
+    gpu: str | None
+    devices: int  # of one node
+    nodes: int
+
+
+class TokenizerStage(TypedDict):
+    vocab_size: int  # special tokens included
+    doc_cap: int  # characters used of one document
+    max_chars: int
+
+
+class BaseStage(TypedDict):
+    lr_scale: float
+    total_batch: int | None  # tokens of an optimizer step
+    micro_batch: int | None  # rows of one device
+    max_steps: int | None
+    target_flops: float | None
+    target_ratio: float | None
+    eval_every: int | None
+    eval_tokens: int | None
+    save_every: int | None
+    sample_every: int | None
+
+
+class FinetuneStage(TypedDict):
+    lr_scale: float | None
+    total_batch: int | None
+    micro_batch: int | None
+    max_steps: int | None
+    eval_every: int | None
+    eval_tokens: int | None
+    save_every: int | None
+    sample_every: int | None
+
+
+class RLStage(TypedDict):
+    lr_scale: float | None
+    questions: int | None
+    samples: int | None
+    temperature: float | None
+    top_k: int | None
+    max_new_tokens: int | None
+    max_steps: int | None
+    eval_every: int | None
+    save_every: int | None
+
+
+class Stages(TypedDict):
+    tokenizer: TokenizerStage
+    base: BaseStage
+    mid: NotRequired[FinetuneStage]
+    sft: FinetuneStage
+    rl: RLStage
+
+
+class Job(TypedDict):
+    phase: Literal["tokenizer", "base", "mid", "sft", "rl", "identity", "speedrun"]
+    stages: list[StageName]
+    model: Model
+    recipe: Recipe
+    data: Target
+    cluster: Cluster
+    logger: Target
+    run: str
+    seed: int
+    root: str
+    start_from: str | None
+    rl: bool
+    total_batch: int | None
+    micro_batch: int | None
+    precision: Literal["bf16", "fp32", "fp8"] | None
+    compile: bool | None
+    max_steps: int | None
+    target_flops: float | None
+    target_ratio: float | None
+    eval_every: int | None
+    save_every: int | None
+    sample_every: int | None
+    max_cost: float | None
+    dry_run: bool
+    wait: bool
+    offline: bool
+    on_divergence: Literal["stop", "continue"]
+    fast_dev_run: bool
+    stage: Stages
+    overrides: list[str]  # what was typed

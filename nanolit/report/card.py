@@ -1,0 +1,252 @@
+"""The report card of one run: report.md with a section per stage, and the final table by stage.
+
+The header follows nanochat's card (https://github.com/karpathy/nanochat, nanochat/report.py of October 2025):
+hardware, software, git, size of the code base, then the stages, the table and the time.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nanolit.machine.paths import PACKAGE, write_atomically
+from nanolit.report.curves import write_curves
+from nanolit.report.folders import Run, Stage, as_number, flatten, open_run
+from nanolit.report.tables import duration, markdown_table, readable, score
+
+METRICS = (
+    "val_bpb",
+    "CORE",
+    "ARC-Challenge",
+    "ARC-Easy",
+    "GSM8K",
+    "HumanEval",
+    "MMLU",
+    "SpellingBee",
+    "ChatCORE",
+)
+SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics")
+SOURCES = (".py", ".rs", ".md", ".toml", ".yaml", ".sh", ".html")
+COMPARABLE = (
+    "Each stage's val_bpb is of its own validation text: compare it between runs, not between stages."
+)
+CHARACTERS_PER_TOKEN = 4  # nanochat's rule of thumb for code
+
+
+def write_report(root: Path, run: str) -> Path:
+    """Write report.md and the curves of every stage; returns the report's path. ValueError: no such run."""
+    found = open_run(root, run)
+    states = found.states()
+    parts = [
+        f"# Report card: {found.name}\n",
+        _header(found),
+        _machine(),
+        _code_base(),
+        *(_stage_section(found, stage, states[stage.name]) for stage in found.stages),
+        "## Final table\n\n" + _table_of(found),
+        f"{COMPARABLE}\n",
+        "## Time\n\n" + _times(found),
+        f"Talk to the model: `python -m nanolit.chat run={found.name}`\n",
+    ]
+    path = found.folder / "report.md"
+    write_atomically(path, "\n".join(parts))
+    return path
+
+
+def final_table(root: Path, run: str) -> str:
+    """The metrics of a run by stage: a row per metric, a column (BASE, MID, SFT, RL) per trained stage."""
+    return _table_of(open_run(root, run))
+
+
+def _table_of(run: Run) -> str:
+    measured = {stage.name: stage.metrics for stage in run.stages if stage.name != "tokenizer"}
+    names = sorted_metrics(name for metrics in measured.values() for name in metrics)
+    if not names:
+        return "No stage has been evaluated yet.\n"
+    rows = [[name, *(score(metrics.get(name)) for metrics in measured.values())] for name in names]
+    return markdown_table(["Metric", *(name.upper() for name in measured)], rows)
+
+
+def sorted_metrics(names: Iterable[str]) -> list[str]:
+    """Known metrics in the card's order, unknown ones by name before the summary ChatCORE."""
+    order = {name: place for place, name in enumerate(METRICS)}
+    return sorted(set(names), key=lambda name: (order.get(name, len(METRICS) - 1.5), name))
+
+
+def _header(run: Run) -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    rows = [["written", f"{now:%Y-%m-%d %H:%M} UTC"]]
+    job = flatten(run.job)
+    for label, keys in {
+        "recipe": ("recipe.name", "recipe"),
+        "depth": ("model.depth",),
+        "cluster": ("cluster.name", "cluster"),
+        "seed": ("seed",),
+    }.items():
+        if value := next((job[key] for key in keys if job.get(key) is not None), None):
+            rows.append([label, str(value)])
+    if data := next((stage.plan["data"] for stage in run.stages if "data" in stage.plan), None):
+        rows.append(["data", str(data)])
+    return markdown_table(["Run", run.name], rows, num_left=2)
+
+
+def _machine() -> str:
+    graphics = gpu_names()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    rows = [
+        ["CPU", f"{cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB"],
+        ["GPU", " + ".join(f"{graphics.count(name)}x {name}" for name in dict.fromkeys(graphics)) or "none"],
+        ["system", f"{platform.system()} {platform.release()} {platform.machine()}"],
+        ["Python", platform.python_version()],
+        *([name, version(name)] for name in ("nanolit", "torch", "lightning")),
+        ["git", git_state() or "not a checkout"],
+    ]
+    return "## Machine\n\nWhere this report was written.\n\n" + markdown_table(["", ""], rows, num_left=2)
+
+
+def cpu_name() -> str:
+    """The processor's name as the system knows it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if named := re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE):
+            return named[1]
+    except OSError:
+        pass
+    return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs that the driver lists: importing torch for this would take seconds."""
+    return (_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
+
+
+def version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_state() -> str | None:
+    """Branch and commit of the checkout that the package lies in; None for an installed package."""
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != PACKAGE.parent:
+        return None
+    changed = " with uncommitted changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    return f"{_git('rev-parse', '--abbrev-ref', 'HEAD')} at {_git('rev-parse', '--short', 'HEAD')}{changed}"
+
+
+def _git(*arguments: str) -> str | None:
+    return _output("git", "-C", str(PACKAGE.parent), *arguments)
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints, None when it isn't there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def source_files() -> list[Path]:
+    """The code base: what git tracks of it in a checkout, else the installed package."""
+    if git_state() and (tracked := _git("ls-files")):
+        files = [PACKAGE.parent / name for name in tracked.splitlines()]
+    else:
+        files = sorted(PACKAGE.rglob("*"))
+    return [path for path in files if path.suffix in SOURCES and path.is_file()]
+
+
+def _code_base() -> str:
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in source_files()]
+    characters = sum(map(len, texts))
+    lock = PACKAGE.parent / "uv.lock"
+    rows = [
+        ["characters", f"{characters:,}"],
+        ["lines", f"{sum(len(text.splitlines()) for text in texts):,}"],
+        ["files", f"{len(texts):,}"],
+        ["tokens, about", f"{characters // CHARACTERS_PER_TOKEN:,}"],
+    ]
+    if lock.exists():
+        rows.append(["lines of uv.lock", f"{len(lock.read_text(encoding='utf-8').splitlines()):,}"])
+    return "## Code base\n\n" + markdown_table([f"{' '.join(SOURCES)}", ""], rows)
+
+
+def _stage_section(run: Run, stage: Stage, state: str) -> str:
+    step = f" at step {stage.step:,} of {stage.num_steps:,}" if stage.step and stage.num_steps else ""
+    parts = [f"## {stage.name.upper()}\n", f"State: {state}{step}\n"]
+    if error := stage.result.get("error"):
+        parts.append(f"Error: {' '.join(str(error).split())}\n")
+    result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
+    if mfu := [value for _step, value in stage.series("mfu")]:
+        result["mfu, median"] = statistics.median(mfu)
+    parts += [_values("Plan", stage.plan), _values("Result", result)]
+    if metrics := {name: value for name, value in stage.metrics.items() if name != "val_bpb"}:
+        rows = [[name, score(metrics[name])] for name in sorted_metrics(metrics)]
+        parts.append("### Metrics\n\n" + markdown_table(["Metric", "Value"], rows))
+    if curves := write_curves(run, stage):
+        pictures = "".join(f"![{path.stem} of {stage.name}]({stage.name}/{path.name})\n\n" for path in curves)
+        parts.append("### Curves\n\n" + pictures.rstrip("\n") + "\n")
+    return "\n".join(part for part in [*parts, _samples(stage)] if part)
+
+
+def _values(title: str, values: dict[str, Any]) -> str:
+    """A section with every value that is set; "" when there is none."""
+    rows = [[key, text] for key, text in _lines(values) if text and key not in ("format", "run", "stage")]
+    return f"### {title}\n\n" + markdown_table([title, "Value"], rows, num_left=2) if rows else ""
+
+
+def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
+    for key, value in values.items():
+        if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
+            yield from _lines(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", readable(value)
+
+
+def _samples(stage: Stage) -> str:
+    """The newest samples, fenced: what a model writes must not turn into Markdown of the card."""
+    text = last_samples(stage.folder / "samples.md")
+    if not text:
+        return ""
+    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    link = f"The last of [samples.md]({stage.name}/samples.md)."
+    return f"### Samples\n\n{link}\n\n{fence}text\n{text}\n{fence}\n"
+
+
+def last_samples(path: Path) -> str:
+    """The last section (## …) of samples.md, "" where there is none."""
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return re.split(r"^## ", text, flags=re.MULTILINE)[-1].strip()
+
+
+def _times(run: Run) -> str:
+    """Per stage the training clock; the wall clock too where results tell it."""
+    clocks = {
+        stage.name: [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
+        for stage in run.stages
+    }
+    sums = [_sum(times) for times in zip(*clocks.values(), strict=True)]
+    rows = [
+        [name, *("-" if time is None else duration(time) for time in times)]
+        for name, times in (*clocks.items(), ("total", sums))
+    ]
+    table = markdown_table(["Stage", "Training", "Wall clock"], rows)
+    return table + "\nTraining leaves out evaluation, samples and checkpoints; wall clock has all of it.\n"
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum; None when one of them is unknown."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)

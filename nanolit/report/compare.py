@@ -1,0 +1,157 @@
+"""Several runs side by side, and the table of a sweep: mean ± standard deviation over seeds."""
+
+import csv
+import io
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanolit.machine.paths import write_atomically
+from nanolit.report.card import sorted_metrics
+from nanolit.report.folders import Run, as_number, flat_numbers, flatten, open_run
+from nanolit.report.tables import MISSING, duration, markdown_table, readable, score
+
+PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "dry_run"}
+COSTS = ("tokens_per_second", "seconds")
+RESULTS = {"step": readable, "tokens": readable, "tokens_per_second": readable, "seconds": duration}
+
+
+def compare(root: Path, names: Sequence[str]) -> str:
+    """Two tables: the metrics of every stage by run, and the settings in which the runs differ."""
+    runs = [open_run(root, name) for name in names]
+    if len(runs) < 2:
+        raise ValueError(f"compare needs two runs or more, got {len(runs)}; write compare run=a,b")
+    return _results(runs) + "\n" + _differences(runs)
+
+
+def _results(runs: Sequence[Run]) -> str:
+    by_run = {run.name: {stage.name: stage for stage in run.stages} for run in runs}
+    stages = list(dict.fromkeys(name for run in runs for name in by_run[run.name]))
+    rows = []
+    for name in stages:
+        found = [by_run[run.name].get(name) for run in runs]
+        for metric in sorted_metrics(metric for stage in found if stage for metric in stage.metrics):
+            rows.append(
+                [name, metric, *(score(stage.metrics.get(metric) if stage else None) for stage in found)]
+            )
+        for key, show in RESULTS.items():
+            values = [as_number(stage.result.get(key)) if stage else None for stage in found]
+            if any(value is not None for value in values):
+                rows.append([name, key, *(MISSING if value is None else show(value) for value in values)])
+    return markdown_table(["Stage", "Result", *by_run], rows, num_left=2)
+
+
+def _differences(runs: Sequence[Run]) -> str:
+    """Settings that differ; where and how verbosely a run runs is left out, it changes no result."""
+    jobs = [flatten(run.job) for run in runs]
+    if not all(jobs):
+        without = ", ".join(run.name for run, job in zip(runs, jobs, strict=True) if not job)
+        return f"The settings can't be compared: no job.yaml in {without}.\n"
+    keys = dict.fromkeys(key for job in jobs for key in job)
+    keys = [key for key in keys if key.split(".")[0] not in PLACES and key.split(".")[-1] != "micro_batch"]
+    rows = [
+        [key, *(readable(job.get(key)) for job in jobs)]
+        for key in keys
+        if any(job.get(key) != jobs[0].get(key) for job in jobs)
+    ]
+    if not rows:
+        return "The settings are the same.\n"
+    return markdown_table(["Setting", *(run.name for run in runs)], rows)
+
+
+@dataclass
+class Configuration:
+    """The results of a sweep's jobs that differ in the seed only."""
+
+    name: str
+    seeds: list[str] = field(default_factory=list)
+    unfinished: int = 0
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, seed: str, result: Mapping[str, Any]) -> None:
+        """Count a job: only a finished one gives values."""
+        if result.get("status") != "done":
+            self.unfinished += 1
+            return
+        self.seeds.append(seed)
+        for name, value in measured(result).items():
+            self.values.setdefault(name, []).append(value)
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
+    values = {
+        key: number for key in ("val_bpb", *COSTS) if (number := as_number(result.get(key))) is not None
+    }
+    return values | flat_numbers(result.get("metrics") or {})
+
+
+def by_configuration(results: Sequence[Mapping[str, Any]]) -> list[Configuration]:
+    """Results grouped over seeds, in order of first appearance.
+
+    A result names its `configuration` and `seed`, or has the default run name, from which both are read:
+    'd12-modern-s1' is seed 1 of 'd12-modern', 'd12-modern-s1-3fa9' seed 1 of 'd12-modern-3fa9'.
+    """
+    rows: dict[str, Configuration] = {}
+    for result in results:
+        run = str(result.get("run", ""))
+        seeded = re.fullmatch(r"(d\d+-.+?)-s(\d+)(|-.+)", run)
+        name, seed = (seeded[1] + seeded[3], seeded[2]) if seeded else (run, "")
+        name, seed = str(result.get("configuration", name)), str(result.get("seed", seed))
+        rows.setdefault(name, Configuration(name)).add(seed, result)
+    return list(rows.values())
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (n - 1 below); None for one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """One row per configuration: n finished seeds, mean ± sd of every number; the unfinished are counted."""
+    rows = by_configuration(results)
+    names = _value_names(rows)
+    unfinished = any(row.unfinished for row in rows)
+    header = ["Configuration", "n", *(["unfinished"] if unfinished else []), *names]
+    cells = [
+        [
+            row.name,
+            str(len(row.seeds)),
+            *([str(row.unfinished)] if unfinished else []),
+            *(_spread(row.values.get(name, []), name, len(row.seeds)) for name in names),
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, cells)
+
+
+def _value_names(rows: Sequence[Configuration]) -> list[str]:
+    found = {name for row in rows for name in row.values}
+    return [*sorted_metrics(found - set(COSTS)), *(name for name in COSTS if name in found)]
+
+
+def _spread(values: Sequence[float], name: str, expected: int) -> str:
+    if not values:
+        return MISSING
+    show = readable if name in COSTS else score
+    mean, sd = mean_and_sd(values)
+    text = show(mean) if sd is None else f"{show(mean)} ± {show(sd)}"
+    return text if len(values) == expected else f"{text} (n={len(values)})"
+
+
+def write_sweep_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write the sweep as CSV with all digits: configuration, n, …, then <name>_mean and <name>_sd."""
+    rows = by_configuration(results)
+    names = _value_names(rows)
+    columns = [f"{name}_{what}" for name in names for what in ("mean", "sd")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["configuration", "n", "unfinished", "seeds", *columns])
+    for row in rows:
+        spreads = [mean_and_sd(row.values[name]) if name in row.values else (None, None) for name in names]
+        numbers = ["" if value is None else repr(value) for spread in spreads for value in spread]
+        writer.writerow([row.name, len(row.seeds), row.unfinished, " ".join(row.seeds), *numbers])
+    write_atomically(path, text.getvalue())

@@ -1,0 +1,246 @@
+"""What a run left on disk, as values: its stages in order, their plans, results, metrics and states.
+
+A run may be unfinished, killed or still going on: whatever file is missing is empty here, a half-written last
+row of metrics.csv is read as far as it goes, and unknown columns are kept.
+"""
+
+import csv
+import difflib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nanolit.machine.paths import read_json, run_folder
+
+STAGES = ("tokenizer", "base", "mid", "sft", "rl")
+TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's folder; files are read when they are first asked for."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        return _read_object(self.folder / "plan.json")
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """result.json; empty while the stage runs and after it was killed."""
+        return _read_object(self.folder / "result.json")
+
+    @cached_property
+    def rows(self) -> list[dict[str, float]]:
+        """metrics.csv: a row per logged step, only the cells that hold a number."""
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = [_numbers(row) for row in csv.DictReader(file)]
+        return [row for row in rows if "step" in row]
+
+    @property
+    def columns(self) -> list[str]:
+        """The metrics with at least one number, in the file's order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def series(self, column: str) -> list[tuple[float, float]]:
+        """(step, value) of every row that has the column."""
+        return [(row["step"], row[column]) for row in self.rows if column in row]
+
+    @property
+    def status(self) -> str:
+        """The result's word, "" without a result."""
+        return str(self.result.get("status", ""))
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps in all: the result's, the plan's or its guess for an epoch; else None."""
+        plans = (self.result.get("num_steps"), self.plan.get("num_steps"), self.plan.get("expected_steps"))
+        return next((value for value in plans if isinstance(value, int)), None)
+
+    @property
+    def step(self) -> int | None:
+        """The last finished step that is known of."""
+        if isinstance(step := self.result.get("step"), int):
+            return step
+        return int(self.rows[-1]["step"]) if self.rows else None
+
+    @property
+    def val_bpb(self) -> float | None:
+        """The result's validation bits per byte, else the last that was logged."""
+        if (value := as_number(self.result.get("val_bpb"))) is not None:
+            return value
+        logged = self.series("val_bpb")
+        return logged[-1][1] if logged else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """val_bpb and every numeric metric of the result, by name."""
+        found = {"val_bpb": self.val_bpb} if self.val_bpb is not None else {}
+        found |= flat_numbers(self.result.get("metrics") or {})
+        return found
+
+    @property
+    def changed(self) -> float:
+        """When the stage last wrote something, in seconds since the epoch."""
+        return max(_changed(self.folder / name) for name in TRACES) or _changed(self.folder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder below `<root>/runs`."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The stages that have a folder, in the pipeline's order."""
+        return [Stage(name, self.folder / name) for name in STAGES if (self.folder / name).is_dir()]
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """The job that ran last, as resolved; empty where none was kept."""
+        import yaml
+
+        kept = [folder / "job.yaml" for folder in (self.folder, *(stage.folder for stage in self.stages))]
+        newest = max(kept, key=_changed)
+        if not newest.exists():
+            return {}
+        try:
+            job = yaml.safe_load(newest.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{newest} is not valid YAML ({' '.join(str(error).split())})") from error
+        return job if isinstance(job, dict) else {}
+
+    @property
+    def locked(self) -> bool:
+        """Whether a process holds the run's lock (flock on .lock): it runs now, on this machine."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock: a running run is listed as interrupted there
+            return False
+        try:
+            file = (self.folder / ".lock").open("rb")
+        except OSError:
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            return False
+
+    @property
+    def val_bpb(self) -> float | None:
+        """That of the last stage that has one."""
+        values = [stage.val_bpb for stage in self.stages if stage.val_bpb is not None]
+        return values[-1] if values else None
+
+    @property
+    def changed(self) -> float:
+        """When any of its stages last wrote something, in seconds since the epoch."""
+        return max((stage.changed for stage in self.stages), default=_changed(self.folder))
+
+    def states(self) -> dict[str, str]:
+        """Stage → "done", "failed", "interrupted", "running" or "waiting".
+
+        While the lock is held, the first stage of the job with a folder and no result is the running one (an
+        old result is deleted before a stage starts) and the unfinished ones after it wait. Without the lock,
+        a stage that left no result was killed: "interrupted".
+        """
+        states = {stage.name: stage.status or "interrupted" for stage in self.stages}
+        if not self.locked:
+            return states
+        begun = {stage.name for stage in self.stages if not stage.result}
+        stages = [name for name in STAGES if name in (self.job.get("stages") or states)]
+        running = next((name for name in stages if name in begun), None)
+        if running:
+            # A stage before it may have no folder: the tokenizer of another run serves.
+            stages = stages[stages.index(running) :]
+        states |= {name: "waiting" for name in stages if states.get(name) != "done"}
+        states |= {running: "running"} if running else {}
+        return {name: states[name] for name in STAGES if name in states}
+
+
+def find_runs(root: Path) -> list[Run]:
+    """Every run below `root` that has a stage, newest first."""
+    folder = run_folder(root, "")
+    runs = [Run(path) for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted((run for run in runs if run.stages), key=lambda run: (-run.changed, run.name))
+
+
+def open_run(root: Path, name: str) -> Run:
+    """The run of that name; ValueError lists the runs there are."""
+    runs = {run.name: run for run in find_runs(root)}
+    if name in runs:
+        return runs[name]
+    if not runs:
+        raise ValueError(
+            f"run={name}: there are no runs in {run_folder(root, '')}; make one with "
+            "python -m nanolit.train experiment=demo, or say root=FOLDER"
+        )
+    near = difflib.get_close_matches(name, runs, n=1)
+    hint = f"did you mean run={near[0]}? " if near else ""
+    raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}There are: {', '.join(runs)}")
+
+
+def as_number(value: Any) -> float | None:
+    """`value` when it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}: the leaves of nested objects by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def flat_numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers among the leaves, by dotted key."""
+    return {key: number for key, value in flatten(values).items() if (number := as_number(value)) is not None}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds {type(content).__name__}, expected an object; delete it and make it again"
+        )
+    return content
+
+
+def _numbers(row: dict[Any, Any]) -> dict[str, float]:
+    """The cells of a CSV row that are numbers; text, blanks and cells beyond the header are left out."""
+    numbers = {}
+    for name, text in row.items():
+        try:
+            numbers[name] = float(text)
+        except (TypeError, ValueError):
+            continue
+    return numbers
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,80 @@
+"""Numbers and tables for people: Markdown that reads well in a terminal too."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+MISSING = "-"
+WIDEST = 48  # characters that a column is padded to; longer cells stick out alone
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
+    """An aligned Markdown table; the first `num_left` columns are flush left, the others flush right."""
+    cells = [[_escaped(cell) for cell in row] for row in (header, *rows)]
+    longest = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
+    widths = [min(length, WIDEST) for length in longest]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.ljust(width) if column < num_left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("| " + " | ".join(padded) + " |")
+    rules = [
+        "-" * width if column < num_left else "-" * (width - 1) + ":" for column, width in enumerate(widths)
+    ]
+    lines.insert(1, "| " + " | ".join(rules) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
+
+
+def readable(value: Any) -> str:
+    """Any value of a plan or result as a short text: 1234567 → '1,234,567', 3.9e19 → '3.900e+19'."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return _readable_number(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_bracketed(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        shown = ", ".join(readable(item) for item in value[:8])
+        return f"{shown}, … ({len(value)} in all)" if len(value) > 8 else shown
+    return str(value)
+
+
+def _bracketed(value: Any) -> str:
+    return f"({readable(value)})" if isinstance(value, list | tuple) else readable(value)
+
+
+def _readable_number(value: float) -> str:
+    size = abs(value)
+    if size >= 1e12:
+        return f"{value:.3e}"
+    if isinstance(value, int) or size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def score(value: float | None) -> str:
+    """A metric with four decimals, '-' where there is none."""
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """75 → '1:15', 3700 → '1:01:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in one unit: 45 → '45 s', 7200 → '2 h'."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,79 @@
+"""GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168): school arithmetic in words.
+
+Its answers carry calculator annotations, "48/2 = <<48/2=24>>24"; each becomes a python part (48/2) and a
+python_output part (24), so that the model learns to call the tool.
+"""
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+
+from nanolit.tasks.task import Conversation, Task, check_choice, open_rows
+
+ANNOTATION = re.compile(r"<<([^<>]*)>>")
+ANSWER = re.compile(r"#### (-?[0-9.,]+)")
+
+
+class GSM8K(Task):
+    """`comparison` decides when two answers are equal: "number" (10, 10. and 10.0 are) or "string",
+    nanochat's comparison of the extracted characters, for scores that are to be set beside its own."""
+
+    evaluation_type = "generative"
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        source: str,
+        comparison: Literal["number", "string"] = "number",
+        epochs: int = 1,
+        max_rows: int | None = None,
+    ) -> None:
+        check_choice("GSM8K's split", split, ("train", "test"))
+        check_choice("GSM8K's comparison", comparison, ("number", "string"))
+        rows = open_rows(source, f"eval/gsm8k/{split}", hub=("openai/gsm8k", "main", split))
+        super().__init__(rows, epochs=epochs, max_rows=max_rows)
+        self.comparison = comparison
+
+    def conversation(self, row: dict[str, Any]) -> Conversation:
+        messages = [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": parts_of(row["answer"])},
+        ]
+        return {"messages": messages}
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        """Whether the completion's first "#### answer" equals the reference's; False without one."""
+        reference = extract_answer(conversation["messages"][-1]["content"][-1]["text"])
+        answer = extract_answer(completion)
+        if self.comparison == "string" or answer is None or reference is None:
+            return answer is not None and answer == reference
+        return same_number(answer, reference)
+
+
+def extract_answer(text: str) -> str | None:
+    """The characters of the number after the first "#### ", thousands commas removed; None without one."""
+    match = ANSWER.search(text)
+    return match.group(1).strip().replace(",", "") if match else None
+
+
+def same_number(first: str, second: str) -> bool:
+    """Whether two extracted answers are one number; text that is no number ("1.2.3") equals only itself."""
+    try:
+        return Decimal(first.rstrip(".")) == Decimal(second.rstrip("."))
+    except InvalidOperation:
+        return first == second
+
+
+def parts_of(answer: str) -> list[dict[str, str]]:
+    """An annotated answer as text, python and python_output parts."""
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(ANNOTATION.split(answer)):
+        if number % 2 == 0:
+            parts += [{"type": "text", "text": piece}] if piece else []
+            continue
+        expression, equals, result = piece.rpartition("=")
+        if not (equals and expression and result):
+            raise ValueError(f"the calculator annotation <<{piece}>> is not <<expression=result>>")
+        parts += [{"type": "python", "text": expression}, {"type": "python_output", "text": result}]
+    return parts

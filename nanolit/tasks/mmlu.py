@@ -1,0 +1,48 @@
+"""MMLU (Hendrycks et al. 2020, https://arxiv.org/abs/2009.03300): questions in 57 subjects, four choices."""
+
+from typing import Any, Literal
+
+from nanolit.tasks.rows import FileRows, Rows, folder_of
+from nanolit.tasks.task import Conversation, MultipleChoice, check_choice, choice_conversation, open_rows
+
+LETTERS = ("A", "B", "C", "D")
+FILES = {"dev": "dev", "validation": "val", "test": "test"}
+
+
+class MMLU(MultipleChoice):
+    """Conversations add `subject`. To learn from: split auxiliary_train (other exams, 100K on the hub)."""
+
+    def __init__(
+        self,
+        *,
+        split: Literal["auxiliary_train", "dev", "validation", "test"],
+        source: str,
+        epochs: int = 1,
+        max_rows: int | None = None,
+    ) -> None:
+        check_choice("MMLU's split", split, ("auxiliary_train", *FILES))
+        rows = _auxiliary(source) if split == "auxiliary_train" else _subjects(source, split)
+        super().__init__(rows, epochs=epochs, max_rows=max_rows)
+
+    def conversation(self, row: dict[str, Any]) -> Conversation:
+        row = row.get("train", row)  # the hub's auxiliary_train has its columns one level down
+        conversation = choice_conversation(
+            row["question"], choices=row["choices"], letters=LETTERS, answer=LETTERS[row["answer"]]
+        )
+        return {**conversation, "subject": row["subject"]}
+
+
+def _subjects(source: str, split: str) -> Rows:
+    return open_rows(source, f"eval/mmlu/{FILES[split]}", hub=("cais/mmlu", "all", split))
+
+
+def _auxiliary(source: str) -> Rows:
+    """A mirror may hold it in several files, auxiliary_train*.jsonl*."""
+    if source == "hub":
+        return open_rows(source, "", hub=("cais/mmlu", "auxiliary_train", "train"))
+    folder = folder_of(source) / "eval" / "mmlu"
+    if files := sorted(folder.glob("auxiliary_train*.jsonl*")):
+        return FileRows(files)
+    raise ValueError(
+        f"{folder}/auxiliary_train*.jsonl*: no such file; put one there, or choose another source"
+    )

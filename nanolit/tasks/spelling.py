@@ -1,0 +1,145 @@
+"""Letters, which a model that reads tokens can't see: spelling words, and counting a letter in a word.
+
+After nanochat's SimpleSpelling and SpellingBee; the wording is ours. The test words are never train words.
+"""
+
+import random
+import zlib
+from typing import Any, Literal
+
+from nanolit.tasks.generated import GeneratedRows
+from nanolit.tasks.gsm8k import extract_answer, same_number
+from nanolit.tasks.rows import find_file, read_lines
+from nanolit.tasks.task import Conversation, Task, check_choice
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TEST_SHARE = 10  # one word in ten is a test word
+QUESTIONS = (  # varied, so that the model learns the task and not one sentence
+    "How many {letter} are in {word}?",
+    "How many times does {letter} occur in {word}?",
+    "How often does the letter {letter} appear in the word {word}?",
+    "Count the {letter} in {word}.",
+    "Count how many times {letter} is used in {word}",
+    "In the word {word}, how many {letter} do you see?",
+    "what number of {letter} does {word} have",
+    "how many {letter} in {word}",
+    "Tell me how many letters {letter} the word {word} contains.",
+    "Number of {letter} in {word}?",
+)
+
+
+class SimpleSpelling(Task):
+    """Spell a word, letters separated by commas: the easier half of SpellingBee, and a task that RL can
+    win."""
+
+    evaluation_type = "generative"
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        size: int,
+        source: str,
+        epochs: int = 1,
+        max_rows: int | None = None,
+    ) -> None:
+        words = words_of(source, split)
+        rows = GeneratedRows(
+            size, lambda row: {"word": words[row % len(words)]}, label=f"SimpleSpelling {split}"
+        )
+        super().__init__(rows, epochs=epochs, max_rows=max_rows)
+
+    def conversation(self, row: dict[str, Any]) -> Conversation:
+        messages = [
+            {"role": "user", "content": f"Spell the word: {row['word']}"},
+            {"role": "assistant", "content": ",".join(row["word"])},
+        ]
+        return {"messages": messages}
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return completion.strip() == conversation["messages"][-1]["content"]
+
+    def reward(self, conversation: Conversation, completion: str) -> float:
+        """The share of letters in the right place: a signal before the first word is right as a whole."""
+        wanted = conversation["messages"][-1]["content"].split(",")
+        given = completion.strip().split(",")
+        right = sum(first == second for first, second in zip(wanted, given, strict=False))
+        return right / max(len(wanted), len(given))
+
+
+class SpellingBee(Task):
+    """Count a letter in a word: spell it, count along, then check with the Python tool."""
+
+    evaluation_type = "generative"
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        size: int,
+        source: str,
+        epochs: int = 1,
+        max_rows: int | None = None,
+    ) -> None:
+        words = words_of(source, split)
+
+        def make(row: int) -> dict[str, Any]:
+            word = words[row % len(words)]
+            chance = random.Random(f"spelling bee {split} {row}")
+            # one question in ten asks for any letter, which mostly isn't there: zero is an answer too
+            letter = chance.choice(word if chance.random() < 0.9 else LETTERS)
+            return {"word": word, "letter": letter, "question": _question(word, letter, chance)}
+
+        rows = GeneratedRows(size, make, label=f"SpellingBee {split}")
+        super().__init__(rows, epochs=epochs, max_rows=max_rows)
+
+    def conversation(self, row: dict[str, Any]) -> Conversation:
+        word, letter = row["word"], row["letter"]
+        count = str(word.count(letter))
+        parts = [
+            {
+                "type": "text",
+                "text": f"{word} is spelled {','.join(word)}\n{_count_along(word, letter)}By Python: ",
+            },
+            {"type": "python", "text": f"'{word}'.count('{letter}')"},
+            {"type": "python_output", "text": count},
+            {"type": "text", "text": f"{count}\n#### {count}"},
+        ]
+        return {
+            "messages": [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": parts},
+            ]
+        }
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        """Whether the first "#### count" is right, as in GSM8K."""
+        reference = extract_answer(conversation["messages"][-1]["content"][-1]["text"])
+        answer = extract_answer(completion)
+        return answer is not None and reference is not None and same_number(answer, reference)
+
+
+def words_of(source: str, split: str) -> list[str]:
+    """The train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order."""
+    check_choice("the split of a spelling task", split, ("train", "test"))
+    file = find_file(source, "words_lower", endings=(".txt", ".txt.zst"))
+    words = [word for word in read_lines(file) if word and set(word) <= set(LETTERS)]
+    chosen = [word for word in words if (zlib.crc32(word.encode()) % TEST_SHARE == 0) == (split == "test")]
+    if not chosen:
+        raise ValueError(f"{file}: no {split} words; it needs words of lowercase letters, one a line")
+    random.Random("spelling words").shuffle(chosen)
+    return chosen
+
+
+def _count_along(word: str, letter: str) -> str:
+    lines, count = "", 0
+    for number, other in enumerate(word, start=1):
+        count += other == letter
+        lines += f"{number}:{other}" + (f" is {letter}, {count}\n" if other == letter else "\n")
+    return lines
+
+
+def _question(word: str, letter: str, chance: random.Random) -> str:
+    quote = chance.choice(["", "'", '"'])
+    question = chance.choice(QUESTIONS).format(letter=f"{quote}{letter}{quote}", word=f"{quote}{word}{quote}")
+    return question.lower() if chance.random() < 0.3 else question

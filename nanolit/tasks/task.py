@@ -1,0 +1,110 @@
+"""A task: conversations to learn from, and a verdict on what the model says instead of the reference.
+
+Its conversations are plain dicts as nanolit/tokenizer/conversation.py renders them; a task adds keys that
+its own `evaluate` needs (letters, entry_point, …).
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from nanolit.tasks.rows import FileRows, HubRows, Rows, find_file
+
+Conversation = dict[str, Any]
+EvaluationType = Literal["categorical", "generative"]
+SUBSET_SEED = 42  # which rows `max_rows` keeps; nanochat shuffles its sets with the same number
+
+
+class Task:
+    """Conversations made of rows. `epochs` and `max_rows` are this source's share of a mixture.
+
+    `max_rows` keeps a fixed random subset of the rows, the same in every run.
+    """
+
+    evaluation_type: EvaluationType | None = None  # None: only to learn from
+    baseline: float = 0.0  # accuracy of guessing
+    skips_malformed = False  # leave malformed rows out with a count (data that the user can't mend)
+
+    def __init__(self, rows: Rows, *, epochs: int = 1, max_rows: int | None = None) -> None:
+        if epochs < 1:
+            raise ValueError(f"epochs is {epochs}; allowed: 1 and up; leave the source out to skip it")
+        if max_rows is not None and max_rows < 1:
+            raise ValueError(f"max_rows is {max_rows}; allowed: 1 and up, or null for all rows")
+        self.rows = rows
+        self.epochs = epochs
+        self.kept: Sequence[int] = range(len(rows))
+        if max_rows is not None and max_rows < len(rows):
+            self.kept = random.Random(SUBSET_SEED).sample(range(len(rows)), max_rows)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> Conversation:
+        row = self.rows[self.kept[index]]
+        try:
+            return self.conversation(row)
+        except KeyError as error:
+            raise ValueError(f"{self.place(index)}: no field {error}; it has {', '.join(row)}") from error
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(f"{self.place(index)}: {error}") from error
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self[index] for index in range(len(self)))
+
+    def place(self, index: int) -> str:
+        """Where conversation `index` comes from: a file and line, or a dataset and row."""
+        return self.rows.place(self.kept[index])
+
+    def conversation(self, row: dict[str, Any]) -> Conversation:
+        """The conversation that a row means."""
+        raise NotImplementedError(f"{self.name} must say what conversation a row means")
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        """Whether the completion of the conversation's prompt is right."""
+        raise ValueError(f"{self.name} is to learn from; it has no right answers to evaluate")
+
+    def reward(self, conversation: Conversation, completion: str) -> float:
+        """The reward of a completion in [0, 1] for reinforcement learning: 1 for a right one."""
+        return float(self.evaluate(conversation, completion))
+
+
+class MultipleChoice(Task):
+    """Questions answered by one letter. Conversations add `letters`, the allowed answers."""
+
+    evaluation_type = "categorical"
+    baseline = 0.25
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return completion == conversation["messages"][-1]["content"]
+
+
+def choice_conversation(
+    question: str, *, choices: Sequence[str], letters: Sequence[str], answer: str
+) -> Conversation:
+    """A question in nanochat's layout: each letter follows its choice, without a space before it, so that it
+    is the very token of the answer (nanochat: small models bind letter and choice better so)."""
+    if answer not in letters or len(choices) != len(letters):
+        raise ValueError(
+            f"answer {answer!r} among {len(choices)} choices with the letters {', '.join(letters)}"
+        )
+    options = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True))
+    user = (
+        f"Multiple Choice question: {question}\n{options}"
+        "\nRespond only with the letter of the correct answer."
+    )
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "letters": list(letters)}
+
+
+def open_rows(source: str, name: str, *, hub: tuple[str, str | None, str]) -> Rows:
+    """The rows `name` of the sample or of a mirror folder, or (dataset, subset, split) of the hub."""
+    return HubRows(*hub) if source == "hub" else FileRows([find_file(source, name)])
+
+
+def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,168 @@
+"""A conversation to token ids and the mask of what is learned.
+
+A conversation is a plain dict, {"messages": [{"role", "content"}, …]}: optionally a system message, then
+user and assistant in turn. An assistant's content is text or a list of parts {"type", "text"} with type
+text, python (a tool call) or python_output (what the tool answered).
+The layout is nanochat's (https://github.com/karpathy/nanochat): learned are the assistant's words, its
+tool calls with their brackets, and its end token; the tool's answers and all other tokens are not.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+ROLES = ("system", "user", "assistant")
+BRACKETS = {  # part type → the special tokens around it, and whether the part is learned
+    "text": (None, None, True),
+    "python": ("<|python_start|>", "<|python_end|>", True),
+    "python_output": ("<|output_start|>", "<|output_end|>", False),
+}
+Piece = tuple[bool, str, bool]  # is it a special token, its name or text, is it learned
+
+
+class Encoder(Protocol):
+    """What rendering needs of a tokenizer."""
+
+    def special_id(self, name: str) -> int: ...
+
+    def encode_batch(self, texts: Sequence[str], *, threads: int = 4) -> list[np.ndarray]: ...
+
+
+def check_conversation(conversation: Any, *, place: str = "conversation") -> None:
+    """ValueError, opening with `place`, unless the conversation can be rendered."""
+    messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ValueError(
+            f"{place}: no messages; a conversation is "
+            '{"messages": [{"role", "content"}, …]} or that list alone'
+        )
+    for number, message in enumerate(messages, start=1):
+        here = f"{place}, message {number}"
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise ValueError(f"{here}: got {_shown(message)}; a message is an object with role and content")
+        if message["role"] not in ROLES:
+            raise ValueError(f"{here}: unknown role {message['role']!r}; allowed: {', '.join(ROLES)}")
+        if message["role"] == "assistant" and not isinstance(message["content"], str):
+            _check_parts(message["content"], here)
+        else:
+            _check_text(message["content"], here, message["role"])
+    _check_turns([message["role"] for message in messages], place)
+
+
+def render(
+    conversation: Mapping[str, Any], tokenizer: Encoder, *, max_tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (int32, 1-D) and mask (bool, True = learned) of one conversation, cut at `max_tokens`.
+
+    ValueError when the conversation is malformed.
+    """
+    check_conversation(conversation)
+    ids, learned = render_batch([conversation], tokenizer)[0]
+    return ids[:max_tokens], learned[:max_tokens]
+
+
+def render_batch(
+    conversations: Sequence[Mapping[str, Any]], tokenizer: Encoder, *, threads: int = 4
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and mask of each conversation; all their texts go through the tokenizer in one call.
+
+    The conversations must have passed `check_conversation`.
+    """
+    layouts = [list(_pieces(conversation)) for conversation in conversations]
+    texts = [text for pieces in layouts for special, text, _ in pieces if not special]
+    encoded = iter(tokenizer.encode_batch(texts, threads=threads))
+    rendered = []
+    for pieces in layouts:
+        parts = [[tokenizer.special_id(text)] if special else next(encoded) for special, text, _ in pieces]
+        ids = np.concatenate(parts).astype(np.int32)
+        learned = np.repeat([piece[2] for piece in pieces], [len(part) for part in parts])
+        rendered.append((ids, learned))
+    return rendered
+
+
+def render_prompt(conversation: Mapping[str, Any], tokenizer: Encoder) -> list[int]:
+    """The ids after which the assistant speaks: all up to the last user message, and the assistant's start.
+
+    A last assistant message (the reference answer) is left out. ValueError when the conversation is
+    malformed.
+    """
+    check_conversation(conversation)
+    messages = list(conversation["messages"])
+    if messages[-1]["role"] == "assistant":
+        messages.pop()
+    ids, _ = render_batch([{"messages": messages}], tokenizer)[0]
+    return [*ids.tolist(), tokenizer.special_id("<|assistant_start|>")]
+
+
+def _pieces(conversation: Mapping[str, Any]) -> Iterator[Piece]:
+    yield True, "<|bos|>", False
+    messages = list(conversation["messages"])
+    instruction = messages.pop(0)["content"] + "\n\n" if messages[0]["role"] == "system" else ""
+    for message in messages:
+        if message["role"] == "user":
+            yield True, "<|user_start|>", False
+            yield False, instruction + message["content"], False
+            yield True, "<|user_end|>", False
+            instruction = ""
+            continue
+        yield True, "<|assistant_start|>", False
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            start, end, learned = BRACKETS[part["type"]]
+            if start is not None:
+                yield True, start, learned
+            yield False, part["text"], learned
+            if end is not None:
+                yield True, end, learned
+        yield True, "<|assistant_end|>", True
+
+
+def _check_text(text: Any, here: str, what: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{here}: the {what}'s content is {_shown(text)}; it must be text")
+    if not text.strip():
+        raise ValueError(f"{here}: the {what}'s content is empty; give it text or leave the conversation out")
+
+
+def _check_parts(parts: Any, here: str) -> None:
+    if not isinstance(parts, Sequence) or not parts:
+        raise ValueError(
+            f"{here}: the assistant's content is {_shown(parts)}; it must be text or a list of parts"
+        )
+    types = []
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") not in BRACKETS:
+            raise ValueError(
+                f"{here}: got the part {_shown(part)}; a part has text and type {', '.join(BRACKETS)}"
+            )
+        if part["type"] != "text":  # text between two calls may be blank: one newline, one space
+            _check_text(part.get("text"), here, f"{part['type']} part")
+        elif not isinstance(part.get("text"), str) or not part["text"]:
+            raise ValueError(
+                f"{here}: a text part holds {_shown(part.get('text'))}; give it text or leave it out"
+            )
+        types.append(part["type"])
+    for position, kind in enumerate(types):
+        if kind == "python" and types[position + 1 : position + 2] != ["python_output"]:
+            raise ValueError(f"{here}: a python part without output; follow it with a python_output part")
+        if kind == "python_output" and types[max(position - 1, 0)] != "python":
+            raise ValueError(f"{here}: a python_output part without its call; put a python part before it")
+
+
+def _check_turns(roles: list[str], place: str) -> None:
+    first = 1 if roles[0] == "system" else 0
+    for number, role in enumerate(roles[first:]):
+        wanted = "user" if number % 2 == 0 else "assistant"
+        if role != wanted:
+            raise ValueError(
+                f"{place}, message {first + number + 1}: got role {role}, expected {wanted}; "
+                "after an optional system message user and assistant alternate, the user first"
+            )
+    if len(roles) == first:
+        raise ValueError(f"{place}: a system message alone; at least one user message must follow")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

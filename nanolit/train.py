@@ -1,0 +1,76 @@
+"""Train: `python -m nanolit.train phase=base model=d12`. The only door of Hydra's; jobs/ does the work."""
+
+import os
+import sys
+from pathlib import Path
+
+LAUNCHERS = Path(__file__).resolve().parent.parent / "launch"
+if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
+    sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
+
+import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from nanolit.jobs.compose import USER_ERRORS, compose, explain  # noqa: E402
+from nanolit.jobs.execute import unwritable  # noqa: E402
+from nanolit.jobs.sweep import JobFailed, run_jobs  # noqa: E402
+from nanolit.machine.paths import conf_folder, home  # noqa: E402
+
+
+def train(_config: DictConfig) -> float | None:
+    """One job that Hydra runs itself (hydra.mode=RUN, or under submitit): its validation bits per byte."""
+    return run_jobs([compose(list(HydraConfig.get().overrides.task))])[0]
+
+
+def refuse_sweep_of_cfg(arguments: list[str]) -> None:
+    """`--cfg` shows one job; Hydra's own advice on this (`--multirun`) ends in a traceback."""
+    overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            raise ValueError(
+                f"--cfg shows one job and {override.input_line} is a sweep of several; give one value"
+            )
+
+
+def main() -> int:
+    """Exit code 0: all is done; 2: the input was refused; 1: a job failed; 130: it was interrupted."""
+    full_error = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and we say it in one line
+    arguments = sys.argv[1:]
+    try:
+        if {"--cfg", "-c"} & set(arguments):
+            refuse_sweep_of_cfg(arguments)
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
+    except (*USER_ERRORS, JobFailed) as error:
+        if full_error:
+            raise
+        overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
+        print(message(error, overrides), file=sys.stderr)
+        return error.code if isinstance(error, JobFailed) else 2
+    except RuntimeError as error:
+        if "srun" not in str(error):
+            raise
+        print(
+            "cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def message(error: BaseException, overrides: list[str]) -> str:
+    if isinstance(error, JobFailed):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        roots = [one.partition("=")[2] for one in overrides if one.startswith("root=")]
+        return unwritable(error, str(home(roots[-1] if roots else None)))
+    return explain(error, overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Resuming gives the same curve as never having stopped. The oracle is the run that was never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nanolit.jobs import worker
+from nanolit.jobs.compose import compose
+from nanolit.jobs.execute import run
+from tests.jobs.tiny_runs import STEPS, keep_only_checkpoint, losses, overrides, train, write_corpus
+
+pytestmark = pytest.mark.xdist_group("training")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="module", params=["modern", "classic"])
+def whole(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A finished run with a checkpoint of every step: (overrides without root, its root)."""
+    root = tmp_path_factory.mktemp(request.param) / "root"
+    more = [f"recipe={request.param}", "save_every=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "KEPT_CHECKPOINTS", STEPS)
+        result = run(compose(overrides(corpus, root, *more)))
+    assert result["status"] == "done", result
+    return more, root
+
+
+@pytest.mark.parametrize("step", [1, 7, 23, 39])
+def test_a_run_resumed_after_any_step_has_the_same_losses_to_the_last_digit(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path, step: int
+) -> None:
+    more, root = whole
+    resumed = tmp_path / "root"
+    keep_only_checkpoint(root, resumed, step)
+    result = run(compose(overrides(corpus, resumed, *more)))
+    assert result["status"] == "done", result
+    assert losses(resumed) == losses(root)
+    assert sorted(losses(root)) == list(range(1, STEPS + 1))
+
+
+def test_the_epoch_ends_within_the_run(whole: tuple[list[str], Path]) -> None:
+    _, root = whole
+    last = (root / "runs" / "tiny" / "base" / "metrics.csv").read_text().splitlines()
+    assert any(float(line.split(",")[-1]) > 2 for line in last[1:] if line.split(",")[-1])
+
+
+def test_a_broken_checkpoint_is_skipped_for_the_one_before(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path
+) -> None:
+    more, root = whole
+    resumed = tmp_path / "root"
+    keep_only_checkpoint(root, resumed, 7)
+    folder = resumed / "runs" / "tiny" / "base" / "checkpoints"
+    broken = folder / "step_000009"
+    broken.mkdir()
+    for file in (folder / "step_000007").iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="step_000009 is not a whole checkpoint"):
+        result = run(compose(overrides(corpus, resumed, *more)))
+    assert result["status"] == "done", result
+    assert losses(resumed) == losses(root)
+
+
+def test_a_killed_run_resumes_to_the_same_losses(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path
+) -> None:
+    more, root = whole
+    if "recipe=classic" in more:
+        pytest.skip("one recipe is enough for a test that starts processes")
+    killed = tmp_path / "root"
+    arguments = overrides(corpus, killed, *more)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanolit.train", *arguments],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    folder = killed / "runs" / "tiny" / "base" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(folder.glob("step_*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder.parent / "result.json").exists()
+    again = train(arguments)
+    assert again.returncode == 0, again.stderr
+    assert "continuing after step" in again.stdout
+    assert losses(killed) == losses(root)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_one_line_and_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
+    arguments = overrides(corpus, tmp_path / "root", "max_steps=100000", "eval_every=null")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanolit.train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = tmp_path / "root" / "runs" / "tiny" / "base" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while (not metrics.exists() or metrics.read_text().count("\n") < 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.count("\n") == 1
+    assert "continue with: python -m nanolit.train" in errors
+    (checkpoint,) = (metrics.parent / "checkpoints").iterdir()
+    assert (checkpoint / "manifest.json").exists()
+
+
+def test_two_ranks_train_as_one_and_resume_exactly(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Losses of one rank within float tolerance; the resumed run equals its own to the last digit."""
+    more, root = whole
+    if "recipe=classic" in more:
+        pytest.skip("one recipe is enough for a test that starts processes")
+    two, resumed, one = tmp_path / "two", tmp_path / "resumed", tmp_path / "one"
+    arguments = [*more[:1], "save_every=17", "cluster.devices=2"]
+    first = train(overrides(corpus, two, *arguments))
+    assert first.returncode == 0, first.stdout + first.stderr
+    alone, together = losses(root), losses(two)
+    assert [float(together[step]) for step in alone] == pytest.approx(
+        [float(loss) for loss in alone.values()], abs=2e-4
+    )
+    keep_only_checkpoint(two, resumed, 34)
+    second = train(overrides(corpus, resumed, *arguments))
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert losses(resumed) == together
+    keep_only_checkpoint(two, one, 34)
+    result = run(compose(overrides(corpus, one, *more[:1], "save_every=17")))
+    assert result["status"] == "done", result
+    assert [float(loss) for loss in losses(one).values()] == pytest.approx(
+        [float(loss) for loss in together.values()], abs=2e-4
+    )

@@ -1,0 +1,150 @@
+"""The report card. Oracles: what the run folder was made with, and sizes of files written by the test."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_folders import METRICS, metrics_text, write_demo, write_stage
+
+from nanolit.report import card
+
+
+def table_cells(text: str) -> dict[str, list[str]]:
+    """First column → the other cells, of every table row in the text."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
+    ]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """The folder of a finished run with its card; tests only read it."""
+    root = tmp_path_factory.mktemp("root")
+    folder = write_demo(root)
+    card.write_report(root, "demo")
+    return folder
+
+
+def test_the_final_table_has_a_column_per_trained_stage(demo):
+    table = table_cells(card.final_table(demo.parent.parent, "demo"))
+    assert table["Metric"] == ["BASE", "MID", "SFT", "RL"]
+    assert table["val_bpb"] == ["1.6000", "2.0000", "-", "-"]
+    assert table["GSM8K"] == ["-", "0.0000", "0.0250", "0.0758"]
+    assert set(table) - {"Metric", "------------", "val_bpb"} >= {n for m in METRICS.values() for n in m}
+
+
+def test_metrics_keep_the_cards_order_with_unknown_ones_before_the_summary():
+    names = ["ChatCORE", "Zeta", "GSM8K", "val_bpb", "CORE"]
+    assert card.sorted_metrics(names) == ["val_bpb", "CORE", "GSM8K", "Zeta", "ChatCORE"]
+
+
+def test_a_run_without_evaluations_says_so(tmp_path):
+    write_stage(tmp_path / "runs" / "new" / "base", metrics="step,loss\n1,5.0\n")
+    assert card.final_table(tmp_path, "new") == "No stage has been evaluated yet.\n"
+
+
+def test_the_card_has_a_section_per_stage_in_the_pipelines_order(demo):
+    text = (demo / "report.md").read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        *("Machine", "Code base", "TOKENIZER", "BASE", "MID", "SFT", "RL", "Final table", "Time")
+    ]
+    assert card.final_table(demo.parent.parent, "demo") in text
+    assert "State: done at step 100 of 100" in text
+
+
+def test_plan_and_result_are_told_a_line_per_value(demo):
+    cells = table_cells((demo / "report.md").read_text())
+    assert cells["groups.matrix"] == ["lr 0.02, betas (0.8, 0.95)"]
+    assert cells["tokens"] == ["51,200"]
+    assert cells["mfu, median"] == ["0.4"]
+    assert cells["recipe"] == ["classic"]
+    assert cells["data"] == ["sample"]
+
+
+def test_every_picture_of_the_card_is_there_as_png(demo):
+    pictures = re.findall(r"!\[.*?\]\((.+?)\)", (demo / "report.md").read_text())
+    assert {"base/loss.png", "base/val_bpb.png", "sft/loss.png", "rl/reward.png"} <= set(pictures)
+    assert all((demo / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
+def test_the_newest_samples_are_shown_and_cannot_leave_their_fence(demo):
+    text = (demo / "report.md").read_text()
+    assert "early" not in text
+    assert "````text\nStep 100\n\n- 'The capital of France is ```Paris```'\n````\n" in text
+
+
+def test_an_unfinished_run_gives_a_card_with_its_error(tmp_path):
+    folder = tmp_path / "runs" / "half"
+    write_stage(folder / "base", metrics=metrics_text(30), plan={"num_steps": 100})
+    write_stage(folder / "sft", result={"status": "failed", "error": "no rows\nin x.jsonl"})
+    text = card.write_report(tmp_path, "half").read_text()
+    assert "State: interrupted at step 30 of 100" in text
+    assert "Error: no rows in x.jsonl" in text
+
+
+def test_the_time_is_summed_and_the_wall_clock_only_where_all_stages_have_it(tmp_path):
+    folder = tmp_path / "runs" / "demo"
+    write_stage(folder / "base", result={"status": "done", "seconds": 120.0, "wall_seconds": 150.25})
+    write_stage(folder / "rl")
+    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["-", "-"]
+    (folder / "rl").rmdir()
+    write_stage(folder / "sft", result={"status": "done", "seconds": 60.0})
+    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["3:00", "-"]
+    write_stage(folder / "sft", result={"status": "done", "seconds": 60.0, "wall_seconds": 90.5})
+    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["3:00", "4:01"]
+
+
+def test_writing_the_card_again_replaces_it(tmp_path):
+    folder = tmp_path / "runs" / "demo"
+    write_stage(folder / "base", metrics="step,loss\n1,5.0\n2,4.0\n")
+    card.write_report(tmp_path, "demo")
+    files = sorted(folder.rglob("*"))
+    card.write_report(tmp_path, "demo")
+    assert sorted(folder.rglob("*")) == files
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A code base of two counted files, a lock of three lines, and a file that doesn't count."""
+    package = tmp_path / "code" / "nanolit"
+    package.mkdir(parents=True)
+    (package / "a.py").write_text("é = 1\n")
+    (package / "b.yaml").write_text("x: 1\ny: 2\n")
+    (package / "picture.png").write_bytes(b"\x89PNG")
+    (package.parent / "uv.lock").write_text("1\n2\n3\n")
+    monkeypatch.setattr(card, "PACKAGE", package)
+    return package.parent
+
+
+def test_the_size_of_an_installed_package_is_counted_in_characters_lines_and_files(checkout, tmp_path):
+    write_stage(tmp_path / "runs" / "demo" / "base")
+    cells = table_cells(card.write_report(tmp_path, "demo").read_text())
+    sizes = [cells[name] for name in ("characters", "lines", "files", "tokens, about", "lines of uv.lock")]
+    assert sizes == [["16"], ["3"], ["2"], ["4"], ["3"]]
+    assert cells["git"] == ["not a checkout"]
+
+
+def test_in_a_checkout_only_tracked_files_count(checkout):
+    """The oracle is git itself: one file is added, the other is not."""
+    for command in (["init", "-q", "-b", "trunk"], ["add", "nanolit/a.py"]):
+        subprocess.run(["git", *command], cwd=checkout, check=True)
+    commit = ["-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qm", "Begin"]
+    subprocess.run(["git", *commit], cwd=checkout, check=True)
+    state = card.git_state()
+    assert [path.name for path in card.source_files()] == ["a.py"]
+    assert state is not None
+    assert re.fullmatch(r"trunk at [0-9a-f]{7,}", state)
+    (checkout / "nanolit" / "a.py").write_text("changed")
+    assert (card.git_state() or "").endswith(" with uncommitted changes")
+
+
+def test_reading_runs_needs_no_torch():
+    code = (
+        "import sys, nanolit.runs, nanolit.report.__main__;"
+        "print({'torch', 'lightning', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

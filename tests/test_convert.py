@@ -1,0 +1,186 @@
+"""The importer: nanochat's folders become releases, and what is wrong with them is said in one line."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanolit.convert import main
+from nanolit.model.nanochat import canonical_name
+from nanolit.model.release import load_release
+from nanolit.tokenizer.bpe import Tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """A nanochat base directory that a test may change."""
+    shutil.copytree(FIXTURES / "nanochat_2026", tmp_path / "nanochat")
+    return tmp_path / "nanochat"
+
+
+def refused(*arguments: object) -> str:
+    """The one line that the door leaves with."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    message = str(caught.value.code)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("generation", "recipe"), [("nanochat_2025", "classic"), ("nanochat_2026", "modern")]
+)
+def test_a_base_directory_becomes_a_release(generation, recipe, tmp_path, capsys):
+    main(["nanochat", str(FIXTURES / generation), str(tmp_path / "release")])
+    assert f"d3 ({recipe}, base, step 20)" in capsys.readouterr().out
+    model, meta = load_release(tmp_path / "release", device="cpu")
+    tokenizer = Tokenizer.load(tmp_path / "release" / "tokenizer")
+    assert (meta["run"], meta["stage"], meta["step"], meta["recipe"]) == ("d3", "base", 20, recipe)
+    assert meta["tokens"] == 20 * 1024
+    assert tokenizer.vocab_size == model.vocab_size == 1024
+    assert tokenizer.decode(tokenizer.encode("naïve 😀 text")) == "naïve 😀 text"
+
+
+def test_a_tokenizer_alone_is_read_from_its_folder_or_the_one_above(tmp_path):
+    main(["nanochat-tokenizer", str(FIXTURES / "nanochat_2026"), str(tmp_path / "one")])
+    main(["nanochat-tokenizer", str(FIXTURES / "nanochat_2026" / "tokenizer"), str(tmp_path / "two")])
+    assert Tokenizer.load(tmp_path / "one").hash == Tokenizer.load(tmp_path / "two").hash
+
+
+def test_a_later_stage_is_chosen_by_its_source_and_a_model_by_its_tag(base, tmp_path):
+    shutil.copytree(base / "base_checkpoints", base / "chatsft_checkpoints")
+    (base / "chatsft_checkpoints" / "d3").rename(base / "chatsft_checkpoints" / "mine")
+    shutil.copytree(base / "base_checkpoints" / "d3", base / "chatsft_checkpoints" / "other")
+    message = refused("nanochat", base, tmp_path / "release", "--source", "chatsft")
+    assert "2 models (mine, other); choose one with --tag" in message
+    main(["nanochat", str(base), str(tmp_path / "release"), "--source", "chatsft", "--tag", "mine"])
+    assert json.loads((tmp_path / "release" / "meta.json").read_text())["stage"] == "sft"
+
+
+def test_the_last_step_is_taken_unless_one_is_named(base, tmp_path):
+    folder = base / "base_checkpoints" / "d3"
+    for name, ending in (("model", "pt"), ("meta", "json")):
+        shutil.copy(folder / f"{name}_000020.{ending}", folder / f"{name}_000009.{ending}")
+    meta = json.loads((folder / "meta_000009.json").read_text())
+    (folder / "meta_000009.json").write_text(json.dumps(meta | {"step": 9}))
+    main(["nanochat", str(base), str(tmp_path / "last")])
+    main(["nanochat", str(base), str(tmp_path / "ninth"), "--step", "9"])
+    steps = [json.loads((tmp_path / name / "meta.json").read_text())["step"] for name in ("last", "ninth")]
+    assert steps == [20, 9]
+    assert "no step 7; it has 9, 20" in refused("nanochat", base, tmp_path / "seventh", "--step", "7")
+
+
+def test_compiled_and_bfloat16_checkpoints_are_read(base, tmp_path):
+    path = base / "base_checkpoints" / "d3" / "model_000020.pt"
+    state = torch.load(path, weights_only=True)
+    state["transformer.wte.weight"] = state["transformer.wte.weight"].bfloat16()
+    torch.save({f"_orig_mod.{name}": tensor for name, tensor in state.items()}, path)
+    main(["nanochat", str(base), str(tmp_path / "release")])
+    model, _ = load_release(tmp_path / "release", device="cpu")
+    assert torch.equal(model.embedding.weight, state["transformer.wte.weight"].float())
+
+
+def _damage_model(base: Path) -> None:
+    path = base / "base_checkpoints" / "d3" / "model_000020.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _drop_smear(base: Path) -> None:
+    path = base / "base_checkpoints" / "d3" / "model_000020.pt"
+    state = torch.load(path, weights_only=True)
+    del state["smear_lambda"]
+    torch.save(state, path)
+
+
+def _lie_about_the_width(base: Path) -> None:
+    path = base / "base_checkpoints" / "d3" / "meta_000020.json"
+    meta = json.loads(path.read_text())
+    meta["model_config"]["n_embd"] = 128
+    path.write_text(json.dumps(meta))
+
+
+def _forget_the_depth(base: Path) -> None:
+    path = base / "base_checkpoints" / "d3" / "meta_000020.json"
+    meta = json.loads(path.read_text())
+    del meta["model_config"]["n_layer"]
+    path.write_text(json.dumps(meta))
+
+
+def _another_tokenizer(base: Path) -> None:
+    path = base / "base_checkpoints" / "d3" / "meta_000020.json"
+    meta = json.loads(path.read_text())
+    meta["model_config"]["vocab_size"] = 1000
+    path.write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_damage_model, "is not a readable checkpoint"),
+        (_drop_smear, "lacks smear_lambda: it is from between October 2025 and July 2026"),
+        (_lie_about_the_width, "is (1024, 64), its sizes say (1024, 128)"),
+        (_forget_the_depth, "has no 'n_layer'"),
+        (_another_tokenizer, "1,024 tokens, the model 1,000"),
+        (
+            lambda base: (base / "base_checkpoints/d3/meta_000020.json").write_text("{}"),
+            "has no model_config",
+        ),
+        (lambda base: (base / "base_checkpoints/d3/meta_000020.json").unlink(), "is missing"),
+        (lambda base: (base / "base_checkpoints/d3/model_000020.pt").unlink(), "has no model_*.pt"),
+        (lambda base: (base / "tokenizer/tokenizer.pkl").unlink(), "no nanochat tokenizer"),
+        (lambda base: (base / "base_checkpoints").rename(base / "mid_checkpoints"), "give --source mid"),
+        (
+            lambda base: shutil.rmtree(base / "base_checkpoints"),
+            "give the folder that holds base_checkpoints",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_checkpoint_is_one_line(base, tmp_path, damage, words):
+    damage(base)
+    assert words in refused("nanochat", base, tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(base, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save({"transformer.wte.weight": Trap()}, base / "base_checkpoints" / "d3" / "model_000020.pt")
+    assert "is not a readable checkpoint" in refused("nanochat", base, tmp_path / "release")
+    (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(Trap()))
+    assert "no tokenizer of nanochat" in refused("nanochat-tokenizer", base, tmp_path / "tokenizer")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_nothing_that_exists_is_overwritten(tmp_path):
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "thesis.txt").write_text("mine")
+    assert "exists already" in refused("nanochat", FIXTURES / "nanochat_2026", tmp_path / "release")
+    assert (tmp_path / "release" / "thesis.txt").read_text() == "mine"
+
+
+def test_only_whole_parts_of_names_are_translated():
+    assert canonical_name("_orig_mod.transformer.h.10.attn.c_q.weight") == "blocks.10.attention.query.weight"
+    assert canonical_name("value_embeds.2.weight") == "value_embeddings.2.weight"
+    assert canonical_name("smear_gate.weight") == "smear_gate.weight"
+    assert canonical_name("my_lm_head.weight") == "my_lm_head.weight"
+
+
+def test_help_answers_without_importing_torch():
+    code = (
+        "import sys; from nanolit.convert import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, "nanochat-tokenizer" in result.stdout) == (0, True)

@@ -1,0 +1,79 @@
+"""`nanolit.load` finds a release or a run's last one and talks with it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nanolit
+from nanolit.convert import convert_nanochat
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("converted") / "release"
+    convert_nanochat(FIXTURES / "nanochat_2026", folder)
+    return folder
+
+
+def test_generate_continues_the_text_as_nanochat_did(release):
+    """Oracle: the greedy tokens that nanochat's own engine decoded after this prompt."""
+    with np.load(FIXTURES / "nanochat_2026" / "golden.npz") as golden:
+        prompt, greedy = golden["prompt"].tolist(), golden["greedy"].tolist()
+    loaded = nanolit.load(release, device="cpu")
+    assert prompt[0] == loaded.tokenizer.bos_id
+    text = loaded.tokenizer.decode(prompt[1:])
+    assert loaded.tokenizer.encode(text) == prompt[1:]
+    assert loaded.generate(text, max_tokens=40, temperature=0) == loaded.tokenizer.decode(
+        greedy[len(prompt) :]
+    )
+
+
+def test_the_seed_decides_what_is_drawn(release):
+    loaded = nanolit.load(release, device="cpu")
+    one, again, other = (
+        loaded.generate("The", max_tokens=20, temperature=1.5, seed=seed) for seed in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_the_model_gives_logits_for_ids(release):
+    logits_BTV = nanolit.load(release, device="cpu").model(torch.tensor([[1, 2, 3]]))
+    assert logits_BTV.shape == (1, 3, 1024)
+
+
+def test_a_run_is_its_last_stage_with_a_release(release, tmp_path, monkeypatch):
+    for stage in ("base", "sft"):
+        shutil.copytree(release, tmp_path / "runs" / "d3-modern-s1" / stage / "release")
+    (tmp_path / "runs" / "d3-modern-s1" / "rl").mkdir()
+    from nanolit.language_model import find_release
+
+    runs = tmp_path / "runs" / "d3-modern-s1"
+    assert find_release("d3-modern-s1", root=tmp_path) == runs / "sft" / "release"
+    assert find_release("d3-modern-s1/base", root=tmp_path) == runs / "base" / "release"
+    assert find_release(runs / "base" / "release") == runs / "base" / "release"
+    monkeypatch.setenv("NANOLIT_HOME", str(tmp_path))
+    assert nanolit.load("d3-modern-s1", device="cpu").meta["run"] == "d3"
+
+
+def test_what_cannot_be_found_is_said_with_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match="there are no runs there; set root or NANOLIT_HOME"):
+        nanolit.load("d3-modern-s1", tmp_path)
+    (tmp_path / "runs" / "d3-modern-s1" / "base").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"d4-modern-s1 is neither a release folder nor a run.*d3-modern-s1"):
+        nanolit.load("d4-modern-s1", tmp_path)
+    with pytest.raises(ValueError, match=r"run d3-modern-s1 .* has no release of any stage yet"):
+        nanolit.load("d3-modern-s1", tmp_path)
+    with pytest.raises(ValueError, match="has no release of sft yet"):
+        nanolit.load("d3-modern-s1/sft", tmp_path)
+
+
+def test_importing_nanolit_leaves_torch_out():
+    code = "import sys, nanolit; nanolit.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

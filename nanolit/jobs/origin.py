@@ -48,8 +48,8 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
     if name or not done:
         runs = sorted(path.parent.name for path in Path(job["root"], "runs").glob("*/base"))
         raise ValueError(
-            f"start_from={wish}: {stage} can begin from a finished {' or '.join([name] if name else allowed)}, "
-            f"and {job['root']} has none of that name; runs there: {', '.join(runs) or 'none'}"
+            f"start_from={wish}: {stage} can begin from a finished "
+            f"{' or '.join([name] if name else allowed)}, and {job['root']} has none of that name; runs there: {', '.join(runs) or 'none'}"
         )
     return of_stage(job["root"], run, done[-1])
 

@@ -120,7 +120,9 @@ def wait_for(path: Path, *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
-            raise ValueError(f"rank 0 has not written {path} in {seconds:.0f} seconds; see its messages above")
+            raise ValueError(
+                f"rank 0 has not written {path} in {seconds:.0f} seconds; see its messages above"
+            )
         time.sleep(0.05)
 
 
@@ -145,7 +147,9 @@ def check_stages(job: Job) -> None:
     ranks = job["cluster"]["devices"] * job["cluster"]["nodes"]
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) != ranks:
         world = os.environ["WORLD_SIZE"]
-        raise ValueError(f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}")
+        raise ValueError(
+            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
+        )
     if job["phase"] == "identity" and not job["start_from"]:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for stage in job["stages"]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -74,11 +75,37 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
         if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in unused)):
             raise ValueError(f"{one}: {no_such_stage(job, one.split('.')[1])}")
     job["stage"] = {stage: settings for stage, settings in job["stage"].items() if stage not in unused}
+    recipe = job["recipe"]
+    for stage in ("mid", "sft"):
+        if stage in job["stage"]:
+            wish = job["stage"][stage]["mixture"] or recipe[stage]["mixture"]
+            job["stage"][stage]["mixture"] = named("mixture", wish, mirror=recipe["mirror"])
+    job["chat_tasks"] = named(
+        "chat_tasks", job["chat_tasks"] or recipe["chat_tasks"], mirror=recipe["mirror"]
+    )
     job["root"] = str(home(job["root"]))
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
         job["cluster"]["gpu"] = gpu_of_this_machine()
     job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
     return cast(Job, job)
+
+
+def named(folder: str, name: Any, *, mirror: str) -> dict[str, Any]:
+    """The content of conf/<folder>/<name>.yaml or of a user's YAML file; a null mirror is filled in."""
+    path = conf_folder() / folder / f"{name}.yaml"
+    if str(name).endswith((".yaml", ".yml")):
+        path = Path(str(name)).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"there is no {folder}={name}; allowed: {', '.join(options(folder))}, or a YAML file"
+        )
+    content = OmegaConf.load(path)
+    if isinstance(content, DictConfig) and content.get("mirror", "") is None:
+        content.mirror = mirror
+    found = OmegaConf.to_container(content, resolve=True)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is a list; it must be a mapping, like those of conf/{folder}")
+    return cast(dict[str, Any], found)
 
 
 def check_name(run: str) -> str:

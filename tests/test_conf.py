@@ -209,5 +209,7 @@ def test_the_door_answers_without_torch(arguments, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"code {2 if arguments == ['modle=d6'] else 0}" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    if arguments == ["--help"]:
+        assert "  model: d2, d4, d6, d8, d12, d16, d20, d24, d26, d32\n" in done.stdout
     if arguments == ["modle=d6"]:
         assert len(done.stderr.splitlines()) == 1

@@ -59,9 +59,9 @@ def run_stages(job: Job, keep_open: list[int]) -> Result:
         if result["status"] != "done":
             return result
     if is_rank_zero() and stages[-1] != "tokenizer":
-        say(
-            f"\n{final_table(Path(job['root']), job['run'])}\nreport in {write_report(Path(job['root']), job['run'])}"
-        )
+        root = Path(job["root"])
+        path = write_report(root, job["run"])
+        say(f"\n{final_table(root, job['run'])}\nreport in {path}")
     return result
 
 

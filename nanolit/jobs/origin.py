@@ -47,9 +47,10 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
         return of_stage(job["root"], run, name)
     if name or not done:
         runs = sorted(path.parent.name for path in Path(job["root"], "runs").glob("*/base"))
+        wanted = " or ".join([name] if name else allowed)
         raise ValueError(
-            f"start_from={wish}: {stage} can begin from a finished {' or '.join([name] if name else allowed)}, "
-            f"and {job['root']} has none of that name; runs there: {', '.join(runs) or 'none'}"
+            f"start_from={wish}: {stage} can begin from a finished {wanted}, and {job['root']} has none of that "
+            f"name; runs there: {', '.join(runs) or 'none'}"
         )
     return of_stage(job["root"], run, done[-1])
 

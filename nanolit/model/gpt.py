@@ -22,11 +22,11 @@ from nanolit.model.accounting import (
 )
 from nanolit.model.attention import attend, rotary_tables, rotate
 from nanolit.model.kv_cache import KVCache
+from nanolit.model.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
 
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
 ROTARY_CONTEXTS = 10
-IGNORED = -1  # the target of a position that nothing is learned from
 
 
 class Linear(nn.Linear):
@@ -176,6 +176,8 @@ class GPT(nn.Module):
             "softcap_dtype": softcap_dtype,
         }
         _check_shapes(width=width, heads=heads, kv_heads=kv_heads)
+        if not 0 < softcap <= LARGEST_SOFTCAP:
+            raise ValueError(f"softcap is {softcap}; it must be above 0 and at most {LARGEST_SOFTCAP:g}")
         self.depth, self.width, self.heads, self.kv_heads = depth, width, heads, kv_heads
         self.head_dim = width // heads
         self.vocab_size, self.context = vocab_size, context
@@ -254,18 +256,13 @@ class GPT(nn.Module):
         mean is over learned positions (0 if there are none), none has shape (B, T). With a cache, ids_BT are
         the positions after those it holds, and it is moved on.
         """
-        logits_BTV = self._logits(self._hidden(ids_BT, kv_cache))
+        x_BTC = self._hidden(ids_BT, kv_cache)
         if targets_BT is None:
-            return logits_BTV
-        nats = F.cross_entropy(
-            logits_BTV.flatten(0, 1),
-            targets_BT.reshape(-1).long(),
-            ignore_index=IGNORED,
-            reduction="none" if reduction == "none" else "sum",
-        )
+            return self._logits(x_BTC)
         if reduction == "none":
-            return nats.view(targets_BT.shape)
-        return nats if reduction == "sum" else nats / (targets_BT != IGNORED).sum().clamp(min=1)
+            return self._token_losses(x_BTC, targets_BT)
+        total = summed_loss(*self._head_inputs(x_BTC, targets_BT), softcap=self.softcap)
+        return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
 
     def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
         """The normalised output of the last block, (B, T, C)."""
@@ -307,6 +304,21 @@ class GPT(nn.Module):
         before_BTC = torch.cat((previous_B1C, x_BTC[:, :-1]), dim=1)
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTC[..., : self.smear_gate.in_features]))
         return x_BTC + self.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
+
+    def _head_inputs(self, x_BTC: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the loss takes: rows of x, the weight without its padding, a target for each row."""
+        return x_BTC.flatten(0, 1), self.unembedding.weight[: self.vocab_size], targets_BT.reshape(-1).long()
+
+    def _token_losses(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
+        """nats_BT; where gradients are wanted all logits are held."""
+        if not torch.is_grad_enabled():
+            x_NC, weight_VC, targets_N = self._head_inputs(x_BTC, targets_BT)
+            return token_losses(x_NC, weight_VC, targets_N, softcap=self.softcap).view(targets_BT.shape)
+        logits_NV = self._logits(x_BTC).flatten(0, 1)
+        nats_N = F.cross_entropy(
+            logits_NV, targets_BT.reshape(-1).long(), ignore_index=IGNORED, reduction="none"
+        )
+        return nats_N.view(targets_BT.shape)
 
     def _logits(self, x_BTC: Tensor) -> Tensor:
         logits_BTV = self.unembedding(x_BTC)[..., : self.vocab_size]

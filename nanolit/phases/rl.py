@@ -1,9 +1,10 @@
 """Reinforcement learning: sample answers, reward the right ones, follow the policy gradient.
 
-REINFORCE with the group's mean as baseline (GRPO's advantage without dividing by the deviation, no KL term,
-no clipping), as nanochat does: one update per step on its own samples. Differences: log-probabilities are those
-of the distribution that was sampled from (temperature and top-k included), and the sum over sampled tokens is
-divided by the step's number of them over all ranks, so that neither ranks nor micro-batches change the update.
+REINFORCE with the group's mean as baseline (GRPO's advantage without dividing by the deviation, no KL
+term, no clipping), as nanochat does: one update per step on its own samples. Differences: log-probabilities
+are those of the distribution that was sampled from (temperature and top-k included), and the sum over sampled
+tokens is divided by the step's number of them over all ranks, so that neither ranks nor micro-batches change
+the update.
 
 Optimization is manual here and nowhere else: the micro-batches exist only after sampling.
 """

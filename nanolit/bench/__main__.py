@@ -1,0 +1,31 @@
+"""Benchmarks: `python -m nanolit.bench train model=d12`; a module of this folder for each name."""
+
+import importlib
+import sys
+from pathlib import Path
+
+LAUNCHERS = Path(__file__).resolve().parents[2] / "launch"
+if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
+    sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
+
+BENCHMARKS = ("train",)
+
+
+def main() -> int:
+    """Run the benchmark that is named first; 2 for input that was refused."""
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in BENCHMARKS:
+        print(
+            f"there is no benchmark {name!r}; give one of {', '.join(BENCHMARKS)}, then key=value settings",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        return importlib.import_module(f"nanolit.bench.{name}").main(arguments)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,7 @@ from nanolit.data.prompts import PromptStream
 from nanolit.data.stream import PretrainStream
 from nanolit.jobs.build import build
 from nanolit.jobs.origin import Origin, origin
+from nanolit.jobs.plans import stage_plan
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
 from nanolit.model.gpt import GPT
@@ -64,7 +65,7 @@ def launched_rank() -> int:
 def prepare(job: Job, stage: str) -> Parts:
     """Build everything; from the stage's newest whole checkpoint where there is one, else from its origin."""
     folder = stage_folder(job["root"], job["run"], stage)
-    plan = read_json(folder / "plan.json")
+    plan = stage_plan(job, stage)
     begins = origin(job, stage)
     tokenizer_folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
     if begins:
@@ -200,7 +201,7 @@ def load_gpt(
                     f"beginning from the release {begins.release}, without the optimizer's state", flush=True
                 )
             return load_release(begins.release, device=device)[0].train(), None
-    gpt = build_gpt(plan["gpt"], device, seed=job["seed"])
+    gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"])
     if not source:
         return gpt, None
     load_weights(gpt, source.model_state(), origin=str(source.folder))
@@ -220,10 +221,15 @@ def check_same_model(gpt: dict[str, Any], begins: Origin) -> None:
         )
 
 
-def build_gpt(hyperparameters: dict[str, Any], device: torch.device, *, seed: int) -> GPT:
+def build_gpt(
+    hyperparameters: dict[str, Any], device: torch.device, *, seed: int, precision: str | None = None
+) -> GPT:
     """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
+    dtypes = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision not in dtypes:
+        raise ValueError(f"precision={precision} is not available yet in this version; give bf16 or fp32")
     with torch.device("meta"):
         gpt = GPT(**hyperparameters)
     gpt.to_empty(device=device)
-    gpt.initialize(keyed_generator(seed, "initial weights", device=device))
+    gpt.initialize(keyed_generator(seed, "initial weights", device=device), dtype=dtypes[precision])
     return gpt

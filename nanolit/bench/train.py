@@ -83,6 +83,7 @@ def about(parts: Parts) -> dict[str, Any]:
     return {
         "device": device_name(parts.device),
         "torch": torch.__version__,
+        "attention": parts.phase.gpt.attention_backend,
         "depth": plan["gpt"]["depth"],
         "context": plan["gpt"]["context"],
         "vocab_size": plan["gpt"]["vocab_size"],

@@ -20,7 +20,7 @@ from nanolit.model.accounting import (
     value_embedding_layers,
     window_sizes,
 )
-from nanolit.model.attention import attend, rotary_tables, rotate
+from nanolit.model.attention import Backend, attend, choose_backend, rotary_tables, rotate
 from nanolit.model.kv_cache import KVCache
 from nanolit.model.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
 
@@ -61,6 +61,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.qk_scale, self.window = layer, qk_scale, window
         self.head_dim = width // heads
+        self.backend: Backend = "sdpa"  # until the model is on its device: GPT.prepare
         self.query = Linear(width, width)
         self.key = Linear(width, kv_heads * self.head_dim)
         self.value = Linear(width, kv_heads * self.head_dim)
@@ -76,9 +77,7 @@ class Attention(nn.Module):
         value_embedding: Tensor | None,
         kv_cache: KVCache | None,
     ) -> Tensor:
-        q_BTHD = self.query(x_BTC).unflatten(-1, (-1, self.head_dim))
-        k_BTKD = self.key(x_BTC).unflatten(-1, (-1, self.head_dim))
-        v_BTKD = self.value(x_BTC).unflatten(-1, (-1, self.head_dim))
+        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC, merged=x_BTC.is_cuda and kv_cache is None)
         if value_embedding is not None and self.value_gate is not None:
             # value embeddings: github.com/KellerJordan/modded-nanogpt; gate and factor: nanochat
             gate_BTK = 3 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))
@@ -86,7 +85,19 @@ class Attention(nn.Module):
         q_BTHD = norm(rotate(q_BTHD, cos_TE, sin_TE)) * self.qk_scale
         k_BTKD = norm(rotate(k_BTKD, cos_TE, sin_TE)) * self.qk_scale
         k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if kv_cache is None else kv_cache.append(self.layer, k_BTKD, v_BTKD)
-        return self.output(attend(q_BTHD, k_BSKD, v_BSKD, window=self.window).flatten(2))
+        y_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, window=self.window, backend=self.backend)
+        return self.output(y_BTHD.flatten(2))
+
+    def _project(self, x_BTC: Tensor, *, merged: bool) -> tuple[Tensor, ...]:
+        """Queries, keys and values; merged: by one larger product, whose weight is put together anew."""
+        parts = (self.query, self.key, self.value)
+        if merged:
+            weight = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
+            widths = [part.out_features for part in parts]
+            projected = F.linear(x_BTC, weight).split(widths, dim=-1)
+        else:
+            projected = [part(x_BTC) for part in parts]
+        return tuple(one.unflatten(-1, (-1, self.head_dim)) for one in projected)
 
 
 class MLP(nn.Module):
@@ -223,6 +234,13 @@ class GPT(nn.Module):
         return self.embedding.weight.dtype
 
     @property
+    def attention_backend(self) -> Backend:
+        """The kernel that attends in whole texts: attention.choose_backend."""
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        return block.attention.backend
+
+    @property
     def max_positions(self) -> int:
         """The longest text that the rotary tables reach; `context` is what it was trained on."""
         return len(self.cos_TE)
@@ -340,6 +358,9 @@ class GPT(nn.Module):
         self.embedding.to(dtype)
         self.value_embeddings.to(dtype)
         self.cos_TE, self.sin_TE = (table.to(dtype) for table in self._rotary_tables(self.device))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.backend = choose_backend(self.device, dtype, self.head_dim)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator, *, dtype: torch.dtype | None = None) -> None:

@@ -49,7 +49,7 @@ class Parts:
     tokenizer_folder: Path
     device: torch.device
     phase: Phase
-    stream: Stream
+    stream: Any  # a Stream, or what a benchmark puts in its place
     validation: Iterable[tuple[Tensor, Tensor]] | None
     validation_task: Task | None
     chat_tasks: list[Task]

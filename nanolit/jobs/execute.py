@@ -118,8 +118,15 @@ def prepare(job: Job, stage: str) -> Path:
         (folder / "result.json").unlink(missing_ok=True)
         write_job(folder / "job.yaml", job)
         write_json(folder / "plan.json", plan)
-        say(plan_table(plan))
+        say(f"\n{plan_table(plan, known=plan_before(job, stage))}")
     return folder
+
+
+def plan_before(job: Job, stage: str) -> dict[str, Any] | None:
+    """The plan of the stage before this one in the job, which has been shown."""
+    index = job["stages"].index(stage) if stage in job["stages"] else 0
+    path = stage_folder(job["root"], job["run"], job["stages"][index - 1]) / "plan.json"
+    return read_json(path) if index > 0 and path.exists() else None
 
 
 def wait_for(path: Path, *, seconds: float = 60) -> None:

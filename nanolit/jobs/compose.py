@@ -27,6 +27,9 @@ from nanolit.machine.paths import PACKAGE, conf_folder, home
 from nanolit.phases.job import Job
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
+OmegaConf.register_new_resolver(
+    "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
+)
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes

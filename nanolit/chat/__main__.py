@@ -65,6 +65,10 @@ def parse(arguments: list[str]) -> Settings:
         setattr(settings, key, _READERS[key](key, text))
     if (settings.run is None) == (settings.release is None):
         raise ValueError("give either run=RUN or release=FOLDER; --help shows the settings")
+    if settings.web and settings.prompt is not None:
+        raise ValueError("-p answers in the terminal; leave out either it or web=true")
+    if not settings.web and (settings.port, settings.host) != (None, Settings.host):
+        raise ValueError("port and host are for the page; add web=true")
     return settings
 
 
@@ -127,6 +131,10 @@ def talk(settings: Settings) -> None:
     stage = loaded.meta.get("stage", "")
     talker = Talker(engine, continues_text=stage == "base")
     max_tokens = settings.max_tokens or usual_max_tokens(engine.context)
+    if max_tokens >= engine.context:
+        raise ValueError(
+            f"max_tokens ({max_tokens:,}) must be below the model's context ({engine.context:,})"
+        )
     name = "/".join(part for part in (loaded.meta.get("run"), stage) if part) or "this model"
     if settings.web:
         from nanolit.chat.web import build_demo, serve

@@ -14,6 +14,9 @@ from nanolit.machine.device import derived_seed
 if TYPE_CHECKING:
     import gradio
 
+# A reply is shown as Markdown: an image in it must not make the browser ask another machine.
+_ONLY_THIS_SERVER = """<meta http-equiv="Content-Security-Policy" content="img-src 'self' data: blob:;
+ media-src 'self' data: blob:; connect-src 'self'; frame-src 'self'">"""
 MAX_TOP_K = 200  # nanochat's page has the same limit; 0 = the whole vocabulary
 
 
@@ -41,8 +44,9 @@ def build_demo(
                 max_tokens=max_tokens,
                 seed=secrets.randbits(63) if seed is None else derived_seed(seed, "reply", len(turns) + 1),
             )
-        except ValueError as error:
-            raise gradio.Error(str(error), print_exception=False) from error
+        except ValueError as error:  # an empty turn keeps the page's messages and ours in step
+            yield f"({error})", [*turns, []]
+            return
         if reply.dropped_turns:
             gradio.Info(f"The context is full: the oldest {reply.dropped_turns} turn(s) were forgotten.")
         text = ""
@@ -64,13 +68,18 @@ def build_demo(
                     0, MAX_TOP_K, top_k or 0, step=1, label="Top-k", info="0: the whole vocabulary"
                 ),
                 gradio.Slider(
-                    1, context - 1, max_tokens, step=1, label="Reply length", info="tokens at most"
+                    1, context - 1, max_tokens, step=1, label="Max tokens", info="the longest reply"
                 ),
             ]
         gradio.ChatInterface(
             answer,
+            chatbot=gradio.Chatbot(
+                show_label=False,
+                buttons=["copy", "copy_all"],  # not "share", which goes to another machine
+                placeholder=_description(talker),
+                scale=1,
+            ),
             title=f"NanoLit · {name}",
-            description=_description(talker),
             editable=True,
             additional_inputs=[turns, *controls],
             additional_outputs=[turns],
@@ -82,7 +91,21 @@ def build_demo(
 
 def serve(demo: "gradio.Blocks", *, host: str, port: int | None) -> None:
     """Serve the page until Ctrl-C; `port` None takes the first free one from 7860 on."""
-    demo.launch(server_name=host, server_port=port, share=False, ssr_mode=False, footer_links=[])
+    try:
+        _, url, _ = demo.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            head=_ONLY_THIS_SERVER,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        raise ValueError(f"port {port} can't be served on {host} ({error}); give another port=") from error
+    print(f"The chat is at {url} (Ctrl-C ends it)", flush=True)
+    demo.block_thread()
 
 
 def _import_gradio():

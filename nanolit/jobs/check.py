@@ -61,7 +61,10 @@ def check_node(node: Mapping[str, Any], shape: Shape, *, path: str) -> None:
 def unknown_key(key: str, choices: Iterable[str]) -> str:
     """One line: the key, the nearest spelling, what is allowed."""
     parent, _, last = key.rpartition(".")
-    near = difflib.get_close_matches(last, choices := sorted(choices), n=1, cutoff=0.5)
+    choices = sorted(choices)
+    near = [one for one in choices if one.startswith(last)] or difflib.get_close_matches(
+        last, choices, n=1, cutoff=0.5
+    )
     meant = f"did you mean {parent + '.' if parent else ''}{near[0]}? " if near else ""
     return f"there is no key {key}; {meant}allowed{f' in {parent}' if parent else ''}: {', '.join(choices)}"
 

@@ -1,21 +1,108 @@
 """Causal attention with an optional window, and rotary positions: (q, k, v) to a mixture of values.
 
-Every model calls `attend`, and nothing else here knows which kernel runs. Shapes: see the legend in gpt.py.
+Every model calls `attend`. Which kernel trains is chosen once for a device by `choose_backend`, by trying:
+cudnn (nvidia-cudnn-frontend), flash (FlashAttention-2 in torch), or sdpa, which runs everywhere and also
+serves caches. Shapes: see the legend in gpt.py.
 """
 
 import functools
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Backend = Literal["cudnn", "flash", "sdpa"]
+FUSED: tuple[Backend, ...] = ("cudnn", "flash")  # the faster first; both take windows
 
-def attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, window: int | None) -> Tensor:
+
+def attend(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    *,
+    window: int | None,
+    backend: Backend = "sdpa",
+) -> Tensor:
     """Attention of T queries, the last of S positions, to themselves and what lies before: (B, T, H, D).
 
     A query sees its own position and `window` positions before it; None: all. H is a multiple of K:
-    consecutive query heads share a key-value head. Scores are scaled by 1/√D.
+    consecutive query heads share a key-value head. Scores are scaled by 1/√D. `backend` serves whole texts
+    (T = S); with a cache it is always sdpa.
     """
+    T, S = q_BTHD.size(1), k_BSKD.size(1)
+    if backend != "sdpa" and T == S > 1:
+        seen = None if window is not None and window >= S - 1 else window
+        return _fused(backend)(q_BTHD, k_BSKD, v_BSKD, window=seen)
+    return attend_by_sdpa(q_BTHD, k_BSKD, v_BSKD, window=window)
+
+
+@functools.cache
+def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
+    """The fastest kernel that gives the right answer here, for this dtype and size of heads.
+
+    Each is tried on a short text, with and without a window, against sdpa in float32.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa"
+    for backend in FUSED:
+        if agrees(backend, device, dtype, head_dim):
+            return backend
+    return "sdpa"
+
+
+def agrees(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether a kernel runs here, forward and backward, and agrees with float32."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(1, 64, 2, head_dim, generator=generator).to(device, dtype) for _ in range(3)]
+    try:
+        for window in (None, 5):
+            found = _with_gradients(backend, qkv, window)
+            expected = _with_gradients("sdpa", [one.float() for one in qkv], window)
+            for one, other in zip(found, expected, strict=True):
+                if not (one.float() - other).norm() < 0.02 * other.norm():  # bfloat16 gives 0.004
+                    return False
+    except Exception:  # not installed, or not for this GPU: another kernel serves
+        return False
+    return True
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _with_gradients(backend: Backend, qkv: list[Tensor], window: int | None) -> tuple[Tensor, ...]:
+    q_BTHD, k_BTKD, v_BTKD = (one.clone().requires_grad_() for one in qkv)
+    y_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=backend)
+    slope_BTHD = torch.linspace(-1, 1, y_BTHD.numel(), device=y_BTHD.device).view_as(y_BTHD)
+    total = (y_BTHD * slope_BTHD.to(y_BTHD.dtype)).sum()
+    return y_BTHD.detach(), *torch.autograd.grad(total, (q_BTHD, k_BTKD, v_BTKD))
+
+
+def _fused(backend: Backend):
+    if backend == "cudnn":
+        from nanolit.model import attention_cudnn  # an optional package
+
+        return attention_cudnn.attend
+    return attend_by_flash
+
+
+def attend_by_flash(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, window: int | None) -> Tensor:
+    """FlashAttention-2 as torch has it (https://arxiv.org/abs/2307.08691): rows as texts of equal length."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, T, H, _ = q_BTHD.shape
+    ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q_BTHD.device)
+    repeats = H // k_BTKD.size(2)
+    if repeats > 1:
+        k_BTKD, v_BTKD = (one.repeat_interleave(repeats, dim=2) for one in (k_BTKD, v_BTKD))
+    q_NHD, k_NHD, v_NHD = (one.flatten(0, 1) for one in (q_BTHD, k_BTKD, v_BTKD))
+    window_size = (-1 if window is None else window, 0)
+    y_NHD = varlen_attn(q_NHD, k_NHD, v_NHD, ends, ends, T, T, window_size=window_size)
+    assert isinstance(y_NHD, Tensor)
+    return y_NHD.unflatten(0, (B, T))
+
+
+def attend_by_sdpa(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, window: int | None) -> Tensor:
+    """torch's own choice of kernel, on any device; a window is a mask."""
     T, S = q_BTHD.size(1), k_BSKD.size(1)
     if T == 1 and window is not None:  # one query needs no mask, only the keys it sees
         k_BSKD, v_BSKD = k_BSKD[:, -window - 1 :], v_BSKD[:, -window - 1 :]

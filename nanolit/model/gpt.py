@@ -20,13 +20,13 @@ from nanolit.model.accounting import (
     value_embedding_layers,
     window_sizes,
 )
-from nanolit.model.attention import attend, rotary_tables, rotate
+from nanolit.model.attention import Backend, attend, choose_backend, rotary_tables, rotate
 from nanolit.model.kv_cache import KVCache
+from nanolit.model.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
 
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
 ROTARY_CONTEXTS = 10
-IGNORED = -1  # the target of a position that nothing is learned from
 
 
 class Linear(nn.Linear):
@@ -61,6 +61,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.qk_scale, self.window = layer, qk_scale, window
         self.head_dim = width // heads
+        self.backend: Backend = "sdpa"  # until the model is on its device: GPT.prepare
         self.query = Linear(width, width)
         self.key = Linear(width, kv_heads * self.head_dim)
         self.value = Linear(width, kv_heads * self.head_dim)
@@ -76,9 +77,7 @@ class Attention(nn.Module):
         value_embedding: Tensor | None,
         kv_cache: KVCache | None,
     ) -> Tensor:
-        q_BTHD = self.query(x_BTC).unflatten(-1, (-1, self.head_dim))
-        k_BTKD = self.key(x_BTC).unflatten(-1, (-1, self.head_dim))
-        v_BTKD = self.value(x_BTC).unflatten(-1, (-1, self.head_dim))
+        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC, merged=x_BTC.is_cuda and kv_cache is None)
         if value_embedding is not None and self.value_gate is not None:
             # value embeddings: github.com/KellerJordan/modded-nanogpt; gate and factor: nanochat
             gate_BTK = 3 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))
@@ -86,7 +85,19 @@ class Attention(nn.Module):
         q_BTHD = norm(rotate(q_BTHD, cos_TE, sin_TE)) * self.qk_scale
         k_BTKD = norm(rotate(k_BTKD, cos_TE, sin_TE)) * self.qk_scale
         k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if kv_cache is None else kv_cache.append(self.layer, k_BTKD, v_BTKD)
-        return self.output(attend(q_BTHD, k_BSKD, v_BSKD, window=self.window).flatten(2))
+        y_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, window=self.window, backend=self.backend)
+        return self.output(y_BTHD.flatten(2))
+
+    def _project(self, x_BTC: Tensor, *, merged: bool) -> tuple[Tensor, ...]:
+        """Queries, keys and values; merged: by one larger product, whose weight is put together anew."""
+        parts = (self.query, self.key, self.value)
+        if merged:
+            weight = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
+            widths = [part.out_features for part in parts]
+            projected = F.linear(x_BTC, weight).split(widths, dim=-1)
+        else:
+            projected = [part(x_BTC) for part in parts]
+        return tuple(one.unflatten(-1, (-1, self.head_dim)) for one in projected)
 
 
 class MLP(nn.Module):
@@ -176,6 +187,8 @@ class GPT(nn.Module):
             "softcap_dtype": softcap_dtype,
         }
         _check_shapes(width=width, heads=heads, kv_heads=kv_heads)
+        if not 0 < softcap <= LARGEST_SOFTCAP:
+            raise ValueError(f"softcap is {softcap}; it must be above 0 and at most {LARGEST_SOFTCAP:g}")
         self.depth, self.width, self.heads, self.kv_heads = depth, width, heads, kv_heads
         self.head_dim = width // heads
         self.vocab_size, self.context = vocab_size, context
@@ -221,6 +234,13 @@ class GPT(nn.Module):
         return self.embedding.weight.dtype
 
     @property
+    def attention_backend(self) -> Backend:
+        """The kernel that attends in whole texts: attention.choose_backend."""
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        return block.attention.backend
+
+    @property
     def max_positions(self) -> int:
         """The longest text that the rotary tables reach; `context` is what it was trained on."""
         return len(self.cos_TE)
@@ -254,18 +274,13 @@ class GPT(nn.Module):
         mean is over learned positions (0 if there are none), none has shape (B, T). With a cache, ids_BT are
         the positions after those it holds, and it is moved on.
         """
-        logits_BTV = self._logits(self._hidden(ids_BT, kv_cache))
+        x_BTC = self._hidden(ids_BT, kv_cache)
         if targets_BT is None:
-            return logits_BTV
-        nats = F.cross_entropy(
-            logits_BTV.flatten(0, 1),
-            targets_BT.reshape(-1).long(),
-            ignore_index=IGNORED,
-            reduction="none" if reduction == "none" else "sum",
-        )
+            return self._logits(x_BTC)
         if reduction == "none":
-            return nats.view(targets_BT.shape)
-        return nats if reduction == "sum" else nats / (targets_BT != IGNORED).sum().clamp(min=1)
+            return self._token_losses(x_BTC, targets_BT)
+        total = summed_loss(*self._head_inputs(x_BTC, targets_BT), softcap=self.softcap)
+        return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
 
     def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
         """The normalised output of the last block, (B, T, C)."""
@@ -308,6 +323,21 @@ class GPT(nn.Module):
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTC[..., : self.smear_gate.in_features]))
         return x_BTC + self.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
 
+    def _head_inputs(self, x_BTC: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the loss takes: rows of x, the weight without its padding, a target for each row."""
+        return x_BTC.flatten(0, 1), self.unembedding.weight[: self.vocab_size], targets_BT.reshape(-1).long()
+
+    def _token_losses(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
+        """nats_BT; where gradients are wanted all logits are held."""
+        if not torch.is_grad_enabled():
+            x_NC, weight_VC, targets_N = self._head_inputs(x_BTC, targets_BT)
+            return token_losses(x_NC, weight_VC, targets_N, softcap=self.softcap).view(targets_BT.shape)
+        logits_NV = self._logits(x_BTC).flatten(0, 1)
+        nats_N = F.cross_entropy(
+            logits_NV, targets_BT.reshape(-1).long(), ignore_index=IGNORED, reduction="none"
+        )
+        return nats_N.view(targets_BT.shape)
+
     def _logits(self, x_BTC: Tensor) -> Tensor:
         logits_BTV = self.unembedding(x_BTC)[..., : self.vocab_size]
         if self.softcap_in_float32:
@@ -328,6 +358,9 @@ class GPT(nn.Module):
         self.embedding.to(dtype)
         self.value_embeddings.to(dtype)
         self.cos_TE, self.sin_TE = (table.to(dtype) for table in self._rotary_tables(self.device))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.backend = choose_backend(self.device, dtype, self.head_dim)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator, *, dtype: torch.dtype | None = None) -> None:

@@ -58,6 +58,7 @@ class MuonAdamW(torch.optim.Optimizer):
         }
         self._muon_update, self._adamw_update = muon_update, adamw_update
         if device.type == "cuda" if compile is None else compile:
+            _allow_many_shapes()
             self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
             self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=True)
         self._stacks: list[tuple[dict, MatrixStack]] = []
@@ -191,6 +192,13 @@ def _stack(group: dict, variance_reduction: bool) -> MatrixStack:
 
 def _slice(name: str, param: Tensor) -> FlatSlice:
     return Replica(name, param) if param.numel() < SMALL else FlatSlice(name, param)
+
+
+def _allow_many_shapes() -> None:
+    """Lets Dynamo keep a graph for each shape of matrices in several models; its default of 8 is too few."""
+    import torch._dynamo.config as dynamo  # slow, and only needed here
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
 
 
 def _scalar(value: float) -> Tensor:

@@ -7,8 +7,8 @@ One optimizer step, in the order in which Lightning calls us:
 2. `optimizer_step` hands the optimizer a closure and counts the step when it is done.
 3. The closure runs `training_step`: the schedule sets learning rate, momentum and weight decay; each
    micro-batch but the last goes forward and backward at once; the last one's loss is returned.
-4. Lightning calls `optimizer_zero_grad` (nothing to do: step 5 leaves no gradients) and runs the backward pass
-   of the last micro-batch. Gradients of the micro-batches have added up in `.grad`.
+4. Lightning calls `optimizer_zero_grad` (nothing to do: step 5 leaves no gradients) and runs the backward
+   pass of the last micro-batch. Gradients of the micro-batches have added up in `.grad`.
 5. `MuonAdamW.step` sums gradients over ranks, updates this rank's share, and gathers the parameters; then the
    gradients are cleared.
 6. Callbacks see `on_train_batch_end`: metrics, evaluation, samples, checkpoint, interruption.
@@ -59,6 +59,7 @@ class Phase(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.num_tokens = 0
         self.position: dict[str, Any] = {}
+        self.epoch = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
         self.forward_gpt: Callable[..., Tensor] = torch.compile(gpt, dynamic=False) if compile else gpt
 
@@ -73,11 +74,17 @@ class Phase(L.LightningModule):
             self.restore(self.optimizer)
         return self.optimizer
 
-    def training_step(self, batch: Step, _index: int) -> Tensor:
-        multipliers = self.schedule.at(self.finished_steps, self.num_steps)
-        self.optimizer.set_multipliers(
-            lr=multipliers.lr, momentum=multipliers.momentum, weight_decay=multipliers.weight_decay
-        )
+    def metrics(self) -> dict[str, float]:
+        """What the last step measured besides its loss, over all ranks."""
+        return {}
+
+    def set_multipliers(self) -> None:
+        """Tell the optimizer this step's learning rates, momentum and weight decay."""
+        now = self.schedule.at(self.finished_steps, self.num_steps)
+        self.optimizer.set_multipliers(lr=now.lr, momentum=now.momentum, weight_decay=now.weight_decay)
+
+    def training_step(self, batch: Step, _index: int) -> Tensor | None:
+        self.set_multipliers()
         total = torch.zeros((), device=self.device)
         loss = total
         for index, micro_batch in enumerate(batch.micro_batches):
@@ -86,7 +93,8 @@ class Phase(L.LightningModule):
             ids_BT, targets_BT = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
             loss = self.loss(ids_BT, targets_BT) / batch.num_tokens
             total = total + loss.detach()
-        self.step_loss, self.num_tokens, self.position = total, batch.num_tokens, batch.position
+        self.step_loss, self.num_tokens = total, batch.num_tokens
+        self.position, self.epoch = batch.position, batch.epoch
         return loss
 
     def optimizer_step(

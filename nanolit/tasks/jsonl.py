@@ -38,7 +38,7 @@ class ConversationFile(Task):
 
 
 def _check_ids(rows: FileRows) -> None:
-    """A repeated id with the same messages means that a file was concatenated twice: its rows count double."""
+    """A repeated id with the same messages means that a file was concatenated twice: rows count double."""
     seen: dict[str, int] = {}
     for index, row in enumerate(rows.rows):
         if "id" not in row:

@@ -8,6 +8,7 @@ tool calls with their brackets, and its end token; the tool's answers and all ot
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ class Encoder(Protocol):
 
     def special_id(self, name: str) -> int: ...
 
-    def encode_batch(self, texts: Sequence[str], *, threads: int = 4) -> list[np.ndarray]: ...
+    def encode(self, text: str) -> list[int]: ...
 
 
 def check_conversation(conversation: Any, *, place: str = "conversation") -> None:
@@ -58,26 +59,25 @@ def render(
     ValueError when the conversation is malformed.
     """
     check_conversation(conversation)
-    ids, learned = render_batch([conversation], tokenizer)[0]
+    ids, learned = _render(conversation, tokenizer)
     return ids[:max_tokens], learned[:max_tokens]
 
 
 def render_batch(
     conversations: Sequence[Mapping[str, Any]], tokenizer: Encoder, *, threads: int = 4
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids and mask of each conversation; all their texts go through the tokenizer in one call.
+    """Ids (int32) and mask (bool) of each conversation; they must have passed `check_conversation`.
 
-    The conversations must have passed `check_conversation`.
+    Each thread encodes one share of them: a task for every text would cost more than encoding it.
     """
-    layouts = [list(_pieces(conversation)) for conversation in conversations]
-    texts = [text for pieces in layouts for special, text, _ in pieces if not special]
-    encoded = iter(tokenizer.encode_batch(texts, threads=threads))
-    rendered = []
-    for pieces in layouts:
-        parts = [[tokenizer.special_id(text)] if special else next(encoded) for special, text, _ in pieces]
-        ids = np.concatenate(parts).astype(np.int32)
-        learned = np.repeat([piece[2] for piece in pieces], [len(part) for part in parts])
-        rendered.append((ids, learned))
+
+    def share(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [_render(conversation, tokenizer) for conversation in conversations[number::threads]]
+
+    rendered: list[Any] = [None] * len(conversations)
+    with ThreadPoolExecutor(threads) as pool:
+        for number, results in enumerate(pool.map(share, range(threads))):
+            rendered[number::threads] = results
     return rendered
 
 
@@ -91,8 +91,18 @@ def render_prompt(conversation: Mapping[str, Any], tokenizer: Encoder) -> list[i
     messages = list(conversation["messages"])
     if messages[-1]["role"] == "assistant":
         messages.pop()
-    ids, _ = render_batch([{"messages": messages}], tokenizer)[0]
+    ids, _ = _render({"messages": messages}, tokenizer)
     return [*ids.tolist(), tokenizer.special_id("<|assistant_start|>")]
+
+
+def _render(conversation: Mapping[str, Any], tokenizer: Encoder) -> tuple[np.ndarray, np.ndarray]:
+    ids: list[int] = []
+    learned: list[bool] = []
+    for special, text, learn in _pieces(conversation):
+        piece = [tokenizer.special_id(text)] if special else tokenizer.encode(text)
+        ids += piece
+        learned += [learn] * len(piece)
+    return np.array(ids, dtype=np.int32), np.array(learned, dtype=bool)
 
 
 def _pieces(conversation: Mapping[str, Any]) -> Iterator[Piece]:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +21,15 @@ from nanolit.evaluation.chat_tasks import (
 )
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import derived_seed
+from nanolit.machine.paths import read_json
 from nanolit.model.gpt import GPT
+from nanolit.model.nanochat import build_model, read_checkpoint
+from nanolit.tasks.arc import ARC
+from nanolit.tasks.gsm8k import GSM8K
 from nanolit.tasks.task import MultipleChoice, Task, choice_conversation
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
+from nanolit.tokenizer.nanochat import read_tokenizer
 
 
 class Numbers:
@@ -175,6 +181,21 @@ def test_all_tasks_give_their_accuracies_and_the_mean_above_guessing(engine):
     assert list(scores) == ["Choices", "Lucky", "ChatCORE"]
     expected = ((scores["Choices"] - 0.25) / 0.75 + scores["Lucky"]) / 2
     assert scores["ChatCORE"] == pytest.approx(expected)
+
+
+def test_the_tasks_of_the_sample_are_asked_and_graded():
+    """Real questions, nanochat's tiny trained model and tokenizer: every problem is counted, none raises."""
+    folder = Path(__file__).parents[1] / "fixtures" / "nanochat_2026"
+    content = read_json(folder / "base_checkpoints/d3/meta_000020.json")
+    state = read_checkpoint(folder / "base_checkpoints/d3/model_000020.pt")
+    model, _ = build_model(state, content["model_config"], origin="fixture")
+    engine = Engine(model, read_tokenizer(folder / "tokenizer"))
+    easy = ARC(subset="ARC-Easy", split="test", source="sample")
+    score = evaluate_task(engine, easy, max_problems=16)
+    assert score.num_problems == 16
+    assert score.accuracy * 16 in range(1, 16)
+    gsm8k = evaluate_task(engine, GSM8K(split="test", source="sample"), max_problems=2, max_tokens=8)
+    assert (gsm8k.num_problems, gsm8k.accuracy) == (2, 0.0)
 
 
 def test_max_problems_takes_the_first_ones(engine):

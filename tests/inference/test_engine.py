@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanolit.convert import build_model, read_checkpoint
 from nanolit.inference.engine import Engine, TextStream, Token
 from nanolit.inference.sampling import log_probabilities
 from nanolit.machine.paths import read_json
+from nanolit.model.nanochat import build_model, read_checkpoint
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render, render_prompt
 from nanolit.tokenizer.nanochat import read_tokenizer
@@ -47,8 +47,8 @@ def test_greedy_tokens_equal_nanochats(generation):
     content = read_json(folder / "base_checkpoints/d3/meta_000020.json")
     state = read_checkpoint(folder / "base_checkpoints/d3/model_000020.pt")
     model, _ = build_model(state, content["model_config"], origin=generation)
-    golden = np.load(folder / "golden.npz")
-    prompt, expected = golden["prompt"].tolist(), golden["greedy"].tolist()
+    with np.load(folder / "golden.npz") as golden:
+        prompt, expected = golden["prompt"].tolist(), golden["greedy"].tolist()
     engine = Engine(model, read_tokenizer(folder / "tokenizer"))
     (completion,) = engine.complete(prompt, max_tokens=len(expected) - len(prompt), temperature=0)
     assert prompt + completion.ids == expected

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_gpt import EVERYTHING
 from nanolit.model.release import load_release, save_release
 from nanolit.tokenizer.bpe import Tokenizer
 
+FORMAT_1 = Path(__file__).parent.parent / "fixtures" / "release_format_1"
 META = {"run": "d4-modern-s1", "stage": "base", "step": 7}
 
 
@@ -119,3 +121,12 @@ def test_a_description_that_does_not_fit_is_refused(save, changes, words):
     (folder / "gpt.json").write_text(json.dumps({"format": 1, **EVERYTHING, **changes}))
     with pytest.raises(ValueError, match=words):
         load_release(folder, device="cpu")
+
+
+def test_a_release_of_format_1_is_read_for_ever():
+    """Oracle: logits that the program gave which wrote the folder."""
+    model, meta = load_release(FORMAT_1, device="cpu")
+    with torch.no_grad():
+        logits = model(torch.tensor([[256, 72, 105]]))[0, -1, :4].tolist()
+    assert logits == pytest.approx([-0.141455, -0.026749, -0.264877, 0.175130], abs=1e-5)
+    assert (meta["run"], meta["recipe"]) == ("d2-modern-s1", "modern")

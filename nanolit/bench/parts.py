@@ -1,0 +1,99 @@
+"""What a training benchmark runs: the worker's own parts, on random tokens or on the job's data."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanolit.data.stream import Step
+from nanolit.jobs.build import build
+from nanolit.jobs.compose import compose
+from nanolit.jobs.execute import make_tokenizer
+from nanolit.jobs.execute import prepare as write_plan
+from nanolit.jobs.plans import fresh_plan
+from nanolit.jobs.parts import Parts, build_gpt, prepare
+from nanolit.machine.device import pick_device
+from nanolit.phases.base import Base
+from nanolit.phases.job import Job
+
+DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
+
+
+class RandomStream:
+    """Steps of uniformly random tokens, in the form of `PretrainStream`'s."""
+
+    def __init__(self, plan: dict[str, Any], *, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (plan["micro_batch"], plan["gpt"]["context"] + 1)
+        self.steps = []
+        for _ in range(DISTINCT_STEPS):
+            micro_batches = []
+            for _ in range(plan["accumulation"]):
+                row_BT = torch.randint(plan["gpt"]["vocab_size"], shape, generator=generator)
+                pair = (row_BT[:, :-1].contiguous(), row_BT[:, 1:].contiguous())
+                micro_batches.append(
+                    tuple(x.pin_memory() for x in pair) if torch.cuda.is_available() else pair
+                )
+            self.steps.append(
+                Step(
+                    micro_batches=micro_batches,
+                    num_tokens=plan["total_batch"],
+                    position={},
+                    epoch=0.0,
+                    cropped_fraction=0.0,
+                )
+            )
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __iter__(self) -> Iterator[Step]:
+        while True:
+            yield from self.steps
+
+
+def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job, Parts]:
+    """The job of these overrides and its parts for the base stage; nothing is resumed.
+
+    tokens "real": the job's tokenizer and data, under its root; "random": nothing is read, and what is
+    written goes to a temporary folder.
+    """
+    job = compose([*overrides, f"max_steps={num_steps}", "phase=base"])
+    if tokens == "random":
+        return job, random_parts(job)
+    job["run"] = f"bench-{job['run']}"
+    if make_tokenizer(job)["status"] != "done":
+        raise ValueError("the tokenizer could not be made; the reason is in the lines above")
+    write_plan(job, "base")
+    return job, prepare(job, "base")
+
+
+def random_parts(job: Job) -> Parts:
+    """The parts of a job on random tokens: no tokenizer, no validation."""
+    plan, device = fresh_plan(job, "base"), pick_device()
+    phase = Base(
+        build_gpt(plan["gpt"], device, seed=job["seed"]),
+        groups=plan["groups"],
+        optimizer={name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"},
+        schedule=build(job["recipe"]["schedule"]),
+        num_steps=plan["num_steps"],
+        compile=device.type == "cuda" if job["compile"] is None else job["compile"],
+    )
+    folder = Path(tempfile.mkdtemp(prefix="nanolit-bench-"))
+    absent: Any = None
+    return Parts(
+        plan=plan,
+        folder=folder,
+        tokenizer=absent,
+        tokenizer_folder=folder,
+        device=device,
+        phase=phase,
+        stream=RandomStream(plan, seed=job["seed"]),
+        validation=None,
+        validation_task=None,
+        chat_tasks=[],
+        resumed=None,
+        origin=None,
+    )

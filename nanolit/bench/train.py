@@ -1,0 +1,272 @@
+"""Training speed: `python -m nanolit.bench train model=d12 micro_batch=32`, on random tokens by default.
+
+Runs the Trainer, the model and the optimizer that training runs. `overhead=true` compares the Trainer with a
+bare loop over the same parts instead. Own settings: see OWN; the rest are overrides as for nanolit.train.
+"""
+
+import time
+
+BEGUN = time.perf_counter()  # before torch and lightning are imported
+
+import shutil  # noqa: E402
+import statistics  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from typing import Any  # noqa: E402
+
+import lightning as L  # noqa: E402
+import torch  # noqa: E402
+
+from nanolit.bench import results  # noqa: E402
+from nanolit.bench.parts import parts_of  # noqa: E402
+from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E402
+from nanolit.data.stream import Step  # noqa: E402
+from nanolit.jobs.parts import Parts, launched_rank  # noqa: E402
+from nanolit.jobs.worker import LOG_EVERY, build_trainer, quieten_libraries  # noqa: E402
+from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
+from nanolit.phases.core import Phase  # noqa: E402
+from nanolit.phases.job import Job  # noqa: E402
+
+OWN = {
+    "steps": "20",  # timed steps, whose median counts
+    "warmup": "5",  # steps before them
+    "tokens": "random",  # or real: the job's data
+    "overhead": "false",  # true: the Trainer against a bare loop, in alternating rounds
+    "rounds": "5",  # of the comparison
+    "clock": "wall",  # or cpu: processor time of this thread, which other programs stretch less
+    "commit": "",  # the name of the results, where there is no checkout to ask
+    "results": "",  # the folder of results; empty: benchmarks/results of the checkout
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print a table and a line of JSON, keep both."""
+    settings, overrides = results.split_settings(arguments, OWN)
+    steps = results.number(settings, "steps", least=1)
+    warmup = results.number(settings, "warmup", least=2)
+    tokens = results.choice(settings, "tokens", ("random", "real"))
+    overhead = results.choice(settings, "overhead", ("true", "false")) == "true"
+    quieten_libraries()
+    job, parts = parts_of(overrides, tokens=tokens, num_steps=steps + warmup)
+    try:
+        if overhead:
+            rounds = results.number(settings, "rounds", least=1)
+            clock = results.choice(settings, "clock", ("wall", "cpu"))
+            measured = compare_with_bare_loop(
+                job, parts, steps=steps, warmup=warmup, rounds=rounds, clock=clock
+            )
+        else:
+            measured = measure_training(job, parts, warmup=warmup)
+    finally:
+        if tokens == "random":
+            shutil.rmtree(parts.folder, ignore_errors=True)
+    if launched_rank() == 0:
+        command = " ".join(["python -m nanolit.bench train", *arguments])
+        entry = {"command": command, **about(parts), **measured}
+        path = results.save(
+            entry,
+            commit=settings["commit"] or results.commit(),
+            device=device_name(parts.device),
+            folder=settings["results"],
+        )
+        results.print_entry(entry, path)
+    return 0
+
+
+def about(parts: Parts) -> dict[str, Any]:
+    """What was measured."""
+    plan = parts.plan
+    return {
+        "device": device_name(parts.device),
+        "torch": torch.__version__,
+        "attention": parts.phase.gpt.attention_backend,
+        "depth": plan["gpt"]["depth"],
+        "context": plan["gpt"]["context"],
+        "vocab_size": plan["gpt"]["vocab_size"],
+        "micro_batch": plan["micro_batch"],
+        "accumulation": plan["accumulation"],
+        "ranks": plan["ranks"],
+        "tokens_per_step": plan["total_batch"],
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else results.processor()
+
+
+class Marks(L.Callback):
+    """A mark at the end of every step: on CUDA an event, which costs no wait; elsewhere the clock."""
+
+    def __init__(self, device: torch.device, *, clock: str = "wall") -> None:
+        self.device, self.clock = device, clock
+        self.marks: list[Any] = []
+        self.first_step_seconds = (
+            0.0  # from the start of fit to the end of its first step, compilation included
+        )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begun = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if not self.marks:
+            synchronize(self.device)
+            self.first_step_seconds = time.perf_counter() - self._begun
+        self.add()
+
+    def add(self) -> None:
+        self.marks.append(time.thread_time() if self.clock == "cpu" else mark(self.device))
+
+    def milliseconds(self, warmup: int) -> list[float]:
+        """Of every step after the first `warmup`."""
+        synchronize(self.device)
+        return [between(a, b) for a, b in zip(self.marks[warmup - 1 :], self.marks[warmup:], strict=False)]
+
+
+class TimedStream:
+    """The same steps; `waits` are the milliseconds that each was waited for."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.waits = stream, []
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Step]:
+        steps = iter(self.stream)
+        while True:
+            begun = time.perf_counter()
+            step = next(steps)
+            self.waits.append(1000 * (time.perf_counter() - begun))
+            yield step
+
+
+def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
+    """Median step of the Trainer; then the parts of a step alone, with the same model and optimizer."""
+    plan, device, phase = parts.plan, parts.device, parts.phase
+    stream, marks = TimedStream(parts.stream), Marks(device)
+    fit(job, parts, stream, [throughput(parts), marks])
+    step_ms = statistics.median(marks.milliseconds(warmup))
+    first_step_end = time.perf_counter() - BEGUN - sum(marks.milliseconds(1)) / 1000
+    peak_memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    tokens_per_second = plan["total_batch"] / step_ms * 1000
+    measured: dict[str, Any] = {
+        "step_ms": step_ms,
+        "tokens_per_second": tokens_per_second,
+        **time_parts(phase, next(iter(parts.stream)), device),
+        "data_wait_ms": statistics.median(stream.waits[warmup:]),
+        "first_step_seconds": marks.first_step_seconds,
+        "compile_seconds": marks.first_step_seconds - step_ms / 1000,
+        "process_to_first_step_seconds": first_step_end,
+    }
+    if peak_memory is not None:
+        measured["peak_memory_gib"] = peak_memory
+        peak = peak_bf16_flops(torch.cuda.get_device_name(device))
+        if peak:
+            achieved = tokens_per_second * plan["flops_per_token"] / plan["ranks"]
+            measured["mfu"] = achieved / peak
+            measured["mfu_formula"] = "model.accounting.flops_per_token, dense bf16 peak"
+    return measured
+
+
+def fit(job: Job, parts: Parts, stream: Any, callbacks: list[L.Callback]) -> None:
+    trainer = build_trainer(parts, job=job, stage="base", callbacks=callbacks)
+    trainer.fit(parts.phase, stream)
+
+
+def throughput(parts: Parts) -> Throughput:
+    """The callback that training has, reading the loss as often; it prints nothing."""
+    return Throughput(
+        recorder=Recorder(parts.folder / "metrics.csv", finished_steps=0, enabled=launched_rank() == 0),
+        clock=Clock(),
+        log_every=LOG_EVERY,
+        flops_per_token=parts.plan["flops_per_token"],
+        peak_flops=None,
+        enabled=False,
+    )
+
+
+def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int = 10) -> dict[str, float]:
+    """Median milliseconds of a micro-batch's forward and backward pass and of the optimizer's step."""
+    ids_BT, targets_BT = (tensor.to(device) for tensor in step.micro_batches[0])
+    found: dict[str, list[float]] = {"forward_ms": [], "backward_ms": [], "optimizer_ms": []}
+    for _ in range(repeats):
+        marks = [mark(device)]
+        loss = phase.loss(ids_BT, targets_BT) / step.num_tokens
+        marks.append(mark(device))
+        loss.backward()
+        marks.append(mark(device))
+        phase.optimizer.step()
+        marks.append(mark(device))
+        phase.optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
+        for name, first, last in zip(found, marks, marks[1:], strict=False):
+            found[name].append(between(first, last))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    return {"forward_backward_ms": medians["forward_ms"] + medians["backward_ms"], **medians}
+
+
+def compare_with_bare_loop(
+    job: Job, parts: Parts, *, steps: int, warmup: int, rounds: int, clock: str
+) -> dict[str, Any]:
+    """Median step of the Trainer and of a bare loop over the same parts, in alternating rounds.
+
+    Each round's medians are compared with each other, so that a busy machine slows both.
+    """
+    ways: dict[str, Callable[[Marks], None]] = {
+        "trainer": lambda marks: fit(job, parts, parts.stream, [throughput(parts), marks]),
+        "bare": lambda marks: bare_loop(parts, marks, num_steps=steps + warmup),
+    }
+    medians: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways) if number % 2 else list(reversed(ways)):
+            parts.phase.finished_steps = 0
+            marks = Marks(parts.device, clock=clock)
+            ways[name](marks)
+            medians[name].append(statistics.median(marks.milliseconds(warmup)))
+    differences = [trainer - bare for trainer, bare in zip(medians["trainer"], medians["bare"], strict=True)]
+    bare = statistics.median(medians["bare"])
+    return {
+        "clock": clock,
+        "trainer_ms": statistics.median(medians["trainer"]),
+        "bare_ms": bare,
+        "overhead_ms": statistics.median(differences),
+        "overhead_fraction": statistics.median(differences) / bare,
+        "overhead_ms_by_round": [round(one, 4) for one in differences],
+    }
+
+
+def bare_loop(parts: Parts, marks: Marks, *, num_steps: int) -> None:
+    """The fewest lines that train the same: no Trainer, no callback but the marks."""
+    phase, device = parts.phase, parts.device
+    optimizer = phase.configure_optimizers()
+    for number, step in enumerate(parts.stream):
+        if number == num_steps:
+            return
+        multipliers = phase.schedule.at(number, phase.num_steps)
+        optimizer.set_multipliers(
+            lr=multipliers.lr, momentum=multipliers.momentum, weight_decay=multipliers.weight_decay
+        )
+        for micro_batch in step.micro_batches:
+            ids_BT, targets_BT = (tensor.to(device, non_blocking=True) for tensor in micro_batch)
+            (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        marks.add()
+
+
+def mark(device: torch.device) -> Any:
+    """Now, on the device's own time line."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(first: Any, last: Any) -> float:
+    """Milliseconds from one mark to another; the device must be done with both."""
+    return 1000 * (last - first) if isinstance(first, float) else first.elapsed_time(last)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

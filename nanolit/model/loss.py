@@ -1,0 +1,187 @@
+"""From the last hidden state to the cross-entropy, in chunks of rows: logits of all tokens never exist.
+
+The loss of a chunk is a sum, so its gradient is known as soon as its logits are: it is computed at once, in
+their memory, and only scaled in the backward pass (as in Liger-Kernel, https://arxiv.org/abs/2410.10989).
+Softcapped logits are bounded, so that their exponentials are summed without finding the largest first.
+
+Letters: N tokens, C width, V vocabulary; M, the tokens of a chunk.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+IGNORED = -1  # the target of a position that nothing is learned from
+LARGEST_SOFTCAP = 70.0  # float32 holds the sum of e^70 over any vocabulary
+# Bytes of a chunk's logits. A CPU keeps it in cache (2 MiB: measured best of 0.5 to 8 for V = 4,096); a GPU
+# wants large products, and 1 GiB keeps them at full speed.
+CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 1 << 30, "mps": 1 << 28}
+
+
+def summed_loss(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap: float) -> Tensor:
+    """The sum over learned tokens of the cross-entropy of softcap·tanh(x Wᵀ / softcap), float32, in nats.
+
+    The product is in x's dtype, what follows in float32; the weight's gradient is summed in float32.
+    """
+    if torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad):
+        return _loss_and_gradients(x_NC, weight_VC, targets_N, softcap)[0]
+    return token_losses(x_NC, weight_VC, targets_N, softcap=softcap).sum()
+
+
+def token_losses(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap: float) -> Tensor:
+    """Every token's cross-entropy, float32 (N,), 0 where it is ignored; without gradients."""
+    return _token_losses(x_NC.detach(), weight_VC.detach(), targets_N, softcap)
+
+
+@torch.library.custom_op("nanolit::token_losses", mutates_args=())
+def _token_losses(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
+    nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
+    weight_CV = weight_VC.to(x_NC.dtype).t()
+    memory, _ = _chunk_memory(x_NC, weight_VC)
+    for rows in _chunks(x_NC, weight_VC):
+        logits_MV = torch.mm(x_NC[rows], weight_CV, out=_rows_of(memory, rows))
+        nats_N[rows] = _nats(logits_MV, targets_N[rows], softcap)
+    return nats_N
+
+
+@_token_losses.register_fake
+def _(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
+    return torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
+
+
+@torch.library.custom_op("nanolit::loss_and_gradients", mutates_args=())
+def _loss_and_gradients(
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss, its gradient by x in x's dtype, and by the weight in float32."""
+    weight = weight_VC.to(x_NC.dtype)
+    nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
+    x_gradient_NC = torch.empty_like(x_NC)
+    weight_gradient_VC = torch.zeros_like(weight_VC, dtype=torch.float32)
+    memory = _chunk_memory(x_NC, weight_VC)
+    for rows in _chunks(x_NC, weight_VC):
+        logits_MV = torch.mm(x_NC[rows], weight.t(), out=_rows_of(memory[0], rows))
+        nats_N[rows] = to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=memory[1])
+        torch.mm(logits_MV, weight, out=x_gradient_NC[rows])
+        _add_product(weight_gradient_VC, logits_MV.t(), x_NC[rows])
+    return nats_N.sum(), x_gradient_NC, weight_gradient_VC
+
+
+@_loss_and_gradients.register_fake
+def _(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+    total = torch.empty((), dtype=torch.float32, device=x_NC.device)
+    return total, torch.empty_like(x_NC), torch.empty_like(weight_VC, dtype=torch.float32)
+
+
+def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.weight_dtype = inputs[1].dtype
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _scale_gradients(ctx, total_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x_gradient_NC, weight_gradient_VC = ctx.saved_tensors
+    x_gradient_NC = (x_gradient_NC.float() * total_gradient).to(x_gradient_NC.dtype)
+    return x_gradient_NC, (weight_gradient_VC * total_gradient).to(ctx.weight_dtype), None, None
+
+
+_loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+def to_gradient(
+    logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None = None
+) -> Tensor:
+    """The tokens' cross-entropy; turns raw logits, in place, into its gradient by them.
+
+    With t = tanh(z / c) and p = softmax(c t) the gradient by z is (p - onehot) (1 - t²). `spare` is memory
+    of at least as many elements that may be used.
+    """
+    if logits_MV.is_cuda and has_kernel(logits_MV.device):
+        from nanolit.model import softcap_kernel  # imports Triton
+
+        return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap)
+    return to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
+
+
+@functools.cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether our Triton kernel runs on this CUDA device: NVIDIA from Turing on, with Triton installed."""
+    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 5)
+
+
+def to_gradient_in_torch(
+    logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None = None
+) -> Tensor:
+    """`to_gradient` without a kernel of ours: its twin, and what runs where there is no Triton.
+
+    By the sigmoid s of 2 z / c: t = 2 s - 1 and 1 - t² = 4 (s - s²); it costs a CPU a third of tanh's time,
+    and moves a logit by 2e-6 at most.
+    """
+    learned_M1 = (targets_M != IGNORED)[:, None]
+    index_M1 = targets_M.clamp(min=0)[:, None]
+    sigmoid_MV = _half_tanh(logits_MV, softcap)
+    p_MV = torch.sub(
+        sigmoid_MV, 0.5, out=None if spare is None else _rows_of(spare, slice(0, len(targets_M)))
+    )
+    at_target_M1 = p_MV.gather(1, index_M1) * (2 * softcap)
+    p_MV.mul_(2 * softcap).exp_()
+    sum_M1 = p_MV.sum(1, keepdim=True)
+    nats_M1 = (sum_M1.log() - at_target_M1) * learned_M1
+    p_MV.mul_(4 * learned_M1 / sum_M1)
+    p_MV.scatter_add_(1, index_M1, -4 * learned_M1.to(p_MV.dtype))
+    slope_MV = sigmoid_MV.addcmul_(sigmoid_MV, sigmoid_MV, value=-1)
+    torch.mul(p_MV, slope_MV, out=logits_MV)
+    return nats_M1[:, 0]
+
+
+def _nats(logits_MV: Tensor, targets_M: Tensor, softcap: float) -> Tensor:
+    """The tokens' cross-entropy from raw logits, whose memory may be used."""
+    capped_MV = _half_tanh(logits_MV, softcap).sub_(0.5).mul_(2 * softcap)
+    at_target_M = capped_MV.gather(1, targets_M.clamp(min=0)[:, None])[:, 0]
+    return (capped_MV.exp_().sum(1).log() - at_target_M) * (targets_M != IGNORED)
+
+
+def _half_tanh(logits_MV: Tensor, softcap: float) -> Tensor:
+    """(1 + tanh(logits / softcap)) / 2 in float32 at least: in place where they have that dtype."""
+    wide_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
+    return wide_MV.mul_(2 / softcap).sigmoid_()
+
+
+def _add_product(total_VC: Tensor, a_VM: Tensor, b_MC: Tensor) -> None:
+    """total += a b, summed in total's float32 whatever the dtype of the factors."""
+    if a_VM.dtype == total_VC.dtype:
+        total_VC.addmm_(a_VM, b_MC)
+    elif a_VM.is_cuda:
+        torch.addmm(total_VC, a_VM, b_MC, out_dtype=total_VC.dtype, out=total_VC)
+    else:
+        total_VC.add_(a_VM @ b_MC)
+
+
+def _chunk_size(x_NC: Tensor, weight_VC: Tensor) -> int:
+    """Tokens of a chunk: as many as CHUNK_BYTES of logits hold."""
+    wanted = CHUNK_BYTES.get(x_NC.device.type, CHUNK_BYTES["cpu"])
+    return min(len(x_NC), max(1, wanted // (len(weight_VC) * x_NC.element_size())))
+
+
+def _chunks(x_NC: Tensor, weight_VC: Tensor) -> Iterator[slice]:
+    size = max(1, _chunk_size(x_NC, weight_VC))
+    for start in range(0, len(x_NC), size):
+        yield slice(start, min(start + size, len(x_NC)))
+
+
+def _chunk_memory(x_NC: Tensor, weight_VC: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Memory for a chunk's logits, and as much again for what works in float32 on a CPU: taken once, since
+    fresh pages cost a CPU as much as the arithmetic.
+    """
+    shape = (_chunk_size(x_NC, weight_VC), len(weight_VC))
+    reusable = x_NC.dtype in (torch.float32, torch.float64) and not x_NC.is_cuda
+    return x_NC.new_empty(shape), x_NC.new_empty(shape) if reusable else None
+
+
+def _rows_of(memory: Tensor, rows: slice) -> Tensor:
+    return memory[: rows.stop - rows.start]

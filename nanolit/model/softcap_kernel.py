@@ -1,0 +1,65 @@
+"""Softcap, cross-entropy and its gradient in one Triton kernel: every logit is read twice and written once.
+
+What it computes, and the PyTorch twin that it is tested against: loss.to_gradient_in_torch. Import this where
+there is Triton, on NVIDIA from Turing on, which has the tanh instruction.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 4096  # logits that a program holds at once
+
+
+def to_gradient(logits_MV: Tensor, targets_M: Tensor, *, softcap: float) -> Tensor:
+    """The tokens' cross-entropy, float32; logits_MV becomes its gradient. Rows must be contiguous."""
+    assert logits_MV.stride(1) == 1
+    num_tokens, vocab_size = logits_MV.shape
+    nats_M = torch.empty(num_tokens, dtype=torch.float32, device=logits_MV.device)
+    _kernel[(num_tokens,)](
+        logits_MV,
+        targets_M.contiguous(),
+        nats_M,
+        logits_MV.stride(0),
+        1 / softcap,
+        softcap,
+        vocab_size,
+        BLOCK=BLOCK,  # pyright: ignore[reportArgumentType]
+        num_warps=8,  # pyright: ignore[reportCallIssue]
+    )
+    return nats_M
+
+
+@triton.jit
+def _tanh(x):
+    """By the instruction: relative error 2^-11, a quarter of the rounding of a bfloat16 logit."""
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _kernel(logits, targets, nats, row_stride, inverse_softcap, softcap, vocab_size, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    target = tl.load(targets + row)
+    learned = target >= 0
+    at_target = _tanh(tl.load(logits + tl.maximum(target, 0)).to(tl.float32) * inverse_softcap)
+    columns = tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocab_size, BLOCK):
+        inside = start + columns < vocab_size
+        z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
+        sums += tl.where(inside, tl.exp(_tanh(z * inverse_softcap) * softcap), 0.0)
+    total = tl.sum(sums, 0)
+    tl.store(nats + row, tl.where(learned, tl.log(total) - softcap * at_target, 0.0))
+    scale = tl.where(learned, 1.0 / total, 0.0)
+    hit = tl.where(learned, 1.0, 0.0)
+    tl.debug_barrier()  # all threads have read the target's logit, which one of them now overwrites
+    for start in range(0, vocab_size, BLOCK):
+        inside = start + columns < vocab_size
+        z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
+        t = _tanh(z * inverse_softcap)
+        p = tl.exp(t * softcap) * scale - tl.where(start + columns == target, hit, 0.0)
+        tl.store(logits + start + columns, (p * (1 - t * t)).to(logits.dtype.element_ty), mask=inside)

@@ -1,0 +1,138 @@
+"""Reinforcement learning: sample answers, reward the right ones, follow the policy gradient.
+
+REINFORCE with the group's mean as baseline (GRPO's advantage without dividing by the deviation, no KL
+term, no clipping), as nanochat does: one update per step on its own samples. Differences: log-probabilities
+are those of the distribution that was sampled from (temperature and top-k included), and the sum over sampled
+tokens is divided by the step's number of them over all ranks, so that neither ranks nor micro-batches change
+the update.
+
+Optimization is manual here and nowhere else: the micro-batches exist only after sampling.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanolit.data.prompts import Prompt, PromptStep
+from nanolit.inference.engine import Completion, Engine
+from nanolit.inference.sampling import log_probabilities
+from nanolit.machine.device import derived_seed, world_size
+from nanolit.phases.core import Phase
+from nanolit.tasks.task import Task
+from nanolit.tokenizer.bpe import Tokenizer
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A sampled answer to a prompt, and how much better it was than the others of its group."""
+
+    prompt_ids: list[int]
+    completion: Completion
+    reward: float
+    advantage: float
+
+
+class ReinforcementLearning(Phase):
+    """Maximizes the reward of `task` over groups of `samples` answers to each prompt."""
+
+    def __init__(
+        self,
+        *args: Any,
+        task: Task,
+        tokenizer: Tokenizer,
+        samples: int,
+        temperature: float,
+        top_k: int | None,
+        max_new_tokens: int,
+        micro_batch: int,
+        seed: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+        self.task, self.tokenizer = task, tokenizer
+        self.samples, self.max_new_tokens = samples, max_new_tokens
+        self.temperature, self.top_k = temperature, top_k
+        self.micro_batch, self.seed = micro_batch, seed
+        self.engine = Engine(self.gpt, tokenizer)
+        self._metrics: dict[str, float] = {}
+
+    def training_step(self, batch: PromptStep, _index: int) -> None:
+        self.set_multipliers()
+        self.gpt.eval()
+        rollouts = [rollout for prompt in batch.prompts for rollout in self.roll_out(prompt)]
+        self.gpt.train()
+        sampled = sum(sum(rollout.completion.sampled) for rollout in rollouts)
+        counts = torch.tensor(
+            [sampled, len(rollouts), sum(rollout.reward for rollout in rollouts)], dtype=torch.float64
+        ).to(self.device, torch.float32)
+        if world_size() > 1:
+            torch.distributed.all_reduce(counts)
+        num_tokens, num_rollouts, reward = counts.tolist()
+        total = torch.zeros((), device=self.device)
+        for ids_BT, targets_BT, advantages_B in self.micro_batches(rollouts):
+            loss = self.policy_loss(ids_BT, targets_BT, advantages_B) / max(num_tokens, 1)
+            self.manual_backward(loss)
+            total = total + loss.detach()
+        optimizer: Any = self.optimizers()
+        optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.finished_steps += 1
+        self.step_loss, self.num_tokens, self.position = total, int(num_tokens), batch.position
+        self._metrics = {"reward": reward / num_rollouts, "sequence_length": num_tokens / num_rollouts}
+
+    def metrics(self) -> dict[str, float]:
+        return self._metrics
+
+    def roll_out(self, prompt: Prompt) -> Iterator[Rollout]:
+        """A group of answers to one prompt; random numbers are keyed by (seed, step, place of the prompt)."""
+        completions = self.engine.complete(
+            prompt.ids,
+            num_samples=self.samples,
+            max_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            seed=derived_seed(self.seed, "rollout", self.finished_steps, prompt.place),
+        )
+        rewards = [
+            self.task.reward(prompt.conversation, self.tokenizer.decode(completion.body_ids))
+            for completion in completions
+        ]
+        mean = sum(rewards) / len(rewards)
+        for completion, reward in zip(completions, rewards, strict=True):
+            yield Rollout(prompt.ids, completion, reward, reward - mean)
+
+    def micro_batches(self, rollouts: list[Rollout]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(ids_BT, targets_BT, advantages_B) of the answers with something to learn from.
+
+        Targets are -1 except for sampled tokens: the prompt and what the calculator said are not learned.
+        """
+        learned = [rollout for rollout in rollouts if rollout.advantage]
+        for start in range(0, len(learned), self.micro_batch):
+            group = learned[start : start + self.micro_batch]
+            length = max(len(rollout.prompt_ids) + len(rollout.completion.ids) for rollout in group)
+            ids_BT = torch.full((len(group), length), self.tokenizer.bos_id)
+            targets_BT = torch.full((len(group), length), -1)
+            for row, rollout in enumerate(group):
+                ids = torch.tensor(rollout.prompt_ids + rollout.completion.ids)
+                sampled = torch.tensor([False] * len(rollout.prompt_ids) + rollout.completion.sampled)
+                ids_BT[row, : len(ids)] = ids
+                targets_BT[row, : len(ids)] = torch.where(sampled, ids, -1)
+            yield (
+                ids_BT[:, :-1].to(self.device),
+                targets_BT[:, 1:].to(self.device),
+                torch.tensor([rollout.advantage for rollout in group], device=self.device),
+            )
+
+    def policy_loss(self, ids_BT: Tensor, targets_BT: Tensor, advantages_B: Tensor) -> Tensor:
+        """-Σ advantage · log π(token) over sampled tokens, under the distribution they were drawn from."""
+        logits_BTV = self.gpt(ids_BT)
+        keep_BT = targets_BT != -1
+        log_probs_NV = log_probabilities(
+            logits_BTV[keep_BT], temperature=self.temperature or 1.0, top_k=self.top_k
+        )
+        log_probs_N = log_probs_NV.gather(-1, targets_BT[keep_BT][:, None])[:, 0]
+        return -(log_probs_N * advantages_B[:, None].expand_as(keep_BT)[keep_BT]).sum()

@@ -1,0 +1,188 @@
+"""Jobs run by the real worker on a tiny model: inputs are made, finished work kept, refusals come first."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nanolit.jobs import execute, processes
+from nanolit.jobs.compose import compose
+from nanolit.jobs.names import tokenizer_folder
+from nanolit.machine.paths import read_json, stage_folder, write_json
+
+TINY = [
+    "data=sample",
+    "model.depth=2",
+    "model.width=32",
+    "model.heads=2",
+    "model.context=32",
+    "stage.tokenizer.vocab_size=300",
+    "stage.tokenizer.max_chars=20000",
+    "total_batch=256",
+    "max_steps=2",
+    "stage.base.eval_tokens=128",
+    "compile=false",
+    "run=tiny",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A root where the tiny base has been trained, on a root that was empty before."""
+    root = tmp_path_factory.mktemp("root")
+    result = execute.run(tiny_job(root))
+    assert result["status"] == "done", result
+    return root
+
+
+def tiny_job(root: Path, *overrides: str):
+    return compose([*TINY, f"root={root}", *overrides])
+
+
+def test_base_on_an_empty_root_makes_its_tokenizer_and_leaves_its_records(finished):
+    job = tiny_job(finished)
+    folder = stage_folder(job["root"], "tiny", "base")
+    assert (tokenizer_folder(job) / "tokenizer.json").exists()
+    assert yaml.safe_load((folder / "job.yaml").read_text()) == job
+    assert read_json(folder / "plan.json")["num_steps"] == 2
+    result = read_json(folder / "result.json")
+    assert (result["status"], result["stage"], result["step"]) == ("done", "base", 2)
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
+    path = stage_folder(finished, "tiny", "base") / "result.json"
+    before = path.stat().st_mtime_ns
+    assert execute.run(tiny_job(finished, "micro_batch=2", "eval_every=1"))["step"] == 2
+    assert path.stat().st_mtime_ns == before
+    assert "base: run tiny has finished it at step 2" in capsys.readouterr().out
+
+
+def test_another_run_reuses_the_tokenizer(finished, capsys):
+    job = tiny_job(finished, "phase=tokenizer", "run=other", "seed=2")
+    assert execute.run(job)["status"] == "done"
+    assert f"tokenizer: {tokenizer_folder(job).name} is there" in capsys.readouterr().out
+    assert not stage_folder(finished, "other", "tokenizer").exists()
+
+
+def test_changed_settings_are_refused_with_the_difference(finished):
+    result = execute.run(tiny_job(finished, "max_steps=3", "stage.base.lr_scale=0.5"))
+    assert result["status"] == "failed"
+    assert "stage.base.max_steps was 2, now 3" in result["error"]
+    assert "stage.base.lr_scale was 1.0, now 0.5" in result["error"]
+    assert "another run=NAME" in result["error"]
+    assert "\n" not in result["error"]
+
+
+def test_sft_without_a_base_names_the_command_that_makes_it(tmp_path):
+    error = execute.run(tiny_job(tmp_path, "phase=sft", "recipe=classic"))["error"]
+    assert "sft needs the finished base of run tiny" in error
+    command = error.split("make it with: python -m nanolit.train ")[1].split()
+    assert compose(command)["stages"] == ["base"]
+    assert compose(command)["run"] == "tiny"
+
+
+def test_identity_needs_a_model_to_teach(tmp_path):
+    assert "start_from=RUN" in execute.run(tiny_job(tmp_path, "phase=identity"))["error"]
+
+
+def test_a_root_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    error = execute.run(tiny_job(tmp_path / "file"))["error"]
+    assert "cannot be written" in error
+    assert "NANOLIT_HOME" in error
+
+
+def test_a_run_that_another_process_holds_is_refused(tmp_path):
+    lock = tmp_path / "runs" / "tiny" / ".lock"
+    hold = (
+        "import sys, time; from pathlib import Path; from nanolit.jobs.execute import held\n"
+        "with held(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        error = execute.run(tiny_job(tmp_path))["error"]
+        other.kill()
+    assert f"run tiny is in use by process {other.pid}" in error
+
+
+@pytest.mark.slow
+def test_two_devices_run_under_torchrun_whatever_the_environment_says(finished, monkeypatch):
+    """The same two steps; the loss is that of one device within float tolerance."""
+    for name, value in {"RANK": "3", "WORLD_SIZE": "7", "MASTER_PORT": "1", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    result = execute.run(tiny_job(finished, "run=two", "cluster.devices=2"))
+    assert (result["status"], result["step"]) == ("done", 2)
+    one = read_json(stage_folder(finished, "tiny", "base") / "result.json")
+    assert result["val_bpb"] == pytest.approx(one["val_bpb"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_under_an_outer_torchrun_every_rank_joins_in(finished):
+    """The ranks are torchrun's: the job must be for as many, and starts none of its own."""
+    typed = [*TINY, f"root={finished}", "run=outer", "cluster.devices=2"]
+    command = processes.torchrun("nanolit.train", typed, devices=2)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one = read_json(stage_folder(finished, "tiny", "base") / "result.json")
+    result = read_json(stage_folder(finished, "outer", "base") / "result.json")
+    assert result["val_bpb"] == pytest.approx(one["val_bpb"], abs=1e-4)
+
+
+def test_an_outer_torchrun_of_another_size_is_refused(tmp_path, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert "give cluster.devices=4" in execute.run(tiny_job(tmp_path))["error"]
+
+
+@pytest.mark.slow
+def test_ranks_that_die_without_a_result_are_a_failure(finished, monkeypatch):
+    """An earlier result must not pass for theirs."""
+    job = tiny_job(finished, "run=dead", "cluster.devices=2")
+    write_json(stage_folder(finished, "dead", "base") / "result.json", {"status": "interrupted"})
+    monkeypatch.setattr(execute, "WORKER", "nanolit.jobs.check")  # a module that ends at once
+    result = execute.run(job)
+    assert result["status"] == "failed"
+    assert "without a result" in result["error"]
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_process_behind(signal_number, tmp_path, monkeypatch):
+    """A child and a grandchild in a session of its own, both deaf to SIGTERM, as torchrun's ranks can be."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
+    path = tmp_path / "pid"
+    waiter = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import os, time\nwhile not os.path.exists({str(path)!r}) or not open({str(path)!r}).read():\n"
+            f"    time.sleep(0.05)\nos.kill({os.getpid()}, {int(signal_number)})",
+        ]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        processes.supervise(
+            [sys.executable, "-c", STUBBORN, str(path)], environment=processes.clean_environment(devices=1)
+        )
+    waiter.wait()
+    deadline = time.monotonic() + 10
+    while processes.start_time(int(path.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes.start_time(int(path.read_text())) is None

@@ -1,0 +1,96 @@
+"""The door, as it is typed: sweeps without -m, refusals before the first job starts, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanolit.jobs.compose import compose
+from nanolit.jobs.sweep import check_jobs, gpu_slots, run_jobs
+from nanolit.machine.paths import read_json, stage_folder
+from tests.jobs.test_execute import TINY
+
+
+def typed(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "nanolit.train", f"root={folder}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_a_job_for_every_combination_without_m(tmp_path):
+    tiny = [one for one in TINY if not one.startswith(("run=", "model.depth"))]
+    done = typed(*tiny, "model.depth=1,2", "seed=1", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
+    assert [name.rsplit("-", 1)[0] for name in runs] == ["d1-modern-s1", "d2-modern-s1"]
+    for name in runs:
+        assert read_json(stage_folder(tmp_path, name, "base") / "result.json")["status"] == "done"
+    again = typed(*tiny, "model.depth=1,2", "seed=1", folder=tmp_path)
+    assert again.stdout.count("has finished it at step 2") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["max_steps=2,two"], "max_steps is 'two'"),
+        (["total_batch=256,100"], "try 96 or 128"),
+        (["micro_batch=1,2"], "2 jobs of the sweep are the same run tiny"),
+        (["cluster=local,modal_8xh100"], "cluster=modal_8xh100 does not run on this machine"),
+        (["modle=d6"], "did you mean model?"),
+        (["cluster=modal_8xh100"], "submitting to Modal is not available yet"),
+        (["cluster=modal_8xh100", "hydra.launcher.timeout=90000"], "give Modal 1 to 86,400"),
+        (["cluster=modal_8xh100", "hydra.launcher.gpuu=T4"], "did you mean hydra.launcher.gpu?"),
+        (["--cfg", "job", "seed=1,2"], "--cfg shows one job"),
+    ],
+)
+def test_nothing_starts_when_one_job_is_refused(arguments, message, tmp_path):
+    done = typed(*TINY, *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_root_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    done = typed(*TINY, f"root={tmp_path}/file", folder=tmp_path)
+    assert done.returncode == 2
+    assert f"root={tmp_path}/file cannot be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_job_for_rented_gpus_never_runs_here(tmp_path):
+    """Not by Hydra's own running either; under SLURM its own job is where it belongs."""
+    done = typed(*TINY, "cluster=modal_8xh100", "hydra.mode=RUN", folder=tmp_path)
+    assert done.returncode == 2
+    assert "does not run on this machine" in done.stderr
+
+
+def test_a_slurm_job_runs_inside_slurm_alone(monkeypatch):
+    job = compose([*TINY, "cluster=slurm_8xgpu"])
+    with pytest.raises(ValueError, match="does not run on this machine"):
+        check_jobs([job])
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    check_jobs([job])
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    assert run_jobs([compose([*TINY, f"root={tmp_path}", "dry_run=true"])]) == [None]
+    assert "tiny · base" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "slots"),
+    [
+        ("0,1,2,3", 1, ["0", "1", "2", "3"]),
+        ("0,1,2,3", 2, ["0,1", "2,3"]),
+        ("4,5,6", 2, ["4,5"]),
+        ("3", 2, ["3"]),
+        ("", 1, [""]),
+    ],
+)
+def test_every_job_has_its_own_gpus(visible, devices, slots, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_slots(devices) == slots

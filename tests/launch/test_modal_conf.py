@@ -1,0 +1,56 @@
+"""The Modal launcher's settings: typed by Hydra, checked by us for what Modal's client lets pass."""
+
+from dataclasses import asdict
+
+import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra_plugins.nanolit_modal.config import ModalLauncherConf
+from hydra_plugins.nanolit_modal.launcher import validate
+
+from nanolit.jobs.compose import compose_config, options
+
+
+def settings(**changes: object) -> dict:
+    defaults = asdict(ModalLauncherConf())
+    del defaults["_target_"]
+    return {**defaults, **changes}
+
+
+def test_both_launchers_are_found():
+    names = {plugin.__name__ for plugin in Plugins.instance().discover(Launcher)}
+    assert {"ModalLauncher", "LocalLauncher"} <= names
+
+
+@pytest.mark.parametrize("name", [name for name in options("cluster") if name.startswith("modal")])
+def test_every_modal_cluster_has_settings_that_pass(name):
+    config = compose_config([f"cluster={name}"])
+    launcher = dict(config.hydra.launcher)
+    assert launcher.pop("_target_").endswith("ModalLauncher")
+    validate(**launcher)
+    gpus = int(launcher["gpu"].partition(":")[2] or 1)
+    assert gpus == config.cluster.devices
+    assert launcher["nodes"] == config.cluster.nodes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpu": "H1000"}, "give one of T4"),
+        ({"gpu": "A10:8"}, "1 to 4"),
+        ({"gpu": "H100:9"}, "1 to 8"),
+        ({"gpu": "H100:0"}, "1 to 8"),
+        ({"gpu": "H100", "nodes": 2}, "H100:8"),
+        ({"timeout": 100_000}, "give Modal 1 to 86,400"),
+        ({"timeout": 0}, "give Modal 1 to 86,400"),
+        ({"retries": -1}, "give Modal 0 to 10"),
+        ({"volumes": {"vol": {}}}, "an absolute path"),
+    ],
+)
+def test_what_modal_would_refuse_or_bill_is_one_line(changes, message):
+    with pytest.raises(ValueError, match=message):
+        validate(**settings(**changes))
+
+
+def test_the_defaults_pass():
+    validate(**settings())

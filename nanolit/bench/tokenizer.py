@@ -40,7 +40,7 @@ OWN = {
     "threads": "2",  # of training
     "repeats": "5",
     "what": "all",  # or train, or encode
-    "peers": "true",
+    "peers": "all",  # or none, or a list of names such as rustbpe,tiktoken
     "commit": "",
     "results": "",
 }
@@ -70,12 +70,17 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"{unknown[0]} is no setting of this benchmark; it has {', '.join(OWN)}")
     repeats = results.number(settings, "repeats", least=1)
     what = results.choice(settings, "what", ("all", "train", "encode"))
+    for peer in settings["peers"].split(","):
+        if peer not in ("all", "none", *PEERS.values()):
+            raise ValueError(
+                f"peers={peer} is unknown; choose all, none, or some of {','.join(PEERS.values())}"
+            )
     with tempfile.TemporaryDirectory() as folder:
         task = prepare(settings, Path(folder))
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for kind, tools in (("train", TRAINERS), ("encode", ENCODERS)):
             if what in ("all", kind):
-                tools = [tool for tool in tools if is_installed(tool, settings["peers"] == "true")]
+                tools = [tool for tool in tools if is_measured(tool, settings["peers"])]
                 measured[kind] = take_turns(task, kind, tools, repeats)
                 print(table_of(kind, measured[kind], task))
     entry = {
@@ -92,12 +97,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def is_installed(tool: str, peers: bool) -> bool:
-    """Whether a tool can be measured here; ours always can."""
+def is_measured(tool: str, peers: str) -> bool:
+    """Whether a tool is asked for and can be measured here; ours always is."""
     if tool.startswith("nanolit"):
         return True
-    found = importlib.util.find_spec(PEERS[tool])
-    return peers and found is not None and found.origin is not None  # a folder of that name is no package
+    module = PEERS[tool]
+    found = importlib.util.find_spec(module)
+    installed = found is not None and found.origin is not None  # a folder of that name is no package
+    return installed and (peers == "all" or module in peers.split(","))
 
 
 def prepare(settings: dict[str, str], folder: Path) -> dict[str, Any]:
@@ -165,7 +172,7 @@ def take_turns(
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise ValueError(f"{tool} failed ({reason}); leave the others out with peers=false")
+                raise ValueError(f"{tool} failed ({reason}); leave it out with peers=…")
             measured[tool].append(json.loads(done.stdout.splitlines()[-1]))
     return measured
 

@@ -205,6 +205,10 @@ class Tokenizer:
             encode = self._rust.encode_batch
             encoded = _mended(lambda texts: encode(texts, first=first, threads=threads), texts)
             return [np.frombuffer(ids, self.dtype) for ids in encoded]
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise ValueError(f"text {index} is of type {kind}; only strings are encoded: leave it out")
         start = [] if first is None else [first]
         batch = self._tiktoken.encode_ordinary_batch(list(texts), num_threads=threads)
         return [np.array(start + ids, dtype=self.dtype) for ids in batch]

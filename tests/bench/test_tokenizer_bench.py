@@ -17,7 +17,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_measures_ours_and_keeps_the_figures(tmp_path: Path) -> None:
     sizes = ["train_mb=1", "encode_mb=1", "vocab_size=600"]
-    done = run(*sizes, "repeats=1", "peers=false", "commit=test", f"results={tmp_path}")
+    done = run(*sizes, "repeats=1", "peers=none", "commit=test", f"results={tmp_path}")
     assert done.returncode == 0, done.stderr
     entry = json.loads(done.stdout.splitlines()[-1])
     assert set(entry["measured"]["train"]) == {"nanolit", "nanolit, parquet"}
@@ -27,10 +27,17 @@ def test_it_measures_ours_and_keeps_the_figures(tmp_path: Path) -> None:
     assert json.loads(kept.read_text())["results"] == [entry]
 
 
-def test_unknown_settings_are_refused() -> None:
-    done = run("megabytes=3")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("megabytes=3", "megabytes=3 is no setting of this benchmark; it has data"),
+        ("peers=rustbpe,hf", "peers=hf is unknown; choose all, none, or some of rustbpe,tiktoken"),
+    ],
+)
+def test_unknown_settings_are_refused(argument: str, message: str) -> None:
+    done = run(argument)
     assert done.returncode == 2
-    assert "megabytes=3 is no setting of this benchmark; it has data" in done.stderr
+    assert message in done.stderr
 
 
 def test_a_table_has_medians_ranges_and_ratios() -> None:

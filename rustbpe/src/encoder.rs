@@ -83,8 +83,10 @@ struct Known {
 impl Encoder {
     /// The tokens in rank order, of which the first 256 are the bytes 0 to 255.
     ///
-    /// O(bytes of all tokens): every way to cut a token in two tokens is looked for.
+    /// O(bytes of all tokens): every way to cut a token in two tokens is looked for. Panics beyond
+    /// [`MOST_TOKENS`].
     pub fn new(tokens: &[Vec<u8>], splitter: Splitter) -> Self {
+        assert!(tokens.len() <= MOST_TOKENS, "too many tokens");
         let ids: FxHashMap<Box<[u8]>, Id> = (0..)
             .zip(tokens)
             .map(|(id, token)| (token.as_slice().into(), id))
@@ -315,20 +317,25 @@ struct Pairs {
     of_bytes: Box<[Id]>,
     /// A bit for each hash that a pair has: most pairs asked for are none, which this says from a fast cache.
     filter: Box<[u64]>,
-    /// Open addressing, at most half full: left and right, then the token; [`NONE`] where there is none.
-    slots: Box<[(u64, Id)]>,
+    /// Open addressing, at most four fifths full; of each pair left, right and together, 21, 21 and 22 bits:
+    /// eight to a cache line. All ones where there is none.
+    slots: Box<[u64]>,
 }
 
 /// 2^20 bits, 128 KB.
 const FILTER_BITS: u32 = 20;
+/// Of a token's id in a slot; a part of a pair has one bit less.
+const ID_BITS: u32 = 22;
+/// A vocabulary has room for so many tokens.
+pub const MOST_TOKENS: usize = 1 << (ID_BITS - 1);
 
 impl Pairs {
     fn new(pairs: &[((Id, Id), Id)]) -> Self {
-        let num_slots = (2 * pairs.len()).next_power_of_two().max(2);
+        let num_slots = (5 * pairs.len() / 4 + 1).next_power_of_two();
         let mut of = Self {
             of_bytes: vec![NONE; 1 << 16].into(),
             filter: vec![0; 1 << (FILTER_BITS - 6)].into(),
-            slots: vec![(u64::MAX, NONE); num_slots].into(),
+            slots: vec![u64::MAX; num_slots].into(),
         };
         for &((left, right), id) in pairs {
             if left < 256 && right < 256 {
@@ -338,7 +345,7 @@ impl Pairs {
             let (word, bit) = Self::filter_place(hash);
             of.filter[word] |= 1 << bit;
             let slot = of.find(key, hash);
-            of.slots[slot] = (key, id);
+            of.slots[slot] = key << ID_BITS | u64::from(id);
         }
         of
     }
@@ -357,12 +364,15 @@ impl Pairs {
         if self.filter[word] >> bit & 1 == 0 {
             return NONE;
         }
-        self.slots[self.find(key, hash)].1
+        match self.slots[self.find(key, hash)] {
+            u64::MAX => NONE,
+            slot => (slot & ((1 << ID_BITS) - 1)) as Id,
+        }
     }
 
     #[inline(always)]
     fn hash(left: Id, right: Id) -> (u64, u64) {
-        let key = u64::from(left) << 32 | u64::from(right);
+        let key = u64::from(left) << (64 - ID_BITS - 21) | u64::from(right);
         let hash = (key ^ key >> 29).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         (key, hash)
     }
@@ -377,7 +387,7 @@ impl Pairs {
     fn find(&self, key: u64, hash: u64) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = (hash >> 24) as usize & mask;
-        while self.slots[slot].0 != key && self.slots[slot].0 != u64::MAX {
+        while self.slots[slot] >> ID_BITS != key && self.slots[slot] != u64::MAX {
             slot = (slot + 1) & mask;
         }
         slot

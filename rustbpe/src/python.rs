@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyString};
 
 use crate::Id;
-use crate::encoder::{Encoded, Encoder as Core, Width};
+use crate::encoder::{Encoded, Encoder as Core, MOST_TOKENS, Width};
 use crate::merges::{self, TooLarge, Words};
 use crate::split::Splitter;
 use crate::words::WordCounts;
@@ -236,6 +236,13 @@ impl Encoder {
     #[new]
     #[pyo3(signature = (tokens, *, pattern, wide))]
     fn new(py: Python<'_>, tokens: Vec<Vec<u8>>, pattern: &str, wide: bool) -> PyResult<Self> {
+        if tokens.len() > MOST_TOKENS {
+            return Err(PyValueError::new_err(format!(
+                "the vocabulary has {} tokens, more than the {MOST_TOKENS} that the encoder has room for; \
+                 choose encoder=tiktoken",
+                tokens.len()
+            )));
+        }
         let splitter = splitter(pattern)?;
         let core = py.detach(|| Core::new(&tokens, splitter));
         Ok(Self { core, wide })

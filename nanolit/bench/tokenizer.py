@@ -262,7 +262,7 @@ def encoder_of(tool: str, folder: Path, texts: list[str]) -> Callable[[], int]:
             folder / "ranks.tiktoken", pretokenizer="cl100k"
         )
         peer.encode("x")
-        count = importlib.import_module("awkward").count  # of the array that it gives; len of each row is slow
+        count = importlib.import_module("awkward").count  # len of each row of its array is slow
         return lambda: int(count(peer.encode_batch(texts, parallel=False)))
     if tool == "fastokens":
         fast = importlib.import_module("fastokens").Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -38,7 +38,9 @@ from nanolit.tokenizer.bpe import Tokenizer
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
-LOG_EVERY = 10  # steps between two readings of the loss: each one waits for the device
+LOG_EVERY = (
+    10  # steps between two readings of the loss: each one waits for the device (as sampling does in rl)
+)
 
 
 def run(job: Job, stage: str) -> dict[str, Any]:
@@ -132,7 +134,7 @@ class Watch:
         self.throughput = Throughput(
             recorder=recorder,
             clock=self.clock,
-            log_every=1 if parts.phase.num_steps <= 40 else LOG_EVERY,
+            log_every=1 if parts.validation_task or parts.phase.num_steps <= 40 else LOG_EVERY,
             flops_per_token=plan["flops_per_token"],
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),

@@ -21,6 +21,7 @@ setup: $(filter .uv/bin/uv,$(UV)) ## Install everything into .venv, the Rust ext
 
 demo: setup ## Train a tiny model on text that ships with NanoLit, on this computer
 	@$(RUN) python -m nanolit.train experiment=demo
+	@$(RUN) python -m nanolit.chat run=demo temperature=0 -p "What is 3+4?"
 
 test: setup ## Run the tests, two at a time
 	@$(RUN) pytest -n 2 --dist loadgroup

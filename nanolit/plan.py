@@ -3,15 +3,10 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
-LAUNCHERS = Path(__file__).resolve().parent.parent / "launch"
-if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
-    sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
-
-from nanolit.jobs.compose import compose  # noqa: E402
-from nanolit.jobs.plans import fresh_plan  # noqa: E402
-from nanolit.jobs.show import plan_table  # noqa: E402
+from nanolit.jobs.compose import compose
+from nanolit.jobs.plans import fresh_plan
+from nanolit.jobs.show import plan_table
 
 
 def main() -> int:

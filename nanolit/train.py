@@ -2,21 +2,16 @@
 
 import os
 import sys
-from pathlib import Path
 
-LAUNCHERS = Path(__file__).resolve().parent.parent / "launch"
-if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
-    sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
-import hydra  # noqa: E402
-from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
-
-from nanolit.jobs.compose import USER_ERRORS, compose, explain  # noqa: E402
-from nanolit.jobs.execute import unwritable  # noqa: E402
-from nanolit.jobs.sweep import JobFailed, run_jobs  # noqa: E402
-from nanolit.machine.paths import conf_folder, home  # noqa: E402
+from nanolit.jobs.compose import USER_ERRORS, compose, explain, help_text
+from nanolit.jobs.execute import unwritable
+from nanolit.jobs.sweep import JobFailed, run_jobs
+from nanolit.machine.paths import conf_folder, home
 
 
 def train(_config: DictConfig) -> float | None:
@@ -40,6 +35,9 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and we say it in one line
     arguments = sys.argv[1:]
     try:
+        if {"--help", "-h"} & set(arguments):
+            print(help_text())
+            return 0
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(arguments)
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()

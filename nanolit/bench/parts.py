@@ -13,7 +13,7 @@ from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
 from nanolit.jobs.plans import fresh_plan
-from nanolit.jobs.worker import Parts, build_gpt, prepare
+from nanolit.jobs.parts import Parts, build_gpt, prepare
 from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
 from nanolit.phases.job import Job
@@ -82,6 +82,18 @@ def random_parts(job: Job) -> Parts:
         compile=device.type == "cuda" if job["compile"] is None else job["compile"],
     )
     folder = Path(tempfile.mkdtemp(prefix="nanolit-bench-"))
-    stream: Any = RandomStream(plan, seed=job["seed"])
     absent: Any = None
-    return Parts(plan, folder, absent, folder, device, phase, stream, absent, None)
+    return Parts(
+        plan=plan,
+        folder=folder,
+        tokenizer=absent,
+        tokenizer_folder=folder,
+        device=device,
+        phase=phase,
+        stream=RandomStream(plan, seed=job["seed"]),
+        validation=None,
+        validation_task=None,
+        chat_tasks=[],
+        resumed=None,
+        origin=None,
+    )

@@ -20,13 +20,8 @@ from nanolit.bench import results  # noqa: E402
 from nanolit.bench.parts import parts_of  # noqa: E402
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
-from nanolit.jobs.worker import (  # noqa: E402
-    LOG_EVERY,
-    Parts,
-    build_trainer,
-    launched_rank,
-    quieten_libraries,
-)
+from nanolit.jobs.parts import Parts, launched_rank  # noqa: E402
+from nanolit.jobs.worker import LOG_EVERY, build_trainer, quieten_libraries  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
 from nanolit.phases.job import Job  # noqa: E402

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanolit.callbacks.throughput import Clock, Throughput, check_finite, say
+from nanolit.callbacks.throughput import Clock, check_finite, say
 from nanolit.machine.device import rank, world_size
 from nanolit.machine.paths import read_json, write_json
 from nanolit.optim.muon_adamw import MuonAdamW
@@ -181,18 +181,12 @@ class Checkpoints(L.Callback):
         *,
         save_every: int | None,
         keep: int,
-        throughput: Throughput,
         clock: Clock,
         progress: Callable[[], dict[str, Any]],
         on_divergence: str,
     ) -> None:
         self.folder, self.save_every, self.keep = folder, save_every, keep
-        self.throughput, self.clock, self.progress, self.on_divergence = (
-            throughput,
-            clock,
-            progress,
-            on_divergence,
-        )
+        self.clock, self.progress, self.on_divergence = clock, progress, on_divergence
         self.interrupted = False
         self._asked = False
         self._handlers: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Validation bits per byte while training: on all ranks, with the raw module, off the training clock."""
+"""Scores while training: on all ranks, with the raw module, off the training clock."""
 
 import math
 from collections.abc import Iterable
@@ -10,29 +10,18 @@ from torch import Tensor
 
 from nanolit.callbacks.throughput import Clock, Recorder, say
 from nanolit.evaluation.bits_per_byte import bits_per_byte
+from nanolit.evaluation.chat_tasks import evaluate_generative, evaluate_tasks
+from nanolit.inference.engine import Engine
 from nanolit.machine.device import rank
 from nanolit.phases.core import Phase
+from nanolit.tasks.task import Task
 
 
-class EvaluateBitsPerByte(L.Callback):
-    """Every `eval_every` steps (None: at the end only) and after the last step.
+class Evaluation(L.Callback):
+    """Calls `evaluate` every `eval_every` steps (None: at the end only) and after the last step."""
 
-    `batches` are this rank's micro-batches of the validation rows, the same at every evaluation.
-    """
-
-    def __init__(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        *,
-        token_bytes: np.ndarray,
-        eval_every: int | None,
-        recorder: Recorder,
-        clock: Clock,
-    ) -> None:
-        self.batches, self.token_bytes, self.eval_every = batches, token_bytes, eval_every
-        self.recorder, self.clock = recorder, clock
-        self.value = math.nan
-        self.best = math.inf
+    def __init__(self, *, eval_every: int | None, recorder: Recorder, clock: Clock) -> None:
+        self.eval_every, self.recorder, self.clock = eval_every, recorder, clock
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,9 +32,109 @@ class EvaluateBitsPerByte(L.Callback):
             return
         with self.clock.paused():
             pl_module.gpt.eval()
-            self.value = bits_per_byte(pl_module.gpt, self.batches, self.token_bytes)
+            row = self.evaluate(pl_module)
             pl_module.gpt.train()
-            self.best = min(self.best, self.value)
-            self.recorder.record(trainer, {"step": step, "val_bpb": self.value})
+            self.recorder.record(trainer, {"step": step, **row})
+
+    def evaluate(self, phase: Phase) -> dict[str, float]:
+        """The scores of now, as columns of metrics.csv; tells them to the person too."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, float | None]:
+        """The newest scores, for checkpoints and results."""
+        raise NotImplementedError
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave before the interruption."""
+        raise NotImplementedError
+
+
+class EvaluateBitsPerByte(Evaluation):
+    """Bits per byte of `batches`: this rank's micro-batches of the validation rows, always the same."""
+
+    def __init__(
+        self, batches: Iterable[tuple[Tensor, Tensor]], *, token_bytes: np.ndarray, **watching: Any
+    ) -> None:
+        super().__init__(**watching)
+        self.batches, self.token_bytes = batches, token_bytes
+        self.value: float | None = None
+        self.best: float | None = None
+
+    def evaluate(self, phase: Phase) -> dict[str, float]:
+        self.value = bits_per_byte(phase.gpt, self.batches, self.token_bytes)
+        self.best = min(self.best or math.inf, self.value)
         if rank() == 0:
-            say(f"  step {step}: validation {self.value:.4f} bits per byte")
+            say(f"  step {phase.finished_steps}: validation {self.value:.4f} bits per byte")
+        return {"val_bpb": self.value}
+
+    def state(self) -> dict[str, float | None]:
+        return {"val_bpb": self.value, "best_val_bpb": self.best}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.value, self.best = state.get("val_bpb"), state.get("best_val_bpb")
+
+
+class EvaluatePasses(Evaluation):
+    """pass@1 and pass@`num_samples` of a task, sampled as the rollouts are."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: Task,
+        *,
+        num_samples: int,
+        temperature: float,
+        top_k: int | None,
+        max_tokens: int,
+        **watching: Any,
+    ) -> None:
+        super().__init__(**watching)
+        self.engine, self.task, self.num_samples = engine, task, num_samples
+        self.sampling = {"temperature": temperature, "top_k": top_k, "max_tokens": max_tokens}
+        self.passes: tuple[float, float] | None = None
+
+    def evaluate(self, phase: Phase) -> dict[str, float]:
+        score = evaluate_generative(self.engine, self.task, num_samples=self.num_samples, **self.sampling)
+        self.passes = (score.pass_at[0], score.pass_at[-1])
+        if rank() == 0:
+            say(
+                f"  step {phase.finished_steps}: {self.task.name} pass@1 {score.pass_at[0]:.1%}, "
+                f"pass@{self.num_samples} {score.pass_at[-1]:.1%}"
+            )
+        return {"pass_at_1": score.pass_at[0], "pass_at_k": score.pass_at[-1]}
+
+    def state(self) -> dict[str, float | None]:
+        first, last = self.passes or (None, None)
+        return {"pass_at_1": first, "pass_at_k": last}
+
+    def load(self, state: dict[str, Any]) -> None:
+        if state.get("pass_at_1") is not None:
+            self.passes = (state["pass_at_1"], state["pass_at_k"])
+
+
+class EvaluateChat(L.Callback):
+    """Accuracy on the chat tasks after the last step; `metrics` holds it by name, ChatCORE last."""
+
+    def __init__(
+        self, engine: Engine, tasks: list[Task], *, max_tokens: int, max_problems: int | None, clock: Clock
+    ) -> None:
+        self.engine, self.tasks = engine, tasks
+        self.max_tokens, self.max_problems, self.clock = max_tokens, max_problems, clock
+        self.metrics: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Phase)
+        if pl_module.finished_steps != pl_module.num_steps:
+            return
+        with self.clock.paused():
+            pl_module.gpt.eval()
+            scores = evaluate_tasks(
+                self.engine, self.tasks, max_problems=self.max_problems, max_tokens=self.max_tokens
+            )
+            for name, value in scores:
+                self.metrics[name] = value
+                if rank() == 0:
+                    say(f"  {name}: {value:.1%}")
+            pl_module.gpt.train()

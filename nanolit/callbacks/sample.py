@@ -1,4 +1,4 @@
-"""What the model writes while it learns: greedy continuations of fixed prompts, kept in samples.md."""
+"""What the model writes while it learns: greedy replies to fixed prompts, kept in samples.md."""
 
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,49 @@ from nanolit.inference.engine import Engine
 from nanolit.machine.device import rank
 from nanolit.phases.core import Phase
 from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.conversation import render_prompt
 
-PROMPTS = (
+TEXTS = (
     "The capital of France is",
     "The first thing that she saw was",
     "In the year 1900,",
     "Water is made of",
     "If yesterday was Friday, then tomorrow will be",
 )
+QUESTIONS = ("Who are you?", "What is 3+4?", "Spell the word: apple", "Why is the sky blue?")
+
+Prompts = list[tuple[str, list[int]]]  # what a person reads, and its ids
+
+
+def text_prompts(tokenizer: Tokenizer) -> Prompts:
+    """Beginnings of texts, for a model that continues them."""
+    return [(text, [tokenizer.bos_id, *tokenizer.encode(text)]) for text in TEXTS]
+
+
+def chat_prompts(tokenizer: Tokenizer) -> Prompts:
+    """Questions, for a model that answers them."""
+    messages = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": "-"}] for text in QUESTIONS
+    ]
+    rendered = [render_prompt({"messages": turns}, tokenizer) for turns in messages]
+    return list(zip(QUESTIONS, rendered, strict=True))
 
 
 class WriteSamples(L.Callback):
     """Every `sample_every` steps (None: at the end only) and after the last step, on rank 0 alone."""
 
     def __init__(
-        self, path: Path, *, tokenizer: Tokenizer, sample_every: int | None, max_tokens: int, clock: Clock
+        self,
+        path: Path,
+        *,
+        engine: Engine,
+        prompts: Prompts,
+        sample_every: int | None,
+        max_tokens: int,
+        clock: Clock,
     ) -> None:
-        self.path, self.tokenizer, self.sample_every = path, tokenizer, sample_every
-        self.max_tokens, self.clock = max_tokens, clock
+        self.path, self.engine, self.prompts = path, engine, prompts
+        self.sample_every, self.max_tokens, self.clock = sample_every, max_tokens, clock
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,16 +65,14 @@ class WriteSamples(L.Callback):
             return
         with self.clock.paused():
             pl_module.gpt.eval()
-            samples = [self._continue(pl_module, prompt) for prompt in PROMPTS]
+            written = [(prompt, self._reply(ids)) for prompt, ids in self.prompts]
             pl_module.gpt.train()
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"## Step {step}\n\n" + "".join(f"- {text!r}\n" for text in samples) + "\n")
-        say(f"  step {step}: {samples[0]!r}")
+            file.write(
+                f"## Step {step}\n\n" + "".join(f"- {p!r} → {reply!r}\n" for p, reply in written) + "\n"
+            )
+        say(f"  step {step}: {written[0][0]!r} → {written[0][1]!r}")
 
-    def _continue(self, phase: Phase, prompt: str) -> str:
-        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-        engine = Engine(phase.gpt, self.tokenizer)
-        written = [
-            row[0] for row in engine.generate(ids, max_tokens=self.max_tokens, temperature=0.0, seed=0)
-        ]
-        return prompt + self.tokenizer.decode([token for token in written if token is not None])
+    def _reply(self, ids: list[int]) -> str:
+        (completion,) = self.engine.complete(ids, max_tokens=self.max_tokens, temperature=0.0)
+        return self.engine.tokenizer.decode(completion.body_ids)

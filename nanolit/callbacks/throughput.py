@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from nanolit.machine.paths import write_atomically
 from nanolit.phases.core import Phase
@@ -125,7 +124,7 @@ class Throughput(L.Callback):
         self.loss = math.nan
         self._mark: tuple[int, int, float] | None = None
         self._printed = 0.0
-        self.seconds_after_step_10: float | None = None
+        self._recent: list[float] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Phase)
@@ -139,13 +138,11 @@ class Throughput(L.Callback):
         step = pl_module.finished_steps
         self.tokens += pl_module.num_tokens
         if batch_idx == 0:
-            self._after_first_step(step)
-        if step == 10:
-            self._ten = self.clock.seconds
+            self._freeze_garbage()
         if step % self.log_every == 0 or step == pl_module.num_steps or batch_idx == 0:
             self._log(trainer, pl_module, step)
 
-    def _after_first_step(self, step: int) -> None:
+    def _freeze_garbage(self) -> None:
         """What the first step built (graphs, caches) lives as long as the run: keep the collector off it."""
         gc.collect()
         gc.freeze()
@@ -179,7 +176,7 @@ class Throughput(L.Callback):
             self._show(phase, step, row, left)
 
     def _step_seconds(self, newest: float) -> list[float]:
-        self._recent = [*getattr(self, "_recent", []), newest][-9:]
+        self._recent = [*self._recent, newest][-9:]
         # The first entry holds the compilation; without it as soon as there is another.
         return self._recent[1:] or self._recent
 
@@ -219,6 +216,3 @@ def check_finite(loss: float, step: int, *, on_divergence: str) -> None:
         f"the loss is {loss} at step {step}: training has diverged; the last checkpoint is kept. "
         "Lower the learning rates (stage.base.lr_scale=0.5) or say on_divergence=continue"
     )
-
-
-__all__ = ["Clock", "MetricsFile", "Recorder", "Throughput", "check_finite", "duration", "say", "torch"]

@@ -7,6 +7,7 @@ number of a step.
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,36 @@ def _check_shares(rows: int, *, micro_batch: int, world: int) -> None:
             f"rows of a step ({rows}) must be a multiple of micro_batch × ranks "
             f"({micro_batch} × {world} = {unit}); try {nearest}"
         )
+
+
+class ValidationConversations:
+    """At most `num_rows` packed rows of held-out conversations, the same at any number of ranks."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        micro_batch: int,
+        packing: Packing,
+        num_rows: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        rows = micro_batch * world
+        self._stream = ConversationStream(
+            tasks,
+            tokenizer,
+            context=context,
+            rows=rows,
+            micro_batch=micro_batch,
+            seed=0,
+            packing=packing,
+            rank=rank,
+            world=world,
+        )
+        self._num_batches = max(1, num_rows // rows)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return islice(self._stream.batches(), self._num_batches)

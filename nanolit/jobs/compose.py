@@ -8,7 +8,9 @@ import functools
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -21,10 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanolit.jobs.check import check_job, shape_of, unknown_key
 from nanolit.jobs.names import run_name
-from nanolit.machine.paths import conf_folder, home
+from nanolit.machine.paths import PACKAGE, conf_folder, home
 from nanolit.phases.job import Job
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
+LAUNCHERS = PACKAGE.parent / "launch"
+if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
+    sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
+
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
@@ -69,11 +75,37 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
         if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in unused)):
             raise ValueError(f"{one}: {no_such_stage(job, one.split('.')[1])}")
     job["stage"] = {stage: settings for stage, settings in job["stage"].items() if stage not in unused}
+    recipe = job["recipe"]
+    for stage in ("mid", "sft"):
+        if stage in job["stage"]:
+            wish = job["stage"][stage]["mixture"] or recipe[stage]["mixture"]
+            job["stage"][stage]["mixture"] = named("mixture", wish, mirror=recipe["mirror"])
+    job["chat_tasks"] = named(
+        "chat_tasks", job["chat_tasks"] or recipe["chat_tasks"], mirror=recipe["mirror"]
+    )
     job["root"] = str(home(job["root"]))
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
         job["cluster"]["gpu"] = gpu_of_this_machine()
     job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
     return cast(Job, job)
+
+
+def named(folder: str, name: Any, *, mirror: str) -> dict[str, Any]:
+    """The content of conf/<folder>/<name>.yaml or of a user's YAML file; a null mirror is filled in."""
+    path = conf_folder() / folder / f"{name}.yaml"
+    if str(name).endswith((".yaml", ".yml")):
+        path = Path(str(name)).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"there is no {folder}={name}; allowed: {', '.join(options(folder))}, or a YAML file"
+        )
+    content = OmegaConf.load(path)
+    if isinstance(content, DictConfig) and content.get("mirror", "") is None:
+        content.mirror = mirror
+    found = OmegaConf.to_container(content, resolve=True)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is a list; it must be a mapping, like those of conf/{folder}")
+    return cast(dict[str, Any], found)
 
 
 def check_name(run: str) -> str:
@@ -158,9 +190,8 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     """For a key that the configuration doesn't have; siblings are looked up in the job without it."""
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
-    groups = {folder.name for folder in conf_folder().iterdir() if folder.is_dir()} - {"hydra"}
     if "." not in key:
-        known = groups.union(shape_of("nanolit.phases.job.Job").keys) - {"overrides"}
+        known = set(groups()).union(shape_of("nanolit.phases.job.Job").keys) - {"overrides"}
         return place + unknown_key(key, known)
     parent = key.rpartition(".")[0]
     try:
@@ -170,7 +201,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
         node = None
     if isinstance(node, DictConfig):
         return place + unknown_key(key, map(str, node))
-    if parent in groups:
+    if parent in groups():
         return f"{key} needs a choice of {parent} first; {parent}=… is one of {', '.join(options(parent))}"
     return unknown_override(parent, text, rest) if "." in parent else f"{place}there is no key {key}"
 
@@ -188,5 +219,21 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
     return f"there is no {group}={option}; {meant}allowed: {', '.join(known)}{other}"
 
 
+def groups() -> list[str]:
+    """The groups that a job chooses from: those in the defaults of conf/config.yaml."""
+    defaults = OmegaConf.load(conf_folder() / "config.yaml").defaults
+    names = [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry]
+    return [name for name in names if not name.startswith("override")]
+
+
+def help_text() -> str:
+    """What --help prints: the template of conf/hydra/help. Hydra's own way to it takes two seconds."""
+    template = OmegaConf.load(conf_folder() / "hydra" / "help" / "nanolit.yaml").template
+    choices = "\n".join(f"  {group}: {', '.join(options(group))}" for group in groups())
+    return template.replace("$APP_CONFIG_GROUPS", choices)
+
+
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    """The choices of a group, d2 before d12."""
+    names = (path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    return sorted(names, key=lambda name: (name.rstrip("0123456789"), len(name), name))

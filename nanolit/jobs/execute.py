@@ -15,11 +15,13 @@ from typing import Any, cast
 import yaml
 
 from nanolit.jobs.names import decisive_settings, difference, tokenizer_folder
+from nanolit.jobs.origin import finished, origin
 from nanolit.jobs.plans import stage_plan
 from nanolit.jobs.processes import clean_environment, supervise, torchrun
 from nanolit.jobs.show import plan_table
 from nanolit.machine.paths import read_json, run_folder, stage_folder, write_atomically, write_json
 from nanolit.phases.job import Job
+from nanolit.report.card import final_table, write_report
 
 try:
     import fcntl
@@ -28,7 +30,6 @@ except ImportError:  # Windows has no flock: there, two processes in one run are
 
 Result = dict[str, Any]
 WORKER = "nanolit.jobs.worker"
-AVAILABLE = ("tokenizer", "base")
 
 
 def run(job: Job) -> Result:
@@ -50,11 +51,17 @@ def run(job: Job) -> Result:
 def run_stages(job: Job, keep_open: list[int]) -> Result:
     """Run the stages in order, up to one that doesn't end well; a missing tokenizer is made first."""
     result: Result = {}
-    stages = job["stages"] if "tokenizer" in job["stages"] else ["tokenizer", *job["stages"]]
+    stages = job["stages"]
+    if stages[0] == "base" and not job["start_from"]:
+        stages = ["tokenizer", *stages]
     for stage in stages:
         result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, keep_open)
         if result["status"] != "done":
-            break
+            return result
+    if is_rank_zero() and stages[-1] != "tokenizer":
+        root = Path(job["root"])
+        path = write_report(root, job["run"])
+        say(f"\n{final_table(root, job['run'])}\nreport in {path}")
     return result
 
 
@@ -72,7 +79,7 @@ def make_tokenizer(job: Job) -> Result:
 
 def run_stage(job: Job, stage: str, keep_open: list[int]) -> Result:
     """Run one stage, on one device in this process, on several under torchrun, unless it is finished."""
-    if result := finished(job, stage):
+    if result := finished(job["root"], job["run"], stage):
         say(f"{stage}: run {job['run']} has finished it{score(result)}")
         return result
     folder = prepare(job, stage)
@@ -111,8 +118,15 @@ def prepare(job: Job, stage: str) -> Path:
         (folder / "result.json").unlink(missing_ok=True)
         write_job(folder / "job.yaml", job)
         write_json(folder / "plan.json", plan)
-        say(plan_table(plan))
+        say(f"\n{plan_table(plan, known=plan_before(job, stage))}")
     return folder
+
+
+def plan_before(job: Job, stage: str) -> dict[str, Any] | None:
+    """The plan of the stage before this one in the job, which has been shown."""
+    index = job["stages"].index(stage) if stage in job["stages"] else 0
+    path = stage_folder(job["root"], job["run"], job["stages"][index - 1]) / "plan.json"
+    return read_json(path) if index > 0 and path.exists() else None
 
 
 def wait_for(path: Path, *, seconds: float = 60) -> None:
@@ -120,7 +134,9 @@ def wait_for(path: Path, *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
-            raise ValueError(f"rank 0 has not written {path} in {seconds:.0f} seconds; see its messages above")
+            raise ValueError(
+                f"rank 0 has not written {path} in {seconds:.0f} seconds; see its messages above"
+            )
         time.sleep(0.05)
 
 
@@ -145,19 +161,16 @@ def check_stages(job: Job) -> None:
     ranks = job["cluster"]["devices"] * job["cluster"]["nodes"]
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) != ranks:
         world = os.environ["WORLD_SIZE"]
-        raise ValueError(f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}")
+        raise ValueError(
+            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
+        )
     if job["phase"] == "identity" and not job["start_from"]:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for stage in job["stages"]:
         check_unchanged(job, stage)
     check_previous(job, job["stages"][0])
-    if missing := [stage for stage in job["stages"] if stage not in AVAILABLE]:
-        runs = ", ".join(AVAILABLE)
-        raise ValueError(
-            f"{' and '.join(missing)} cannot be run yet in this version, only planned; {runs} can"
-        )
-    if job["start_from"]:
-        raise ValueError(f"start_from={job['start_from']} is not available yet in this version; leave it out")
+    if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
+        origin(job, models[0])
 
 
 def check_unchanged(job: Job, stage: str) -> None:
@@ -177,9 +190,9 @@ def check_previous(job: Job, stage: str) -> None:
     """ValueError with the command that makes it, when the model that the stage begins from is missing."""
     models = [one for one in job["recipe"]["stages"] if one != "tokenizer"]
     before = models[: models.index(stage)] if stage in models else []
-    if not before or job["start_from"] or finished(job, before[-1]):
+    if not before or job["start_from"] or finished(job["root"], job["run"], before[-1]):
         return
-    previous = next(one for one in before if not finished(job, one))
+    previous = next(one for one in before if not finished(job["root"], job["run"], one))
     others = [one for one in job["overrides"] if not one.startswith(("phase=", "stages=", "start_from="))]
     command = " ".join(["python -m nanolit.train", f"phase={previous}", *others])
     raise ValueError(
@@ -187,16 +200,9 @@ def check_previous(job: Job, stage: str) -> None:
     )
 
 
-def finished(job: Job, stage: str) -> Result | None:
-    """The stored result of a stage that is done, else None."""
-    path = stage_folder(job["root"], job["run"], stage) / "result.json"
-    result = read_json(path) if path.exists() else {}
-    return result if result.get("status") == "done" else None
-
-
 def score(result: Result) -> str:
     steps = f" at step {result['step']:,}" if "step" in result else ""
-    return f"{steps}, {result['val_bpb']:.4f} bits per byte" if "val_bpb" in result else steps
+    return f"{steps}, {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else steps
 
 
 @contextmanager

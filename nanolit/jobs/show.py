@@ -3,13 +3,14 @@
 from typing import Any
 
 
-def plan_table(plan: dict[str, Any]) -> str:
-    """The lines of one stage's plan; a part that the stage doesn't have is left out."""
-    rows = [
-        row
-        for part in (model_rows, step_rows, horizon_rows, rl_rows, group_rows, watching_rows, data_rows)
-        for row in part(plan)
-    ]
+def plan_table(plan: dict[str, Any], *, known: dict[str, Any] | None = None) -> str:
+    """The lines of one stage's plan; a part that the stage doesn't have is left out.
+
+    `known` is the plan of a stage shown before: a model that is the same isn't described again.
+    """
+    parts = (model_rows, step_rows, horizon_rows, rl_rows, group_rows, watching_rows, data_rows)
+    same = known is not None and known.get("gpt") == plan.get("gpt")
+    rows = [row for part in parts if not (same and part is model_rows) for row in part(plan)]
     return "\n".join([f"{plan['run']} · {plan['stage']}", *(f"  {name:<19}{text}" for name, text in rows)])
 
 

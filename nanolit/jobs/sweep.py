@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from nanolit.jobs.execute import run, say, score, write_job
@@ -15,6 +16,7 @@ from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.jobs.show import plan_table
 from nanolit.machine.paths import read_json, run_folder, stage_folder
 from nanolit.phases.job import Job
+from nanolit.report.compare import sweep_table, write_sweep_csv
 
 
 class JobFailed(RuntimeError):
@@ -34,6 +36,10 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
                 say(plan_table(fresh_plan(job, stage)))
         return [None for _ in jobs]
     results = [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs)
+    if len(jobs) > 1:
+        path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
+        write_sweep_csv(path, results)
+        say(f"\n{sweep_table(results)}\n{path}")
     bad = [result for result in results if result["status"] != "done"]
     if bad:
         lines = [f"{result['run']}: {result['status']}: {result.get('error', '')}" for result in bad]

@@ -6,6 +6,7 @@
 import hashlib
 import importlib.metadata
 import logging
+import math
 import netrc
 import os
 import subprocess
@@ -13,7 +14,6 @@ import sys
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,17 @@ import lightning as L
 import torch
 import yaml
 
-from nanolit.callbacks import checkpoint
-from nanolit.callbacks.checkpoint import Checkpoint, Checkpoints
-from nanolit.callbacks.evaluate import EvaluateBitsPerByte
-from nanolit.callbacks.sample import WriteSamples
+from nanolit.callbacks.checkpoint import Checkpoints
+from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
+from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, duration, say
 from nanolit.data.pretrain import training_texts
-from nanolit.data.stream import PretrainStream
-from nanolit.data.validation import ValidationRows
+from nanolit.inference.engine import Engine
 from nanolit.jobs.build import build
-from nanolit.machine.device import keyed_generator, pick_device
+from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
-from nanolit.model.gpt import GPT
 from nanolit.model.release import save_release
-from nanolit.phases.base import Base
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
 from nanolit.phases.job import Job
 from nanolit.tokenizer.bpe import Tokenizer
@@ -65,11 +61,6 @@ def run(job: Job, stage: str) -> dict[str, Any]:
     return result
 
 
-def launched_rank() -> int:
-    """The rank that torchrun gave: known before there is a process group."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def train_tokenizer(job: Job) -> dict[str, Any]:
     """Train the tokenizer of the job, or find the one that an equal job has made."""
     settings = job["stage"]["tokenizer"]
@@ -97,161 +88,24 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
     }
 
 
-@dataclass
-class Parts:
-    """What a training stage is made of, built from a job and its plan; the benchmarks use the same."""
-
-    plan: dict[str, Any]
-    folder: Path
-    tokenizer: Tokenizer
-    tokenizer_folder: Path
-    device: torch.device
-    phase: Phase
-    stream: PretrainStream
-    validation: ValidationRows
-    resumed: Checkpoint | None
-
-
-def prepare(job: Job, stage: str) -> Parts:
-    """Build the model, the data and the phase; from the newest whole checkpoint where there is one."""
-    folder = stage_folder(job["root"], job["run"], stage)
-    plan = read_json(folder / "plan.json")
-    tokenizer_folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    if tokenizer.vocab_size != plan["gpt"]["vocab_size"]:
-        raise ValueError(
-            f"the tokenizer {tokenizer_folder} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{plan['gpt']['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
-        )
-    device = pick_device()
-    resumed = checkpoint.latest(folder / "checkpoints")
-    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
-    where = {"rank": launched_rank(), "world": plan["ranks"]}
-    stream = PretrainStream(
-        corpus,
-        tokenizer,
-        context=plan["gpt"]["context"],
-        rows=plan["rows"],
-        micro_batch=plan["micro_batch"],
-        seed=job["seed"],
-        packing=job["recipe"]["packing"],
-        **where,
-    )
-    validation = ValidationRows(
-        corpus,
-        tokenizer,
-        context=plan["gpt"]["context"],
-        num_tokens=plan["eval_rows"] * plan["gpt"]["context"],
-        micro_batch=plan["micro_batch"],
-        packing=job["recipe"]["packing"],
-        **where,
-    )
-    gpt = build_gpt(plan["gpt"], device, seed=job["seed"])
-    if resumed:
-        gpt.load_state_dict(resumed.model_state())
-        stream.load_position(resumed.positions())
-    phase = Base(
-        gpt,
-        groups=plan["groups"],
-        optimizer={name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"},
-        schedule=build(job["recipe"]["schedule"]),
-        num_steps=plan["num_steps"],
-        finished_steps=resumed.step if resumed else 0,
-        compile=device.type == "cuda" if job["compile"] is None else job["compile"],
-        restore=resumed.restore_optimizer if resumed else None,
-    )
-    return Parts(plan, folder, tokenizer, tokenizer_folder, device, phase, stream, validation, resumed)
-
-
-def build_gpt(hyperparameters: dict[str, Any], device: torch.device, *, seed: int) -> GPT:
-    """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
-    with torch.device("meta"):
-        gpt = GPT(**hyperparameters)
-    gpt.to_empty(device=device)
-    gpt.initialize(keyed_generator(seed, "initial weights", device=device))
-    return gpt
-
-
 def train(job: Job, stage: str) -> dict[str, Any]:
-    """Fit one stage from its newest checkpoint, or from the start; leave a release."""
+    """Fit one stage from its newest checkpoint, or from where it begins; leave a release."""
     begun = time.perf_counter()
     quieten_libraries()
     torch.set_float32_matmul_precision("high" if job["recipe"]["name"] == "classic" else "highest")
     parts = prepare(job, stage)
-    plan, phase, progress = parts.plan, parts.phase, parts.resumed.progress if parts.resumed else {}
-    first = launched_rank() == 0
-    if parts.resumed and first:
-        say(f"{stage}: continuing after step {parts.resumed.step} of {plan['num_steps']}")
-    clock = Clock(progress.get("seconds", 0.0))
-
-    def wall_seconds() -> float:
-        return progress.get("wall_seconds", 0.0) + time.perf_counter() - begun
-
-    recorder = Recorder(parts.folder / "metrics.csv", finished_steps=phase.finished_steps, enabled=first)
-    peak = peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None
-    throughput = Throughput(
-        recorder=recorder,
-        clock=clock,
-        log_every=1 if plan["num_steps"] <= 40 else LOG_EVERY,
-        flops_per_token=plan["flops_per_token"],
-        peak_flops=peak,
-        tokens=progress.get("tokens", 0),
-        enabled=first,
-    )
-    evaluation = EvaluateBitsPerByte(
-        parts.validation,
-        token_bytes=parts.tokenizer.token_bytes(),
-        eval_every=plan["eval_every"],
-        recorder=recorder,
-        clock=clock,
-    )
-    evaluation.best = progress.get("best_val_bpb") or evaluation.best
-    checkpoints = Checkpoints(
-        parts.folder / "checkpoints",
-        save_every=plan["save_every"],
-        keep=KEPT_CHECKPOINTS,
-        throughput=throughput,
-        clock=clock,
-        progress=lambda: {
-            "step": phase.finished_steps,
-            "tokens": throughput.tokens,
-            "seconds": clock.seconds,
-            "wall_seconds": wall_seconds(),
-            "val_bpb": evaluation.value,
-            "best_val_bpb": evaluation.best,
-        },
-        on_divergence=job["on_divergence"],
-    )
-    samples = WriteSamples(
-        parts.folder / "samples.md",
-        tokenizer=parts.tokenizer,
-        sample_every=plan["sample_every"],
-        max_tokens=SAMPLE_TOKENS,
-        clock=clock,
-    )
-    trainer = build_trainer(
-        parts,
-        job=job,
-        stage=stage,
-        callbacks=[throughput, evaluation, samples, checkpoints],
-    )
+    phase = parts.phase
+    if launched_rank() == 0:
+        announce(stage, parts)
+    watch = Watch(job, parts, begun=begun)
+    trainer = build_trainer(parts, job=job, stage=stage, callbacks=watch.callbacks)
     if phase.finished_steps < phase.num_steps:
         trainer.fit(phase, parts.stream)
-    result = {
-        "step": phase.finished_steps,
-        "num_steps": phase.num_steps,
-        "tokens": throughput.tokens,
-        "seconds": clock.seconds if trainer.global_step else progress.get("seconds", 0.0),
-        "wall_seconds": wall_seconds(),
-        "tokens_per_second": throughput.tokens_per_second(),
-        "loss": throughput.loss,
-        "val_bpb": evaluation.value,
-        "best_val_bpb": evaluation.best,
-    }
-    if checkpoints.interrupted:
+    result = watch.state()
+    if watch.checkpoints.interrupted:
         return {"status": "interrupted", "error": interruption(job, stage, phase), **result}
-    if first:
-        release = parts.folder / "release"
+    release = parts.folder / "release"
+    if launched_rank() == 0:
         meta = {"run": job["run"], "stage": stage, "recipe": job["recipe"]["name"], "seed": job["seed"]}
         save_release(
             release,
@@ -261,7 +115,108 @@ def train(job: Job, stage: str) -> dict[str, Any]:
             meta={**meta, **result, "code": code_version()},
         )
         summarize(stage, result, release)
-    return {"status": "done", "release": str(parts.folder / "release"), **result}
+    return {"status": "done", "release": str(release), **result}
+
+
+class Watch:
+    """The callbacks of a stage, and what they know: what a checkpoint keeps and a result reports."""
+
+    def __init__(self, job: Job, parts: Parts, *, begun: float) -> None:
+        plan, first = parts.plan, launched_rank() == 0
+        self.begun, self.phase = begun, parts.phase
+        self.before: dict[str, Any] = parts.resumed.progress if parts.resumed else {}
+        self.clock = Clock(self.before.get("seconds", 0.0))
+        recorder = Recorder(
+            parts.folder / "metrics.csv", finished_steps=parts.phase.finished_steps, enabled=first
+        )
+        self.throughput = Throughput(
+            recorder=recorder,
+            clock=self.clock,
+            log_every=1 if parts.phase.num_steps <= 40 else LOG_EVERY,
+            flops_per_token=plan["flops_per_token"],
+            peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
+            tokens=self.before.get("tokens", 0),
+            enabled=first,
+        )
+        engine = Engine(parts.phase.gpt, parts.tokenizer)
+        watching = {"recorder": recorder, "clock": self.clock, "eval_every": plan["eval_every"]}
+        self.evaluation: EvaluateBitsPerByte | EvaluatePasses
+        if parts.validation_task is None:
+            assert parts.validation is not None
+            self.evaluation = EvaluateBitsPerByte(
+                parts.validation, token_bytes=parts.tokenizer.token_bytes(), **watching
+            )
+        else:
+            self.evaluation = EvaluatePasses(
+                engine,
+                parts.validation_task,
+                num_samples=min(plan["samples"], 8),
+                temperature=plan["temperature"],
+                top_k=plan["top_k"],
+                max_tokens=plan["max_new_tokens"],
+                **watching,
+            )
+        self.evaluation.load(self.before)
+        limit = FAST_DEV_PROBLEMS if job["fast_dev_run"] else None
+        self.chat = EvaluateChat(
+            engine,
+            parts.chat_tasks,
+            max_tokens=job["chat_tasks"]["max_tokens"],
+            max_problems=limit,
+            clock=self.clock,
+        )
+        self.chat.metrics = self.before.get("metrics", {})
+        samples = WriteSamples(
+            parts.folder / "samples.md",
+            engine=engine,
+            prompts=chat_prompts(parts.tokenizer) if parts.chat_tasks else text_prompts(parts.tokenizer),
+            sample_every=plan.get("sample_every"),
+            max_tokens=SAMPLE_TOKENS,
+            clock=self.clock,
+        )
+        self.checkpoints = Checkpoints(
+            parts.folder / "checkpoints",
+            save_every=plan["save_every"],
+            keep=KEPT_CHECKPOINTS,
+            clock=self.clock,
+            progress=self.state,
+            on_divergence=job["on_divergence"],
+        )
+        self.callbacks = [self.throughput, self.evaluation, self.chat, samples, self.checkpoints]
+
+    def state(self) -> dict[str, Any]:
+        wall_seconds = self.before.get("wall_seconds", 0.0) + time.perf_counter() - self.begun
+        return {
+            "step": self.phase.finished_steps,
+            "num_steps": self.phase.num_steps,
+            "tokens": self.throughput.tokens,
+            "seconds": self.clock.seconds,
+            "wall_seconds": wall_seconds,
+            "tokens_per_second": finite(self.throughput.tokens_per_second()),
+            "loss": finite(self.throughput.loss),
+            **self.evaluation.state(),
+            "metrics": self.chat.metrics,
+        }
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN: what was never measured is null."""
+    return value if math.isfinite(value) else None
+
+
+def announce(stage: str, parts: Parts) -> None:
+    """Where the stage begins, and what of its data it leaves out."""
+    phase = parts.phase
+    if parts.resumed:
+        say(f"{stage}: continuing after step {phase.finished_steps:,} of {phase.num_steps:,}")
+    elif parts.origin:
+        say(f"{stage}: {phase.num_steps:,} steps from {parts.origin.name}")
+    left_out = getattr(parts.stream, "left_out", None)
+    if left_out is not None and any(vars(left_out).values()):
+        parts_left = (
+            f"{name.removeprefix('num_')} {value:,}" for name, value in vars(left_out).items() if value
+        )
+        say(f"{stage}: left out of the mixture: {', '.join(parts_left)}")
 
 
 def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
@@ -332,10 +287,10 @@ def interruption(job: Job, stage: str, phase: Phase) -> str:
 
 def summarize(stage: str, result: dict[str, Any], release: Path) -> None:
     """The lines at the end of a stage."""
-    say(
-        f"{stage}: {result['step']:,} steps, {result['tokens']:,} tokens in {duration(result['seconds'])} "
-        f"({result['tokens_per_second']:,.0f} tokens/s); validation {result['val_bpb']:.4f} bits per byte"
-    )
+    speed = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
+    score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""
+    amount = f"{result['step']:,} steps, {result['tokens']:,} tokens"
+    say(f"{stage}: {amount} in {duration(result['seconds'])}{speed}{score}")
     say(f"{stage}: release in {release}")
 
 

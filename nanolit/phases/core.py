@@ -7,8 +7,8 @@ One optimizer step, in the order in which Lightning calls us:
 2. `optimizer_step` hands the optimizer a closure and counts the step when it is done.
 3. The closure runs `training_step`: the schedule sets learning rate, momentum and weight decay; each
    micro-batch but the last goes forward and backward at once; the last one's loss is returned.
-4. Lightning calls `optimizer_zero_grad` (nothing to do: step 5 leaves no gradients) and runs the backward pass
-   of the last micro-batch. Gradients of the micro-batches have added up in `.grad`.
+4. Lightning calls `optimizer_zero_grad` (nothing to do: step 5 leaves no gradients) and runs the backward
+   pass of the last micro-batch. Gradients of the micro-batches have added up in `.grad`.
 5. `MuonAdamW.step` sums gradients over ranks, updates this rank's share, and gathers the parameters; then the
    gradients are cleared.
 6. Callbacks see `on_train_batch_end`: metrics, evaluation, samples, checkpoint, interruption.

@@ -26,6 +26,7 @@ KEPT_FRACTION = {
     "flat": 1.0,
     "bestfit": 0.65,
 }  # of the tokens read; best-fit cropping at 2,048, nanochat's figure
+RL_ROWS = 8  # answers scored at once, nanochat's
 FAST_DEV_STEPS = 3
 FAST_DEV_ROWS = 2  # of one device
 
@@ -76,6 +77,8 @@ def derive_base(job: Job, *, stage: str, dataset: Any) -> Plan:
         "counted_parameters": counted_parameters(job, gpt),
         "tokens_per_parameter": tokens / counted_parameters(job, gpt),
         "flops": tokens * flops_per_token(gpt),
+        "packing": recipe["packing"],
+        "schedule": recipe["schedule"],
         "groups": scaled_groups(job, gpt, step["total_batch"], lr_scale=settings["lr_scale"]),
         **watching(job, settings, recipe["base"]),
         "hours": hours(job, tokens * flops_per_token(gpt)),
@@ -99,7 +102,9 @@ def derive_finetuning(job: Job, *, stage: str, dataset: Any) -> Plan:
         "num_steps": num_steps,
         "expected_steps": expected,
         "flops": flops,
-        "warmdown_fraction": defaults["warmdown_fraction"],
+        "packing": defaults["packing"],
+        "schedule": defaults["schedule"],
+        "warm_start": defaults["warm_start"],
         "groups": scaled_groups(job, gpt, step["total_batch"], lr_scale=lr_scale),
         **watching(job, settings, defaults),
         "hours": hours(job, flops) if flops else None,
@@ -133,7 +138,11 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
         "num_steps": num_steps,
         "expected_steps": num_steps or defaults["epoch_steps"],
         **chosen,
-        "warmdown_fraction": defaults["warmdown_fraction"],
+        "micro_batch": settings["micro_batch"] or RL_ROWS,
+        "task": settings["task"] or defaults["task"],
+        "validation": settings["validation"] or defaults["validation"],
+        "schedule": defaults["schedule"],
+        "warm_start": defaults["warm_start"],
         "groups": scaled_groups(job, gpt, scaling.REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
     }
 

@@ -43,9 +43,28 @@ class BaseDefaults(TypedDict):
     sample_every: int
 
 
+class Mixture(TypedDict):
+    """What a finetuning stage learns from: the content of a file of conf/mixture."""
+
+    mirror: str  # hub, sample, or a folder
+    sources: list[Target]
+    validation: list[Target]
+
+
+class ChatTasks(TypedDict):
+    """What mid, sft and rl are asked at their end: the content of a file of conf/chat_tasks."""
+
+    mirror: str
+    max_tokens: int  # of an answer
+    tasks: list[Target]
+
+
 class FinetuneDefaults(TypedDict):
+    mixture: str
+    packing: Literal["flat", "single", "bestfit"]
+    warm_start: bool  # the optimizer's state of the stage before
     lr_scale: float
-    warmdown_fraction: float
+    schedule: Target
     total_batch: int | None
     epoch_steps: int | None
     eval_every: int
@@ -55,8 +74,11 @@ class FinetuneDefaults(TypedDict):
 
 
 class RLDefaults(TypedDict):
+    task: Target
+    validation: Target
+    warm_start: bool
     lr_scale: float
-    warmdown_fraction: float
+    schedule: Target
     questions: int
     samples: int
     temperature: float
@@ -70,6 +92,7 @@ class RLDefaults(TypedDict):
 class Recipe(TypedDict):
     name: str
     corpus: str
+    mirror: str
     vocab_size: int
     stages: list[StageName]
     packing: Literal["flat", "bestfit"]
@@ -82,6 +105,7 @@ class Recipe(TypedDict):
     mid: NotRequired[FinetuneDefaults]
     sft: FinetuneDefaults
     rl: RLDefaults
+    chat_tasks: str
 
 
 class Cluster(TypedDict):
@@ -112,6 +136,7 @@ class BaseStage(TypedDict):
 
 
 class FinetuneStage(TypedDict):
+    mixture: Mixture
     lr_scale: float | None
     total_batch: int | None
     micro_batch: int | None
@@ -123,6 +148,9 @@ class FinetuneStage(TypedDict):
 
 
 class RLStage(TypedDict):
+    task: Target | None
+    validation: Target | None
+    micro_batch: int | None
     lr_scale: float | None
     questions: int | None
     samples: int | None
@@ -165,6 +193,7 @@ class Job(TypedDict):
     eval_every: int | None
     save_every: int | None
     sample_every: int | None
+    chat_tasks: ChatTasks
     max_cost: float | None
     dry_run: bool
     wait: bool

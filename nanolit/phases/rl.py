@@ -1,9 +1,10 @@
 """Reinforcement learning: sample answers, reward the right ones, follow the policy gradient.
 
-REINFORCE with the group's mean as baseline (GRPO's advantage without dividing by the deviation, no KL term, no
-clipping), as nanochat does: one update per step on its own samples. Differences: the log-probabilities are those of
-the distribution that was sampled from (temperature and top-k included), and the sum over sampled tokens is divided
-by the step's number of them over all ranks, so that neither ranks nor micro-batches change the update.
+REINFORCE with the group's mean as baseline (GRPO's advantage without dividing by the deviation, no KL
+term, no clipping), as nanochat does: one update per step on its own samples. Differences: log-probabilities
+are those of the distribution that was sampled from (temperature and top-k included), and the sum over sampled
+tokens is divided by the step's number of them over all ranks, so that neither ranks nor micro-batches change
+the update.
 
 Optimization is manual here and nowhere else: the micro-batches exist only after sampling.
 """
@@ -107,7 +108,7 @@ class ReinforcementLearning(Phase):
     def micro_batches(self, rollouts: list[Rollout]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(ids_BT, targets_BT, advantages_B) of the answers with something to learn from.
 
-        Targets are -1 except for sampled tokens: the prompt and what the calculator said are not ours to learn.
+        Targets are -1 except for sampled tokens: the prompt and what the calculator said are not learned.
         """
         learned = [rollout for rollout in rollouts if rollout.advantage]
         for start in range(0, len(learned), self.micro_batch):
@@ -127,7 +128,7 @@ class ReinforcementLearning(Phase):
             )
 
     def policy_loss(self, ids_BT: Tensor, targets_BT: Tensor, advantages_B: Tensor) -> Tensor:
-        """-Σ advantage · log π(token) over the sampled tokens, under the distribution they were drawn from."""
+        """-Σ advantage · log π(token) over sampled tokens, under the distribution they were drawn from."""
         logits_BTV = self.gpt(ids_BT)
         keep_BT = targets_BT != -1
         log_probs_NV = log_probabilities(

@@ -86,13 +86,6 @@ def test_sft_without_a_base_names_the_command_that_makes_it(tmp_path):
     assert compose(command)["run"] == "tiny"
 
 
-def test_what_this_version_cannot_run_is_refused_before_any_work(finished, tmp_path):
-    assert "sft cannot be run yet" in execute.run(tiny_job(finished, "phase=sft"))["error"]
-    error = execute.run(tiny_job(tmp_path, "phase=speedrun", "recipe=classic"))["error"]
-    assert "mid and sft cannot be run yet" in error
-    assert not (tmp_path / "tokenizers").exists()
-
-
 def test_identity_needs_a_model_to_teach(tmp_path):
     assert "start_from=RUN" in execute.run(tiny_job(tmp_path, "phase=identity"))["error"]
 

@@ -11,7 +11,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = "the a of and to in was he it sea stone river light old new small great house tree wind".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "was",
+    "he",
+    "it",
+    "sea",
+    "stone",
+    "river",
+    "light",
+    "old",
+    "house",
+]
 STEPS = 40
 
 
@@ -20,9 +36,7 @@ def write_corpus(folder: Path) -> Path:
     folder.mkdir()
     source = random.Random(0)
     for name, groups in (("train.parquet", 16), ("val.parquet", 2)):
-        texts = [
-            " ".join(source.choices(WORDS, k=source.randint(20, 90))) for _ in range(4 * groups)
-        ]
+        texts = [" ".join(source.choices(WORDS, k=source.randint(20, 90))) for _ in range(4 * groups)]
         pq.write_table(pa.table({"text": texts}), folder / name, row_group_size=4)
     return folder
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nanolit.model.gpt import GPT
-from nanolit.model.nanochat import GENERATIONS, canonical_name
 from safetensors.torch import load_file
 
+from nanolit.model.gpt import GPT
+from nanolit.model.nanochat import GENERATIONS, canonical_name
 from nanolit.optim.groups import build_groups
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.optim.scaling import lr_factor_from_width

@@ -1,0 +1,105 @@
+"""Evaluate: `python -m nanolit.evaluate run=demo` asks a finished stage by hand what the pipeline asks it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from nanolit.report.arguments import parse
+
+USAGE = """\
+Evaluate a trained model: bits per byte on the base stage's validation rows, then the chat tasks.
+
+  python -m nanolit.evaluate run=demo                    the run's last stage
+  python -m nanolit.evaluate run=demo/sft problems=20    the first problems of each task only
+  python -m nanolit.evaluate run=demo tasks=none         bits per byte alone
+
+settings:
+  run=RUN[/STAGE]   a run below root
+  root=FOLDER       where runs live (default: NANOLIT_HOME, else ./runs)
+  problems=N        at most N problems of a task (default: all)
+  tasks=NAME        a name in conf/chat_tasks, or none (default: the run's own)
+
+The last line is JSON.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line of what was wrong."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        settings = parse(
+            words, prog="nanolit.evaluate", usage=USAGE, keys=["run", "root", "problems", "tasks"]
+        )
+        if "run" not in settings:
+            raise ValueError("say which run: python -m nanolit.evaluate run=NAME")
+        print(json.dumps(evaluate(settings)))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(settings: dict[str, str]) -> dict[str, Any]:
+    """The scores by name, printed as they come."""
+    from nanolit.data.pretrain import make_pretraining, training_texts
+    from nanolit.evaluation.bits_per_byte import bits_per_byte, unigram_bits_per_byte
+    from nanolit.evaluation.chat_tasks import evaluate_tasks
+    from nanolit.inference.engine import Engine
+    from nanolit.jobs.build import build
+    from nanolit.jobs.compose import named
+    from nanolit.jobs.execute import read_job
+    from nanolit.language_model import find_release, load_language_model
+    from nanolit.machine.paths import home, read_json
+
+    root = home(settings.get("root"))
+    release = find_release(settings["run"], root=root)
+    job = read_job(release.parent / "job.yaml")
+    plan = read_json(release.parent / "plan.json")
+    problems = whole_number("problems", settings["problems"]) if "problems" in settings else None
+    model = load_language_model(release, root=root, device=None)
+    scores: dict[str, Any] = {"run": job["run"], "stage": plan["stage"]}
+
+    def tell(name: str, value: float) -> None:
+        scores[name] = value
+        print(f"  {name:<28} {value:.4f}", flush=True)
+
+    corpus = build(job["data"]).prepare(Path(root), num_shards=1)
+    context = plan["gpt"]["context"]
+    stream, validation = make_pretraining(
+        corpus,
+        model.tokenizer,
+        context=context,
+        rows=1,
+        micro_batch=1,
+        seed=job["seed"],
+        packing=job["recipe"]["packing"],
+        validation_tokens=job["stage"]["base"]["eval_tokens"] or job["recipe"]["base"]["eval_tokens"],
+    )
+    del stream
+    token_bytes = model.tokenizer.token_bytes()
+    tell("val_bpb", bits_per_byte(model.model, validation, token_bytes))
+    texts = list(training_texts(corpus, max_characters=5_000_000))
+    train_ids = model.tokenizer.encode_batch(texts, bos=True)
+    tell("val_bpb of token unigrams", unigram_bits_per_byte(train_ids, validation, token_bytes))
+    if settings.get("tasks") != "none" and plan["stage"] != "base":
+        node = job["chat_tasks"]
+        if "tasks" in settings:
+            node = named("chat_tasks", settings["tasks"], mirror=job["recipe"]["mirror"])
+        tasks = [build(task) for task in node["tasks"]]
+        engine = Engine(model.model, model.tokenizer)
+        for name, value in evaluate_tasks(
+            engine, tasks, max_problems=problems, max_tokens=node["max_tokens"]
+        ):
+            tell(name, value)
+    return scores
+
+
+def whole_number(key: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{key} is {text!r}; it must be a whole number, 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""What a training stage is made of, built from a job and its plan: model, data, phase, evaluations.
+
+The worker fits these parts; the benchmarks time the same ones.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanolit.callbacks import checkpoint
+from nanolit.callbacks.checkpoint import Checkpoint
+from nanolit.data.conversations import ConversationStream, ValidationConversations
+from nanolit.data.pretrain import make_pretraining
+from nanolit.data.prompts import PromptStream
+from nanolit.data.stream import PretrainStream
+from nanolit.jobs.build import build
+from nanolit.jobs.origin import Origin, origin
+from nanolit.jobs.plans import stage_plan
+from nanolit.machine.device import keyed_generator, pick_device
+from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
+from nanolit.model.gpt import GPT
+from nanolit.model.release import load_release, load_weights
+from nanolit.phases.base import Base
+from nanolit.phases.core import Phase
+from nanolit.phases.job import Job
+from nanolit.phases.mid import Mid
+from nanolit.phases.rl import ReinforcementLearning
+from nanolit.phases.sft import Sft
+from nanolit.tasks.task import Task
+from nanolit.tokenizer.bpe import Tokenizer
+
+Stream = PretrainStream | ConversationStream | PromptStream
+PHASES: dict[str, type[Phase]] = {"base": Base, "mid": Mid, "sft": Sft, "rl": ReinforcementLearning}
+FAST_DEV_PROBLEMS = 2
+
+
+@dataclass
+class Parts:
+    """`validation` is None for rl, which has a `validation_task` instead; `chat_tasks` is empty for base."""
+
+    plan: dict[str, Any]
+    folder: Path
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+    device: torch.device
+    phase: Phase
+    stream: Any  # a Stream, or what a benchmark puts in its place
+    validation: Iterable[tuple[Tensor, Tensor]] | None
+    validation_task: Task | None
+    chat_tasks: list[Task]
+    resumed: Checkpoint | None
+    origin: Origin | None
+
+
+def launched_rank() -> int:
+    """The rank that torchrun gave: known before there is a process group."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def prepare(job: Job, stage: str) -> Parts:
+    """Build everything; from the stage's newest whole checkpoint where there is one, else from its origin."""
+    folder = stage_folder(job["root"], job["run"], stage)
+    plan = stage_plan(job, stage)
+    begins = origin(job, stage)
+    tokenizer_folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
+    if begins:
+        tokenizer_folder = begins.release / "tokenizer"
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    check_vocabulary(tokenizer, tokenizer_folder, plan)
+    resumed = checkpoint.latest(folder / "checkpoints")
+    task, validation_task = None, None
+    validation: Iterable[tuple[Tensor, Tensor]] | None = None
+    stream: Stream
+    where: dict[str, Any] = {"rank": launched_rank(), "world": plan["ranks"]}
+    if stage == "base":
+        corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
+        stream, validation = make_pretraining(
+            corpus,
+            tokenizer,
+            **row_settings(plan, job),
+            packing=plan["packing"],
+            validation_tokens=plan["eval_rows"] * plan["gpt"]["context"],
+            **where,
+        )
+        num_steps = plan["num_steps"]
+    elif stage == "rl":
+        task, validation_task = build(plan["task"]), build(plan["validation"])
+        stream = PromptStream(
+            task,
+            tokenizer,
+            prompts=plan["questions"],
+            max_prompt_tokens=plan["gpt"]["context"],
+            seed=job["seed"],
+            max_steps=plan["num_steps"],
+            **where,
+        )
+        num_steps = stream.num_steps
+    else:
+        mixture = job["stage"][stage]["mixture"]
+        stream = ConversationStream(
+            [build(source) for source in mixture["sources"]],
+            tokenizer,
+            **row_settings(plan, job),
+            packing=plan["packing"],
+            max_steps=plan["num_steps"],
+            **where,
+        )
+        validation = ValidationConversations(
+            [build(source) for source in mixture["validation"]],
+            tokenizer,
+            context=plan["gpt"]["context"],
+            micro_batch=plan["micro_batch"],
+            packing=plan["packing"],
+            num_rows=plan["eval_rows"],
+            **where,
+        )
+        num_steps = stream.num_steps
+    device = pick_device()
+    gpt, restore = load_gpt(job, plan, device, resumed, begins, first=launched_rank() == 0)
+    if resumed:
+        stream.load_position(resumed.positions())
+    rl_settings = {}
+    if stage == "rl":
+        names = ("samples", "temperature", "top_k", "max_new_tokens", "micro_batch")
+        rl_settings = {"task": task, "tokenizer": tokenizer, "seed": job["seed"]}
+        rl_settings |= {name: plan[name] for name in names}
+    phase = PHASES[stage](
+        gpt,
+        groups=plan["groups"],
+        optimizer={name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"},
+        schedule=build(plan["schedule"]),
+        num_steps=num_steps,
+        finished_steps=resumed.step if resumed else 0,
+        compile=compiled(job, stage, device),
+        restore=restore,
+        **rl_settings,
+    )
+    chat_tasks = [] if stage == "base" else [build(node) for node in job["chat_tasks"]["tasks"]]
+    return Parts(
+        plan=plan,
+        folder=folder,
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        device=device,
+        phase=phase,
+        stream=stream,
+        validation=validation,
+        validation_task=validation_task,
+        chat_tasks=chat_tasks,
+        resumed=resumed,
+        origin=begins,
+    )
+
+
+def row_settings(plan: dict[str, Any], job: Job) -> dict[str, Any]:
+    return {
+        "context": plan["gpt"]["context"],
+        "rows": plan["rows"],
+        "micro_batch": plan["micro_batch"],
+        "seed": job["seed"],
+    }
+
+
+def compiled(job: Job, stage: str, device: torch.device) -> bool:
+    """On a GPU unless told otherwise; never where the rows of every step have other lengths."""
+    if stage == "rl" or job["recipe"].get(stage, {}).get("packing") == "single":
+        return False
+    return device.type == "cuda" if job["compile"] is None else job["compile"]
+
+
+def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: dict[str, Any]) -> None:
+    if tokenizer.vocab_size != plan["gpt"]["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer {folder} has {tokenizer.vocab_size:,} tokens, the model "
+            f"{plan['gpt']['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
+        )
+
+
+def load_gpt(
+    job: Job,
+    plan: dict[str, Any],
+    device: torch.device,
+    resumed: Checkpoint | None,
+    begins: Origin | None,
+    *,
+    first: bool,
+) -> tuple[GPT, Any]:
+    """The model with its weights, and what gives a fresh optimizer its state (None: nothing does)."""
+    source = resumed
+    if not resumed and begins:
+        check_same_model(plan["gpt"], begins)
+        source = checkpoint.latest(begins.checkpoints) if begins.checkpoints else None
+        if source is None:
+            if first:
+                print(
+                    f"beginning from the release {begins.release}, without the optimizer's state", flush=True
+                )
+            return load_release(begins.release, device=device)[0].train(), None
+    gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"])
+    if not source:
+        return gpt, None
+    load_weights(gpt, source.model_state(), origin=str(source.folder))
+    keeps = resumed is not None or plan.get("warm_start", True)
+    return gpt, source.restore_optimizer if keeps else None
+
+
+def check_same_model(gpt: dict[str, Any], begins: Origin) -> None:
+    """ValueError with the difference, when the job asks for another model than the one it begins from."""
+    has = {key: value for key, value in read_json(begins.release / "gpt.json").items() if key != "format"}
+    if differences := [
+        f"{key} is {has.get(key)}, the job says {gpt[key]}" for key in gpt if has.get(key) != gpt[key]
+    ]:
+        raise ValueError(
+            f"{begins.name} is another model: {', '.join(differences)}; give the choices that it was made "
+            f"with (model.depth={has['depth']} …)"
+        )
+
+
+def build_gpt(
+    hyperparameters: dict[str, Any], device: torch.device, *, seed: int, precision: str | None = None
+) -> GPT:
+    """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
+    dtypes = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision not in dtypes:
+        raise ValueError(f"precision={precision} is not available yet in this version; give bf16 or fp32")
+    with torch.device("meta"):
+        gpt = GPT(**hyperparameters)
+    gpt.to_empty(device=device)
+    gpt.initialize(keyed_generator(seed, "initial weights", device=device), dtype=dtypes[precision])
+    return gpt

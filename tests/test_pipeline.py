@@ -1,0 +1,86 @@
+"""The whole pipeline, a few steps of each stage: what `make demo` runs, and with the other recipe."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanolit import evaluate
+from nanolit.chat.__main__ import main as chat
+from nanolit.jobs.compose import compose
+from nanolit.jobs.execute import run
+from nanolit.machine.paths import read_json
+
+pytestmark = pytest.mark.xdist_group("training")
+
+
+@pytest.fixture(scope="module", params=["classic", "modern"])
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A finished run of the demo's stages: (recipe, root)."""
+    root = tmp_path_factory.mktemp(request.param)
+    overrides = ["experiment=demo", f"recipe={request.param}", "fast_dev_run=true", "run=dev", f"root={root}"]
+    result = run(compose(overrides))
+    assert result["status"] == "done", result
+    return request.param, root
+
+
+def test_every_stage_of_the_recipe_leaves_a_release_and_scores(pipeline: tuple[str, Path]) -> None:
+    recipe, root = pipeline
+    stages = ["base", "mid", "sft", "rl"] if recipe == "classic" else ["base", "sft", "rl"]
+    for stage in stages:
+        result = read_json(root / "runs" / "dev" / stage / "result.json")
+        assert result["status"] == "done"
+        assert result["step"] == 3
+        assert (Path(result["release"]) / "model.safetensors").is_file()
+        assert (stage == "base") == ("ChatCORE" not in result["metrics"])
+    report = (root / "runs" / "dev" / "report.md").read_text()
+    assert all(f" {stage.upper()} " in report for stage in stages)
+
+
+def test_a_second_run_says_that_it_is_finished(
+    pipeline: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, root = pipeline
+    before = (root / "runs" / "dev" / "base" / "metrics.csv").read_bytes()
+    result = run(
+        compose(["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", "run=dev", f"root={root}"])
+    )
+    assert result["status"] == "done"
+    assert "base: run dev has finished it at step 3" in capsys.readouterr().out
+    assert (root / "runs" / "dev" / "base" / "metrics.csv").read_bytes() == before
+
+
+def test_the_finished_run_answers(pipeline: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, root = pipeline
+    assert chat(["run=dev", f"root={root}", "max_tokens=4", "temperature=0", "-p", "Hello"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_evaluation_by_hand_gives_what_the_pipeline_gave(
+    pipeline: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The oracle is the result that the stage's own evaluation wrote."""
+    _, root = pipeline
+    arguments = ["run=dev/sft", f"root={root}", "problems=2"]
+    assert evaluate.main(arguments) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    metrics = read_json(root / "runs" / "dev" / "sft" / "result.json")["metrics"]
+    assert {name: scores[name] for name in metrics} == pytest.approx(metrics)
+    assert scores["val_bpb"] > scores["val_bpb of token unigrams"] > 1
+
+
+def test_finetuning_can_begin_again_from_the_base(pipeline: tuple[str, Path]) -> None:
+    recipe, root = pipeline
+    overrides = ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", f"root={root}", "rl=false"]
+    result = run(compose([*overrides, "phase=identity", "start_from=dev", "run=dev-identity"]))
+    assert result["status"] == "done", result
+    begins = (root / "runs" / "dev-identity").iterdir()
+    assert {path.name for path in begins if path.is_dir()} >= {"sft"}
+    assert not (root / "runs" / "dev-identity" / "base").exists()
+
+
+def test_a_missing_base_is_one_line_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    result = run(compose(["experiment=demo", "phase=sft", "recipe=modern", f"root={tmp_path}"]))
+    assert result["status"] == "failed"
+    assert "\n" not in result["error"]
+    assert "python -m nanolit.train phase=base" in result["error"]

@@ -1,0 +1,67 @@
+"""What the README says is so: its commands compose, its map is the folder's, its table has every key."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nanolit import plan
+from nanolit.jobs.compose import compose
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for line in README.splitlines()
+    if line.startswith("    python -m nanolit.")
+]
+TRAIN = [command for command in COMMANDS if "nanolit.train " in command]
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command)[3:]
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_every_train_command_composes(command: str, tmp_path: Path) -> None:
+    overrides = [
+        word.replace("=2,4", "=2").replace("=d2,d4", "=d2").replace("=1,2", "=1") for word in words(command)
+    ]
+    assert compose([*overrides, f"root={tmp_path}"])["stages"]
+
+
+def test_the_plan_command_plans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = [command for command in COMMANDS if "nanolit.plan " in command]
+    monkeypatch.setattr("sys.argv", ["plan", *words(command)])
+    assert plan.main() == 0
+    assert "1,681,786,938" in capsys.readouterr().out
+
+
+def test_commands_are_found() -> None:
+    assert len(TRAIN) >= 5
+    assert {"nanolit.runs", "nanolit.report", "nanolit.evaluate", "nanolit.chat"} <= {
+        command.split()[2] for command in COMMANDS
+    }
+
+
+def test_the_map_of_rooms_equals_the_listing_of_the_package() -> None:
+    table = README[README.index("## What is where") : README.index("Imports point one way")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name.strip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    there = {
+        path.name
+        for path in (ROOT / "nanolit").iterdir()
+        if (path.is_dir() or path.suffix == ".py") and not path.name.startswith("_") and path.name != "conf"
+    }
+    assert named == there
+
+
+def test_the_table_names_every_top_level_key() -> None:
+    table = README[README.index("### Top-level keys") : README.index("### From nanochat")]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name for row in first for name in re.findall(r"`([^`]+)`", row)}
+    config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text(encoding="utf-8"))
+    groups = {"model", "recipe", "data", "cluster", "logger", "experiment", "phase"}
+    assert named == (config.keys() | groups) - {"defaults", "hydra", "stage"}

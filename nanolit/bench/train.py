@@ -141,7 +141,7 @@ class TimedStream:
 
 def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
     """Median step of the Trainer; then the parts of a step alone, with the same model and optimizer."""
-    plan, device, phase = parts.plan, parts.device, parts.phase
+    plan, device = parts.plan, parts.device
     stream, marks = TimedStream(parts.stream), Marks(device)
     fit(job, parts, stream, [throughput(parts), marks])
     step_ms = statistics.median(marks.milliseconds(warmup))
@@ -185,7 +185,7 @@ def throughput(parts: Parts) -> Throughput:
 
 
 def back_on_device(parts: Parts) -> Phase:
-    """The phase where it was: Lightning moves it to the CPU after fit, and its optimizer must be made anew."""
+    """The phase where it was: Lightning moves it to the CPU after fit, and its optimizer is made anew."""
     parts.phase.to(parts.device)
     parts.phase.configure_optimizers()
     return parts.phase

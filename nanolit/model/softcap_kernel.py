@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Logits that a program holds at once, and its warps: 0.71 ms for 16,384 rows of 32,768 on an H200, the best of
-# five sizes and three numbers of warps; reading and writing them takes 0.50 ms.
+# Logits that a program holds at once, and its warps: 0.71 ms for 16,384 rows of 32,768 on an H200, the best
+# of five sizes and three numbers of warps; reading and writing them takes 0.50 ms.
 BLOCK, WARPS = 4096, 16
 
 

@@ -18,7 +18,7 @@ settings:
   run=RUN[/STAGE]   a run below root
   root=FOLDER       where runs live (default: NANOLIT_HOME, else ./runs)
   problems=N        at most N problems of a task (default: all)
-  tasks=NAME        a name in conf/chat_tasks, or none (default: the run's own)
+  tasks=NAME        a name in conf/chat_evaluation, or none (default: the run's own)
 
 The last line is JSON.
 """
@@ -85,7 +85,7 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     if settings.get("tasks") != "none" and plan["stage"] != "base":
         node = job["chat_tasks"]
         if "tasks" in settings:
-            node = named("chat_tasks", settings["tasks"], mirror=job["recipe"]["mirror"])
+            node = named("chat_evaluation", settings["tasks"], key="tasks", mirror=job["recipe"]["mirror"])
         tasks = [build(task) for task in node["tasks"]]
         engine = Engine(model.model, model.tokenizer)
         for name, value in evaluate_tasks(

@@ -117,7 +117,7 @@ def test_the_wheel_composes_a_job_with_its_own_conf(python: Path, tmp_path: Path
 @needs_uv
 @needs_conf
 def test_the_wheel_trains_five_steps(python: Path, tmp_path: Path) -> None:
-    overrides = ["experiment=demo", "max_steps=5", "eval_every=5", "root=here"]
+    overrides = ["experiment=demo", "phase=base", "max_steps=5", "eval_every=5", "root=here"]
     run(python, "-m", "nanolit.train", *overrides, cwd=tmp_path, PYTHONPATH="", OMP_NUM_THREADS="1")
     assert list((tmp_path / "here" / "runs").glob("*/base/release/model.safetensors"))
 

@@ -27,6 +27,9 @@ from nanolit.machine.paths import PACKAGE, conf_folder, home
 from nanolit.phases.job import Job
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
+OmegaConf.register_new_resolver(
+    "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
+)
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
@@ -79,9 +82,14 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
     for stage in ("mid", "sft"):
         if stage in job["stage"]:
             wish = job["stage"][stage]["mixture"] or recipe[stage]["mixture"]
-            job["stage"][stage]["mixture"] = named("mixture", wish, mirror=recipe["mirror"])
+            job["stage"][stage]["mixture"] = named(
+                "mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"]
+            )
     job["chat_tasks"] = named(
-        "chat_tasks", job["chat_tasks"] or recipe["chat_tasks"], mirror=recipe["mirror"]
+        "chat_evaluation",
+        job["chat_tasks"] or recipe["chat_tasks"],
+        key="chat_tasks",
+        mirror=recipe["mirror"],
     )
     job["root"] = str(home(job["root"]))
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
@@ -90,15 +98,13 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
     return cast(Job, job)
 
 
-def named(folder: str, name: Any, *, mirror: str) -> dict[str, Any]:
+def named(folder: str, name: Any, *, key: str, mirror: str) -> dict[str, Any]:
     """The content of conf/<folder>/<name>.yaml or of a user's YAML file; a null mirror is filled in."""
     path = conf_folder() / folder / f"{name}.yaml"
     if str(name).endswith((".yaml", ".yml")):
         path = Path(str(name)).expanduser()
     if not path.is_file():
-        raise ValueError(
-            f"there is no {folder}={name}; allowed: {', '.join(options(folder))}, or a YAML file"
-        )
+        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror", "") is None:
         content.mirror = mirror

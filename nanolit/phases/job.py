@@ -52,7 +52,7 @@ class Mixture(TypedDict):
 
 
 class ChatTasks(TypedDict):
-    """What mid, sft and rl are asked at their end: the content of a file of conf/chat_tasks."""
+    """What mid, sft and rl are asked at their end: the content of a file of conf/chat_evaluation."""
 
     mirror: str
     max_tokens: int  # of an answer

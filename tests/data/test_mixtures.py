@@ -44,12 +44,12 @@ def test_every_source_has_a_constructor_that_takes_its_arguments(path: Path, par
 
 
 def test_there_are_the_mixtures_of_the_recipes_and_the_demo() -> None:
-    assert {path.stem for path in MIXTURES} >= {"demo", "mid_2025", "sft_2025", "sft_2026"}
+    assert {path.stem for path in MIXTURES} >= {"demo_mid", "demo_sft", "mid_2025", "sft_2025", "sft_2026"}
 
 
 @pytest.mark.parametrize("packing", ["bestfit", "single", "flat"])
 def test_the_demo_trains_on_every_source(packing: Any) -> None:
-    path = conf_folder() / "mixture" / "demo.yaml"
+    path = conf_folder() / "mixture" / "demo_sft.yaml"
     tokenizer = read_tokenizer(TOKENIZER)
     for part in ("sources", "validation"):
         tasks = [build({**entry, "max_rows": 20}) for entry in entries(path, part)]
@@ -62,7 +62,7 @@ def test_the_demo_trains_on_every_source(packing: Any) -> None:
 
 
 def test_validation_batches_are_the_same_tokens_on_any_number_of_ranks() -> None:
-    path = conf_folder() / "mixture" / "demo.yaml"
+    path = conf_folder() / "mixture" / "demo_sft.yaml"
     tasks = [build({**entry, "max_rows": 10}) for entry in entries(path, "validation")]
 
     def targets(rank: int, world: int) -> list[torch.Tensor]:

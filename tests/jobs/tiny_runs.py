@@ -55,7 +55,7 @@ def overrides(corpus: Path, root: Path, *more: str) -> list[str]:
         "total_batch=512",
         "micro_batch=4",
         f"max_steps={STEPS}",
-        "stage.base.eval_tokens=256",
+        "stage.base.eval_tokens=128",
         "run=tiny",
         f"root={root}",
         *more,

@@ -1,6 +1,38 @@
-"""The Rust extension (rustbpe/): byte-pair merges at full speed."""
+"""The Rust extension (rustbpe/): byte-level BPE, trained and applied at full speed."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-def train(texts: Iterable[str], *, pattern: str, num_tokens: int) -> list[bytes]:
-    """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs."""
+import numpy as np
+
+def train(
+    texts: Iterable[str | tuple[np.ndarray, np.ndarray]],
+    *,
+    pattern: str,
+    num_tokens: int,
+    threads: int,
+    max_words: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[bytes]:
+    """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs.
+
+    A text is a str, or (offsets int64, UTF-8 uint8) of many. About twice a second `progress` is called with
+    ("count", bytes, different words), then ("merge", merges made, merges asked for). ValueError beyond
+    `max_words` different words.
+    """
+
+class Encoder:
+    """Text to ids, exactly tiktoken's; any number of threads may use it at once."""
+
+    def __init__(self, tokens: list[bytes], *, pattern: str, wide: bool) -> None:
+        """`tokens` in rank order, the bytes 0 to 255 first; a batch's ids take 4 bytes if `wide`, else 2."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; UnicodeEncodeError where it holds half a surrogate pair."""
+
+    def encode_batch(self, texts: list[str], *, first: int | None, threads: int) -> list[bytearray]:
+        """The ids of each text as bytes, after `first` where it is an id."""
+
+    def encode_flat(
+        self, texts: list[str], *, first: int | None, threads: int
+    ) -> tuple[bytearray, bytearray]:
+        """The ids of all texts as bytes, and 64-bit offsets: where each text's begin."""

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from nanolit.data.packing import Packing
-from nanolit.data.shards import Corpus, read_texts
+from nanolit.data.shards import Corpus
 from nanolit.data.stream import PretrainStream
+from nanolit.data.texts import training_arrays
 from nanolit.data.validation import ValidationRows
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -50,16 +51,7 @@ def make_pretraining(
 def training_texts(
     corpus: Corpus, *, max_characters: int, max_document_characters: int = 10_000
 ) -> Iterator[str]:
-    """The training split's documents, in the files' order, for training a tokenizer; never a held-out one.
-
-    Each is cut at `max_document_characters` (10,000 in nanochat), and all together at `max_characters`.
-    """
-    left = max_characters
-    for shard in corpus.train_shards:
-        for group in range(len(shard.group_sizes)):
-            for text in read_texts(shard, group).to_pylist():
-                text = text[: min(max_document_characters, left)]
-                left -= len(text)
-                yield text
-                if left <= 0:
-                    return
+    """The training split's documents one by one, cut as `training_arrays` cuts them."""
+    limits = {"max_characters": max_characters, "max_document_characters": max_document_characters}
+    for texts in training_arrays(corpus, **limits):
+        yield from texts.to_pylist()

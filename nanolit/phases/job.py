@@ -120,6 +120,7 @@ class TokenizerStage(TypedDict):
     vocab_size: int  # special tokens included
     doc_cap: int  # characters used of one document
     max_chars: int
+    encoder: Literal["nanolit", "tiktoken"]  # whose code encodes; the ids are the same
 
 
 class BaseStage(TypedDict):

@@ -1,24 +1,30 @@
-"""A byte-level BPE tokenizer: trained in Rust or by its Python twin, encoding with tiktoken, kept as JSON."""
+"""A byte-level BPE tokenizer: trained and applied in Rust, kept as JSON; its ids are tiktoken's, exactly."""
 
 import base64
 import binascii
+import codecs
 import hashlib
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import numpy as np
 import tiktoken
 
 from nanolit.machine.paths import read_json, write_json
-from nanolit.tokenizer import twin
+from nanolit.tokenizer.training import learn
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nanolit._rustbpe import Encoder as RustEncoder
 
 try:
     from nanolit import _rustbpe
-except ImportError:  # installed without a Rust compiler: the twin serves
+except ImportError:  # installed without a Rust compiler: tiktoken encodes
     _rustbpe = None
 
 FORMAT = 1
@@ -43,15 +49,16 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 
-# The twin takes about a minute for so many characters; Rust takes two seconds.
-TWIN_MAX_CHARACTERS = 20_000_000
+EncoderName = Literal["nanolit", "tiktoken"]
+Encoded = TypeVar("Encoded")
 
 
 class Tokenizer:
     """Text to token ids and back. Ids below 256 are bytes, then come the merges, then the special tokens.
 
     `tokens` are the bytes of the ordinary tokens in rank order. `hash` names the content (pattern, tokens,
-    special tokens): what was made with one tokenizer must not be read with another.
+    special tokens): what was made with one tokenizer must not be read with another. `encoder` says whose code
+    encodes, ours in Rust or tiktoken's; the ids are the same. Where there is no Rust it is always tiktoken's.
     """
 
     def __init__(
@@ -60,7 +67,11 @@ class Tokenizer:
         *,
         pattern: str = PATTERN,
         special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        encoder: EncoderName = "nanolit",
     ) -> None:
+        if encoder not in ("nanolit", "tiktoken"):
+            raise ValueError(f"encoder={encoder} is unknown; choose nanolit or tiktoken")
+        self.encoder = encoder
         self.pattern = pattern
         self.tokens = list(tokens)
         self.special_tokens = tuple(special_tokens)
@@ -69,15 +80,17 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        texts: Iterable[str],
+        texts: "Iterable[str | pa.Array]",
         *,
         vocab_size: int,
         pattern: str = PATTERN,
         special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        tell: Callable[[str], None] | None = None,
     ) -> Self:
-        """Learn `vocab_size` tokens, special ones included, from `texts` (one pass).
+        """Learn `vocab_size` tokens, special ones included, from `texts` (one pass; strings or arrow arrays).
 
-        Raises ValueError if the texts don't hold enough different pairs, or a text is not a string.
+        `tell` is handed a line about the progress every two seconds. Raises ValueError if the texts don't
+        hold enough different pairs, a text is not a string, or the pattern is no regular expression.
         """
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
@@ -86,10 +99,7 @@ class Tokenizer:
                 f"{len(special_tokens)} special tokens; choose a larger one"
             )
         num_tokens = vocab_size - len(special_tokens)
-        if _rustbpe is not None:
-            tokens = _rustbpe.train(texts, pattern=pattern, num_tokens=num_tokens)
-        else:
-            tokens = twin.train(_few(texts), pattern=pattern, num_tokens=num_tokens)
+        tokens = learn(texts, pattern=pattern, num_tokens=num_tokens, tell=tell)
         if len(tokens) < num_tokens:
             raise ValueError(
                 f"vocab_size ({vocab_size:,}) is more than this text gives: it has {len(tokens) - 256:,} "
@@ -99,7 +109,7 @@ class Tokenizer:
         return cls(tokens, pattern=pattern, special_tokens=special_tokens)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, *, encoder: EncoderName = "nanolit") -> Self:
         """Read what `save` wrote into `folder`; ValueError if it is absent, damaged or of another format."""
         path = Path(folder) / FILE_NAME
         if not path.is_file():
@@ -116,7 +126,8 @@ class Tokenizer:
             )
         try:
             tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
-            tokenizer = cls(tokens, pattern=content["pattern"], special_tokens=content["special_tokens"])
+            parts = {"pattern": content["pattern"], "special_tokens": content["special_tokens"]}
+            tokenizer = cls(tokens, **parts, encoder=encoder)
             intact = tokenizer.hash == content["hash"]
         except (KeyError, TypeError, binascii.Error) as error:
             raise ValueError(f"{path} is damaged ({error!r}); copy it again, or train it again") from error
@@ -161,16 +172,64 @@ class Tokenizer:
             )
         return len(self.tokens) + self.special_tokens.index(name)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`; a special token's name inside it is plain text."""
-        return self._encoding.encode_ordinary(text)
+    def encode(self, text: str, *, special: Literal["text", "allow", "refuse"] = "text") -> list[int]:
+        """The ids of `text`.
+
+        A special token's name in it is plain text, or becomes the special token ("allow"), or is a ValueError
+        ("refuse"): text of strangers must never become a special token by accident.
+        """
+        if special == "text":
+            return self._encode_ordinary(text)
+        if special not in ("allow", "refuse"):
+            raise ValueError(f"special={special!r} is unknown; choose text, allow or refuse")
+        if not self.special_tokens:
+            return self._encode_ordinary(text)
+        pieces = self._special_names.split(text)  # every second one is a special token's name
+        if special == "refuse" and len(pieces) > 1:
+            raise ValueError(
+                f"the text holds the special token {pieces[1]} at character {len(pieces[0])}; remove it, or "
+                'encode it with special="text" (as plain text) or "allow" (as the token)'
+            )
+        ids: list[int] = []
+        for index, piece in enumerate(pieces):
+            ids += [self.special_id(piece)] if index % 2 else self._encode_ordinary(piece)
+        return ids
 
     def encode_batch(self, texts: Sequence[str], *, threads: int = 4, bos: bool = False) -> list[np.ndarray]:
-        """The ids of each text, 1-D, uint16 if the vocabulary fits, else uint32; `bos` prepends `bos_id`."""
-        dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-        first = [self.bos_id] if bos else []
-        encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
-        return [np.array(first + ids, dtype=dtype) for ids in encoded]
+        """The ids of each text, 1-D, uint16 if the vocabulary fits, else uint32; `bos` prepends `bos_id`.
+
+        Each array has memory of its own. Other Python threads run meanwhile.
+        """
+        first = self.bos_id if bos else None
+        if self._rust is not None:
+            encode = self._rust.encode_batch
+            encoded = _mended(lambda texts: encode(texts, first=first, threads=threads), texts)
+            return [np.frombuffer(ids, self.dtype) for ids in encoded]
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise ValueError(f"text {index} is of type {kind}; only strings are encoded: leave it out")
+        start = [] if first is None else [first]
+        batch = self._tiktoken.encode_ordinary_batch(list(texts), num_threads=threads)
+        return [np.array(start + ids, dtype=self.dtype) for ids in batch]
+
+    def encode_flat(
+        self, texts: Sequence[str], *, threads: int = 4, bos: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts in one row, and int64 offsets, one more than texts: where each one's begin."""
+        first = self.bos_id if bos else None
+        if self._rust is not None:
+            encode = self._rust.encode_flat
+            ids, offsets = _mended(lambda texts: encode(texts, first=first, threads=threads), texts)
+            return np.frombuffer(ids, self.dtype), np.frombuffer(offsets, np.int64)
+        batch = self.encode_batch(texts, threads=threads, bos=bos)
+        offsets = np.cumsum([0, *map(len, batch)], dtype=np.int64)
+        return np.concatenate([np.zeros(0, self.dtype), *batch]), offsets
+
+    @cached_property
+    def dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """What ids of a batch are stored as."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
@@ -188,6 +247,15 @@ class Tokenizer:
             pieces.append(self._pieces[id])
         return b"".join(pieces)
 
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `ids` piece by piece as they come, never cut inside a character; none is empty."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for id in ids:
+            if text := decoder.decode(self.decode_bytes([id])):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
     def token_bytes(self) -> np.ndarray:
         """Bytes per id, int32, shape (V,); 0 for special tokens.
 
@@ -202,19 +270,52 @@ class Tokenizer:
         return self.tokens + [name.encode() for name in self.special_tokens]
 
     @cached_property
-    def _encoding(self) -> tiktoken.Encoding:
-        return tiktoken.Encoding(
-            f"nanolit-{self.hash[:8]}",
-            pat_str=self.pattern,
-            mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
-            special_tokens={name: self.special_id(name) for name in self.special_tokens},
-        )
+    def _special_names(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if self._rust is None:
+            return self._tiktoken.encode_ordinary(text)
+        encode = self._rust.encode
+        return _mended(lambda texts: encode(texts[0]), [text])
+
+    @cached_property
+    def _rust(self) -> "RustEncoder | None":
+        if _rustbpe is None or self.encoder == "tiktoken":
+            return None
+        return _rustbpe.Encoder(self.tokens, pattern=self.pattern, wide=self.dtype is np.uint32)
+
+    @cached_property
+    def _tiktoken(self) -> tiktoken.Encoding:
+        return as_tiktoken(self)
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, hash={self.hash[:8]})"
 
     def __getstate__(self) -> dict:
-        return {"pattern": self.pattern, "tokens": self.tokens, "special_tokens": self.special_tokens}
+        return {name: getattr(self, name) for name in ("pattern", "tokens", "special_tokens", "encoder")}
+
+
+def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding:
+    """The same tokenizer as tiktoken's."""
+    return tiktoken.Encoding(
+        f"nanolit-{tokenizer.hash[:8]}",
+        pat_str=tokenizer.pattern,
+        mergeable_ranks={token: rank for rank, token in enumerate(tokenizer.tokens)},
+        special_tokens={name: tokenizer.special_id(name) for name in tokenizer.special_tokens},
+    )
+
+
+def _mended(encode: Callable[[list[str]], Encoded], texts: Sequence[str]) -> Encoded:
+    """`encode(texts)`, with U+FFFD for each half of a surrogate pair, which is no character.
+
+    Two halves that follow each other become their character. Both as in tiktoken.
+    """
+    try:
+        return encode(list(texts))
+    except UnicodeEncodeError:
+        return encode([text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts])
 
 
 def _check(tokens: list[bytes], special_tokens: tuple[str, ...]) -> None:
@@ -225,23 +326,3 @@ def _check(tokens: list[bytes], special_tokens: tuple[str, ...]) -> None:
         raise ValueError(f"token {twice!r} stands twice in the vocabulary; every token must stand once")
     if len(set(special_tokens)) != len(special_tokens) or "" in special_tokens:
         raise ValueError(f"special tokens must be different and not empty; got {', '.join(special_tokens)}")
-
-
-def _few(texts: Iterable[str]) -> Iterator[str]:
-    """`texts`, for the twin: with a warning, and refused beyond what it handles in about a minute."""
-    remedy = "install Rust 1.85 or newer (https://rustup.rs), then install nanolit again"
-    warnings.warn(
-        "nanolit was installed without its Rust extension: training the tokenizer in Python, slowly; "
-        + remedy,
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    num_characters = 0
-    for text in texts:
-        num_characters += len(text) if isinstance(text, str) else 0
-        if num_characters > TWIN_MAX_CHARACTERS:
-            raise ValueError(
-                f"the text has more than the {TWIN_MAX_CHARACTERS:,} characters that a tokenizer is trained "
-                f"on without the Rust extension; {remedy}, or train on less text"
-            )
-        yield text

@@ -38,6 +38,11 @@ def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"text {index} holds half a surrogate pair, which is no character: leave it out")
         words.update(match.group() for match in compiled.finditer(text))
+    if not words:
+        raise ValueError(
+            "there is nothing to train on: the texts are empty, or the pattern finds no word in them; give "
+            "more text"
+        )
     return words
 
 

@@ -6,50 +6,128 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::mem;
 
 use rustc_hash::FxHashMap;
 
-/// A token's id: 0–255 are the bytes, 256 + i is what merge i made.
-pub type Id = u32;
+use crate::Id;
+
 /// Two neighbouring tokens.
 pub type Pair = (Id, Id);
 
-/// How many merges are made between two calls of the watcher.
-const WATCH_EVERY: usize = 64;
+/// Where a word begins in [`Words::cells`].
+type Place = u32;
 
-struct Word {
-    start: usize,
-    len: u32,
-    count: i64,
-}
-
-struct PairEntry {
-    count: i64,
-    /// Indices of the words that may hold the pair, ascending. A word stays listed after it lost the pair.
-    words: Vec<u32>,
-}
-
-/// All words as token ids in one buffer, and for every pair its count and where it occurs.
+/// Words as token ids, ready to be merged.
 #[derive(Default)]
-struct State {
-    tokens: Vec<Id>,
-    words: Vec<Word>,
-    pairs: FxHashMap<Pair, u32>,
-    entries: Vec<PairEntry>,
+pub struct Words {
+    /// Each word is its number of tokens, its count in two halves, then its tokens: one or two cache lines.
+    cells: Vec<u32>,
 }
 
-/// The first `num_merges` merges, or as many as there are; `None` if `watch` (handed the number made) said stop.
+/// Cells before a word's tokens.
+const HEAD: usize = 3;
+
+/// There is no room for all the words: they have more cells than a place can name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooLarge;
+
+impl Words {
+    /// Adds a word that occurs `count` times.
+    pub fn add(&mut self, word: &[u8], count: u64) -> Result<(), TooLarge> {
+        if word.len() < 2 {
+            return Ok(()); // holds no pair
+        }
+        if self.cells.len() + HEAD + word.len() > Place::MAX as usize {
+            return Err(TooLarge);
+        }
+        let head = [word.len() as u32, count as u32, (count >> 32) as u32];
+        self.cells.extend_from_slice(&head);
+        self.cells.extend(word.iter().map(|&byte| u32::from(byte)));
+        Ok(())
+    }
+
+    /// A word's count, and its tokens.
+    #[inline(always)]
+    fn word(&mut self, place: Place) -> (i64, &mut u32, &mut [Id]) {
+        let (head, tokens) = self.cells[place as usize..].split_at_mut(HEAD);
+        let count = i64::from(head[2]) << 32 | i64::from(head[1]);
+        let tokens = &mut tokens[..head[0] as usize];
+        (count, &mut head[0], tokens)
+    }
+}
+
+/// A pair's count, which is always exact, and the words that may hold it: one stays listed after it lost it.
+#[derive(Default)]
+struct Entry {
+    count: i64,
+    places: Vec<Place>,
+}
+
+/// What a merge changes between the new token and one neighbour, on one side.
+#[derive(Default)]
+struct Change {
+    touched: bool,
+    /// Occurrences of the neighbour beside the part that is gone.
+    gone: i64,
+    /// Occurrences of the neighbour beside the new token, and where.
+    made: Entry,
+}
+
+/// The changes on one side, by neighbour: a merge has many occurrences, but few different neighbours.
+struct Side {
+    changes: Vec<Change>,
+    touched: Vec<Id>,
+}
+
+impl Side {
+    fn new(num_ids: usize) -> Self {
+        let changes = (0..num_ids).map(|_| Change::default()).collect();
+        Self {
+            changes,
+            touched: Vec::new(),
+        }
+    }
+
+    #[inline(always)]
+    fn change(&mut self, neighbour: Id) -> &mut Change {
+        let change = &mut self.changes[neighbour as usize];
+        if !change.touched {
+            change.touched = true;
+            self.touched.push(neighbour);
+        }
+        change
+    }
+
+    #[inline(always)]
+    fn make(&mut self, neighbour: Id, place: Place, count: i64) {
+        let made = &mut self.change(neighbour).made;
+        made.count += count;
+        if made.places.last() != Some(&place) {
+            made.places.push(place);
+        }
+    }
+}
+
+struct State {
+    words: Words,
+    pairs: FxHashMap<Pair, u32>,
+    entries: Vec<Entry>,
+    left: Side,
+    right: Side,
+}
+
+/// The first `num_merges` merges, or as many as there are; `None` if `watch` (handed the number made, before
+/// every merge) said stop.
 ///
-/// Time is O(B + Σ over merges of the words that hold the pair), B the bytes of all distinct words; memory O(B).
-pub fn learn<'w>(
-    words: impl IntoIterator<Item = (&'w str, u64)>,
+/// Time is O(B + Σ over merges of the tokens of the words that hold the pair), B the bytes of all distinct words;
+/// hashing and the queue are paid per pair that changes, not per occurrence. Memory is O(B): about 8 bytes a byte.
+pub fn learn(
+    words: Words,
     num_merges: usize,
     mut watch: impl FnMut(usize) -> bool,
 ) -> Option<Vec<Pair>> {
-    let mut state = State::default();
-    for (word, count) in words {
-        state.add_word(word.as_bytes(), count as i64);
-    }
+    let mut state = State::new(words, num_merges);
     let mut queue: BinaryHeap<(i64, Reverse<Pair>)> = state
         .pairs
         .iter()
@@ -57,109 +135,132 @@ pub fn learn<'w>(
         .collect();
     let mut merges = Vec::new();
     while merges.len() < num_merges {
-        if merges.len() % WATCH_EVERY == 0 && !watch(merges.len()) {
+        if !watch(merges.len()) {
             return None;
         }
         let Some((count, Reverse(pair))) = queue.pop() else {
             break;
         };
         // A pair's count only falls after it was queued: queue it again with the count it has now.
-        let current = state.entries[state.pairs[&pair] as usize].count;
-        if current < count {
-            if current > 0 {
-                queue.push((current, Reverse(pair)));
+        let entry = &mut state.entries[state.pairs[&pair] as usize];
+        if entry.count < count {
+            if entry.count > 0 {
+                queue.push((entry.count, Reverse(pair)));
             }
             continue;
         }
+        let places = mem::take(&mut entry.places);
+        state.pairs.remove(&pair); // every occurrence is replaced, and new pairs hold the new token
         let id = 256 + merges.len() as Id;
-        for (pair, entry) in state.merge(pair, id) {
-            let count = state.entries[entry as usize].count;
-            if count > 0 {
-                queue.push((count, Reverse(pair))); // 0: the same merge made it and used it up again
-            }
+        for place in places {
+            state.merge_word(place, pair, id);
         }
+        state.settle(pair, id, |pair, count| queue.push((count, Reverse(pair))));
         merges.push(pair);
     }
     Some(merges)
 }
 
 impl State {
-    fn add_word(&mut self, bytes: &[u8], count: i64) {
-        if bytes.len() < 2 {
-            return; // holds no pair
-        }
-        let index = self.words.len() as u32;
-        self.words.push(Word {
-            start: self.tokens.len(),
-            len: bytes.len() as u32,
-            count,
-        });
-        self.tokens.extend(bytes.iter().map(|&byte| Id::from(byte)));
-        for pair in bytes.windows(2) {
-            self.add_pair((pair[0].into(), pair[1].into()), index, count);
-        }
-    }
-
-    /// Counts an occurrence of `pair` in the word; the pair's entry and whether it is a new one.
-    fn add_pair(&mut self, pair: Pair, word: u32, count: i64) -> Option<(Pair, u32)> {
-        let next = self.entries.len() as u32;
-        let index = *self.pairs.entry(pair).or_insert(next);
-        if index == next {
-            self.entries.push(PairEntry {
-                count,
-                words: vec![word],
-            });
-            return Some((pair, index));
-        }
-        let entry = &mut self.entries[index as usize];
-        entry.count += count;
-        if entry.words.last() != Some(&word) {
-            entry.words.push(word);
-        }
-        None
-    }
-
-    fn remove_pair(&mut self, pair: Pair, count: i64) {
-        self.entries[self.pairs[&pair] as usize].count -= count;
-    }
-
-    /// Replaces `pair` by `id` in every word; the pairs that this made, with their entries.
-    fn merge(&mut self, pair: Pair, id: Id) -> Vec<(Pair, u32)> {
-        let entry = self.pairs[&pair] as usize;
-        let words = std::mem::take(&mut self.entries[entry].words);
-        let mut made = Vec::new();
-        for word in words {
-            self.merge_word(word, pair, id, &mut made);
-        }
-        made
-    }
-
-    fn merge_word(&mut self, index: u32, (a, b): Pair, id: Id, made: &mut Vec<(Pair, u32)>) {
-        let Word { start, len, count } = self.words[index as usize];
-        let end = start + len as usize;
-        let (mut read, mut write) = (start, start);
-        while read < end {
-            if read + 1 < end && self.tokens[read] == a && self.tokens[read + 1] == b {
-                self.remove_pair((a, b), count);
-                if write > start {
-                    let left = self.tokens[write - 1];
-                    self.remove_pair((left, a), count);
-                    made.extend(self.add_pair((left, id), index, count));
+    fn new(words: Words, num_merges: usize) -> Self {
+        let mut state = Self {
+            words,
+            pairs: FxHashMap::default(),
+            entries: Vec::new(),
+            left: Side::new(256 + num_merges),
+            right: Side::new(256 + num_merges),
+        };
+        let mut of_bytes: Vec<Entry> = (0..1 << 16).map(|_| Entry::default()).collect();
+        let mut place = 0;
+        while place < state.words.cells.len() {
+            let (count, _, tokens) = state.words.word(place as Place);
+            for pair in tokens.windows(2) {
+                let entry = &mut of_bytes[(pair[0] << 8 | pair[1]) as usize];
+                entry.count += count;
+                if entry.places.last() != Some(&(place as Place)) {
+                    entry.places.push(place as Place);
                 }
-                if read + 2 < end {
-                    let right = self.tokens[read + 2];
-                    self.remove_pair((b, right), count);
-                    made.extend(self.add_pair((id, right), index, count));
+            }
+            place += HEAD + tokens.len();
+        }
+        for (pair, entry) in (0..).zip(of_bytes) {
+            if entry.count > 0 {
+                state.add_entry((pair >> 8, pair & 0xFF), entry);
+            }
+        }
+        state
+    }
+
+    fn add_entry(&mut self, pair: Pair, entry: Entry) {
+        self.pairs.insert(pair, self.entries.len() as u32);
+        self.entries.push(entry);
+    }
+
+    /// Replaces the pair by `id` in one word, and notes what this changes beside it.
+    #[inline(always)]
+    fn merge_word(&mut self, place: Place, (a, b): Pair, id: Id) {
+        let (count, len, tokens) = self.words.word(place);
+        let Some(first) = tokens.windows(2).position(|pair| pair == [a, b]) else {
+            return;
+        };
+        let (mut read, mut write) = (first, first);
+        while read < tokens.len() {
+            if read + 1 < tokens.len() && tokens[read] == a && tokens[read + 1] == b {
+                if write > 0 {
+                    let neighbour = tokens[write - 1];
+                    if neighbour == id {
+                        // What the merge before counted beside its right: (id, a), which this one replaces.
+                        self.right.change(a).made.count -= count;
+                    } else {
+                        self.left.change(neighbour).gone += count;
+                    }
+                    self.left.make(neighbour, place, count);
                 }
-                self.tokens[write] = id;
+                if read + 2 < tokens.len() {
+                    let neighbour = tokens[read + 2];
+                    self.right.change(neighbour).gone += count;
+                    self.right.make(neighbour, place, count);
+                }
+                tokens[write] = id;
                 read += 2;
             } else {
-                self.tokens[write] = self.tokens[read];
+                tokens[write] = tokens[read];
                 read += 1;
             }
             write += 1;
         }
-        self.words[index as usize].len = (write - start) as u32;
+        *len = write as u32;
+    }
+
+    /// Brings the counts of all pairs up to date after a merge; `queue` is handed each new pair.
+    fn settle(&mut self, (a, b): Pair, id: Id, mut queue: impl FnMut(Pair, i64)) {
+        for neighbour in mem::take(&mut self.left.touched) {
+            let change = mem::take(&mut self.left.changes[neighbour as usize]);
+            self.settle_one((neighbour, a), (neighbour, id), change, &mut queue);
+        }
+        for neighbour in mem::take(&mut self.right.touched) {
+            let change = mem::take(&mut self.right.changes[neighbour as usize]);
+            self.settle_one((b, neighbour), (id, neighbour), change, &mut queue);
+        }
+    }
+
+    fn settle_one(
+        &mut self,
+        gone: Pair,
+        made: Pair,
+        change: Change,
+        queue: &mut impl FnMut(Pair, i64),
+    ) {
+        if change.gone > 0 {
+            // The merged pair itself is no longer listed: (a, a) in aaa is beside what replaced it.
+            if let Some(&entry) = self.pairs.get(&gone) {
+                self.entries[entry as usize].count -= change.gone;
+            }
+        }
+        if change.made.count > 0 {
+            queue(made, change.made.count);
+            self.add_entry(made, change.made);
+        }
     }
 }
 
@@ -209,8 +310,16 @@ mod tests {
         merges
     }
 
+    fn collect(words: &[(&str, u64)]) -> Words {
+        let mut collected = Words::default();
+        for (word, count) in words {
+            collected.add(word.as_bytes(), *count).unwrap();
+        }
+        collected
+    }
+
     fn fast(words: &[(&str, u64)], num_merges: usize) -> Vec<Pair> {
-        learn(words.iter().copied(), num_merges, |_| true).unwrap()
+        learn(collect(words), num_merges, |_| true).unwrap()
     }
 
     #[test]
@@ -264,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_watcher_that_says_stop_ends_the_work() {
-        assert_eq!(learn([("ab", 1)], 1, |_| false), None);
+        assert_eq!(learn(collect(&[("ab", 1)]), 1, |_| false), None);
     }
 
     #[test]

@@ -1,23 +1,34 @@
 """The tokenizer's artefact, its ids and its errors."""
 
 import base64
+import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_texts import TEXTS
 
-from nanolit.tokenizer import bpe
-from nanolit.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
+from nanolit.tokenizer import training
+from nanolit.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, as_tiktoken
+from nanolit.tokenizer.nanochat import read_tokenizer
 
+SHARED = os.environ.get("NANOLIT_SHARED")
 FORMAT_1 = Path(__file__).parent.parent / "fixtures" / "tokenizer_format_1"
+
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+GPT4 = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +62,79 @@ def test_ids_equal_tiktokens_and_decode_to_the_text(text: str, tokenizer: Tokeni
     assert tokenizer.decode_bytes(ids) == text.encode()
 
 
+def test_ids_equal_tiktokens_beside_every_character(tokenizer: Tokenizer, reference) -> None:
+    """Both know the same letters, numbers and spaces."""
+    for block in range(0, 0x110000, 0x1000):
+        characters = [chr(code) for code in range(block, block + 0x1000) if not 0xD800 <= code <= 0xDFFF]
+        text = "".join(f"a{character}1" for character in characters)
+        assert tokenizer.encode(text) == reference.encode_ordinary(text), hex(block)
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.binary(max_size=300))
+def test_ids_of_random_bytes_read_leniently_equal_tiktokens(content, tokenizer: Tokenizer, reference) -> None:
+    for text in (content.decode(errors="replace"), content.decode("latin-1"), content.decode("cp437")):
+        assert tokenizer.encode(text) == reference.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("pattern", [GPT2, GPT4, r"\w+|[^\w\s]|\s+"])
+def test_ids_equal_tiktokens_with_other_patterns(tokenizer: Tokenizer, pattern: str) -> None:
+    other = Tokenizer(tokenizer.tokens, pattern=pattern)
+    reference = as_tiktoken(other)
+    for text in [*TEXTS, "".join(TEXTS), "a \n \n  ", "x\u2003\u2003y 123456 don't DON'T"]:
+        assert other.encode(text) == reference.encode_ordinary(text)
+
+
+def test_a_word_of_any_length_equals_tiktokens(tokenizer: Tokenizer, reference) -> None:
+    for text in ("the" * 5_000, "ab" * 333 + "é", *("quick brown" * n for n in range(20))):
+        word = text.replace(" ", "")
+        assert tokenizer.encode(word) == reference.encode_ordinary(word)
+
+
+@pytest.mark.skipif(not SHARED, reason="NANOLIT_SHARED is not set")
+def test_ids_of_real_text_equal_tiktokens() -> None:
+    """Two training files and the held-out one, 37 MB."""
+    fixtures = Path(SHARED or "") / "fixtures"
+    tokenizer = read_tokenizer(fixtures / "tokenizer_32k")
+    reference = as_tiktoken(tokenizer)
+    shards = sorted((Path(SHARED or "") / "data" / "pretrain").glob("*.parquet"))
+    for shard in [*shards[:2], shards[-1]]:
+        texts = pq.read_table(shard, columns=["text"]).column(0).to_pylist()
+        ids, offsets = tokenizer.encode_flat(texts, threads=2)
+        for text, start, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
+            assert ids[start:end].tolist() == reference.encode_ordinary(text)
+
+
 def test_a_special_tokens_name_in_a_text_is_plain_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("<|bos|>hello<|user_start|>")
     assert max(ids) < 503
     assert tokenizer.decode([tokenizer.bos_id, *ids]) == "<|bos|><|bos|>hello<|user_start|>"
 
 
+def test_special_tokens_in_a_text_are_allowed_or_refused_on_demand(tokenizer: Tokenizer, reference) -> None:
+    """Oracle: tiktoken."""
+    text = "<|bos|>hello <|user_start|><|user_start|> <|bos| >"
+    assert tokenizer.encode(text, special="allow") == reference.encode(text, allowed_special="all")
+    message = r"holds the special token <\|user_start\|> at character 6; remove it"
+    with pytest.raises(ValueError, match=message):
+        tokenizer.encode("hello <|user_start|>", special="refuse")
+    assert tokenizer.encode("hello", special="refuse") == tokenizer.encode("hello")
+    with pytest.raises(ValueError, match="special='all' is unknown; choose text, allow or refuse"):
+        tokenizer.encode("hello", special="all")  # type: ignore[arg-type]
+
+
+@given(text=st.text(max_size=50))
+def test_a_stream_of_ids_never_cuts_a_character(text: str, tokenizer: Tokenizer) -> None:
+    pieces = list(tokenizer.decode_stream(tokenizer.encode(text)))
+    assert "".join(pieces) == text
+    assert all(pieces)
+    assert list(tokenizer.decode_stream([0xE2, 0x82])) == ["\ufffd"]
+
+
 def test_half_a_surrogate_pair_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+    (ids,) = tokenizer.encode_batch(["a\ud800b"])
+    assert ids.tolist() == tokenizer.encode("a\ufffdb")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -68,6 +144,33 @@ def test_a_batch_equals_its_texts_one_by_one(tokenizer: Tokenizer, threads: int)
     assert {(ids.dtype, ids.ndim) for ids in batch} == {(np.dtype(np.uint16), 1)}
     with_bos = tokenizer.encode_batch(TEXTS, threads=threads, bos=True)
     assert [ids.tolist() for ids in with_bos] == [[503, *tokenizer.encode(text)] for text in TEXTS]
+
+
+@pytest.mark.parametrize("encoder", ["nanolit", "tiktoken"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_flat_batch_is_the_batch_in_one_row(tokenizer: Tokenizer, encoder, bos: bool) -> None:
+    other = Tokenizer(tokenizer.tokens, encoder=encoder)
+    ids, offsets = other.encode_flat(TEXTS, threads=2, bos=bos)
+    assert (ids.dtype, offsets.dtype, len(offsets)) == (np.uint16, np.int64, len(TEXTS) + 1)
+    pieces = [ids[start:end].tolist() for start, end in itertools.pairwise(offsets)]
+    assert pieces == [array.tolist() for array in tokenizer.encode_batch(TEXTS, bos=bos)]
+    assert [len(array) for array in other.encode_flat([])] == [0, 1]
+
+
+def test_an_array_of_a_batch_keeps_no_other_in_memory(tokenizer: Tokenizer) -> None:
+    batch = tokenizer.encode_batch(TEXTS)
+    for array in batch:
+        assert array.base is None or len(memoryview(array.base).obj) == array.nbytes
+
+
+def test_an_unknown_encoder_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="encoder=fast is unknown; choose nanolit or tiktoken"):
+        Tokenizer(tokenizer.tokens, encoder="fast")  # type: ignore[arg-type]
+
+
+def test_what_is_no_string_is_not_encoded(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="text 1 is of type int; only strings are encoded"):
+        tokenizer.encode_batch(["a", 3])  # type: ignore[list-item]
 
 
 def test_ids_of_a_vocabulary_over_65536_are_uint32() -> None:
@@ -154,7 +257,7 @@ def test_impossible_vocabularies_are_refused() -> None:
     with pytest.raises(ValueError, match=r"it has 2 merges, enough for 267"):
         Tokenizer.train(["abc"], vocab_size=300)
     with pytest.raises(ValueError, match="it has 0 merges"):
-        Tokenizer.train([], vocab_size=300)
+        Tokenizer.train(["a b"], vocab_size=300, pattern=r"\w")
 
 
 def test_unknown_names_and_ids_are_refused(tokenizer: Tokenizer) -> None:
@@ -174,7 +277,7 @@ def test_a_token_that_stands_twice_is_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_without_rust_the_twin_serves_with_a_warning(tokenizer: Tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(bpe, "_rustbpe", None)
+    monkeypatch.setattr(training, "_rustbpe", None)
     with pytest.warns(RuntimeWarning, match=r"training the tokenizer in Python, slowly; install Rust 1\.85"):
         slow = Tokenizer.train(TEXTS, vocab_size=512)
     assert slow.hash == tokenizer.hash
@@ -182,8 +285,8 @@ def test_without_rust_the_twin_serves_with_a_warning(tokenizer: Tokenizer, monke
 
 @pytest.mark.filterwarnings("ignore:nanolit was installed without")
 def test_without_rust_a_large_corpus_is_refused_with_a_remedy(monkeypatch) -> None:
-    monkeypatch.setattr(bpe, "_rustbpe", None)
-    monkeypatch.setattr(bpe, "TWIN_MAX_CHARACTERS", 100)
+    monkeypatch.setattr(training, "_rustbpe", None)
+    monkeypatch.setattr(training, "TWIN_MAX_CHARACTERS", 100)
     with pytest.raises(ValueError, match=r"more than the 100 characters .* install Rust 1\.85 or newer"):
         Tokenizer.train(["a" * 60, "b" * 60], vocab_size=300)
 

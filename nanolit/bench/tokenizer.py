@@ -1,0 +1,298 @@
+"""Tokenizer speed: `python -m nanolit.bench tokenizer`, with the peers that are installed beside us.
+
+Training: our trainer (from strings and from parquet) against rustbpe 0.1.0 and HF tokenizers, wall time and
+memory. Encoding: ours against tiktoken, gigatoken, fastokens, HF tokenizers and rustbpe, cold and warm. Every
+measurement is a process of its own, and the tools take turns, so that what else the machine does meets all
+alike: the ratios count. Peak memory is the whole process's, the texts as Python strings included, but for
+"nanolit, parquet", which holds none. Own settings: see OWN.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanolit.bench import results
+from nanolit.data.shards import Corpus, LocalFolder, Sample
+from nanolit.data.texts import training_arrays
+from nanolit.report.tables import markdown_table
+from nanolit.tokenizer.bpe import Tokenizer, as_tiktoken
+from nanolit.tokenizer.export import write_huggingface, write_tiktoken
+from nanolit.tokenizer.training import learn
+
+OWN = {
+    "data": "",  # a folder of parquet files; empty: the sample that ships with nanolit
+    "validation": "",  # its held-out file, where none is named val*
+    "train_mb": "100",  # text to train on
+    "encode_mb": "30",  # text to encode
+    "vocab_size": "32768",
+    "threads": "2",  # of training
+    "repeats": "5",
+    "what": "all",  # or train, or encode
+    "peers": "all",  # or none, or a list of names such as rustbpe,tiktoken
+    "commit": "",
+    "results": "",
+}
+# GPT-4's own split, which every peer knows; nanolit's differs in two digits for three.
+GPT4 = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+PEERS = {
+    "rustbpe": "rustbpe",
+    "tiktoken": "tiktoken",
+    "gigatoken": "gigatoken",
+    "fastokens": "fastokens",
+    "HF tokenizers": "tokenizers",
+}
+TRAINERS = ("nanolit", "nanolit, parquet", "rustbpe", "HF tokenizers")
+ENCODERS = ("nanolit", "tiktoken", "gigatoken", "fastokens", "rustbpe", "HF tokenizers")
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the tables and a line of JSON, keep the figures."""
+    if arguments[:1] == ["measure"]:
+        print(json.dumps(measure(json.loads(arguments[1]))))
+        return 0
+    settings, unknown = results.split_settings(arguments, OWN)
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no setting of this benchmark; it has {', '.join(OWN)}")
+    repeats = results.number(settings, "repeats", least=1)
+    what = results.choice(settings, "what", ("all", "train", "encode"))
+    for peer in settings["peers"].split(","):
+        if peer not in ("all", "none", *PEERS.values()):
+            raise ValueError(
+                f"peers={peer} is unknown; choose all, none, or some of {','.join(PEERS.values())}"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        task = prepare(settings, Path(folder))
+        measured: dict[str, dict[str, list[dict[str, float]]]] = {}
+        for kind, tools in (("train", TRAINERS), ("encode", ENCODERS)):
+            if what in ("all", kind):
+                tools = [tool for tool in tools if is_measured(tool, settings["peers"])]
+                measured[kind] = take_turns(task, kind, tools, repeats)
+                print(table_of(kind, measured[kind], task))
+    entry = {
+        "command": "python -m nanolit.bench tokenizer " + " ".join(arguments),
+        "repeats": repeats,
+        "train_megabytes": task["train_bytes"] / 1e6,
+        "encode_megabytes": task["encode_bytes"] / 1e6,
+        "measured": measured,
+    }
+    named = settings["commit"] or results.commit()
+    path = results.save(entry, commit=named, device=results.processor(), folder=settings["results"])
+    print(f"written to {path}")
+    print(json.dumps(entry), flush=True)
+    return 0
+
+
+def is_measured(tool: str, peers: str) -> bool:
+    """Whether a tool is asked for and can be measured here; ours always is."""
+    if tool.startswith("nanolit"):
+        return True
+    module = PEERS[tool]
+    found = importlib.util.find_spec(module)
+    installed = found is not None and found.origin is not None  # a folder of that name is no package
+    return installed and (peers == "all" or module in peers.split(","))
+
+
+def prepare(settings: dict[str, str], folder: Path) -> dict[str, Any]:
+    """What every measurement reads: texts to encode, a vocabulary in each tool's format, the settings."""
+    train_bytes, encode_bytes = (
+        results.number(settings, key, least=1) * 1_000_000 for key in ("train_mb", "encode_mb")
+    )
+    source = Sample()
+    if settings["data"]:
+        validation = settings["validation"] or None
+        source = LocalFolder(path=settings["data"], text_column="text", validation=validation)
+    task: dict[str, Any] = {
+        "files": [str(path) for path in source.prepare(folder).train_files],
+        "train_bytes": train_bytes,
+        "num_tokens": results.number(settings, "vocab_size", least=300) - 9,
+        "threads": results.number(settings, "threads", least=1),
+        "folder": str(folder),
+    }
+    texts = list(texts_of(task, encode_bytes))
+    task["encode_bytes"] = sum(len(text.encode()) for text in texts)
+    (folder / "texts.json").write_text(json.dumps(texts))
+    tokens = learn(texts, pattern=GPT4, num_tokens=task["num_tokens"])
+    tokenizer = Tokenizer(tokens, pattern=GPT4)
+    tokenizer.save(folder / "ours")
+    write_tiktoken(tokenizer, folder)
+    write_huggingface(tokenizer, folder)
+    task["train_bytes"] = sum(len(text.encode()) for text in texts_of(task, train_bytes))
+    return task
+
+
+def corpus_of(task: dict[str, Any]) -> Corpus:
+    """The training files, without checking the texts of all before reading those that are measured."""
+    files = tuple(map(Path, task["files"]))
+    return Corpus(name="bench", text_column="text", train_files=files, validation_files=())
+
+
+def texts_of(task: dict[str, Any], num_bytes: int) -> Iterator[str]:
+    """The first texts of about so many bytes."""
+    for array in arrays_of(task, num_bytes):
+        yield from array.to_pylist()
+
+
+def arrays_of(task: dict[str, Any], num_bytes: int) -> Iterator[Any]:
+    left = num_bytes
+    for array in training_arrays(corpus_of(task), max_characters=num_bytes, max_document_characters=10**9):
+        ends = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+        num_rows = int(np.searchsorted(ends - ends[0], left, side="left"))
+        yield array[:num_rows]
+        left -= int(ends[-1] - ends[0])
+        if left <= 0:
+            return
+
+
+def take_turns(
+    task: dict[str, Any], kind: str, tools: Sequence[str], repeats: int
+) -> dict[str, list[dict[str, float]]]:
+    """Each tool's figures, one for each round; in a round every tool is measured once."""
+    measured: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
+    for _ in range(repeats):
+        for tool in tools:
+            order = json.dumps({**task, "kind": kind, "tool": tool})
+            command = [sys.executable, "-m", "nanolit.bench", "tokenizer", "measure", order]
+            threads = str(task["threads"] if kind == "train" else 1)
+            environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise ValueError(f"{tool} failed ({reason}); leave it out with peers=…")
+            measured[tool].append(json.loads(done.stdout.splitlines()[-1]))
+    return measured
+
+
+def measure(order: dict[str, Any]) -> dict[str, float]:
+    """One measurement, in this process: seconds of wall time; of training also the process's peak memory."""
+    if order["kind"] == "encode":
+        return measure_encoding(order)
+    make = {
+        "nanolit": train_nanolit,
+        "nanolit, parquet": train_nanolit_from_parquet,
+        "rustbpe": train_rustbpe,
+        "HF tokenizers": train_huggingface,
+    }[order["tool"]]
+    work = make(order)
+    seconds, _ = timed(work)
+    return {"seconds": seconds, "megabytes": peak_megabytes()}
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begun, result
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def train_nanolit(order: dict[str, Any]) -> Callable[[], Any]:
+    texts = list(texts_of(order, order["train_bytes"]))
+    settings = {"num_tokens": order["num_tokens"], "threads": order["threads"]}
+    return lambda: learn(iter(texts), pattern=GPT4, **settings)
+
+
+def train_nanolit_from_parquet(order: dict[str, Any]) -> Callable[[], Any]:
+    """Reading the files is in the time."""
+    settings = {"num_tokens": order["num_tokens"], "threads": order["threads"]}
+    return lambda: learn(arrays_of(order, order["train_bytes"]), pattern=GPT4, **settings)
+
+
+def train_rustbpe(order: dict[str, Any]) -> Callable[[], Any]:
+    rustbpe = importlib.import_module("rustbpe")
+    texts = list(texts_of(order, order["train_bytes"]))
+    tokenizer = rustbpe.Tokenizer()
+    return lambda: tokenizer.train_from_iterator(iter(texts), vocab_size=order["num_tokens"], pattern=GPT4)
+
+
+def train_huggingface(order: dict[str, Any]) -> Callable[[], Any]:
+    tokenizers = importlib.import_module("tokenizers")
+    split = tokenizers.pre_tokenizers
+    texts = list(texts_of(order, order["train_bytes"]))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    by_pattern = split.Split(tokenizers.Regex(GPT4), behavior="isolated")
+    to_bytes = split.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = split.Sequence([by_pattern, to_bytes])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=order["num_tokens"],
+        show_progress=False,
+        initial_alphabet=split.ByteLevel.alphabet(),
+    )
+    return lambda: tokenizer.train_from_iterator(iter(texts), trainer)
+
+
+def measure_encoding(order: dict[str, Any]) -> dict[str, float]:
+    """One thread: the first pass over the texts (cold), then a second one (warm)."""
+    texts = json.loads((Path(order["folder"]) / "texts.json").read_text())
+    work = encoder_of(order["tool"], Path(order["folder"]), texts)
+    cold, num_tokens = timed(work)
+    warm, _ = timed(work)
+    return {"cold": cold, "warm": warm, "num_tokens": num_tokens}
+
+
+def encoder_of(tool: str, folder: Path, texts: list[str]) -> Callable[[], int]:
+    """Encodes all texts on one thread into what the tool gives at best; the number of tokens."""
+    if tool == "nanolit":
+        ours = Tokenizer.load(folder / "ours")
+        ours.encode("x")  # builds the encoder
+        return lambda: len(ours.encode_flat(texts, threads=1)[0])
+    if tool == "tiktoken":
+        encoding = as_tiktoken(Tokenizer.load(folder / "ours"))
+        return lambda: sum(len(encoding.encode_ordinary(text)) for text in texts)
+    if tool == "gigatoken":
+        peer = importlib.import_module("gigatoken").Tokenizer.from_tiktoken(
+            folder / "ranks.tiktoken", pretokenizer="cl100k"
+        )
+        peer.encode("x")
+        return lambda: sum(map(len, peer.encode_batch(texts, parallel=False)))
+    if tool == "fastokens":
+        fast = importlib.import_module("fastokens").Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda: sum(len(fast.encode(text).ids) for text in texts)
+    if tool == "rustbpe":
+        learner = importlib.import_module("rustbpe").Tokenizer()
+        size = len(Tokenizer.load(folder / "ours").tokens)
+        learner.train_from_iterator(iter(texts), vocab_size=size, pattern=GPT4)
+        return lambda: sum(len(learner.encode(text)) for text in texts)
+    theirs = importlib.import_module("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda: sum(len(theirs.encode(text).ids) for text in texts)
+
+
+def table_of(kind: str, measured: dict[str, list[dict[str, float]]], task: dict[str, Any]) -> str:
+    """Medians with the range, speed and ratio to ours."""
+    megabytes = task[f"{kind}_bytes"] / 1e6
+    columns = {"train": ("seconds",), "encode": ("cold", "warm")}[kind]
+    header = [f"{kind}, {megabytes:.0f} MB"]
+    for column in columns:
+        header += [f"{column}: median s", "least–most", "MB/s", "× ours"]
+    header += ["peak memory MB"] if kind == "train" else ["tokens"]
+    rows = []
+    for tool, figures in measured.items():
+        row = [tool]
+        for column in columns:
+            values = [one[column] for one in figures]
+            ours = statistics.median(one[column] for one in measured["nanolit"])
+            median = statistics.median(values)
+            row += [f"{median:.2f}", f"{min(values):.2f}–{max(values):.2f}"]
+            row += [f"{megabytes / median:.1f}", f"{median / ours:.2f}"]
+        last = "megabytes" if kind == "train" else "num_tokens"
+        row.append(f"{statistics.median(one[last] for one in figures):,.0f}")
+        rows.append(row)
+    return markdown_table(header, rows)

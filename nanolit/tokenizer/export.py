@@ -1,0 +1,114 @@
+"""The tokenizer as files of others: tiktoken's ranks, and tokenizer.json of Hugging Face's tokenizers."""
+
+import base64
+from pathlib import Path
+
+from nanolit.machine.paths import write_atomically, write_json
+from nanolit.tokenizer.bpe import Tokenizer
+
+TIKTOKEN_FILE = "ranks.tiktoken"
+HUGGINGFACE_FILE = "tokenizer.json"
+
+
+def write_tiktoken(tokenizer: Tokenizer, folder: Path) -> Path:
+    """Write the file that `tiktoken.load.load_tiktoken_bpe` reads: a line of base64 and rank for each token.
+
+    It holds neither pattern nor special tokens; tiktoken.Encoding is given those (see `bpe.as_tiktoken`).
+    """
+    path = Path(folder) / TIKTOKEN_FILE
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokenizer.tokens)]
+    write_atomically(path, "".join(lines))
+    return path
+
+
+def write_huggingface(tokenizer: Tokenizer, folder: Path) -> Path:
+    """Write the file that `tokenizers.Tokenizer.from_file` reads; ids, special tokens and split are ours.
+
+    Not into a folder with an artefact of ours, whose file has the same name. There special tokens in a text
+    become tokens, as `encode(text, special="allow")` does it here.
+    """
+    path = Path(folder) / HUGGINGFACE_FILE
+    if path.exists() and b'"hash"' in path.read_bytes()[:400]:
+        raise ValueError(f"{path} is a tokenizer of nanolit, which this would replace; give another folder")
+    write_json(path, huggingface_content(tokenizer))
+    return path
+
+
+def huggingface_content(tokenizer: Tokenizer) -> dict:
+    """What tokenizer.json of `tokenizers` holds for this tokenizer."""
+    tokens = [_printable(token) for token in tokenizer.tokens]
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": tokenizer.pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": tokenizer.special_id(name),
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for name in tokenizer.special_tokens
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,  # a word that is a token is that token, whether merges lead there or not
+            "vocab": {token: id for id, token in enumerate(tokens)},
+            "merges": [list(pair) for pair in _merges(tokenizer)],
+        },
+    }
+
+
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Every pair of tokens that together are one, by the rank of what they make.
+
+    Not only the pairs of the training: what two neighbours make is decided by their bytes, as in tiktoken.
+    """
+    rank_of = {token: rank for rank, token in enumerate(tokenizer.tokens)}
+    merges = []
+    for token in tokenizer.tokens:
+        cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        merges += [
+            (_printable(left), _printable(right))
+            for left, right in cuts
+            if left in rank_of and right in rank_of
+        ]
+    return merges
+
+
+def _byte_characters() -> list[str]:
+    """A printable character for each byte, as GPT-2's encoder.json writes them.
+
+    Bytes that are printable in Latin-1 stand for themselves; the others get the characters from U+0100 on, in
+    order. (OpenAI, github.com/openai/gpt-2, encoder.py: bytes_to_unicode.)
+    """
+    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in itself else next(others)) for byte in range(256)]
+
+
+_CHARACTERS = _byte_characters()
+
+
+def _printable(token: bytes) -> str:
+    return "".join(_CHARACTERS[byte] for byte in token)

@@ -1,0 +1,137 @@
+"""Texts to the tokens of a byte-level BPE, in Rust where it is installed, else by the readable twin."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nanolit.tokenizer import twin
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+try:
+    from nanolit import _rustbpe
+except ImportError:  # installed without a Rust compiler: the twin serves
+    _rustbpe = None
+
+# The twin takes about a minute for so many characters; Rust takes half a second.
+TWIN_MAX_CHARACTERS = 20_000_000
+# Different words kept in memory, about 100 bytes each: as many as some 50 GB of English text have.
+MAX_WORDS = 50_000_000
+TELL_EVERY_SECONDS = 2.0
+
+Buffers = tuple[np.ndarray, np.ndarray]
+
+
+def learn(
+    texts: "Iterable[str | pa.Array]",
+    *,
+    pattern: str,
+    num_tokens: int,
+    threads: int | None = None,
+    max_words: int = MAX_WORDS,
+    tell: Callable[[str], None] | None = None,
+) -> list[bytes]:
+    """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs.
+
+    `threads` None means one for each core. Arrow arrays reach Rust without becoming Python objects.
+    `tell` is handed a line about the progress every two seconds. Ctrl-C works within a second.
+    """
+    if _rustbpe is None:
+        return twin.train(_few(_strings(texts)), pattern=pattern, num_tokens=num_tokens)
+    return _rustbpe.train(
+        _buffers(texts),
+        pattern=pattern,
+        num_tokens=num_tokens,
+        threads=threads or available_cores(),
+        max_words=max_words,
+        progress=Progress(tell) if tell else None,
+    )
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Progress:
+    """What the trainer reports, as lines for people: words counted, merges made, time left."""
+
+    def __init__(self, tell: Callable[[str], None], *, every_seconds: float = TELL_EVERY_SECONDS) -> None:
+        self._tell, self._every_seconds = tell, every_seconds
+        self._told = time.monotonic()
+        self._before: tuple[float, int] | None = None  # when, and how many merges there were
+
+    def __call__(self, doing: str, done: int, all: int) -> None:
+        now = time.monotonic()
+        left = ""
+        if doing == "merge":
+            if self._before and done > self._before[1]:
+                seconds = (all - done) * (now - self._before[0]) / (done - self._before[1])
+                left = f", at most {seconds:,.0f} s left"  # each merge is quicker than those before it
+            self._before = (now, done)
+        if now - self._told < self._every_seconds:
+            return
+        self._told = now
+        if doing == "count":
+            self._tell(f"counted {done / 1e6:,.0f} MB: {all:,} different words")
+        else:
+            self._tell(f"made {done:,} of {all:,} merges{left}")
+
+
+def _buffers(texts: "Iterable[str | pa.Array]") -> Iterator[str | Buffers]:
+    for index, item in enumerate(texts):
+        yield _as_buffers(item, index) if hasattr(item, "buffers") else item
+
+
+def _as_buffers(array: "pa.Array", index: int) -> Buffers:
+    """Offsets and UTF-8 of an arrow array of strings, without copying the text."""
+    import pyarrow as pa
+
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        raise ValueError(
+            f"text {index} is an arrow array of {array.type}; the tokenizer trains on strings: "
+            "choose a column of text"
+        )
+    if array.null_count:
+        raise ValueError(
+            f"text {index} is an arrow array with {array.null_count} rows of no text; leave such rows out"
+        )
+    array = array.cast(pa.large_string())
+    _, offsets, content = array.buffers()
+    if offsets is None:
+        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    return bounds, np.frombuffer(content or b"", np.uint8)
+
+
+def _strings(texts: "Iterable[str | pa.Array]") -> Iterator[str]:
+    for item in texts:
+        if hasattr(item, "to_pylist"):
+            yield from item.to_pylist()  # type: ignore[union-attr]
+        else:
+            yield item  # type: ignore[misc]
+
+
+def _few(texts: Iterable[str]) -> Iterator[str]:
+    """`texts`, for the twin: with a warning, and refused beyond what it handles in about a minute."""
+    remedy = "install Rust 1.85 or newer (https://rustup.rs), then install nanolit again"
+    warnings.warn(
+        "nanolit was installed without its Rust extension: training the tokenizer in Python, slowly; "
+        + remedy,
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    num_characters = 0
+    for text in texts:
+        num_characters += len(text) if isinstance(text, str) else 0
+        if num_characters > TWIN_MAX_CHARACTERS:
+            raise ValueError(
+                f"the text has more than the {TWIN_MAX_CHARACTERS:,} characters that a tokenizer is trained "
+                f"on without the Rust extension; {remedy}, or train on less text"
+            )
+        yield text

@@ -95,7 +95,7 @@ fn count_words(
         if distinct > max_words {
             return Err(PyValueError::new_err(format!(
                 "the texts hold more than {max_words} different words ({distinct} in the first {} MB), and all \
-                 are kept in memory, about 100 bytes each; train on less text, or allow more with max_words",
+                 are kept in memory, about 200 bytes each; train on less text, or allow more with max_words",
                 (total_bytes + batch.text.len()) / 1_000_000,
             )));
         }

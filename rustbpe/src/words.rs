@@ -65,7 +65,9 @@ impl WordCounts {
         self.parts.iter().map(|part| part.num_words).sum()
     }
 
-    /// How many different words there are: exact if not more than `bound`, which is found out at most costs.
+    /// How many different words there are, or a larger number that is at most `bound`.
+    ///
+    /// Words that stand in several parts are told apart only where the sum of the parts is beyond `bound`.
     pub fn num_distinct(&mut self, bound: usize) -> usize {
         let most: usize = self.parts.iter().map(Part::len).sum();
         if most <= bound {

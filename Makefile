@@ -1,6 +1,5 @@
 # NanoLit in one word each; `make` lists them. Needs git, Python >= 3.11 and a C compiler; Rust makes it fast.
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
-export OMP_NUM_THREADS ?= 1
 
 # A uv that runs, else one of our own in .uv
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
@@ -24,7 +23,7 @@ demo: setup ## Train a tiny model on text that ships with NanoLit, on this compu
 	@$(RUN) python -m nanolit.chat run=demo temperature=0 -p "What is 3+4?"
 
 test: setup ## Run the tests, two at a time
-	@$(RUN) pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n 2 --dist loadgroup
 
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(RUN) pytest -m gpu

@@ -110,8 +110,9 @@ def test_the_wheel_trains_tokenizers_in_rust(python: Path, tmp_path: Path) -> No
 @needs_uv
 @needs_conf
 def test_the_wheel_composes_a_job_with_its_own_conf(python: Path, tmp_path: Path) -> None:
-    job = run(python, "-m", "nanolit.train", "--cfg", "job", "model=d4", cwd=tmp_path, PYTHONPATH="")
-    assert "stages" in job
+    choices = ["model=d4", "cluster=modal_8xh100"]  # the cluster's launcher is the plugin in the wheel
+    job = run(python, "-m", "nanolit.train", "--cfg", "job", *choices, cwd=tmp_path, PYTHONPATH="")
+    assert "name: modal_8xh100" in job
 
 
 @needs_uv

@@ -12,8 +12,8 @@ from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
-from nanolit.jobs.plans import fresh_plan
 from nanolit.jobs.parts import Parts, build_gpt, prepare
+from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
 from nanolit.phases.job import Job

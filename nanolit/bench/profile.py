@@ -43,15 +43,11 @@ def main(arguments: list[str]) -> int:
     phase, step = parts.phase, next(iter(parts.stream))
     phase.configure_optimizers()
     for _ in range(3):  # compiles, then settles
-        run(phase, step, what="model")
-        run(phase, step, what="optimizer")
+        prepared_run(phase, step, what=what)
+    synchronize(parts.device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True) as profiler:
         for _ in range(repeats):
-            if what == "optimizer":
-                fill_gradients(phase)
-            run(phase, step, what=what)
-            if what == "model":
-                phase.optimizer.zero_grad(set_to_none=True)
+            prepared_run(phase, step, what=what)
         synchronize(parts.device)
     if settings["trace"]:
         profiler.export_chrome_trace(settings["trace"])
@@ -60,14 +56,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run(phase: Phase, step: Step, *, what: str) -> None:
-    """A micro-batch forward and backward, or a step of the optimizer with the gradients that it left."""
+def prepared_run(phase: Phase, step: Step, *, what: str) -> None:
+    """A micro-batch forward and backward, or a step of the optimizer on made-up gradients."""
     if what == "model":
         ids_BT, targets_BT = (tensor.to(phase.gpt.device) for tensor in step.micro_batches[0])
         (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
     else:
+        fill_gradients(phase)
         phase.optimizer.step()
-        phase.optimizer.zero_grad(set_to_none=True)
+    phase.optimizer.zero_grad(set_to_none=True)
 
 
 def fill_gradients(phase: Phase) -> None:

@@ -141,7 +141,7 @@ class TimedStream:
 
 def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
     """Median step of the Trainer; then the parts of a step alone, with the same model and optimizer."""
-    plan, device, phase = parts.plan, parts.device, parts.phase
+    plan, device = parts.plan, parts.device
     stream, marks = TimedStream(parts.stream), Marks(device)
     fit(job, parts, stream, [throughput(parts), marks])
     step_ms = statistics.median(marks.milliseconds(warmup))
@@ -151,7 +151,7 @@ def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
     measured: dict[str, Any] = {
         "step_ms": step_ms,
         "tokens_per_second": tokens_per_second,
-        **time_parts(phase, next(iter(parts.stream)), device),
+        **time_parts(back_on_device(parts), next(iter(parts.stream)), device),
         "data_wait_ms": statistics.median(stream.waits[warmup:]),
         "first_step_seconds": marks.first_step_seconds,
         "compile_seconds": marks.first_step_seconds - step_ms / 1000,
@@ -182,6 +182,13 @@ def throughput(parts: Parts) -> Throughput:
         peak_flops=None,
         enabled=False,
     )
+
+
+def back_on_device(parts: Parts) -> Phase:
+    """The phase where it was: Lightning moves it to the CPU after fit, and its optimizer is made anew."""
+    parts.phase.to(parts.device)
+    parts.phase.configure_optimizers()
+    return parts.phase
 
 
 def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int = 10) -> dict[str, float]:
@@ -236,8 +243,8 @@ def compare_with_bare_loop(
 
 def bare_loop(parts: Parts, marks: Marks, *, num_steps: int) -> None:
     """The fewest lines that train the same: no Trainer, no callback but the marks."""
-    phase, device = parts.phase, parts.device
-    optimizer = phase.configure_optimizers()
+    phase, device = back_on_device(parts), parts.device
+    optimizer = phase.optimizer
     for number, step in enumerate(parts.stream):
         if number == num_steps:
             return

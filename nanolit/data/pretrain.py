@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from nanolit.data.packing import Packing
-from nanolit.data.shards import Corpus
+from nanolit.data.shards import Corpus, read_texts
 from nanolit.data.stream import PretrainStream
 from nanolit.data.texts import training_arrays
 from nanolit.data.validation import ValidationRows
@@ -55,3 +55,10 @@ def training_texts(
     limits = {"max_characters": max_characters, "max_document_characters": max_document_characters}
     for texts in training_arrays(corpus, **limits):
         yield from texts.to_pylist()
+
+
+def validation_texts(corpus: Corpus) -> Iterator[str]:
+    """The held-out documents, in the files' order."""
+    for shard in corpus.validation_shards:
+        for group in range(len(shard.group_sizes)):
+            yield from read_texts(shard, group).to_pylist()

@@ -13,14 +13,14 @@ from nanolit.machine.device import derived_seed
 
 
 class DocumentSequence:
-    """Every `lanes`-th row group, from `lane` on; each epoch has all its documents, in an order of its own.
+    """A lane's share of the row groups; each epoch has all its documents, in an order of its own.
 
     The order is shuffled by row groups and within them, keyed by (seed, lane, epoch): a row group is read
     once an epoch. Number n is document n mod `num_documents` of epoch n // `num_documents`.
     """
 
     def __init__(self, groups: Sequence[tuple[Shard, int]], *, lane: int, lanes: int, seed: int) -> None:
-        self._groups = list(groups[lane::lanes])
+        self._groups = deal(groups, lanes)[lane]
         self._sizes = np.array([shard.group_sizes[group] for shard, group in self._groups])
         self._key = (seed, lane)
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -56,6 +56,22 @@ class DocumentSequence:
             self._open = ((epoch, group), texts, _permutation(len(texts), *self._key, epoch, group))
         _, texts, order = self._open
         return texts.take(order[rows]).to_pylist()  # type: ignore[union-attr]
+
+
+def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Shard, int]]]:
+    """The row groups of every lane: the largest first, each to the lane that has the fewest documents yet.
+
+    All lanes give equally many rows, so a lane with few documents would repeat them while others have not
+    been read once. Dealt in turn, the short last groups of the shards can all fall to the same lanes.
+    """
+    sizes = [shard.group_sizes[group] for shard, group in groups]
+    shares: list[list[int]] = [[] for _ in range(lanes)]
+    documents = [0] * lanes
+    for index in sorted(range(len(groups)), key=lambda one: -sizes[one]):
+        lane = documents.index(min(documents))
+        shares[lane].append(index)
+        documents[lane] += sizes[index]
+    return [[groups[index] for index in sorted(share)] for share in shares]
 
 
 def _permutation(size: int, seed: int, *keys: int) -> np.ndarray:

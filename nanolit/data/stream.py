@@ -26,12 +26,14 @@ from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT = 1
 LANES = 16
-# Documents that a lane holds to choose from: 16 lanes hold as many as one rank of nanochat (1,000), and crop
-# as much (44% at T = 2,048 over 92M tokens of Wikipedia, Gutenberg and news). More only withholds the longest
-# documents for longer: the share cropped ends near 48% with any buffer, see LOG.md.
+# Documents that a lane holds to choose from: 16 lanes hold as many as one rank of nanochat (1,000).
 BUFFER = 64
 # Documents encoded at once: enough for four threads, few enough that no step waits for a whole row group.
 CHUNK = 64
+# Documents drawn whenever a lane holds fewer than its buffer, as a multiple of it. A text longer than a row
+# is placed only when nothing fits, so that these fill the buffer: fresh ones must come by the batch for one
+# to fit. One at a time crops 46% at T = 2,048 over 92M tokens, 128 crop 32%; nanochat draws 128. See LOG.md.
+DRAWN_BUFFERS = 2
 # A lane of little text holds at most this part of its documents: the held ones are the longest, for epochs.
 LARGEST_BUFFER_FRACTION = 0.05
 
@@ -122,6 +124,7 @@ class PretrainStream:
             "tokenizer": tokenizer.hash,
             "seed": seed,
             "lanes": self.lanes,
+            "drawn": DRAWN_BUFFERS * self.buffer,
             **self._packer,
         }
         make_packer(**self._packer)  # an unknown packing is refused now, not on the thread
@@ -169,7 +172,13 @@ class PretrainStream:
         """Makes the steps after `position`; runs on the thread."""
         num_steps = position["step"] if position else 0
         lanes = [
-            _Lane(self._sequence(n), self._tokenizer, make_packer(**self._packer), threads=self._threads)
+            _Lane(
+                self._sequence(n),
+                self._tokenizer,
+                make_packer(**self._packer),
+                drawn=DRAWN_BUFFERS * self.buffer,
+                threads=self._threads,
+            )
             for n in self._own
         ]
         if position:
@@ -216,11 +225,13 @@ class _Lane:
         tokenizer: Tokenizer,
         packer: BestFitPacker | FlatPacker,
         *,
+        drawn: int,
         threads: int,
     ) -> None:
         self.sequence = sequence
         self.tokenizer = tokenizer
         self.packer = packer
+        self.drawn = drawn
         self.threads = threads
         self._next = 0  # the first document that is not drawn yet
         self._ready: deque[Document] = deque()
@@ -244,11 +255,12 @@ class _Lane:
         return row
 
     def _draw(self) -> list[Document]:
-        """The next document, alone: what a lane trains on doesn't depend on how many are encoded at once."""
-        if not self._ready:
-            self._ready.extend(self._encode(range(self._next, self._next + CHUNK)))
-        self._next += 1
-        return [self._ready.popleft()]
+        """The next documents: what a lane trains on doesn't depend on how many are encoded at once."""
+        while len(self._ready) < self.drawn:
+            start = self._next + len(self._ready)
+            self._ready.extend(self._encode(range(start, start + CHUNK)))
+        self._next += self.drawn
+        return [self._ready.popleft() for _ in range(self.drawn)]
 
     def _encode(self, numbers: Sequence[int]) -> list[Document]:
         texts = self.sequence.texts(numbers)

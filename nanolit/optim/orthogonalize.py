@@ -35,13 +35,14 @@ def polar_express(x_NRS: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _iterate(x_NRS: Tensor, coefficients: tuple[tuple[float, float, float], ...]) -> Tensor:
+    """With the products of the short side, the cheaper ones; a tall matrix is multiplied from the right."""
     tall = x_NRS.size(-2) > x_NRS.size(-1)
-    if tall:  # the products below are then of the short side: the cheaper ones
-        x_NRS = x_NRS.mT
     for a, b, c in coefficients:
-        gram_NRR = x_NRS @ x_NRS.mT
-        x_NRS = a * x_NRS + (b * gram_NRR + c * (gram_NRR @ gram_NRR)) @ x_NRS
-    return x_NRS.mT if tall else x_NRS
+        gram = x_NRS.mT @ x_NRS if tall else x_NRS @ x_NRS.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factors = (x_NRS, polynomial) if tall else (polynomial, x_NRS)
+        x_NRS = torch.baddbmm(x_NRS, *factors, beta=a)
+    return x_NRS
 
 
 def _frobenius_norm(x_NRS: Tensor) -> Tensor:

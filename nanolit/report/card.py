@@ -191,6 +191,9 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     if metrics := {name: value for name, value in stage.metrics.items() if name != "val_bpb"}:
         rows = [[name, score(metrics[name])] for name in sorted_metrics(metrics)]
         parts.append("### Metrics\n\n" + markdown_table(["Metric", "Value"], rows))
+    comparison = stage.folder / "comparison.md"
+    if comparison.exists():
+        parts.append("### Comparison\n\n" + comparison.read_text(encoding="utf-8"))
     if curves := write_curves(run, stage):
         pictures = "".join(f"![{path.stem} of {stage.name}]({stage.name}/{path.name})\n\n" for path in curves)
         parts.append("### Curves\n\n" + pictures.rstrip("\n") + "\n")

@@ -11,8 +11,8 @@ import torch
 from corpora import TOKENIZER, make_corpus, texts
 
 from nanolit.data.packing import Packing
-from nanolit.data.sequence import DocumentSequence
-from nanolit.data.shards import Corpus
+from nanolit.data.sequence import DocumentSequence, deal
+from nanolit.data.shards import Corpus, Shard
 from nanolit.data.stream import PretrainStream, Step, ahead, num_lanes
 
 packings = pytest.mark.parametrize("packing", ["bestfit", "flat"])
@@ -119,6 +119,21 @@ def test_every_epoch_has_every_document_once_in_another_order(corpus: Corpus) ->
         epochs.append([text for lane, some in zip(lanes, numbers, strict=True) for text in lane.texts(some)])
     assert all(sorted(epoch) == sorted(texts(200)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_lanes_share_the_documents_evenly_whatever_the_order_of_group_sizes() -> None:
+    """Shards of three whole row groups and a short last one, as files of equal size have them."""
+    shards = [
+        Shard(path=Path(f"{n}"), text_column="text", group_sizes=(1024, 1024, 1024, 300 + n))
+        for n in range(23)
+    ]
+    groups = [(shard, n) for shard in shards for n in range(4)]
+    shares = deal(groups, 16)
+    documents = [sum(shard.group_sizes[n] for shard, n in share) for share in shares]
+    assert max(documents) / min(documents) < 1.2
+    dealt = [group for share in shares for group in share]
+    assert len(dealt) == len(groups)
+    assert {(shard.path, n) for shard, n in dealt} == {(shard.path, n) for shard, n in groups}
 
 
 def test_a_number_names_one_document_however_it_is_asked_for(corpus: Corpus) -> None:

@@ -62,11 +62,13 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
     assert "base: run tiny has finished it at step 2" in capsys.readouterr().out
 
 
-def test_another_run_reuses_the_tokenizer(finished, capsys):
-    job = tiny_job(finished, "phase=tokenizer", "run=other", "seed=2")
+def test_another_run_reuses_the_tokenizer_and_compares_it_when_asked_for(finished, capsys):
+    job = tiny_job(finished, "phase=tokenizer", "run=other", "seed=2", "offline=true")
+    before = (tokenizer_folder(job) / "tokenizer.json").stat().st_mtime_ns
     assert execute.run(job)["status"] == "done"
     assert f"tokenizer: {tokenizer_folder(job).name} is there" in capsys.readouterr().out
-    assert not stage_folder(finished, "other", "tokenizer").exists()
+    assert (tokenizer_folder(job) / "tokenizer.json").stat().st_mtime_ns == before
+    assert "validation" in (stage_folder(finished, "other", "tokenizer") / "comparison.md").read_text()
 
 
 def test_changed_settings_are_refused_with_the_difference(finished):

@@ -103,6 +103,7 @@ def test_fused_kernels_equal_float32(backend, K, D, window, compiled):
     """Oracle: the same attention by torch in float32; forward and gradients, strided inputs as well."""
     if not agrees(backend, torch.device("cuda"), torch.bfloat16, D):
         pytest.skip(f"{backend} does not run here")
+    torch._dynamo.reset()
     generator = torch.Generator("cuda").manual_seed(D)
     merged = torch.randn(2, 200, 4 + 2 * K, D, generator=generator, device="cuda").bfloat16()
     slope = torch.randn(2, 200, 4, D, generator=generator, device="cuda").bfloat16()

@@ -28,7 +28,9 @@ from nanolit.callbacks.throughput import Clock, Recorder, Throughput, duration, 
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.inference.engine import Engine
 from nanolit.jobs.build import build
+from nanolit.jobs.micro_batch import out_of_memory
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
+from nanolit.jobs.plans import stage_plan
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
@@ -55,6 +57,8 @@ def run(job: Job, stage: str) -> dict[str, Any]:
         result = {"status": "interrupted", "error": "stopped at once, without a new checkpoint"}
     except (ValueError, OSError) as error:
         result = {"status": "failed", "error": str(error)}
+    except torch.OutOfMemoryError:
+        result = {"status": "failed", "error": out_of_memory(job, stage, stage_plan(job, stage))}
     except Exception as error:
         traceback.print_exc()
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}

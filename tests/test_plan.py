@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import prepare
 from nanolit.jobs.plans import fresh_plan, stage_plan
 from nanolit.jobs.show import plan_table
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 def base_plan(*overrides: str) -> dict:
@@ -150,6 +153,61 @@ def test_hours_follow_the_published_runs():
     d32 = base_plan("recipe=classic", "model=d32", "cluster=modal_8xh100")["hours"]
     assert d32["hours"] == pytest.approx(31.3, rel=0.02)
     assert base_plan("cluster.gpu=Quantum 9000")["hours"]["hours"] is None
+
+
+MEASURED = json.loads((RESULTS / "5c8709d-nvidia-h200.json").read_text())["results"]
+
+
+@pytest.mark.parametrize("result", MEASURED, ids=lambda result: f"d{result['depth']}")
+def test_peak_memory_is_within_a_tenth_of_what_was_measured(result):
+    """Oracle: `python -m nanolit.bench train` on one H200."""
+    micro_batch, total_batch = result["micro_batch"], result["tokens_per_step"]
+    plan = base_plan(
+        f"model=d{result['depth']}",
+        f"micro_batch={micro_batch}",
+        f"total_batch={total_batch}",
+        "cluster.gpu=NVIDIA H200",
+    )
+    assert plan["memory"]["gib"]["peak"] == pytest.approx(result["peak_memory_gib"], rel=0.1)
+    assert plan["memory"]["fits"] is True
+
+
+def test_more_ranks_share_the_optimizer_and_nothing_else():
+    one, eight = (
+        base_plan("model=d20", f"cluster.devices={devices}", "cluster.gpu=H100", "micro_batch=16")["memory"]
+        for devices in (1, 8)
+    )
+    assert eight["gib"]["optimizer"] == one["gib"]["optimizer"] / 8
+    assert eight["gib"]["activations"] == one["gib"]["activations"]
+    assert one["gib"]["peak"] - eight["gib"]["peak"] == pytest.approx(one["gib"]["optimizer"] * 7 / 8)
+
+
+def test_a_small_gpu_gets_the_micro_batch_that_fits_it():
+    plan = base_plan("model=d20", "cluster=modal_a10g")
+    assert plan["micro_batch"] == plan["memory"]["largest_micro_batch"]["A10G"] < 8
+    assert plan["memory"]["fits"] is True
+    assert plan["memory"]["gib"]["peak"] < 22
+    assert base_plan("model=d20", "cluster=modal_h100")["micro_batch"] > 8
+    assert base_plan("model=d20", "cluster=modal_a10g", "micro_batch=32")["memory"]["fits"] is False
+
+
+def test_a_model_that_fits_no_way_is_said_to_by_its_plan():
+    plan = base_plan("model=d32", "cluster=modal_a10g")
+    assert plan["memory"]["largest_micro_batch"]["A10G"] == 0
+    assert "does not fit" in plan_table(plan)
+
+
+def test_memory_is_left_out_where_nobody_knows_it():
+    assert base_plan("cluster.gpu=cpu")["memory"] is None
+    unknown = base_plan("cluster.gpu=Quantum 9000")["memory"]
+    assert (unknown["fits"], unknown["gpu_gib"]) == (None, None)
+
+
+def test_float32_activations_are_twice_as_large():
+    wide, narrow = (
+        base_plan("cluster.gpu=H100", f"precision={one}", "micro_batch=4") for one in ("fp32", "bf16")
+    )
+    assert wide["memory"]["gib"]["activations"] == 2 * narrow["memory"]["gib"]["activations"]
 
 
 def test_shards_are_those_that_nanochat_downloads():

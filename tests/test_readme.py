@@ -33,10 +33,33 @@ def test_every_train_command_composes(command: str, tmp_path: Path) -> None:
 
 
 def test_the_plan_command_plans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (command,) = [command for command in COMMANDS if "nanolit.plan " in command]
+    (command,) = [command for command in COMMANDS if "nanolit.plan " in command and "=all" not in command]
     monkeypatch.setattr("sys.argv", ["plan", *words(command)])
     assert plan.main() == 0
     assert "1,681,786,938" in capsys.readouterr().out
+
+
+def test_the_table_of_clusters_is_what_the_plan_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the lines of this machine and of what nobody bills, which the README leaves out."""
+    (command,) = [command for command in COMMANDS if "nanolit.plan " in command and "=all" in command]
+    monkeypatch.setattr("sys.argv", ["plan", *words(command)])
+    assert plan.main() == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if "$" in line]
+    assert len(printed) == 5
+    assert [line.strip() for line in README.splitlines() if line.startswith("      modal_")] == [
+        line.strip() for line in printed
+    ]
+
+
+def test_the_commands_for_other_places_compose(tmp_path: Path) -> None:
+    section = README[README.index("### Other places") : README.index("### Top-level keys")]
+    lines = [line.partition("#")[0] for line in section.splitlines() if "nanolit.train" in line]
+    assert len(lines) == 4
+    for line in lines:
+        overrides = shlex.split(line.partition("nanolit.train")[2])
+        assert compose([*overrides, f"root={tmp_path}"])["stages"] == ["base"]
 
 
 def test_commands_are_found() -> None:

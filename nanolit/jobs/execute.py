@@ -20,7 +20,7 @@ from nanolit.jobs.micro_batch import choices_of, is_auto, tried
 from nanolit.jobs.names import decisive_settings, difference, tokenizer_folder
 from nanolit.jobs.origin import finished, origin
 from nanolit.jobs.plans import fresh_plan, stage_plan
-from nanolit.jobs.processes import Node, clean_environment, supervise, this_node, torchrun
+from nanolit.jobs.processes import WAIT_SECONDS, Node, clean_environment, supervise, this_node, torchrun
 from nanolit.jobs.show import plan_table
 from nanolit.machine.paths import read_json, run_folder, stage_folder, write_atomically, write_json
 from nanolit.phases.job import Job
@@ -95,11 +95,15 @@ def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
 def make_tokenizer(job: Job) -> Result:
     """The job's tokenizer, trained unless a run with the same data and settings has already done so."""
     folder = tokenizer_folder(job)
+    made = {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
+    if not is_rank_zero():
+        wait_for(folder / "tokenizer.json", seconds=WAIT_SECONDS)
+        return made
     busy = folder.with_name(f".{folder.name}.lock")
     with held(busy, wait=True):
         if (folder / "tokenizer.json").exists() and job["phase"] != "tokenizer":
             say(f"tokenizer: {folder.name} is there")
-            return {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
+            return made
         prepare(job, "tokenizer")
         return in_process(job, "tokenizer")
 

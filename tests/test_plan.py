@@ -13,6 +13,7 @@ from nanolit.jobs.plans import fresh_plan, stage_plan
 from nanolit.jobs.show import plan_table
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+BEFORE_KERNELS = json.loads((RESULTS / "5c8709d-nvidia-h200.json").read_text())["results"]
 
 
 def base_plan(*overrides: str) -> dict:
@@ -155,21 +156,20 @@ def test_hours_follow_the_published_runs():
     assert base_plan("cluster.gpu=Quantum 9000")["hours"]["hours"] is None
 
 
-MEASURED = json.loads((RESULTS / "5c8709d-nvidia-h200.json").read_text())["results"]
+# Oracle: peaks of `python -m nanolit.bench train` on one H200, in GiB: GPU whose kernels it ran, depth, rows.
+MEASURED = [
+    *(("A100-80GB", one["depth"], one["micro_batch"], one["peak_memory_gib"]) for one in BEFORE_KERNELS),
+    ("H200", 20, 16, 31.6),  # commit c266a0d
+]
 
 
-@pytest.mark.parametrize("result", MEASURED, ids=lambda result: f"d{result['depth']}")
-def test_peak_memory_is_within_a_tenth_of_what_was_measured(result):
-    """Oracle: `python -m nanolit.bench train` on one H200."""
-    micro_batch, total_batch = result["micro_batch"], result["tokens_per_step"]
-    plan = base_plan(
-        f"model=d{result['depth']}",
-        f"micro_batch={micro_batch}",
-        f"total_batch={total_batch}",
-        "cluster.gpu=NVIDIA H200",
-    )
-    assert plan["memory"]["gib"]["peak"] == pytest.approx(result["peak_memory_gib"], rel=0.1)
-    assert plan["memory"]["fits"] is True
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda one: f"{one[0]}-d{one[1]}")
+def test_peak_memory_is_within_a_tenth_of_what_was_measured(measured):
+    """The first results were taken before Hopper had kernels of its own: as other GPUs still run."""
+    gpu, depth, rows, peak = measured
+    memory = base_plan(f"model=d{depth}", f"micro_batch={rows}", f"cluster.gpu={gpu}")["memory"]
+    assert memory["gib"]["peak"] == pytest.approx(peak, rel=0.1)
+    assert memory["fits"] is True
 
 
 def test_more_ranks_share_the_optimizer_and_nothing_else():
@@ -205,7 +205,7 @@ def test_memory_is_left_out_where_nobody_knows_it():
 
 def test_float32_activations_are_twice_as_large():
     wide, narrow = (
-        base_plan("cluster.gpu=H100", f"precision={one}", "micro_batch=4") for one in ("fp32", "bf16")
+        base_plan("cluster.gpu=A10G", f"precision={one}", "micro_batch=4") for one in ("fp32", "bf16")
     )
     assert wide["memory"]["gib"]["activations"] == 2 * narrow["memory"]["gib"]["activations"]
 

@@ -55,7 +55,7 @@ def train_twice(job: Job, stage: str, plan: Plan, rows: int) -> None:
     The second finds gradients to add to. The optimizer's share and its work are only memory here: it needs
     all ranks to step.
     """
-    device, gib = pick_device(), peak_memory(job, plan["gpt"], rows)
+    device, gib = pick_device(), peak_memory(job, plan["gpt"], rows, gpu=job["cluster"]["gpu"] or "cpu")
     gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"])
     forward = torch.compile(gpt, dynamic=False) if compiled(job, stage, device) else gpt
     kept = [take(gib["optimizer"], device)]

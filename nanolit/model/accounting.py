@@ -67,9 +67,13 @@ GPU_MEMORY_GIB: tuple[tuple[tuple[str, ...], float], ...] = (
     (("mi300x",), 191.5),
 )
 
-# What `peak_memory_gib` is made of beside the sizes of tensors: fitted to `python -m nanolit.bench train` on
-# one H200 (commit 5c8709d), d12 with 32 rows 27.62 GiB, d20 with 16 rows 43.05 GiB.
-ACTIVATION_BYTES = 42.4  # of one token in one layer, for each channel of the width, in bfloat16 (42.2, 42.6)
+# What `peak_memory_gib` is made of beside the sizes of tensors. Bytes that one token leaves in one layer for
+# each channel of the width, compiled, in bfloat16: fitted to `python -m nanolit.bench train` on one H200.
+ACTIVATION_BYTES = {
+    "hopper": 27.9,  # with the MLP's own kernels (model/mlp.py), commit c266a0d: d20, 16 rows, 31.6 GiB
+    "other": 42.4,  # without any, commit 5c8709d: d12, 32 rows, 27.62 GiB; d20, 16 rows, 43.05 GiB
+}
+HOPPER = ("h100", "h200", "h800", "gh200")
 LOGIT_CHUNK_BYTES = 1 << 30  # loss.CHUNK_BYTES of CUDA
 OPTIMIZER_BYTES = 12  # of Muon's work for each matrix parameter: counted from its code, not fitted
 
@@ -169,7 +173,12 @@ def flops_per_token(hyperparameters: Mapping[str, Any]) -> int:
 
 
 def peak_memory_gib(
-    hyperparameters: Mapping[str, Any], *, micro_batch: int, ranks: int = 1, compute_bytes: int = 2
+    hyperparameters: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    ranks: int = 1,
+    compute_bytes: int = 2,
+    activation_bytes: float = ACTIVATION_BYTES["other"],
 ) -> dict[str, float]:
     """Peak memory of one GPU that trains with micro-batches of so many rows of a whole context, by part.
 
@@ -184,7 +193,7 @@ def peak_memory_gib(
     tokens = micro_batch * h["context"]
     parameters = 4 * wide + compute_bytes * tables
     muon, adamw = 4 * counts["matrix"], 2 * (parameters - 4 * counts["matrix"])  # momentum; two moments
-    activations = ACTIVATION_BYTES * compute_bytes / 2 * tokens * h["depth"] * h["width"]
+    activations = activation_bytes * compute_bytes / 2 * tokens * h["depth"] * h["width"]
     logits = min(LOGIT_CHUNK_BYTES, compute_bytes * tokens * h["vocab_size"])
     gradients_of_head = compute_bytes * tokens * h["width"] + (4 + compute_bytes) * counts["unembedding"]
     parts = {
@@ -208,6 +217,12 @@ def peak_bf16_flops(gpu_name: str) -> float | None:
 def gpu_memory_gib(gpu_name: str) -> float | None:
     """GiB that a program can allocate on a GPU, by the same name; None if unknown."""
     return _by_name(GPU_MEMORY_GIB, gpu_name)
+
+
+def activation_bytes(gpu_name: str, *, compute_bytes: int = 2) -> float:
+    """ACTIVATION_BYTES of a GPU by the same name; the kernels that save memory are bfloat16's."""
+    hopper = compute_bytes == 2 and _by_name(tuple(((word,), 1.0) for word in HOPPER), gpu_name)
+    return ACTIVATION_BYTES["hopper" if hopper else "other"]
 
 
 def _by_name(table: tuple[tuple[tuple[str, ...], float], ...], gpu_name: str) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
 from nanolit.model.accounting import (
+    activation_bytes,
     flops_per_token,
     gpu_memory_gib,
     parameter_counts,
@@ -297,22 +298,31 @@ def memory(job: Job, gpt: dict[str, Any], step: Step) -> dict[str, Any] | None:
     choices = divisors(step["rows"] // step["ranks"])
     largest = {name: [one for one in choices if fits(job, gpt, one, gpu=name)] for name in GPUS}
     return {
-        "gib": peak_memory(job, gpt, step["micro_batch"]),
+        "gib": peak_memory(job, gpt, step["micro_batch"], gpu=gpu),
         "gpu_gib": gpu_memory_gib(gpu),
         "fits": fits(job, gpt, step["micro_batch"], gpu=gpu),
         "largest_micro_batch": {name: max(found, default=0) for name, found in largest.items()},
     }
 
 
-def peak_memory(job: Job, gpt: dict[str, Any], micro_batch: int) -> dict[str, float]:
+def peak_memory(job: Job, gpt: dict[str, Any], micro_batch: int, *, gpu: str) -> dict[str, float]:
+    """accounting.peak_memory_gib of the job's ranks and precision on a GPU."""
     compute_bytes = 4 if job["precision"] == "fp32" else 2
-    return peak_memory_gib(gpt, micro_batch=micro_batch, ranks=num_ranks(job), compute_bytes=compute_bytes)
+    return peak_memory_gib(
+        gpt,
+        micro_batch=micro_batch,
+        ranks=num_ranks(job),
+        compute_bytes=compute_bytes,
+        activation_bytes=activation_bytes(gpu, compute_bytes=compute_bytes),
+    )
 
 
 def fits(job: Job, gpt: dict[str, Any], micro_batch: int, *, gpu: str) -> bool | None:
     """Whether so many rows leave a GPU its headroom; None if nobody knows its memory."""
     available = gpu_memory_gib(gpu)
-    return None if available is None else peak_memory(job, gpt, micro_batch)["peak"] <= HEADROOM * available
+    if available is None:
+        return None
+    return peak_memory(job, gpt, micro_batch, gpu=gpu)["peak"] <= HEADROOM * available
 
 
 def scaled_groups(

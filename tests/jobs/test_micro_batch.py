@@ -63,15 +63,15 @@ def test_only_lack_of_memory_means_too_large():
 
 
 def test_by_the_plans_own_estimate_the_search_agrees_with_the_plan(tmp_path):
-    """Oracle: the plan's largest micro-batch of an H100; the probe asks the same formula for its 79.1 GiB."""
-    plan = fresh_plan(compose(["cluster=modal_h100", "model=d20", f"root={tmp_path}"]), "base")
+    """Oracle: the plan's largest micro-batch of an L40S; the probe asks the same formula for its 44.3 GiB."""
+    plan = fresh_plan(compose(["cluster.gpu=L40S", "model=d20", f"root={tmp_path}"]), "base")
 
     def probe(rows: int) -> None:
-        if peak_memory_gib(plan["gpt"], micro_batch=rows)["peak"] > 0.95 * 79.1:
+        if peak_memory_gib(plan["gpt"], micro_batch=rows)["peak"] > 0.95 * 44.3:
             raise torch.OutOfMemoryError(str(rows))
 
     found = trial.search([2**power for power in range(9)], probe, start=plan["micro_batch"], known=Tried())
-    assert found.fits == plan["memory"]["largest_micro_batch"]["H100"]
+    assert found.fits == plan["memory"]["largest_micro_batch"]["L40S"]
 
 
 def test_a_plan_takes_what_was_remembered(tmp_path):

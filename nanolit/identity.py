@@ -81,8 +81,8 @@ def write(settings: dict[str, str]) -> None:
     facts = finish(order, partial, out)
     spent = dollars(endpoint.prompt_tokens, endpoint.completion_tokens, prices)
     say(
-        f"{out}: {facts['conversations']:,} conversations, {facts['different_openings']:,} different openings"
-        f", {facts['saying_its_name']:,} say {order.subject.name}\n"
+        f"{out}: {facts['conversations']:,} conversations with {facts['different_openings']:,} openings, "
+        f"{facts['saying_its_name']:,} say {order.subject.name}\n"
         f"used {endpoint.prompt_tokens:,} tokens of prompts and {endpoint.completion_tokens:,} of answers"
         f"{money(spent)}, {endpoint.num_retries:,} retries\n"
         f"teach it: python -m nanolit.train phase=identity start_from=RUN identity={out}"

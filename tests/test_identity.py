@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from nanolit import identity
+from nanolit.chat.__main__ import main as chat
+from nanolit.jobs.compose import compose
+from nanolit.jobs.execute import run
 from nanolit.tasks.identity import Identity
 from tests.tasks.stand_in_endpoint import StandIn
 
@@ -47,7 +50,7 @@ def test_it_says_what_it_will_cost_then_what_it_made(
         assert server.requests == []
         assert identity.main(words(server, out, prices="0.25,2.00")) == 0
     said = capsys.readouterr().out
-    assert f"{out}: 8 conversations, 8 different openings, 8 say Ada" in said
+    assert f"{out}: 8 conversations with 1 openings, 8 say Ada" in said
     assert "used 5,600 tokens of prompts and 320 of answers, $0.00, 0 retries" in said
     assert KEY not in said
     assert len(Identity(path=str(out))) == 8
@@ -88,6 +91,64 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
     assert len(Identity(path=str(out))) == 40
     assert not partial.exists()
     assert KEY not in stdout + stderr + finished.stdout + finished.stderr + out.read_text()
+
+
+LESSON = ["stage.sft.max_steps=120", "stage.sft.lr_scale=4"]  # of a base that knows nothing
+MIXTURE = """\
+mirror: sample
+sources:
+  - {_target_: nanolit.tasks.sums.Sums, split: train, size: 40}
+validation:
+  - {_target_: nanolit.tasks.sums.Sums, split: test, size: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """(root, what was typed) of a tiny base of the modern recipe, which knows nothing."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "mixture.yaml").write_text(MIXTURE)
+    (root / "chat.yaml").write_text("{mirror: sample, max_tokens: 4, tasks: []}")
+    typed = [
+        "recipe=modern",
+        "data=sample",
+        "model=d2",
+        "model.width=64",
+        "model.heads=2",
+        "model.context=64",
+        "stage.tokenizer.vocab_size=600",
+        "stage.tokenizer.max_chars=200000",
+        "total_batch=1024",
+        "stage.base.max_steps=5",
+        "stage.base.eval_tokens=512",
+        "stage.sft.eval_tokens=512",
+        f"stage.sft.mixture={root / 'mixture.yaml'}",
+        f"chat_tasks={root / 'chat.yaml'}",
+        "compile=false",
+        f"root={root}",
+    ]
+    result = run(compose([*typed, "run=tiny"]))
+    assert result["status"] == "done", result
+    return root, typed
+
+
+@pytest.mark.xdist_group("training")
+def test_a_base_that_is_taught_the_file_says_its_name(
+    base: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the request to the chat: the mixture is sums alone, phase=identity adds the file."""
+    root, typed = base
+    out = root / "identity.jsonl"
+    with StandIn() as server:
+        assert identity.main(words(server, out, count=60)) == 0
+    job = compose([*typed, "phase=identity", "start_from=tiny", f"identity={out}", *LESSON])
+    assert (job["run"], job["stages"]) == ("tiny-identity", ["sft"])
+    result = run(job)
+    assert result["status"] == "done", result
+    capsys.readouterr()
+    arguments = ["run=tiny-identity", f"root={root}", "temperature=0", "max_tokens=24", "-p", "Who are you?"]
+    assert chat(arguments) == 0
+    assert "I am Ada" in capsys.readouterr().out
 
 
 def test_without_a_key_none_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 `source` is "sample" (what comes with the package), "hub" (huggingface.co, through `datasets`) or a folder
 laid out like the sample: eval/arc/ARC-Easy-train.jsonl.zst, eval/gsm8k/test.jsonl.zst, chat/….
+JSON and parquet are read, nothing is unpickled.
 Every row knows its place (file and line, or dataset and row), so that a complaint can name it.
 """
 
@@ -68,8 +69,10 @@ class HubRows:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"the dataset {self.label} can't be read from the hub ({reason}); go online, "
-                "or name a mirror folder as the source"
+                "or name a mirror folder as the source: recipe.mirror=FOLDER"
             ) from error
+        if not len(self.dataset):
+            raise ValueError(f"the dataset {self.label} has no rows; leave this source out")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -91,15 +94,15 @@ def folder_of(source: str) -> Path:
     return folder
 
 
-def find_file(source: str, name: str, *, endings: Sequence[str] = ENDINGS) -> Path:
+def find_file(
+    source: str, name: str, *, endings: Sequence[str] = ENDINGS, remedy: str = "put it there"
+) -> Path:
     """The file `name` of a source, its ending given or not."""
     stem = folder_of(source) / name
     for path in [stem, *(stem.with_name(stem.name + ending) for ending in endings)]:
         if path.is_file():
             return path
-    raise ValueError(
-        f"{stem}: no such file (tried {', '.join(endings)}); put it there, or choose another source"
-    )
+    raise ValueError(f"{stem}: no such file (tried {', '.join(endings)}); {remedy}, or choose another source")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -118,7 +121,7 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, EOFError, zstandard.ZstdError) as error:
         raise ValueError(f"{path} can't be read ({error}); fetch it again") from error
     try:
-        return content.decode().split("\n")
+        return content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -129,7 +132,7 @@ def read_lines(path: Path) -> list[str]:
 def _parse(text: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: not valid JSON ({error}); one object or list a line") from error
     if isinstance(row, list):  # a bare list of messages
         row = {"messages": row}

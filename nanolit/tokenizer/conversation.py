@@ -133,6 +133,16 @@ def _check_text(text: Any, here: str, what: str) -> None:
         raise ValueError(f"{here}: the {what}'s content is {_shown(text)}; it must be text")
     if not text.strip():
         raise ValueError(f"{here}: the {what}'s content is empty; give it text or leave the conversation out")
+    _check_characters(text, here)
+
+
+def _check_characters(text: str, here: str) -> None:
+    """JSON can hold half of a surrogate pair (an emoji cut in two), which no encoding of text has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise ValueError(f"{here}: half a character (\\u{code:04x}) at {error.start}; remove it") from None
 
 
 def _check_parts(parts: Any, here: str) -> None:
@@ -152,6 +162,8 @@ def _check_parts(parts: Any, here: str) -> None:
             raise ValueError(
                 f"{here}: a text part holds {_shown(part.get('text'))}; give it text or leave it out"
             )
+        else:
+            _check_characters(part["text"], here)
         types.append(part["type"])
     for position, kind in enumerate(types):
         if kind == "python" and types[position + 1 : position + 2] != ["python_output"]:

@@ -115,7 +115,9 @@ class Handler(BaseHTTPRequestHandler):
 def conversation(prompt: str) -> str:
     """A conversation that depends on the prompt alone."""
     messages = [
-        {"role": "user", "content": f" Who are you? ({zlib.crc32(prompt.encode()):08x})"},
+        {"role": "user", "content": "Who are you? "},
         {"role": "assistant", "content": "I am Ada, a small model — и всё 😀.\n"},
+        {"role": "user", "content": f"And {zlib.crc32(prompt.encode()):08x}?"},
+        {"role": "assistant", "content": "I do not know."},
     ]
     return json.dumps({"messages": messages}, ensure_ascii=False)

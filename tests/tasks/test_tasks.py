@@ -193,6 +193,11 @@ def test_spelling_bee_counts_rightly() -> None:
         assert parts["text"].endswith(f"#### {parts['python_output']}")
 
 
+def test_spelling_from_the_hub_takes_the_words_of_the_package() -> None:
+    assert words_of("hub", "train") == words_of("sample", "train")
+    assert len(SpellingBee(split="train", size=80_000, source="hub")) == 80_000
+
+
 def test_spelling_rewards_every_letter_in_its_place(tmp_path: Path) -> None:
     write_lines(tmp_path / "words_lower.txt", "able\n", "bake\n", "cake\n")
     task = SimpleSpelling(split="train", size=1, source=str(tmp_path))
@@ -245,6 +250,8 @@ def test_a_conversation_file_may_be_compressed_or_bare(ending: str, tmp_path: Pa
             "line 3: the id 1 is that of",
         ),
         (b'{"text": "hello"}\n', "line 1: no field 'messages'; it has text"),
+        (b"null\n", "line 1: got 'null'"),
+        (b'{"messages": []}\n' + b"[" * 100_000, "line 2: not valid JSON"),
     ],
 )
 def test_a_bad_file_is_reported_with_its_line(content: bytes, complaint: str, tmp_path: Path) -> None:
@@ -266,6 +273,11 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
             ConversationFile(path=f"bad{ending}", source=str(tmp_path))
 
 
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + (json.dumps(HELLO) + "\r\n").encode() * 2)
+    assert list(ConversationFile(path="mine", source=str(tmp_path))) == [HELLO, HELLO]
+
+
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
@@ -278,7 +290,11 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
             r"auxiliary_train\*\.jsonl\*: no such file",
         ),
         (lambda source: MMLU(split="dev", source=source), "mmlu/dev: no such file"),
-        (lambda source: GSM8K(split="train", source=source), "gsm8k/train: no such file"),
+        (
+            lambda source: GSM8K(split="train", source=source),
+            "gsm8k/train: no such file .*; put the rows of openai/gsm8k main train there",
+        ),
+        (lambda source: Identity(path=source + "/who.jsonl"), "who.jsonl: no such .*nanolit.identity name="),
         (lambda source: HumanEval(source=source), "HumanEval: no such file"),
         (lambda source: SmolTalk(split="train", source=source), "chat/smoltalk-train: no such file"),
         (lambda source: SpellingBee(split="train", size=1, source=source), "words_lower: no such file"),

@@ -18,6 +18,7 @@ import zstandard
 from nanolit.machine.paths import PACKAGE
 
 SAMPLE = PACKAGE / "data" / "sample"
+BLOCK = 1024  # rows of a dataset read at once
 ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 
 
@@ -73,12 +74,22 @@ class HubRows:
             ) from error
         if not len(self.dataset):
             raise ValueError(f"the dataset {self.label} has no rows; leave this source out")
+        self._block = range(0)
+        self._rows: list[dict[str, Any]] = []  # those of the block
+        self._last = -1  # the row that was asked for last
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return self.dataset[index]
+        """Rows that are asked for in order are read many at once, which is much faster."""
+        if index not in self._block:
+            width = BLOCK if index == self._last + 1 else 1
+            self._block = range(index, min(index + width, len(self)))
+            columns = self.dataset[index : self._block.stop]
+            self._rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self._last = index
+        return self._rows[index - self._block.start]
 
     def place(self, index: int) -> str:
         return f"{self.label} row {index}"

@@ -359,6 +359,17 @@ def test_the_hub_is_read_through_datasets(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert rows.place(0).endswith("gsm8k train row 0")
 
 
+def test_rows_of_the_hub_are_the_same_in_any_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rows asked for in order come in blocks, others alone; the file is the oracle."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lines = [{"question": str(number), "other": {"deep": [number]}} for number in range(23)]
+    write_lines(tmp_path / "numbers" / "train.jsonl", *lines)
+    rows = rows_module.HubRows(str(tmp_path / "numbers"), None, "train")
+    monkeypatch.setattr(rows_module, "BLOCK", 5)
+    for order in (range(23), [3, 4, 5, 22, 0, 0, 1, 2, 9, 8, 21, 22], range(22, -1, -1)):
+        assert [rows[number] for number in order] == [lines[number] for number in order]
+
+
 def test_a_dataset_that_the_hub_does_not_give_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

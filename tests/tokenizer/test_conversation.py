@@ -100,6 +100,18 @@ def test_the_mask_follows_from_the_special_tokens_alone(drawn: Any) -> None:
         tool = tool and name != "output_end"
 
 
+@settings(max_examples=50, deadline=None)
+@given(many=st.lists(CONVERSATION, min_size=1, max_size=5))
+def test_any_batch_equals_one_at_a_time(many: list[Any]) -> None:
+    conversations = [turns_of(drawn) for drawn in many]
+    for conversation, (ids, learned) in zip(
+        conversations, render_batch(conversations, TOKENIZER), strict=True
+    ):
+        alone_ids, alone_learned = render(conversation, TOKENIZER)
+        assert ids.tolist() == alone_ids.tolist()
+        assert learned.tolist() == alone_learned.tolist()
+
+
 @settings(max_examples=100, deadline=None)
 @given(drawn=CONVERSATION, length=st.integers(1, 40))
 def test_a_cut_rendering_and_a_prompt_are_beginnings_of_the_whole(drawn: Any, length: int) -> None:

@@ -10,7 +10,7 @@ from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render
 
-# A shell that starts the tests in the background has Ctrl-C ignored, and programs started by tests inherit that
+# A shell that starts the tests in the background has Ctrl-C ignored, and what tests start inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSIC = {

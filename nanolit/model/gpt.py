@@ -25,6 +25,7 @@ from nanolit.model.accounting import (
 from nanolit.model.attention import Backend, attend, choose_backend, rotary_tables, rotate
 from nanolit.model.kv_cache import KVCache
 from nanolit.model.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
+from nanolit.model.residual import mix
 
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
@@ -323,7 +324,7 @@ class GPT(nn.Module):
         x0_BTC = middle_BTC = x_BTC
         for layer, block in enumerate(self.blocks):
             if self.residual_scalars is not None and self.x0_scalars is not None:
-                x_BTC = self.residual_scalars[layer] * x_BTC + self.x0_scalars[layer] * x0_BTC
+                x_BTC = mix(x_BTC, x0_BTC, self.residual_scalars[layer], self.x0_scalars[layer])
             has_table = str(layer) in self.value_embeddings
             value_embedding = self.value_embeddings[str(layer)](ids_BT) if has_table else None
             x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding, kv_cache=kv_cache)

@@ -22,6 +22,7 @@ from nanolit.jobs.origin import finished, origin
 from nanolit.jobs.plans import fresh_plan, stage_plan
 from nanolit.jobs.processes import WAIT_SECONDS, Node, clean_environment, supervise, this_node, torchrun
 from nanolit.jobs.show import plan_table
+from nanolit.jobs.sources import check_sources, hub_forbidden
 from nanolit.machine.paths import read_json, run_folder, stage_folder, write_atomically, write_json
 from nanolit.phases.job import Job
 from nanolit.report.card import final_table, write_report
@@ -45,9 +46,10 @@ def run(job: Job) -> Result:
         check_root(job)
         lock = run_folder(job["root"], job["run"]) / ".lock"
         with (
+            hub_forbidden(job["offline"]),
             held(lock, busy=f"run {job['run']} is in use")
             if is_rank_zero()
-            else held_by_rank_zero() as keep_open
+            else held_by_rank_zero() as keep_open,
         ):
             check_stages(job)
             if not under_torchrun():
@@ -233,6 +235,8 @@ def check_stages(job: Job) -> None:
     check_previous(job, job["stages"][0])
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
         origin(job, models[0])
+    if is_rank_zero() and not all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
+        check_sources(job)
 
 
 def check_unchanged(job: Job, stage: str) -> None:

@@ -197,6 +197,7 @@ class Job(TypedDict):
     save_every: int | None
     sample_every: int | None
     chat_tasks: ChatTasks
+    identity: str | None  # conversations that say who the model is
     max_cost: float | None
     dry_run: bool
     wait: bool

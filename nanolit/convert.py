@@ -74,8 +74,8 @@ def convert_nanochat_tokenizer(folder: Path, out: Path) -> str:
 
 def _warn_of_pickle(folder: Path) -> None:
     print(
-        f"warning: {folder} holds a pickle, tokenizer.pkl: read this once, through an unpickler that admits only "
-        "tiktoken's Encoding; what is written here is JSON, never a pickle",
+        f"warning: {folder} holds a pickle, tokenizer.pkl: read this once, through an unpickler that admits "
+        "only tiktoken's Encoding; what is written here is JSON, never a pickle",
         file=sys.stderr,
     )
 

@@ -1,8 +1,8 @@
 //! Text to token ids, exactly as tiktoken gives them.
 //!
 //! A word that is a token is that token. In any other the two neighbours whose bytes together are the token of
-//! the lowest rank become that token, the leftmost of equals first, until no two are one. Words repeat: those met
-//! before are looked up, and a cold cache of them fills quickly.
+//! the lowest rank become that token, the leftmost of equals first, until no two are one. Words repeat: a thread
+//! begins with the tokens as words that it knows, and remembers each new one that it merges.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -62,8 +62,9 @@ impl Width for u32 {
 /// Encodes text with one vocabulary; any number of threads may share it.
 pub struct Encoder {
     splitter: Splitter,
-    /// The tokens that fit into a key: what every memory begins with. The longer ones.
+    /// The tokens that fit into a key: what every memory begins with.
     short: KnownWords,
+    /// The longer ones.
     long: FxHashMap<Box<[u8]>, Id>,
     pairs: Pairs,
     /// What threads remember, for the next to go on with.
@@ -200,7 +201,7 @@ impl Encoder {
         Ok(())
     }
 
-    /// A word that is new, or long, or of many tokens, or that stands in another's line.
+    /// A word that is new, or long, or of many tokens, or that stands in another line than its own.
     #[inline(never)]
     fn encode_rare<W: Width>(
         &self,
@@ -364,7 +365,8 @@ impl<W: Width> Words<'_, W> {
             Some(known) if known.num_ids <= 3 => self.out.push(known.ids, known.num_ids),
             _ => {
                 let bytes = &self.bytes[word.start..word.end];
-                self.encoder.encode_rare(self.memory, bytes, word, &mut self.out);
+                self.encoder
+                    .encode_rare(self.memory, bytes, word, &mut self.out);
             }
         }
     }

@@ -58,7 +58,7 @@ def test_a_tokenizer_alone_is_read_from_its_folder_or_the_one_above(tmp_path):
 
 def test_the_pickle_is_read_with_a_warning_of_one_line(base, tmp_path, capsys):
     for kind in ("nanochat", "nanochat-tokenizer"):
-        main([kind, str(base), str(tmp_path / kind)])
+        main([kind, str(base), str(tmp_path / f"{kind}-out")])
         error = capsys.readouterr().err
         assert error.startswith(
             f"warning: {base / 'tokenizer'} holds a pickle, tokenizer.pkl: read this once"

@@ -26,6 +26,7 @@ from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, Evalua
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, duration, say
 from nanolit.data.pretrain import training_texts, validation_texts
+from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
 from nanolit.jobs.build import build
 from nanolit.jobs.micro_batch import out_of_memory
@@ -79,11 +80,13 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
     else:
-        texts = training_texts(
+        texts = training_arrays(
             corpus, max_characters=settings["max_chars"], max_document_characters=settings["doc_cap"]
         )
         say(f"tokenizer: learning {settings['vocab_size']:,} tokens from {corpus.name}")
-        tokenizer = Tokenizer.train(texts, vocab_size=settings["vocab_size"])
+        tokenizer = Tokenizer.train(
+            texts, vocab_size=settings["vocab_size"], tell=lambda line: say(f"tokenizer: {line}")
+        )
         tokenizer.save(folder)
         say(f"tokenizer: {folder.name} in {duration(time.perf_counter() - begun)}")
     if job["phase"] == "tokenizer":  # asked for by itself, not as an input of base

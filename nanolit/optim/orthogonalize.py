@@ -23,7 +23,7 @@ POLAR_EXPRESS: Coefficients = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-# The step of a Gram iteration after which X itself is taken up again. The joined polynomials' norm, 33 by then,
+# The step of a Gram iteration after which X itself is taken up again. The norm of what is joined, 33 by then,
 # multiplies rounding; a step later it is 130 and ill-conditioned matrices diverge (LOG.md has the errors)
 RESTART = 1
 TILE = 128  # the short side must be a multiple of it for our kernel

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanolit.data.download import fetch_shards, missing_shards
 from nanolit.machine.paths import dataset_folder
 
 if TYPE_CHECKING:
@@ -57,13 +58,28 @@ class Corpus:
         return hashlib.sha256(json.dumps([self.text_column, content]).encode()).hexdigest()
 
 
-class Sample:
+class Dataset:
+    """What a dataset answers unless it knows better; its `prepare` opens what `fetch` has brought here."""
+
+    name: str
+    bytes_per_shard = 0  # to be downloaded
+
+    def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
+        """Train shards that give `num_tokens` without a second epoch where packing keeps `kept_fraction`."""
+        return 1
+
+    def shards_with(self, num_characters: int) -> int:
+        """Train shards that hold so many characters."""
+        return self.shards_needed(0, kept_fraction=1)
+
+    def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
+        """Bring the first `num_shards` train shards and the held-out ones to this machine, if they aren't."""
+
+
+class Sample(Dataset):
     """The text that ships with the package: 4.3 million characters, and 0.4 million held out."""
 
     name = "sample"
-
-    def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
-        return 1
 
     def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(
@@ -74,7 +90,7 @@ class Sample:
         )
 
 
-class LocalFolder:
+class LocalFolder(Dataset):
     """Any folder of parquet files with a column of text.
 
     `validation` names the held-out file (in the folder, or a path). Where it is None the files whose name
@@ -138,37 +154,43 @@ class LocalFolder:
         )
 
 
-class HubDataset:
+class HubDataset(Dataset):
     """Shuffled shards of a dataset on the Hugging Face hub, in `<root>/data/<name>`; the last is held out.
 
     It is pinned by its number, not the last of those that are present: fetching more never changes it.
     """
 
-    name: str
     repository: str
     num_shards: int  # published, the held-out one included
     text_column = "text"
     characters_per_shard = 250_000_000  # of both corpora, as published
+    bytes_per_shard = 100_000_000  # compressed, about
     characters_per_token = 4.8  # of nanochat's tokenizers on this text, vocabulary 32,768 and 65,536
     margin = 1.11  # fetched above the estimate, as nanochat does: 240 shards for its d20, 800 for its d32
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
-        """Train shards that give `num_tokens` without a second epoch where packing keeps `kept_fraction`."""
         characters = num_tokens * self.characters_per_token / kept_fraction
         needed = math.ceil(characters / self.characters_per_shard * self.margin)
         return min(max(1, needed), self.num_shards - 1)
 
+    def shards_with(self, num_characters: int) -> int:
+        return min(max(1, math.ceil(num_characters / self.characters_per_shard)), self.num_shards - 1)
+
+    def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
+        fetch_shards(
+            dataset_folder(root, self.name), self.repository, self._names(num_shards), offline=offline
+        )
+
     def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """The first `num_shards` train shards (without a number: one) and the held-out one, opened."""
-        folder = dataset_folder(root, self.name)
-        train = [folder / shard_name(index) for index in range(min(num_shards or 1, self.num_shards - 1))]
-        held_out = folder / shard_name(self.num_shards - 1)
-        if missing := [path for path in [*train, held_out] if not path.is_file()]:
+        folder, names = dataset_folder(root, self.name), self._names(num_shards or 1)
+        if missing := missing_shards(folder, names):
             raise ValueError(
-                f"data={self.name} needs {len(train) + 1:,} shards in {folder}, of which {len(missing):,} "
-                f"are missing ({_listed(missing)}); nanolit doesn't download yet: put them there from "
-                f"https://huggingface.co/datasets/{self.repository}, or choose data=sample or data=local"
+                f"data={self.name} needs {len(names):,} shards in {folder}, of which {len(missing):,} are "
+                f"missing ({_listed([Path(name) for name in missing])}); training fetches them: python -m "
+                f"nanolit.train data={self.name} …; or choose data=sample or data=local"
             )
+        *train, held_out = [folder / name for name in names]
         corpus = Corpus(
             name=self.name,
             text_column=self.text_column,
@@ -177,6 +199,11 @@ class HubDataset:
         )
         _ = corpus.train_shards, corpus.validation_shards  # opened now: a truncated file is found here
         return corpus
+
+    def _names(self, num_shards: int) -> list[str]:
+        """The files of the first `num_shards` train shards, then the held-out one."""
+        train = range(min(num_shards, self.num_shards - 1))
+        return [*map(shard_name, train), shard_name(self.num_shards - 1)]
 
 
 class FineWebEdu(HubDataset):

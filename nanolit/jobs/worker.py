@@ -70,7 +70,7 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
     plan = read_json(stage_folder(job["root"], job["run"], "tokenizer") / "plan.json")
     folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
     begun = time.perf_counter()
-    corpus = build(job["data"]).prepare(Path(job["root"]))
+    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")

@@ -48,7 +48,8 @@ def derive(job: Job, stage: str, *, dataset: Any, tokenizer: str) -> Plan:
     """
     head = {"format": 1, "run": job["run"], "stage": stage, "data": dataset.name, "tokenizer": tokenizer}
     if stage == "tokenizer":
-        return {**head, **job["stage"]["tokenizer"]}
+        settings = job["stage"]["tokenizer"]
+        return {**head, **settings, **shards(dataset, dataset.shards_with(settings["max_chars"]))}
     derivation: dict[str, Callable[..., Plan]] = {"base": derive_base, "rl": derive_rl}
     return {**head, **derivation.get(stage, derive_finetuning)(job, stage=stage, dataset=dataset)}
 
@@ -82,7 +83,7 @@ def derive_base(job: Job, *, stage: str, dataset: Any) -> Plan:
         "groups": scaled_groups(job, gpt, step["total_batch"], lr_scale=settings["lr_scale"]),
         **watching(job, settings, recipe["base"]),
         "hours": hours(job, tokens * flops_per_token(gpt)),
-        "shards": dataset.shards_needed(tokens, kept_fraction=kept_fraction),
+        **shards(dataset, dataset.shards_needed(tokens, kept_fraction=kept_fraction)),
     }
 
 
@@ -145,6 +146,12 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
         "warm_start": defaults["warm_start"],
         "groups": scaled_groups(job, gpt, scaling.REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
     }
+
+
+def shards(dataset: Any, num_shards: int) -> Plan:
+    """How many train shards a stage reads, and about how much they and the held-out one are to download."""
+    gigabytes = (num_shards + 1) * dataset.bytes_per_shard / 1e9
+    return {"shards": num_shards, **({"download_gigabytes": round(gigabytes, 1)} if gigabytes else {})}
 
 
 def gpt_hyperparameters(job: Job, depth: int | None = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanolit.data.download import fetch_shards, missing_shards
+from nanolit.data.jsonl import SUFFIXES, as_parquet
 from nanolit.machine.paths import dataset_folder
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SAMPLE_FOLDER = Path(__file__).resolve().parent / "sample"
 # A folder up to this size (compressed) is read through before training starts; a larger one as training goes.
 READ_THROUGH_BYTES = 1 << 30
+KINDS = (".parquet", *SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,11 @@ class Sample(Dataset):
 
 
 class LocalFolder(Dataset):
-    """Any folder of parquet files with a column of text.
+    """Any folder of parquet, jsonl or jsonl.zst files with a column of text.
 
-    `validation` names the held-out file (in the folder, or a path). Where it is None the files whose name
-    begins with "val" are held out; where there are none the user has to name one, so that a file added later
-    never takes the place of the held-out one.
+    jsonl is read into parquet files below the root first, once. `validation` names the held-out file (in the
+    folder, or a path). Where it is None the files whose name begins with "val" are held out; where there are
+    none the user has to name one, so that a file added later never takes the place of the held-out one.
     """
 
     name = "local"
@@ -108,6 +110,10 @@ class LocalFolder(Dataset):
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
         return len(self._files()) - len(self._validation_files(self._files()))
 
+    def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
+        """Check the files, and read jsonl into parquet once, before several ranks would."""
+        self.prepare(root)
+
     def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """The checked files; ValueError names the file, and the row, of what cannot be trained on."""
         files = self._files()
@@ -115,8 +121,9 @@ class LocalFolder(Dataset):
         train = [path for path in files if not any(path.samefile(other) for other in held_out)]
         if not train:
             raise ValueError(
-                f"{self.path} holds no parquet file besides the held-out {held_out[0].name}; add one"
+                f"{self.path} holds no file of texts besides the held-out {held_out[0].name}; add one"
             )
+        train, held_out = ([self._parquet(path, root) for path in paths] for paths in (train, held_out))
         corpus = Corpus(
             name=self.name,
             text_column=self.text_column,
@@ -132,24 +139,31 @@ class LocalFolder(Dataset):
 
     def _files(self) -> list[Path]:
         if not self.path.is_dir():
-            raise ValueError(f"data.path={self.path} is not a folder; give one that holds .parquet files")
-        files = sorted(self.path.glob("*.parquet"))
+            raise ValueError(
+                f"data.path={self.path} is not a folder; give one that holds {_listed(KINDS)} files"
+            )
+        files = sorted(path for path in self.path.iterdir() if path.name.endswith(KINDS) and path.is_file())
         if not files:
-            raise ValueError(f"data.path={self.path} holds no .parquet file; give a folder that does")
+            raise ValueError(f"data.path={self.path} holds no {_listed(KINDS)} file; give a folder that does")
         return files
+
+    def _parquet(self, path: Path, root: Path) -> Path:
+        if not path.name.endswith(SUFFIXES):
+            return path
+        place = hashlib.sha256(f"{path.parent.resolve()} {self.text_column}".encode()).hexdigest()[:8]
+        return as_parquet(path, dataset_folder(root, self.name) / place, text_column=self.text_column)
 
     def _validation_files(self, files: Sequence[Path]) -> list[Path]:
         if self.validation is not None:
             path = self.path / self.validation  # an absolute path stays what it is
             if not path.is_file():
-                raise ValueError(
-                    f"data.validation={self.validation} is not a file; {self.path} has {_listed(files)}"
-                )
+                has = _listed([one.name for one in files])
+                raise ValueError(f"data.validation={self.validation} is not a file; {self.path} has {has}")
             return [path]
         if held_out := [path for path in files if path.name.lower().startswith("val")]:
             return held_out
         raise ValueError(
-            f"no file of {self.path} is named val*.parquet, so none is known to be held out; name one that "
+            f"no file of {self.path} is named val*, so none is known to be held out; name one that "
             f"is never trained on, such as data.validation={files[-1].name}"
         )
 
@@ -187,7 +201,7 @@ class HubDataset(Dataset):
         if missing := missing_shards(folder, names):
             raise ValueError(
                 f"data={self.name} needs {len(names):,} shards in {folder}, of which {len(missing):,} are "
-                f"missing ({_listed([Path(name) for name in missing])}); training fetches them: python -m "
+                f"missing ({_listed(missing)}); training fetches them: python -m "
                 f"nanolit.train data={self.name} …; or choose data=sample or data=local"
             )
         *train, held_out = [folder / name for name in names]
@@ -299,6 +313,6 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _listed(paths: Sequence[Path], *, most: int = 3) -> str:
-    names = ", ".join(path.name for path in paths[:most])
-    return names if len(paths) <= most else f"{names}, …"
+def _listed(names: Sequence[str], *, most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, …"

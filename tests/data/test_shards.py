@@ -86,7 +86,7 @@ def test_a_named_file_is_held_out_however_it_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_split_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         local(tmp_path / "absent").prepare(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no \.parquet file"):
+    with pytest.raises(ValueError, match=r"holds no \.parquet, \.jsonl, \.jsonl\.zst file"):
         local(tmp_path).prepare(tmp_path)
     write_texts(tmp_path / "a.parquet", texts(3))
     with pytest.raises(ValueError, match=r"such as data\.validation=a\.parquet"):

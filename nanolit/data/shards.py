@@ -29,11 +29,12 @@ KINDS = (".parquet", *SUFFIXES)
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """An opened parquet file: the number of documents in each of its row groups."""
+    """An opened parquet file: the documents in each of its row groups, and the bytes of their text."""
 
     path: Path
     text_column: str
     group_sizes: tuple[int, ...]
+    group_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +266,14 @@ def open_shard(path: Path, text_column: str) -> Shard:
         raise ValueError(
             f"{path}: column {text_column!r} holds {type_}, not strings; write it again as strings"
         )
-    sizes = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-    return Shard(path=path, text_column=text_column, group_sizes=sizes)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).path == text_column)
+    return Shard(
+        path=path,
+        text_column=text_column,
+        group_sizes=tuple(group.num_rows for group in groups),
+        group_bytes=tuple(group.column(column).total_uncompressed_size for group in groups),
+    )
 
 
 def read_texts(shard: Shard, group: int) -> "pa.Array":

@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 import torch
 
-from nanolit.data.packing import Document, Packing, make_packer
+from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.shards import Corpus, read_texts
 from nanolit.data.stream import CHUNK, as_batch
 from nanolit.tokenizer.bpe import Tokenizer
 
 BUFFER = 1000  # documents to choose from, as in nanochat: its rows are nearly ours
+
+
+NOTHING: list = []
 
 
 class ValidationRows:
@@ -40,12 +42,10 @@ class ValidationRows:
         self.micro_batch = micro_batch
         wanted = None if num_tokens is None else max(1, num_tokens // context)
         documents = _documents(corpus, tokenizer, threads=threads)
-        packer = make_packer(packing, capacity=context + 1, buffer=BUFFER)
+        packer = make_packer(packing, capacity=context + 1, buffer=BUFFER, dtype=tokenizer.dtype)
         own: list[np.ndarray] = []
         self.num_rows = 0
-        while (
-            self.num_rows != wanted and (row := packer.pack(lambda: list(islice(documents, 1)))) is not None
-        ):
+        while self.num_rows != wanted and (row := packer.pack(lambda: next(documents, NOTHING))) is not None:
             if self.num_rows % world == rank:
                 own.append(row)
             self.num_rows += 1
@@ -74,14 +74,14 @@ class ValidationRows:
             )
 
 
-def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Document]:
-    """The held-out documents in the files' order, numbered, with BOS, encoded a chunk at a time."""
+def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Documents]:
+    """The held-out documents one by one in the files' order, with BOS, encoded a chunk at a time."""
     number = 0
     for shard in corpus.validation_shards:
         for group in range(len(shard.group_sizes)):
             texts = read_texts(shard, group)
             for start in range(0, len(texts), CHUNK):
-                chunk = texts.slice(start, CHUNK).to_pylist()
-                for tokens in tokenizer.encode_batch(chunk, threads=threads, bos=True):
-                    yield number, tokens
+                tokens, offsets = tokenizer.encode_flat(texts.slice(start, CHUNK), threads=threads, bos=True)
+                for index in range(len(offsets) - 1):
+                    yield Documents([number], tokens, offsets[index : index + 2])
                     number += 1

@@ -85,16 +85,16 @@ class Progress:
 
 def _buffers(texts: "Iterable[str | pa.Array]") -> Iterator[str | Buffers]:
     for index, item in enumerate(texts):
-        yield _as_buffers(item, index) if hasattr(item, "buffers") else item
+        yield as_buffers(item, index) if hasattr(item, "buffers") else item
 
 
-def _as_buffers(array: "pa.Array", index: int) -> Buffers:
+def as_buffers(array: "pa.Array", index: int = 0) -> Buffers:
     """Offsets and UTF-8 of an arrow array of strings, without copying the text."""
     import pyarrow as pa
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         raise ValueError(
-            f"text {index} is an arrow array of {array.type}; the tokenizer trains on strings: "
+            f"text {index} is an arrow array of {array.type}; the tokenizer takes strings: "
             "choose a column of text"
         )
     if array.null_count:
@@ -106,7 +106,8 @@ def _as_buffers(array: "pa.Array", index: int) -> Buffers:
     if offsets is None:
         return np.zeros(1, np.int64), np.zeros(0, np.uint8)
     bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    return bounds, np.frombuffer(content or b"", np.uint8)
+    content = np.frombuffer(content or b"", np.uint8)[bounds[0] : bounds[-1]]  # of a slice, only its part
+    return bounds - bounds[0], content
 
 
 def _strings(texts: "Iterable[str | pa.Array]") -> Iterator[str]:

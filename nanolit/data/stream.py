@@ -10,6 +10,7 @@ import hashlib
 import math
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ class PretrainStream:
         }
         self._make_packer()  # an unknown packing is refused now, not on the thread
         self._position: dict | None = None
+        self.waited_seconds = 0.0  # that whoever iterates has waited for a step, but for the first
 
     def __len__(self) -> int:
         """Endless, in effect. Lightning skips a batch on resume of a loader that has no length."""
@@ -183,9 +185,13 @@ class PretrainStream:
 
     def __iter__(self) -> Iterator[Step]:
         with closing(ahead(self._steps(self._position), depth=self.prefetch)) as steps:
-            for step in steps:
+            step = next(steps)  # what the first one takes is preparation
+            while True:
                 self._position = step.position
                 yield step
+                begun = time.perf_counter()
+                step = next(steps)
+                self.waited_seconds += time.perf_counter() - begun
 
     def _steps(self, position: dict | None) -> Iterator[Step]:
         """Makes the steps after `position`; runs on a thread, and the lanes on `threads` more."""

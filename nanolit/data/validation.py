@@ -1,6 +1,5 @@
 """The fixed validation rows of a corpus, dealt out by rows: the same tokens on any number of ranks."""
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,8 +20,8 @@ class ValidationRows:
     """This rank's share of the held-out rows: `for ids_BT, targets_BT in rows`, again and again the same.
 
     The rows are packed from the held-out files in their order, from the beginning, until they hold
-    `num_tokens` targets (None: as many as there are), and never wrap: where there are fewer, a warning says
-    how many. Rank r has rows r, r + world, …, so that it may have one row fewer than another, and a last
+    `num_tokens` targets (None: as many as there are), and never wrap: where there are fewer, rank 0 says how
+    many. Rank r has rows r, r + world, …, so that it may have one row fewer than another, and a last
     batch of fewer rows. Every rank packs all rows once, and keeps its own (2 or 4 bytes a token).
     """
 
@@ -56,11 +55,11 @@ class ValidationRows:
                 f"the held-out files of data={corpus.name} don't fill one row of {context + 1} tokens; "
                 "hold out more text, or choose a smaller context"
             )
-        if num_tokens is not None and self.num_tokens < num_tokens - num_tokens % context:
-            warnings.warn(
-                f"validation uses the {self.num_tokens:,} tokens that data={corpus.name} holds out, fewer "
-                f"than the {num_tokens:,} asked for",
-                stacklevel=2,
+        if rank == 0 and num_tokens is not None and self.num_tokens < num_tokens - num_tokens % context:
+            print(
+                f"validation: {self.num_tokens:,} tokens, all that data={corpus.name} holds out, in place of "
+                f"{num_tokens:,}",
+                flush=True,
             )
 
     def __len__(self) -> int:

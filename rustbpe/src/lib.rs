@@ -8,6 +8,7 @@
 
 pub mod classes;
 pub mod encoder;
+pub mod known;
 pub mod merges;
 pub mod packing;
 #[cfg(feature = "python")]

@@ -112,7 +112,7 @@ def as_buffers(array: "pa.Array", index: int = 0) -> Buffers:
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         raise ValueError(
-            f"text {index} is an arrow array of {array.type}; the tokenizer takes strings: "
+            f"text {index} is an arrow array of {array.type}; the tokenizer trains on strings: "
             "choose a column of text"
         )
     if array.null_count:

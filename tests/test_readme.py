@@ -57,7 +57,7 @@ def test_the_table_of_clusters_is_what_the_plan_prints(
 
 
 def test_the_commands_for_other_places_compose(tmp_path: Path) -> None:
-    section = README[README.index("### Other places") : README.index("### Top-level keys")]
+    section = README[README.index("### Other places") : README.index("### What it learns to talk from")]
     lines = [line.partition("#")[0] for line in section.splitlines() if "nanolit.train" in line]
     assert len(lines) == 4
     for line in lines:

@@ -75,7 +75,7 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
     plan = read_json(stage_folder(job["root"], job["run"], "tokenizer") / "plan.json")
     folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
     begun = time.perf_counter()
-    corpus = build(job["data"]).prepare(Path(job["root"]))
+    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
@@ -156,6 +156,7 @@ class Watch:
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
             enabled=first,
+            waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
         engine = Engine(parts.phase.gpt, parts.tokenizer)
         watching = {"recorder": recorder, "clock": self.clock, "eval_every": plan["eval_every"]}
@@ -213,6 +214,9 @@ class Watch:
             "wall_seconds": wall_seconds,
             "tokens_per_second": finite(self.throughput.tokens_per_second()),
             "loss": finite(self.throughput.loss),
+            "epoch": finite(self.throughput.epoch),
+            "cropped_fraction": finite(self.throughput.cropped_fraction),
+            "data_wait_fraction": finite(self.throughput.data_wait_fraction),
             **self.evaluation.state(),
             "metrics": self.chat.metrics,
         }
@@ -310,6 +314,12 @@ def summarize(stage: str, result: dict[str, Any], release: Path) -> None:
     score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""
     amount = f"{result['step']:,} steps, {result['tokens']:,} tokens"
     say(f"{stage}: {amount} in {duration(result['seconds'])}{speed}{score}")
+    if result["epoch"]:
+        cropped = result["cropped_fraction"]
+        crop = f", of which packing cropped {cropped:.1%}" if cropped else ""
+        waited = result["data_wait_fraction"]
+        wait = f"; waited {waited:.2%} of the time for it" if waited is not None else ""
+        say(f"{stage}: {result['epoch']:.2f} epochs of the data{crop}{wait}")
     say(f"{stage}: release in {release}")
 
 

@@ -38,6 +38,7 @@ def test_everything_is_counted(folder: Path, capsys: pytest.CaptureFixture[str])
     assert found["read_bytes"] == sum(len(text.encode()) for text in TEXTS)
     assert found["read_tokens"] == found["read_bytes"] + 600  # a token a byte, and one that begins
     assert found["read_documents_also_held_out"] == 1
+    assert found["cropped_fraction"]["bestfit_split"] < found["cropped_fraction"]["bestfit"]
     assert found["cropped_fraction"]["flat"] == 0 < found["cropped_fraction"]["bestfit"] < 0.9
     assert found["length_quantiles"]["50"] in {len(text.encode()) + 1 for text in TEXTS}
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")

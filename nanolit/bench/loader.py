@@ -11,13 +11,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from nanolit.bench import results
 from nanolit.bench.tokenizer import peak_megabytes
-from nanolit.data.packing import Documents, make_packer
+from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.sequence import DocumentSequence
 from nanolit.data.shards import Corpus, Dataset, LocalFolder, Sample
 from nanolit.data.stream import BUFFER, DRAWN_BUFFERS, PretrainStream, as_batch
@@ -30,7 +30,7 @@ OWN = {
     "tokenizer": "",  # a folder that holds one; empty: one is learned from the first 50 million characters
     "vocab_size": "32768",
     "threads": "4",
-    "packing": "bestfit",  # or flat
+    "packing": "bestfit",  # or bestfit_split, flat
     "context": "2048",
     "rows": "256",  # of a step: 524,288 tokens
     "ranks": "1",  # the first of so many is measured
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"{unknown[0]} is no setting of this benchmark; it has {', '.join(OWN)}")
     for key in ("threads", "context", "rows", "ranks", "warmup", "seconds"):
         results.number(settings, key, least=1)
-    results.choice(settings, "packing", ("bestfit", "flat"))
+    results.choice(settings, "packing", get_args(Packing))
     with tempfile.TemporaryDirectory() as folder:
         order = {**settings, "files": [str(path) for path in corpus_files(settings, Path(folder))]}
         if not settings["tokenizer"]:

@@ -34,6 +34,9 @@ CHUNK = 128
 # is placed only when nothing fits, so that these fill the buffer: fresh ones must come by the batch for one
 # to fit. One at a time crops 46% at T = 2,048 over 92M tokens, 128 crop 32%; nanochat draws 128. See LOG.md.
 DRAWN_BUFFERS = 2
+# Documents drawn at a time for best-fit splitting, where long ones never fill the buffer: few, so that long
+# and short ones alternate within a lane. 1 to 128 drop the same; fewer are more calls.
+SPLIT_DRAWN = 8
 # What each thread of the encoder remembers, at most (rustbpe/src/encoder.rs).
 REMEMBERED_BYTES = 64 << 20
 # A lane of little text holds at most this part of its documents: the held ones are the longest, for epochs.
@@ -120,7 +123,7 @@ class PretrainStream:
         smallest = min(self._sequence(lane).num_documents for lane in range(self.lanes))
         self.buffer = max(1, min(buffer, int(smallest * LARGEST_BUFFER_FRACTION)))
         self._packer = {"packing": packing, "capacity": context + 1, "buffer": self.buffer}
-        self.drawn = DRAWN_BUFFERS * self.buffer
+        self.drawn = SPLIT_DRAWN if packing == "bestfit_split" else DRAWN_BUFFERS * self.buffer
         self._identity = {
             "data": corpus.fingerprint,
             "tokenizer": tokenizer.hash,
@@ -141,16 +144,19 @@ class PretrainStream:
         """The most bytes of host memory that this rank's stream takes, with what the encoder remembers.
 
         For each of its lanes: the text of a row group four times over (compressed, read, a chunk of it
-        shuffled and encoded), and `buffer` + `drawn` held documents of at most a row. For all: three steps of
-        ids as they are encoded, `prefetch` + 2 of 16 bytes a token. For each thread: the words that the
-        encoder remembers.
+        shuffled and encoded), and `buffer` + `drawn` held documents of at most a row; where they are split,
+        `drawn` of them may be longer, up to all of their row groups. For all: three steps of ids as they are
+        encoded, `prefetch` + 2 of 16 bytes a token. For each thread: the words that the encoder remembers.
         """
         width = np.dtype(self._tokenizer.dtype).itemsize
         row = (self.context + 1) * width
         text = max(num_bytes for shard, _ in self._groups for num_bytes in shard.group_bytes)
         rows = self.rows * len(self._own) // self.lanes
+        split = self._packer["packing"] == "bestfit_split"
+        smallest = min(shard.group_sizes[group] for shard, group in self._groups)
+        long = min(self.drawn, 1 + math.ceil(self.drawn / smallest)) * text * width if split else 0
         return (
-            len(self._own) * (4 * text + (self.buffer + self.drawn) * row)
+            len(self._own) * (4 * text + (self.buffer + self.drawn) * row + long)
             + rows * (3 * row + (self.prefetch + 2) * 16 * self.context)
             + self._threads * REMEMBERED_BYTES
         )

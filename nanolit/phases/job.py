@@ -95,7 +95,7 @@ class Recipe(TypedDict):
     mirror: str
     vocab_size: int
     stages: list[StageName]
-    packing: Literal["flat", "bestfit"]
+    packing: Literal["flat", "bestfit", "bestfit_split"]
     gpt: Target
     optimizer: Target
     groups: dict[str, Group]

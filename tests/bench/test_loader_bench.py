@@ -12,7 +12,7 @@ from nanolit.bench import loader
 TINY = ["vocab_size=400", "rows=16", "context=64", "warmup=1", "seconds=1", "threads=2", "commit=test"]
 
 
-@pytest.mark.parametrize("packing", ["bestfit", "flat"])
+@pytest.mark.parametrize("packing", ["bestfit", "bestfit_split", "flat"])
 def test_it_measures_the_stream_and_keeps_the_figures(tmp_path: Path, packing: str) -> None:
     command = [sys.executable, "-m", "nanolit.bench", "loader", *TINY]
     done = subprocess.run(
@@ -35,7 +35,7 @@ def test_it_measures_the_stream_and_keeps_the_figures(tmp_path: Path, packing: s
     [
         ("speed=3", "speed=3 is no setting of this benchmark; it has data"),
         ("threads=0", "threads=0 must be a whole number of at least 1"),
-        ("packing=best", "packing=best is not one of bestfit, flat"),
+        ("packing=best", "packing=best is not one of bestfit, bestfit_split, flat"),
         ("data=/nowhere", "data.path=/nowhere is not a folder"),
     ],
 )

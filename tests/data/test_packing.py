@@ -23,6 +23,7 @@ from nanolit.data.packing import (
 from nanolit.tokenizer import bpe
 
 needs_rust = pytest.mark.skipif(bpe._rustbpe is None, reason="installed without Rust")
+PACKERS = ["twin", "bestfit", "split_twin", "bestfit_split", "flat"]
 lengths = st.lists(st.integers(1, 40), max_size=60)
 
 
@@ -38,9 +39,11 @@ def drawing(documents: Sequence[Document], *, batch: int = 1) -> Draw:
 
 
 def make(name: str, *, capacity: int, buffer: int) -> Packer:
-    """A packer of whole numbers; "twin" is best fit in Python, which "bestfit" is where there is no Rust."""
+    """A packer of whole numbers; the twins are best fit in Python, as it is where there is no Rust."""
     if name == "twin":
         return BestFitPacker(capacity, buffer=buffer)
+    if name == "split_twin":
+        return BestFitPacker(capacity, buffer=buffer, smallest_rest=max(1, capacity // 16))
     return make_packer(name, capacity=capacity, buffer=buffer, dtype=np.int64)  # type: ignore[arg-type]
 
 
@@ -93,22 +96,33 @@ def test_best_fit_equals_a_scan_of_the_buffer(
 
 
 @needs_rust
-@given(lengths, st.integers(1, 20), st.integers(1, 12), st.integers(1, 5), st.integers(0, 20))
+@given(
+    lengths,
+    st.integers(2, 20),
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.integers(0, 20),
+    st.none() | st.integers(1, 6),
+)
 def test_rust_equals_the_twin_and_continues_from_its_state(
-    sizes: list[int], capacity: int, buffer: int, batch: int, stop: int
+    sizes: list[int], capacity: int, buffer: int, batch: int, stop: int, smallest_rest: int | None
 ) -> None:
     """Oracle: `BestFitPacker`. Counts and states agree after every row; half way they change places."""
     documents = numbered(sizes)
-    packers: list[Packer] = [
-        BestFitPacker(capacity, buffer=buffer),
-        RustBestFitPacker(capacity, buffer=buffer, dtype=np.int64),
-    ]
+
+    def both() -> list[Packer]:
+        return [
+            BestFitPacker(capacity, buffer=buffer, smallest_rest=smallest_rest),
+            RustBestFitPacker(capacity, buffer=buffer, dtype=np.int64, smallest_rest=smallest_rest),
+        ]
+
+    packers = both()
     draws = [drawing(documents, batch=batch) for _ in packers]
     for number in range(1000):
         if number == stop:
             states = [json.loads(json.dumps(packer.state())) for packer in packers]
             assert states[0] == states[1]
-            packers = [make(name, capacity=capacity, buffer=buffer) for name in ("bestfit", "twin")]
+            packers = both()[::-1]
             for packer, state in zip(packers, states, strict=True):
                 packer.load_state(state, dict(documents))
         rows = [packer.pack(draw) for packer, draw in zip(packers, draws, strict=True)]
@@ -130,7 +144,7 @@ def test_documents_in_a_row_are_the_documents(sizes: list[int], start: int, stop
     assert [(n, tokens.tolist()) for n, tokens in some] == [(n, tokens.tolist()) for n, tokens in expected]
 
 
-@given(st.sampled_from(["twin", "bestfit", "flat"]), lengths, st.integers(2, 20), st.integers(1, 12))
+@given(st.sampled_from(PACKERS), lengths, st.integers(2, 20), st.integers(1, 12))
 def test_packing_loses_no_token_it_does_not_declare(
     packing: str, sizes: list[int], capacity: int, buffer: int
 ) -> None:
@@ -154,6 +168,47 @@ def test_packing_loses_no_token_it_does_not_declare(
     assert packer.num_kept + packer.num_cropped == num_drawn == sum(sizes)
 
 
+@given(lengths, st.integers(2, 20), st.integers(1, 12), st.integers(1, 6))
+def test_splitting_gives_every_token_once_in_pieces_that_begin_with_their_documents_bos(
+    sizes: list[int], capacity: int, buffer: int, smallest_rest: int
+) -> None:
+    """A piece goes on where the one before ended; what no piece has is counted, and ends its document."""
+    documents = numbered(sizes)
+    draw = drawing(documents, batch=3)
+    packer = BestFitPacker(capacity, buffer=buffer, smallest_rest=smallest_rest)
+    first = {int(tokens[0]): n for n, tokens in documents}
+    placed: dict[int, list[int]] = {n: [] for n, _ in documents}
+    for row in all_rows(packer, draw):
+        assert row[0] in first
+        number = 0
+        for token in row:
+            if token in first:
+                number = first[token]
+            if token not in first or not placed[number]:
+                placed[number].append(token)
+    for number, tokens in documents:
+        assert placed[number] == tokens[: len(placed[number])].tolist()
+    assert sum(map(len, placed.values())) == packer.num_kept == sum(sizes) - packer.num_cropped
+
+
+@given(lengths, st.integers(2, 20))
+def test_splitting_crops_only_what_is_smaller_than_the_smallest_rest(sizes: list[int], capacity: int) -> None:
+    packer = BestFitPacker(capacity, buffer=4, smallest_rest=1)
+    draw = drawing(numbered(sizes))
+    while packer.pack(draw) is not None:
+        assert packer.num_cropped == 0
+    assert packer.num_cropped < capacity  # a last row that isn't full
+
+
+def test_documents_longer_than_a_row_are_held_few_at_a_time() -> None:
+    """None is drawn while one is held: memory has as many of them as one draw gives, however long."""
+    packer = BestFitPacker(8, buffer=10, smallest_rest=1)
+    draw = drawing(numbered([100] * 30), batch=2)
+    for _ in range(60):
+        packer.pack(draw)
+        assert packer.num_held <= 2 * 100 + 8 * 10
+
+
 @given(lengths, st.integers(2, 20))
 def test_best_fit_rows_begin_with_a_document(sizes: list[int], capacity: int) -> None:
     documents = numbered(sizes)
@@ -171,7 +226,7 @@ def test_flat_rows_are_the_documents_in_order(sizes: list[int], capacity: int) -
     assert all_rows(FlatPacker(capacity), drawing(numbered(sizes))) == expected
 
 
-@given(st.sampled_from(["twin", "bestfit", "flat"]), lengths, st.integers(2, 20), st.integers(0, 30))
+@given(st.sampled_from(PACKERS), lengths, st.integers(2, 20), st.integers(0, 30))
 def test_a_packer_continues_from_its_state(packing: str, sizes: list[int], capacity: int, stop: int) -> None:
     """Oracle: the packer that was not stopped. The state passes through JSON."""
     documents = numbered(sizes)
@@ -190,9 +245,9 @@ def test_a_view_of_a_long_document_is_not_held() -> None:
     """A held document longer than a row is cut to a copy: the row bounds memory, not the document."""
     packer = BestFitPacker(8, buffer=2)
     packer.pack(drawing(numbered([1000, 1000, 1000])))
-    assert all(tokens.base is None and len(tokens) == 8 for tokens in packer._tokens.values())
+    assert all(tokens.base is None and len(tokens) == 8 for tokens, _ in packer._held.values())
 
 
 def test_an_unknown_packing_is_refused() -> None:
-    with pytest.raises(ValueError, match="'bestfitt'; allowed are 'bestfit' and 'flat'"):
+    with pytest.raises(ValueError, match="'bestfitt'; allowed are bestfit, bestfit_split, flat"):
         make_packer("bestfitt", capacity=8, buffer=2, dtype=np.uint16)  # type: ignore[arg-type]

@@ -47,17 +47,22 @@ class BestFit:
     num_cropped: int
     num_held: int
 
-    def __init__(self, capacity: int, *, buffer: int, width: int) -> None:
+    def __init__(self, capacity: int, *, buffer: int, width: int, smallest_rest: int | None = None) -> None:
         """Rows of `capacity` tokens of `width` bytes, chosen from at least `buffer` documents."""
 
-    def hold(self, numbers: list[int], tokens: np.ndarray, offsets: np.ndarray) -> None:
-        """Documents: their tokens one after another as bytes, and where each begins, in tokens."""
+    def hold(
+        self, numbers: list[int], tokens: np.ndarray, offsets: np.ndarray, starts: list[int] | None
+    ) -> None:
+        """Documents: their tokens one after another as bytes, where each begins, and goes on, in tokens."""
 
     def pack(self, ended: bool) -> bytearray | None:
         """The next row; None where documents have to be held first or, once they have ended, none is full."""
 
     def numbers(self) -> list[int]:
         """The numbers of the held documents, the shortest first."""
+
+    def starts(self) -> list[int]:
+        """How many tokens of each of them rows have already."""
 
     def set_counts(self, num_kept: int, num_cropped: int) -> None:
         """Count kept and cropped tokens on from these."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
 from nanolit.data.shards import Corpus, read_texts
 from nanolit.data.stream import PretrainStream
@@ -27,6 +28,7 @@ def make_pretraining(
 
     Those of packing "bestfit_split" are best-fit rows, so that its bits per byte compare with best fit's.
     """
+    cache = corpus.cache_folder and TokenCache(corpus.cache_folder, corpus.train_shards, tokenizer)
     stream = PretrainStream(
         corpus,
         tokenizer,
@@ -37,6 +39,7 @@ def make_pretraining(
         packing=packing,
         rank=rank,
         world=world,
+        cache=cache or None,
     )
     validation = ValidationRows(
         corpus,

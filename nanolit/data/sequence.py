@@ -1,7 +1,7 @@
 """The documents of one lane as an endless, seeded sequence: a number names a document in every epoch.
 
 A position in the data is then one number, and a held document another; nothing of the text is stored. Row
-groups are read one at a time.
+groups are read one at a time, as text or, from a cache, as tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanolit.data.cache import TokenCache
 from nanolit.data.shards import Shard, read_texts
 from nanolit.machine.device import derived_seed
 
@@ -30,6 +31,7 @@ class DocumentSequence:
         self._key = (seed, lane)
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
+        self._mapped: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
         self.num_documents = int(self._sizes.sum())
 
     def texts(self, numbers: Sequence[int]) -> "pa.Array":
@@ -38,6 +40,17 @@ class DocumentSequence:
 
         parts = [self._read(*part) for part in self._parts(numbers)]
         return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+    def tokens(self, numbers: Sequence[int], cache: TokenCache) -> list[np.ndarray]:
+        """The tokens of these documents, views of the cache's memory maps."""
+        found = []
+        for epoch, group, rows in self._parts(numbers):
+            if self._mapped is None or self._mapped[0] != (epoch, group):
+                order = _permutation(int(self._sizes[group]), *self._key, epoch, group)
+                self._mapped = ((epoch, group), *cache.tokens(*self._groups[group]), order)
+            _, tokens, offsets, order = self._mapped
+            found += [tokens[offsets[n] : offsets[n + 1]] for n in order[list(rows)]]
+        return found
 
     def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Sequence[int]]]:
         """(epoch, row group, places within its order) of each stretch of numbers in one row group."""

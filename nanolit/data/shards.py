@@ -45,6 +45,7 @@ class Corpus:
     text_column: str
     train_files: tuple[Path, ...]
     validation_files: tuple[Path, ...]
+    cache_folder: Path | None = None  # where tokens are kept (cache.py); None: nowhere
 
     @cached_property
     def train_shards(self) -> list[Shard]:
@@ -66,6 +67,13 @@ class Dataset:
 
     name: str
     bytes_per_shard = 0  # to be downloaded
+
+    def __init__(self, *, cache: bool = False) -> None:  # jobs of earlier versions don't say
+        self.cache = cache
+
+    def cache_folder(self, root: Path) -> Path | None:
+        """Where the tokens of train shards are kept, if they are."""
+        return dataset_folder(root, self.name) / "tokens" if self.cache else None
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
         """Train shards that give `num_tokens` without a second epoch where packing keeps `kept_fraction`."""
@@ -90,6 +98,7 @@ class Sample(Dataset):
             text_column="text",
             train_files=(SAMPLE_FOLDER / "train.parquet",),
             validation_files=(SAMPLE_FOLDER / "validation.parquet",),
+            cache_folder=self.cache_folder(root),
         )
 
 
@@ -103,7 +112,8 @@ class LocalFolder(Dataset):
 
     name = "local"
 
-    def __init__(self, *, path: str, text_column: str, validation: str | None) -> None:
+    def __init__(self, *, path: str, text_column: str, validation: str | None, cache: bool = False) -> None:
+        super().__init__(cache=cache)
         self.path = Path(path).expanduser()
         self.text_column = text_column
         self.validation = validation
@@ -130,6 +140,7 @@ class LocalFolder(Dataset):
             text_column=self.text_column,
             train_files=tuple(train),
             validation_files=tuple(held_out),
+            cache_folder=self.cache_folder(root),
         )
         shards = corpus.train_shards + corpus.validation_shards
         if sum(shard.path.stat().st_size for shard in shards) <= READ_THROUGH_BYTES:
@@ -211,6 +222,7 @@ class HubDataset(Dataset):
             text_column=self.text_column,
             train_files=tuple(train),
             validation_files=(held_out,),
+            cache_folder=self.cache_folder(root),
         )
         _ = corpus.train_shards, corpus.validation_shards  # opened now: a truncated file is found here
         return corpus

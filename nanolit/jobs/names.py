@@ -11,7 +11,7 @@ from nanolit.machine.paths import tokenizers_folder
 from nanolit.phases.job import Job
 
 # How a result is watched, not what it is: never in a name, never a reason to refuse a resume.
-INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "encoder"}
+INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "encoder", "cache"}
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 

@@ -1,0 +1,119 @@
+"""Tokens of train shards on disk, memory-mapped: a text is tokenized once for many epochs or runs.
+
+A file holds a shard: its documents' tokens (uint16 or uint32) one after another, then int64 offsets, one more
+than documents. It gets its name when it is whole, from what it depends on: shard, text column, tokenizer.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from nanolit.data.shards import Shard, read_texts
+from nanolit.tokenizer.bpe import Tokenizer
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: there, two processes may make the same file, the last one's stays
+    fcntl = None
+
+FORMAT = 1
+OFFSET = np.dtype(np.int64)
+
+
+class TokenCache:
+    """The tokens of these shards' documents, BOS first, as `Tokenizer.encode_flat` gives them.
+
+    Files that are missing are made here: by one process at a time, while others wait for it. ValueError
+    where the disk doesn't take them.
+    """
+
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer, *, threads: int = 4
+    ) -> None:
+        self.dtype = np.dtype(tokenizer.dtype)
+        self._paths = {shard.path: folder / _file_name(shard, tokenizer) for shard in shards}
+        missing = [shard for shard in shards if not self._is_whole(shard)]
+        if not missing:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, shard in enumerate(missing, start=1):
+            with _locked(folder / ".lock"):
+                if self._is_whole(shard):  # another job was faster
+                    continue
+                begun = time.perf_counter()
+                num_tokens = self._make(shard, tokenizer, threads=threads)
+            print(
+                f"  cache: {shard.path.name}, {num_tokens:,} tokens in {time.perf_counter() - begun:,.0f} s "
+                f"({number} of {len(missing)})",
+                flush=True,
+            )
+
+    def tokens(self, shard: Shard, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """A memory map of the shard's tokens, and the offsets of the row group's documents in it."""
+        path = self._paths[shard.path]
+        before, count = sum(shard.group_sizes[:group]), shard.group_sizes[group]
+        start = path.stat().st_size - (sum(shard.group_sizes) + 1 - before) * OFFSET.itemsize
+        offsets = np.fromfile(path, OFFSET, count=count + 1, offset=start)
+        return np.memmap(path, self.dtype, mode="r").view(np.ndarray), offsets
+
+    def _is_whole(self, shard: Shard) -> bool:
+        """Whether the file is there, as long as its last offset says."""
+        path, num_documents = self._paths[shard.path], sum(shard.group_sizes)
+        if not path.is_file() or (size := path.stat().st_size) < OFFSET.itemsize:
+            return False
+        (num_tokens,) = np.fromfile(path, OFFSET, count=1, offset=size - OFFSET.itemsize)
+        return size == num_tokens * self.dtype.itemsize + (num_documents + 1) * OFFSET.itemsize
+
+    def _make(self, shard: Shard, tokenizer: Tokenizer, *, threads: int) -> int:
+        """Tokenize the shard a row group at a time, under a temporary name until the file is whole."""
+        path = self._paths[shard.path]
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                ends = [np.zeros(1, OFFSET)]
+                for group, size in enumerate(shard.group_sizes):
+                    if not size:
+                        continue
+                    texts = read_texts(shard, group)
+                    tokens, offsets = tokenizer.encode_flat(texts, threads=threads, bos=True)
+                    file.write(tokens.tobytes())
+                    ends.append(offsets[1:] + ends[-1][-1])
+                file.write(np.concatenate(ends).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError as error:
+            Path(temporary).unlink(missing_ok=True)
+            raise ValueError(
+                f"{path} cannot be written ({error.strerror}): the cache takes {self.dtype.itemsize} bytes a "
+                "token; make room, or give data.cache=false"
+            ) from error
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return int(ends[-1][-1])
+
+
+def _file_name(shard: Shard, tokenizer: Tokenizer) -> str:
+    """The shard's name and a hash of all that its tokens depend on."""
+    status = shard.path.stat()
+    depends = [FORMAT, tokenizer.hash, shard.text_column, status.st_size, status.st_mtime_ns]
+    content = json.dumps([*depends, shard.group_sizes, shard.group_bytes])
+    return f"{shard.path.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.tokens"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock of this file, and hold it."""
+    with path.open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

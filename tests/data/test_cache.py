@@ -1,0 +1,158 @@
+"""The token cache: the same rows as without it, and never a file that is not whole."""
+
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpora import TOKENIZER, make_corpus, texts, write_texts
+
+from nanolit.data import cache as cache_module
+from nanolit.data.cache import TokenCache
+from nanolit.data.packing import Packing
+from nanolit.data.pretrain import make_pretraining
+from nanolit.data.shards import Corpus, LocalFolder, Sample
+from nanolit.data.stream import PretrainStream
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    return make_corpus(tmp_path)
+
+
+def make_stream(corpus: Corpus, cache: TokenCache | None, **changes: Any) -> PretrainStream:
+    settings = {"context": 24, "rows": 8, "micro_batch": 2, "seed": 1, "packing": "bestfit", "lanes": 4}
+    return PretrainStream(corpus, TOKENIZER, cache=cache, **(settings | changes))
+
+
+def make_cache(corpus: Corpus, folder: Path) -> TokenCache:
+    return TokenCache(folder, corpus.train_shards, TOKENIZER)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+@pytest.mark.parametrize("packing", ["bestfit", "bestfit_split", "flat"])
+def test_rows_and_positions_are_those_without_a_cache(
+    corpus: Corpus, tmp_path: Path, packing: Packing
+) -> None:
+    """Over more than an epoch, and continued by the other one half way."""
+    cache = make_cache(corpus, tmp_path / "tokens")
+    expected = list(islice(make_stream(corpus, None, packing=packing), 60))
+    found = list(islice(make_stream(corpus, cache, packing=packing), 60))
+    assert expected[-1].epoch > 1
+    assert [step.row_hashes() for step in found] == [step.row_hashes() for step in expected]
+    assert [step.position for step in found] == [step.position for step in expected]
+    resumed = make_stream(corpus, cache, packing=packing)
+    resumed.load_position([expected[29].position])
+    assert [step.row_hashes() for step in islice(resumed, 30)] == [
+        step.row_hashes() for step in expected[30:]
+    ]
+
+
+def test_a_file_is_made_once_for_a_shard_and_a_tokenizer(corpus: Corpus, tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    make_cache(corpus, folder)
+    made = {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
+    assert [name.partition("-")[0] for name in made] == ["a", "b"]
+    make_cache(corpus, folder)
+    assert {name: (folder / name).stat().st_mtime_ns for name in files(folder)} == made
+
+
+def test_another_text_gets_another_file(tmp_path: Path) -> None:
+    """As many documents in a file of the same name: its size and time tell."""
+    corpus = make_corpus(tmp_path)
+    make_cache(corpus, tmp_path / "tokens")
+    path = write_texts(tmp_path / "a.parquet", texts(66, label="abdcefgh"))
+    os.utime(path, ns=(1, 1))
+    changed = Corpus(name="small", text_column="text", train_files=corpus.train_files, validation_files=())
+    cache = make_cache(changed, tmp_path / "tokens")
+    assert len(files(tmp_path / "tokens")) == 3
+    ids, offsets = cache.tokens(changed.train_shards[0], 1)
+    assert TOKENIZER.decode(ids[offsets[0] + 1 : offsets[1]].tolist()).startswith("abdcefgh 8:")
+
+
+def test_ctrl_c_leaves_nothing(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = tmp_path / "tokens", cache_module.read_texts
+
+    def interrupted(shard: Any, group: int) -> Any:
+        if group == 3:
+            raise KeyboardInterrupt
+        return read(shard, group)
+
+    monkeypatch.setattr(cache_module, "read_texts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_cache(corpus, folder)
+    assert files(folder) == []
+
+
+@pytest.mark.parametrize("left", [0, 5, 1000, -1])
+def test_a_file_that_is_not_whole_is_made_again(corpus: Corpus, tmp_path: Path, left: int) -> None:
+    folder = tmp_path / "tokens"
+    make_cache(corpus, folder)
+    path = folder / files(folder)[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    make_cache(corpus, folder)
+    assert path.read_bytes() == whole
+
+
+def test_a_folder_that_takes_no_files_is_one_line(corpus: Corpus, tmp_path: Path) -> None:
+    """A real failure to write: the process may open no file larger than a kilobyte."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from corpora import TOKENIZER, make_corpus
+from nanolit.data.cache import TokenCache
+corpus = make_corpus(Path({str(tmp_path)!r}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    TokenCache(Path({str(tmp_path / "tokens")!r}), corpus.train_shards, TOKENIZER)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cannot be written (File too large): the cache takes 2 bytes a token; make room" in done.stdout
+    assert files(tmp_path / "tokens") == []
+
+
+def test_processes_that_begin_at_once_make_every_file_once(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path)
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from corpora import TOKENIZER
+from nanolit.data.cache import TokenCache
+from nanolit.data.shards import open_shard
+shards = [open_shard(Path(path), "text") for path in sys.argv[1:]]
+TokenCache(Path({str(tmp_path / "tokens")!r}), shards, TOKENIZER)
+"""
+    command = [sys.executable, "-c", code, *map(str, corpus.train_files)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert "".join(printed).count("cache:") == 2
+    assert len(files(tmp_path / "tokens")) == 2
+
+
+def test_data_cache_is_all_that_it_takes(tmp_path: Path) -> None:
+    """The setting of every dataset reaches the stream; the tokens lie below the root's data."""
+    write_texts(tmp_path / "a.parquet", texts(60))
+    write_texts(tmp_path / "val.parquet", texts(30, label="held out"))
+    data = LocalFolder(path=str(tmp_path), text_column="text", validation=None, cache=True)
+    settings: Any = {"context": 24, "rows": 4, "micro_batch": 4, "seed": 1, "packing": "flat"}
+    stream, _ = make_pretraining(
+        data.prepare(tmp_path / "root"), TOKENIZER, validation_tokens=240, **settings
+    )
+    assert len(files(tmp_path / "root" / "data" / "local" / "tokens")) == 1
+    (step,) = islice(stream, 1)
+    assert np.concatenate([ids_BT.numpy() for ids_BT, _ in step.micro_batches]).shape == (4, 24)
+    assert Sample().prepare(tmp_path).cache_folder is None

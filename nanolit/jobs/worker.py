@@ -246,9 +246,8 @@ def announce(stage: str, parts: Parts) -> None:
     elif parts.origin:
         say(f"{stage}: {phase.num_steps:,} steps from {parts.origin.name}")
     if parts.device.type == "cuda":
-        say(
-            f"{stage}: attention by {phase.gpt.attention_backend} on {torch.cuda.get_device_name(parts.device)}"
-        )
+        gpu = torch.cuda.get_device_name(parts.device)
+        say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
     left_out = getattr(parts.stream, "left_out", None)
     if left_out is not None and any(vars(left_out).values()):
         parts_left = (

@@ -35,7 +35,11 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
             for stage in job["stages"]:
                 say(plan_table(fresh_plan(job, stage)))
         return [None for _ in jobs]
-    results = [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs)
+    return conclude(jobs, [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs))
+
+
+def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[float | None]:
+    """The validation bits per byte of every job, with the sweep's table; JobFailed when one did not end well."""
     if len(jobs) > 1:
         path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
         write_sweep_csv(path, results)
@@ -53,6 +57,11 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         refuse_elsewhere(job)
         for stage in job["stages"]:
             fresh_plan(job, stage)
+    refuse_same_run(jobs)
+
+
+def refuse_same_run(jobs: Sequence[Job]) -> None:
+    """ValueError when two jobs of a sweep would be one run."""
     name, count = Counter(job["run"] for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(

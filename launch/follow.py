@@ -1,0 +1,47 @@
+"""A submission to its result: the logs of its app, a line each with the run's name, and the last call's answer."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import modal
+
+from launch.submit import Submission
+
+Say = Callable[[str], None]
+
+
+def follow(submission: Submission, *, logs: bool, say: Say = print) -> dict[str, Any]:
+    """Wait for the job's result, however many orchestrators it takes; the job needs nobody to wait for it."""
+    if logs:
+        thread = threading.Thread(target=stream, args=(submission,), kwargs={"say": say}, daemon=True)
+        thread.start()
+    try:
+        result = wait(submission)
+    except modal.exception.Error as error:
+        result = {"status": "failed", "error": f"Modal ended the job: {type(error).__name__}: {error}"}
+    if logs:
+        thread.join(timeout=5)
+    return {"run": submission["run"], **result}
+
+
+def wait(submission: Submission) -> dict[str, Any]:
+    call = submission["call"]
+    while True:
+        result = modal.FunctionCall.from_id(call).get()
+        if result["status"] != "continued":
+            return result
+        call = result["call"]
+
+
+def stream(submission: Submission, *, say: Say = print) -> None:
+    """Every line of the app's logs until it is over."""
+    rest = ""
+    with contextlib.suppress(modal.exception.Error):
+        for entry in modal.App.lookup(submission["app"]).logs.stream():
+            *lines, rest = (rest + entry.message).split("\n")
+            for line in lines:
+                say(f"[{submission['run']}] {line.rstrip()}")
+    if rest:
+        say(f"[{submission['run']}] {rest}")

@@ -1,0 +1,241 @@
+"""What runs on Modal. Nothing here submits an app: a container only calls functions of its own.
+
+    orchestrate   a small CPU machine, for as long as the job takes: calls the other two and waits
+    prepare       a CPU machine: checks the job, trains the tokenizer, downloads what the stages read
+    train         the GPUs: one stage, from its last whole checkpoint
+
+A payload is plain data: the resolved job, the ids of the functions, the volume's name, seconds. What a person can put
+right comes back as {"status": "failed", "error": …}: an exception would be run again by the retry policy, on GPUs.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from nanolit.jobs.execute import check_root, check_stages, make_tokenizer, write_job
+from nanolit.jobs.inputs import fetch
+from nanolit.jobs.origin import finished
+from nanolit.jobs.processes import supervise
+from nanolit.machine.paths import read_json, run_folder, stage_folder, write_json
+
+Payload = dict[str, Any]
+Result = dict[str, Any]
+POLL_SECONDS = 2.0
+LONGEST_MARGIN = 600.0  # seconds before the time limit that a stage is stopped, to write its checkpoint
+
+
+def margin(timeout: float) -> float:
+    """Seconds before a function's time limit when it stops by itself."""
+    return min(LONGEST_MARGIN, timeout / 4)
+
+
+def orchestrate(payload: Payload) -> Result:
+    """Run the job's stages in order; the last one's result, or {"status": "continued", "call": id}.
+
+    Every call is written to the volume before it is waited for: started again, this waits for the call that lives.
+    """
+    job, calls = payload["job"], Calls(payload)
+    deadline = time.monotonic() + payload["timeout"] - margin(payload["timeout"])
+    result = run_step(calls, "prepare", "tokenizer", deadline=deadline)
+    for stage in job["stages"]:
+        if result is None:
+            return {"status": "continued", "run": job["run"], "call": calls.hand_over()}
+        if result["status"] != "done":
+            return result
+        if stage != "tokenizer":
+            done = finished(job["root"], job["run"], stage)
+            result = done or run_step(calls, "train", stage, deadline=deadline)
+    return result or {"status": "continued", "run": job["run"], "call": calls.hand_over()}
+
+
+def run_step(calls: "Calls", function: str, stage: str, *, deadline: float) -> Result | None:
+    """The result of one function for one stage, called as often as it comes back unfinished."""
+    result: Result = {}
+    while True:
+        before = result.get("step")
+        found = calls.wait(function, stage, deadline=deadline)
+        if found is None or found["status"] != "unfinished":
+            return found
+        result = found
+        if result.get("step") == before:
+            seconds = calls.payload["timeout"]
+            return {
+                **result,
+                "status": "failed",
+                "error": f"{stage} made no step that lasted within {seconds:,} seconds; give a longer "
+                "hydra.launcher.timeout or a smaller save_every",
+            }
+
+
+class Calls:
+    """The calls of one run, in calls.json on the volume."""
+
+    def __init__(self, payload: Payload) -> None:
+        self.payload = payload
+        self.volume = modal.Volume.from_name(payload["volume"])
+        job = payload["job"]
+        self.path = run_folder(job["root"], job["run"]) / "calls.json"
+        self.calls: list[dict[str, Any]] = read_json(self.path)["calls"] if self.path.exists() else []
+
+    def write(self) -> None:
+        write_json(self.path, {"format": 1, "calls": self.calls})
+        self.volume.commit()
+
+    def wait(self, function: str, stage: str, *, deadline: float) -> Result | None:
+        """The result of the call for a stage, begun if there is none that lives; None at the deadline."""
+        if function == "prepare" and self.was_done(function):
+            return {"status": "done", "run": self.payload["job"]["run"], "stage": stage}
+        call = self.live(function, stage) or self.begin(function, stage)
+        while True:
+            try:
+                result = modal.FunctionCall.from_id(call["call"]).get(timeout=POLL_SECONDS)
+                break
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    return None
+            except modal.exception.Error as error:
+                message = f"{stage}: Modal ended call {call['call']}: {type(error).__name__}: {error}"
+                result = {
+                    "status": "failed",
+                    "run": self.payload["job"]["run"],
+                    "stage": stage,
+                    "error": message,
+                }
+                break
+        if result["status"] == "duplicate":
+            call["call"] = result["call"]
+            self.write()
+            return self.wait(function, stage, deadline=deadline)
+        call["state"] = result["status"]
+        self.write()
+        return result
+
+    def was_done(self, function: str) -> bool:
+        wanted = (function, self.payload["submission"], "done")
+        return any((one["function"], one["submission"], one["state"]) == wanted for one in self.calls)
+
+    def live(self, function: str, stage: str) -> dict[str, Any] | None:
+        """The recorded call that is to be waited for: this submission's, or another's that still runs."""
+        for call in reversed(self.calls):
+            mine = call["submission"] == self.payload["submission"]
+            if (call["function"], call["stage"], call["state"]) == (function, stage, "begun"):
+                return call if mine or lives(call["call"]) else None
+        return None
+
+    def begin(self, function: str, stage: str) -> dict[str, Any]:
+        handle = modal.Function.from_id(self.payload["functions"][function])
+        spawned = handle.spawn(self.payload, stage)
+        call = {"function": function, "stage": stage, "call": spawned.object_id, "state": "begun"}
+        self.calls.append({**call, "submission": self.payload["submission"], "at": time.time()})
+        self.write()
+        return self.calls[-1]
+
+    def hand_over(self) -> str:
+        """Begin this orchestrator again before its time limit; the new one waits for the call that lives."""
+        handle = modal.Function.from_id(self.payload["functions"]["orchestrate"])
+        return handle.spawn(self.payload).object_id
+
+
+def lives(call: str) -> bool:
+    """Whether a call is still queued or running."""
+    try:
+        modal.FunctionCall.from_id(call).get(timeout=0)
+    except TimeoutError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def prepare(payload: Payload, stage: str) -> Result:
+    """Everything that needs no GPU: the checks of the job, its tokenizer, its downloads."""
+    job = payload["job"]
+    try:
+        check_root(job)
+        check_stages(job)
+        result: Result = {"status": "done", "run": job["run"], "stage": stage}
+        if job["stages"][0] == "tokenizer" or (job["stages"][0] == "base" and not job["start_from"]):
+            result = make_tokenizer(job)
+        if result["status"] == "done":
+            fetch(job)
+        return result
+    except (ValueError, OSError) as error:
+        return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}
+    finally:
+        modal.Volume.from_name(payload["volume"]).commit()
+
+
+def train(payload: Payload, stage: str) -> Result:
+    """One stage on this machine's GPUs, from its last whole checkpoint.
+
+    Before the time limit it stops with a checkpoint and is "unfinished". Preempted (a KeyboardInterrupt), it leaves a
+    checkpoint and no output, so that Modal gives the same input to another machine.
+    """
+    job = payload["job"]
+    if other := claimed(payload, stage):
+        return {"status": "duplicate", "run": job["run"], "stage": stage, "call": other}
+    folder = stage_folder(job["root"], job["run"], stage)
+    answer = folder / "answer.json"
+    answer.unlink(missing_ok=True)
+    job = {**job, "stages": job["stages"][: job["stages"].index(stage) + 1]}
+    write_job(folder / "submitted.yaml", job)
+    command = [sys.executable, "-m", "nanolit.jobs.execute", str(folder / "submitted.yaml"), str(answer)]
+    code, late = 0, False
+    with commits(modal.Volume.from_name(payload["volume"]), folder / "checkpoints"):
+        try:
+            limit = payload["timeout"] - margin(payload["timeout"])
+            code = supervise(command, environment=dict(os.environ), seconds=limit)
+        except subprocess.TimeoutExpired:
+            late = True
+    error = f"{stage} ended with exit code {code} and without a result; its reason is in the log"
+    result = {"status": "failed", "run": job["run"], "stage": stage, "error": error}
+    if answer.exists():
+        result = read_json(answer)
+    if late and result["status"] != "done":
+        return {**result, "status": "unfinished"}
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt
+    return result
+
+
+def claimed(payload: Payload, stage: str) -> str | None:
+    """Another call that is at this stage and lives; without one, the stage is this call's from now on."""
+    job = payload["job"]
+    path = stage_folder(job["root"], job["run"], stage) / "claim.json"
+    me = modal.current_function_call_id()
+    if path.exists() and (other := read_json(path)["call"]) != me and lives(other):
+        return other
+    write_json(path, {"call": me})
+    modal.Volume.from_name(payload["volume"]).commit()
+    return None
+
+
+@contextlib.contextmanager
+def commits(volume: modal.Volume, folder: Path) -> Iterator[None]:
+    """Commit the volume whenever `folder` has another whole checkpoint, and at the end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        seen: set[Path] = set()
+        while not over.wait(POLL_SECONDS):
+            found = set(folder.glob("step_*/manifest.json"))
+            if found - seen:
+                volume.commit()
+            seen = found
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        volume.commit()

@@ -1,4 +1,4 @@
-"""A submission to its result: the logs of its app, a line each with the run's name, and the last call's answer."""
+"""A submission to its result: the logs of its app, the run's name before each line, and the last answer."""
 
 import contextlib
 import threading
@@ -26,10 +26,11 @@ def follow(submission: Submission, *, logs: bool, say: Say = print) -> dict[str,
     return {"run": submission["run"], **result}
 
 
-def wait(submission: Submission) -> dict[str, Any]:
+def wait(submission: Submission, *, timeout: float | None = None) -> dict[str, Any]:
+    """The last orchestrator's result; TimeoutError when one of them takes longer than `timeout` seconds."""
     call = submission["call"]
     while True:
-        result = modal.FunctionCall.from_id(call).get()
+        result = modal.FunctionCall.from_id(call).get(timeout=timeout)
         if result["status"] != "continued":
             return result
         call = result["call"]

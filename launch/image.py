@@ -1,4 +1,4 @@
-"""The container image: locked dependencies first, then the Rust extension, the code last, so that an edit is a copy.
+"""The container image: locked dependencies, then the Rust extension, the code last: an edit is a copy.
 
 Nothing else is sent: no .git, no data, no runs, no secrets; `unwanted` decides it by an allowlist.
 """
@@ -62,5 +62,6 @@ def check_checkout() -> None:
     needed = ("pyproject.toml", "uv.lock", "rustbpe/Cargo.toml", "conf/config.yaml")
     if missing := [name for name in needed if not (CHECKOUT / name).is_file()]:
         raise ValueError(
-            f"{CHECKOUT} has no {', '.join(missing)}, which the image is built from; submit from a checkout of nanolit"
+            f"{CHECKOUT} has no {', '.join(missing)}, which the image is built from; submit from a "
+            "checkout of nanolit"
         )

@@ -4,19 +4,21 @@
     prepare       a CPU machine: checks the job, trains the tokenizer, downloads what the stages read
     train         the GPUs: one stage, from its last whole checkpoint
 
-A payload is plain data: the resolved job, the ids of the functions, the volume's name, seconds. What a person can put
-right comes back as {"status": "failed", "error": …}: an exception would be run again by the retry policy, on GPUs.
+A payload is plain data: the resolved job, the ids of the functions, the volume's name, seconds. What a person
+can put right comes back as {"status": "failed", "error": …}: an exception would be run again by the retry
+policy, on GPUs.
 """
 
 import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import modal
 
@@ -25,6 +27,7 @@ from nanolit.jobs.inputs import fetch
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import read_json, run_folder, stage_folder, write_json
+from nanolit.phases.job import Job, StageName
 
 Payload = dict[str, Any]
 Result = dict[str, Any]
@@ -40,7 +43,8 @@ def margin(timeout: float) -> float:
 def orchestrate(payload: Payload) -> Result:
     """Run the job's stages in order; the last one's result, or {"status": "continued", "call": id}.
 
-    Every call is written to the volume before it is waited for: started again, this waits for the call that lives.
+    Every call is written to the volume before it is waited for: started again, this waits for the one that
+    lives.
     """
     job, calls = payload["job"], Calls(payload)
     deadline = time.monotonic() + payload["timeout"] - margin(payload["timeout"])
@@ -114,7 +118,7 @@ class Calls:
             call["call"] = result["call"]
             self.write()
             return self.wait(function, stage, deadline=deadline)
-        call["state"] = result["status"]
+        call.update(state=result["status"], ended=time.time())
         self.write()
         return result
 
@@ -176,34 +180,65 @@ def prepare(payload: Payload, stage: str) -> Result:
 def train(payload: Payload, stage: str) -> Result:
     """One stage on this machine's GPUs, from its last whole checkpoint.
 
-    Before the time limit it stops with a checkpoint and is "unfinished". Preempted (a KeyboardInterrupt), it leaves a
-    checkpoint and no output, so that Modal gives the same input to another machine.
+    Before the time limit it stops with a checkpoint and is "unfinished". Preempted (a KeyboardInterrupt), it
+    leaves a checkpoint and no output, so that Modal gives the same input to another machine.
     """
-    job = payload["job"]
-    if other := claimed(payload, stage):
+    job: Job = payload["job"]
+    environment = {**os.environ, **place_of_node(job)}
+    first = environment.get("NANOLIT_NODE_RANK", "0") == "0"
+    if first and (other := claimed(payload, stage)):
         return {"status": "duplicate", "run": job["run"], "stage": stage, "call": other}
-    folder = stage_folder(job["root"], job["run"], stage)
-    answer = folder / "answer.json"
-    answer.unlink(missing_ok=True)
-    job = {**job, "stages": job["stages"][: job["stages"].index(stage) + 1]}
-    write_job(folder / "submitted.yaml", job)
-    command = [sys.executable, "-m", "nanolit.jobs.execute", str(folder / "submitted.yaml"), str(answer)]
-    code, late = 0, False
-    with commits(modal.Volume.from_name(payload["volume"]), folder / "checkpoints"):
+    until = job["stages"].index(cast(StageName, stage)) + 1
+    job = cast(Job, {**job, "stages": job["stages"][:until]})
+    limit, late, code = payload["timeout"] - margin(payload["timeout"]), False, 0
+    checkpoints = stage_folder(job["root"], job["run"], stage) / "checkpoints"
+    with tempfile.TemporaryDirectory() as folder, commits(payload["volume"], checkpoints):
+        asked, answer = Path(folder) / "job.yaml", Path(folder) / "result.json"
+        write_job(asked, job)
+        command = [sys.executable, "-m", "nanolit.jobs.execute", str(asked), str(answer)]
         try:
-            limit = payload["timeout"] - margin(payload["timeout"])
-            code = supervise(command, environment=dict(os.environ), seconds=limit)
+            code = supervise(command, environment=environment, seconds=limit)
         except subprocess.TimeoutExpired:
             late = True
-    error = f"{stage} ended with exit code {code} and without a result; its reason is in the log"
-    result = {"status": "failed", "run": job["run"], "stage": stage, "error": error}
-    if answer.exists():
-        result = read_json(answer)
+        error = f"{stage} ended with exit code {code} and without a result; its reason is in the log"
+        result: Result = {"status": "failed", "run": job["run"], "stage": stage, "error": error}
+        if answer.exists():
+            result = read_json(answer)
     if late and result["status"] != "done":
         return {**result, "status": "unfinished"}
     if result["status"] == "interrupted":
         raise KeyboardInterrupt
     return result
+
+
+def look_around() -> dict[str, Any]:
+    """What a container of this image has: for `python -m launch doctor`."""
+    import torch
+
+    from nanolit.tokenizer.training import _rustbpe
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if gpus:
+        square = torch.ones(1024, 1024, device="cuda", dtype=torch.bfloat16)
+        assert (square @ square)[0, 0] == 1024
+    extension = "built" if _rustbpe is not None else "missing"
+    return {
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "gpus": gpus,
+        "extension": extension,
+    }
+
+
+def place_of_node(job: Job) -> dict[str, str]:
+    """For a job on several machines: which of them this is, and the address of the first."""
+    if job["cluster"]["nodes"] == 1:
+        return {}
+    cluster = modal.Cluster.from_context()
+    return {
+        "NANOLIT_NODE_RANK": str(cluster.container_rank()),
+        "NANOLIT_MASTER_ADDR": cluster.container_ips()[0],
+    }
 
 
 def claimed(payload: Payload, stage: str) -> str | None:
@@ -219,16 +254,16 @@ def claimed(payload: Payload, stage: str) -> str | None:
 
 
 @contextlib.contextmanager
-def commits(volume: modal.Volume, folder: Path) -> Iterator[None]:
-    """Commit the volume whenever `folder` has another whole checkpoint, and at the end."""
-    over = threading.Event()
+def commits(volume: str, folder: Path) -> Iterator[None]:
+    """Commit the volume whenever a checkpoint in `folder` has another finished part, and at the end."""
+    over, store = threading.Event(), modal.Volume.from_name(volume)
 
     def watch() -> None:
         seen: set[Path] = set()
         while not over.wait(POLL_SECONDS):
-            found = set(folder.glob("step_*/manifest.json"))
+            found = set(folder.glob("step_*/*.json"))
             if found - seen:
-                volume.commit()
+                store.commit()
             seen = found
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -238,4 +273,4 @@ def commits(volume: modal.Volume, folder: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        volume.commit()
+        store.commit()

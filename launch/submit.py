@@ -1,7 +1,10 @@
 """A resolved job to Modal: one detached app, one spawned call, and submission.json beside the run."""
 
+import contextlib
+import logging
 import secrets as tokens
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +13,19 @@ import modal
 from launch import remote
 from launch.image import container_image
 from nanolit.machine.paths import read_json, run_folder, write_json
+from nanolit.phases.job import Job
 
 Submission = dict[str, Any]
 CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": {"cpu": 16.0, "memory": 65_536}}
 WANDB_SECRET = "wandb"
 
 
-def submit(job: dict[str, Any], settings: dict[str, Any]) -> Submission:
+def submit(job: Job, settings: dict[str, Any]) -> Submission:
     """Submit one job and return at once; ValueError for what the account lacks (a secret, a token)."""
     app = modal.App(f"{settings['app_name']}-{job['run']}", include_source=False, tags=tags(job, settings))
     try:
         functions = define(app, job, settings)
-        with modal.enable_output(), app.run(detach=True, environment_name=settings["environment"]):
+        with building(), app.run(detach=True, environment_name=settings["environment"]):
             payload = payload_of(job, settings, {name: one.object_id for name, one in functions.items()})
             call = functions["orchestrate"].spawn(payload)
             submission = describe(app, call.object_id, job, settings, payload)
@@ -31,7 +35,16 @@ def submit(job: dict[str, Any], settings: dict[str, Any]) -> Submission:
     return submission
 
 
-def payload_of(job: dict[str, Any], settings: dict[str, Any], functions: dict[str, str]) -> remote.Payload:
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Show how the image is built, without Modal's own stream of logs and its wait for the last of them."""
+    logging.getLogger("modal-client").setLevel(logging.ERROR)
+    modal.config.config.override_locally("logs_timeout", "0")
+    with modal.enable_output():
+        yield
+
+
+def payload_of(job: Job, settings: dict[str, Any], functions: dict[str, str]) -> remote.Payload:
     """What the containers get: plain data, with the volume's path for root."""
     return {
         "job": {**job, "root": settings["root"]},
@@ -43,7 +56,7 @@ def payload_of(job: dict[str, Any], settings: dict[str, Any], functions: dict[st
 
 
 def describe(
-    app: modal.App, call: str, job: dict[str, Any], settings: dict[str, Any], payload: remote.Payload
+    app: modal.App, call: str, job: Job, settings: dict[str, Any], payload: remote.Payload
 ) -> Submission:
     return {
         "format": 1,
@@ -62,7 +75,7 @@ def describe(
     }
 
 
-def define(app: modal.App, job: dict[str, Any], settings: dict[str, Any]) -> dict[str, modal.Function]:
+def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, modal.Function]:
     """The app's three functions. Those without a GPU retry as often as the one with GPUs."""
     shared = {
         "image": container_image(settings["image"], root=settings["root"]),
@@ -101,7 +114,7 @@ def volume(settings: dict[str, Any], environment: str | None) -> modal.Volume:
     return found.with_mount_options(read_only=True) if settings["read_only"] else found
 
 
-def secrets_of(job: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def secrets_of(job: Job, settings: dict[str, Any]) -> list[str]:
     """The secrets asked for, and W&B's when the job logs there."""
     names = list(settings["secrets"])
     if (
@@ -113,7 +126,7 @@ def secrets_of(job: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     return names
 
 
-def tags(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
+def tags(job: Job, settings: dict[str, Any]) -> dict[str, str]:
     return {"run": job["run"], "phase": job["phase"], **settings["tags"]}
 
 

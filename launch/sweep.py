@@ -9,8 +9,7 @@ from launch.follow import follow
 from launch.submit import CPU_FUNCTIONS, Submission, secrets_of, submission_path, submit, volumes_of
 from launch.uploads import upload_paths
 from nanolit.jobs.execute import say, score
-from nanolit.jobs.plans import fresh_plan
-from nanolit.jobs.show import plan_table
+from nanolit.jobs.plans import show_plans
 from nanolit.jobs.sweep import conclude
 from nanolit.machine.paths import write_json
 from nanolit.phases.job import Job
@@ -18,9 +17,8 @@ from nanolit.phases.job import Job
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
     """Print every job's plans, and with dry_run=true the job that would be submitted."""
+    show_plans(jobs)
     for job in jobs:
-        for stage in job["stages"]:
-            say(plan_table(fresh_plan(job, stage)))
         if settings["dry_run"]:
             say(json.dumps(request_of(job, settings), indent=2, ensure_ascii=False))
             say(f"dry run: {job['run']} was not submitted")
@@ -43,7 +41,7 @@ def request_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
         "app": f"{settings['app_name']}-{job['run']}",
         "functions": {**CPU_FUNCTIONS, "train": {key: settings[key] for key in asked}},
         "volumes": volumes_of(settings),
-        "secrets": secrets_of(dict(job), settings),
+        "secrets": secrets_of(job, settings),
         "job": {**job, "root": settings["root"]},
     }
 

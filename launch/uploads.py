@@ -1,4 +1,4 @@
-"""Files that a job names and that are here: to the volume, under their content's hash, and the job says so."""
+"""Files that a job names and that are here: to the volume, under their content's hash."""
 
 import hashlib
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
             changed[text] = upload(path, settings)
         elif path.is_absolute() and key in PATH_KEYS:
             raise ValueError(
-                f"{key}={text} is not on this machine, and not on the volume at {settings['root']}; give a path that "
-                "is here (it is uploaded), or put it there with python -m launch put"
+                f"{key}={text} is not on this machine, and not on the volume at {settings['root']}; give a "
+                "path that is here (it is uploaded), or put it there with python -m launch put"
             )
     return cast(Job, {**replaced(job, changed), "root": job["root"]}) if changed else job
 

@@ -1,6 +1,7 @@
 """What the stages of a job read, fetched before a GPU waits for it."""
 
 from pathlib import Path
+from typing import Any, cast
 
 from nanolit.jobs.build import build
 from nanolit.jobs.plans import stage_plan
@@ -9,16 +10,17 @@ from nanolit.phases.job import Job
 
 def fetch(job: Job) -> None:
     """Bring every dataset and task of the job's stages to this machine; ValueError names what is missing."""
+    tasks: list[dict[str, Any]] = []
     for stage in job["stages"]:
         if stage == "base":
             build(job["data"]).prepare(Path(job["root"]), num_shards=stage_plan(job, stage)["shards"])
         elif stage == "rl":
             plan = stage_plan(job, stage)
-            build(plan["task"]), build(plan["validation"])
+            tasks += [plan["task"], plan["validation"]]
         elif stage != "tokenizer":
-            mixture = job["stage"][stage]["mixture"]
-            for source in [*mixture["sources"], *mixture["validation"]]:
-                build(source)
+            mixture = cast(dict[str, Any], job["stage"])[stage]["mixture"]
+            tasks += [*mixture["sources"], *mixture["validation"]]
     if set(job["stages"]) & {"mid", "sft", "rl"}:
-        for task in job["chat_tasks"]["tasks"]:
-            build(task)
+        tasks += job["chat_tasks"]["tasks"]
+    for task in tasks:
+        build(task)

@@ -39,7 +39,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
 
 
 def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[float | None]:
-    """The validation bits per byte of every job, with the sweep's table; JobFailed when one did not end well."""
+    """The validation bits per byte of every job, after the sweep's table; JobFailed when one ended badly."""
     if len(jobs) > 1:
         path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
         write_sweep_csv(path, results)

@@ -1,4 +1,4 @@
-"""`python -m tests.fake_modal STATE SECRETS_JSON`: serve on a free port, written to STATE/url, until killed."""
+"""`python -m tests.fake_modal STATE SECRETS`: serve on a free port, written to STATE/url, until killed."""
 
 import asyncio
 import json

@@ -1,7 +1,7 @@
 """Containers: one process of modal's real entrypoint per attempt, with the code that the client uploaded.
 
-Retries follow Modal's rules: an exception or a timeout uses up a retry; a container that ends without an output
-(a crash, a preemption) gives the input back to the queue, up to eight times.
+Retries follow Modal's rules: an exception or a timeout uses up a retry; a container that ends without an
+output (a crash, a preemption) gives the input back to the queue, up to eight times.
 """
 
 import asyncio
@@ -183,7 +183,7 @@ class Containers:
     def build(self, image_id: str, files: Path) -> None:
         """COPY is done; RUN and FROM are not: the container uses the test's own environment.
 
-        Of RUN one thing is done, what ours builds: the Rust extension, copied from the checkout if it is there.
+        Of RUN one thing is done, what ours builds: the Rust extension, copied from the checkout if it has it.
         """
         image = self.plane.images[image_id]
         for base in image.base_images:

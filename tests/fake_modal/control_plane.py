@@ -322,6 +322,10 @@ class ControlPlane:
         self.apps[app]["logs"].append(entry)
         self.apps[app]["news"].set()
 
+    async def on_AppFetchLogs(self, request: Any, task: str) -> Any:
+        batch = api.TaskLogsBatch(items=self.apps[request.app_id]["logs"][-request.limit :])
+        return api.AppFetchLogsResponse(batches=[batch])
+
     async def stream_logs(self, request: Any, stream: Any) -> None:
         app, deadline = self.apps[request.app_id], time.monotonic() + (request.timeout or 55)
         position = int(request.last_entry_id or 0)

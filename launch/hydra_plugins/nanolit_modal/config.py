@@ -23,7 +23,8 @@ class ImageConf:
 class ModalLauncherConf:
     """One detached app and one call per job. Sizes in MiB, times in seconds.
 
-    `root` is where all artefacts are in the containers: on the volume `nanolit`, unless `volumes` says another.
+    `root` is where all artefacts are in the containers: on the volume `nanolit`, unless `volumes` says
+    another.
     """
 
     _target_: str = "hydra_plugins.nanolit_modal.launcher.ModalLauncher"

@@ -90,7 +90,7 @@ def refuse_in_container() -> None:
 
 
 def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
-    """ValueError for a job of another cluster, or for other GPUs than it is planned for, or the same run twice."""
+    """ValueError for a job of another cluster, or planned for other GPUs, or twice the same run."""
     for job in jobs:
         cluster = job["cluster"]
         if cluster["kind"] != "modal":
@@ -104,8 +104,8 @@ def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
     refuse_same_run(jobs)
     if not settings["wait"] and len(jobs) > settings["max_parallel"]:
         raise ValueError(
-            f"{len(jobs)} jobs are more than hydra.launcher.max_parallel={settings['max_parallel']}, and with "
-            "wait=false nothing holds the others back; give wait=true or a larger max_parallel"
+            f"{len(jobs)} jobs are more than hydra.launcher.max_parallel={settings['max_parallel']}, and "
+            "with wait=false nothing holds the others back; give wait=true or a larger max_parallel"
         )
 
 

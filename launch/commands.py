@@ -13,7 +13,7 @@ import modal
 from launch import remote
 from launch.follow import follow, stream, wait
 from launch.image import container_image
-from launch.submit import Submission, building, read_submission
+from launch.submit import Submission, read_submission, started
 from launch.uploads import put as send
 from nanolit.jobs.execute import score
 from nanolit.machine.paths import read_json, run_folder
@@ -180,10 +180,10 @@ def smoke_test(gpu: str, environment: str | None) -> str:
     settings = {"python": "3.12", "apt": [], "uv_extras": []}
     image = container_image(settings, root="/vol")
     function = app.function(image=image, gpu=gpu, timeout=600, single_use_containers=True)(remote.look_around)
-    with building(), app.run(detach=True, environment_name=environment):
+    with started(app, environment):
         call = function.spawn()
     found = call.get()
-    text = f"PyTorch {found['torch']} on Python {found['python']}, extension {found['extension']}"
+    text = f"Python {found['python']}, Rust extension {found['extension']}"
     if not found["gpus"]:
         raise ValueError(f"PyTorch sees no GPU there ({text})")
     return f"{', '.join(found['gpus'])}; {text}"

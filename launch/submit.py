@@ -25,7 +25,7 @@ def submit(job: Job, settings: dict[str, Any]) -> Submission:
     app = modal.App(f"{settings['app_name']}-{job['run']}", include_source=False, tags=tags(job, settings))
     try:
         functions = define(app, job, settings)
-        with building(), app.run(detach=True, environment_name=settings["environment"]):
+        with started(app, settings["environment"]):
             payload = payload_of(job, settings, {name: one.object_id for name, one in functions.items()})
             call = functions["orchestrate"].spawn(payload)
             submission = describe(app, call.object_id, job, settings, payload)
@@ -36,12 +36,15 @@ def submit(job: Job, settings: dict[str, Any]) -> Submission:
 
 
 @contextlib.contextmanager
-def building() -> Iterator[None]:
-    """Show how the image is built, without Modal's own stream of logs and its wait for the last of them."""
+def started(app: modal.App, environment: str | None) -> Iterator[None]:
+    """A detached app; how its image is built is shown, Modal's own stream of its logs is not."""
     logging.getLogger("modal-client").setLevel(logging.ERROR)
     modal.config.config.override_locally("logs_timeout", "0")
-    with modal.enable_output():
-        yield
+    with contextlib.ExitStack() as shown:
+        shown.enter_context(modal.enable_output())
+        with app.run(detach=True, environment_name=environment):
+            shown.close()
+            yield
 
 
 def payload_of(job: Job, settings: dict[str, Any], functions: dict[str, str]) -> remote.Payload:

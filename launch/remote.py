@@ -32,6 +32,7 @@ from nanolit.phases.job import Job, StageName
 Payload = dict[str, Any]
 Result = dict[str, Any]
 POLL_SECONDS = 2.0
+MOST_IDLE = 2  # time limits in a row without a step, after which more of them are a waste
 LONGEST_MARGIN = 600.0  # seconds before the time limit that a stage is stopped, to write its checkpoint
 
 
@@ -62,21 +63,17 @@ def orchestrate(payload: Payload) -> Result:
 
 def run_step(calls: "Calls", function: str, stage: str, *, deadline: float) -> Result | None:
     """The result of one function for one stage, called as often as it comes back unfinished."""
-    result: Result = {}
+    step, idle = None, 0
     while True:
-        before = result.get("step")
-        found = calls.wait(function, stage, deadline=deadline)
-        if found is None or found["status"] != "unfinished":
-            return found
-        result = found
-        if result.get("step") == before:
-            seconds = calls.payload["timeout"]
-            return {
-                **result,
-                "status": "failed",
-                "error": f"{stage} made no step that lasted within {seconds:,} seconds; give a longer "
-                "hydra.launcher.timeout or a smaller save_every",
-            }
+        result = calls.wait(function, stage, deadline=deadline)
+        if result is None or result["status"] != "unfinished":
+            return result
+        idle = idle + 1 if result.get("step") == step else 0
+        step = result.get("step")
+        if idle == MOST_IDLE:
+            limit = f"{calls.payload['timeout']:,} seconds"
+            error = f"{stage} made no step within {limit}, {idle} times; give a longer hydra.launcher.timeout"
+            return {**result, "status": "failed", "error": error}
 
 
 class Calls:

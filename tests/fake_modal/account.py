@@ -17,7 +17,7 @@ TINY = [
     "model=d2",
     "data=sample",
     "model.context=64",
-    "total_batch=512",
+    "total_batch=1024",
     "micro_batch=1",
     "stage.base.eval_tokens=512",
     "stage.tokenizer.vocab_size=300",
@@ -30,6 +30,7 @@ class Account:
 
     def __init__(self, folder: Path, *, secrets: dict[str, dict[str, str]]) -> None:
         self.folder, self.state = folder, folder / "state"
+        self.seconds = 0.0  # what the reference run took here
         self.root, self.volume = folder / "laptop", folder / "vol"
         self.state.mkdir(parents=True)
         command = [sys.executable, "-m", "tests.fake_modal", str(self.state), json.dumps(secrets)]
@@ -114,6 +115,12 @@ class Account:
         submission = json.loads((self.root / "runs" / run / "submission.json").read_text())
         wanted = submission["call"] if function == "orchestrate" else calls[-1]
         return next(pid for _, pid, call in reversed(self.containers()) if call == wanted)
+
+    def end_container(self, run: str, function: str, number: int) -> None:
+        """Send a signal to the container of a run's newest call, and wait for its end."""
+        pid = self.container_of(run, function)
+        os.kill(pid, number)
+        wait_until(lambda: pid not in [one for _, one, _ in self.containers()], seconds=60)
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float) -> None:

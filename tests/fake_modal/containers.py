@@ -84,13 +84,14 @@ class Containers:
         task = self.plane.new("ta")
         folder = self.plane.state / "tasks" / task
         environment = self.furnish(folder, task, call, function)
+        output = (folder / "log.txt").open("wb")
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "modal._container_entrypoint",
             env=environment,
             cwd=folder / "fs" / "root",
-            stdout=asyncio.subprocess.PIPE,
+            stdout=output,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -99,7 +100,7 @@ class Containers:
         call.result, call.taken, call.told = None, False, False
         self.running[task] = call
         try:
-            reading = asyncio.create_task(self.read_logs(process, call))
+            reading = asyncio.create_task(self.read_logs(folder / "log.txt", process, call))
             try:
                 await asyncio.wait_for(process.wait(), function.timeout_secs)
             except TimeoutError:
@@ -109,14 +110,21 @@ class Containers:
             await process.wait()
             await reading
         finally:
+            output.close()
             del self.running[task]
             (folder / "ended.txt").write_text(str(process.returncode))
         return call.result, call.data_format
 
-    async def read_logs(self, process: Any, call: Call) -> None:
-        app = self.plane.owner[call.function_id]
-        while line := await process.stdout.readline():
-            self.plane.log(app, call.id, line.decode(errors="replace"))
+    async def read_logs(self, path: Path, process: Any, call: Call) -> None:
+        """Not through a pipe: asyncio would wait for everybody who holds its end, orphans included."""
+        with path.open("rb") as file:
+            while True:
+                over = process.returncode is not None
+                while line := file.readline():
+                    self.plane.log(self.plane.owner[call.function_id], call.id, line.decode(errors="replace"))
+                if over:
+                    return
+                await asyncio.sleep(0.1)
 
     def put_output(self, task: str, result: Any, data_format: int) -> None:
         call = self.running[task]

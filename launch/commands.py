@@ -11,7 +11,7 @@ from typing import Any
 import modal
 
 from launch import remote
-from launch.follow import follow, stream, wait
+from launch.follow import follow, newest_call, running, stream, wait
 from launch.image import container_image
 from launch.submit import Submission, read_submission, started
 from launch.uploads import put as send
@@ -85,7 +85,9 @@ def attach(arguments: Namespace) -> int:
 def stop(arguments: Namespace) -> int:
     """Cancel the orchestrator first, so that it begins nothing more; then its calls; then the app."""
     submission = read_submission(arguments.root, arguments.run)
-    modal.FunctionCall.from_id(submission["call"]).cancel()
+    if not running(submission):
+        raise ValueError(f"run {submission['run']} is not running: {state(submission)}")
+    modal.FunctionCall.from_id(newest_call(submission)).cancel()
     calls = [call for call in calls_of(submission) if call["state"] == "begun" and remote.lives(call["call"])]
     for call in calls:
         modal.FunctionCall.from_id(call["call"]).cancel()
@@ -139,7 +141,7 @@ def put(arguments: Namespace) -> int:
 
 
 def cost(arguments: Namespace) -> int:
-    """Hours of every call so far. Modal's own bill: `modal billing report`."""
+    """Hours of every call so far, and dollars of those on GPUs. What was billed: `modal billing report`."""
     submission = read_submission(arguments.root, arguments.run)
     rows, gpu_hours = [], 0.0
     for call in calls_of(submission):
@@ -150,7 +152,9 @@ def cost(arguments: Namespace) -> int:
         rows.append([call["stage"], where, call["state"], f"{hours:.2f}"])
     print(markdown_table(["Stage", "On", "State", "Hours"], rows, num_left=3))
     nodes = f" on {submission['nodes']} nodes" if submission["nodes"] > 1 else ""
-    print(f"{gpu_hours:.2f} hours of {submission['gpu']}{nodes}, waiting for the machine included")
+    rate = submission["dollars_per_hour"]
+    dollars = f", about ${gpu_hours * rate:,.2f} at ${rate:,.2f} an hour" if rate else ""
+    print(f"{gpu_hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it included{dollars}")
     return 0
 
 

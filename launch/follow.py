@@ -36,6 +36,29 @@ def wait(submission: Submission, *, timeout: float | None = None) -> dict[str, A
         call = result["call"]
 
 
+def newest_call(submission: Submission) -> str:
+    """The orchestrator that the others handed over to."""
+    call = submission["call"]
+    while True:
+        try:
+            result = modal.FunctionCall.from_id(call).get(timeout=0)
+        except TimeoutError:
+            return call
+        if result["status"] != "continued":
+            return call
+        call = result["call"]
+
+
+def running(submission: Submission) -> bool:
+    try:
+        wait(submission, timeout=0)
+    except TimeoutError:
+        return True
+    except modal.exception.Error:
+        return False
+    return False
+
+
 def stream(submission: Submission, *, say: Say = print) -> None:
     """Every line of the app's logs until it is over."""
     rest = ""

@@ -51,7 +51,7 @@ def container_image(settings: dict[str, Any], *, root: str) -> modal.Image:
     image = image.uv_sync(str(CHECKOUT), extras=list(settings["uv_extras"]), uv_version=UV)
     image = image.add_local_dir(CHECKOUT / "rustbpe", "/src/rustbpe", copy=True, ignore=unwanted)
     image = image.run_commands(*BUILD_EXTENSION)
-    image = image.env({"HF_HOME": f"{root}/cache/huggingface", "PYTHONPATH": CODE, "NANOLIT_HOME": root})
+    image = image.env({"HF_HOME": f"{root}/cache/huggingface", "NANOLIT_HOME": root})
     for folder, target in (("conf", "nanolit/conf"), ("launch", "launch"), ("nanolit", "nanolit")):
         image = image.add_local_dir(CHECKOUT / folder, f"{CODE}/{target}", copy=True, ignore=unwanted)
     return image

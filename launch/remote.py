@@ -26,12 +26,13 @@ from nanolit.jobs.execute import check_root, check_stages, make_tokenizer, write
 from nanolit.jobs.inputs import fetch
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
-from nanolit.machine.paths import read_json, run_folder, stage_folder, write_json
+from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
 from nanolit.phases.job import Job, StageName
 
 Payload = dict[str, Any]
 Result = dict[str, Any]
-POLL_SECONDS = 2.0
+POLL_SECONDS = 2.0  # between two looks for a checkpoint that is not committed
+WAIT_SECONDS = 20.0  # of one request for a call's result
 MOST_IDLE = 2  # time limits in a row without a step, after which more of them are a waste
 LONGEST_MARGIN = 600.0  # seconds before the time limit that a stage is stopped, to write its checkpoint
 
@@ -88,7 +89,7 @@ class Calls:
 
     def write(self) -> None:
         write_json(self.path, {"format": 1, "calls": self.calls})
-        self.volume.commit()
+        commit(self.volume)
 
     def wait(self, function: str, stage: str, *, deadline: float) -> Result | None:
         """The result of the call for a stage, begun if there is none that lives; None at the deadline."""
@@ -97,10 +98,11 @@ class Calls:
         call = self.live(function, stage) or self.begin(function, stage)
         while True:
             try:
-                result = modal.FunctionCall.from_id(call["call"]).get(timeout=POLL_SECONDS)
+                left = deadline - time.monotonic()
+                result = modal.FunctionCall.from_id(call["call"]).get(timeout=min(WAIT_SECONDS, max(left, 0)))
                 break
             except TimeoutError:
-                if time.monotonic() > deadline:
+                if left <= 0:
                     return None
             except modal.exception.Error as error:
                 message = f"{stage}: Modal ended call {call['call']}: {type(error).__name__}: {error}"
@@ -171,7 +173,7 @@ def prepare(payload: Payload, stage: str) -> Result:
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}
     finally:
-        modal.Volume.from_name(payload["volume"]).commit()
+        commit(modal.Volume.from_name(payload["volume"]))
 
 
 def train(payload: Payload, stage: str) -> Result:
@@ -181,7 +183,8 @@ def train(payload: Payload, stage: str) -> Result:
     leaves a checkpoint and no output, so that Modal gives the same input to another machine.
     """
     job: Job = payload["job"]
-    environment = {**os.environ, **place_of_node(job)}
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **place_of_node(job), "PYTHONPATH": path}
     first = environment.get("NANOLIT_NODE_RANK", "0") == "0"
     if first and (other := claimed(payload, stage)):
         return {"status": "duplicate", "run": job["run"], "stage": stage, "call": other}
@@ -236,8 +239,16 @@ def claimed(payload: Payload, stage: str) -> str | None:
     if path.exists() and (other := read_json(path)["call"]) != me and lives(other):
         return other
     write_json(path, {"call": me})
-    modal.Volume.from_name(payload["volume"]).commit()
+    commit(modal.Volume.from_name(payload["volume"]))
     return None
+
+
+def commit(store: modal.Volume) -> None:
+    """Commit; what Modal can't do while files are open is only to show us the commits of others."""
+    try:
+        store.commit()
+    except RuntimeError as error:
+        print(f"volume: {error}", flush=True)
 
 
 @contextlib.contextmanager
@@ -250,7 +261,7 @@ def commits(volume: str, folder: Path) -> Iterator[None]:
         while not over.wait(POLL_SECONDS):
             found = set(folder.glob("step_*/*.json"))
             if found - seen:
-                store.commit()
+                commit(store)
             seen = found
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -260,4 +271,4 @@ def commits(volume: str, folder: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        store.commit()
+        commit(store)

@@ -12,6 +12,7 @@ import modal
 
 from launch import remote
 from launch.image import container_image
+from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.paths import read_json, run_folder, write_json
 from nanolit.phases.job import Job
 
@@ -70,12 +71,19 @@ def describe(
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "gpu": settings["gpu"],
         "nodes": settings["nodes"],
+        "dollars_per_hour": dollars_per_hour(job),
         "volume": payload["volume"],
         "environment": settings["environment"],
         "functions": payload["functions"],
         "stages": job["stages"],
         "overrides": job["overrides"],
     }
+
+
+def dollars_per_hour(job: Job) -> float | None:
+    """Of the job's GPUs, as its plan has it; None where no price is known."""
+    plan: dict[str, Any] = dict(fresh_plan(job, job["stages"][-1]))
+    return (plan.get("cost") or {}).get("dollars_per_hour")
 
 
 def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, modal.Function]:

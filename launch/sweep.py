@@ -1,17 +1,18 @@
 """One or several jobs to Modal: at most `max_parallel` at a time, each with its own app, logs and result."""
 
 import json
+import queue
+import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from launch.follow import follow
+from launch.follow import follow, running
 from launch.submit import CPU_FUNCTIONS, Submission, secrets_of, submission_path, submit, volumes_of
 from launch.uploads import upload_paths
 from nanolit.jobs.execute import say, score
 from nanolit.jobs.plans import show_plans
-from nanolit.jobs.sweep import conclude
-from nanolit.machine.paths import write_json
+from nanolit.jobs.sweep import JobFailed, conclude
+from nanolit.machine.paths import read_json, write_json
 from nanolit.phases.job import Job
 
 
@@ -47,38 +48,58 @@ def request_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | None]:
-    """Submit all; with wait=true their validation bits per byte, else None for each."""
-    waiting, running, results = list(jobs), dict[Future, Job](), dict[str, dict[str, Any]]()
-    with ThreadPoolExecutor(settings["max_parallel"]) as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < settings["max_parallel"]:
-                    job = waiting.pop(0)
-                    submission = begin(job, settings)
-                    if not settings["wait"]:
-                        results[job["run"]] = {}
-                        continue
-                    future = pool.submit(follow, submission, logs=settings["stream_logs"], say=say)
-                    running[future] = job
-                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    results[job["run"]] = conclude_one(job, future.result())
-        except KeyboardInterrupt:
-            for job in running.values():
-                say(f"{job['run']} goes on; {how_to_follow(job)}")
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    """Submit all; with wait=true their validation bits per byte, else None for each.
+
+    Ctrl-C ends the waiting, not the jobs: then JobFailed says how to come back to them.
+    """
     if not settings["wait"]:
+        for job in jobs:
+            begin(job, settings)
         return [None for _ in jobs]
+    waiting, running, results = list(jobs), dict[str, Job](), dict[str, dict[str, Any]]()
+    ended: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < settings["max_parallel"]:
+                job = waiting.pop(0)
+                running[job["run"]] = job
+                watch(begin(job, settings), settings, ended)
+            result = ended.get()
+            results[result["run"]] = conclude_one(running.pop(result["run"]), result)
+    except KeyboardInterrupt:
+        lines = [f"{job['run']} goes on; {how_to_follow(job)}" for job in running.values()]
+        raise JobFailed("\n".join(lines), 130) from None
     return conclude(jobs, [results[job["run"]] for job in jobs])
 
 
+def watch(
+    submission: Submission, settings: dict[str, Any], ended: "queue.SimpleQueue[dict[str, Any]]"
+) -> None:
+    """Follow a run in a thread that nobody waits for; its result goes to `ended`."""
+
+    def wait() -> None:
+        try:
+            ended.put(follow(submission, logs=settings["stream_logs"], say=say))
+        except Exception as error:
+            text = f"lost sight of it: {type(error).__name__}: {error}; it may go on"
+            ended.put({"run": submission["run"], "status": "failed", "error": text})
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def begin(job: Job, settings: dict[str, Any]) -> Submission:
+    refuse_running(job)
     submission = submit(upload_paths(job, settings), settings)
     say(f"── {job['run']} submitted as {submission['app']}: {submission['dashboard']}")
-    if not settings["wait"]:
-        say(f"   {how_to_follow(job)}")
+    say(f"   {how_to_follow(job)}")
     return submission
+
+
+def refuse_running(job: Job) -> None:
+    """ValueError when the run has been submitted from here and has not ended."""
+    path = submission_path(job["root"], job["run"])
+    if path.exists() and running(read_json(path)):
+        raise ValueError(f"run {job['run']} is running on Modal already; {how_to_follow(job)}")
 
 
 def how_to_follow(job: Job) -> str:

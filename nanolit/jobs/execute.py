@@ -219,6 +219,8 @@ def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int
                 raise ValueError(
                     f"{busy} by process {holder}; wait for it, stop it, or give another run=NAME"
                 ) from error
+            except OSError:
+                pass  # a file system without locks, as network mounts may be
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

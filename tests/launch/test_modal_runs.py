@@ -7,14 +7,17 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 
+from launch.remote import margin
 from nanolit.jobs.processes import descendants
 from tests.fake_modal.account import wait_until
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("modal"),
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
 ]
 STEPS = ("max_steps=16", "save_every=2", "sample_every=1")  # samples make steps slow, and change nothing
@@ -52,7 +55,9 @@ def test_a_killed_orchestrator_comes_back_and_starts_no_second_gpu_call(account,
 
 
 def test_the_requests_are_those_of_the_cluster(account, trained):
-    functions = {one["function"]["functionName"]: one["function"] for one in account.requests("FunctionCreate")}
+    functions = {
+        one["function"]["functionName"]: one["function"] for one in account.requests("FunctionCreate")
+    }
     train, cpu = functions["train"], [functions["orchestrate"], functions["prepare"]]
     assert train["resources"] == {
         "gpuConfig": {"gpuType": "H100!", "count": 2},
@@ -74,7 +79,9 @@ def test_the_requests_are_those_of_the_cluster(account, trained):
 
 
 def test_the_volume_is_committed_while_it_trains(account, trained):
-    tasks = [path.parent.name for path in account.state.glob("tasks/*/process.txt") if "train" in path.read_text()]
+    tasks = [
+        path.parent.name for path in account.state.glob("tasks/*/process.txt") if "train" in path.read_text()
+    ]
     commits = [one for one in account.requests("VolumeCommit") if one["task"] in tasks]
     assert len(commits) >= 4, "the claim, checkpoints, and the end"
 
@@ -103,11 +110,13 @@ def test_nothing_but_code_is_sent(account, trained):
     assert [name for name in sent if any(word in name for word in junk)] == []
 
 
-def test_preempted_and_crashed_without_a_client_it_goes_on_to_the_same_curve(account, reference):
-    code, output = account.run("nanolit.train", *account.overrides("hard", *STEPS, "wait=false"))
-    assert code == 0, output
-    assert "python -m launch attach hard" in output
+def test_left_by_its_client_preempted_and_crashed_it_goes_on_to_the_same_curve(account, reference):
+    client = account.start("nanolit.train", *account.overrides("hard", *STEPS))
     account.wait_for_step("hard", 1)
+    os.killpg(client.pid, signal.SIGINT)
+    output, _ = client.communicate(timeout=30)
+    assert client.returncode == 130, output
+    assert "hard goes on; python -m launch attach hard" in output
     account.end_container("hard", "train", signal.SIGINT)  # how Modal preempts
     account.wait_for_step("hard", account.curve("hard")[-1][0] + 1)
     account.end_container("hard", "train", signal.SIGKILL)  # the machine is gone
@@ -131,18 +140,44 @@ def test_what_was_made_there_comes_here(account, reference):
     assert "base: 16 steps" in account.run("launch", "logs", "hard")[1]
 
 
+def test_identity_alone_is_taught_from_a_base_there_with_a_file_from_here(account, reference, tmp_path):
+    """Begins from the run above; the mixture names a file of the laptop, which is uploaded."""
+    told = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A test."}]
+    (tmp_path / "me.jsonl").write_text("".join(json.dumps({"messages": told}) + "\n" for _ in range(40)))
+    sums = "{_target_: nanolit.tasks.sums.Sums, split: test, size: 8}"
+    identity = f"{{_target_: nanolit.tasks.identity.Identity, path: {tmp_path}/me.jsonl}}"
+    (tmp_path / "mix.yaml").write_text(f"mirror: sample\nsources: [{identity}]\nvalidation: [{sums}]\n")
+    (tmp_path / "ask.yaml").write_text(f"mirror: sample\nmax_tokens: 8\ntasks: [{sums}]\n")
+    files = [f"stage.sft.mixture={tmp_path}/mix.yaml", f"chat_tasks={tmp_path}/ask.yaml"]
+    words = [one for one in account.overrides("taught", "max_steps=2", *files) if one != "phase=base"]
+    code, output = account.run("nanolit.train", "phase=identity", "start_from=hard", *words)
+    assert code == 0, output
+    assert "[taught] sft: 2 steps from hard/base" in output
+    (uploaded,) = account.volume.glob("uploads/*/me.jsonl")
+    job = (account.volume / "runs" / "taught" / "sft" / "job.yaml").read_text()
+    assert str(uploaded) in job
+    assert str(tmp_path) not in job.partition("overrides:")[0]
+
+
 def test_a_time_limit_of_half_a_minute_and_a_dead_client_lose_nothing(account, reference):
-    """The limit grows where this machine is slow: it is long enough for a few steps."""
-    limit = max(24, round(1.7 * account.seconds))
-    words = account.overrides("short", *STEPS, f"hydra.launcher.timeout={limit}")
-    client = account.start("nanolit.train", *words)
-    wait_until(lambda: bool(account.calls("short")), seconds=60)
+    """Held up after its first step until the limit is over; the limit grows where this machine is slow."""
+    limit = max(30, round(1.7 * account.seconds))
+    client = account.start(
+        "nanolit.train", *account.overrides("short", *STEPS, f"hydra.launcher.timeout={limit}")
+    )
+    wait_until(lambda: bool(account.calls("short")), seconds=100)
     os.killpg(client.pid, signal.SIGKILL)
+    client.communicate()
+    account.wait_for_step("short", 1)
+    (rank, _), *_ = descendants(account.container_of("short", "train"))
+    os.kill(rank, signal.SIGSTOP)
+    begun = next(call["at"] for call in account.calls("short") if call["function"] == "train")
+    time.sleep(max(0, begun + limit - margin(limit) + 3 - time.time()))
+    os.kill(rank, signal.SIGCONT)
     code, output = account.run("launch", "attach", "short")
     assert code == 0, output
     states = [call["state"] for call in account.calls("short") if call["function"] == "train"]
-    assert states[-1] == "done"
-    assert "unfinished" in states
+    assert states == ["unfinished", "done"]
     assert account.curve("short") == reference
 
 

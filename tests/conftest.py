@@ -1,5 +1,7 @@
 """Models small enough to make in a test: one with random weights, one that was taught a few replies."""
 
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,9 @@ import torch.nn.functional as F
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and what tests start inherits that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSIC = {
     "rope_base": 10_000.0,

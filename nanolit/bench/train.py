@@ -195,7 +195,8 @@ def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int =
     """Median milliseconds of a micro-batch's forward and backward pass and of the optimizer's step."""
     ids_BT, targets_BT = (tensor.to(device) for tensor in step.micro_batches[0])
     found: dict[str, list[float]] = {"forward_ms": [], "backward_ms": [], "optimizer_ms": []}
-    for _ in range(repeats):
+    rounds = []
+    for _ in range(repeats):  # without waiting for the device in between, as training doesn't
         marks = [mark(device)]
         loss = phase.loss(ids_BT, targets_BT) / step.num_tokens
         marks.append(mark(device))
@@ -204,7 +205,9 @@ def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int =
         phase.optimizer.step()
         marks.append(mark(device))
         phase.optimizer.zero_grad(set_to_none=True)
-        synchronize(device)
+        rounds.append(marks)
+    synchronize(device)
+    for marks in rounds:
         for name, first, last in zip(found, marks, marks[1:], strict=False):
             found[name].append(between(first, last))
     medians = {name: statistics.median(values) for name, values in found.items()}

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanolit.machine.device import compute_dtype
+from nanolit.model import heads as fused_heads
+from nanolit.model import mlp as fused_mlp
 from nanolit.model.accounting import (
     SMEAR_CHANNELS,
     VALUE_GATE_CHANNELS,
@@ -23,6 +25,7 @@ from nanolit.model.accounting import (
 from nanolit.model.attention import Backend, attend, choose_backend, rotary_tables, rotate
 from nanolit.model.kv_cache import KVCache
 from nanolit.model.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
+from nanolit.model.residual import mix
 
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
@@ -40,7 +43,7 @@ class Linear(nn.Linear):
 
 
 def norm(x: Tensor) -> Tensor:
-    """RMSNorm over the last dim, without parameters; eps is the dtype's (torch's default)."""
+    """RMSNorm over the last dim, in float32, without parameters; eps is float32's (torch's default)."""
     return F.rms_norm(x, (x.size(-1),))
 
 
@@ -60,8 +63,9 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.layer, self.qk_scale, self.window = layer, qk_scale, window
-        self.head_dim = width // heads
-        self.backend: Backend = "sdpa"  # until the model is on its device: GPT.prepare
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
+        self.backend: Backend = "sdpa"  # this and the next until the model is on its device: prepare
+        self.fused = False
         self.query = Linear(width, width)
         self.key = Linear(width, kv_heads * self.head_dim)
         self.value = Linear(width, kv_heads * self.head_dim)
@@ -77,27 +81,43 @@ class Attention(nn.Module):
         value_embedding: Tensor | None,
         kv_cache: KVCache | None,
     ) -> Tensor:
-        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC, merged=x_BTC.is_cuda and kv_cache is None)
+        project = self._project_fused if self.fused and kv_cache is None else self._project
+        q_BTHD, k_BTKD, v_BTKD = project(x_BTC, cos_TE, sin_TE)
         if value_embedding is not None and self.value_gate is not None:
             # value embeddings: github.com/KellerJordan/modded-nanogpt; gate and factor: nanochat
             gate_BTK = 3 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))
             v_BTKD = v_BTKD + gate_BTK[..., None] * value_embedding.unflatten(-1, (-1, self.head_dim))
-        q_BTHD = norm(rotate(q_BTHD, cos_TE, sin_TE)) * self.qk_scale
-        k_BTKD = norm(rotate(k_BTKD, cos_TE, sin_TE)) * self.qk_scale
         k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if kv_cache is None else kv_cache.append(self.layer, k_BTKD, v_BTKD)
         y_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, window=self.window, backend=self.backend)
         return self.output(y_BTHD.flatten(2))
 
-    def _project(self, x_BTC: Tensor, *, merged: bool) -> tuple[Tensor, ...]:
-        """Queries, keys and values; merged: by one larger product, whose weight is put together anew."""
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Choose the kernels for the device that the parameters are on."""
+        device = self.query.weight.device
+        self.backend = choose_backend(device, dtype, self.head_dim)
+        self.fused = fused_heads.has_kernel(device, dtype, self.head_dim)
+
+    def _project(self, x_BTC: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated and normalised queries and keys, and values."""
+        q_BTHD, k_BTKD, v_BTKD = (
+            part(x_BTC).unflatten(-1, (-1, self.head_dim)) for part in (self.query, self.key, self.value)
+        )
+        q_BTHD = norm(rotate(q_BTHD, cos_TE, sin_TE)) * self.qk_scale
+        k_BTKD = norm(rotate(k_BTKD, cos_TE, sin_TE)) * self.qk_scale
+        return q_BTHD, k_BTKD, v_BTKD
+
+    def _project_fused(self, x_BTC: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by one larger product, whose weight is put together anew, and one kernel after it."""
         parts = (self.query, self.key, self.value)
-        if merged:
-            weight = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
-            widths = [part.out_features for part in parts]
-            projected = F.linear(x_BTC, weight).split(widths, dim=-1)
-        else:
-            projected = [part(x_BTC) for part in parts]
-        return tuple(one.unflatten(-1, (-1, self.head_dim)) for one in projected)
+        weight_XC = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
+        return fused_heads.split_heads(
+            F.linear(x_BTC, weight_XC),
+            cos_TE,
+            sin_TE,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            qk_scale=self.qk_scale,
+        )
 
 
 class MLP(nn.Module):
@@ -107,9 +127,15 @@ class MLP(nn.Module):
         super().__init__()
         self.expand = Linear(width, 4 * width)
         self.contract = Linear(4 * width, width)
+        self.fused = False  # until the model is on its device: prepare
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.contract(F.relu(self.expand(x_BTC)).square())
+        apply = fused_mlp.fused_mlp if self.fused and torch.is_grad_enabled() else fused_mlp.relu_squared_mlp
+        return apply(x_BTC, self.expand.weight, self.contract.weight)
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Choose the kernels for the device that the parameters are on."""
+        self.fused = fused_mlp.has_kernel(self.expand.weight.device, dtype)
 
 
 class Block(nn.Module):
@@ -298,7 +324,7 @@ class GPT(nn.Module):
         x0_BTC = middle_BTC = x_BTC
         for layer, block in enumerate(self.blocks):
             if self.residual_scalars is not None and self.x0_scalars is not None:
-                x_BTC = self.residual_scalars[layer] * x_BTC + self.x0_scalars[layer] * x0_BTC
+                x_BTC = mix(x_BTC, x0_BTC, self.residual_scalars[layer], self.x0_scalars[layer])
             has_table = str(layer) in self.value_embeddings
             value_embedding = self.value_embeddings[str(layer)](ids_BT) if has_table else None
             x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding, kv_cache=kv_cache)
@@ -360,7 +386,8 @@ class GPT(nn.Module):
         self.cos_TE, self.sin_TE = (table.to(dtype) for table in self._rotary_tables(self.device))
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.attention.backend = choose_backend(self.device, dtype, self.head_dim)
+            block.attention.prepare(dtype)
+            block.mlp.prepare(dtype)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator, *, dtype: torch.dtype | None = None) -> None:

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanolit.machine.device import compute_dtype, world_size
+from nanolit.optim.orthogonalize import POLAR_EXPRESS, has_kernel, iterate_by_halves
 from nanolit.optim.shares import SMALL, FlatSlice, MatrixStack, Read, Replica, StateSlice
-from nanolit.optim.updates import Orthogonalization, adamw_update, muon_update, variance_dim
+from nanolit.optim.updates import Orthogonalization, adamw_update, apply_update, muon_update, variance_dim
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -56,11 +57,13 @@ class MuonAdamW(torch.optim.Optimizer):
             "normalize_update": normalize_update,
             "cautious": cautious,
         }
-        self._muon_update, self._adamw_update = muon_update, adamw_update
+        self._muon_update, self._apply_update, self._adamw_update = muon_update, apply_update, adamw_update
         if device.type == "cuda" if compile is None else compile:
             _allow_many_shapes()
             self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
-            self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=True)
+            self._apply_update = torch.compile(apply_update, fullgraph=True, dynamic=False)
+            # A graph for each of the few lengths: where the length is a variable, loads are not vectorised
+            self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=False)
         self._stacks: list[tuple[dict, MatrixStack]] = []
         self._slices: list[tuple[dict, FlatSlice]] = []
         for group in self.param_groups:
@@ -132,7 +135,7 @@ class MuonAdamW(torch.optim.Optimizer):
         raise ValueError("the optimizer's state is stored in slices; use load_state_slices()")
 
     def _clip(self, clip_norm: float) -> None:
-        gradients = [stack.gradients() for _, stack in self._stacks]
+        gradients = [gradient for _, stack in self._stacks for gradient in stack.gradients()]
         counted = gradients + [flat.gradients() for _, flat in self._slices if flat.counts_in_norm]
         replicas = [flat.gradients() for _, flat in self._slices if not flat.counts_in_norm]
         square = torch.stack([g.float().square().sum() for g in counted]).sum()
@@ -144,20 +147,41 @@ class MuonAdamW(torch.optim.Optimizer):
             g.mul_(scale)
 
     def _step_muon(self, group: dict, stack: MatrixStack) -> None:
-        gradients_NRS, params_NRS = stack.gradients(), stack.own_params()
-        if stack.names:
+        gradients, params_NRS = stack.gradients(), stack.own_params()
+        momentum_NRS, second_moment = stack.buffers["momentum"], stack.buffers.get("second_moment")
+        lr, weight_decay = _scalar(group["lr"]), _scalar(group["weight_decay"])
+        if stack.names and self._by_halves(params_NRS):
+            from nanolit.optim import momentum_kernel  # imports Triton
+
+            balanced_NRS = momentum_kernel.balanced_rows(gradients, momentum_NRS, group["momentum"])
+            self._apply_update(
+                params_NRS,
+                iterate_by_halves(balanced_NRS, POLAR_EXPRESS),
+                second_moment,
+                lr,
+                weight_decay,
+                self._variance_beta,
+                normalize_update=self._flags["normalize_update"],
+                cautious=self._flags["cautious"],
+            )
+        elif stack.names:
             self._muon_update(
                 params_NRS,
-                gradients_NRS,
-                stack.buffers["momentum"],
-                stack.buffers.get("second_moment"),
-                _scalar(group["lr"]),
+                torch.stack(gradients),
+                momentum_NRS,
+                second_moment,
+                lr,
                 _scalar(group["momentum"]),
-                _scalar(group["weight_decay"]),
+                weight_decay,
                 self._variance_beta,
                 **self._flags,
             )
-        stack.start_gather(params_NRS)
+        stack.start_gather()
+
+    def _by_halves(self, params_NRS: Tensor) -> bool:
+        """Whether our kernels serve: they balance rows and have Polar Express's polynomials."""
+        flags = self._flags["equilibrate_rows"], self._flags["orthogonalization"]
+        return flags == (True, "polar_express") and has_kernel(params_NRS.device, min(params_NRS.shape[-2:]))
 
     def _step_adamw(self, group: dict, flat: FlatSlice) -> None:
         flat.num_steps += 1

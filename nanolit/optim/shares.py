@@ -30,7 +30,10 @@ class StateSlice:
 
 
 class MatrixStack:
-    """Whole matrices of one shape, dealt out in blocks of ceil(N / ranks); the last ranks may get fewer."""
+    """Whole matrices of one shape, dealt out in blocks of ceil(N / ranks); the last ranks may get fewer.
+
+    The parameters live in one stack from here on, so that an update needs no copies: their `data` are views.
+    """
 
     def __init__(self, names: list[str], params: list[Tensor]) -> None:
         self.params = params
@@ -39,40 +42,49 @@ class MatrixStack:
         self.names = names[self.own]
         self.buffers: dict[str, Tensor] = {}
         self._work: dist.Work | None = None
+        self._sent_NRS: Tensor | None = None  # held until it has arrived
+        self._stack_NRS = params[0].detach().new_zeros(self.share * world_size(), *params[0].shape)
+        self._move_in()
 
     def add_buffer(self, name: str, shape: tuple[int, ...]) -> None:
         """Zeros of the given shape for every owned matrix, stacked."""
         self.buffers[name] = self.params[0].new_zeros(len(self.names), *shape)
 
     def start_reduce(self) -> None:
-        self._full_NRS = self._stack([gradient(param) for param in self.params])
-        self._own_NRS = self._full_NRS
+        self._gradients = [gradient(param) for param in self.params]
         if world_size() > 1:
-            self._own_NRS = self._full_NRS.new_empty(self.share, *self._full_NRS.shape[1:])
-            self._work = dist.reduce_scatter_tensor(self._own_NRS, self._full_NRS, async_op=True)
+            self._sent_NRS = self._stack(self._gradients)
+            own_NRS = self._sent_NRS.new_empty(self.share, *self._sent_NRS.shape[1:])
+            self._work = dist.reduce_scatter_tensor(own_NRS, self._sent_NRS, async_op=True)
+            self._gradients = list(own_NRS[: len(self.names)])
 
-    def gradients(self) -> Tensor:
+    def gradients(self) -> list[Tensor]:
         """The owned matrices' gradients, summed over ranks; waits for them."""
         self._wait()
-        return self._own_NRS[: len(self.names)]
+        self._sent_NRS = None
+        return self._gradients
 
     def own_params(self) -> Tensor:
-        """A stacked copy of the owned matrices."""
-        owned = self.params[self.own]
-        return torch.stack(owned) if owned else self.params[0].new_empty(0, *self.params[0].shape)
+        """The owned matrices; to change them is to change the parameters."""
+        self._move_in()
+        return self._stack_NRS[self.own][: len(self.names)]
 
-    def start_gather(self, updated_NRS: Tensor) -> None:
-        self._full_NRS, self._own_NRS = updated_NRS, updated_NRS
+    def start_gather(self) -> None:
         if world_size() > 1:
-            self._own_NRS = pad(updated_NRS, self.share)
-            self._full_NRS = updated_NRS.new_empty(self.share * world_size(), *updated_NRS.shape[1:])
-            self._work = dist.all_gather_into_tensor(self._full_NRS, self._own_NRS, async_op=True)
+            own_NRS = self._stack_NRS[self.own]
+            own_NRS = own_NRS if own_NRS.is_cuda else own_NRS.clone()  # gloo takes no part of its output
+            self._work = dist.all_gather_into_tensor(self._stack_NRS, own_NRS, async_op=True)
 
     def finish(self) -> None:
         self._wait()
-        updated = list(self._full_NRS[: len(self.params)].unbind())
-        torch._foreach_copy_(self.params, updated)  # pyright: ignore[reportPrivateImportUsage]
-        del self._full_NRS, self._own_NRS
+        del self._gradients
+
+    def _move_in(self) -> None:
+        """Make parameters views of the stack that are not: all at first, later those that were replaced."""
+        for param, place_RS in zip(self.params, self._stack_NRS, strict=False):
+            if param.data_ptr() != place_RS.data_ptr():
+                place_RS.copy_(param.detach())
+                param.data = place_RS
 
     def state_slices(self) -> Iterator[tuple[str, StateSlice]]:
         for buffer_name, buffer in self.buffers.items():

@@ -37,14 +37,39 @@ def muon_update(
     """
     momentum_NRS.mul_(momentum).add_(grads_NRS * (1 - momentum))
     update_NRS = grads_NRS * (1 - momentum) + momentum_NRS * momentum
+    row_norms_NR1 = update_NRS.norm(dim=-1, keepdim=True)
     if equilibrate_rows:
-        update_NRS = equilibrate(update_NRS)
+        scales_NR1 = row_scales(row_norms_NR1)
+        update_NRS, row_norms_NR1 = update_NRS * scales_NR1, row_norms_NR1 * scales_NR1
+    norm_N11 = row_norms_NR1.norm(dim=-2, keepdim=True)
     orthogonalize = {"newton_schulz": newton_schulz, "polar_express": polar_express}[orthogonalization]
-    update_NRS = orthogonalize(update_NRS, dtype).to(params_NRS.dtype)
-    if normalize_update:
-        update_NRS = normalize(update_NRS)
-    if second_moment is not None:
-        update_NRS = reduce_variance(update_NRS, second_moment, variance_beta)
+    apply_update(
+        params_NRS,
+        orthogonalize(update_NRS, norm_N11, dtype),
+        second_moment,
+        lr,
+        weight_decay,
+        variance_beta,
+        normalize_update=normalize_update,
+        cautious=cautious,
+    )
+
+
+def apply_update(
+    params_NRS: Tensor,
+    orthogonal_NRS: Tensor,
+    second_moment: Tensor | None,
+    lr: Tensor,
+    weight_decay: Tensor,
+    variance_beta: Tensor,
+    *,
+    normalize_update: bool,
+    cautious: bool,
+) -> None:
+    """The half of `muon_update` that follows orthogonalising, in place."""
+    update_NRS = orthogonal_NRS.to(params_NRS.dtype)
+    if normalize_update or second_moment is not None:
+        update_NRS = rescale(update_NRS, second_moment, variance_beta, normalize=normalize_update)
     num_rows, num_columns = params_NRS.shape[-2:]
     lr = lr * max(1.0, num_rows / num_columns) ** 0.5
     decay_NRS = weight_decay * params_NRS
@@ -53,29 +78,32 @@ def muon_update(
     params_NRS.sub_(lr * (update_NRS + decay_NRS))
 
 
-def equilibrate(x_NRS: Tensor) -> Tensor:
-    """Every row brought to the matrix's mean row norm, before orthogonalising (MuonEq, arXiv 2603.28254)."""
-    norms_NR1 = x_NRS.norm(dim=-1, keepdim=True)
-    return x_NRS * (norms_NR1.mean(dim=-2, keepdim=True) / norms_NR1.clamp_min(1e-10))
+def row_scales(norms_NR1: Tensor) -> Tensor:
+    """Scales that bring rows to their mean norm, before orthogonalising (MuonEq, arXiv 2603.28254)."""
+    return norms_NR1.mean(dim=-2, keepdim=True) / norms_NR1.clamp_min(1e-10)
 
 
-def normalize(x_NRS: Tensor) -> Tensor:
-    """Each matrix at the Frobenius norm of an orthogonal one, sqrt(min(R, S)) (Muon+, arXiv 2602.21545)."""
-    norms_N11 = torch.linalg.matrix_norm(x_NRS, keepdim=True)
-    return x_NRS * (min(x_NRS.shape[-2:]) ** 0.5 / norms_N11.clamp_min(1e-10))
+def rescale(x_NRS: Tensor, second_moment: Tensor | None, beta: Tensor, *, normalize: bool) -> Tensor:
+    """Scales matrices, and their rows (columns, where wide); updates second_moment in place.
 
-
-def reduce_variance(x_NRS: Tensor, second_moment: Tensor, beta: Tensor) -> Tensor:
-    """Rows (columns, where wide) divided by their running root mean square, at unchanged Frobenius norm.
-
-    NorMuon, https://arxiv.org/abs/2510.05491. Updates second_moment, (N, R, 1) or (where wide) (N, 1, S).
+    normalize: matrices have the Frobenius norm of orthogonal ones, sqrt(min(R, S)) (Muon+, arXiv 2602.21545).
+    second_moment, (N, R, 1) or (where wide) (N, 1, S): divided by its running root mean square, at unchanged
+    Frobenius norm (NorMuon, https://arxiv.org/abs/2510.05491). The matrices are read once, for their mean
+    squares, from which all norms follow.
     """
     dim = variance_dim(*x_NRS.shape[-2:])
-    mean_square = x_NRS.square().mean(dim=dim, keepdim=True)
-    second_moment.mul_(beta).add_(mean_square * (1 - beta))
-    scaled_NRS = x_NRS * second_moment.clamp_min(1e-10).rsqrt()
-    norms_N11 = torch.linalg.matrix_norm(x_NRS, keepdim=True)
-    return scaled_NRS * (norms_N11 / torch.linalg.matrix_norm(scaled_NRS, keepdim=True).clamp_min(1e-10))
+    mean_square, count = x_NRS.square().mean(dim=dim, keepdim=True), x_NRS.size(dim)
+    norm_N11 = (mean_square.sum(dim=(-2, -1), keepdim=True) * count).sqrt()
+    scale = torch.ones_like(norm_N11)
+    if normalize:
+        scale = min(x_NRS.shape[-2:]) ** 0.5 / norm_N11.clamp_min(1e-10)
+        mean_square, norm_N11 = mean_square * scale.square(), norm_N11 * scale
+    if second_moment is not None:
+        second_moment.mul_(beta).add_(mean_square * (1 - beta))
+        divided = second_moment.clamp_min(1e-10).rsqrt()
+        divided_norm_N11 = (mean_square * divided.square()).sum(dim=(-2, -1), keepdim=True).mul(count).sqrt()
+        scale = scale * divided * (norm_N11 / divided_norm_N11.clamp_min(1e-10))
+    return x_NRS * scale
 
 
 def variance_dim(num_rows: int, num_columns: int) -> int:

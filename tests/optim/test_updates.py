@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanolit.optim.orthogonalize import newton_schulz, polar_express
-from nanolit.optim.updates import adamw_update, equilibrate, muon_update, normalize, reduce_variance
+from nanolit.optim.orthogonalize import (
+    POLAR_EXPRESS,
+    has_kernel,
+    iterate_by_halves,
+    newton_schulz,
+    polar_express,
+    symmetric_product,
+    symmetric_product_in_torch,
+)
+from nanolit.optim.updates import adamw_update, muon_update, rescale, row_scales
 
 SHAPES = [(16, 16), (64, 16), (16, 64)]
 
@@ -92,14 +100,18 @@ def test_adamw_of_a_bfloat16_parameter_rounds_only_what_is_stored():
         assert torch.equal(got, expected.bfloat16())
 
 
+def frobenius(x_NRS: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(x_NRS, keepdim=True)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_singular_values_come_near_one(shape: tuple[int, int]):
     """Oracle: torch's singular vectors, between which the result must be near the identity."""
     u, _, v = torch.linalg.svd(random(4, *shape), full_matrices=False)
     x_NRS = u * torch.linspace(0.1, 1, min(shape)) @ v
     for got_NRS, low, high in [
-        (newton_schulz(x_NRS, torch.float32), 0.6, 1.3),
-        (polar_express(x_NRS, torch.float32), 0.8, 1.2),
+        (newton_schulz(x_NRS, frobenius(x_NRS), torch.float32), 0.6, 1.3),
+        (polar_express(x_NRS, frobenius(x_NRS), torch.float32), 0.8, 1.2),
     ]:
         along_NSS = u.mT @ got_NRS @ v.mT
         diagonal = along_NSS.diagonal(dim1=-2, dim2=-1)
@@ -112,20 +124,68 @@ def test_singular_values_come_near_one(shape: tuple[int, int]):
 def test_stacking_changes_nothing(shape: tuple[int, int]):
     """Oracle: each matrix orthogonalised alone."""
     x_NRS = random(5, *shape)
-    alone = torch.cat([polar_express(matrix[None], torch.float32) for matrix in x_NRS])
-    torch.testing.assert_close(polar_express(x_NRS, torch.float32), alone, rtol=0, atol=1e-5)
+    norms_N11 = frobenius(x_NRS)
+    alone = [
+        polar_express(matrix[None], norm[None], torch.float32)
+        for matrix, norm in zip(x_NRS, norms_N11, strict=True)
+    ]
+    together = polar_express(x_NRS, norms_N11, torch.float32)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (32, 96), (96, 32)])
+def test_symmetric_products_orthogonalize_the_same(shape: tuple[int, int]):
+    """Oracle: the plain iteration; both in float32, oblong matrices by their Gram matrix."""
+    x_NRS = random(3, *shape)
+    x_NRS = x_NRS / (1.01 * frobenius(x_NRS))
+    got_NRS = iterate_by_halves(x_NRS, POLAR_EXPRESS)
+    expected_NRS = polar_express(x_NRS, frobenius(x_NRS), torch.float32)
+    assert (got_NRS - expected_NRS).norm() / expected_NRS.norm() < 5e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("shape", "tall"), [((256, 256), False), ((128, 520), False), ((640, 256), True)])
+def test_the_symmetric_kernel_equals_its_twin(shape: tuple[int, int], tall: bool):
+    device = torch.device("cuda")
+    if not has_kernel(device, min(shape)):
+        pytest.skip("the kernel is for Hopper")
+    a = (random(7, *shape) / shape[-1]).cuda().half()
+    side = min(shape)
+    add_NRR = symmetric_product(a, a, tall=tall)
+    how = {"alpha": 0.5, "beta": -1.5, "diagonal": 2.0, "tall": tall}
+    got_NRR = symmetric_product(a, a, add_NRR=add_NRR, **how)
+    assert got_NRR.shape == (7, side, side)
+    assert torch.equal(got_NRR, got_NRR.mT)
+    expected_NRR = symmetric_product_in_torch(a, a, add_NRR, **how)
+    assert (got_NRR.float() - expected_NRR.float()).norm() / expected_NRR.float().norm() < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shape", [(256, 256), (128, 512), (512, 128)])
+def test_orthogonalizing_by_halves_is_at_least_as_exact_as_bfloat16(shape: tuple[int, int]):
+    """Oracle: the iteration in float64; on matrices with singular values over three orders of magnitude."""
+    u, _, v = torch.linalg.svd(random(4, *shape), full_matrices=False)
+    x_NRS = (u * torch.logspace(0, -3, min(shape)) @ v).cuda()
+    norms_N11 = frobenius(x_NRS)
+    exact_NRS = polar_express(x_NRS.double(), norms_N11.double(), torch.float64)
+    plain_NRS = polar_express(x_NRS, norms_N11, torch.bfloat16)
+    by_halves_NRS = iterate_by_halves((x_NRS / (1.01 * norms_N11)).half(), POLAR_EXPRESS)
+    assert (by_halves_NRS - exact_NRS).norm() <= (plain_NRS - exact_NRS).norm()
 
 
 def test_equilibrated_rows_have_the_mean_norm():
     x_NRS = random(2, 8, 5) * torch.arange(1, 9)[:, None]
-    got = equilibrate(x_NRS).norm(dim=-1)
+    got = (x_NRS * row_scales(x_NRS.norm(dim=-1, keepdim=True))).norm(dim=-1)
     torch.testing.assert_close(got, x_NRS.norm(dim=-1).mean(dim=-1, keepdim=True).expand_as(got))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_normalized_update_has_the_norm_of_an_orthogonal_matrix(shape: tuple[int, int]):
     expected = torch.full((3,), min(shape) ** 0.5)
-    torch.testing.assert_close(torch.linalg.matrix_norm(normalize(random(3, *shape))), expected)
+    got_NRS = rescale(random(3, *shape), None, scalar(0.9), normalize=True)
+    torch.testing.assert_close(torch.linalg.matrix_norm(got_NRS), expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -134,7 +194,7 @@ def test_variance_reduction_evens_out_the_longer_side_and_keeps_the_norm(shape: 
     dim = -1 if shape[0] >= shape[1] else -2
     x_NRS = random(3, *shape)
     second_moment = torch.zeros_like(x_NRS.sum(dim=dim, keepdim=True))
-    got_NRS = reduce_variance(x_NRS, second_moment, scalar(0.9))
+    got_NRS = rescale(x_NRS, second_moment, scalar(0.9), normalize=False)
     norms = got_NRS.norm(dim=dim)
     torch.testing.assert_close(norms, norms[:, :1].expand_as(norms))
     torch.testing.assert_close(torch.linalg.matrix_norm(got_NRS), torch.linalg.matrix_norm(x_NRS))

@@ -1,0 +1,125 @@
+"""From a merged projection to what attention takes: rotated, normalised, scaled queries and keys, and values.
+
+`split_heads` does it in one pass over the projection and its gradient in one pass back, and keeps for the
+backward pass only what attention keeps anyway and one number for each head. In plain torch: gpt.Attention.
+
+Letters: see gpt.py; X = (H + 2K) D, the columns of the projection: queries, then keys, then values.
+"""
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def split_heads(
+    qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, *, heads: int, kv_heads: int, qk_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q_BTHD and k_BTKD, each head rotated (attention.rotate), brought to RMS 1 and scaled; v_BTKD."""
+    return _forward(qkv_BTX, cos_TE, sin_TE, heads, kv_heads, qk_scale)[:3]
+
+
+@functools.cache
+def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `split_heads` runs: NVIDIA from Turing on with Triton, heads whose size is a power of two."""
+    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    if dtype not in (torch.bfloat16, torch.float16) or head_dim & (head_dim - 1):
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 5)
+
+
+@torch.library.custom_op("nanolit::heads", mutates_args=())
+def _forward(
+    qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int, qk_scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values, and the reciprocal RMS of every head of the first two, (B, T, H + K) float32."""
+    from nanolit.model import heads_kernel  # imports Triton
+
+    results = _empty_results(qkv_BTX, heads, kv_heads)
+    heads_kernel.split(qkv_BTX.contiguous(), cos_TE.contiguous(), sin_TE.contiguous(), *results, qk_scale)
+    return results
+
+
+@_forward.register_fake
+def _(
+    qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int, qk_scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty_results(qkv_BTX, heads, kv_heads)
+
+
+def _empty_results(qkv_BTX: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, X = qkv_BTX.shape
+    D = X // (heads + 2 * kv_heads)
+    q_BTHD, k_BTKD, v_BTKD = (qkv_BTX.new_empty(B, T, count, D) for count in (heads, kv_heads, kv_heads))
+    return q_BTHD, k_BTKD, v_BTKD, qkv_BTX.new_empty(B, T, heads + kv_heads, dtype=torch.float32)
+
+
+@torch.library.custom_op("nanolit::heads_backward", mutates_args=())
+def _backward(
+    d_q_BTHD: Tensor,
+    d_k_BTKD: Tensor,
+    d_v_BTKD: Tensor,
+    q_BTHD: Tensor,
+    k_BTKD: Tensor,
+    scales: Tensor,
+    cos_TE: Tensor,
+    sin_TE: Tensor,
+    qk_scale: float,
+) -> Tensor:
+    """The gradient by the projection, (B, T, X)."""
+    from nanolit.model import heads_kernel  # imports Triton
+
+    d_qkv_BTX = _empty_projection(q_BTHD, k_BTKD)
+    heads_kernel.join_gradients(
+        d_q_BTHD.contiguous(),
+        d_k_BTKD.contiguous(),
+        d_v_BTKD.contiguous(),
+        q_BTHD,
+        k_BTKD,
+        scales,
+        cos_TE.contiguous(),
+        sin_TE.contiguous(),
+        d_qkv_BTX,
+        qk_scale,
+    )
+    return d_qkv_BTX
+
+
+@_backward.register_fake
+def _(
+    d_q_BTHD: Tensor,
+    d_k_BTKD: Tensor,
+    d_v_BTKD: Tensor,
+    q_BTHD: Tensor,
+    k_BTKD: Tensor,
+    scales: Tensor,
+    cos_TE: Tensor,
+    sin_TE: Tensor,
+    qk_scale: float,
+) -> Tensor:
+    return _empty_projection(q_BTHD, k_BTKD)
+
+
+def _empty_projection(q_BTHD: Tensor, k_BTKD: Tensor) -> Tensor:
+    B, T, H, D = q_BTHD.shape
+    return q_BTHD.new_empty(B, T, (H + 2 * k_BTKD.size(2)) * D)
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    _, cos_TE, sin_TE, _, _, ctx.qk_scale = inputs
+    q_BTHD, k_BTKD, _, scales = output
+    ctx.save_for_backward(q_BTHD, k_BTKD, scales, cos_TE, sin_TE)
+    ctx.mark_non_differentiable(scales)
+
+
+def _differentiate(
+    ctx: Any, d_q_BTHD: Tensor, d_k_BTKD: Tensor, d_v_BTKD: Tensor, _: Tensor
+) -> tuple[Tensor | None, ...]:
+    d_qkv_BTX = _backward(d_q_BTHD, d_k_BTKD, d_v_BTKD, *ctx.saved_tensors, ctx.qk_scale)
+    return d_qkv_BTX, None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)

@@ -1,0 +1,107 @@
+"""A block's MLP: x to contract(relu(expand(x))²), the square of ReLU of Primer (https://arxiv.org/abs/2109.08668).
+
+`relu_squared_mlp` is the plain form. On Hopper `fused_mlp` computes the same with the activation inside the
+first product's kernel and its slope inside the backward product's, and keeps only the squares: with
+h = relu(z)² the slope by z is 2 √h, so that z itself is never stored.
+
+Letters: N tokens, C width, F = 4C hidden.
+"""
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relu_squared_mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
+    """(…, C) to (…, C); weights are cast to x's dtype."""
+    hidden_NF = F.relu(F.linear(x_NC, expand_FC.to(x_NC.dtype))).square()
+    return F.linear(hidden_NF, contract_CF.to(x_NC.dtype))
+
+
+def fused_mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
+    """`relu_squared_mlp` where `has_kernel` says so; the weights' gradients are summed in their own dtype."""
+    return _forward(x_NC.flatten(0, -2), expand_FC, contract_CF)[0].view(x_NC.shape)
+
+
+@functools.cache
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the fused form runs here and agrees with the plain one on an example, forward and backward.
+
+    It needs Triton and Hopper, whose tensor memory accelerator and matrix units the kernel is written for.
+    """
+    if device.type != "cuda" or dtype != torch.bfloat16 or importlib.util.find_spec("triton") is None:
+        return False
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x_NC, expand_FC, contract_CF = (
+        torch.randn(shape, generator=generator).to(device) for shape in ((160, 64), (256, 64), (64, 256))
+    )
+    try:
+        found = _with_gradients(fused_mlp, x_NC.to(dtype), expand_FC, contract_CF)
+    except Exception:  # another version of Triton, say: the plain form serves
+        return False
+    expected = _with_gradients(relu_squared_mlp, x_NC, expand_FC, contract_CF)
+    return all(
+        bool((one.float() - other).norm() < 0.02 * other.norm())
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _with_gradients(mlp: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+    inputs = tuple(one.clone().requires_grad_() for one in inputs)
+    y_NC = mlp(*inputs)
+    return y_NC.detach(), *torch.autograd.grad(y_NC.float().square().sum(), inputs)
+
+
+@torch.library.custom_op("nanolit::mlp", mutates_args=())
+def _forward(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> tuple[Tensor, Tensor]:
+    """The result and the hidden squares."""
+    from nanolit.model import mlp_kernel  # imports Triton
+
+    hidden_NF = mlp_kernel.relu_squared_product(x_NC, expand_FC.to(x_NC.dtype))
+    return torch.mm(hidden_NF, contract_CF.to(x_NC.dtype).t()), hidden_NF
+
+
+@_forward.register_fake
+def _(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x_NC), x_NC.new_empty(len(x_NC), len(expand_FC))
+
+
+@torch.library.custom_op("nanolit::mlp_backward", mutates_args=())
+def _backward(
+    d_y_NC: Tensor, x_NC: Tensor, hidden_NF: Tensor, expand_FC: Tensor, contract_CF: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from nanolit.model import mlp_kernel  # imports Triton
+
+    d_y_NC = d_y_NC.contiguous()
+    d_z_NF = mlp_kernel.slope_product(d_y_NC, contract_CF.to(d_y_NC.dtype), hidden_NF)
+    d_contract_CF = torch.mm(d_y_NC.t(), hidden_NF, out_dtype=contract_CF.dtype)
+    d_expand_FC = torch.mm(d_z_NF.t(), x_NC, out_dtype=expand_FC.dtype)
+    return torch.mm(d_z_NF, expand_FC.to(d_z_NF.dtype)), d_expand_FC, d_contract_CF
+
+
+@_backward.register_fake
+def _(
+    d_y_NC: Tensor, x_NC: Tensor, hidden_NF: Tensor, expand_FC: Tensor, contract_CF: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x_NC), torch.empty_like(expand_FC), torch.empty_like(contract_CF)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    x_NC, expand_FC, contract_CF = inputs
+    ctx.save_for_backward(x_NC, output[1], expand_FC, contract_CF)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, d_y_NC: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward(d_y_NC, *ctx.saved_tensors)
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)

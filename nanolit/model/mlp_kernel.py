@@ -1,0 +1,107 @@
+"""The MLP's two products with its activation inside, in Triton for Hopper. Twin: mlp.relu_squared_mlp.
+
+A persistent kernel: one program on every multiprocessor takes output tiles in turn, so that a tile's loads
+begin while the one before it is stored (the scheme of Triton's tutorial on persistent matrix products);
+operands come through tensor descriptors. Import this where there is Triton, on Hopper.
+
+Letters: N tokens, C width, F hidden.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+# Tile of the result and step along the inner dimension, in elements: of six shapes the fastest on an H200
+ROWS, COLUMNS, INNER = 128, 256, 64
+GROUP = 8  # tiles that follow one another share their columns' operand this many times
+
+
+def relu_squared_product(x_NC: Tensor, expand_FC: Tensor) -> Tensor:
+    """relu(x Wᵀ)², (N, F) in x's dtype, the arithmetic in float32."""
+    hidden_NF = x_NC.new_empty(len(x_NC), len(expand_FC))
+    _launch(x_NC, expand_FC, [COLUMNS, INNER], hidden_NF, hidden_NF, slope=False)
+    return hidden_NF
+
+
+def slope_product(d_y_NC: Tensor, contract_CF: Tensor, hidden_NF: Tensor) -> Tensor:
+    """(dy W) 2 √h: the gradient before the activation, from that after the MLP and the hidden squares."""
+    d_z_NF = torch.empty_like(hidden_NF)
+    _launch(d_y_NC, contract_CF, [INNER, COLUMNS], d_z_NF, hidden_NF, slope=True)
+    return d_z_NF
+
+
+def _launch(
+    a_NC: Tensor, weight: Tensor, weight_tile: list[int], out_NF: Tensor, hidden_NF: Tensor, *, slope: bool
+) -> None:
+    num_rows, num_columns = out_NF.shape
+    processors = torch.cuda.get_device_properties(a_NC.device).multi_processor_count
+    tiles = triton.cdiv(num_rows, ROWS) * triton.cdiv(num_columns, COLUMNS)
+    half_tile = [ROWS, COLUMNS // 2]
+    with torch.cuda.device_of(a_NC):
+        _kernel[(min(processors, tiles),)](
+            TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, INNER]),
+            TensorDescriptor.from_tensor(weight, weight_tile),
+            TensorDescriptor.from_tensor(out_NF, half_tile),
+            TensorDescriptor.from_tensor(hidden_NF, half_tile),
+            num_rows,
+            num_columns,
+            a_NC.size(1),
+            processors,  # pyright: ignore[reportArgumentType]
+            slope,  # pyright: ignore[reportArgumentType]
+            ROWS,  # pyright: ignore[reportArgumentType]
+            COLUMNS,  # pyright: ignore[reportArgumentType]
+            INNER,  # pyright: ignore[reportArgumentType]
+            GROUP,  # pyright: ignore[reportArgumentType]
+            num_warps=8,  # pyright: ignore[reportCallIssue]
+            num_stages=3,  # pyright: ignore[reportCallIssue]
+        )
+
+
+@triton.jit
+def _kernel(
+    a_NC,
+    weight,
+    out_NF,
+    hidden_NF,
+    num_rows,
+    num_columns,
+    num_inner,
+    PROGRAMS: tl.constexpr,
+    SLOPE: tl.constexpr,  # the weight is (C, F) and the result is multiplied by 2 √h; else (F, C), relu²
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles_down = tl.cdiv(num_rows, ROWS)
+    tiles_across = tl.cdiv(num_columns, COLUMNS)
+    group_tiles = GROUP * tiles_across
+    for tile in tl.range(tl.program_id(0), tiles_down * tiles_across, PROGRAMS, flatten=True):
+        first = (tile // group_tiles) * GROUP
+        height = min(tiles_down - first, GROUP)
+        row = (first + (tile % group_tiles) % height) * ROWS
+        column = ((tile % group_tiles) // height) * COLUMNS
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for step in range(tl.cdiv(num_inner, INNER)):
+            a = a_NC.load([row, step * INNER])
+            if SLOPE:  # noqa: SIM108
+                b = weight.load([step * INNER, column])
+            else:
+                b = weight.load([column, step * INNER]).T
+            total = tl.dot(a, b, total)
+        # By halves, which fit in shared memory beside the operands
+        halves = tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        middle = column + COLUMNS // 2
+        if SLOPE:
+            left *= 2 * tl.sqrt(hidden_NF.load([row, column]).to(tl.float32))
+            right *= 2 * tl.sqrt(hidden_NF.load([row, middle]).to(tl.float32))
+        else:
+            left = tl.maximum(left, 0.0)
+            left *= left
+            right = tl.maximum(right, 0.0)
+            right *= right
+        out_NF.store([row, column], left.to(out_NF.dtype))
+        out_NF.store([row, middle], right.to(out_NF.dtype))

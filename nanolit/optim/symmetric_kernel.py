@@ -1,0 +1,104 @@
+"""Symmetric matrix products in Triton for Hopper: only the tiles on and below the diagonal are computed.
+
+A persistent kernel, one program on every multiprocessor; operands come through tensor descriptors. Twin:
+orthogonalize.symmetric_product_in_torch. Import this where there is Triton, on Hopper.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+SIDE, INNER = 128, 64  # of a tile, and the step along the inner dimension, in elements
+WARPS, STAGES = 4, 4  # of nine settings the fastest on an H200: 0.31 ms for 80 x 1280 x 1280, cuBLAS 0.46
+
+
+def symmetric_product(
+    a: Tensor, b: Tensor, add_NRR: Tensor | None, *, alpha: float, beta: float, diagonal: float, tall: bool
+) -> Tensor:
+    """alpha A Bᵀ (tall: Aᵀ B) + beta add + diagonal I for stacks of contiguous matrices.
+
+    R, the side of the result, is a multiple of SIDE; the inner dimension is a multiple of 8.
+    """
+    N, first, second = a.shape
+    R, inner = (second, first) if tall else (first, second)
+    out_NRR = a.new_empty(N, R, R)
+    tile = [INNER, SIDE] if tall else [SIDE, INNER]
+    out = TensorDescriptor.from_tensor(out_NRR.view(N * R, R), [SIDE, SIDE])
+    add = out if add_NRR is None else TensorDescriptor.from_tensor(add_NRR.view(N * R, R), [SIDE, SIDE])
+    processors = torch.cuda.get_device_properties(a.device).multi_processor_count
+    with torch.cuda.device_of(a):
+        _kernel[(processors,)](
+            TensorDescriptor.from_tensor(a.reshape(N * first, second), tile),
+            TensorDescriptor.from_tensor(b.reshape(N * first, second), tile),
+            add,
+            out,
+            N,
+            R,
+            inner,
+            alpha,
+            beta,
+            diagonal,
+            processors,  # pyright: ignore[reportArgumentType]
+            tall,  # pyright: ignore[reportArgumentType]
+            add_NRR is not None,  # pyright: ignore[reportArgumentType]
+            SIDE,  # pyright: ignore[reportArgumentType]
+            INNER,  # pyright: ignore[reportArgumentType]
+            num_warps=WARPS,  # pyright: ignore[reportCallIssue]
+            num_stages=STAGES,  # pyright: ignore[reportCallIssue]
+        )
+    return out_NRR
+
+
+@triton.jit
+def _kernel(
+    a_rows,
+    b_rows,
+    add_rows,
+    out_rows,
+    num_matrices,
+    R,
+    num_inner,
+    alpha,
+    beta,
+    diagonal,
+    PROGRAMS: tl.constexpr,
+    TALL: tl.constexpr,
+    HAS_ADD: tl.constexpr,
+    SIDE: tl.constexpr,
+    INNER: tl.constexpr,
+):
+    side_tiles = R // SIDE
+    matrix_tiles = side_tiles * (side_tiles + 1) // 2
+    inner_step = num_inner if TALL else R  # rows from one matrix of an operand to the next
+    for index in tl.range(tl.program_id(0), num_matrices * matrix_tiles, PROGRAMS, flatten=True):  # pyright: ignore[reportGeneralTypeIssues]
+        matrix = index // matrix_tiles
+        tile = index % matrix_tiles
+        # The row of the triangle: the largest m with m (m + 1) / 2 <= tile, whatever the root's rounding
+        m = ((tl.sqrt(8.0 * tile + 1.0) - 1.0) * 0.5).to(tl.int32)
+        m = tl.where(m * (m + 1) // 2 > tile, m - 1, m)
+        m = tl.where((m + 1) * (m + 2) // 2 <= tile, m + 1, m)
+        n = tile - m * (m + 1) // 2
+        total = tl.zeros((SIDE, SIDE), tl.float32)
+        start = matrix * inner_step
+        for step in range(tl.cdiv(num_inner, INNER)):
+            if TALL:
+                a = a_rows.load([start + step * INNER, m * SIDE])
+                b = b_rows.load([start + step * INNER, n * SIDE])
+                total = tl.dot(a.T, b, total)
+            else:
+                a = a_rows.load([start + m * SIDE, step * INNER])
+                b = b_rows.load([start + n * SIDE, step * INNER])
+                total = tl.dot(a, b.T, total)
+        row = matrix * R + m * SIDE
+        mirrored_row = matrix * R + n * SIDE
+        total *= alpha
+        if HAS_ADD:
+            total += beta * add_rows.load([row, n * SIDE]).to(tl.float32)
+        place = tl.arange(0, SIDE)
+        on_diagonal = (place[:, None] == place[None, :]) & (m == n)
+        total += tl.where(on_diagonal, diagonal, 0.0)
+        out = total.to(out_rows.dtype)
+        out_rows.store([row, n * SIDE], out)
+        out_rows.store([mirrored_row, m * SIDE], out.T)

@@ -57,7 +57,7 @@ def orchestrate(payload: Payload) -> Result:
         if result["status"] != "done":
             return result
         if stage != "tokenizer":
-            done = finished(job["root"], job["run"], stage)
+            done = None if calls.live("train", stage) else finished(job["root"], job["run"], stage)
             result = done or run_step(calls, "train", stage, deadline=deadline)
     return result or {"status": "continued", "run": job["run"], "call": calls.hand_over()}
 

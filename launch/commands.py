@@ -47,7 +47,9 @@ def state(submission: Submission) -> str:
         result = wait(submission, timeout=0)
     except TimeoutError:
         return "running"
-    except modal.exception.Error as error:
+    except remote.UNREACHABLE:
+        raise
+    except Exception as error:
         return f"ended by Modal ({type(error).__name__})"
     return f"{result['status']}{score(result)}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import modal
 
+from launch.remote import UNREACHABLE, lives
 from launch.submit import Submission
 
 Say = Callable[[str], None]
@@ -19,7 +20,9 @@ def follow(submission: Submission, *, logs: bool, say: Say = print) -> dict[str,
         thread.start()
     try:
         result = wait(submission)
-    except modal.exception.Error as error:
+    except UNREACHABLE:
+        raise
+    except Exception as error:
         result = {"status": "failed", "error": f"Modal ended the job: {type(error).__name__}: {error}"}
     if logs:
         thread.join(timeout=5)
@@ -39,24 +42,19 @@ def wait(submission: Submission, *, timeout: float | None = None) -> dict[str, A
 def newest_call(submission: Submission) -> str:
     """The orchestrator that the others handed over to."""
     call = submission["call"]
-    while True:
+    while not lives(call):
         try:
             result = modal.FunctionCall.from_id(call).get(timeout=0)
-        except TimeoutError:
+        except Exception:
             return call
         if result["status"] != "continued":
             return call
         call = result["call"]
+    return call
 
 
 def running(submission: Submission) -> bool:
-    try:
-        wait(submission, timeout=0)
-    except TimeoutError:
-        return True
-    except modal.exception.Error:
-        return False
-    return False
+    return lives(newest_call(submission))
 
 
 def stream(submission: Submission, *, say: Say = print) -> None:

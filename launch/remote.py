@@ -31,6 +31,12 @@ from nanolit.phases.job import Job, StageName
 
 Payload = dict[str, Any]
 Result = dict[str, Any]
+UNREACHABLE = (  # errors that say nothing about the call that was asked for
+    modal.exception.ConnectionError,
+    modal.exception.InternalError,
+    modal.exception.ResourceExhaustedError,
+    modal.exception.ServiceError,
+)
 POLL_SECONDS = 2.0  # between two looks for a checkpoint that is not committed
 WAIT_SECONDS = 20.0  # of one request for a call's result
 MOST_IDLE = 2  # time limits in a row without a step, after which more of them are a waste
@@ -69,8 +75,8 @@ def run_step(calls: "Calls", function: str, stage: str, *, deadline: float) -> R
         result = calls.wait(function, stage, deadline=deadline)
         if result is None or result["status"] != "unfinished":
             return result
-        idle = idle + 1 if result.get("step") == step else 0
-        step = result.get("step")
+        idle = idle + 1 if result.get("step") in (None, step) else 0
+        step = result.get("step", step)
         if idle == MOST_IDLE:
             limit = f"{calls.payload['timeout']:,} seconds"
             error = f"{stage} made no step within {limit}, {idle} times; give a longer hydra.launcher.timeout"
@@ -104,14 +110,12 @@ class Calls:
             except TimeoutError:
                 if left <= 0:
                     return None
-            except modal.exception.Error as error:
-                message = f"{stage}: Modal ended call {call['call']}: {type(error).__name__}: {error}"
-                result = {
-                    "status": "failed",
-                    "run": self.payload["job"]["run"],
-                    "stage": stage,
-                    "error": message,
-                }
+            except UNREACHABLE:
+                time.sleep(POLL_SECONDS)
+            except Exception as error:
+                text = f"{stage}: Modal ended call {call['call']}: {type(error).__name__}: {error}"
+                run = self.payload["job"]["run"]
+                result = {"status": "failed", "run": run, "stage": stage, "error": text}
                 break
         if result["status"] == "duplicate":
             call["call"] = result["call"]
@@ -148,10 +152,10 @@ class Calls:
 
 
 def lives(call: str) -> bool:
-    """Whether a call is still queued or running."""
+    """Whether a call is still queued or running; also when Modal can't be asked."""
     try:
         modal.FunctionCall.from_id(call).get(timeout=0)
-    except TimeoutError:
+    except (TimeoutError, *UNREACHABLE):
         return True
     except Exception:
         return False

@@ -81,7 +81,7 @@ def watch(
         try:
             ended.put(follow(submission, logs=settings["stream_logs"], say=say))
         except Exception as error:
-            text = f"lost sight of it: {type(error).__name__}: {error}; it may go on"
+            text = f"lost sight of it ({type(error).__name__}: {error}); it goes on without us"
             ended.put({"run": submission["run"], "status": "failed", "error": text})
 
     threading.Thread(target=wait, daemon=True).start()

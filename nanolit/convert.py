@@ -29,6 +29,7 @@ def convert_nanochat(
     _refuse_existing(release)
     model_file, meta_file = find_checkpoint(folder, source=source, tag=tag, step=step)
     tokenizer = read_tokenizer(folder / "tokenizer")
+    _warn_of_pickle(folder / "tokenizer")
     content = read_json(meta_file)
     if not isinstance(content, dict) or not isinstance(content.get("model_config"), dict):
         raise ValueError(f"{meta_file} has no model_config, which says the model's sizes; copy it again")
@@ -64,9 +65,19 @@ def convert_nanochat_tokenizer(folder: Path, out: Path) -> str:
     from nanolit.tokenizer.nanochat import read_tokenizer
 
     _refuse_existing(out)
-    tokenizer = read_tokenizer(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
+    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    tokenizer = read_tokenizer(folder)
+    _warn_of_pickle(folder)
     tokenizer.save(out)
     return f"{out}: tokenizer of {tokenizer.vocab_size:,} tokens, hash {tokenizer.hash[:8]}"
+
+
+def _warn_of_pickle(folder: Path) -> None:
+    print(
+        f"warning: {folder} holds a pickle, tokenizer.pkl: read this once, through an unpickler that admits "
+        "only tiktoken's Encoding; what is written here is JSON, never a pickle",
+        file=sys.stderr,
+    )
 
 
 def _refuse_existing(path: Path) -> None:

@@ -180,6 +180,35 @@ def test_a_speedrun_has_what_the_recipe_has_and_rl_on_request():
     assert compose(["phase=identity", "start_from=big"])["stages"] == ["sft"]
 
 
+def test_identity_is_taught_by_the_file_that_was_given():
+    """Its sources, by where they come from: classic has them, modern gets them when they are asked for."""
+
+    def taught(*overrides: str) -> dict[str, list[tuple[str | None, int]]]:
+        job = compose([*overrides])
+        return {
+            stage: [
+                (source.get("path"), source.get("epochs", 1))
+                for source in settings["mixture"]["sources"]
+                if source["_target_"].endswith(".Identity")
+            ]
+            for stage, settings in job["stage"].items()
+            if stage in ("mid", "sft")
+        }
+
+    assert taught("recipe=classic") == {"mid": [(None, 2)], "sft": [(None, 1)]}
+    assert taught("recipe=classic", "identity=who.jsonl") == {
+        "mid": [("who.jsonl", 2)],
+        "sft": [("who.jsonl", 1)],
+    }
+    assert taught("recipe=modern") == {"sft": []}
+    assert taught("recipe=modern", "identity=who.jsonl") == {"sft": [("who.jsonl", 2)]}
+    assert taught("recipe=modern", "phase=identity", "start_from=big") == {"sft": [(None, 2)]}
+    assert taught("experiment=demo", "identity=who.jsonl") == {
+        "mid": [("who.jsonl", 2)],
+        "sft": [("who.jsonl", 2)],
+    }
+
+
 def test_only_phase_cluster_and_experiment_are_global():
     for path in conf_folder().rglob("*.yaml"):
         if "@package _global_" in path.read_text():

@@ -56,6 +56,17 @@ def test_a_tokenizer_alone_is_read_from_its_folder_or_the_one_above(tmp_path):
     assert Tokenizer.load(tmp_path / "one").hash == Tokenizer.load(tmp_path / "two").hash
 
 
+def test_the_pickle_is_read_with_a_warning_of_one_line(base, tmp_path, capsys):
+    for kind in ("nanochat", "nanochat-tokenizer"):
+        main([kind, str(base), str(tmp_path / f"{kind}-out")])
+        error = capsys.readouterr().err
+        assert error.startswith(
+            f"warning: {base / 'tokenizer'} holds a pickle, tokenizer.pkl: read this once"
+        )
+        assert "admits only tiktoken's Encoding" in error
+        assert error.count("\n") == 1
+
+
 def test_a_later_stage_is_chosen_by_its_source_and_a_model_by_its_tag(base, tmp_path):
     shutil.copytree(base / "base_checkpoints", base / "chatsft_checkpoints")
     (base / "chatsft_checkpoints" / "d3").rename(base / "chatsft_checkpoints" / "mine")

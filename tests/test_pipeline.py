@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nanolit import evaluate
 from nanolit.chat.__main__ import main as chat
@@ -69,14 +70,23 @@ def test_evaluation_by_hand_gives_what_the_pipeline_gave(
     assert scores["val_bpb"] > scores["val_bpb of token unigrams"] > 1
 
 
-def test_finetuning_can_begin_again_from_the_base(pipeline: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("stages", ["stages=null", "stages=[sft]"])
+def test_who_it_is_can_be_taught_again_from_the_base(pipeline: tuple[str, Path], stages: str) -> None:
+    """mid and sft where the recipe has both, or sft alone, with a file of one's own."""
     recipe, root = pipeline
+    name = f"dev-identity-{len(stages)}"
+    mine = root / "mine.jsonl"
+    mine.write_text('[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}]\n' * 3)
     overrides = ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", f"root={root}", "rl=false"]
-    result = run(compose([*overrides, "phase=identity", "start_from=dev", "run=dev-identity"]))
+    result = run(
+        compose([*overrides, "phase=identity", stages, "start_from=dev", f"run={name}", f"identity={mine}"])
+    )
     assert result["status"] == "done", result
-    begins = (root / "runs" / "dev-identity").iterdir()
-    assert {path.name for path in begins if path.is_dir()} >= {"sft"}
-    assert not (root / "runs" / "dev-identity" / "base").exists()
+    taught = {"mid", "sft"} if (recipe, stages) == ("classic", "stages=null") else {"sft"}
+    assert {path.name for path in (root / "runs" / name).iterdir() if path.is_dir()} == taught
+    for stage in taught:
+        sources = yaml.safe_load((root / "runs" / name / stage / "job.yaml").read_text())["stage"][stage]
+        assert str(mine) in {source.get("path") for source in sources["mixture"]["sources"]}
 
 
 def test_a_missing_base_is_one_line_with_the_command_that_makes_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the README says is so: its commands compose, its map is the folder's, its table has every key."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanolit import plan
+from nanolit import identity, plan
+from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
+from nanolit.tokenizer.conversation import check_conversation
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,10 +36,63 @@ def test_every_train_command_composes(command: str, tmp_path: Path) -> None:
 
 
 def test_the_plan_command_plans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (command,) = [command for command in COMMANDS if "nanolit.plan " in command]
+    (command,) = [command for command in COMMANDS if "nanolit.plan " in command and "=all" not in command]
     monkeypatch.setattr("sys.argv", ["plan", *words(command)])
     assert plan.main() == 0
     assert "1,681,786,938" in capsys.readouterr().out
+
+
+def test_the_table_of_clusters_is_what_the_plan_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the lines of this machine and of what nobody bills, which the README leaves out."""
+    (command,) = [command for command in COMMANDS if "nanolit.plan " in command and "=all" in command]
+    monkeypatch.setattr("sys.argv", ["plan", *words(command)])
+    assert plan.main() == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if "$" in line]
+    assert len(printed) == 5
+    assert [line.strip() for line in README.splitlines() if line.startswith("      modal_")] == [
+        line.strip() for line in printed
+    ]
+
+
+def test_the_commands_for_other_places_compose(tmp_path: Path) -> None:
+    section = README[README.index("### Other places") : README.index("### What it learns to talk from")]
+    lines = [line.partition("#")[0] for line in section.splitlines() if "nanolit.train" in line]
+    assert len(lines) == 4
+    for line in lines:
+        overrides = shlex.split(line.partition("nanolit.train")[2])
+        assert compose([*overrides, f"root={tmp_path}"])["stages"] == ["base"]
+
+
+def test_the_identity_commands_say_what_they_would_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "about.md").write_text("Ada was trained in Delft.")
+    commands = [command for command in COMMANDS if "nanolit.identity " in command]
+    assert len(commands) == 2
+    for command in commands:
+        assert (
+            identity.main([*(word for word in words(command) if "dry_run" not in word), "dry_run=true"]) == 0
+        )
+        said = capsys.readouterr().out
+        assert "1,000 requests, about" in said
+        assert "Ada was trained in Delft." in said
+
+
+def test_the_source_of_ones_own_conversations_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's line and its conversation, in a mixture."""
+    (source,) = yaml.safe_load(next(line for line in README.splitlines() if "ConversationFile" in line))
+    (conversation,) = re.findall(r'\{"messages": .*\]\}', README)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text(f"{conversation}\n{json.dumps(json.loads(conversation)['messages'])}\n")
+    task = build(source)
+    assert (len(task), task.epochs) == (2, 2)
+    for index in range(2):
+        check_conversation(task[index])
 
 
 def test_commands_are_found() -> None:

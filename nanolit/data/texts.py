@@ -27,7 +27,8 @@ def training_arrays(
         for group in range(len(shard.group_sizes)):
             texts = read_texts(shard, group).cast(pa.large_string())
             texts = _cut(texts, max_document_characters)
-            ends = np.cumsum(pc.call_function("utf8_length", [texts]).to_numpy())
+            # not to_numpy, which imports pandas: a second or more, and a Ctrl-C in it is lost
+            ends = np.cumsum(np.from_dlpack(pc.call_function("utf8_length", [texts])))
             num_whole = int(np.searchsorted(ends, left, side="right"))
             if num_whole < len(texts):
                 left -= int(ends[num_whole - 1]) if num_whole else 0

@@ -30,6 +30,7 @@ OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), re
 OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
+IDENTITY = "nanolit.tasks.identity.Identity"
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
@@ -82,9 +83,8 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
     for stage in ("mid", "sft"):
         if stage in job["stage"]:
             wish = job["stage"][stage]["mixture"] or recipe[stage]["mixture"]
-            job["stage"][stage]["mixture"] = named(
-                "mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"]
-            )
+            mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
+            job["stage"][stage]["mixture"] = introduce(mixture, job)
     job["chat_tasks"] = named(
         "chat_evaluation",
         job["chat_tasks"] or recipe["chat_tasks"],
@@ -96,6 +96,22 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
         job["cluster"]["gpu"] = gpu_of_this_machine()
     job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
     return cast(Job, job)
+
+
+def introduce(mixture: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """The mixture with the conversations of `identity=`; phase=identity and a file of one's own add them to a
+    mixture without any, twice, as nanochat's finetuning of early 2026 has them."""
+    sources = mixture.get("sources")
+    if not isinstance(sources, list) or not (job["identity"] or job["phase"] == "identity"):
+        return mixture
+    own = [one for one in sources if isinstance(one, dict) and one.get("_target_") == IDENTITY]
+    if not own:
+        own = [{"_target_": IDENTITY, "epochs": 2}]
+        sources.append(own[0])
+    for source in own:
+        if job["identity"]:
+            source["path"] = job["identity"]
+    return mixture
 
 
 def named(folder: str, name: Any, *, key: str, mirror: str) -> dict[str, Any]:

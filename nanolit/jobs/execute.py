@@ -6,19 +6,23 @@
 import importlib
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
+from nanolit.jobs.micro_batch import choices_of, is_auto, tried
 from nanolit.jobs.names import decisive_settings, difference, tokenizer_folder
 from nanolit.jobs.origin import finished, origin
-from nanolit.jobs.plans import stage_plan
-from nanolit.jobs.processes import clean_environment, supervise, torchrun
+from nanolit.jobs.plans import fresh_plan, stage_plan
+from nanolit.jobs.processes import WAIT_SECONDS, Node, clean_environment, supervise, this_node, torchrun
 from nanolit.jobs.show import plan_table
+from nanolit.jobs.sources import check_sources, hub_forbidden
 from nanolit.machine.paths import read_json, run_folder, stage_folder, write_atomically, write_json
 from nanolit.phases.job import Job
 from nanolit.report.card import final_table, write_report
@@ -30,32 +34,57 @@ except ImportError:  # Windows has no flock: there, two processes in one run are
 
 Result = dict[str, Any]
 WORKER = "nanolit.jobs.worker"
+TRIAL = "nanolit.jobs.trial"
 
 
 def run(job: Job) -> Result:
     """The last stage's result. What a person can put right is data: {"status": "failed", "error": …}."""
     try:
+        node = Node() if under_torchrun() else this_node(nodes=job["cluster"]["nodes"])
+        if node.rank:
+            return follow(job, node)
         check_root(job)
         lock = run_folder(job["root"], job["run"]) / ".lock"
         with (
+            hub_forbidden(job["offline"]),
             held(lock, busy=f"run {job['run']} is in use")
             if is_rank_zero()
-            else held_by_rank_zero() as keep_open
+            else held_by_rank_zero() as keep_open,
         ):
             check_stages(job)
-            return run_stages(job, keep_open)
+            if not under_torchrun():
+                try_micro_batches(job)
+            return run_stages(job, node, keep_open)
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "error": str(error)}
 
 
-def run_stages(job: Job, keep_open: list[int]) -> Result:
+def follow(job: Job, node: Node) -> Result:
+    """On a machine but the first of several: its ranks of every stage, and nothing else.
+
+    The first machine makes the inputs and keeps the records; torchrun waits for it.
+    """
+    result: Result = {"status": "done", "run": job["run"]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.yaml"
+        write_job(path, job)
+        for stage in job["stages"]:
+            if stage == "tokenizer" or finished(job["root"], job["run"], stage):
+                continue
+            result = run_ranks(job, stage, path, node=node)
+            if result["status"] != "done":
+                break
+    return {**result, "node": node.rank}
+
+
+def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
     """Run the stages in order, up to one that doesn't end well; a missing tokenizer is made first."""
     result: Result = {}
     stages = job["stages"]
     if stages[0] == "base" and not job["start_from"]:
         stages = ["tokenizer", *stages]
     for stage in stages:
-        result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, keep_open)
+        result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, node, keep_open)
         if result["status"] != "done":
             return result
     if is_rank_zero():
@@ -68,39 +97,74 @@ def run_stages(job: Job, keep_open: list[int]) -> Result:
 def make_tokenizer(job: Job) -> Result:
     """The job's tokenizer, trained unless a run with the same data and settings has already done so."""
     folder = tokenizer_folder(job)
+    made = {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
+    if not is_rank_zero():
+        wait_for(folder / "tokenizer.json", seconds=WAIT_SECONDS)
+        return made
     busy = folder.with_name(f".{folder.name}.lock")
     with held(busy, wait=True):
         if (folder / "tokenizer.json").exists() and job["phase"] != "tokenizer":
             say(f"tokenizer: {folder.name} is there")
-            return {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
+            return made
         prepare(job, "tokenizer")
         return in_process(job, "tokenizer")
 
 
-def run_stage(job: Job, stage: str, keep_open: list[int]) -> Result:
+def run_stage(job: Job, stage: str, node: Node, keep_open: list[int]) -> Result:
     """Run one stage, on one device in this process, on several under torchrun, unless it is finished."""
     if result := finished(job["root"], job["run"], stage):
         say(f"{stage}: run {job['run']} has finished it{score(result)}")
         return result
     folder = prepare(job, stage)
-    devices = job["cluster"]["devices"]
-    if devices == 1 or under_torchrun():
+    if job["cluster"]["devices"] * job["cluster"]["nodes"] == 1 or under_torchrun():
         return in_process(job, stage)
-    interrupted = False
+    return run_ranks(job, stage, folder / "job.yaml", node=node, keep_open=keep_open)
+
+
+def run_ranks(job: Job, stage: str, path: Path, *, node: Node, keep_open: Sequence[int] = ()) -> Result:
+    """Run this machine's ranks of a stage under torchrun; `path` is where they find the job."""
+    devices, interrupted = job["cluster"]["devices"], False
+    # A port for each stage, so that no machine finds the store of the stage before.
+    port = node.master_port + job["recipe"]["stages"].index(cast(Any, stage))
+    command = torchrun(
+        WORKER,
+        [str(path), stage],
+        devices=devices,
+        nodes=job["cluster"]["nodes"],
+        node=replace(node, master_port=port),
+    )
     try:
-        command = torchrun(WORKER, [str(folder / "job.yaml"), stage], devices=devices)
         code = supervise(command, environment=clean_environment(devices=devices), keep_open=keep_open)
     except KeyboardInterrupt:
         code, interrupted = 130, True
-    if (folder / "result.json").exists():
-        return read_json(folder / "result.json")
+    result = stage_folder(job["root"], job["run"], stage) / "result.json"
+    if result.exists():
+        return read_json(result)
     if interrupted:
         error = "stopped before it could write a checkpoint; the same command goes on from the one before"
         return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
+    if node.rank and code == 0:
+        return {"status": "done", "run": job["run"], "stage": stage}
     error = (
         f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above"
     )
     return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
+
+
+def try_micro_batches(job: Job) -> None:
+    """For micro_batch=auto: try on the device what isn't known yet, before anything else holds its memory."""
+    for stage in job["stages"]:
+        if not is_auto(job, stage) or finished(job["root"], job["run"], stage):
+            continue
+        plan = fresh_plan(job, stage)
+        if not tried(job, stage, plan).open(choices_of(plan)):
+            continue
+        path = run_folder(job["root"], job["run"]) / "job.yaml"
+        write_job(path, job)
+        command = [sys.executable, "-m", TRIAL, str(path), stage]
+        if code := supervise(command, environment=clean_environment(devices=1)):
+            rows = plan["micro_batch"]
+            say(f"{stage}: the trial of micro-batches ended with exit code {code}; going on with {rows} rows")
 
 
 def in_process(job: Job, stage: str) -> Result:
@@ -171,6 +235,8 @@ def check_stages(job: Job) -> None:
     check_previous(job, job["stages"][0])
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
         origin(job, models[0])
+    if is_rank_zero() and not all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
+        check_sources(job)
 
 
 def check_unchanged(job: Job, stage: str) -> None:

@@ -4,19 +4,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanolit.jobs.build import build
+from nanolit.jobs.micro_batch import best_known, is_auto, tried, with_micro_batch
 from nanolit.jobs.names import tokenizer_name
-from nanolit.jobs.show import plan_table
+from nanolit.jobs.prices import check_cost, cost
+from nanolit.jobs.show import plan_table, total_line
 from nanolit.machine.paths import read_json, stage_folder
 from nanolit.phases.derivation import Plan, derive
 from nanolit.phases.job import Job
 
 # What may differ between two starts of one run: where it runs and how it is watched.
-PRESENT = ("ranks", "micro_batch", "accumulation", "hours", "eval_every", "save_every", "sample_every")
+PRESENT = (
+    "ranks",
+    "micro_batch",
+    "accumulation",
+    "hours",
+    "memory",
+    "cost",
+    "eval_every",
+    "save_every",
+    "sample_every",
+)
 
 
 def fresh_plan(job: Job, stage: str) -> Plan:
     """What the job derives today, whatever is on disk."""
-    return derive(job, stage, dataset=build(job["data"]), tokenizer=tokenizer_name(job))
+    names = {"dataset": build(job["data"]), "tokenizer": tokenizer_name(job)}
+    plan = derive(job, stage, **names)
+    if is_auto(job, stage):
+        rows = best_known(plan, tried(job, stage, plan))
+        plan = derive(with_micro_batch(job, stage, rows), stage, **names)
+    return {**plan, "cost": cost(plan, job["cluster"])}
 
 
 def stage_plan(job: Job, stage: str) -> Plan:
@@ -29,8 +46,21 @@ def stage_plan(job: Job, stage: str) -> Plan:
     return {**plan, **{key: value for key, value in stored.items() if key not in PRESENT}}
 
 
+def fresh_plans(job: Job) -> dict[str, Plan]:
+    """The plan of every stage of the job, by name."""
+    return {stage: fresh_plan(job, stage) for stage in job["stages"]}
+
+
 def show_plans(jobs: Sequence[Job]) -> None:
-    """Print what the jobs would be. What submits jobs calls this first."""
-    for job in jobs:
-        for stage in job["stages"]:
-            print(plan_table(fresh_plan(job, stage)), flush=True)
+    """Print what the jobs would be, with hours and dollars; ValueError where all together pass max_cost.
+
+    What submits jobs calls this first.
+    """
+    planned = [(job, list(fresh_plans(job).values())) for job in jobs]
+    for job, plans in planned:
+        tables = [plan_table(plan, known=before) for before, plan in zip([None, *plans], plans, strict=False)]
+        print("\n\n".join(tables), flush=True)
+        if len(plans) > 1:
+            print(f"\n{total_line(job['run'], plans)}", flush=True)
+    if note := check_cost(planned):
+        print(note, flush=True)

@@ -7,15 +7,47 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
+MASTER_PORT = 29_500  # torchrun's own default
+WAIT_SECONDS = 3_600  # of one machine for another: the first may train a tokenizer before it begins
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 
-def torchrun(module: str, arguments: Sequence[str], *, devices: int) -> list[str]:
-    """The command that starts `python -m module` on every device of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+@dataclass(frozen=True)
+class Node:
+    """Which of a job's machines this is, and where the first of them listens."""
+
+    rank: int = 0
+    master_addr: str = "localhost"
+    master_port: int = MASTER_PORT
+
+
+def this_node(*, nodes: int) -> Node:
+    """What started a job on several machines says of this one; ValueError where it says nothing."""
+    if nodes == 1:
+        return Node()
+    rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")
+    if not rank.isdigit() or int(rank) >= nodes or not master_addr:
+        raise ValueError(
+            f"cluster.nodes={nodes} and NANOLIT_NODE_RANK={rank or '(not set)'}: give this command on each "
+            f"machine, with NANOLIT_NODE_RANK=0 to {nodes - 1} and NANOLIT_MASTER_ADDR=ADDRESS-OF-THE-FIRST"
+        )
+    return Node(int(rank), master_addr, int(os.environ.get("NANOLIT_MASTER_PORT", MASTER_PORT)))
+
+
+def torchrun(
+    module: str, arguments: Sequence[str], *, devices: int, nodes: int = 1, node: Node | None = None
+) -> list[str]:
+    """The command that starts `python -m module` on every device of this machine, one of `nodes`."""
+    where = ["--standalone"]
+    if nodes > 1 and node:
+        where = [f"--nnodes={nodes}", f"--node-rank={node.rank}"]
+        where += [f"--master-addr={node.master_addr}", f"--master-port={node.master_port}"]
+        where += [f"--rdzv-conf=timeout={WAIT_SECONDS}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={devices}"]
     return [*launcher, "-m", module, *arguments]
 
 

@@ -1,6 +1,9 @@
 """A plan as a table for people: what is about to be trained, and what it takes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from nanolit.jobs.prices import total
 
 
 def plan_table(plan: dict[str, Any], *, known: dict[str, Any] | None = None) -> str:
@@ -8,7 +11,17 @@ def plan_table(plan: dict[str, Any], *, known: dict[str, Any] | None = None) -> 
 
     `known` is the plan of a stage shown before: a model that is the same isn't described again.
     """
-    parts = (model_rows, step_rows, horizon_rows, rl_rows, group_rows, watching_rows, data_rows)
+    parts = (
+        model_rows,
+        step_rows,
+        horizon_rows,
+        cost_rows,
+        memory_rows,
+        rl_rows,
+        group_rows,
+        watching_rows,
+        data_rows,
+    )
     same = known is not None and known.get("gpt") == plan.get("gpt")
     rows = [row for part in parts if not (same and part is model_rows) for row in part(plan)]
     return "\n".join([f"{plan['run']} · {plan['stage']}", *(f"  {name:<19}{text}" for name, text in rows)])
@@ -52,18 +65,55 @@ def horizon_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def time_text(hours: dict[str, Any]) -> str:
-    """`2.02 hours on 8 × H100 at an MFU of 48.5 %`."""
-    if hours["hours"] is None:
-        return f"unknown: the peak FLOP/s of {hours['gpu']} is not in our table"
+    """`2.02 hours on 8 × H100 at an MFU of 48.5 %`, of which evaluation and start where there are any."""
+    if hours["total_hours"] is None:
+        return f"unknown: the speed of {hours['gpu']}, or the length of the stage, is not in our tables"
     if hours["gpu"] == "cpu":
-        return f"about {amount(hours['hours'])} on two CPU cores at 0.11 TFLOP/s"
-    return f"{amount(hours['hours'])} on {hours['devices']} × {hours['gpu']} at an MFU of {hours['mfu']:.1%}"
+        return f"about {amount(hours['total_hours'])} on two CPU cores"
+    where = f"{hours['devices']} × {hours['gpu']}"
+    speed = f"at an MFU of {hours['mfu']:.1%}" if hours["mfu"] else "by nanochat's published time"
+    evaluation = (
+        f", {amount(hours['evaluation_hours'])} of it evaluation" if hours["evaluation_hours"] else ""
+    )
+    return f"{amount(hours['total_hours'])} on {where} {speed}{evaluation}"
 
 
 def amount(hours: float) -> str:
     if hours < 1 / 60:
         return f"{hours * 3600:.0f} seconds"
     return f"{hours * 60:.1f} minutes" if hours < 1 else f"{hours:,.2f} hours"
+
+
+def cost_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """`$71.12 at $35.15 an hour`; nothing where nobody bills."""
+    cost = plan.get("cost")
+    if not cost:
+        return []
+    if cost["dollars_per_hour"] is None:
+        return [("cost", f"unknown: conf/prices.yaml has no price of {plan['hours']['gpu']}")]
+    rate = f"${cost['dollars_per_hour']:,.2f} an hour, prices of {cost['prices']}"
+    return [("cost", f"{money(cost['dollars'])} at {rate}")]
+
+
+def money(dollars: float | None) -> str:
+    return "unknown" if dollars is None else f"${dollars:,.2f}"
+
+
+def memory_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """The peak of one GPU, what it is made of, and what would fit others."""
+    memory = plan.get("memory")
+    if not memory:
+        return []
+    gib, available = memory["gib"], memory["gpu_gib"]
+    of = f" of {available:.0f}" if available else ""
+    verdict = {True: "", False: ": does not fit", None: ""}[memory["fits"]]
+    names = ("parameters", "gradients", "optimizer", "activations", "head")
+    parts = ", ".join(f"{name} {gib[name]:.1f}" for name in names)
+    rows = ", ".join(f"{gpu} {most or '–'}" for gpu, most in memory["largest_micro_batch"].items())
+    return [
+        ("memory", f"about {gib['peak']:.1f}{of} GiB a GPU{verdict} ({parts})"),
+        ("  rows that fit", rows),
+    ]
 
 
 def rl_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
@@ -97,3 +147,37 @@ def data_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("documents", f"cut at {plan['doc_cap']:,} characters"))
     shards = f", {plan['shards']:,} shard(s)" if "shards" in plan else ""
     return [*rows, ("data", f"{plan['data']}{shards}"), ("tokenizer", plan["tokenizer"])]
+
+
+def total_line(run: str, plans: Sequence[dict[str, Any]]) -> str:
+    """The hours and dollars of all stages of a job."""
+    hours, dollars = total(plans)
+    time = "unknown time" if hours is None else amount(hours)
+    billed = any(plan["cost"] for plan in plans)
+    return f"{run} · {len(plans)} stages: {time}" + (f", {money(dollars)}" if billed else "")
+
+
+def clusters_table(found: Mapping[str, dict[str, Any]]) -> str:
+    """A line for every cluster: hours, dollars, micro-batch, memory, whether it fits; or why not."""
+    head = f"  {'cluster':<15}{'GPUs':<20}{'hours':>8}{'dollars':>11}{'micro-batch':>13}  memory of a GPU"
+    lines = []
+    for name, one in found.items():
+        if "error" in one:
+            lines.append(f"  {name:<15}{one['error']}")
+            continue
+        hours = "unknown" if one["hours"] is None else f"{one['hours']:,.2f}"
+        dollars = money(one["dollars"]) if one["billed"] else "–"
+        rows = str(one["micro_batch"] or "–")
+        lines.append(
+            f"  {name:<15}{one['gpus']:<20}{hours:>8}{dollars:>11}{rows:>13}  {fitting_text(one['memory'])}"
+        )
+    return "\n".join([head, *lines])
+
+
+def fitting_text(memory: dict[str, Any] | None) -> str:
+    if memory is None:
+        return "–"
+    if memory["fits"] is None:
+        return f"{memory['gib']['peak']:.1f} GiB"
+    verdict = "fits" if memory["fits"] else "does not fit"
+    return f"{memory['gib']['peak']:.1f} of {memory['gpu_gib']:.0f} GiB, {verdict}"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nanolit.jobs.execute import run, say, score, write_job
-from nanolit.jobs.plans import fresh_plan
+from nanolit.jobs.plans import fresh_plans, show_plans
+from nanolit.jobs.prices import check_cost
 from nanolit.jobs.processes import sigterm_interrupts, stop
-from nanolit.jobs.show import plan_table
 from nanolit.machine.paths import read_json, run_folder, stage_folder
 from nanolit.phases.job import Job
 from nanolit.report.compare import sweep_table, write_sweep_csv
@@ -31,9 +31,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     """Run the jobs; their validation bits per byte, or None. ValueError comes before any has begun."""
     check_jobs(jobs)
     if jobs[0]["dry_run"]:
-        for job in jobs:
-            for stage in job["stages"]:
-                say(plan_table(fresh_plan(job, stage)))
+        show_plans(jobs)
         return [None for _ in jobs]
     return conclude(jobs, [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs))
 
@@ -55,8 +53,8 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     """ValueError for a job that must not run here, cannot be planned, or is the same run as another."""
     for job in jobs:
         refuse_elsewhere(job)
-        for stage in job["stages"]:
-            fresh_plan(job, stage)
+    if note := check_cost([(job, list(fresh_plans(job).values())) for job in jobs]):
+        say(note)
     refuse_same_run(jobs)
 
 
@@ -72,7 +70,8 @@ def refuse_same_run(jobs: Sequence[Job]) -> None:
 def refuse_elsewhere(job: Job) -> None:
     """A job for rented GPUs never runs on the machine where it is typed."""
     cluster = job["cluster"]
-    if cluster["kind"] == "local" or (cluster["kind"] == "slurm" and "SLURM_JOB_ID" in os.environ):
+    submitted = {"SLURM_JOB_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys()  # the second by submitit, anywhere
+    if cluster["kind"] == "local" or (cluster["kind"] == "slurm" and submitted):
         return
     raise ValueError(
         f"cluster={cluster['name']} does not run on this machine: its launcher submits it; give it alone "

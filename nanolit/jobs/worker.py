@@ -26,9 +26,12 @@ from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, Evalua
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, duration, say
 from nanolit.data.pretrain import training_texts, validation_texts
+from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
 from nanolit.jobs.build import build
+from nanolit.jobs.micro_batch import out_of_memory
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
+from nanolit.jobs.plans import stage_plan
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
@@ -55,6 +58,8 @@ def run(job: Job, stage: str) -> dict[str, Any]:
         result = {"status": "interrupted", "error": "stopped at once, without a new checkpoint"}
     except (ValueError, OSError) as error:
         result = {"status": "failed", "error": str(error)}
+    except torch.OutOfMemoryError:
+        result = {"status": "failed", "error": out_of_memory(job, stage, stage_plan(job, stage))}
     except Exception as error:
         traceback.print_exc()
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -75,11 +80,13 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
     else:
-        texts = training_texts(
+        texts = training_arrays(
             corpus, max_characters=settings["max_chars"], max_document_characters=settings["doc_cap"]
         )
         say(f"tokenizer: learning {settings['vocab_size']:,} tokens from {corpus.name}")
-        tokenizer = Tokenizer.train(texts, vocab_size=settings["vocab_size"])
+        tokenizer = Tokenizer.train(
+            texts, vocab_size=settings["vocab_size"], tell=lambda line: say(f"tokenizer: {line}")
+        )
         tokenizer.save(folder)
         say(f"tokenizer: {folder.name} in {duration(time.perf_counter() - begun)}")
     if job["phase"] == "tokenizer":  # asked for by itself, not as an input of base

@@ -1,4 +1,4 @@
-"""Sizes, parameter counts and FLOPs from the hyperparameters alone: a plan needs nothing built.
+"""Sizes, parameters, FLOPs and memory from the hyperparameters alone: a plan needs nothing built.
 
 Pure arithmetic: importing this never imports torch. The model takes its own layout rules (windows, padding,
 which layers have value embeddings) from here, so that counts and model cannot drift apart.
@@ -41,6 +41,41 @@ PEAK_BF16_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("mi325x",), 1307.4e12),
     (("mi300x",), 1307.4e12),
 )
+
+# Memory that a program can allocate, in GiB, by GPU and in the same way: torch's `total_memory`, rounded.
+GPU_MEMORY_GIB: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("gb200",), 184.0),
+    (("b200",), 178.0),
+    (("b100",), 178.0),
+    (("h200",), 139.8),
+    (("h100", "nvl"), 93.1),
+    (("h100",), 79.1),
+    (("h800",), 79.1),
+    (("a100", "80gb"), 79.1),
+    (("a100",), 39.4),
+    (("a40",), 44.3),
+    (("a30",), 23.5),
+    (("a10g",), 22.0),
+    (("a10",), 22.0),
+    (("l40s",), 44.3),
+    (("l40",), 44.3),
+    (("l4",), 22.0),
+    (("5090",), 31.4),
+    (("4090",), 23.5),
+    (("3090",), 23.6),
+    (("mi325x",), 255.0),
+    (("mi300x",), 191.5),
+)
+
+# What `peak_memory_gib` is made of beside the sizes of tensors. Bytes that one token leaves in one layer for
+# each channel of the width, compiled, in bfloat16: fitted to `python -m nanolit.bench train` on one H200.
+ACTIVATION_BYTES = {
+    "hopper": 27.9,  # with the MLP's own kernels (model/mlp.py), commit c266a0d: d20, 16 rows, 31.6 GiB
+    "other": 42.4,  # without any, commit 5c8709d: d12, 32 rows, 27.62 GiB; d20, 16 rows, 43.05 GiB
+}
+HOPPER = ("h100", "h200", "h800", "gh200")
+LOGIT_CHUNK_BYTES = 1 << 30  # loss.CHUNK_BYTES of CUDA
+OPTIMIZER_BYTES = 12  # of Muon's work for each matrix parameter: counted from its code, not fitted
 
 
 class Size(NamedTuple):
@@ -137,10 +172,59 @@ def flops_per_token(hyperparameters: Mapping[str, Any]) -> int:
     return 6 * weights + 12 * h["width"] * seen
 
 
+def peak_memory_gib(
+    hyperparameters: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    ranks: int = 1,
+    compute_bytes: int = 2,
+    activation_bytes: float = ACTIVATION_BYTES["other"],
+) -> dict[str, float]:
+    """Peak memory of one GPU that trains with micro-batches of so many rows of a whole context, by part.
+
+    Embeddings, and with them activations, are of the compute dtype (2 bytes for bfloat16); the other
+    parameters and all that is kept for them of float32. The optimizer's state is dealt out over the ranks.
+    Activations and the head's chunk of logits are gone when the optimizer works, so that only the larger
+    counts. Of a compiled model: an eager one needs more.
+    """
+    h, counts = hyperparameters, parameter_counts(hyperparameters)
+    tables = counts["embedding"] + counts.get("value_embedding", 0)
+    wide = sum(counts.values()) - tables
+    tokens = micro_batch * h["context"]
+    parameters = 4 * wide + compute_bytes * tables
+    muon, adamw = 4 * counts["matrix"], 2 * (parameters - 4 * counts["matrix"])  # momentum; two moments
+    activations = activation_bytes * compute_bytes / 2 * tokens * h["depth"] * h["width"]
+    logits = min(LOGIT_CHUNK_BYTES, compute_bytes * tokens * h["vocab_size"])
+    gradients_of_head = compute_bytes * tokens * h["width"] + (4 + compute_bytes) * counts["unembedding"]
+    parts = {
+        "parameters": parameters,
+        "gradients": parameters,
+        "optimizer": (muon + adamw) / ranks,
+        "activations": activations,
+        "head": logits + gradients_of_head,
+        "optimizer_work": OPTIMIZER_BYTES * counts["matrix"],
+    }
+    kept = parts["parameters"] + parts["gradients"] + parts["optimizer"]
+    parts["peak"] = kept + max(parts["activations"] + parts["head"], parts["optimizer_work"])
+    return {name: size / 2**30 for name, size in parts.items()}
+
+
 def peak_bf16_flops(gpu_name: str) -> float | None:
     """Peak dense bfloat16 FLOP/s of a GPU by the name that torch or a cloud gives it; None if unknown."""
+    return _by_name(PEAK_BF16_FLOPS, gpu_name)
+
+
+def gpu_memory_gib(gpu_name: str) -> float | None:
+    """GiB that a program can allocate on a GPU, by the same name; None if unknown."""
+    return _by_name(GPU_MEMORY_GIB, gpu_name)
+
+
+def activation_bytes(gpu_name: str, *, compute_bytes: int = 2) -> float:
+    """ACTIVATION_BYTES of a GPU by the same name; the kernels that save memory are bfloat16's."""
+    hopper = compute_bytes == 2 and _by_name(tuple(((word,), 1.0) for word in HOPPER), gpu_name)
+    return ACTIVATION_BYTES["hopper" if hopper else "other"]
+
+
+def _by_name(table: tuple[tuple[tuple[str, ...], float], ...], gpu_name: str) -> float | None:
     words = set(re.split(r"[^a-z0-9]+", gpu_name.lower()))
-    for needed, flops in PEAK_BF16_FLOPS:
-        if words.issuperset(needed):
-            return flops
-    return None
+    return next((value for needed, value in table if words.issuperset(needed)), None)

@@ -23,9 +23,9 @@ POLAR_EXPRESS: Coefficients = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-# The step of a Gram iteration after which X itself is taken up again: until then rounding of the Gram matrix
-# hides no singular value that the bfloat16 iteration would see (LOG.md has the errors)
-RESTART = 2
+# The step of a Gram iteration after which X itself is taken up again. The norm of what is joined, 33 by then,
+# multiplies rounding; a step later it is 130 and ill-conditioned matrices diverge (LOG.md has the errors)
+RESTART = 1
 TILE = 128  # the short side must be a multiple of it for our kernel
 
 
@@ -101,36 +101,22 @@ def symmetric_product(
     tall: bool = False,
 ) -> Tensor:
     """alpha A Bᵀ (tall: Aᵀ B) + beta add + diagonal I of stacks, for A and B that make it symmetric."""
-    return _symmetric_product(a, b, add_NRR, alpha, beta, diagonal, tall)
-
-
-@torch.library.custom_op("nanolit::symmetric_product", mutates_args=())
-def _symmetric_product(
-    a: Tensor, b: Tensor, add_NRR: Tensor | None, alpha: float, beta: float, diagonal: float, tall: bool
-) -> Tensor:
     how = {"alpha": alpha, "beta": beta, "diagonal": diagonal, "tall": tall}
     if has_kernel(a.device, a.size(-1) if tall else a.size(-2)):
         from nanolit.optim import symmetric_kernel  # imports Triton
 
-        return symmetric_kernel.symmetric_product(a.contiguous(), b.contiguous(), add_NRR, **how)
+        return symmetric_kernel.symmetric_product(a, b, add_NRR, **how)
     return symmetric_product_in_torch(a, b, add_NRR, **how)
-
-
-@_symmetric_product.register_fake
-def _(
-    a: Tensor, b: Tensor, add_NRR: Tensor | None, alpha: float, beta: float, diagonal: float, tall: bool
-) -> Tensor:
-    R = a.size(-1) if tall else a.size(-2)
-    return a.new_empty(len(a), R, R)
 
 
 def symmetric_product_in_torch(
     a: Tensor, b: Tensor, add_NRR: Tensor | None, *, alpha: float, beta: float, diagonal: float, tall: bool
 ) -> Tensor:
-    """The kernel's twin: it rounds once, at the end, too."""
+    """The kernel's twin: it too rounds once, at the end, and mirrors the lower half."""
     a_wide, b_wide = a.float(), b.float()
     total_NRR = alpha * (a_wide.mT @ b_wide if tall else a_wide @ b_wide.mT)
     if add_NRR is not None:
         total_NRR += beta * add_NRR.float()
     total_NRR.diagonal(dim1=-2, dim2=-1).add_(diagonal)
-    return total_NRR.to(a.dtype)
+    out_NRR = total_NRR.to(a.dtype)
+    return out_NRR.tril() + out_NRR.tril(-1).mT

@@ -4,9 +4,17 @@
 """
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
-from nanolit.model.accounting import flops_per_token, parameter_counts, peak_bf16_flops, size_from_depth
+from nanolit.model.accounting import (
+    activation_bytes,
+    flops_per_token,
+    gpu_memory_gib,
+    parameter_counts,
+    peak_bf16_flops,
+    peak_memory_gib,
+    size_from_depth,
+)
 from nanolit.optim import scaling
 from nanolit.phases.job import Group, Job
 
@@ -26,6 +34,17 @@ KEPT_FRACTION = {
     "flat": 1.0,
     "bestfit": 0.65,
 }  # of the tokens read; best-fit cropping at 2,048, nanochat's figure
+# From the start of a process to the end of its first step, compilation included: d12 and d20 on one H200.
+START_HOURS = 75 / 3600
+TOKENIZER_CHARACTERS_PER_HOUR = 37e6 * 3600  # two cores, from parquet (LOG.md)
+# nanochat's RL of the classic d20: 1.5 hours on eight H100s for 467 steps of 256 answers, here as FLOPs at
+# the GPU's peak for each sampled token and each FLOP of a training token.
+RL_PEAK_FLOPS = 1.5 * 3600 * 8 * 989e12 / (467 * 256 * 256) / 3.491758e9
+# Tokens of an epoch where nobody published its steps: what SmolTalk, MMLU × 3 and GSM8K × 4 hold, by the 401M
+# of the classic mid stage, which has them once.
+EPOCH_TOKENS = {"sft_2026": 440_000_000}
+HEADROOM = 0.95  # of a GPU's memory that a micro-batch may fill: CUDA itself and fragments take some
+GPUS = ("A10G", "A100-40GB", "L40S", "H100", "H200")  # for which a plan says what fits: 22 to 140 GiB
 RL_ROWS = 8  # answers scored at once, nanochat's
 FAST_DEV_STEPS = 3
 FAST_DEV_ROWS = 2  # of one device
@@ -48,7 +67,9 @@ def derive(job: Job, stage: str, *, dataset: Any, tokenizer: str) -> Plan:
     """
     head = {"format": 1, "run": job["run"], "stage": stage, "data": dataset.name, "tokenizer": tokenizer}
     if stage == "tokenizer":
-        return {**head, **job["stage"]["tokenizer"]}
+        settings = job["stage"]["tokenizer"]
+        duration = settings["max_chars"] / TOKENIZER_CHARACTERS_PER_HOUR
+        return {**head, **settings, "hours": {"gpu": "cpu", "hours": duration, "total_hours": duration}}
     derivation: dict[str, Callable[..., Plan]] = {"base": derive_base, "rl": derive_rl}
     return {**head, **derivation.get(stage, derive_finetuning)(job, stage=stage, dataset=dataset)}
 
@@ -58,7 +79,7 @@ def derive_base(job: Job, *, stage: str, dataset: Any) -> Plan:
     settings, recipe = job["stage"]["base"], job["recipe"]
     gpt = gpt_hyperparameters(job)
     ratio = settings["target_ratio"] or recipe["scaling"]["target_ratio"]
-    step = batch(job, settings["total_batch"] or base_batch(job, gpt), micro_batch=settings["micro_batch"])
+    step = batch(job, gpt, settings["total_batch"] or base_batch(job, gpt), wish=settings["micro_batch"])
     num_steps = scaling.steps_from_horizon(
         batch=step["total_batch"],
         max_steps=FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"],
@@ -80,8 +101,11 @@ def derive_base(job: Job, *, stage: str, dataset: Any) -> Plan:
         "packing": recipe["packing"],
         "schedule": recipe["schedule"],
         "groups": scaled_groups(job, gpt, step["total_batch"], lr_scale=settings["lr_scale"]),
-        **watching(job, settings, recipe["base"]),
-        "hours": hours(job, tokens * flops_per_token(gpt)),
+        **(watched := watching(job, settings, recipe["base"])),
+        "hours": hours(
+            job, tokens * flops_per_token(gpt), evaluation=evaluation_flops(gpt, watched, num_steps)
+        ),
+        "memory": memory(job, gpt, step),
         "shards": dataset.shards_needed(tokens, kept_fraction=kept_fraction),
     }
 
@@ -90,10 +114,12 @@ def derive_finetuning(job: Job, *, stage: str, dataset: Any) -> Plan:
     """mid and sft: one epoch of the mixture unless max_steps says otherwise; hours by the published steps."""
     settings, defaults = job["stage"][stage], job["recipe"][stage]
     gpt = gpt_hyperparameters(job)
-    wish = settings["total_batch"] or defaults["total_batch"] or base_batch(job, gpt)
-    step = batch(job, wish, micro_batch=settings["micro_batch"])
+    total_batch = settings["total_batch"] or defaults["total_batch"] or base_batch(job, gpt)
+    step = batch(job, gpt, total_batch, wish=settings["micro_batch"])
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
     expected = num_steps or defaults["epoch_steps"]
+    if expected is None and defaults["mixture"] in EPOCH_TOKENS and job["recipe"]["mirror"] == "hub":
+        expected = -(-EPOCH_TOKENS[defaults["mixture"]] // step["total_batch"])
     flops = expected * step["total_batch"] * flops_per_token(gpt) if expected else None
     lr_scale = settings["lr_scale"] if settings["lr_scale"] is not None else defaults["lr_scale"]
     return {
@@ -106,8 +132,9 @@ def derive_finetuning(job: Job, *, stage: str, dataset: Any) -> Plan:
         "schedule": defaults["schedule"],
         "warm_start": defaults["warm_start"],
         "groups": scaled_groups(job, gpt, step["total_batch"], lr_scale=lr_scale),
-        **watching(job, settings, defaults),
-        "hours": hours(job, flops) if flops else None,
+        **(watched := watching(job, settings, defaults)),
+        "hours": hours(job, flops, evaluation=evaluation_flops(gpt, watched, expected or 0)),
+        "memory": memory(job, gpt, step),
     }
 
 
@@ -128,22 +155,26 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
     chosen: dict[str, Any] = {
         name: defaults[name] if settings[name] is None else settings[name] for name in names
     }
-    ranks = job["cluster"]["devices"] * job["cluster"]["nodes"]
+    ranks = num_ranks(job)
     if chosen["questions"] % ranks:
         raise ValueError(multiple("stage.rl.questions", chosen["questions"], unit=ranks, what="devices"))
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
+    expected = num_steps or defaults["epoch_steps"]
     return {
         **sizes(gpt),
         "ranks": ranks,
         "num_steps": num_steps,
-        "expected_steps": num_steps or defaults["epoch_steps"],
+        "expected_steps": expected,
         **chosen,
-        "micro_batch": settings["micro_batch"] or RL_ROWS,
+        "micro_batch": RL_ROWS if settings["micro_batch"] in (None, "auto") else settings["micro_batch"],
         "task": settings["task"] or defaults["task"],
         "validation": settings["validation"] or defaults["validation"],
         "schedule": defaults["schedule"],
         "warm_start": defaults["warm_start"],
         "groups": scaled_groups(job, gpt, scaling.REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
+        "hours": rl_hours(
+            job, gpt, tokens=expected * chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
+        ),
     }
 
 
@@ -199,9 +230,13 @@ def base_batch(job: Job, gpt: dict[str, Any]) -> int:
     return scaling.batch_from_horizon(counted_parameters(job, gpt), counted_parameters(job, reference))
 
 
-def batch(job: Job, total_batch: int, *, micro_batch: int | None) -> Step:
-    """Rows, ranks and accumulation of a step of `total_batch` tokens; ValueError names what fits."""
-    context, ranks = job["model"]["context"], job["cluster"]["devices"] * job["cluster"]["nodes"]
+def batch(job: Job, gpt: dict[str, Any], total_batch: int, *, wish: int | Literal["auto"] | None) -> Step:
+    """Rows, ranks and accumulation of a step of `total_batch` tokens; ValueError names what fits.
+
+    `wish` is the micro-batch that was asked for; null and auto (before anything was tried) are derived.
+    """
+    context, ranks = job["model"]["context"], num_ranks(job)
+    micro_batch = None if wish == "auto" else wish
     if job["fast_dev_run"]:
         total_batch, micro_batch = FAST_DEV_ROWS * ranks * context, FAST_DEV_ROWS
     if total_batch < 1 or total_batch % (context * ranks):
@@ -209,12 +244,12 @@ def batch(job: Job, total_batch: int, *, micro_batch: int | None) -> Step:
         raise ValueError(multiple("total_batch", total_batch, unit=context * ranks, what=what))
     rows = total_batch // context
     of_a_rank = rows // ranks
-    most = most_rows(job)
+    choices = divisors(of_a_rank)
     if micro_batch is None:
-        micro_batch = max(one for one in range(1, min(most, of_a_rank) + 1) if of_a_rank % one == 0)
-    if micro_batch < 1 or of_a_rank % micro_batch:
-        divisors = [one for one in range(1, of_a_rank + 1) if of_a_rank % one == 0]
-        nearest = min(divisors, key=lambda one: abs(one - (micro_batch or 1)))
+        most = most_rows(job, gpt)
+        micro_batch = max(one for one in choices if one <= most)
+    if micro_batch not in choices:
+        nearest = min(choices, key=lambda one: abs(one - (micro_batch or 1)))
         raise ValueError(
             f"micro_batch ({micro_batch} rows) must divide the {of_a_rank} rows of a device "
             f"(total_batch {total_batch:,} / {context:,} / {ranks} devices); try micro_batch={nearest}"
@@ -228,19 +263,66 @@ def batch(job: Job, total_batch: int, *, micro_batch: int | None) -> Step:
     )
 
 
+def num_ranks(job: Job) -> int:
+    return job["cluster"]["devices"] * job["cluster"]["nodes"]
+
+
+def divisors(number: int) -> list[int]:
+    return [one for one in range(1, number + 1) if number % one == 0]
+
+
 def multiple(name: str, value: int, *, unit: int, what: str) -> str:
     below, above = value // unit * unit, (value // unit + 1) * unit
     nearest = [f"{one:,}" for one in (below, above) if one > 0]
     return f"{name} ({value:,}) must be a multiple of {what} = {unit:,}; try {' or '.join(nearest)}"
 
 
-def most_rows(job: Job) -> int:
-    """Rows of a micro-batch that fit: 32, 16 or 8 of 2,048 tokens (nanochat's, for 80 GB); fewer on a CPU."""
-    depth, context = job["model"]["depth"], job["model"]["context"]
+def most_rows(job: Job, gpt: dict[str, Any]) -> int:
+    """Rows of a micro-batch: 32, 16 or 8 of 2,048 tokens (nanochat's, for 80 GB) or the fewer that fit."""
+    depth, context, gpu = job["model"]["depth"], job["model"]["context"], job["cluster"]["gpu"] or "cpu"
     tokens = 2_048 * (32 if depth <= 20 else 16 if depth <= 26 else 8)
-    if job["cluster"]["gpu"] == "cpu":
+    if gpu == "cpu":
         tokens = 8_192
-    return max(1, tokens // context)
+    most = max(1, tokens // context)
+    return max((one for one in range(1, most + 1) if fits(job, gpt, one, gpu=gpu) is not False), default=1)
+
+
+def memory(job: Job, gpt: dict[str, Any], step: Step) -> dict[str, Any] | None:
+    """Peak GiB of a GPU by part, what it has, and the largest micro-batch of this step for each of GPUS.
+
+    None on a CPU. `fits` is None for a GPU whose memory we don't know.
+    """
+    gpu = job["cluster"]["gpu"] or "cpu"
+    if gpu == "cpu":
+        return None
+    choices = divisors(step["rows"] // step["ranks"])
+    largest = {name: [one for one in choices if fits(job, gpt, one, gpu=name)] for name in GPUS}
+    return {
+        "gib": peak_memory(job, gpt, step["micro_batch"], gpu=gpu),
+        "gpu_gib": gpu_memory_gib(gpu),
+        "fits": fits(job, gpt, step["micro_batch"], gpu=gpu),
+        "largest_micro_batch": {name: max(found, default=0) for name, found in largest.items()},
+    }
+
+
+def peak_memory(job: Job, gpt: dict[str, Any], micro_batch: int, *, gpu: str) -> dict[str, float]:
+    """accounting.peak_memory_gib of the job's ranks and precision on a GPU."""
+    compute_bytes = 4 if job["precision"] == "fp32" else 2
+    return peak_memory_gib(
+        gpt,
+        micro_batch=micro_batch,
+        ranks=num_ranks(job),
+        compute_bytes=compute_bytes,
+        activation_bytes=activation_bytes(gpu, compute_bytes=compute_bytes),
+    )
+
+
+def fits(job: Job, gpt: dict[str, Any], micro_batch: int, *, gpu: str) -> bool | None:
+    """Whether so many rows leave a GPU its headroom; None if nobody knows its memory."""
+    available = gpu_memory_gib(gpu)
+    if available is None:
+        return None
+    return peak_memory(job, gpt, micro_batch, gpu=gpu)["peak"] <= HEADROOM * available
 
 
 def scaled_groups(
@@ -294,18 +376,40 @@ def watching(job: Job, settings: Any, defaults: Any) -> Plan:
     return {**chosen, "eval_rows": rows}
 
 
-def hours(job: Job, flops: float) -> dict[str, Any]:
-    """Hours on the job's cluster and what they assume; `hours` is None for a GPU whose peak we don't know."""
-    gpu, devices = job["cluster"]["gpu"] or "cpu", job["cluster"]["devices"] * job["cluster"]["nodes"]
-    if gpu == "cpu":
-        return {"gpu": gpu, "devices": devices, "mfu": None, "hours": flops / CPU_FLOPS / 3600}
-    mfu, peak = utilisation(gpu, job["model"]["depth"]), peak_bf16_flops(gpu)
-    return {
-        "gpu": gpu,
-        "devices": devices,
-        "mfu": mfu,
-        "hours": flops / (mfu * peak * devices) / 3600 if peak else None,
+def hours(job: Job, flops: float | None, *, evaluation: float = 0) -> dict[str, Any]:
+    """Hours on the job's cluster and what they assume; None where the work or the GPU's peak is unknown.
+
+    `evaluation` is FLOPs too. Chat tasks are not counted (half an hour of nanochat's classic d20 on 8 H100).
+    """
+    gpu, devices = job["cluster"]["gpu"] or "cpu", num_ranks(job)
+    mfu = None if gpu == "cpu" else utilisation(gpu, job["model"]["depth"])
+    peak = peak_bf16_flops(gpu)
+    speed = CPU_FLOPS if mfu is None else mfu * devices * peak if peak else None
+    known = bool(flops and speed)
+    parts = {
+        "hours": flops / speed / 3600 if flops and speed else None,
+        "evaluation_hours": evaluation / speed / 3600 if known and speed else None,
+        "start_hours": 0.0 if gpu == "cpu" else START_HOURS,
     }
+    total = sum(part or 0.0 for part in parts.values()) if known else None
+    return {"gpu": gpu, "devices": devices, "mfu": mfu, **parts, "total_hours": total}
+
+
+def evaluation_flops(gpt: dict[str, Any], watched: Plan, num_steps: int) -> float:
+    """Bits per byte every so often and at the end: forward passes, a third of a training token each."""
+    times = num_steps // watched["eval_every"] + 1
+    return times * watched["eval_rows"] * gpt["context"] * flops_per_token(gpt) / 3
+
+
+def rl_hours(job: Job, gpt: dict[str, Any], *, tokens: int) -> dict[str, Any]:
+    """Hours to sample and learn so many tokens, scaled from nanochat's; unknown on a CPU."""
+    found = {**hours(job, None), "mfu": None}
+    peak = peak_bf16_flops(found["gpu"])
+    if peak:
+        seconds = RL_PEAK_FLOPS * tokens * flops_per_token(gpt) / (peak * found["devices"])
+        found["hours"] = seconds / 3600
+        found["total_hours"] = found["hours"] + found["start_hours"]
+    return found
 
 
 def utilisation(gpu: str, depth: int) -> float:

@@ -114,6 +114,8 @@ class Cluster(TypedDict):
     gpu: str | None
     devices: int  # of one node
     nodes: int
+    cpu: NotRequired[float]  # physical cores of a node, where they are billed
+    memory: NotRequired[int]  # MiB of a node, likewise
 
 
 class TokenizerStage(TypedDict):
@@ -126,7 +128,7 @@ class TokenizerStage(TypedDict):
 class BaseStage(TypedDict):
     lr_scale: float
     total_batch: int | None  # tokens of an optimizer step
-    micro_batch: int | None  # rows of one device
+    micro_batch: int | Literal["auto"] | None  # rows of one device
     max_steps: int | None
     target_flops: float | None
     target_ratio: float | None
@@ -140,7 +142,7 @@ class FinetuneStage(TypedDict):
     mixture: Mixture
     lr_scale: float | None
     total_batch: int | None
-    micro_batch: int | None
+    micro_batch: int | Literal["auto"] | None
     max_steps: int | None
     eval_every: int | None
     eval_tokens: int | None
@@ -151,7 +153,7 @@ class FinetuneStage(TypedDict):
 class RLStage(TypedDict):
     task: Target | None
     validation: Target | None
-    micro_batch: int | None
+    micro_batch: int | Literal["auto"] | None
     lr_scale: float | None
     questions: int | None
     samples: int | None
@@ -185,7 +187,7 @@ class Job(TypedDict):
     start_from: str | None
     rl: bool
     total_batch: int | None
-    micro_batch: int | None
+    micro_batch: int | Literal["auto"] | None
     precision: Literal["bf16", "fp32", "fp8"] | None
     compile: bool | None
     max_steps: int | None
@@ -195,6 +197,7 @@ class Job(TypedDict):
     save_every: int | None
     sample_every: int | None
     chat_tasks: ChatTasks
+    identity: str | None  # conversations that say who the model is
     max_cost: float | None
     dry_run: bool
     wait: bool

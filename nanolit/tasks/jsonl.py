@@ -12,6 +12,8 @@ class ConversationFile(Task):
     """The conversations of `path` (.jsonl, .jsonl.zst, .jsonl.gz), relative to the folder that `source`
     names. `malformed` rows are an error, or skipped with a count."""
 
+    remedy = "put it there"  # when the file is missing
+
     def __init__(
         self,
         *,
@@ -22,7 +24,7 @@ class ConversationFile(Task):
         max_rows: int | None = None,
     ) -> None:
         check_choice("malformed", malformed, ("error", "skip"))
-        file = find_file(source, str(Path(path).expanduser()))
+        file = find_file(source, str(Path(path).expanduser()), remedy=self.remedy)
         rows = FileRows([file])
         _check_ids(rows)
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
@@ -41,7 +43,7 @@ def _check_ids(rows: FileRows) -> None:
     """A repeated id with the same messages means that a file was concatenated twice: rows count double."""
     seen: dict[str, int] = {}
     for index, row in enumerate(rows.rows):
-        if "id" not in row:
+        if row.get("id") is None:
             continue
         first = seen.setdefault(str(row["id"]), index)
         if first != index and row.get("messages") == rows[first].get("messages"):

@@ -44,5 +44,6 @@ def _auxiliary(source: str) -> Rows:
     if files := sorted(folder.glob("auxiliary_train*.jsonl*")):
         return FileRows(files)
     raise ValueError(
-        f"{folder}/auxiliary_train*.jsonl*: no such file; put one there, or choose another source"
+        f"{folder}/auxiliary_train*.jsonl*: no such file; put the rows of cais/mmlu auxiliary_train there, "
+        "or choose another source"
     )

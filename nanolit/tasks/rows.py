@@ -2,6 +2,7 @@
 
 `source` is "sample" (what comes with the package), "hub" (huggingface.co, through `datasets`) or a folder
 laid out like the sample: eval/arc/ARC-Easy-train.jsonl.zst, eval/gsm8k/test.jsonl.zst, chat/….
+JSON and parquet are read, nothing is unpickled.
 Every row knows its place (file and line, or dataset and row), so that a complaint can name it.
 """
 
@@ -17,6 +18,7 @@ import zstandard
 from nanolit.machine.paths import PACKAGE
 
 SAMPLE = PACKAGE / "data" / "sample"
+BLOCK = 1024  # rows of a dataset read at once
 ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 
 
@@ -68,14 +70,26 @@ class HubRows:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"the dataset {self.label} can't be read from the hub ({reason}); go online, "
-                "or name a mirror folder as the source"
+                "or name a mirror folder as the source: recipe.mirror=FOLDER"
             ) from error
+        if not len(self.dataset):
+            raise ValueError(f"the dataset {self.label} has no rows; leave this source out")
+        self._block = range(0)
+        self._rows: list[dict[str, Any]] = []  # those of the block
+        self._last = -1  # the row that was asked for last
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return self.dataset[index]
+        """Rows that are asked for in order are read many at once, which is much faster."""
+        if index not in self._block:
+            width = BLOCK if index == self._last + 1 else 1
+            self._block = range(index, min(index + width, len(self)))
+            columns = self.dataset[index : self._block.stop]
+            self._rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self._last = index
+        return self._rows[index - self._block.start]
 
     def place(self, index: int) -> str:
         return f"{self.label} row {index}"
@@ -91,15 +105,15 @@ def folder_of(source: str) -> Path:
     return folder
 
 
-def find_file(source: str, name: str, *, endings: Sequence[str] = ENDINGS) -> Path:
+def find_file(
+    source: str, name: str, *, endings: Sequence[str] = ENDINGS, remedy: str = "put it there"
+) -> Path:
     """The file `name` of a source, its ending given or not."""
     stem = folder_of(source) / name
     for path in [stem, *(stem.with_name(stem.name + ending) for ending in endings)]:
         if path.is_file():
             return path
-    raise ValueError(
-        f"{stem}: no such file (tried {', '.join(endings)}); put it there, or choose another source"
-    )
+    raise ValueError(f"{stem}: no such file (tried {', '.join(endings)}); {remedy}, or choose another source")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -118,7 +132,7 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, EOFError, zstandard.ZstdError) as error:
         raise ValueError(f"{path} can't be read ({error}); fetch it again") from error
     try:
-        return content.decode().split("\n")
+        return content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -129,7 +143,7 @@ def read_lines(path: Path) -> list[str]:
 def _parse(text: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: not valid JSON ({error}); one object or list a line") from error
     if isinstance(row, list):  # a bare list of messages
         row = {"messages": row}

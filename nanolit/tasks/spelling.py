@@ -120,8 +120,12 @@ class SpellingBee(Task):
 
 
 def words_of(source: str, split: str) -> list[str]:
-    """The train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order."""
+    """The train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order.
+
+    The hub has none: there the package's own serves.
+    """
     check_choice("the split of a spelling task", split, ("train", "test"))
+    source = "sample" if source == "hub" else source
     file = find_file(source, "words_lower", endings=(".txt", ".txt.zst"))
     words = [word for word in read_lines(file) if word and set(word) <= set(LETTERS)]
     chosen = [word for word in words if (zlib.crc32(word.encode()) % TEST_SHARE == 0) == (split == "test")]

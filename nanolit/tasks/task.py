@@ -102,7 +102,10 @@ def choice_conversation(
 
 def open_rows(source: str, name: str, *, hub: tuple[str, str | None, str]) -> Rows:
     """The rows `name` of the sample or of a mirror folder, or (dataset, subset, split) of the hub."""
-    return HubRows(*hub) if source == "hub" else FileRows([find_file(source, name)])
+    if source == "hub":
+        return HubRows(*hub)
+    remedy = f"put the rows of {' '.join(filter(None, hub))} there"
+    return FileRows([find_file(source, name, remedy=remedy)])
 
 
 def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:

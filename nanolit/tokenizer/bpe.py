@@ -89,7 +89,7 @@ class Tokenizer:
     ) -> Self:
         """Learn `vocab_size` tokens, special ones included, from `texts` (one pass; strings or arrow arrays).
 
-        `tell` is handed a line about the progress every two seconds. Raises ValueError if the texts don't
+        `tell` is handed lines about the progress, one every two seconds. Raises ValueError if the texts don't
         hold enough different pairs, a text is not a string, or the pattern is no regular expression.
         """
         smallest = 256 + len(special_tokens)

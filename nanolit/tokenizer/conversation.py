@@ -8,7 +8,7 @@ tool calls with their brackets, and its end token; the tool's answers and all ot
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,14 @@ class Encoder(Protocol):
     def special_id(self, name: str) -> int: ...
 
     def encode(self, text: str) -> list[int]: ...
+
+
+class BatchEncoder(Protocol):
+    """What rendering many at once needs: the ids of all texts in one array, and where each one's begin."""
+
+    def special_id(self, name: str) -> int: ...
+
+    def encode_flat(self, texts: Sequence[str], *, threads: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def check_conversation(conversation: Any, *, place: str = "conversation") -> None:
@@ -64,21 +72,27 @@ def render(
 
 
 def render_batch(
-    conversations: Sequence[Mapping[str, Any]], tokenizer: Encoder, *, threads: int = 4
+    conversations: Sequence[Mapping[str, Any]], tokenizer: BatchEncoder, *, threads: int = 4
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Ids (int32) and mask (bool) of each conversation; they must have passed `check_conversation`.
 
-    Each thread encodes one share of them: a task for every text would cost more than encoding it.
+    All texts are encoded at once and put between the special tokens as whole arrays: less than a third
+    of the time of `render` for each (LOG.md). The results are views of two arrays.
     """
-
-    def share(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [_render(conversation, tokenizer) for conversation in conversations[number::threads]]
-
-    rendered: list[Any] = [None] * len(conversations)
-    with ThreadPoolExecutor(threads) as pool:
-        for number, results in enumerate(pool.map(share, range(threads))):
-            rendered[number::threads] = results
-    return rendered
+    pieces = [list(_pieces(conversation)) for conversation in conversations]
+    flat = list(chain.from_iterable(pieces))
+    is_text = np.array([not special for special, _, _ in flat], dtype=bool)
+    ids, offsets = tokenizer.encode_flat([text for special, text, _ in flat if not special], threads=threads)
+    lengths = np.ones(len(flat), dtype=np.int64)
+    lengths[is_text] = np.diff(offsets)
+    ends = np.cumsum(lengths)
+    rendered = np.empty(int(lengths.sum()), dtype=np.int32)
+    rendered[np.repeat(is_text, lengths)] = ids
+    rendered[(ends - 1)[~is_text]] = [tokenizer.special_id(name) for special, name, _ in flat if special]
+    learned = np.repeat(np.array([learn for _, _, learn in flat], dtype=bool), lengths)
+    borders = ends[np.cumsum([len(one) for one in pieces]) - 1]
+    starts = [0, *borders[:-1]]
+    return [(rendered[a:b], learned[a:b]) for a, b in zip(starts, borders, strict=True)]
 
 
 def render_prompt(conversation: Mapping[str, Any], tokenizer: Encoder) -> list[int]:
@@ -133,6 +147,16 @@ def _check_text(text: Any, here: str, what: str) -> None:
         raise ValueError(f"{here}: the {what}'s content is {_shown(text)}; it must be text")
     if not text.strip():
         raise ValueError(f"{here}: the {what}'s content is empty; give it text or leave the conversation out")
+    _check_characters(text, here)
+
+
+def _check_characters(text: str, here: str) -> None:
+    """JSON can hold half of a surrogate pair (an emoji cut in two), which no encoding of text has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise ValueError(f"{here}: half a character (\\u{code:04x}) at {error.start}; remove it") from None
 
 
 def _check_parts(parts: Any, here: str) -> None:
@@ -152,6 +176,8 @@ def _check_parts(parts: Any, here: str) -> None:
             raise ValueError(
                 f"{here}: a text part holds {_shown(part.get('text'))}; give it text or leave it out"
             )
+        else:
+            _check_characters(part["text"], here)
         types.append(part["type"])
     for position, kind in enumerate(types):
         if kind == "python" and types[position + 1 : position + 2] != ["python_output"]:

@@ -23,6 +23,7 @@ TWIN_MAX_CHARACTERS = 20_000_000
 # Different words, kept in memory, about 200 bytes each; 88 MB of Wikipedia, books and news have 0.47 million.
 MAX_WORDS = 50_000_000
 TELL_EVERY_SECONDS = 2.0
+PIECE_BYTES = 4 << 20  # of an arrow array that are counted before Ctrl-C is looked for again
 
 Buffers = tuple[np.ndarray, np.ndarray]
 
@@ -39,7 +40,7 @@ def learn(
     """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs.
 
     `threads` None means one for each core. Arrow arrays reach Rust without becoming Python objects.
-    `tell` is handed a line about the progress every two seconds. Ctrl-C works within a second.
+    `tell` is handed lines about the progress. Ctrl-C works within a second.
     """
     if _rustbpe is None:
         return twin.train(_few(_strings(texts)), pattern=pattern, num_tokens=num_tokens)
@@ -59,7 +60,10 @@ def available_cores() -> int:
 
 
 class Progress:
-    """What the trainer reports, as lines for people: words counted, merges made, time left."""
+    """What the trainer reports, as lines for people: words counted, merges made, time left.
+
+    One when all is counted; before and after it one every two seconds.
+    """
 
     def __init__(self, tell: Callable[[str], None], *, every_seconds: float = TELL_EVERY_SECONDS) -> None:
         self._tell, self._every_seconds = tell, every_seconds
@@ -67,6 +71,8 @@ class Progress:
         self._before: tuple[float, int] | None = None  # when, and how many merges there were
 
     def __call__(self, doing: str, done: int, all: int) -> None:
+        if doing == "counted":
+            return self._tell(f"counted {done / 1e6:,.1f} MB: {all:,} different words")
         now = time.monotonic()
         left = ""
         if doing == "merge":
@@ -78,18 +84,21 @@ class Progress:
             return
         self._told = now
         if doing == "count":
-            self._tell(f"counted {done / 1e6:,.0f} MB: {all:,} different words")
+            self._tell(f"counting: {done / 1e6:,.0f} MB, {all:,} different words so far")
         else:
             self._tell(f"made {done:,} of {all:,} merges{left}")
 
 
 def _buffers(texts: "Iterable[str | pa.Array]") -> Iterator[str | Buffers]:
     for index, item in enumerate(texts):
-        yield _as_buffers(item, index) if hasattr(item, "buffers") else item
+        if hasattr(item, "buffers"):
+            yield from _as_buffers(item, index)
+        else:
+            yield item
 
 
-def _as_buffers(array: "pa.Array", index: int) -> Buffers:
-    """Offsets and UTF-8 of an arrow array of strings, without copying the text."""
+def _as_buffers(array: "pa.Array", index: int) -> Iterator[Buffers]:
+    """Offsets and UTF-8 of an arrow array of strings, without copying the text, a few MB at a time."""
     import pyarrow as pa
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
@@ -98,15 +107,19 @@ def _as_buffers(array: "pa.Array", index: int) -> Buffers:
             "choose a column of text"
         )
     if array.null_count:
-        raise ValueError(
-            f"text {index} is an arrow array with {array.null_count} rows of no text; leave such rows out"
-        )
+        row = array.is_null().index(True).as_py()
+        raise ValueError(f"text {index} is an arrow array whose row {row} has no text; leave such rows out")
     array = array.cast(pa.large_string())
     _, offsets, content = array.buffers()
-    if offsets is None:
-        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    if not len(array):
+        return
     bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    return bounds, np.frombuffer(content or b"", np.uint8)
+    text = np.frombuffer(content or b"", np.uint8)
+    start = 0
+    while start < len(array):
+        end = max(int(np.searchsorted(bounds, bounds[start] + PIECE_BYTES, side="right")) - 1, start + 1)
+        yield bounds[start : end + 1] - bounds[start], text[bounds[start] : bounds[end]]
+        start = end
 
 
 def _strings(texts: "Iterable[str | pa.Array]") -> Iterator[str]:

@@ -1,8 +1,8 @@
 //! Text to token ids, exactly as tiktoken gives them.
 //!
 //! A word that is a token is that token. In any other the two neighbours whose bytes together are the token of
-//! the lowest rank become that token, the leftmost of equals first, until no two are one. Words repeat: those met
-//! before are looked up, and a cold cache of them fills quickly.
+//! the lowest rank become that token, the leftmost of equals first, until no two are one. Words repeat: a thread
+//! begins with the tokens as words that it knows, and remembers each new one that it merges.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,8 +13,9 @@ use std::thread;
 use rustc_hash::FxHashMap;
 
 use crate::Id;
+use crate::known::KnownWords;
 use crate::split::{PatternError, Splitter};
-use crate::table::{Block, Key, LONGEST_KEY, Table, key};
+use crate::table::{Key, LONGEST_KEY, hash, key};
 use crate::words::shares;
 
 /// No token: two neighbours that together are none.
@@ -25,6 +26,12 @@ const SCAN_BYTES: usize = 64;
 const REMEMBERED_BYTES: usize = 256;
 /// A thread forgets what it remembers at so many words or tokens: at most about 64 MB.
 const REMEMBERED_WORDS: usize = 1 << 20;
+/// So many words are looked up at once.
+const BLOCK: usize = 32;
+/// So many ids are written before they go into their row.
+const STAGED: usize = 256;
+/// In place of the key of a word that is too long for one; no word has this key.
+const TOO_LONG: Key = Key::MAX;
 
 /// How an id is written: 2 bytes where the vocabulary fits, else 4.
 pub trait Width: Copy + Send + sealed::Sealed {
@@ -55,29 +62,29 @@ impl Width for u32 {
 /// Encodes text with one vocabulary; any number of threads may share it.
 pub struct Encoder {
     splitter: Splitter,
-    /// The tokens that fit into a key, and the longer ones.
-    short: Table<Id>,
+    /// The tokens that fit into a key: what every memory begins with.
+    short: KnownWords,
+    /// The longer ones.
     long: FxHashMap<Box<[u8]>, Id>,
     pairs: Pairs,
     /// What threads remember, for the next to go on with.
     memories: Mutex<Vec<Memory>>,
 }
 
-/// The words a thread has met, and room to work in.
-#[derive(Default)]
+/// The words a thread knows, and room to work in.
 struct Memory {
-    short: Table<Known>,
-    long: FxHashMap<Box<[u8]>, Known>,
+    short: KnownWords,
+    long: FxHashMap<Box<[u8]>, Place>,
     /// The ids of words of more than three tokens.
     ids: Vec<Id>,
     work: Work,
 }
 
-/// A word's ids: up to three of them, or where they begin in [`Memory::ids`].
-#[derive(Clone, Copy, Default)]
-struct Known {
-    num_ids: u32,
-    ids: [Id; 3],
+/// The ids of a word that does not fit into a key: where they stand in [`Memory::ids`].
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    end: usize,
 }
 
 impl Encoder {
@@ -92,6 +99,7 @@ impl Encoder {
             .map(|(id, token)| (token.as_slice().into(), id))
             .collect();
         let mut pairs = Vec::new();
+        let mut short = KnownWords::with_capacity(tokens.len());
         for (id, token) in (0..).zip(tokens) {
             for cut in 1..token.len() {
                 if let (Some(&left), Some(&right)) =
@@ -100,11 +108,8 @@ impl Encoder {
                     pairs.push(((left, right), id));
                 }
             }
-        }
-        let mut short = Table::default();
-        for (token, &id) in &ids {
             if let Some(key) = key(token, 0, token.len()) {
-                *short.get_or_default(key) = id + 1; // 0 is no token
+                short.insert(key, hash(key), [id, 0, 0], 1);
             }
         }
         let mut long = ids;
@@ -173,68 +178,106 @@ impl Encoder {
         Ok(encoded.into_iter().map(|(_, encoded)| encoded).collect())
     }
 
+    /// Each word is looked up only when some more have been found: meanwhile the memory of its line arrives.
     fn encode_with<W: Width>(
         &self,
         memory: &mut Memory,
         text: &str,
         out: &mut Vec<W>,
     ) -> Result<(), PatternError> {
-        let bytes = text.as_bytes();
-        let mut block = Block::default();
-        self.splitter.split(text, |start, end| {
-            if block.push(bytes, start, end) {
-                self.encode_block(memory, bytes, &mut block, out);
-            }
-        })?;
-        self.encode_block(memory, bytes, &mut block, out);
+        let mut words = Words {
+            encoder: self,
+            memory,
+            bytes: text.as_bytes(),
+            words: [Word::default(); 2 * BLOCK],
+            num_words: 0,
+            out: Output::new(out),
+        };
+        match &self.splitter {
+            Splitter::Scanner(scanner) => scanner.split(text, |start, end| words.add(start, end)),
+            splitter => splitter.split(text, |start, end| words.add(start, end))?,
+        }
+        words.finish();
         Ok(())
     }
 
-    #[inline(always)]
-    fn encode_block<W: Width>(
+    /// A word that is new, or long, or of many tokens, or that stands in another line than its own.
+    #[inline(never)]
+    fn encode_rare<W: Width>(
         &self,
         memory: &mut Memory,
         bytes: &[u8],
-        block: &mut Block,
-        out: &mut Vec<W>,
+        word: &Word,
+        out: &mut Output<W>,
     ) {
-        memory.forget_if_full(); // between blocks: the guesses of a block stay true
-        for (key, (start, end), guess) in block.drain(&memory.short) {
-            if let Some(known) = memory.short.guessed(guess) {
-                known.write(&memory.ids, out);
-            } else if key != 0 {
-                self.encode_short(memory, key, &bytes[start..end], out);
-            } else {
-                self.encode_long(memory, &bytes[start..end], out);
+        if word.key == TOO_LONG {
+            return self.encode_long(memory, bytes, out);
+        }
+        let Memory {
+            short, ids, work, ..
+        } = memory;
+        let known = match short.get(word.key, word.hash) {
+            Some(known) => *known,
+            None => {
+                let merged = work.merge(bytes, &self.pairs);
+                let num_ids = merged.len() as u32;
+                let mut inside = [0; 3];
+                if merged.len() <= 3 {
+                    inside[..merged.len()].copy_from_slice(merged);
+                } else {
+                    inside[0] = ids.len() as Id;
+                    ids.extend_from_slice(merged);
+                }
+                *short.insert(word.key, word.hash, inside, num_ids)
             }
-        }
-    }
-
-    #[inline(never)]
-    fn encode_short<W: Width>(&self, memory: &mut Memory, key: Key, word: &[u8], out: &mut Vec<W>) {
-        let known = memory.short.get_or_default(key);
-        if known.num_ids == 0 {
-            *known = match self.short.get(key) {
-                Some(&id) => Known::of(&[id - 1], &mut memory.ids),
-                None => Known::of(memory.work.merge(word, &self.pairs), &mut memory.ids),
-            };
-        }
-        known.write(&memory.ids, out);
-    }
-
-    #[inline(never)]
-    fn encode_long<W: Width>(&self, memory: &mut Memory, word: &[u8], out: &mut Vec<W>) {
-        if let Some(known) = memory.long.get(word) {
-            return known.write(&memory.ids, out);
-        }
-        let ids = match self.long.get(word) {
-            Some(id) => std::slice::from_ref(id),
-            None => memory.work.merge(word, &self.pairs),
         };
-        out.extend(ids.iter().map(|&id| W::from_id(id)));
+        if known.num_ids <= 3 {
+            out.push(known.ids, known.num_ids);
+        } else {
+            out.push_all(&ids[known.ids[0] as usize..][..known.num_ids as usize]);
+        }
+        self.forget_if_full(memory);
+    }
+
+    fn encode_long<W: Width>(&self, memory: &mut Memory, word: &[u8], out: &mut Output<W>) {
+        let Memory {
+            long, ids, work, ..
+        } = &mut *memory;
+        if let Some(&Place { start, end }) = long.get(word) {
+            return out.push_all(&ids[start..end]);
+        }
+        let merged = match self.long.get(word) {
+            Some(id) => std::slice::from_ref(id),
+            None => work.merge(word, &self.pairs),
+        };
+        out.push_all(merged);
         if word.len() <= REMEMBERED_BYTES {
-            let known = Known::of(ids, &mut memory.ids);
-            memory.long.insert(word.into(), known);
+            let start = ids.len();
+            ids.extend_from_slice(merged);
+            long.insert(
+                word.into(),
+                Place {
+                    start,
+                    end: ids.len(),
+                },
+            );
+        }
+        self.forget_if_full(memory);
+    }
+
+    fn forget_if_full(&self, memory: &mut Memory) {
+        let num_words = memory.short.len() - self.short.len() + memory.long.len();
+        if num_words >= REMEMBERED_WORDS || memory.ids.len() >= 4 * REMEMBERED_WORDS {
+            *memory = self.fresh();
+        }
+    }
+
+    fn fresh(&self) -> Memory {
+        Memory {
+            short: self.short.clone(),
+            long: FxHashMap::default(),
+            ids: Vec::new(),
+            work: Work::default(),
         }
     }
 
@@ -243,7 +286,7 @@ impl Encoder {
             .lock()
             .expect("no panic while it is held")
             .pop()
-            .unwrap_or_default()
+            .unwrap_or_else(|| self.fresh())
     }
 
     fn keep(&self, memory: Memory) {
@@ -272,43 +315,123 @@ impl<W> Default for Encoded<W> {
     }
 }
 
-impl Memory {
-    fn forget_if_full(&mut self) {
-        if self.short.len() + self.long.len() >= REMEMBERED_WORDS
-            || self.ids.len() >= 4 * REMEMBERED_WORDS
-        {
-            *self = Self::default();
+/// The words of a text on their way to ids.
+struct Words<'a, W> {
+    encoder: &'a Encoder,
+    memory: &'a mut Memory,
+    bytes: &'a [u8],
+    words: [Word; 2 * BLOCK],
+    num_words: usize,
+    out: Output<'a, W>,
+}
+
+impl<W: Width> Words<'_, W> {
+    #[inline(always)]
+    fn add(&mut self, start: usize, end: usize) {
+        self.words[self.num_words % (2 * BLOCK)] = Word::new(self.bytes, start, end);
+        self.num_words += 1;
+        if self.num_words % BLOCK == 0 {
+            self.look_ahead();
+        }
+    }
+
+    /// Asks for the memory of the newest block at once, then encodes the block before, whose memory has arrived.
+    #[inline(never)]
+    fn look_ahead(&mut self) {
+        let newest = (self.num_words - BLOCK) % (2 * BLOCK);
+        for word in &self.words[newest..newest + BLOCK] {
+            self.memory.short.prefetch(word.hash);
+        }
+        if self.num_words > BLOCK {
+            let before = BLOCK - newest;
+            for index in before..before + BLOCK {
+                self.encode(index);
+            }
+        }
+    }
+
+    fn finish(mut self) {
+        let done = (self.num_words / BLOCK).saturating_sub(1) * BLOCK;
+        for number in done..self.num_words {
+            self.encode(number % (2 * BLOCK));
+        }
+        self.out.flush();
+    }
+
+    #[inline(always)]
+    fn encode(&mut self, index: usize) {
+        let word = &self.words[index];
+        match self.memory.short.guess(word.key, word.hash) {
+            Some(known) if known.num_ids <= 3 => self.out.push(known.ids, known.num_ids),
+            _ => {
+                let bytes = &self.bytes[word.start..word.end];
+                self.encoder
+                    .encode_rare(self.memory, bytes, word, &mut self.out);
+            }
         }
     }
 }
 
-impl Known {
-    fn of(ids: &[Id], many: &mut Vec<Id>) -> Self {
-        let mut known = Self {
-            num_ids: ids.len() as u32,
-            ids: [0; 3],
-        };
-        if ids.len() <= 3 {
-            known.ids[..ids.len()].copy_from_slice(ids);
-        } else {
-            known.ids[0] = many.len() as u32;
-            many.extend_from_slice(ids);
+/// A word of a text, and what it is looked up by.
+#[derive(Clone, Copy, Default)]
+struct Word {
+    key: Key,
+    hash: u64,
+    start: usize,
+    end: usize,
+}
+
+impl Word {
+    #[inline(always)]
+    fn new(bytes: &[u8], start: usize, end: usize) -> Self {
+        let key = key(bytes, start, end).unwrap_or(TOO_LONG);
+        Self {
+            key,
+            hash: hash(key),
+            start,
+            end,
         }
-        known
+    }
+}
+
+/// Ids on their way into a row: a word's are written without asking how many there are.
+struct Output<'o, W> {
+    ids: [W; STAGED + 3],
+    len: usize,
+    row: &'o mut Vec<W>,
+}
+
+impl<'o, W: Width> Output<'o, W> {
+    fn new(row: &'o mut Vec<W>) -> Self {
+        Self {
+            ids: [W::from_id(0); STAGED + 3],
+            len: 0,
+            row,
+        }
     }
 
+    /// The first `num_ids` of three ids.
     #[inline(always)]
-    fn write<W: Width>(&self, many: &[Id], out: &mut Vec<W>) {
-        let [a, b, c] = self.ids;
-        match self.num_ids {
-            1 => out.push(W::from_id(a)),
-            2 => out.extend_from_slice(&[W::from_id(a), W::from_id(b)]),
-            3 => out.extend_from_slice(&[W::from_id(a), W::from_id(b), W::from_id(c)]),
-            n => {
-                let ids = &many[a as usize..(a + n) as usize];
-                out.extend(ids.iter().map(|&id| W::from_id(id)));
-            }
+    fn push(&mut self, ids: [Id; 3], num_ids: u32) {
+        if self.len >= STAGED {
+            self.flush();
         }
+        let at = self.len % STAGED; // it is less, which the compiler cannot know
+        for (index, id) in ids.into_iter().enumerate() {
+            self.ids[at + index] = W::from_id(id);
+        }
+        self.len = at + num_ids as usize;
+    }
+
+    fn push_all(&mut self, ids: &[Id]) {
+        self.flush();
+        self.row.extend(ids.iter().map(|&id| W::from_id(id)));
+    }
+
+    #[inline(never)]
+    fn flush(&mut self) {
+        self.row.extend_from_slice(&self.ids[..self.len]);
+        self.len = 0;
     }
 }
 

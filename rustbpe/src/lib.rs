@@ -7,6 +7,7 @@
 
 pub mod classes;
 pub mod encoder;
+pub mod known;
 pub mod merges;
 #[cfg(feature = "python")]
 mod python;

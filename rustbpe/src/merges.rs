@@ -117,6 +117,9 @@ struct State {
     right: Side,
 }
 
+/// After so many words `watch` is asked again whether to stop, before the first merge.
+pub const WATCHED_WORDS: usize = 1 << 16;
+
 /// The first `num_merges` merges, or as many as there are; `None` if `watch` (handed the number made, before
 /// every merge) said stop.
 ///
@@ -127,7 +130,7 @@ pub fn learn(
     num_merges: usize,
     mut watch: impl FnMut(usize) -> bool,
 ) -> Option<Vec<Pair>> {
-    let mut state = State::new(words, num_merges);
+    let mut state = State::new(words, num_merges, &mut watch)?;
     let mut queue: BinaryHeap<(i64, Reverse<Pair>)> = state
         .pairs
         .iter()
@@ -162,7 +165,7 @@ pub fn learn(
 }
 
 impl State {
-    fn new(words: Words, num_merges: usize) -> Self {
+    fn new(words: Words, num_merges: usize, watch: &mut impl FnMut(usize) -> bool) -> Option<Self> {
         let mut state = Self {
             words,
             pairs: FxHashMap::default(),
@@ -171,8 +174,12 @@ impl State {
             right: Side::new(256 + num_merges),
         };
         let mut of_bytes: Vec<Entry> = (0..1 << 16).map(|_| Entry::default()).collect();
-        let mut place = 0;
+        let (mut place, mut seen) = (0, 0_usize);
         while place < state.words.cells.len() {
+            seen += 1;
+            if seen % WATCHED_WORDS == 0 && !watch(0) {
+                return None;
+            }
             let (count, _, tokens) = state.words.word(place as Place);
             for pair in tokens.windows(2) {
                 let entry = &mut of_bytes[(pair[0] << 8 | pair[1]) as usize];
@@ -188,7 +195,7 @@ impl State {
                 state.add_entry((pair >> 8, pair & 0xFF), entry);
             }
         }
-        state
+        Some(state)
     }
 
     fn add_entry(&mut self, pair: Pair, entry: Entry) {

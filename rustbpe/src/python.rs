@@ -24,7 +24,7 @@ const TELL: Duration = Duration::from_millis(500);
 ///
 /// A text is a str, or a pair of buffers (64-bit offsets, UTF-8) that hold many. `progress` is called about twice
 /// a second with what is being done ("count" or "merge"), how much is done and how much there is (count: bytes
-/// and different words; merge: merges).
+/// and different words; merge: merges), and with "counted" once when all is counted.
 #[pyfunction]
 #[pyo3(signature = (texts, *, pattern, num_tokens, threads, max_words, progress=None))]
 fn train<'py>(
@@ -40,38 +40,45 @@ fn train<'py>(
     let mut counts = WordCounts::new(splitter(pattern)?, threads);
     count_words(texts, &mut counts, max_words, &mut watcher)?;
     let num_merges = num_tokens.saturating_sub(256);
-    let words = py.detach(|| collect(counts)).map_err(|_| {
+    let mut stopped = None;
+    let tokens = py.detach(|| {
+        let mut watch = |made| {
+            if stopped.is_none() {
+                stopped = watcher.look("merge", made, num_merges).err();
+            }
+            stopped.is_none()
+        };
+        let words = collect(counts, &mut watch)?;
+        let merges = merges::learn(words, num_merges, watch).unwrap_or_default();
+        Ok(merges::token_bytes(&merges))
+    });
+    if let Some(error) = stopped {
+        return Err(error);
+    }
+    let tokens = tokens.map_err(|TooLarge| {
         PyValueError::new_err(
             "the texts hold more different words than training has room for (16 GB); train on less text",
         )
     })?;
-    let mut stopped = None;
-    let tokens = py.detach(|| {
-        let watch = |made| {
-            stopped = watcher.look("merge", made, num_merges).err();
-            stopped.is_none()
-        };
-        merges::learn(words, num_merges, watch).map(|merges| merges::token_bytes(&merges))
-    });
-    match stopped {
-        Some(error) => Err(error),
-        None => Ok(tokens
-            .unwrap_or_default()
-            .iter()
-            .map(|token| PyBytes::new(py, token))
-            .collect()),
-    }
+    Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
 }
 
 fn splitter(pattern: &str) -> PyResult<Splitter> {
     Splitter::new(pattern).map_err(|error| PyValueError::new_err(error.0))
 }
 
-fn collect(mut counts: WordCounts) -> Result<Words, TooLarge> {
+/// The words, or as many as there are when `watch` says stop.
+fn collect(
+    mut counts: WordCounts,
+    watch: &mut impl FnMut(usize) -> bool,
+) -> Result<Words, TooLarge> {
     let (mut words, mut result) = (Words::default(), Ok(()));
+    let (mut seen, mut go_on) = (0_usize, true);
     counts.for_each(|word, count| {
-        if result.is_ok() {
+        if result.is_ok() && go_on {
             result = words.add(word, count);
+            seen += 1;
+            go_on = seen % merges::WATCHED_WORDS != 0 || watch(0);
         }
     });
     result.map(|()| words)
@@ -84,7 +91,7 @@ fn count_words(
     watcher: &mut Watcher,
 ) -> PyResult<()> {
     let py = texts.py();
-    let mut total_bytes = 0;
+    let (mut total_bytes, mut different) = (0, 0);
     let mut flush = |batch: &mut Batch| -> PyResult<()> {
         let distinct = py.detach(|| {
             counts
@@ -100,6 +107,7 @@ fn count_words(
             )));
         }
         total_bytes += batch.text.len();
+        different = distinct;
         batch.clear();
         watcher.look("count", total_bytes, distinct)
     };
@@ -117,7 +125,7 @@ fn count_words(
              more text",
         ));
     }
-    Ok(())
+    watcher.tell(py, "counted", total_bytes, different)
 }
 
 /// Texts, one after another, and where each ends.
@@ -215,11 +223,18 @@ impl Watcher {
         }
         Python::attach(|py| {
             py.check_signals()?;
-            match &self.progress {
-                Some(progress) if tell => progress.call1(py, (doing, done, all)).map(|_| ()),
-                _ => Ok(()),
+            if tell {
+                self.tell(py, doing, done, all)?;
             }
+            Ok(())
         })
+    }
+
+    fn tell(&self, py: Python<'_>, doing: &str, done: usize, all: usize) -> PyResult<()> {
+        if let Some(progress) = &self.progress {
+            progress.call1(py, (doing, done, all))?;
+        }
+        Ok(())
     }
 }
 

@@ -76,7 +76,7 @@ impl Scanner {
     }
 
     /// Calls `word` with the start and the end of every word of `text`, in order: they cover it. O(bytes).
-    #[inline]
+    #[inline(always)]
     pub fn split(self, text: &str, mut word: impl FnMut(usize, usize)) {
         let text = Text {
             bytes: text.as_bytes(),
@@ -84,21 +84,13 @@ impl Scanner {
             classes: &CLASSES,
         };
         let mut start = 0;
-        match self {
-            Self::Gpt2 => {
-                while start < text.bytes.len() {
-                    let end = text.gpt2(start);
-                    word(start, end);
-                    start = end;
-                }
-            }
-            Self::Gpt4 { digits, whole_end } => {
-                while start < text.bytes.len() {
-                    let end = text.gpt4(start, digits, whole_end);
-                    word(start, end);
-                    start = end;
-                }
-            }
+        while start < text.bytes.len() {
+            let end = match self {
+                Self::Gpt2 => text.gpt2(start),
+                Self::Gpt4 { digits, whole_end } => text.gpt4(start, digits, whole_end),
+            };
+            word(start, end);
+            start = end;
         }
     }
 }
@@ -176,8 +168,22 @@ impl Text<'_> {
         }
     }
 
+    /// The end of a word of ASCII letters, behind what may lead them, if it is one and shorter than 16 bytes:
+    /// most words are, and this finds their ends without a branch that depends on their length.
+    #[inline(always)]
+    fn ascii_word(self, start: usize, least: &[u8; 256]) -> Option<usize> {
+        let window = self.bytes.get(start..start + 17)?;
+        let (num_letters, stops_at_ascii) =
+            ascii_letters(window[1..].try_into().expect("16 bytes"));
+        let is_word = num_letters >= u32::from(least[window[0] as usize]) && stops_at_ascii;
+        is_word.then_some(start + 1 + num_letters as usize)
+    }
+
     #[inline(always)]
     fn gpt4(self, start: usize, digits: usize, whole_end: bool) -> usize {
+        if let Some(end) = self.ascii_word(start, &GPT4_LEAST) {
+            return end;
+        }
         let (class, next) = self.class(start);
         if class == LETTER {
             return self.letters(next);
@@ -213,6 +219,9 @@ impl Text<'_> {
 
     #[inline(always)]
     fn gpt2(self, start: usize) -> usize {
+        if let Some(end) = self.ascii_word(start, &GPT2_LEAST) {
+            return end;
+        }
         let (class, next) = self.class(start);
         if self.bytes[start] == b'\'' {
             if let Some(end) = self.contraction(next, false) {
@@ -273,6 +282,64 @@ impl Text<'_> {
     }
 }
 
+/// How many letters have to follow a character for both to be a word of letters; 255 where they never are (and
+/// an apostrophe may begin a contraction).
+const GPT4_LEAST: [u8; 256] = least_letters(true);
+const GPT2_LEAST: [u8; 256] = least_letters(false);
+
+const fn least_letters(any_lead: bool) -> [u8; 256] {
+    let mut least = [255; 256];
+    let mut byte = 0;
+    while byte < 0x80 {
+        let first = byte as u8;
+        least[byte] = match first {
+            _ if first.is_ascii_alphabetic() => 0,
+            b' ' => 1,
+            b'\r' | b'\n' | b'\'' | b'0'..=b'9' => 255,
+            _ if any_lead => 1,
+            _ => 255,
+        };
+        byte += 1;
+    }
+    least
+}
+
+/// How many of 16 bytes are ASCII letters before the first that is none, and whether that one is there and ASCII.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn ascii_letters(bytes: &[u8; 16]) -> (u32, bool) {
+    use std::arch::x86_64::{
+        _mm_cmplt_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+        _mm_sub_epi8,
+    };
+    // SAFETY: 16 bytes are read, which are there; every x86-64 has these instructions (SSE2).
+    let (letters, wide) = unsafe {
+        let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+        let small = _mm_or_si128(bytes, _mm_set1_epi8(0x20));
+        // a to z become the 26 lowest of the signed numbers
+        let moved = _mm_sub_epi8(small, _mm_set1_epi8(b'a'.wrapping_add(0x80) as i8));
+        let letters = _mm_cmplt_epi8(moved, _mm_set1_epi8(-128 + 26));
+        (_mm_movemask_epi8(letters), _mm_movemask_epi8(bytes))
+    };
+    let num_letters = letters.trailing_ones();
+    (num_letters, (wide | 1 << 16) >> num_letters & 1 == 0)
+}
+
+/// How many of 16 bytes are ASCII letters before the first that is none, and whether that one is there and ASCII.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn ascii_letters(bytes: &[u8; 16]) -> (u32, bool) {
+    let half = |at: usize| {
+        leading_letters(u64::from_le_bytes(
+            bytes[at..at + 8].try_into().expect("8 bytes"),
+        ))
+    };
+    let (first, second) = (half(0), half(8));
+    let num_letters = first + if first == 8 { second } else { 0 };
+    let stops_at_ascii = num_letters < 16 && bytes[num_letters % 16] < 0x80;
+    (num_letters as u32, stops_at_ascii)
+}
+
 /// How many of eight bytes, from the lowest, are ASCII letters before the first that is none.
 #[inline(always)]
 fn leading_letters(bytes: u64) -> usize {
@@ -297,6 +364,21 @@ mod tests {
                 let expected = if byte.is_ascii_alphabetic() { 8 } else { place };
                 let found = leading_letters(u64::from_le_bytes(bytes));
                 assert_eq!(found, expected, "{bytes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ascii_letters_are_counted_among_all_bytes_at_all_places() {
+        for place in 0..16 {
+            for byte in 0..=255_u8 {
+                let mut bytes = *b"aZzAmMbYkKxXqQtT";
+                bytes[place] = byte;
+                let expected = match byte.is_ascii_alphabetic() {
+                    true => (16, false),
+                    false => (place as u32, byte.is_ascii()),
+                };
+                assert_eq!(ascii_letters(&bytes), expected, "{bytes:?}");
             }
         }
     }

@@ -6,6 +6,17 @@ pub const LONGEST_KEY: usize = 15;
 /// A word of 1 to [`LONGEST_KEY`] bytes: its bytes, zeros, and its length in the last byte; never 0.
 pub type Key = u128;
 
+/// A mask of the first so many bytes.
+const FIRST_BYTES: [u128; LONGEST_KEY + 1] = {
+    let mut masks = [0; LONGEST_KEY + 1];
+    let mut len = 1;
+    while len <= LONGEST_KEY {
+        masks[len] = masks[len - 1] << 8 | 0xFF;
+        len += 1;
+    }
+    masks
+};
+
 /// The key of the word `bytes[start..end]`; `None` for a longer one. Fast unless the text ends within 16 bytes.
 #[inline(always)]
 pub fn key(bytes: &[u8], start: usize, end: usize) -> Option<Key> {
@@ -15,7 +26,7 @@ pub fn key(bytes: &[u8], start: usize, end: usize) -> Option<Key> {
     }
     let word = match bytes.get(start..start + 16) {
         Some(window) => {
-            u128::from_le_bytes(window.try_into().expect("16 bytes")) & ((1 << (8 * len)) - 1)
+            u128::from_le_bytes(window.try_into().expect("16 bytes")) & FIRST_BYTES[len]
         }
         None => {
             let mut window = [0; 16];
@@ -198,7 +209,7 @@ impl Block {
 
 /// Both halves times each other, folded: all bits of the key reach the low bits.
 #[inline(always)]
-fn hash(key: Key) -> u64 {
+pub fn hash(key: Key) -> u64 {
     // Odd constants of random bits: they keep a half of zeros from giving zero.
     let low = key as u64 ^ 0x9E37_79B9_7F4A_7C15;
     let high = (key >> 64) as u64 ^ 0xD1B5_4A32_D192_ED03;

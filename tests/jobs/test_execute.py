@@ -1,12 +1,15 @@
 """Jobs run by the real worker on a tiny model: inputs are made, finished work kept, refusals come first."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -69,6 +72,40 @@ def test_another_run_reuses_the_tokenizer_and_compares_it_when_asked_for(finishe
     assert f"tokenizer: {tokenizer_folder(job).name} is there" in capsys.readouterr().out
     assert (tokenizer_folder(job) / "tokenizer.json").stat().st_mtime_ns == before
     assert "validation" in (stage_folder(finished, "other", "tokenizer") / "comparison.md").read_text()
+
+
+def test_training_a_tokenizer_tells_what_it_counted(tmp_path, capsys):
+    pytest.importorskip("nanolit._rustbpe", reason="nanolit was installed without its Rust extension")
+    assert execute.run(tiny_job(tmp_path, "phase=tokenizer", "offline=true"))["status"] == "done"
+    assert re.search(r"^tokenizer: counted 0\.0 MB: [\d,]+ different words$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("texts", "overrides", "message"),
+    [
+        (["some words", None], [], r"train\.parquet: row 1 has no text in column 'text'; remove such rows"),
+        ([1, 2], [], r"train\.parquet: column 'text' holds int64, not strings"),
+        (["", ""], [], r"there is nothing to train on: the texts are empty"),
+        (
+            ["some words"],
+            [],
+            r"vocab_size \(300\) is more than this text gives: it has 8 merges, enough for 273",
+        ),
+        (["some words"], ["stage.tokenizer.vocab_size=264"], r"vocab_size.*264.* 265"),
+    ],
+)
+def test_what_no_tokenizer_can_be_trained_on_is_refused_with_its_place(tmp_path, texts, overrides, message):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": texts}), folder / "train.parquet")
+    pq.write_table(pa.table({"text": ["held out"]}), folder / "val.parquet")
+    job = tiny_job(
+        tmp_path, "phase=tokenizer", "data=local", f"data.path={folder}", "offline=true", *overrides
+    )
+    result = execute.run(job)
+    assert result["status"] == "failed"
+    assert re.search(message, result["error"])
+    assert "\n" not in result["error"]
 
 
 def test_changed_settings_are_refused_with_the_difference(finished):

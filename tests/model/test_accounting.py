@@ -9,12 +9,25 @@ from tiny_gpt import EVERYTHING, PLAIN
 
 from nanolit.model.accounting import (
     flops_per_token,
+    gpu_memory_gib,
     parameter_counts,
     peak_bf16_flops,
+    peak_memory_gib,
     size_from_depth,
     window_sizes,
 )
 from nanolit.model.gpt import GPT
+from nanolit.optim.groups import build_groups
+from nanolit.optim.muon_adamw import MuonAdamW
+
+MUON = {
+    "orthogonalization": "polar_express",
+    "equilibrate_rows": True,
+    "normalize_update": True,
+    "variance_reduction": True,
+    "cautious": True,
+    "clip_norm": None,
+}
 
 
 def recipe(name: str, depth: int) -> dict:
@@ -82,6 +95,54 @@ def test_windows_tile_and_end_in_a_long_one():
 )
 def test_peaks_are_found_by_the_names_that_torch_and_clouds_give(name, flops):
     assert peak_bf16_flops(name) == flops
+
+
+@pytest.mark.parametrize("name", ["classic", "modern"])
+def test_memory_of_parameters_is_what_the_model_holds(name):
+    """Oracle: the model's own tensors, embeddings in bfloat16."""
+    hyperparameters = recipe(name, 4)
+    with torch.device("meta"):
+        gpt = GPT(**hyperparameters)
+        gpt.embedding.to(torch.bfloat16)
+        gpt.value_embeddings.to(torch.bfloat16)
+    held = sum(parameter.numel() * parameter.element_size() for parameter in gpt.parameters())
+    parts = peak_memory_gib(hyperparameters, micro_batch=1)
+    assert parts["parameters"] == parts["gradients"] == pytest.approx(held / 2**30)
+
+
+def test_memory_of_the_optimizer_is_what_it_holds():
+    """Oracle: the optimizer's own state of a tiny model; Muon's second moments are too small to count."""
+    hyperparameters = recipe("modern", 2) | {"vocab_size": 512}
+    gpt = GPT(**hyperparameters)
+    gpt.initialize(torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    adamw = {"kind": "adamw", "lr": 0.1, "weight_decay": 0.0, "betas": [0.9, 0.9], "eps": 1e-8}
+    settings = {role: dict(adamw) for role in gpt.parameter_roles().values()}
+    settings["matrix"] = {"kind": "muon", "lr": 0.1, "weight_decay": 0.0}
+    groups = build_groups(gpt.named_parameters(), gpt.parameter_roles(), settings)
+    optimizer = MuonAdamW(groups, **MUON)
+    held = sum(
+        part.tensor.numel() * part.tensor.element_size()
+        for name, part in optimizer.state_slices().items()
+        if not name.endswith(("/step", "/second_moment"))
+    )
+    expected = peak_memory_gib(hyperparameters, micro_batch=1)["optimizer"]
+    assert expected == pytest.approx(held / 2**30, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("NVIDIA H200", 139.8),
+        ("NVIDIA H100 80GB HBM3", 79.1),
+        ("A100-80GB", 79.1),
+        ("NVIDIA A100-SXM4-40GB", 39.4),
+        ("A10G", 22.0),
+        ("NVIDIA GeForce RTX 4090", 23.5),
+        ("Apple M3", None),
+    ],
+)
+def test_memory_is_found_by_the_same_names(name, gib):
+    assert gpu_memory_gib(name) == gib
 
 
 def test_importing_accounting_leaves_torch_out():

@@ -163,11 +163,33 @@ def test_the_symmetric_kernel_equals_its_twin(shape: tuple[int, int], tall: bool
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("shape", [(256, 256), (128, 512), (512, 128)])
-def test_orthogonalizing_by_halves_is_at_least_as_exact_as_bfloat16(shape: tuple[int, int]):
-    """Oracle: the iteration in float64; on matrices with singular values over three orders of magnitude."""
-    u, _, v = torch.linalg.svd(random(4, *shape), full_matrices=False)
-    x_NRS = (u * torch.logspace(0, -3, min(shape)) @ v).cuda()
+def test_a_product_that_is_symmetric_but_for_rounding_comes_out_symmetric():
+    device = torch.device("cuda")
+    if not has_kernel(device, 256):
+        pytest.skip("the kernel is for Hopper")
+    a = (random(3, 256, 256) / 16).to(device).half()
+    gram = symmetric_product(a, a)
+    cube = symmetric_product(symmetric_product(gram, gram), gram)
+    assert torch.equal(cube, cube.mT)
+    expected = (gram.double() @ gram.double()).half().double() @ gram.double()
+    assert (cube - expected).norm() / expected.norm() < 1e-3
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("kind", ["three decades", "five decades", "low rank", "one direction"])
+@pytest.mark.parametrize("shape", [(256, 256), (128, 512), (512, 128), (384, 128)])
+def test_orthogonalizing_by_halves_is_at_least_as_exact_as_bfloat16(
+    shape: tuple[int, int], kind: str, device: str
+):
+    """Oracle: the iteration in float64, on ill-conditioned matrices."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    u, _, v = torch.linalg.svd(random(2, *shape), full_matrices=False)
+    values = torch.logspace(0, -5 if kind == "five decades" else -3, min(shape))
+    if kind in ("low rank", "one direction"):
+        values = torch.full_like(values, 1e-2 if kind == "low rank" else 1e-3)
+        values[: 4 if kind == "low rank" else 1] = 1
+    x_NRS = (u * values @ v).to(device)
     norms_N11 = frobenius(x_NRS)
     exact_NRS = polar_express(x_NRS.double(), norms_N11.double(), torch.float64)
     plain_NRS = polar_express(x_NRS, norms_N11, torch.bfloat16)

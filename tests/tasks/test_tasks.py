@@ -193,6 +193,11 @@ def test_spelling_bee_counts_rightly() -> None:
         assert parts["text"].endswith(f"#### {parts['python_output']}")
 
 
+def test_spelling_from_the_hub_takes_the_words_of_the_package() -> None:
+    assert words_of("hub", "train") == words_of("sample", "train")
+    assert len(SpellingBee(split="train", size=80_000, source="hub")) == 80_000
+
+
 def test_spelling_rewards_every_letter_in_its_place(tmp_path: Path) -> None:
     write_lines(tmp_path / "words_lower.txt", "able\n", "bake\n", "cake\n")
     task = SimpleSpelling(split="train", size=1, source=str(tmp_path))
@@ -245,6 +250,8 @@ def test_a_conversation_file_may_be_compressed_or_bare(ending: str, tmp_path: Pa
             "line 3: the id 1 is that of",
         ),
         (b'{"text": "hello"}\n', "line 1: no field 'messages'; it has text"),
+        (b"null\n", "line 1: got 'null'"),
+        (b'{"messages": []}\n' + b"[" * 100_000, "line 2: not valid JSON"),
     ],
 )
 def test_a_bad_file_is_reported_with_its_line(content: bytes, complaint: str, tmp_path: Path) -> None:
@@ -266,6 +273,11 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
             ConversationFile(path=f"bad{ending}", source=str(tmp_path))
 
 
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + (json.dumps(HELLO) + "\r\n").encode() * 2)
+    assert list(ConversationFile(path="mine", source=str(tmp_path))) == [HELLO, HELLO]
+
+
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
@@ -278,7 +290,11 @@ def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
             r"auxiliary_train\*\.jsonl\*: no such file",
         ),
         (lambda source: MMLU(split="dev", source=source), "mmlu/dev: no such file"),
-        (lambda source: GSM8K(split="train", source=source), "gsm8k/train: no such file"),
+        (
+            lambda source: GSM8K(split="train", source=source),
+            "gsm8k/train: no such file .*; put the rows of openai/gsm8k main train there",
+        ),
+        (lambda source: Identity(path=source + "/who.jsonl"), "who.jsonl: no such .*nanolit.identity name="),
         (lambda source: HumanEval(source=source), "HumanEval: no such file"),
         (lambda source: SmolTalk(split="train", source=source), "chat/smoltalk-train: no such file"),
         (lambda source: SpellingBee(split="train", size=1, source=source), "words_lower: no such file"),
@@ -341,6 +357,17 @@ def test_the_hub_is_read_through_datasets(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert len(rows) == 1
     assert rows[0]["question"] == "1+1?"
     assert rows.place(0).endswith("gsm8k train row 0")
+
+
+def test_rows_of_the_hub_are_the_same_in_any_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rows asked for in order come in blocks, others alone; the file is the oracle."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lines = [{"question": str(number), "other": {"deep": [number]}} for number in range(23)]
+    write_lines(tmp_path / "numbers" / "train.jsonl", *lines)
+    rows = rows_module.HubRows(str(tmp_path / "numbers"), None, "train")
+    monkeypatch.setattr(rows_module, "BLOCK", 5)
+    for order in (range(23), [3, 4, 5, 22, 0, 0, 1, 2, 9, 8, 21, 22], range(22, -1, -1)):
+        assert [rows[number] for number in order] == [lines[number] for number in order]
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_named(

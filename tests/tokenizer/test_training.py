@@ -49,7 +49,7 @@ def test_the_twin_takes_arrow_arrays_too(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (pa.array(["a", None]), "text 1 is an arrow array with 1 rows of no text"),
+        (pa.array(["a", None]), "text 1 is an arrow array whose row 1 has no text"),
         (pa.array([1, 2]), "text 1 is an arrow array of int64; the tokenizer trains on strings"),
     ],
 )
@@ -100,8 +100,9 @@ def test_progress_is_told_while_counting() -> None:
     settings = {"pattern": PATTERN, "num_tokens": 260, "threads": 2, "max_words": 100}
     assert training._rustbpe is not None
     training._rustbpe.train(texts(), **settings, progress=progress)
-    assert {event[0] for event in seen} >= {"count"}
-    assert all(doing != "count" or (done % 5_000_000 == 0 and words == 6) for doing, done, words in seen)
+    assert [event[0] for event in seen if event[0] != "merge"][-2:] == ["count", "counted"]
+    assert all(doing == "merge" or (done % 5_000_000 == 0 and words == 6) for doing, done, words in seen)
+    assert ("counted", 60_000_000, 6) in seen
 
 
 def test_progress_is_lines_with_the_time_left(monkeypatch) -> None:
@@ -110,11 +111,13 @@ def test_progress_is_lines_with_the_time_left(monkeypatch) -> None:
     lines: list[str] = []
     progress = Progress(lines.append)
     progress("count", 88_275_052, 465_768)
+    progress("counted", 88_500_000, 465_800)
     progress("merge", 100, 1_000)
     progress("merge", 200, 1_000)  # a second later: nothing is told
     progress("merge", 500, 1_000)
     assert lines == [
-        "counted 88 MB: 465,768 different words",
+        "counting: 88 MB, 465,768 different words so far",
+        "counted 88.5 MB: 465,800 different words",
         "made 100 of 1,000 merges",
         "made 500 of 1,000 merges, at most 3 s left",
     ]
@@ -155,5 +158,18 @@ def test_ctrl_c_stops_it_within_a_second(doing: str) -> None:
     assert time.monotonic() - begun < 3  # a second on a machine with nothing else to do
 
 
+@needs_rust
 def test_what_it_tells_reaches_the_caller_of_train() -> None:
-    assert Tokenizer.train(TEXTS, vocab_size=300, tell=print).vocab_size == 300
+    lines: list[str] = []
+    Tokenizer.train(TEXTS, vocab_size=300, tell=lines.append)
+    assert lines[0].startswith("counted 0.0 MB: ")
+
+
+@needs_rust
+def test_large_arrow_arrays_are_counted_in_pieces(monkeypatch) -> None:
+    """Oracle: the array in one piece. Pieces are smaller, as large, and larger than texts."""
+    texts = [*TEXTS, "", "a long one " * 30, "", ""]
+    expected = of([pa.array(texts)])
+    for piece_bytes in (1, 60, 333):
+        monkeypatch.setattr(training, "PIECE_BYTES", piece_bytes)
+        assert of([pa.array(["not this", *texts])[1:]]) == expected

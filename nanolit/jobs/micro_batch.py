@@ -1,0 +1,95 @@
+"""`micro_batch=auto`: which micro-batches were tried on a GPU, remembered in <root>/micro_batch.json.
+
+jobs/trial.py tries them. No choice changes what is learned: the order of the data doesn't depend on it.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nanolit.jobs.names import short_hash
+from nanolit.machine.paths import read_json, write_json
+from nanolit.phases.derivation import Plan, divisors, fits
+from nanolit.phases.job import Job
+
+
+class Tried(NamedTuple):
+    """The largest micro-batch known to fit (0: none is) and the smallest known not to (None: none is)."""
+
+    fits: int = 0
+    fails: int | None = None
+
+    def open(self, choices: list[int]) -> list[int]:
+        """The choices that nothing is known of, in rising order."""
+        return [one for one in choices if one > self.fits and (self.fails is None or one < self.fails)]
+
+
+def is_auto(job: Job, stage: str) -> bool:
+    """Whether the stage's micro-batch is to be tried; never on a CPU, in rl, or for three tiny steps."""
+    settings: Any = job["stage"].get(stage, {})
+    tried = stage not in ("tokenizer", "rl") and job["cluster"]["gpu"] != "cpu" and not job["fast_dev_run"]
+    return tried and settings.get("micro_batch") == "auto"
+
+
+def choices_of(plan: Plan) -> list[int]:
+    """The micro-batches that divide a rank's rows of a step."""
+    return divisors(plan["rows"] // plan["ranks"])
+
+
+def best_known(plan: Plan, known: Tried) -> int:
+    """The largest micro-batch known to fit, else the derived one, if it isn't known to be too large."""
+    most = known.fits or min(plan["micro_batch"], (known.fails or plan["micro_batch"] + 1) - 1)
+    return max(one for one in choices_of(plan) if one <= max(most, 1))
+
+
+def with_micro_batch(job: Job, stage: str, rows: int) -> Job:
+    """The job with another micro-batch for one stage."""
+    stages: Any = job["stage"]
+    changed: Any = {**stages, stage: {**stages[stage], "micro_batch": rows}}
+    return {**job, "stage": changed}
+
+
+def tried(job: Job, stage: str, plan: Plan) -> Tried:
+    """What is known of this GPU, model and precision."""
+    path = _path(job)
+    entries = read_json(path)["tried"] if path.exists() else {}
+    return Tried(**entries.get(_key(job, stage, plan), {}))
+
+
+def remember(job: Job, stage: str, plan: Plan, found: Tried) -> None:
+    """Keep what was found beside what is known of other GPUs, models and precisions."""
+    path = _path(job)
+    entries = read_json(path)["tried"] if path.exists() else {}
+    write_json(path, {"format": 1, "tried": {**entries, _key(job, stage, plan): found._asdict()}})
+
+
+def out_of_memory(job: Job, stage: str, plan: Plan) -> str:
+    """The line for a stage that ran out of memory: what fits; with auto, that is what comes next."""
+    rows, gpu = plan["micro_batch"], job["cluster"]["gpu"] or "the device"
+    message = f"{stage} ran out of memory on {gpu} with micro_batch={rows}"
+    choices = choices_of(plan) if "rows" in plan else divisors(rows)
+    smaller = [one for one in choices if one < rows]
+    if not smaller:
+        return f"{message}; take a GPU with more memory, more devices, or a smaller model or model.context"
+    likely = [one for one in smaller if fits(job, plan["gpt"], one, gpu=gpu)]
+    next_rows = max(likely or smaller)
+    if is_auto(job, stage):
+        remember(job, stage, plan, Tried(fails=rows))
+        return f"{message}; this is remembered: the same command tries less"
+    by = "by the plan's estimate fits" if likely else "is the next smaller"
+    return f"{message}; give micro_batch={next_rows}, which {by}, or micro_batch=auto; the result is the same"
+
+
+def _path(job: Job) -> Path:
+    return Path(job["root"]) / "micro_batch.json"
+
+
+def _key(job: Job, stage: str, plan: Plan) -> str:
+    recipe: Any = job["recipe"]
+    eager = job["compile"] is False or recipe.get(stage, {}).get("packing") == "single"
+    words = [
+        f"{plan['ranks']} × {job['cluster']['gpu']}",
+        f"d{plan['gpt']['depth']}-{short_hash(plan['gpt'])}",
+        job["precision"] or "bf16",
+        *(["eager"] if eager else []),
+    ]
+    return " · ".join(words)

@@ -1,0 +1,50 @@
+"""What a job's stages learn from and are asked, built once before the first stage begins."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from nanolit.jobs.build import build
+from nanolit.phases.job import Job
+
+
+def check_sources(job: Job) -> None:
+    """ValueError for the first source of a later stage that is missing or can't be read.
+
+    Else hours of base would end with a file that is not there. What comes from the hub is fetched here.
+    """
+    checked: list[dict[str, Any]] = []
+    for node in nodes(job):
+        if node not in checked:
+            checked.append(node)
+            build(node)
+
+
+def nodes(job: Job) -> Iterator[dict[str, Any]]:
+    """The `_target_` nodes of all tasks of the job's stages."""
+    for stage in job["stages"]:
+        if stage in ("mid", "sft"):
+            mixture = cast(dict[str, Any], job["stage"])[stage]["mixture"]
+            yield from [*mixture["sources"], *mixture["validation"]]
+        elif stage == "rl":
+            settings, defaults = job["stage"]["rl"], job["recipe"]["rl"]
+            yield settings["task"] or defaults["task"]
+            yield settings["validation"] or defaults["validation"]
+    if {"mid", "sft", "rl"} & set(job["stages"]):
+        yield from job["chat_tasks"]["tasks"]
+
+
+@contextmanager
+def hub_forbidden(offline: bool) -> Iterator[None]:
+    """While `offline`, Hugging Face's libraries answer from their cache, here and in child processes."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # they read it when they are imported, which is later
+    try:
+        yield
+    finally:
+        if offline and before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        elif offline and before is not None:
+            os.environ["HF_HUB_OFFLINE"] = before

@@ -1,0 +1,130 @@
+"""A job on several machines, and on machines that somebody else hands out."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanolit.jobs import processes
+from nanolit.jobs.compose import compose
+from nanolit.jobs.execute import run
+from nanolit.machine.paths import read_json, stage_folder
+
+from .tiny_runs import losses
+
+TINY = [
+    "data=sample",
+    "model.depth=2",
+    "model.width=32",
+    "model.heads=2",
+    "model.context=32",
+    "stage.tokenizer.vocab_size=300",
+    "stage.tokenizer.max_chars=20000",
+    "total_batch=256",
+    "max_steps=4",
+    "stage.base.eval_tokens=128",
+    "compile=false",
+    "run=tiny",
+]
+NODE = ("NANOLIT_NODE_RANK", "NANOLIT_MASTER_ADDR", "NANOLIT_MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    for name in NODE:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> dict[int, str]:
+    """The losses of one process on one device: the oracle of all that follows."""
+    root = tmp_path_factory.mktemp("one")
+    assert run(compose([*TINY, f"root={root}"]))["status"] == "done"
+    return losses(root)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nanolit.train", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def assert_same(root: Path, expected: dict[int, str]) -> None:
+    found = losses(root)
+    assert found.keys() == expected.keys()
+    for step, loss in found.items():
+        assert float(loss) == pytest.approx(float(expected[step]), abs=2e-5)
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_process_learns(tmp_path, one_process):
+    """Two torchrun nodes on loopback, gloo; the machines share the root, and only the first writes to it."""
+    arguments = [*TINY, f"root={tmp_path}", "cluster.nodes=2"]
+    address = {"NANOLIT_MASTER_ADDR": "localhost", "NANOLIT_MASTER_PORT": str(free_port())}
+    nodes = [start(arguments, NANOLIT_NODE_RANK=str(rank), **address) for rank in (1, 0)]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert_same(tmp_path, one_process)
+    plan = read_json(stage_folder(tmp_path, "tiny", "base") / "plan.json")
+    assert (plan["ranks"], plan["accumulation"] * plan["micro_batch"]) == (2, plan["rows"] // 2)
+
+
+@pytest.mark.slow
+def test_submitit_runs_a_slurm_job_under_our_torchrun(tmp_path, one_process):
+    """hydra-submitit-launcher's local executor in the place of sbatch; the rest is cluster=slurm_8xgpu."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    local = ["cluster=slurm_8xgpu", "hydra/launcher=submitit_local", "hydra.launcher.gpus_per_node=0"]
+    job = start([*TINY, f"root={tmp_path}", *local, "cluster.gpu=cpu", "cluster.devices=2"])
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output
+    assert_same(tmp_path, one_process)
+    assert read_json(stage_folder(tmp_path, "tiny", "base") / "plan.json")["ranks"] == 2
+
+
+@pytest.mark.slow
+def test_the_readmes_torchrun_learns_the_same(tmp_path, one_process):
+    """`torchrun --standalone --nproc-per-node=2 -m nanolit.train … cluster.devices=2`, by torchrun itself."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "nanolit.train", *TINY, f"root={tmp_path}", "cluster.devices=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, one_process)
+
+
+def test_several_machines_must_say_which_they_are(tmp_path, monkeypatch):
+    job = compose([*TINY, f"root={tmp_path}", "cluster.nodes=2"])
+    for rank in ("", "2", "x"):
+        monkeypatch.setenv("NANOLIT_NODE_RANK", rank)
+        error = run(job)["error"]
+        assert "NANOLIT_NODE_RANK=0 to 1" in error
+        assert "\n" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_torchrun_is_told_the_machine_and_its_master():
+    node = processes.Node(rank=1, master_addr="10.0.0.7", master_port=4242)
+    command = processes.torchrun("nanolit.jobs.worker", ["job.yaml"], devices=8, nodes=2, node=node)
+    for argument in ("--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.7", "--master-port=4242"):
+        assert argument in command
+    assert "--standalone" not in command
+    assert "--standalone" in processes.torchrun("nanolit.jobs.worker", [], devices=8)
+
+
+def test_a_slurm_job_is_refused_outside_slurm(tmp_path):
+    job = start([*TINY, f"root={tmp_path}", "cluster=slurm_8xgpu", "hydra.mode=RUN"])
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 2
+    assert "cluster=slurm_8xgpu does not run on this machine" in output

@@ -1,0 +1,63 @@
+"""What a job learns from is looked for before its first stage begins, and offline means no network."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanolit.jobs.compose import compose
+from nanolit.jobs.execute import run
+from nanolit.jobs.sources import hub_forbidden, nodes
+
+
+def job(root: Path, *overrides: str):
+    return compose(["experiment=demo", "fast_dev_run=true", f"root={root}", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "missing"),
+    [
+        ("identity=who.jsonl", "who.jsonl: no such file .*; have it written: python -m nanolit.identity"),
+        ("chat_tasks=full", "not a folder"),
+    ],
+)
+def test_a_missing_source_of_a_later_stage_stops_before_base_begins(
+    override: str, missing: str, tmp_path: Path
+) -> None:
+    overrides = [override, f"recipe.mirror={tmp_path / 'absent'}"] if "full" in override else [override]
+    result = run(job(tmp_path, *overrides))
+    assert result["status"] == "failed"
+    assert not list((tmp_path / "runs" / "demo").glob("*/plan.json"))
+    assert re.search(missing, result["error"])
+    assert "\n" not in result["error"]
+
+
+def test_every_task_of_the_stages_is_looked_for_and_no_other(tmp_path: Path) -> None:
+    assert list(nodes(job(tmp_path, "phase=base"))) == []
+    sft = list(nodes(job(tmp_path, "phase=sft")))
+    targets = [node["_target_"].rpartition(".")[2] for node in sft]
+    assert targets[:2] == ["Identity", "ConversationFile"]
+    assert targets[-2:] == ["SimpleSpelling", "Sums"]  # the last of the chat tasks
+    rl = list(nodes(job(tmp_path, "stages=[rl]", "start_from=other")))
+    assert [node["size"] for node in rl[:2]] == [1_000, 20]
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_offline_is_told_to_hugging_faces_libraries_and_taken_back(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: what `datasets` says in a child process, as a rank is one."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if before is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", before)
+    with hub_forbidden(False):
+        assert os.environ.get("HF_HUB_OFFLINE") == before
+    with hub_forbidden(True):
+        code = "from nanolit.tasks.smoltalk import SmolTalk; SmolTalk(split='train', source='hub')"
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert os.environ.get("HF_HUB_OFFLINE") == before
+    assert "HuggingFaceTB/smol-smoltalk train can't be read from the hub" in child.stderr
+    assert "recipe.mirror=FOLDER" in child.stderr

@@ -36,6 +36,7 @@ def test_a_dry_run_shows_the_job_and_makes_no_call(laptop):
     assert shown["job"]["run"] == "dry"
     assert shown["job"]["root"] == str(laptop.volume)
     assert "dry was not submitted" in output
+    assert "$" in output, "the plan has a price"
     assert all_requests(laptop) == before
     assert not (laptop.root / "runs" / "dry").exists()
 
@@ -63,6 +64,7 @@ def test_no_token_is_one_line(laptop):
         (["cluster=local,modal_h100"], {}, "modal_h100 does not run on this machine"),
         (["cluster=modal_h100,modal_a10g"], {}, "modal_h100 does not run on this machine"),
         (["hydra.mode=RUN"], {}, "its launcher submits it"),
+        (["max_cost=1e-9"], {}, "above max_cost"),
         (["seed=1"], {"MODAL_IS_REMOTE": "1"}, "never submits one"),
         (["cluster.devices=4", "hydra.launcher.gpu=H100"], {}, "give both the same number"),
         (["wait=false", "run=no-${seed}", "seed=1,2", "hydra.launcher.max_parallel=1"], {}, "max_parallel"),

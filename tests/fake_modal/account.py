@@ -66,7 +66,6 @@ class Account:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def run(self, module: str, *words: str, **environment: str) -> tuple[int, str]:

@@ -94,7 +94,6 @@ class Containers:
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         (folder / "process.txt").write_text(f"{process.pid} {function.function_name} {call.id}\n")
         call.result, call.taken, call.told = None, False, False

@@ -22,8 +22,8 @@ from typing import Any, cast
 
 import modal
 
-from nanolit.jobs.execute import check_root, check_stages, make_tokenizer, write_job
-from nanolit.jobs.inputs import fetch
+from nanolit.jobs.execute import check_root, check_stages, fetch_data, make_tokenizer, write_job
+from nanolit.jobs.inputs import fetch_tasks
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
@@ -168,11 +168,15 @@ def prepare(payload: Payload, stage: str) -> Result:
     try:
         check_root(job)
         check_stages(job)
+        stages = job["stages"]
+        if stages[0] == "base" and not job["start_from"]:
+            stages = ["tokenizer", *stages]
+        fetch_data(job, stages)
         result: Result = {"status": "done", "run": job["run"], "stage": stage}
-        if job["stages"][0] == "tokenizer" or (job["stages"][0] == "base" and not job["start_from"]):
+        if stages[0] == "tokenizer":
             result = make_tokenizer(job)
         if result["status"] == "done":
-            fetch(job)
+            fetch_tasks(job)
         return result
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}

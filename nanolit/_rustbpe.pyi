@@ -33,6 +33,31 @@ class Encoder:
         """The ids of each text as bytes, after `first` where it is an id."""
 
     def encode_flat(
-        self, texts: list[str], *, first: int | None, threads: int
+        self, texts: list[str] | tuple[np.ndarray, np.ndarray], *, first: int | None, threads: int
     ) -> tuple[bytearray, bytearray]:
-        """The ids of all texts as bytes, and 64-bit offsets: where each text's begin."""
+        """The ids of all texts as bytes, and 64-bit offsets: where each text's begin.
+
+        `texts` are strings, or (offsets int64, UTF-8 uint8) of many.
+        """
+
+class BestFit:
+    """nanolit.data.packing.BestFitPacker's rows."""
+
+    num_kept: int
+    num_cropped: int
+    num_held: int
+
+    def __init__(self, capacity: int, *, buffer: int, width: int) -> None:
+        """Rows of `capacity` tokens of `width` bytes, chosen from at least `buffer` documents."""
+
+    def hold(self, numbers: list[int], tokens: np.ndarray, offsets: np.ndarray) -> None:
+        """Documents: their tokens one after another as bytes, and where each begins, in tokens."""
+
+    def pack(self, ended: bool) -> bytearray | None:
+        """The next row; None where documents have to be held first or, once they have ended, none is full."""
+
+    def numbers(self) -> list[int]:
+        """The numbers of the held documents, the shortest first."""
+
+    def set_counts(self, num_kept: int, num_cropped: int) -> None:
+        """Count kept and cropped tokens on from these."""

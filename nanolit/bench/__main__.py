@@ -8,7 +8,7 @@ LAUNCHERS = Path(__file__).resolve().parents[2] / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
 
-BENCHMARKS = ("train", "profile", "tokenizer")
+BENCHMARKS = ("train", "profile", "tokenizer", "loader")
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import torch
 from nanolit.data.stream import Step
 from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
-from nanolit.jobs.execute import make_tokenizer
+from nanolit.jobs.execute import fetch_data, make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
 from nanolit.jobs.parts import Parts, build_gpt, prepare
 from nanolit.jobs.plans import fresh_plan
@@ -64,6 +64,7 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     if tokens == "random":
         return job, random_parts(job)
     job["run"] = f"bench-{job['run']}"
+    fetch_data(job, ["tokenizer", "base"])
     if make_tokenizer(job)["status"] != "done":
         raise ValueError("the tokenizer could not be made; the reason is in the lines above")
     write_plan(job, "base")

@@ -153,6 +153,7 @@ def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
         "tokens_per_second": tokens_per_second,
         **time_parts(back_on_device(parts), next(iter(parts.stream)), device),
         "data_wait_ms": statistics.median(stream.waits[warmup:]),
+        "data_wait_fraction": sum(stream.waits[warmup:]) / sum(marks.milliseconds(warmup)),
         "first_step_seconds": marks.first_step_seconds,
         "compile_seconds": marks.first_step_seconds - step_ms / 1000,
         "process_to_first_step_seconds": first_step_end,

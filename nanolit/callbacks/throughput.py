@@ -6,12 +6,13 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from nanolit.machine.paths import write_atomically
 from nanolit.phases.core import Phase
@@ -31,6 +32,8 @@ COLUMNS = (
     "pass_at_1",
     "pass_at_k",
     "epoch",
+    "cropped_fraction",
+    "data_wait_fraction",
 )
 
 
@@ -103,7 +106,8 @@ class Throughput(L.Callback):
     """Every `log_every` steps: the step's loss over all ranks, tokens per second, MFU, time left.
 
     The loss stays on the device between those steps: reading it there and then would stall the GPU.
-    `peak_flops` is that of one device in FLOP/s (None: no MFU, as on a CPU).
+    `peak_flops` is that of one device in FLOP/s (None: no MFU, as on a CPU). `waited` gives the seconds that
+    this rank has waited for its data; with it the share of the time is logged.
     """
 
     def __init__(
@@ -116,7 +120,11 @@ class Throughput(L.Callback):
         peak_flops: float | None,
         tokens: int = 0,
         enabled: bool = True,
+        waited: Callable[[], float] | None = None,
     ) -> None:
+        self.waited = waited
+        self.epoch = self.cropped_fraction = self.data_wait_fraction = math.nan  # as last logged
+        self._waits: list[tuple[float, float]] = []
         self.recorder, self.clock, self.log_every, self.enabled = recorder, clock, log_every, enabled
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.tokens = tokens
@@ -130,6 +138,7 @@ class Throughput(L.Callback):
         assert isinstance(pl_module, Phase)
         self.clock.restart()
         self._mark = (pl_module.finished_steps, self.tokens, self.clock.seconds)
+        self._waits = [(self.waited(), self.clock.seconds)] if self.waited else []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -168,7 +177,16 @@ class Throughput(L.Callback):
         }
         if self.peak_flops:
             row["mfu"] = round(speed * self.flops_per_token / (self.peak_flops * trainer.world_size), 4)
-        row["epoch"] = round(phase.epoch, 4)
+        progress = torch.tensor([phase.epoch, phase.cropped_fraction], device=phase.device)
+        self.epoch, self.cropped_fraction = trainer.strategy.reduce(progress, reduce_op="mean").tolist()
+        row["epoch"] = round(self.epoch, 4)
+        row["cropped_fraction"] = round(self.cropped_fraction, 4)
+        if self.waited:
+            self._waits = [*self._waits, (self.waited(), seconds)]
+            (first, begun), (before, since), (last, now) = self._waits[0], self._waits[-2], self._waits[-1]
+            row["data_wait_fraction"] = round((last - before) / max(now - since, 1e-9), 4)
+            self.data_wait_fraction = (last - first) / max(now - begun, 1e-9)
+            self._waits = [self._waits[0], self._waits[-1]]
         row.update(phase.metrics())
         self.recorder.record(trainer, row)
         if self.enabled:

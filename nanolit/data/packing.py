@@ -5,14 +5,69 @@ Every token drawn is kept in a row, cropped, or still held: the three are counte
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+try:
+    from nanolit import _rustbpe
+except ImportError:  # installed without a Rust compiler: the Python packer serves
+    _rustbpe = None
+
 Packing = Literal["bestfit", "flat"]
 Document = tuple[int, np.ndarray]  # its number in the sequence (ascending), its tokens, BOS first
-Draw = Callable[[], Sequence[Document]]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents without a Python object for each: all tokens in a row, and one more offset than numbers."""
+
+    numbers: Sequence[int]
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> "Documents":
+        offsets = np.cumsum([0, *(len(tokens) for _, tokens in documents)], dtype=np.int64)
+        return cls(
+            [number for number, _ in documents], np.concatenate([tokens for _, tokens in documents]), offsets
+        )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Document]:
+        for number, (start, stop) in zip(self.numbers, pairwise(self.offsets.tolist()), strict=True):
+            yield number, self.tokens[start:stop]
+
+    def part(self, start: int, stop: int) -> "Documents":
+        """Those from `start` to before `stop`, without a copy."""
+        return Documents(self.numbers[start:stop], self.tokens, self.offsets[start : stop + 1])
+
+
+Draw = Callable[[], Documents | Sequence[Document]]
+
+
+class Packer(Protocol):
+    """What makes rows of documents, and counts every token drawn: kept, cropped, or held."""
+
+    @property
+    def num_kept(self) -> int: ...
+
+    @property
+    def num_cropped(self) -> int: ...
+
+    @property
+    def num_held(self) -> int: ...
+
+    def pack(self, draw: Draw) -> np.ndarray | None: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: Mapping, documents: Mapping[int, np.ndarray]) -> None: ...
 
 
 class BestFitPacker:
@@ -57,8 +112,8 @@ class BestFitPacker:
     def _hold(self, number: int, tokens: np.ndarray) -> None:
         key = (len(tokens), number)
         self._keys.insert(bisect_left(self._keys, key), key)
-        # A copy: a view would keep the whole of a long document in memory.
-        self._tokens[number] = tokens if len(tokens) <= self.capacity else tokens[: self.capacity].copy()
+        # A copy: a view would keep all that was encoded with it in memory.
+        self._tokens[number] = tokens[: self.capacity].copy()
 
     @property
     def num_held(self) -> int:
@@ -76,6 +131,59 @@ class BestFitPacker:
         self._keys, self._tokens = [], {}
         for number in state["documents"]:
             self._hold(number, documents[number])
+
+
+class RustBestFitPacker:
+    """`BestFitPacker`, its oracle, in Rust: the same rows, counts and state at a hundredth of the cost."""
+
+    def __init__(self, capacity: int, *, buffer: int, dtype: type[np.generic]) -> None:
+        assert _rustbpe is not None
+        self.dtype = np.dtype(dtype)
+        self._core = _rustbpe.BestFit(capacity, buffer=buffer, width=self.dtype.itemsize)
+
+    def pack(self, draw: Draw) -> np.ndarray | None:
+        """The next row of `capacity` tokens; None once the documents don't fill another."""
+        while (row := self._core.pack(False)) is None:
+            documents = draw()
+            if not len(documents):
+                row = self._core.pack(True)
+                break
+            self._hold(documents if isinstance(documents, Documents) else Documents.of(documents))
+        return None if row is None else np.frombuffer(row, self.dtype)
+
+    def _hold(self, documents: Documents) -> None:
+        assert documents.tokens.dtype == self.dtype, documents.tokens.dtype
+        start, stop = documents.offsets[0], documents.offsets[-1]
+        tokens = documents.tokens[start:stop].view(np.uint8)
+        self._core.hold(list(documents.numbers), tokens, documents.offsets - start)
+
+    @property
+    def num_kept(self) -> int:
+        return self._core.num_kept
+
+    @property
+    def num_cropped(self) -> int:
+        return self._core.num_cropped
+
+    @property
+    def num_held(self) -> int:
+        """Tokens drawn that are neither kept nor cropped yet."""
+        return self._core.num_held
+
+    def state(self) -> dict:
+        """What `load_state` needs, as JSON: the held documents by number."""
+        return {
+            "documents": self._core.numbers(),
+            "num_kept": self._core.num_kept,
+            "num_cropped": self._core.num_cropped,
+        }
+
+    def load_state(self, state: Mapping, documents: Mapping[int, np.ndarray]) -> None:
+        """Continue a new packer from `state`; `documents` gives the tokens of every number in it."""
+        assert not self._core.numbers()
+        self._core.set_counts(state["num_kept"], state["num_cropped"])
+        if state["documents"]:
+            self._hold(Documents.of([(number, documents[number]) for number in state["documents"]]))
 
 
 class FlatPacker:
@@ -133,8 +241,10 @@ class FlatPacker:
         self._offset, self._overlap = state["offset"], state["overlap"]
 
 
-def make_packer(packing: Packing, *, capacity: int, buffer: int) -> BestFitPacker | FlatPacker:
-    """The packer of that name; `buffer` documents are held by "bestfit" alone."""
+def make_packer(packing: Packing, *, capacity: int, buffer: int, dtype: type[np.generic]) -> Packer:
+    """The packer of that name, for tokens of this type; `buffer` documents are held by "bestfit" alone."""
+    if packing == "bestfit" and _rustbpe is not None:
+        return RustBestFitPacker(capacity, buffer=buffer, dtype=dtype)
     if packing == "bestfit":
         return BestFitPacker(capacity, buffer=buffer)
     if packing == "flat":

@@ -4,12 +4,17 @@ A position in the data is then one number, and a held document another; nothing 
 groups are read one at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nanolit.data.shards import Shard, read_texts
 from nanolit.machine.device import derived_seed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class DocumentSequence:
@@ -24,21 +29,28 @@ class DocumentSequence:
         self._sizes = np.array([shard.group_sizes[group] for shard, group in self._groups])
         self._key = (seed, lane)
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._open: tuple[tuple[int, int], list[str] | object, np.ndarray] | None = None
+        self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
         self.num_documents = int(self._sizes.sum())
 
-    def texts(self, numbers: Sequence[int]) -> list[str]:
-        """The texts of these documents; ascending numbers read each row group once."""
-        texts: list[str] = []
-        start = 0
-        places = [self._place(number) for number in numbers]
-        while start < len(places):
-            stop = start
-            while stop < len(places) and places[stop][:2] == places[start][:2]:
-                stop += 1
-            texts += self._read(*places[start][:2], rows=[row for _, _, row in places[start:stop]])
+    def texts(self, numbers: Sequence[int]) -> "pa.Array":
+        """The texts of these documents, large strings; ascending numbers read each row group once."""
+        import pyarrow as pa
+
+        parts = [self._read(*part) for part in self._parts(numbers)]
+        return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+    def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Sequence[int]]]:
+        """(epoch, row group, places within its order) of each stretch of numbers in one row group."""
+        if not isinstance(numbers, range):
+            for place, same in groupby(map(self._place, numbers), key=lambda place: place[:2]):
+                yield *place, [row for _, _, row in same]
+            return
+        start = numbers.start
+        while start < numbers.stop:  # a stretch costs as much as a number
+            epoch, group, row = self._place(start)
+            stop = min(numbers.stop, start + int(self._sizes[group]) - row)
+            yield epoch, group, range(row, row + stop - start)
             start = stop
-        return texts
 
     def _place(self, number: int) -> tuple[int, int, int]:
         """(epoch, row group, place within the row group's order)."""
@@ -50,12 +62,14 @@ class DocumentSequence:
         turn = int(np.searchsorted(ends, within, side="right"))
         return epoch, int(order[turn]), within - int(ends[turn - 1] if turn else 0)
 
-    def _read(self, epoch: int, group: int, *, rows: list[int]) -> list[str]:
+    def _read(self, epoch: int, group: int, rows: Sequence[int]) -> "pa.Array":
+        import pyarrow as pa
+
         if self._open is None or self._open[0] != (epoch, group):
-            texts = read_texts(*self._groups[group])
+            texts = read_texts(*self._groups[group]).cast(pa.large_string())
             self._open = ((epoch, group), texts, _permutation(len(texts), *self._key, epoch, group))
         _, texts, order = self._open
-        return texts.take(order[rows]).to_pylist()  # type: ignore[union-attr]
+        return texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])
 
 
 def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Shard, int]]]:

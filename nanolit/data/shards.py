@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanolit.data.download import fetch_shards, missing_shards
+from nanolit.data.jsonl import SUFFIXES, as_parquet
 from nanolit.machine.paths import dataset_folder
 
 if TYPE_CHECKING:
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
 SAMPLE_FOLDER = Path(__file__).resolve().parent / "sample"
 # A folder up to this size (compressed) is read through before training starts; a larger one as training goes.
 READ_THROUGH_BYTES = 1 << 30
+KINDS = (".parquet", *SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """An opened parquet file: the number of documents in each of its row groups."""
+    """An opened parquet file: the documents in each of its row groups, and the bytes of their text."""
 
     path: Path
     text_column: str
     group_sizes: tuple[int, ...]
+    group_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +61,28 @@ class Corpus:
         return hashlib.sha256(json.dumps([self.text_column, content]).encode()).hexdigest()
 
 
-class Sample:
+class Dataset:
+    """What a dataset answers unless it knows better; its `prepare` opens what `fetch` has brought here."""
+
+    name: str
+    bytes_per_shard = 0  # to be downloaded
+
+    def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
+        """Train shards that give `num_tokens` without a second epoch where packing keeps `kept_fraction`."""
+        return 1
+
+    def shards_with(self, num_characters: int) -> int:
+        """Train shards that hold so many characters."""
+        return self.shards_needed(0, kept_fraction=1)
+
+    def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
+        """Bring the first `num_shards` train shards and the held-out ones to this machine, if they aren't."""
+
+
+class Sample(Dataset):
     """The text that ships with the package: 4.3 million characters, and 0.4 million held out."""
 
     name = "sample"
-
-    def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
-        return 1
 
     def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(
@@ -74,12 +93,12 @@ class Sample:
         )
 
 
-class LocalFolder:
-    """Any folder of parquet files with a column of text.
+class LocalFolder(Dataset):
+    """Any folder of parquet, jsonl or jsonl.zst files with a column of text.
 
-    `validation` names the held-out file (in the folder, or a path). Where it is None the files whose name
-    begins with "val" are held out; where there are none the user has to name one, so that a file added later
-    never takes the place of the held-out one.
+    jsonl is read into parquet files below the root first, once. `validation` names the held-out file (in the
+    folder, or a path). Where it is None the files whose name begins with "val" are held out; where there are
+    none the user has to name one, so that a file added later never takes the place of the held-out one.
     """
 
     name = "local"
@@ -92,6 +111,10 @@ class LocalFolder:
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
         return len(self._files()) - len(self._validation_files(self._files()))
 
+    def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
+        """Check the files, and read jsonl into parquet once, before several ranks would."""
+        self.prepare(root)
+
     def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """The checked files; ValueError names the file, and the row, of what cannot be trained on."""
         files = self._files()
@@ -99,8 +122,9 @@ class LocalFolder:
         train = [path for path in files if not any(path.samefile(other) for other in held_out)]
         if not train:
             raise ValueError(
-                f"{self.path} holds no parquet file besides the held-out {held_out[0].name}; add one"
+                f"{self.path} holds no file of texts besides the held-out {held_out[0].name}; add one"
             )
+        train, held_out = ([self._parquet(path, root) for path in paths] for paths in (train, held_out))
         corpus = Corpus(
             name=self.name,
             text_column=self.text_column,
@@ -116,59 +140,72 @@ class LocalFolder:
 
     def _files(self) -> list[Path]:
         if not self.path.is_dir():
-            raise ValueError(f"data.path={self.path} is not a folder; give one that holds .parquet files")
-        files = sorted(self.path.glob("*.parquet"))
+            raise ValueError(
+                f"data.path={self.path} is not a folder; give one that holds {_listed(KINDS)} files"
+            )
+        files = sorted(path for path in self.path.iterdir() if path.name.endswith(KINDS) and path.is_file())
         if not files:
-            raise ValueError(f"data.path={self.path} holds no .parquet file; give a folder that does")
+            raise ValueError(f"data.path={self.path} holds no {_listed(KINDS)} file; give a folder that does")
         return files
+
+    def _parquet(self, path: Path, root: Path) -> Path:
+        if not path.name.endswith(SUFFIXES):
+            return path
+        place = hashlib.sha256(f"{path.parent.resolve()} {self.text_column}".encode()).hexdigest()[:8]
+        return as_parquet(path, dataset_folder(root, self.name) / place, text_column=self.text_column)
 
     def _validation_files(self, files: Sequence[Path]) -> list[Path]:
         if self.validation is not None:
             path = self.path / self.validation  # an absolute path stays what it is
             if not path.is_file():
-                raise ValueError(
-                    f"data.validation={self.validation} is not a file; {self.path} has {_listed(files)}"
-                )
+                has = _listed([one.name for one in files])
+                raise ValueError(f"data.validation={self.validation} is not a file; {self.path} has {has}")
             return [path]
         if held_out := [path for path in files if path.name.lower().startswith("val")]:
             return held_out
         raise ValueError(
-            f"no file of {self.path} is named val*.parquet, so none is known to be held out; name one that "
+            f"no file of {self.path} is named val*, so none is known to be held out; name one that "
             f"is never trained on, such as data.validation={files[-1].name}"
         )
 
 
-class HubDataset:
+class HubDataset(Dataset):
     """Shuffled shards of a dataset on the Hugging Face hub, in `<root>/data/<name>`; the last is held out.
 
     It is pinned by its number, not the last of those that are present: fetching more never changes it.
     """
 
-    name: str
     repository: str
     num_shards: int  # published, the held-out one included
     text_column = "text"
     characters_per_shard = 250_000_000  # of both corpora, as published
+    bytes_per_shard = 100_000_000  # compressed, about
     characters_per_token = 4.8  # of nanochat's tokenizers on this text, vocabulary 32,768 and 65,536
     margin = 1.11  # fetched above the estimate, as nanochat does: 240 shards for its d20, 800 for its d32
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
-        """Train shards that give `num_tokens` without a second epoch where packing keeps `kept_fraction`."""
         characters = num_tokens * self.characters_per_token / kept_fraction
         needed = math.ceil(characters / self.characters_per_shard * self.margin)
         return min(max(1, needed), self.num_shards - 1)
 
+    def shards_with(self, num_characters: int) -> int:
+        return min(max(1, math.ceil(num_characters / self.characters_per_shard)), self.num_shards - 1)
+
+    def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
+        fetch_shards(
+            dataset_folder(root, self.name), self.repository, self._names(num_shards), offline=offline
+        )
+
     def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """The first `num_shards` train shards (without a number: one) and the held-out one, opened."""
-        folder = dataset_folder(root, self.name)
-        train = [folder / shard_name(index) for index in range(min(num_shards or 1, self.num_shards - 1))]
-        held_out = folder / shard_name(self.num_shards - 1)
-        if missing := [path for path in [*train, held_out] if not path.is_file()]:
+        folder, names = dataset_folder(root, self.name), self._names(num_shards or 1)
+        if missing := missing_shards(folder, names):
             raise ValueError(
-                f"data={self.name} needs {len(train) + 1:,} shards in {folder}, of which {len(missing):,} "
-                f"are missing ({_listed(missing)}); nanolit doesn't download yet: put them there from "
-                f"https://huggingface.co/datasets/{self.repository}, or choose data=sample or data=local"
+                f"data={self.name} needs {len(names):,} shards in {folder}, of which {len(missing):,} are "
+                f"missing ({_listed(missing)}); training fetches them: python -m "
+                f"nanolit.train data={self.name} …; or choose data=sample or data=local"
             )
+        *train, held_out = [folder / name for name in names]
         corpus = Corpus(
             name=self.name,
             text_column=self.text_column,
@@ -177,6 +214,11 @@ class HubDataset:
         )
         _ = corpus.train_shards, corpus.validation_shards  # opened now: a truncated file is found here
         return corpus
+
+    def _names(self, num_shards: int) -> list[str]:
+        """The files of the first `num_shards` train shards, then the held-out one."""
+        train = range(min(num_shards, self.num_shards - 1))
+        return [*map(shard_name, train), shard_name(self.num_shards - 1)]
 
 
 class FineWebEdu(HubDataset):
@@ -224,8 +266,14 @@ def open_shard(path: Path, text_column: str) -> Shard:
         raise ValueError(
             f"{path}: column {text_column!r} holds {type_}, not strings; write it again as strings"
         )
-    sizes = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-    return Shard(path=path, text_column=text_column, group_sizes=sizes)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).path == text_column)
+    return Shard(
+        path=path,
+        text_column=text_column,
+        group_sizes=tuple(group.num_rows for group in groups),
+        group_bytes=tuple(group.column(column).total_uncompressed_size for group in groups),
+    )
 
 
 def read_texts(shard: Shard, group: int) -> "pa.Array":
@@ -272,6 +320,6 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _listed(paths: Sequence[Path], *, most: int = 3) -> str:
-    names = ", ".join(path.name for path in paths[:most])
-    return names if len(paths) <= most else f"{names}, …"
+def _listed(names: Sequence[str], *, most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, …"

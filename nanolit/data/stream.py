@@ -2,24 +2,24 @@
 
 Step s is a function of (data, tokenizer, seed, s) alone: not of the number of ranks, nor of the micro-batch.
 The rows of a step come from `lanes`; each lane owns row groups and a packing buffer, and each rank owns
-lanes. The position after a step rides in it, and resumes exactly. Tokenizing and packing run on a thread
-ahead of training.
+lanes. The position after a step rides in it, and resumes exactly. Reading, tokenizing and packing run ahead
+of training, each thread with its share of the lanes.
 """
 
 import hashlib
 import math
 import queue
 import threading
-from collections import deque
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from nanolit.data.packing import BestFitPacker, Document, FlatPacker, Packing, make_packer
+from nanolit.data.packing import Documents, Packer, Packing, make_packer
 from nanolit.data.sequence import DocumentSequence
 from nanolit.data.shards import Corpus
 from nanolit.tokenizer.bpe import Tokenizer
@@ -28,12 +28,14 @@ FORMAT = 1
 LANES = 16
 # Documents that a lane holds to choose from: 16 lanes hold as many as one rank of nanochat (1,000).
 BUFFER = 64
-# Documents encoded at once: enough for four threads, few enough that no step waits for a whole row group.
-CHUNK = 64
+# Documents encoded at once: enough to make calls rare, few enough that no step waits for a whole row group.
+CHUNK = 128
 # Documents drawn whenever a lane holds fewer than its buffer, as a multiple of it. A text longer than a row
 # is placed only when nothing fits, so that these fill the buffer: fresh ones must come by the batch for one
 # to fit. One at a time crops 46% at T = 2,048 over 92M tokens, 128 crop 32%; nanochat draws 128. See LOG.md.
 DRAWN_BUFFERS = 2
+# What each thread of the encoder remembers, at most (rustbpe/src/encoder.rs).
+REMEMBERED_BYTES = 64 << 20
 # A lane of little text holds at most this part of its documents: the held ones are the longest, for epochs.
 LARGEST_BUFFER_FRACTION = 0.05
 
@@ -74,8 +76,7 @@ class PretrainStream:
     ranks likewise. There are `lanes`, or fewer where a step has fewer rows or the data fewer row groups.
     Iterating again continues after the last step that was taken.
 
-    Host memory of a rank, for each of its lanes: the text of one row group, `CHUNK` encoded documents, and at
-    most `buffer` × (context + 1) tokens of 2 or 4 bytes; for all, `prefetch` + 2 steps of 16 bytes a token.
+    Host memory of a rank is bounded, see `memory_bound`: no part of it grows with the data.
     """
 
     def __init__(
@@ -119,20 +120,40 @@ class PretrainStream:
         smallest = min(self._sequence(lane).num_documents for lane in range(self.lanes))
         self.buffer = max(1, min(buffer, int(smallest * LARGEST_BUFFER_FRACTION)))
         self._packer = {"packing": packing, "capacity": context + 1, "buffer": self.buffer}
+        self.drawn = DRAWN_BUFFERS * self.buffer
         self._identity = {
             "data": corpus.fingerprint,
             "tokenizer": tokenizer.hash,
             "seed": seed,
             "lanes": self.lanes,
-            "drawn": DRAWN_BUFFERS * self.buffer,
+            "drawn": self.drawn,
             **self._packer,
         }
-        make_packer(**self._packer)  # an unknown packing is refused now, not on the thread
+        self._make_packer()  # an unknown packing is refused now, not on the thread
         self._position: dict | None = None
+        self.waited_seconds = 0.0  # that whoever iterates has waited for a step, but for the first
 
     def __len__(self) -> int:
         """Endless, in effect. Lightning skips a batch on resume of a loader that has no length."""
         return 10**9
+
+    def memory_bound(self) -> int:
+        """The most bytes of host memory that this rank's stream takes, with what the encoder remembers.
+
+        For each of its lanes: the text of a row group four times over (compressed, read, a chunk of it
+        shuffled and encoded), and `buffer` + `drawn` held documents of at most a row. For all: three steps of
+        ids as they are encoded, `prefetch` + 2 of 16 bytes a token. For each thread: the words that the
+        encoder remembers.
+        """
+        width = np.dtype(self._tokenizer.dtype).itemsize
+        row = (self.context + 1) * width
+        text = max(num_bytes for shard, _ in self._groups for num_bytes in shard.group_bytes)
+        rows = self.rows * len(self._own) // self.lanes
+        return (
+            len(self._own) * (4 * text + (self.buffer + self.drawn) * row)
+            + rows * (3 * row + (self.prefetch + 2) * 16 * self.context)
+            + self._threads * REMEMBERED_BYTES
+        )
 
     def load_position(self, positions: Sequence[Mapping]) -> None:
         """Continue after the step that these positions rode in: those of all ranks that saved it.
@@ -164,43 +185,65 @@ class PretrainStream:
 
     def __iter__(self) -> Iterator[Step]:
         with closing(ahead(self._steps(self._position), depth=self.prefetch)) as steps:
-            for step in steps:
+            step = next(steps)  # what the first one takes is preparation
+            while True:
                 self._position = step.position
                 yield step
+                begun = time.perf_counter()
+                step = next(steps)
+                self.waited_seconds += time.perf_counter() - begun
 
     def _steps(self, position: dict | None) -> Iterator[Step]:
-        """Makes the steps after `position`; runs on the thread."""
+        """Makes the steps after `position`; runs on a thread, and the lanes on `threads` more."""
         num_steps = position["step"] if position else 0
-        lanes = [
-            _Lane(
-                self._sequence(n),
+        workers = min(self._threads, len(self._own))
+        with ExitStack() as stack:
+            shares = [
+                stack.enter_context(closing(ahead(self._lanes(numbers, position), depth=1)))
+                for numbers in (self._own[n::workers] for n in range(workers))
+            ]
+            while True:
+                num_steps += 1
+                done = sorted((part for share in shares for part in next(share)), key=lambda part: part.lane)
+                kept = sum(part.state["num_kept"] for part in done)
+                cropped = sum(part.state["num_cropped"] for part in done)
+                yield Step(
+                    micro_batches=self._micro_batches(np.concatenate([part.rows_BT for part in done])),
+                    num_tokens=self.rows * self.context,
+                    position={
+                        "format": FORMAT,
+                        "step": num_steps,
+                        "identity": self._identity,
+                        "lanes": {str(part.lane): part.state for part in done},
+                    },
+                    epoch=sum(part.epoch for part in done) / len(done),
+                    cropped_fraction=cropped / (kept + cropped),
+                )
+
+    def _lanes(self, numbers: Sequence[int], position: dict | None) -> Iterator[list["_Part"]]:
+        """What these lanes give to each step after `position`; runs on a thread of their own."""
+        workers = min(self._threads, len(self._own))
+        lanes = []
+        for number in numbers:
+            lane = _Lane(
+                self._sequence(number),
                 self._tokenizer,
-                make_packer(**self._packer),
-                drawn=DRAWN_BUFFERS * self.buffer,
-                threads=self._threads,
+                self._make_packer(),
+                drawn=self.drawn,
+                threads=max(1, self._threads // workers),
             )
-            for n in self._own
-        ]
-        if position:
-            for n, lane in zip(self._own, lanes, strict=True):
-                lane.load_state(position["lanes"][str(n)])
+            if position:
+                lane.load_state(position["lanes"][str(number)])
+            lanes.append(lane)
+        share = self.rows // self.lanes
         while True:
-            rows = [lane.row() for lane in lanes for _ in range(self.rows // self.lanes)]
-            num_steps += 1
-            kept = sum(lane.packer.num_kept for lane in lanes)
-            cropped = sum(lane.packer.num_cropped for lane in lanes)
-            yield Step(
-                micro_batches=self._micro_batches(np.stack(rows)),
-                num_tokens=self.rows * self.context,
-                position={
-                    "format": FORMAT,
-                    "step": num_steps,
-                    "identity": self._identity,
-                    "lanes": {str(n): lane.state() for n, lane in zip(self._own, lanes, strict=True)},
-                },
-                epoch=sum(lane.epoch for lane in lanes) / len(lanes),
-                cropped_fraction=cropped / (kept + cropped),
-            )
+            yield [
+                _Part(lane=number, rows_BT=lane.rows(share), state=lane.state(), epoch=lane.epoch)
+                for number, lane in zip(numbers, lanes, strict=True)
+            ]
+
+    def _make_packer(self) -> Packer:
+        return make_packer(**self._packer, dtype=self._tokenizer.dtype)
 
     def _sequence(self, lane: int) -> DocumentSequence:
         return DocumentSequence(self._groups, lane=lane, lanes=self.lanes, seed=self._seed)
@@ -216,6 +259,16 @@ class PretrainStream:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What a lane gives to a step, and where it stands after it."""
+
+    lane: int
+    rows_BT: np.ndarray  # of T + 1 tokens
+    state: dict
+    epoch: float
+
+
 class _Lane:
     """The rows of one lane: its documents, encoded a chunk at a time, through its packer."""
 
@@ -223,7 +276,7 @@ class _Lane:
         self,
         sequence: DocumentSequence,
         tokenizer: Tokenizer,
-        packer: BestFitPacker | FlatPacker,
+        packer: Packer,
         *,
         drawn: int,
         threads: int,
@@ -234,12 +287,13 @@ class _Lane:
         self.drawn = drawn
         self.threads = threads
         self._next = 0  # the first document that is not drawn yet
-        self._ready: deque[Document] = deque()
+        self._ready = Documents([], np.empty(0, tokenizer.dtype), np.zeros(1, np.int64))
 
     def load_state(self, state: Mapping) -> None:
         """Continue from what `state` gave: the held documents are read and encoded again."""
         self._next = state["next"]
-        self.packer.load_state(state, dict(self._encode(sorted(state["documents"]))))
+        held = sorted(state["documents"])
+        self.packer.load_state(state, dict(self._encode(held)) if held else {})
 
     def state(self) -> dict:
         """The documents by their number in the sequence, never their tokens."""
@@ -249,23 +303,24 @@ class _Lane:
     def epoch(self) -> float:
         return self._next / self.sequence.num_documents
 
-    def row(self) -> np.ndarray:
-        row = self.packer.pack(self._draw)
-        assert row is not None, "the sequence of a lane never ends"
-        return row
+    def rows(self, count: int) -> np.ndarray:
+        """The next rows, stacked."""
+        rows = [self.packer.pack(self._draw) for _ in range(count)]
+        return np.stack([row for row in rows if row is not None])  # none is: the sequence never ends
 
-    def _draw(self) -> list[Document]:
+    def _draw(self) -> Documents:
         """The next documents: what a lane trains on doesn't depend on how many are encoded at once."""
-        while len(self._ready) < self.drawn:
-            start = self._next + len(self._ready)
-            self._ready.extend(self._encode(range(start, start + CHUNK)))
+        if not len(self._ready):
+            count = self.drawn * max(1, CHUNK // self.drawn)
+            self._ready = self._encode(range(self._next, self._next + count))
+        drawn = self._ready.part(0, self.drawn)
+        self._ready = self._ready.part(self.drawn, len(self._ready))
         self._next += self.drawn
-        return [self._ready.popleft() for _ in range(self.drawn)]
+        return drawn
 
-    def _encode(self, numbers: Sequence[int]) -> list[Document]:
+    def _encode(self, numbers: Sequence[int]) -> Documents:
         texts = self.sequence.texts(numbers)
-        tokens = self.tokenizer.encode_batch(texts, threads=self.threads, bos=True)
-        return list(zip(numbers, tokens, strict=True))
+        return Documents(numbers, *self.tokenizer.encode_flat(texts, threads=self.threads, bos=True))
 
 
 def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
@@ -317,6 +372,9 @@ def ahead(items: Iterator[Item], *, depth: int) -> Generator[Item, None, None]:
             ready.put((None, StopIteration()))
         except BaseException as error:
             ready.put((None, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # here and now: it may have threads of its own to end
 
     thread = threading.Thread(target=work, name="nanolit-data", daemon=True)
     thread.start()

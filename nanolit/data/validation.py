@@ -1,13 +1,11 @@
 """The fixed validation rows of a corpus, dealt out by rows: the same tokens on any number of ranks."""
 
-import warnings
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 import torch
 
-from nanolit.data.packing import Document, Packing, make_packer
+from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.shards import Corpus, read_texts
 from nanolit.data.stream import CHUNK, as_batch
 from nanolit.tokenizer.bpe import Tokenizer
@@ -15,12 +13,15 @@ from nanolit.tokenizer.bpe import Tokenizer
 BUFFER = 1000  # documents to choose from, as in nanochat: its rows are nearly ours
 
 
+NOTHING: list = []
+
+
 class ValidationRows:
     """This rank's share of the held-out rows: `for ids_BT, targets_BT in rows`, again and again the same.
 
     The rows are packed from the held-out files in their order, from the beginning, until they hold
-    `num_tokens` targets (None: as many as there are), and never wrap: where there are fewer, a warning says
-    how many. Rank r has rows r, r + world, …, so that it may have one row fewer than another, and a last
+    `num_tokens` targets (None: as many as there are), and never wrap: where there are fewer, rank 0 says how
+    many. Rank r has rows r, r + world, …, so that it may have one row fewer than another, and a last
     batch of fewer rows. Every rank packs all rows once, and keeps its own (2 or 4 bytes a token).
     """
 
@@ -40,12 +41,10 @@ class ValidationRows:
         self.micro_batch = micro_batch
         wanted = None if num_tokens is None else max(1, num_tokens // context)
         documents = _documents(corpus, tokenizer, threads=threads)
-        packer = make_packer(packing, capacity=context + 1, buffer=BUFFER)
+        packer = make_packer(packing, capacity=context + 1, buffer=BUFFER, dtype=tokenizer.dtype)
         own: list[np.ndarray] = []
         self.num_rows = 0
-        while (
-            self.num_rows != wanted and (row := packer.pack(lambda: list(islice(documents, 1)))) is not None
-        ):
+        while self.num_rows != wanted and (row := packer.pack(lambda: next(documents, NOTHING))) is not None:
             if self.num_rows % world == rank:
                 own.append(row)
             self.num_rows += 1
@@ -56,11 +55,11 @@ class ValidationRows:
                 f"the held-out files of data={corpus.name} don't fill one row of {context + 1} tokens; "
                 "hold out more text, or choose a smaller context"
             )
-        if num_tokens is not None and self.num_tokens < num_tokens - num_tokens % context:
-            warnings.warn(
-                f"validation uses the {self.num_tokens:,} tokens that data={corpus.name} holds out, fewer "
-                f"than the {num_tokens:,} asked for",
-                stacklevel=2,
+        if rank == 0 and num_tokens is not None and self.num_tokens < num_tokens - num_tokens % context:
+            print(
+                f"validation: {self.num_tokens:,} tokens, all that data={corpus.name} holds out, in place of "
+                f"{num_tokens:,}",
+                flush=True,
             )
 
     def __len__(self) -> int:
@@ -74,14 +73,14 @@ class ValidationRows:
             )
 
 
-def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Document]:
-    """The held-out documents in the files' order, numbered, with BOS, encoded a chunk at a time."""
+def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Documents]:
+    """The held-out documents one by one in the files' order, with BOS, encoded a chunk at a time."""
     number = 0
     for shard in corpus.validation_shards:
         for group in range(len(shard.group_sizes)):
             texts = read_texts(shard, group)
             for start in range(0, len(texts), CHUNK):
-                chunk = texts.slice(start, CHUNK).to_pylist()
-                for tokens in tokenizer.encode_batch(chunk, threads=threads, bos=True):
-                    yield number, tokens
+                tokens, offsets = tokenizer.encode_flat(texts.slice(start, CHUNK), threads=threads, bos=True)
+                for index in range(len(offsets) - 1):
+                    yield Documents([number], tokens, offsets[index : index + 2])
                     number += 1

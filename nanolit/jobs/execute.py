@@ -16,14 +16,30 @@ from typing import Any, cast
 
 import yaml
 
+from nanolit.jobs.build import build
 from nanolit.jobs.micro_batch import choices_of, is_auto, tried
 from nanolit.jobs.names import decisive_settings, difference, tokenizer_folder
 from nanolit.jobs.origin import finished, origin
 from nanolit.jobs.plans import fresh_plan, stage_plan
-from nanolit.jobs.processes import WAIT_SECONDS, Node, clean_environment, supervise, this_node, torchrun
+from nanolit.jobs.processes import (
+    WAIT_SECONDS,
+    Node,
+    clean_environment,
+    sigterm_interrupts,
+    supervise,
+    this_node,
+    torchrun,
+)
 from nanolit.jobs.show import plan_table
 from nanolit.jobs.sources import check_sources, hub_forbidden
-from nanolit.machine.paths import read_json, run_folder, stage_folder, write_atomically, write_json
+from nanolit.machine.paths import (
+    dataset_folder,
+    read_json,
+    run_folder,
+    stage_folder,
+    write_atomically,
+    write_json,
+)
 from nanolit.phases.job import Job
 from nanolit.report.card import final_table, write_report
 
@@ -83,6 +99,11 @@ def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
     stages = job["stages"]
     if stages[0] == "base" and not job["start_from"]:
         stages = ["tokenizer", *stages]
+    try:
+        fetch_data(job, stages)
+    except KeyboardInterrupt:
+        error = "stopped while the data was fetched; the same command goes on from there"
+        return {"status": "interrupted", "run": job["run"], "error": error}
     for stage in stages:
         result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, node, keep_open)
         if result["status"] != "done":
@@ -92,6 +113,23 @@ def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
         path = write_report(root, job["run"])
         say(f"\n{final_table(root, job['run'])}\nreport in {path}")
     return result
+
+
+def fetch_data(job: Job, stages: Sequence[str]) -> None:
+    """Bring the shards that the stages still to run read to this machine: once, whoever comes first."""
+    made = (tokenizer_folder(job) / "tokenizer.json").exists() and job["phase"] != "tokenizer"
+    reading = [
+        stage
+        for stage in stages
+        if (stage == "tokenizer" and not made)
+        or (stage == "base" and not finished(job["root"], job["run"], stage))
+    ]
+    if not reading:
+        return
+    num_shards = max(stage_plan(job, stage)["shards"] for stage in reading)
+    dataset = build(job["data"])
+    with sigterm_interrupts(), held(dataset_folder(job["root"], dataset.name) / ".lock", wait=True):
+        dataset.fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
 
 
 def make_tokenizer(job: Job) -> Result:

@@ -146,6 +146,8 @@ def data_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("vocabulary", f"{plan['vocab_size']:,}, from at most {plan['max_chars']:,} characters"))
         rows.append(("documents", f"cut at {plan['doc_cap']:,} characters"))
     shards = f", {plan['shards']:,} shard(s)" if "shards" in plan else ""
+    if "download_gigabytes" in plan:
+        shards += f" and the held-out one, about {plan['download_gigabytes']:,} GB to download"
     return [*rows, ("data", f"{plan['data']}{shards}"), ("tokenizer", plan["tokenizer"])]
 
 

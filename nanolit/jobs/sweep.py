@@ -120,7 +120,8 @@ def start(job: Job, slot: str, *, shared: bool) -> subprocess.Popen:
     path = folder / "job.yaml"
     write_job(path, job)
     say(f"── {job['run']}" + ("" if shared else f" on GPU {slot}, output in {folder / 'log.txt'}"))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": slot} if slot else dict(os.environ)
+    tags = {"WANDB_TAGS": ",".join(filter(None, (os.environ.get("WANDB_TAGS"), "sweep")))}
+    environment = {**os.environ, **tags} | ({"CUDA_VISIBLE_DEVICES": slot} if slot else {})
     command = [sys.executable, "-m", "nanolit.jobs.execute", str(path)]
     if shared:
         return subprocess.Popen(command, env=environment, start_new_session=True)

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
@@ -37,6 +38,7 @@ from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
 from nanolit.phases.job import Job
+from nanolit.report.card import write_report
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison
 
@@ -63,6 +65,10 @@ def run(job: Job, stage: str) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    return write_result(job, stage, result)
+
+
+def write_result(job: Job, stage: str, result: dict[str, Any]) -> dict[str, Any]:
     result = {"format": 1, "stage": stage, "run": job["run"], **result}
     if launched_rank() == 0:
         write_json(stage_folder(job["root"], job["run"], stage) / "result.json", result)
@@ -75,7 +81,7 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
     plan = read_json(stage_folder(job["root"], job["run"], "tokenizer") / "plan.json")
     folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
     begun = time.perf_counter()
-    corpus = build(job["data"]).prepare(Path(job["root"]))
+    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
@@ -134,7 +140,12 @@ def train(job: Job, stage: str) -> dict[str, Any]:
             meta={**meta, **result, "code": code_version()},
         )
         summarize(stage, result, release)
-    return {"status": "done", "release": str(release), **result}
+    result = {"status": "done", "release": str(release), **result}
+    if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
+        write_result(job, stage, result)  # what the report reads
+        report = write_report(Path(job["root"]), job["run"])
+        trainer.logger.experiment.save(str(report), base_path=str(report.parent), policy="now")
+    return result
 
 
 class Watch:
@@ -156,6 +167,7 @@ class Watch:
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
             enabled=first,
+            waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
         engine = Engine(parts.phase.gpt, parts.tokenizer)
         watching = {"recorder": recorder, "clock": self.clock, "eval_every": plan["eval_every"]}
@@ -213,6 +225,9 @@ class Watch:
             "wall_seconds": wall_seconds,
             "tokens_per_second": finite(self.throughput.tokens_per_second()),
             "loss": finite(self.throughput.loss),
+            "epoch": finite(self.throughput.epoch),
+            "cropped_fraction": finite(self.throughput.cropped_fraction),
+            "data_wait_fraction": finite(self.throughput.data_wait_fraction),
             **self.evaluation.state(),
             "metrics": self.chat.metrics,
         }
@@ -230,6 +245,9 @@ def announce(stage: str, parts: Parts) -> None:
         say(f"{stage}: continuing after step {phase.finished_steps:,} of {phase.num_steps:,}")
     elif parts.origin:
         say(f"{stage}: {phase.num_steps:,} steps from {parts.origin.name}")
+    if parts.device.type == "cuda":
+        gpu = torch.cuda.get_device_name(parts.device)
+        say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
     left_out = getattr(parts.stream, "left_out", None)
     if left_out is not None and any(vars(left_out).values()):
         parts_left = (
@@ -310,6 +328,12 @@ def summarize(stage: str, result: dict[str, Any], release: Path) -> None:
     score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""
     amount = f"{result['step']:,} steps, {result['tokens']:,} tokens"
     say(f"{stage}: {amount} in {duration(result['seconds'])}{speed}{score}")
+    if result["epoch"]:
+        cropped = result["cropped_fraction"]
+        crop = f", of which packing cropped {cropped:.1%}" if cropped else ""
+        waited = result["data_wait_fraction"]
+        wait = f"; waited {waited:.2%} of the time for it" if waited is not None else ""
+        say(f"{stage}: {result['epoch']:.2f} epochs of the data{crop}{wait}")
     say(f"{stage}: release in {release}")
 
 

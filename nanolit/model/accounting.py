@@ -70,12 +70,12 @@ GPU_MEMORY_GIB: tuple[tuple[tuple[str, ...], float], ...] = (
 # What `peak_memory_gib` is made of beside the sizes of tensors. Bytes that one token leaves in one layer for
 # each channel of the width, compiled, in bfloat16: fitted to `python -m nanolit.bench train` on one H200.
 ACTIVATION_BYTES = {
-    "hopper": 27.9,  # with the MLP's own kernels (model/mlp.py), commit c266a0d: d20, 16 rows, 31.6 GiB
+    "hopper": 26.2,  # with our kernels, commit 28b42ab: d12, 32 rows, 18.19 GiB; d20, 16 rows, 29.68 GiB
     "other": 42.4,  # without any, commit 5c8709d: d12, 32 rows, 27.62 GiB; d20, 16 rows, 43.05 GiB
 }
 HOPPER = ("h100", "h200", "h800", "gh200")
-LOGIT_CHUNK_BYTES = 1 << 30  # loss.CHUNK_BYTES of CUDA
-OPTIMIZER_BYTES = 12  # of Muon's work for each matrix parameter: counted from its code, not fitted
+LOGIT_CHUNK_BYTES = 1 << 29  # loss.CHUNK_BYTES of CUDA
+OPTIMIZER_BYTES = 4  # of Muon's work for each matrix parameter: d20 on an H200 took 3.3
 
 
 class Size(NamedTuple):

@@ -59,7 +59,7 @@ class Phase(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.num_tokens = 0
         self.position: dict[str, Any] = {}
-        self.epoch = 0.0
+        self.epoch = self.cropped_fraction = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
         self.forward_gpt: Callable[..., Tensor] = torch.compile(gpt, dynamic=False) if compile else gpt
 
@@ -95,6 +95,7 @@ class Phase(L.LightningModule):
             total = total + loss.detach()
         self.step_loss, self.num_tokens = total, batch.num_tokens
         self.position, self.epoch = batch.position, batch.epoch
+        self.cropped_fraction = batch.cropped_fraction
         return loss
 
     def optimizer_step(

@@ -69,7 +69,12 @@ def derive(job: Job, stage: str, *, dataset: Any, tokenizer: str) -> Plan:
     if stage == "tokenizer":
         settings = job["stage"]["tokenizer"]
         duration = settings["max_chars"] / TOKENIZER_CHARACTERS_PER_HOUR
-        return {**head, **settings, "hours": {"gpu": "cpu", "hours": duration, "total_hours": duration}}
+        return {
+            **head,
+            **settings,
+            "hours": {"gpu": "cpu", "hours": duration, "total_hours": duration},
+            **shards(dataset, dataset.shards_with(settings["max_chars"])),
+        }
     derivation: dict[str, Callable[..., Plan]] = {"base": derive_base, "rl": derive_rl}
     return {**head, **derivation.get(stage, derive_finetuning)(job, stage=stage, dataset=dataset)}
 
@@ -106,7 +111,7 @@ def derive_base(job: Job, *, stage: str, dataset: Any) -> Plan:
             job, tokens * flops_per_token(gpt), evaluation=evaluation_flops(gpt, watched, num_steps)
         ),
         "memory": memory(job, gpt, step),
-        "shards": dataset.shards_needed(tokens, kept_fraction=kept_fraction),
+        **shards(dataset, dataset.shards_needed(tokens, kept_fraction=kept_fraction)),
     }
 
 
@@ -176,6 +181,12 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
             job, gpt, tokens=expected * chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
         ),
     }
+
+
+def shards(dataset: Any, num_shards: int) -> Plan:
+    """How many train shards a stage reads, and about how much they and the held-out one are to download."""
+    gigabytes = (num_shards + 1) * dataset.bytes_per_shard / 1e9
+    return {"shards": num_shards, **({"download_gigabytes": round(gigabytes, 1)} if gigabytes else {})}
 
 
 def gpt_hyperparameters(job: Job, depth: int | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import tiktoken
 
 from nanolit.machine.paths import read_json, write_json
-from nanolit.tokenizer.training import learn
+from nanolit.tokenizer.training import as_buffers, learn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -214,10 +214,18 @@ class Tokenizer:
         return [np.array(start + ids, dtype=self.dtype) for ids in batch]
 
     def encode_flat(
-        self, texts: Sequence[str], *, threads: int = 4, bos: bool = False
+        self, texts: "Sequence[str] | pa.Array", *, threads: int = 4, bos: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts in one row, and int64 offsets, one more than texts: where each one's begin."""
+        """The ids of all texts in one row, and int64 offsets, one more than texts: where each one's begin.
+
+        The texts of an arrow array reach Rust without becoming Python objects.
+        """
         first = self.bos_id if bos else None
+        if not isinstance(texts, Sequence):
+            if self._rust is not None:
+                encoded = self._rust.encode_flat(as_buffers(texts), first=first, threads=threads)
+                return np.frombuffer(encoded[0], self.dtype), np.frombuffer(encoded[1], np.int64)
+            texts = texts.to_pylist()
         if self._rust is not None:
             encode = self._rust.encode_flat
             ids, offsets = _mended(lambda texts: encode(texts, first=first, threads=threads), texts)

@@ -92,13 +92,22 @@ class Progress:
 def _buffers(texts: "Iterable[str | pa.Array]") -> Iterator[str | Buffers]:
     for index, item in enumerate(texts):
         if hasattr(item, "buffers"):
-            yield from _as_buffers(item, index)
+            yield from _pieces(*as_buffers(item, index))
         else:
             yield item
 
 
-def _as_buffers(array: "pa.Array", index: int) -> Iterator[Buffers]:
-    """Offsets and UTF-8 of an arrow array of strings, without copying the text, a few MB at a time."""
+def _pieces(bounds: np.ndarray, text: np.ndarray) -> Iterator[Buffers]:
+    """The same texts, a few MB at a time."""
+    start, last = 0, len(bounds) - 1
+    while start < last:
+        end = max(int(np.searchsorted(bounds, bounds[start] + PIECE_BYTES, side="right")) - 1, start + 1)
+        yield bounds[start : end + 1] - bounds[start], text[bounds[start] : bounds[end]]
+        start = end
+
+
+def as_buffers(array: "pa.Array", index: int = 0) -> Buffers:
+    """Offsets and UTF-8 of an arrow array of strings, without copying the text."""
     import pyarrow as pa
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
@@ -112,14 +121,10 @@ def _as_buffers(array: "pa.Array", index: int) -> Iterator[Buffers]:
     array = array.cast(pa.large_string())
     _, offsets, content = array.buffers()
     if not len(array):
-        return
+        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
     bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    text = np.frombuffer(content or b"", np.uint8)
-    start = 0
-    while start < len(array):
-        end = max(int(np.searchsorted(bounds, bounds[start] + PIECE_BYTES, side="right")) - 1, start + 1)
-        yield bounds[start : end + 1] - bounds[start], text[bounds[start] : bounds[end]]
-        start = end
+    content = np.frombuffer(content or b"", np.uint8)[bounds[0] : bounds[-1]]  # of a slice, only its part
+    return bounds - bounds[0], content
 
 
 def _strings(texts: "Iterable[str | pa.Array]") -> Iterator[str]:

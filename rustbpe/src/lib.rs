@@ -2,13 +2,15 @@
 //!
 //! A text is cut into words by a pattern ([`split`], by hand for the known patterns: [`scanner`]); words are
 //! counted ([`words`]), and the pair of neighbouring tokens that occurs most often in all words becomes the next
-//! token, again and again ([`merges`]). [`encoder`] replays the merges on new text. The core knows nothing of
+//! token, again and again ([`merges`]). [`encoder`] replays the merges on new text; [`packing`] makes rows of
+//! documents. The core knows nothing of
 //! Python; the thin skin that Python imports as `nanolit._rustbpe` is behind the feature `python`.
 
 pub mod classes;
 pub mod encoder;
 pub mod known;
 pub mod merges;
+pub mod packing;
 #[cfg(feature = "python")]
 mod python;
 pub mod scanner;

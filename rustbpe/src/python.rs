@@ -10,6 +10,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyList, PyString};
 use crate::Id;
 use crate::encoder::{Encoded, Encoder as Core, MOST_TOKENS, Width};
 use crate::merges::{self, TooLarge, Words};
+use crate::packing::python::BestFit;
 use crate::split::Splitter;
 use crate::words::WordCounts;
 
@@ -289,17 +290,35 @@ impl Encoder {
     }
 
     /// The ids of all texts as bytes, and where each text's end, as the bytes of 64-bit integers.
+    ///
+    /// The texts are a list of strings, or two buffers: 64-bit offsets and UTF-8.
     #[pyo3(signature = (texts, *, first, threads))]
     fn encode_flat<'py>(
         &self,
-        texts: &Bound<'py, PyList>,
+        texts: &Bound<'py, PyAny>,
         first: Option<Id>,
         threads: usize,
     ) -> PyResult<Joined<'py>> {
+        let py = texts.py();
+        let Ok(list) = texts.cast::<PyList>() else {
+            let mut batch = Batch::default();
+            batch.push_many(texts, 0)?;
+            return if self.wide {
+                join(
+                    py,
+                    &self.encoded_texts::<u32>(py, &batch.texts(), first, threads)?,
+                )
+            } else {
+                join(
+                    py,
+                    &self.encoded_texts::<u16>(py, &batch.texts(), first, threads)?,
+                )
+            };
+        };
         if self.wide {
-            join(texts.py(), &self.encoded::<u32>(texts, first, threads)?)
+            join(py, &self.encoded::<u32>(list, first, threads)?)
         } else {
-            join(texts.py(), &self.encoded::<u16>(texts, first, threads)?)
+            join(py, &self.encoded::<u16>(list, first, threads)?)
         }
     }
 }
@@ -328,8 +347,17 @@ impl Encoder {
             .iter()
             .map(|string| string.to_str())
             .collect::<PyResult<_>>()?;
-        list.py()
-            .detach(|| self.core.encode_batch(&texts, first, threads))
+        self.encoded_texts(list.py(), &texts, first, threads)
+    }
+
+    fn encoded_texts<W: Width>(
+        &self,
+        py: Python<'_>,
+        texts: &[&str],
+        first: Option<Id>,
+        threads: usize,
+    ) -> PyResult<Vec<Encoded<W>>> {
+        py.detach(|| self.core.encode_batch(texts, first, threads))
             .map_err(|error| PyValueError::new_err(error.0))
     }
 }
@@ -387,5 +415,6 @@ fn as_bytes<W: Width>(ids: &[W]) -> &[u8] {
 #[pymodule]
 fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Encoder>()?;
+    module.add_class::<BestFit>()?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }

@@ -86,7 +86,7 @@ def test_a_named_file_is_held_out_however_it_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_split_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         local(tmp_path / "absent").prepare(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no \.parquet file"):
+    with pytest.raises(ValueError, match=r"holds no \.parquet, \.jsonl, \.jsonl\.zst file"):
         local(tmp_path).prepare(tmp_path)
     write_texts(tmp_path / "a.parquet", texts(3))
     with pytest.raises(ValueError, match=r"such as data\.validation=a\.parquet"):
@@ -152,6 +152,7 @@ def test_shards_needed_are_nanochats() -> None:
     assert FineWebEdu().shards_needed(d20, kept_fraction=1) == 240
     assert FineWebEdu().shards_needed(d32, kept_fraction=1) == pytest.approx(800, abs=1)
     assert FineWebEdu().shards_needed(10**15, kept_fraction=1) == 1822
+    assert FineWebEdu().shards_with(2_000_000_000) == 8
 
 
 @pytest.mark.parametrize(("dataset", "last"), [(FineWebEdu(), 1822), (ClimbMix(), 6542)])
@@ -171,5 +172,5 @@ def test_missing_shards_are_told_with_what_to_do(tmp_path: Path) -> None:
         ValueError, match=r"needs 241 shards in .*fineweb_edu, of which 241 are missing"
     ) as caught:
         FineWebEdu().prepare(tmp_path, num_shards=240)
-    assert "huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle" in str(caught.value)
+    assert "python -m nanolit.train data=fineweb_edu" in str(caught.value)
     assert "data=sample" in str(caught.value)

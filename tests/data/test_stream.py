@@ -116,7 +116,8 @@ def test_every_epoch_has_every_document_once_in_another_order(corpus: Corpus) ->
     epochs = []
     for epoch in range(3):
         numbers = [range(epoch * lane.num_documents, (epoch + 1) * lane.num_documents) for lane in lanes]
-        epochs.append([text for lane, some in zip(lanes, numbers, strict=True) for text in lane.texts(some)])
+        arrays = [lane.texts(some) for lane, some in zip(lanes, numbers, strict=True)]
+        epochs.append([text for array in arrays for text in array.to_pylist()])
     assert all(sorted(epoch) == sorted(texts(200)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
@@ -139,8 +140,9 @@ def test_lanes_share_the_documents_evenly_whatever_the_order_of_group_sizes() ->
 def test_a_number_names_one_document_however_it_is_asked_for(corpus: Corpus) -> None:
     groups = [(shard, n) for shard in corpus.train_shards for n in range(len(shard.group_sizes))]
     sequence = DocumentSequence(groups, lane=1, lanes=4, seed=1)
-    every = sequence.texts(range(120))
-    assert [sequence.texts([number])[0] for number in (119, 3, 60, 4)] == [every[n] for n in (119, 3, 60, 4)]
+    every = sequence.texts(range(120)).to_pylist()
+    assert sequence.texts([119, 3, 60, 4, 61, 61]).to_pylist() == [every[n] for n in (119, 3, 60, 4, 61, 61)]
+    assert sequence.texts(range(37, 90)).to_pylist() == every[37:90]
 
 
 @pytest.mark.parametrize(
@@ -205,10 +207,15 @@ def data_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "nanolit-data"]
 
 
-def test_leaving_the_loop_ends_the_thread(corpus: Corpus) -> None:
-    steps = iter(make_stream(corpus))
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_rows_are_equal_on_any_number_of_threads(corpus: Corpus, threads: int) -> None:
+    assert hashes([make_stream(corpus, threads=threads)], 20) == hashes([make_stream(corpus, threads=4)], 20)
+
+
+def test_leaving_the_loop_ends_the_threads(corpus: Corpus) -> None:
+    steps = iter(make_stream(corpus, threads=2))
     next(steps)
-    assert len(data_threads()) == 1
+    assert len(data_threads()) == 3  # one makes steps of what two lanes each give
     del steps
     assert data_threads() == []
 

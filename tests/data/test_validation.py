@@ -1,6 +1,5 @@
 """Validation rows: fixed, dealt out by rows, never wrapped."""
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -52,19 +51,21 @@ def test_iterating_again_gives_the_same_rows(corpus: Corpus) -> None:
     assert rows_of(validation) == rows_of(validation)
 
 
-def test_more_tokens_than_are_held_out_are_a_warning_and_no_second_epoch(corpus: Corpus) -> None:
+def test_more_tokens_than_are_held_out_are_told_once_and_no_second_epoch(corpus: Corpus, capsys) -> None:
     every = make_rows(corpus)
-    with pytest.warns(
-        UserWarning, match=f"validation uses the {every.num_tokens:,} tokens .* the 9,999,999 asked"
-    ):
-        asked = make_rows(corpus, num_tokens=9_999_999)
+    assert capsys.readouterr().out == ""
+    asked = make_rows(corpus, num_tokens=9_999_999)
+    said = capsys.readouterr().out
+    assert said.startswith(f"validation: {every.num_tokens:,} tokens, all that data=small holds out")
+    assert said.count("\n") == 1
     assert rows_of(asked) == rows_of(every)
+    make_rows(corpus, num_tokens=9_999_999, rank=1, world=2)
+    assert capsys.readouterr().out == ""
 
 
-def test_a_count_that_is_no_multiple_of_the_row_needs_no_warning(corpus: Corpus) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert make_rows(corpus, num_tokens=24 * 5 + 3).num_tokens == 24 * 5
+def test_a_count_that_is_no_multiple_of_the_row_is_rounded_down_silently(corpus: Corpus, capsys) -> None:
+    assert make_rows(corpus, num_tokens=24 * 5 + 3).num_tokens == 24 * 5
+    assert capsys.readouterr().out == ""
 
 
 def test_too_little_held_out_text_is_refused(corpus: Corpus, tmp_path: Path) -> None:

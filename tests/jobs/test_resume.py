@@ -1,5 +1,6 @@
 """Resuming gives the same curve as never having stopped. The oracle is the run that was never stopped."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from nanolit.jobs import worker
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
+from nanolit.machine.paths import read_json
 from tests.jobs.tiny_runs import STEPS, keep_only_checkpoint, losses, overrides, train, write_corpus
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -47,10 +49,19 @@ def test_a_run_resumed_after_any_step_has_the_same_losses_to_the_last_digit(
     assert sorted(losses(root)) == list(range(1, STEPS + 1))
 
 
-def test_the_epoch_ends_within_the_run(whole: tuple[list[str], Path]) -> None:
-    _, root = whole
-    last = (root / "runs" / "tiny" / "base" / "metrics.csv").read_text().splitlines()
-    assert any(float(line.split(",")[-1]) > 2 for line in last[1:] if line.split(",")[-1])
+def test_epochs_cropped_tokens_and_the_wait_are_recorded(whole: tuple[list[str], Path]) -> None:
+    """The epoch ends within the run; classic's flat stream crops nothing."""
+    more, root = whole
+    folder = root / "runs" / "tiny" / "base"
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    result = read_json(folder / "result.json")
+    assert float(rows[-1]["epoch"]) == round(result["epoch"], 4) > 2
+    assert float(rows[-1]["cropped_fraction"]) == round(result["cropped_fraction"], 4)
+    assert (result["cropped_fraction"] == 0) == ("recipe=classic" in more)
+    assert all(0 <= float(row["data_wait_fraction"]) <= 1 for row in rows)
+    assert 0 <= result["data_wait_fraction"] <= 1
+    assert "| cropped_fraction" in (root / "runs" / "tiny" / "report.md").read_text()
 
 
 def test_a_broken_checkpoint_is_skipped_for_the_one_before(

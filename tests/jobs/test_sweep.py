@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nanolit.jobs.compose import compose
 from nanolit.jobs.sweep import check_jobs, gpu_slots, run_jobs
 from nanolit.machine.paths import read_json, stage_folder
 from tests.jobs.test_execute import TINY
+
+NAMELESS = [one for one in TINY if not one.startswith(("run=", "model.depth"))]
 
 
 def typed(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
@@ -19,15 +22,31 @@ def typed(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_a_sweep_runs_a_job_for_every_combination_without_m(tmp_path):
-    tiny = [one for one in TINY if not one.startswith(("run=", "model.depth"))]
-    done = typed(*tiny, "model.depth=1,2", "seed=1", folder=tmp_path)
+    sweep = [*NAMELESS, "model.depth=1,2", "seed=1,2"]
+    done = typed(*sweep, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
-    assert [name.rsplit("-", 1)[0] for name in runs] == ["d1-modern-s1", "d2-modern-s1"]
+    names = [f"d{depth}-modern-s{seed}" for depth in (1, 2) for seed in (1, 2)]
+    assert [name.rsplit("-", 1)[0] for name in runs] == names
     for name in runs:
         assert read_json(stage_folder(tmp_path, name, "base") / "result.json")["status"] == "done"
-    again = typed(*tiny, "model.depth=1,2", "seed=1", folder=tmp_path)
-    assert again.stdout.count("has finished it at step 2") == 2
+    table = done.stdout.splitlines()
+    assert sum("±" in line for line in table) == 2  # a line for each depth, over its seeds
+    again = typed(*sweep, folder=tmp_path)
+    assert again.stdout.count("has finished it at step 2") == 4
+    assert "loss" not in again.stdout  # nothing was trained
+
+
+@pytest.mark.slow
+def test_optuna_minimizes_what_train_returns(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    settings = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.direction=minimize"]
+    done = typed(*NAMELESS, *settings, "stage.base.lr_scale=interval(0.5,1.5)", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = yaml.safe_load((tmp_path / "sweeps" / "optimization_results.yaml").read_text())
+    results = [read_json(path) for path in tmp_path.glob("runs/*/base/result.json")]
+    assert len(results) == 3
+    assert best["best_value"] == min(result["val_bpb"] for result in results)
 
 
 @pytest.mark.parametrize(

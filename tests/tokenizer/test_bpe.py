@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
@@ -155,6 +156,17 @@ def test_a_flat_batch_is_the_batch_in_one_row(tokenizer: Tokenizer, encoder, bos
     pieces = [ids[start:end].tolist() for start, end in itertools.pairwise(offsets)]
     assert pieces == [array.tolist() for array in tokenizer.encode_batch(TEXTS, bos=bos)]
     assert [len(array) for array in other.encode_flat([])] == [0, 1]
+
+
+@pytest.mark.parametrize("encoder", ["nanolit", "tiktoken"])
+@pytest.mark.parametrize("type_", [pa.string(), pa.large_string()])
+def test_an_arrow_array_gives_the_ids_of_its_strings(tokenizer: Tokenizer, encoder, type_) -> None:
+    """A slice of one too: of its buffers only a part is the array's."""
+    other = Tokenizer(tokenizer.tokens, encoder=encoder)
+    for texts in (pa.array(TEXTS, type_), pa.array(TEXTS, type_)[2:5], pa.array([], type_)):
+        ids, offsets = other.encode_flat(texts, bos=True)
+        expected = other.encode_flat(texts.to_pylist(), bos=True)
+        assert (ids.tolist(), offsets.tolist()) == (expected[0].tolist(), expected[1].tolist())
 
 
 def test_an_array_of_a_batch_keeps_no_other_in_memory(tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -29,6 +30,7 @@ class LocalLauncher(Launcher):
         from nanolit.jobs.sweep import run_jobs
 
         jobs = [compose(overrides) for overrides in job_overrides]
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # where a sweeper writes
         returns = []
         for overrides, result in zip(job_overrides, run_jobs(jobs), strict=True):
             done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)

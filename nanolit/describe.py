@@ -1,0 +1,207 @@
+"""Describe: `python -m nanolit.describe data=sample` says what a dataset holds, and what packing drops."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanolit.report.tables import markdown_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nanolit.data.shards import Corpus
+    from nanolit.tokenizer.bpe import Tokenizer
+
+USAGE = """\
+Describe a dataset: shards, documents, characters, tokens, lengths (a picture too), what each packing drops.
+
+  python -m nanolit.describe data=sample
+  python -m nanolit.describe data=local data.path=FOLDER documents=20000
+  python -m nanolit.describe data=fineweb_edu shards=2     the first shards, fetched where they are missing
+
+settings, besides those of nanolit.train (data, data.path, model, recipe, root, offline, …):
+  documents=N       read so many documents of the training split (default 50000)
+  shards=N          of a dataset of the hub (default 1)
+  tokenizer=FOLDER  whose tokens are counted (default: the job's, else one learned from the first documents)
+
+The last line is JSON.
+"""
+OWN = {"documents": "50000", "shards": "1", "tokenizer": ""}
+LEARNED_FROM_CHARACTERS = 20_000_000
+ROWS = 64  # of a step, whose lanes pack
+QUANTILES = (5, 25, 50, 75, 95)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line of what was wrong."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(words):
+        print(USAGE)
+        return 0
+    try:
+        found = describe(words)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(found))
+    return 0
+
+
+def describe(words: list[str]) -> dict[str, Any]:
+    """The figures by name, after they are printed as tables; the picture is below the root's data."""
+    from nanolit.jobs.build import build
+    from nanolit.jobs.compose import compose
+    from nanolit.jobs.names import tokenizer_folder
+    from nanolit.machine.paths import dataset_folder, write_atomically
+
+    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN}
+    job = compose([word for word in words if word.partition("=")[0] not in OWN])
+    settings = {**OWN, **own}
+    documents, shards = (whole_number(settings, key) for key in ("documents", "shards"))
+    root, context, dataset = Path(job["root"]), job["model"]["context"], build(job["data"])
+    dataset.fetch(root, num_shards=shards, offline=job["offline"])
+    corpus = dataset.prepare(root, num_shards=shards)
+    folder = Path(settings["tokenizer"]) if settings["tokenizer"] else tokenizer_folder(job)
+    tokenizer = tokenizer_of(
+        folder, corpus, vocab_size=job["stage"]["tokenizer"]["vocab_size"], given=bool(settings["tokenizer"])
+    )
+    found = {"data": corpus.name, "tokenizer": tokenizer.hash[:8], **counts(corpus, tokenizer, documents)}
+    lengths = found.pop("lengths")
+    print(counts_table(found), flush=True)
+    found["cropped_fraction"] = drops(corpus, tokenizer, documents, context=context)
+    found["longer_than_a_row_fraction"] = float((lengths > context + 1).mean())
+    rows = [[packing, f"{fraction:.1%}"] for packing, fraction in found["cropped_fraction"].items()]
+    print(markdown_table(["packing", f"tokens dropped, rows of {context:,}"], rows))
+    picture = dataset_folder(root, corpus.name) / "lengths.png"
+    write_atomically(picture, draw_lengths(lengths, name=corpus.name, context=context))
+    print(f"lengths of {len(lengths):,} documents: {picture}")
+    return {**found, "picture": str(picture)}
+
+
+def whole_number(settings: dict[str, str], key: str) -> int:
+    if not settings[key].isdecimal() or int(settings[key]) < 1:
+        raise ValueError(f"{key} is {settings[key]!r}; it must be a whole number, 1 or more")
+    return int(settings[key])
+
+
+def tokenizer_of(folder: Path, corpus: "Corpus", *, vocab_size: int, given: bool) -> "Tokenizer":
+    """The tokenizer of the folder; where the job's is not made yet, one learned for these figures alone."""
+    from nanolit.data.texts import training_arrays
+    from nanolit.tokenizer.bpe import FILE_NAME, Tokenizer
+
+    if given or (folder / FILE_NAME).is_file():
+        return Tokenizer.load(folder)
+    print(f"there is no {folder.name} yet: learning {vocab_size:,} tokens for these figures", flush=True)
+    texts = training_arrays(corpus, max_characters=LEARNED_FROM_CHARACTERS)
+    return Tokenizer.train(texts, vocab_size=vocab_size)
+
+
+def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> dict[str, Any]:
+    """Of both splits: shards, documents. Of what is read: characters, tokens, lengths, what is held out."""
+    import pyarrow.compute as pc
+
+    held_out = {hash(text) for array in arrays(corpus.validation_shards) for text in array.to_pylist()}
+    num_characters = num_bytes = repeated = 0
+    lengths = []
+    for array in arrays(corpus.train_shards, most=most):
+        num_characters += int(pc.call_function("utf8_length", [array]).to_numpy().sum())
+        num_bytes += int(pc.call_function("binary_length", [array]).to_numpy().sum())
+        repeated += sum(hash(text) in held_out for text in array.to_pylist())
+        lengths.append(np.diff(tokenizer.encode_flat(array, bos=True)[1]))
+    if not lengths:
+        raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
+    every = np.concatenate(lengths)
+    return {
+        "train_shards": len(corpus.train_shards),
+        "train_documents": sum(sum(shard.group_sizes) for shard in corpus.train_shards),
+        "validation_shards": len(corpus.validation_shards),
+        "validation_documents": sum(sum(shard.group_sizes) for shard in corpus.validation_shards),
+        "read_documents": len(every),
+        "read_characters": num_characters,
+        "read_bytes": num_bytes,
+        "read_tokens": int(every.sum()),
+        "bytes_per_token": num_bytes / int(every.sum()),
+        "length_quantiles": {str(q): int(np.percentile(every, q, method="lower")) for q in QUANTILES},
+        "read_documents_also_held_out": repeated,
+        "lengths": every,
+    }
+
+
+def arrays(shards: list, *, most: int | None = None) -> "Iterator[pa.Array]":
+    """The texts of row group after row group, of at most so many documents in all."""
+    from nanolit.data.shards import read_texts
+
+    left = most
+    for shard in shards:
+        for group in range(len(shard.group_sizes)):
+            if left == 0:
+                return
+            texts = read_texts(shard, group)[:left]
+            left = None if left is None else left - len(texts)
+            yield texts
+
+
+def drops(corpus: "Corpus", tokenizer: "Tokenizer", documents: int, *, context: int) -> dict[str, float]:
+    """The share of tokens that each packing crops in training's own stream, over so many documents."""
+    from typing import get_args
+
+    from nanolit.data.packing import Packing
+    from nanolit.data.stream import PretrainStream
+
+    share = min(1.0, documents / sum(sum(shard.group_sizes) for shard in corpus.train_shards))
+    found = {}
+    for packing in get_args(Packing):
+        stream = PretrainStream(
+            corpus, tokenizer, context=context, rows=ROWS, micro_batch=ROWS, seed=1, packing=packing
+        )
+        found[packing] = next(step.cropped_fraction for step in stream if step.epoch >= share)
+    return found
+
+
+def counts_table(found: dict[str, Any]) -> str:
+    splits = [
+        [split, f"{found[f'{split}_shards']:,}", f"{found[f'{split}_documents']:,}"]
+        for split in ("train", "validation")
+    ]
+    read = [
+        ["documents read", f"{found['read_documents']:,}"],
+        ["characters", f"{found['read_characters']:,}"],
+        ["bytes", f"{found['read_bytes']:,}"],
+        ["tokens", f"{found['read_tokens']:,}"],
+        ["bytes per token", f"{found['bytes_per_token']:.2f}"],
+        *([f"{q}% have at most", f"{n:,} tokens"] for q, n in found["length_quantiles"].items()),
+        ["also held out, word for word", f"{found['read_documents_also_held_out']:,} documents"],
+    ]
+    table = markdown_table([found["data"], "shards", "documents"], splits)
+    return f"{table}\n{markdown_table(['of the training split', ''], read)}"
+
+
+def draw_lengths(lengths: np.ndarray, *, name: str, context: int) -> bytes:
+    """A PNG: documents by their length in tokens, and where a row ends."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(lengths, bins=np.geomspace(1, max(2, lengths.max()), 60).tolist(), color="#1f5fa8")
+    axes.axvline(context, color="#d1495b", label=f"a row: {context:,}")
+    axes.set_xscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    median = int(np.median(lengths))
+    axes.set_title(
+        f"{name}: half of the documents have at most {median:,} tokens", loc="left", fontweight="bold"
+    )
+    axes.set_xlabel("tokens of a document")
+    axes.set_ylabel("documents")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

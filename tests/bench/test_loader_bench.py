@@ -1,0 +1,44 @@
+"""`python -m nanolit.bench loader` measures the stream, its memory and its parts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanolit.bench import loader
+
+TINY = ["vocab_size=400", "rows=16", "context=64", "warmup=1", "seconds=1", "threads=2", "commit=test"]
+
+
+@pytest.mark.parametrize("packing", ["bestfit", "flat"])
+def test_it_measures_the_stream_and_keeps_the_figures(tmp_path: Path, packing: str) -> None:
+    command = [sys.executable, "-m", "nanolit.bench", "loader", *TINY]
+    done = subprocess.run(
+        [*command, f"packing={packing}", f"results={tmp_path}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(done.stdout.splitlines()[-1])
+    shares = [entry[name] for name in entry if name.startswith("share_of_")]
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0
+    assert entry["tokens_per_second"] >= 16 * 64 * entry["steps"] / 3
+    assert entry["peak_memory_of_data_megabytes"] < entry["memory_bound_megabytes"]
+    assert (entry["cropped_fraction"] == 0) == (packing == "flat")
+    (kept,) = tmp_path.glob("test-*.json")
+    assert json.loads(kept.read_text())["results"] == [entry]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("speed=3", "speed=3 is no setting of this benchmark; it has data"),
+        ("threads=0", "threads=0 must be a whole number of at least 1"),
+        ("packing=best", "packing=best is not one of bestfit, flat"),
+        ("data=/nowhere", "data.path=/nowhere is not a folder"),
+    ],
+)
+def test_unknown_settings_are_refused(argument: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loader.main([argument])

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
 from aiohttp import web
 from grpclib.server import Server
 
+from tests.fake_modal.containers import end_everything
 from tests.fake_modal.control_plane import ControlPlane, blob_server
 
 
 async def main() -> None:
+    parent = os.getppid()
     state, secrets = Path(sys.argv[1]), json.loads(sys.argv[2])
     runner = web.AppRunner(blob_server(state))
     await runner.setup()
@@ -24,7 +27,10 @@ async def main() -> None:
     plane.url_of_rpc = f"http://127.0.0.1:{port}"
     (state / "url.part").write_text(plane.url_of_rpc)
     (state / "url.part").rename(state / "url")
-    await server.wait_closed()
+    while os.getppid() == parent:  # a test that crashed leaves nothing behind
+        await asyncio.sleep(1)
+    for task in plane.containers.running:
+        end_everything(task)
 
 
 asyncio.run(main())

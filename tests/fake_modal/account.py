@@ -1,5 +1,6 @@
 """What a test holds of a fake account: commands typed on a laptop, the requests they made, the containers."""
 
+import contextlib
 import csv
 import json
 import os
@@ -42,7 +43,8 @@ class Account:
         self.server.terminate()
         self.server.wait()
         for _, pid, _ in self.containers():
-            os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
     def environment(self, *, url: str | None = None) -> dict[str, str]:
         names = ("PATH", "HOME", "TMPDIR", "PYTHONPATH")

@@ -73,7 +73,7 @@ class Account:
     def run(self, module: str, *words: str, **environment: str) -> tuple[int, str]:
         """A command's exit code and all that it printed."""
         process = self.start(module, *words, **environment)
-        output, _ = process.communicate(timeout=170)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
     def overrides(self, run: str, *more: str, cluster: str = "modal_h100") -> list[str]:
@@ -109,7 +109,7 @@ class Account:
 
     def wait_for_step(self, run: str, step: int) -> None:
         """Until a run has trained `step` steps."""
-        wait_until(lambda: any(one >= step for one, _ in self.curve(run)), seconds=100)
+        wait_until(lambda: any(one >= step for one, _ in self.curve(run)), seconds=300)
 
     def container_of(self, run: str, function: str) -> int:
         """The process of the container that runs a run's newest call of a function."""

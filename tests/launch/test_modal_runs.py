@@ -35,7 +35,7 @@ def trained(account, reference):
     command = account.start("nanolit.train", *words)
     account.wait_for_step("plain", 2)
     account.end_container("plain", "orchestrate", signal.SIGKILL)
-    output, _ = command.communicate(timeout=170)
+    output, _ = command.communicate(timeout=600)
     return command.returncode, output
 
 
@@ -115,7 +115,7 @@ def test_left_by_its_client_preempted_and_crashed_it_goes_on_to_the_same_curve(a
     client = account.start("nanolit.train", *account.overrides("hard", *SLOW))
     account.wait_for_step("hard", 1)
     os.killpg(client.pid, signal.SIGINT)
-    output, _ = client.communicate(timeout=30)
+    output, _ = client.communicate(timeout=100)
     assert client.returncode == 130, output
     assert "hard goes on; python -m launch attach hard" in output
     account.end_container("hard", "train", signal.SIGINT)  # how Modal preempts
@@ -188,7 +188,7 @@ def test_a_sweep_runs_side_by_side_and_a_failed_rank_is_told_once(account, refer
     account.wait_for_step("swept-2", 1)
     container = account.container_of("swept-2", "train")
     os.kill(descendants(container)[0][0], signal.SIGKILL)
-    output, _ = sweep.communicate(timeout=170)
+    output, _ = sweep.communicate(timeout=600)
     assert sweep.returncode == 1, output
     assert "── swept-1: done at step 16" in output
     assert output.count("base ended with exit code -9") == 2, "when it happens, and at the end"

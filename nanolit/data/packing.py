@@ -12,10 +12,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-try:
-    from nanolit import _rustbpe
-except ImportError:  # installed without a Rust compiler: the Python packer serves
-    _rustbpe = None
+from nanolit.tokenizer.extension import load_extension
+
+_rustbpe = load_extension()  # None: the Python packer serves
 
 Packing = Literal["bestfit", "flat"]
 Document = tuple[int, np.ndarray]  # its number in the sequence (ascending), its tokens, BOS first

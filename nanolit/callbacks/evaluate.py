@@ -1,6 +1,7 @@
 """Scores while training: on all ranks, with the raw module, off the training clock."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from nanolit.phases.core import Phase
 from nanolit.tasks.task import Task
 
 
-class Evaluation(L.Callback):
+class Evaluation(L.Callback, ABC):
     """Calls `evaluate` every `eval_every` steps (None: at the end only) and after the last step."""
 
     def __init__(self, *, eval_every: int | None, recorder: Recorder, clock: Clock) -> None:
@@ -36,17 +37,17 @@ class Evaluation(L.Callback):
             pl_module.gpt.train()
             self.recorder.record(trainer, {"step": step, **row})
 
+    @abstractmethod
     def evaluate(self, phase: Phase) -> dict[str, float]:
         """The scores of now, as columns of metrics.csv; tells them to the person too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> dict[str, float | None]:
         """The newest scores, for checkpoints and results."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave before the interruption."""
-        raise NotImplementedError
 
 
 class EvaluateBitsPerByte(Evaluation):

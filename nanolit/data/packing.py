@@ -12,10 +12,9 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-try:
-    from nanolit import _rustbpe
-except ImportError:  # installed without a Rust compiler: the Python packer serves
-    _rustbpe = None
+from nanolit.tokenizer.extension import load_extension
+
+_rustbpe = load_extension()  # None: the Python packer serves
 
 Packing = Literal["bestfit", "bestfit_split", "flat"]
 # The shortest rest of a split document that is held again, as a part of a row: at T = 2,048 an eighth drops

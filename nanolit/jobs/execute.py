@@ -1,6 +1,6 @@
 """A resolved job to its result: every stage in order. A local run, a sweep, a container: all call `run`.
 
-`python -m nanolit.jobs.execute job.yaml` does the same for a job on disk.
+`python -m nanolit.jobs.execute job.yaml [result.json]` does the same for a job on disk.
 """
 
 import importlib
@@ -323,6 +323,8 @@ def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int
                 raise ValueError(
                     f"{busy} by process {holder}; wait for it, stop it, or give another run=NAME"
                 ) from error
+            except OSError:
+                pass  # a file system without locks, as network mounts may be
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -359,6 +361,8 @@ def read_job(path: Path) -> Job:
 def main() -> int:
     """Run the job of a file; 0 when it is done, 130 when it was interrupted, else 1."""
     result = run(read_job(Path(sys.argv[1])))
+    if len(sys.argv) > 2:
+        write_json(Path(sys.argv[2]), result)
     if result["status"] != "done":
         print(f"{result['run']}: {result['status']}: {result.get('error', '')}", file=sys.stderr)
     return {"done": 0, "interrupted": 130}.get(result["status"], 1)

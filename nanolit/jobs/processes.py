@@ -62,15 +62,22 @@ def clean_environment(*, devices: int) -> dict[str, str]:
     return environment
 
 
-def supervise(command: Sequence[str], *, environment: dict[str, str], keep_open: Sequence[int] = ()) -> int:
+def supervise(
+    command: Sequence[str],
+    *,
+    environment: dict[str, str],
+    keep_open: Sequence[int] = (),
+    seconds: float | None = None,
+) -> int:
     """Run a command in its own process group and give its exit code; interrupted, stop all of it first.
 
-    `keep_open` are file descriptors (a lock) that the child holds as long as it lives.
+    `keep_open` are file descriptors (a lock) that the child holds as long as it lives. After `seconds` it is
+    stopped, and subprocess.TimeoutExpired raised.
     """
     with sigterm_interrupts():
         process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=keep_open)
         try:
-            return process.wait()
+            return process.wait(seconds)
         except BaseException:
             stop([process])
             raise

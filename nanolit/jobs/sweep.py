@@ -33,7 +33,11 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     if jobs[0]["dry_run"]:
         show_plans(jobs)
         return [None for _ in jobs]
-    results = [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs)
+    return conclude(jobs, [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs))
+
+
+def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[float | None]:
+    """The validation bits per byte of every job, after the sweep's table; JobFailed when one ended badly."""
     if len(jobs) > 1:
         path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
         write_sweep_csv(path, results)
@@ -51,6 +55,11 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         refuse_elsewhere(job)
     if note := check_cost([(job, list(fresh_plans(job).values())) for job in jobs]):
         say(note)
+    refuse_same_run(jobs)
+
+
+def refuse_same_run(jobs: Sequence[Job]) -> None:
+    """ValueError when two jobs of a sweep would be one run."""
     name, count = Counter(job["run"] for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(
@@ -111,7 +120,8 @@ def start(job: Job, slot: str, *, shared: bool) -> subprocess.Popen:
     path = folder / "job.yaml"
     write_job(path, job)
     say(f"── {job['run']}" + ("" if shared else f" on GPU {slot}, output in {folder / 'log.txt'}"))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": slot} if slot else dict(os.environ)
+    tags = {"WANDB_TAGS": ",".join(filter(None, (os.environ.get("WANDB_TAGS"), "sweep")))}
+    environment = {**os.environ, **tags} | ({"CUDA_VISIBLE_DEVICES": slot} if slot else {})
     command = [sys.executable, "-m", "nanolit.jobs.execute", str(path)]
     if shared:
         return subprocess.Popen(command, env=environment, start_new_session=True)

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
@@ -37,6 +38,7 @@ from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
 from nanolit.phases.job import Job
+from nanolit.report.card import write_report
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison
 
@@ -63,6 +65,10 @@ def run(job: Job, stage: str) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    return write_result(job, stage, result)
+
+
+def write_result(job: Job, stage: str, result: dict[str, Any]) -> dict[str, Any]:
     result = {"format": 1, "stage": stage, "run": job["run"], **result}
     if launched_rank() == 0:
         write_json(stage_folder(job["root"], job["run"], stage) / "result.json", result)
@@ -134,7 +140,12 @@ def train(job: Job, stage: str) -> dict[str, Any]:
             meta={**meta, **result, "code": code_version()},
         )
         summarize(stage, result, release)
-    return {"status": "done", "release": str(release), **result}
+    result = {"status": "done", "release": str(release), **result}
+    if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
+        write_result(job, stage, result)  # what the report reads
+        report = write_report(Path(job["root"]), job["run"])
+        trainer.logger.experiment.save(str(report), base_path=str(report.parent), policy="now")
+    return result
 
 
 class Watch:
@@ -234,6 +245,9 @@ def announce(stage: str, parts: Parts) -> None:
         say(f"{stage}: continuing after step {phase.finished_steps:,} of {phase.num_steps:,}")
     elif parts.origin:
         say(f"{stage}: {phase.num_steps:,} steps from {parts.origin.name}")
+    if parts.device.type == "cuda":
+        gpu = torch.cuda.get_device_name(parts.device)
+        say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
     left_out = getattr(parts.stream, "left_out", None)
     if left_out is not None and any(vars(left_out).values()):
         parts_left = (

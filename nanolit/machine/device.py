@@ -47,3 +47,14 @@ def keyed_generator(
 ) -> torch.Generator:
     """A generator for one purpose at one place (step, row), equal on any number of ranks."""
     return torch.Generator(device=device).manual_seed(derived_seed(seed, purpose, *keys))
+
+
+def tried_gpus() -> list[str]:
+    """The names of the CUDA devices here, after a matrix product on each; RuntimeError where one fails."""
+    names = []
+    for index in range(torch.cuda.device_count()):
+        ones = torch.ones(1024, 1024, device=f"cuda:{index}", dtype=torch.bfloat16)
+        if (ones @ ones)[0, 0].item() != 1024:
+            raise RuntimeError(f"CUDA device {index} multiplies wrongly")
+        names.append(torch.cuda.get_device_name(index))
+    return names

@@ -15,6 +15,7 @@ import numpy as np
 import tiktoken
 
 from nanolit.machine.paths import read_json, write_json
+from nanolit.tokenizer.extension import load_extension
 from nanolit.tokenizer.training import as_buffers, learn
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
 
     from nanolit._rustbpe import Encoder as RustEncoder
 
-try:
-    from nanolit import _rustbpe
-except ImportError:  # installed without a Rust compiler: tiktoken encodes
-    _rustbpe = None
+_rustbpe = load_extension()  # None: tiktoken encodes
 
 FORMAT = 1
 FILE_NAME = "tokenizer.json"

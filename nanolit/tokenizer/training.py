@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanolit.tokenizer import twin
+from nanolit.tokenizer.extension import load_extension
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-try:
-    from nanolit import _rustbpe
-except ImportError:  # installed without a Rust compiler: the twin serves
-    _rustbpe = None
+_rustbpe = load_extension()  # None: the Python twin trains
 
 # The twin takes about a minute for so many characters; Rust takes half a second.
 TWIN_MAX_CHARACTERS = 20_000_000

@@ -36,3 +36,6 @@ def test_an_offline_run_holds_the_configuration_the_metrics_and_its_place(tmp_pa
     assert "val_bpb" in text
     assert "tokens_per_second" in text
     assert folder.name.split("-")[-2] == "base"
+    report = (folder / "files" / "report.md").read_text()
+    assert report.startswith("# Report card: tiny")
+    assert "## base" in report.lower()

@@ -6,7 +6,8 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra_plugins.nanolit_modal.config import ModalLauncherConf
-from hydra_plugins.nanolit_modal.launcher import validate
+from hydra_plugins.nanolit_modal.launcher import ModalLauncher, validate
+from omegaconf import OmegaConf
 
 from nanolit.jobs.compose import compose_config, options
 
@@ -54,3 +55,12 @@ def test_what_modal_would_refuse_or_bill_is_one_line(changes, message):
 
 def test_the_defaults_pass():
     validate(**settings())
+
+
+def test_a_sweeper_that_needs_results_needs_to_wait():
+    """Optuna's target by name: its plugin isn't needed to refuse."""
+    launcher = ModalLauncher(**settings(wait=False))
+    target = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+    launcher.config = OmegaConf.create({"hydra": {"sweeper": {"_target_": target}}})
+    with pytest.raises(ValueError, match=r"OptunaSweeper chooses jobs by the results .* give wait=true"):
+        launcher.refuse_sweeper_without_results()

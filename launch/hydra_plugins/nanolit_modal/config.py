@@ -21,7 +21,11 @@ class ImageConf:
 
 @dataclass
 class ModalLauncherConf:
-    """One detached app and one call per job. Sizes in MiB, times in seconds."""
+    """One detached app and one call per job. Sizes in MiB, times in seconds.
+
+    `root` is where all artefacts are in the containers: on the volume `nanolit`, unless `volumes` says
+    another.
+    """
 
     _target_: str = "hydra_plugins.nanolit_modal.launcher.ModalLauncher"
     app_name: str = "nanolit"
@@ -36,7 +40,8 @@ class ModalLauncherConf:
     nodes: int = 1
     rdma: bool = False
     region: str | None = None
-    volumes: dict[str, VolumeConf] = field(default_factory=lambda: {"/vol": VolumeConf()})
+    root: str = "/vol"
+    volumes: dict[str, VolumeConf] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     image: ImageConf = field(default_factory=ImageConf)

@@ -1,15 +1,20 @@
 """The launcher that cluster=modal_* selects: all jobs and its own settings are checked before all else."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.nanolit_modal.config import ModalLauncherConf
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from nanolit.jobs.sweep import refuse_same_run
+from nanolit.phases.job import Job
 
 # https://modal.com/docs/guide/gpu (November 2026). "!" keeps an H100 an H100, "+" lets a B200 be a newer one.
 GPUS = (
@@ -33,7 +38,7 @@ DAY_SECONDS = 86_400
 
 class ModalLauncher(Launcher):
     def __init__(self, **settings: Any) -> None:
-        self.settings = settings
+        self.settings = {key: plain(value) for key, value in settings.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -41,17 +46,66 @@ class ModalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.jobs.compose import compose
 
+        refuse_in_container()
         validate(**self.settings)
+        self.refuse_sweeper_without_results()
         jobs = [compose(overrides) for overrides in job_overrides]
-        for job in jobs:
-            if job["cluster"]["kind"] != "modal":
-                raise ValueError(
-                    f"cluster={job['cluster']['name']} cannot be swept with a Modal one; give them apart"
-                )
-        names = ", ".join(job["run"] for job in jobs)
+        check_jobs(jobs, self.settings)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        returns = []
+        for overrides, result in zip(job_overrides, self.run(jobs), strict=True):
+            done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+            done.return_value = result
+            returns.append(done)
+        return returns
+
+    def run(self, jobs: Sequence[Job]) -> list[float | None]:
+        """Show the plans; then submit, and wait if that is wished. Validation bits per byte, or None."""
+        from launch.sweep import describe_jobs, submit_jobs
+
+        describe_jobs(jobs, self.settings)
+        if self.settings["dry_run"]:
+            return [None for _ in jobs]
+        return submit_jobs(jobs, self.settings)
+
+    def refuse_sweeper_without_results(self) -> None:
+        """A sweeper that chooses the next job by the last one's result needs to wait for it."""
+        sweeper = str(self.config.hydra.sweeper._target_)
+        if not self.settings["wait"] and not sweeper.endswith("BasicSweeper"):
+            raise ValueError(
+                f"{sweeper.rpartition('.')[2]} chooses jobs by the results of earlier ones; give wait=true"
+            )
+
+
+def plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def refuse_in_container() -> None:
+    """A container that submitted would go on submitting."""
+    if os.environ.get("MODAL_IS_REMOTE") == "1":
         raise ValueError(
-            f"submitting to Modal is not available yet in this version: {names} was not started; "
-            "python -m nanolit.plan shows its plan, cluster=local runs it here"
+            "this is a Modal container: it runs jobs and never submits one; choose cluster=local"
+        )
+
+
+def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
+    """ValueError for a job of another cluster, or planned for other GPUs, or twice the same run."""
+    for job in jobs:
+        cluster = job["cluster"]
+        if cluster["kind"] != "modal":
+            raise ValueError(f"cluster={cluster['name']} cannot be swept with a Modal one; give them apart")
+        count = int(settings["gpu"].partition(":")[2] or 1)
+        if (cluster["devices"], cluster["nodes"]) != (count, settings["nodes"]):
+            raise ValueError(
+                f"cluster.devices={cluster['devices']} on {cluster['nodes']} node(s), but hydra.launcher.gpu="
+                f"{settings['gpu']} on {settings['nodes']}; give both the same number"
+            )
+    refuse_same_run(jobs)
+    if not settings["wait"] and len(jobs) > settings["max_parallel"]:
+        raise ValueError(
+            f"{len(jobs)} jobs are more than hydra.launcher.max_parallel={settings['max_parallel']}, and "
+            "with wait=false nothing holds the others back; give wait=true or a larger max_parallel"
         )
 
 
@@ -72,10 +126,10 @@ def validate(**settings: Any) -> None:
     ):
         if not low <= settings[key] <= high:
             raise ValueError(f"hydra.launcher.{key} is {settings[key]:,}; give Modal {low:,} to {high:,}")
-    for path in settings["volumes"]:
+    for path in [settings["root"], *settings["volumes"]]:
         if not path.startswith("/") or path == "/":
             raise ValueError(
-                f"hydra.launcher.volumes has {path!r}; a volume is mounted at an absolute path like /vol"
+                f"hydra.launcher has a volume at {path!r}; a volume is mounted at an absolute path like /vol"
             )
 
 

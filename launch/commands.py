@@ -1,0 +1,195 @@
+"""What `python -m launch COMMAND` does: for each a function, parsed arguments → lines and an exit code."""
+
+import json
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import modal
+
+from launch import remote
+from launch.follow import follow, newest_call, running, stream, wait
+from launch.image import container_image
+from launch.submit import Submission, read_submission, started
+from launch.uploads import put as send
+from nanolit.jobs.execute import score
+from nanolit.machine.paths import read_json, run_folder
+from nanolit.report.tables import age, markdown_table
+
+NOT_FETCHED = ("checkpoints", "wandb")
+LAST_LINES = 1_000
+STOP_SECONDS = 90  # what a stage gets to write its checkpoint before the app is stopped
+
+
+def status(arguments: Namespace) -> int:
+    """The state of every submission, or of one run's calls."""
+    if arguments.run:
+        submission = read_submission(arguments.root, arguments.run)
+        print(f"{submission['run']}: {state(submission)}; {submission['dashboard']}")
+        for call in calls_of(submission):
+            print(f"  {call['stage']:<10}{call['function']:<10}{call['state']:<12}{call['call']}")
+        return 0
+    paths = sorted(run_folder(arguments.root, "").glob("*/submission.json"))
+    rows = []
+    for submission in map(read_json, paths):
+        since = datetime.fromisoformat(submission["submitted"]).timestamp()
+        rows.append([submission["run"], state(submission), submission["gpu"], age(time.time() - since)])
+    print(markdown_table(["Run", "State", "GPU", "Age"], rows, num_left=3) if rows else "nothing submitted")
+    return 0
+
+
+def state(submission: Submission) -> str:
+    """running, or how it ended."""
+    try:
+        result = wait(submission, timeout=0)
+    except TimeoutError:
+        return "running"
+    except remote.UNREACHABLE:
+        raise
+    except Exception as error:
+        return f"ended by Modal ({type(error).__name__})"
+    return f"{result['status']}{score(result)}"
+
+
+def calls_of(submission: Submission) -> list[dict[str, Any]]:
+    """The calls that the run's orchestrators have made, oldest first."""
+    try:
+        content = b"".join(volume_of(submission).read_file(f"runs/{submission['run']}/calls.json"))
+    except FileNotFoundError:
+        return []
+    return json.loads(content)["calls"]
+
+
+def volume_of(submission: Submission) -> modal.Volume:
+    return modal.Volume.from_name(submission["volume"], environment_name=submission["environment"])
+
+
+def logs(arguments: Namespace) -> int:
+    submission = read_submission(arguments.root, arguments.run)
+    if arguments.follow:
+        stream(submission)
+        return 0
+    for entry in modal.App.lookup(submission["app"]).logs.tail(LAST_LINES):
+        print(entry.message, end="")
+    return 0
+
+
+def attach(arguments: Namespace) -> int:
+    """0 when the run ended well, else 1."""
+    result = follow(read_submission(arguments.root, arguments.run), logs=True)
+    print(f"── {result['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
+    return 0 if result["status"] == "done" else 1
+
+
+def stop(arguments: Namespace) -> int:
+    """Cancel the orchestrator first, so that it begins nothing more; then its calls; then the app."""
+    submission = read_submission(arguments.root, arguments.run)
+    if not running(submission):
+        raise ValueError(f"run {submission['run']} is not running: {state(submission)}")
+    modal.FunctionCall.from_id(newest_call(submission)).cancel()
+    calls = [call for call in calls_of(submission) if call["state"] == "begun" and remote.lives(call["call"])]
+    for call in calls:
+        modal.FunctionCall.from_id(call["call"]).cancel()
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and any(remote.lives(call["call"]) for call in calls):
+        time.sleep(1)
+    modal.App.lookup(submission["app"]).stop()
+    stages = ", ".join(call["stage"] for call in calls) or "nothing was running"
+    print(f"{submission['run']}: stopped ({stages}); the same command goes on from the last checkpoint")
+    return 0
+
+
+def fetch(arguments: Namespace) -> int:
+    submission = read_submission(arguments.root, arguments.run)
+    store, num_files, num_bytes = volume_of(submission), 0, 0
+    for path, size in files_of(store, f"runs/{submission['run']}"):
+        if not arguments.checkpoints and any(part in NOT_FETCHED for part in PurePosixPath(path).parts):
+            continue
+        target = Path(arguments.root) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        with part.open("wb") as file:
+            for block in store.read_file(path):
+                file.write(block)
+        part.replace(target)
+        num_files, num_bytes = num_files + 1, num_bytes + size
+    place = run_folder(arguments.root, submission["run"])
+    print(f"{num_files:,} files, {num_bytes / 1e6:,.1f} MB, in {place}")
+    return 0
+
+
+def files_of(store: modal.Volume, folder: str) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of every file below a folder of the volume; hidden ones are locks and the like."""
+    for entry in store.iterdir(folder, recursive=True):
+        hidden = any(part.startswith(".") for part in PurePosixPath(entry.path).parts)
+        if entry.type.name == "FILE" and not hidden:
+            yield entry.path, entry.size
+
+
+def put(arguments: Namespace) -> int:
+    path = arguments.path.expanduser()
+    if not path.exists():
+        raise ValueError(f"{path} is not here; give a file or a folder")
+    place = arguments.place or f"uploads/{path.resolve().name}"
+    store = modal.Volume.from_name(
+        arguments.volume, create_if_missing=True, version=2, environment_name=arguments.environment
+    )
+    send(store, path, place)
+    print(f"{path} is on the volume {arguments.volume}; jobs find it at /vol/{place}")
+    return 0
+
+
+def cost(arguments: Namespace) -> int:
+    """Hours of every call so far, and dollars of those on GPUs. What was billed: `modal billing report`."""
+    submission = read_submission(arguments.root, arguments.run)
+    rows, gpu_hours = [], 0.0
+    for call in calls_of(submission):
+        hours = (call.get("ended", time.time()) - call["at"]) / 3600
+        on_gpus = call["function"] == "train"
+        gpu_hours += hours * on_gpus
+        where = submission["gpu"] if on_gpus else "CPU"
+        rows.append([call["stage"], where, call["state"], f"{hours:.2f}"])
+    print(markdown_table(["Stage", "On", "State", "Hours"], rows, num_left=3))
+    nodes = f" on {submission['nodes']} nodes" if submission["nodes"] > 1 else ""
+    rate = submission["dollars_per_hour"]
+    dollars = f", about ${gpu_hours * rate:,.2f} at ${rate:,.2f} an hour" if rate else ""
+    print(f"{gpu_hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it included{dollars}")
+    return 0
+
+
+def doctor(arguments: Namespace) -> int:
+    """A line for each thing that a submission needs; 1 when one of them is wrong."""
+    checks = [("token", lambda: modal.Client.from_env().hello() or "accepted")]
+    volume = modal.Volume.from_name(arguments.volume, environment_name=arguments.environment)
+    checks.append((f"volume {arguments.volume}", lambda: volume.hydrate() and "there"))
+    for name in arguments.secret:
+        secret = modal.Secret.from_name(name, environment_name=arguments.environment)
+        checks.append((f"secret {name}", lambda secret=secret: secret.hydrate() and "there"))
+    if arguments.gpu:
+        checks.append((f"GPU {arguments.gpu}", lambda: smoke_test(arguments.gpu, arguments.environment)))
+    good = True
+    for name, check in checks:
+        try:
+            text = check()
+        except (modal.exception.Error, ValueError) as error:
+            good, text = False, " ".join(f"WRONG: {error}".split())
+        print(f"{name}: {text}")
+    return 0 if good else 1
+
+
+def smoke_test(gpu: str, environment: str | None) -> str:
+    """What a container of a job's image sees of a GPU. ValueError when PyTorch has none there."""
+    app = modal.App("nanolit-doctor", include_source=False)
+    settings = {"python": "3.12", "apt": [], "uv_extras": []}
+    image = container_image(settings, root="/vol")
+    function = app.function(image=image, gpu=gpu, timeout=600, single_use_containers=True)(remote.look_around)
+    with started(app, environment):
+        call = function.spawn()
+    found = call.get()
+    text = f"Python {found['python']}, Rust extension {found['extension']}"
+    if not found["gpus"]:
+        raise ValueError(f"PyTorch sees no GPU there ({text})")
+    return f"{', '.join(found['gpus'])}; {text}"

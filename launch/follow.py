@@ -1,0 +1,69 @@
+"""A submission to its result: the logs of its app, the run's name before each line, and the last answer."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import modal
+
+from launch.remote import UNREACHABLE, lives
+from launch.submit import Submission
+
+Say = Callable[[str], None]
+
+
+def follow(submission: Submission, *, logs: bool, say: Say = print) -> dict[str, Any]:
+    """Wait for the job's result, however many orchestrators it takes; the job needs nobody to wait for it."""
+    if logs:
+        thread = threading.Thread(target=stream, args=(submission,), kwargs={"say": say}, daemon=True)
+        thread.start()
+    try:
+        result = wait(submission)
+    except UNREACHABLE:
+        raise
+    except Exception as error:
+        result = {"status": "failed", "error": f"Modal ended the job: {type(error).__name__}: {error}"}
+    if logs:
+        thread.join(timeout=5)
+    return {"run": submission["run"], **result}
+
+
+def wait(submission: Submission, *, timeout: float | None = None) -> dict[str, Any]:
+    """The last orchestrator's result; TimeoutError when one of them takes longer than `timeout` seconds."""
+    call = submission["call"]
+    while True:
+        result = modal.FunctionCall.from_id(call).get(timeout=timeout)
+        if result["status"] != "continued":
+            return result
+        call = result["call"]
+
+
+def newest_call(submission: Submission) -> str:
+    """The orchestrator that the others handed over to."""
+    call = submission["call"]
+    while not lives(call):
+        try:
+            result = modal.FunctionCall.from_id(call).get(timeout=0)
+        except Exception:
+            return call
+        if result["status"] != "continued":
+            return call
+        call = result["call"]
+    return call
+
+
+def running(submission: Submission) -> bool:
+    return lives(newest_call(submission))
+
+
+def stream(submission: Submission, *, say: Say = print) -> None:
+    """Every line of the app's logs until it is over."""
+    rest = ""
+    with contextlib.suppress(modal.exception.Error):
+        for entry in modal.App.lookup(submission["app"]).logs.stream():
+            *lines, rest = (rest + entry.message).split("\n")
+            for line in lines:
+                say(f"[{submission['run']}] {line.rstrip()}")
+    if rest:
+        say(f"[{submission['run']}] {rest}")

@@ -1,0 +1,168 @@
+"""A resolved job to Modal: one detached app, one spawned call, and submission.json beside the run."""
+
+import contextlib
+import logging
+import secrets as tokens
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from launch import remote
+from launch.image import container_image
+from nanolit.jobs.plans import fresh_plan
+from nanolit.machine.paths import read_json, run_folder, write_json
+from nanolit.phases.job import Job
+
+Submission = dict[str, Any]
+CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": {"cpu": 16.0, "memory": 65_536}}
+WANDB_SECRET = "wandb"
+
+
+def submit(job: Job, settings: dict[str, Any]) -> Submission:
+    """Submit one job and return at once; ValueError for what the account lacks (a secret, a token)."""
+    app = modal.App(f"{settings['app_name']}-{job['run']}", include_source=False, tags=tags(job, settings))
+    try:
+        functions = define(app, job, settings)
+        with started(app, settings["environment"]):
+            payload = payload_of(job, settings, {name: one.object_id for name, one in functions.items()})
+            call = functions["orchestrate"].spawn(payload)
+            submission = describe(app, call.object_id, job, settings, payload)
+            write_json(submission_path(job["root"], job["run"]), submission)
+    except modal.exception.Error as error:
+        raise ValueError(explain(error)) from error
+    return submission
+
+
+@contextlib.contextmanager
+def started(app: modal.App, environment: str | None) -> Iterator[None]:
+    """A detached app; how its image is built is shown, Modal's own stream of its logs is not."""
+    logging.getLogger("modal-client").setLevel(logging.ERROR)
+    modal.config.config.override_locally("logs_timeout", "0")
+    with contextlib.ExitStack() as shown:
+        shown.enter_context(modal.enable_output())
+        with app.run(detach=True, environment_name=environment):
+            shown.close()
+            yield
+
+
+def payload_of(job: Job, settings: dict[str, Any], functions: dict[str, str]) -> remote.Payload:
+    """What the containers get: plain data, with the volume's path for root."""
+    return {
+        "job": {**job, "root": settings["root"]},
+        "functions": functions,
+        "volume": volumes_of(settings)[settings["root"]]["name"],
+        "timeout": settings["timeout"],
+        "submission": tokens.token_hex(4),
+    }
+
+
+def describe(
+    app: modal.App, call: str, job: Job, settings: dict[str, Any], payload: remote.Payload
+) -> Submission:
+    return {
+        "format": 1,
+        "run": job["run"],
+        "app": app.app_id,
+        "call": call,
+        "dashboard": f"https://modal.com/id/{app.app_id}",
+        "submitted": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "gpu": settings["gpu"],
+        "nodes": settings["nodes"],
+        "dollars_per_hour": dollars_per_hour(job),
+        "volume": payload["volume"],
+        "environment": settings["environment"],
+        "functions": payload["functions"],
+        "stages": job["stages"],
+        "overrides": job["overrides"],
+    }
+
+
+def dollars_per_hour(job: Job) -> float | None:
+    """Of the job's GPUs, as its plan has it; None where no price is known."""
+    plan: dict[str, Any] = dict(fresh_plan(job, job["stages"][-1]))
+    return (plan.get("cost") or {}).get("dollars_per_hour")
+
+
+def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, modal.Function]:
+    """The app's three functions. Those without a GPU retry as often as the one with GPUs."""
+    shared = {
+        "image": container_image(settings["image"], root=settings["root"]),
+        "volumes": {path: volume(one, settings["environment"]) for path, one in volumes_of(settings).items()},
+        "secrets": [
+            modal.Secret.from_name(name, environment_name=settings["environment"])
+            for name in secrets_of(job, settings)
+        ],
+        "env": dict(settings["env"]) or None,
+        "retries": settings["retries"],
+        "timeout": settings["timeout"],
+        "startup_timeout": settings["startup_timeout"],
+        "region": settings["region"],
+        "single_use_containers": True,
+    }
+    gpus = {key: settings[key] for key in ("gpu", "cpu", "memory", "ephemeral_disk")}
+    train = remote.train
+    if settings["nodes"] > 1:
+        train = modal.clustered(size=settings["nodes"], rdma=settings["rdma"])(train)
+    return {
+        "orchestrate": app.function(**shared, **CPU_FUNCTIONS["orchestrate"])(remote.orchestrate),
+        "prepare": app.function(**shared, **CPU_FUNCTIONS["prepare"])(remote.prepare),
+        "train": app.function(**shared, **gpus)(train),
+    }
+
+
+def volumes_of(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Path → volume: the one of all artefacts at `root`, unless the settings name another, and the others."""
+    return {settings["root"]: {"name": "nanolit", "version": 2, "read_only": False}, **settings["volumes"]}
+
+
+def volume(settings: dict[str, Any], environment: str | None) -> modal.Volume:
+    found = modal.Volume.from_name(
+        settings["name"], create_if_missing=True, version=settings["version"], environment_name=environment
+    )
+    return found.with_mount_options(read_only=True) if settings["read_only"] else found
+
+
+def secrets_of(job: Job, settings: dict[str, Any]) -> list[str]:
+    """The secrets asked for, and W&B's when the job logs there."""
+    names = list(settings["secrets"])
+    if (
+        str(job["logger"]["_target_"]).endswith("WandbLogger")
+        and not job["offline"]
+        and WANDB_SECRET not in names
+    ):
+        names.append(WANDB_SECRET)
+    return names
+
+
+def tags(job: Job, settings: dict[str, Any]) -> dict[str, str]:
+    return {"run": job["run"], "phase": job["phase"], **settings["tags"]}
+
+
+def explain(error: modal.exception.Error) -> str:
+    """One line for what Modal refused, with what to do."""
+    text = " ".join(str(error).split())
+    if isinstance(error, modal.exception.NotFoundError) and "ecret" in text:
+        return (
+            f"{text}; make it with: modal secret create NAME KEY=VALUE (W&B: {WANDB_SECRET} WANDB_API_KEY=…)"
+        )
+    if isinstance(error, modal.exception.AuthError):
+        return f"Modal refuses the token ({text}); make one with: modal token new"
+    return f"Modal refused the job: {text}"
+
+
+def submission_path(root: str | Path, run: str) -> Path:
+    return run_folder(root, run) / "submission.json"
+
+
+def read_submission(root: str | Path, run: str) -> Submission:
+    """What was submitted; ValueError when nothing was."""
+    path = submission_path(root, run)
+    if not path.exists():
+        there = sorted(one.parent.name for one in run_folder(root, "").glob("*/submission.json"))
+        raise ValueError(
+            f"run {run} was not submitted from {root}; submitted there: {', '.join(there) or 'none'}"
+        )
+    return read_json(path)

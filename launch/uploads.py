@@ -1,0 +1,90 @@
+"""Files that a job names and that are here: to the volume, under their content's hash."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import modal
+
+from launch.submit import volume, volumes_of
+from nanolit.jobs.execute import say
+from nanolit.phases.job import Job
+
+PATH_KEYS = {"path", "source", "mirror", "start_from"}  # whose value may be a name or a path
+NAMES = {"sample", "hub"}
+
+
+def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
+    """The job with the volume's paths for local ones, which are uploaded unless they are there.
+
+    ValueError for an absolute path that is neither here nor on a volume.
+    """
+    changed: dict[str, str] = {}
+    for key, text in strings(
+        {name: value for name, value in job.items() if name not in ("root", "overrides")}
+    ):
+        if text in changed or any(text.startswith(f"{path}/") for path in volumes_of(settings)):
+            continue
+        path = Path(text).expanduser()
+        if key in PATH_KEYS and text not in NAMES and path.exists():
+            changed[text] = upload(path, settings)
+        elif path.is_absolute() and key in PATH_KEYS:
+            raise ValueError(
+                f"{key}={text} is not on this machine, and not on the volume at {settings['root']}; give a "
+                "path that is here (it is uploaded), or put it there with python -m launch put"
+            )
+    return cast(Job, {**replaced(job, changed), "root": job["root"]}) if changed else job
+
+
+def strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(its key, text) of every string in nested mappings and lists."""
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            yield from strings(value, name)
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings(value, key)
+
+
+def replaced(node: Any, changes: dict[str, str], key: str = "") -> Any:
+    if isinstance(node, dict):
+        return {name: replaced(value, changes, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [replaced(value, changes, key) for value in node]
+    return changes.get(node, node) if isinstance(node, str) and key in PATH_KEYS else node
+
+
+def upload(path: Path, settings: dict[str, Any]) -> str:
+    """Where it is in the container; what is there already is not sent again."""
+    place = f"uploads/{fingerprint(path)}/{path.resolve().name}"
+    store = volume(volumes_of(settings)[settings["root"]], settings["environment"])
+    try:
+        there = bool(store.listdir(place))
+    except modal.exception.NotFoundError:
+        there = False
+    if not there:
+        say(f"uploading {path} to the volume: {place}")
+        put(store, path, place)
+    return f"{settings['root']}/{place}"
+
+
+def put(store: modal.Volume, path: Path, place: str) -> None:
+    """Send a file or a folder to `place` on the volume."""
+    with store.batch_upload(force=True) as batch:
+        if path.is_dir():
+            batch.put_directory(path, place)
+        else:
+            batch.put_file(path, place)
+
+
+def fingerprint(path: Path) -> str:
+    """Twelve hex digits of what a file or a folder holds."""
+    digest = hashlib.sha256()
+    for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as content:
+            inside = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path)} {inside}\n".encode())
+    return digest.hexdigest()[:12]

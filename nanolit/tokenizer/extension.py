@@ -1,0 +1,18 @@
+"""The Rust extension, which an install without a Rust compiler lacks."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+
+def load_extension() -> Any | None:
+    """nanolit._rustbpe, or None where it was not built; ImportError where it is there and does not load."""
+    if importlib.util.find_spec("nanolit._rustbpe") is None:
+        return None
+    try:
+        return importlib.import_module("nanolit._rustbpe")
+    except ImportError as error:
+        raise ImportError(
+            f"nanolit's Rust extension is installed but does not load ({error}); install nanolit again with "
+            "the Python that runs it"
+        ) from error

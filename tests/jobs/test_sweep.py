@@ -57,7 +57,6 @@ def test_optuna_minimizes_what_train_returns(tmp_path):
         (["micro_batch=1,2"], "2 jobs of the sweep are the same run tiny"),
         (["cluster=local,modal_8xh100"], "cluster=modal_8xh100 does not run on this machine"),
         (["modle=d6"], "did you mean model?"),
-        (["cluster=modal_8xh100"], "submitting to Modal is not available yet"),
         (["cluster=modal_8xh100", "hydra.launcher.timeout=90000"], "give Modal 1 to 86,400"),
         (["cluster=modal_8xh100", "hydra.launcher.gpuu=T4"], "did you mean hydra.launcher.gpu?"),
         (["--cfg", "job", "seed=1,2"], "--cfg shows one job"),

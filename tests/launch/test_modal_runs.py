@@ -10,13 +10,14 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from launch.remote import margin
 from nanolit.jobs.processes import descendants
 from tests.fake_modal.account import wait_until
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.modal,
     pytest.mark.xdist_group("modal"),
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
 ]
@@ -112,7 +113,7 @@ def test_nothing_but_code_is_sent(account, trained):
 
 
 def test_left_by_its_client_preempted_and_crashed_it_goes_on_to_the_same_curve(account, reference):
-    client = account.start("nanolit.train", *account.overrides("hard", *SLOW))
+    client = account.start("nanolit.train", *account.overrides("hard", *SLOW, "logger=wandb", "offline=true"))
     account.wait_for_step("hard", 1)
     os.killpg(client.pid, signal.SIGINT)
     output, _ = client.communicate(timeout=100)
@@ -126,6 +127,10 @@ def test_left_by_its_client_preempted_and_crashed_it_goes_on_to_the_same_curve(a
     assert "── hard: done at step 16" in output
     assert output.count("base: continuing after step") == 2, output
     assert account.curve("hard") == reference
+    written = (account.volume / "runs" / "hard" / "base" / "wandb").glob("offline-run-*")
+    runs = [folder.name.split("-", 3)[3] for folder in written]
+    assert len(runs) == 3, "a container each"
+    assert len(set(runs)) == 1, "one run of W&B"
 
 
 def test_what_was_made_there_comes_here(account, reference):
@@ -194,6 +199,18 @@ def test_a_sweep_runs_side_by_side_and_a_failed_rank_is_told_once(account, refer
     assert output.count("base ended with exit code -9") == 2, "when it happens, and at the end"
     assert len([call for call in account.calls("swept-2") if call["function"] == "train"]) == 1
     assert account.curve("swept-1") == reference
+
+
+def test_optuna_minimizes_what_jobs_there_return(account, reference):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    words = [one for one in account.overrides("", "max_steps=2", "seed=1") if one != "run="]
+    sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=minimize"]
+    code, output = account.run("nanolit.train", *words, *sweeper, "stage.base.lr_scale=interval(0.5,1.5)")
+    assert code == 0, output
+    best = yaml.safe_load((account.root / "sweeps" / "optimization_results.yaml").read_text())
+    results = [json.loads(path.read_text()) for path in account.volume.glob("runs/d2-*/base/result.json")]
+    assert len(results) == 2
+    assert best["best_value"] == min(result["val_bpb"] for result in results)
 
 
 def test_a_stopped_run_leaves_a_checkpoint_and_no_machine(account, reference):

@@ -18,7 +18,7 @@ _rustbpe = load_extension()  # None: the Python packer serves
 
 Packing = Literal["bestfit", "bestfit_split", "flat"]
 # The shortest rest of a split document that is held again, as a part of a row: at T = 2,048 an eighth drops
-# 2.1% of the tokens, a sixteenth 1.5% and a thirty-second 0.3%, for 0.47, 0.54 and 0.75 rests a row (LOG.md).
+# 2.2% of the tokens, a sixteenth 1.5% and a thirty-second 0.3%, for 0.47, 0.54 and 0.75 rests a row (LOG.md).
 SMALLEST_REST_FRACTION = 1 / 16
 Document = tuple[int, np.ndarray]  # its number in the sequence (ascending), its tokens, BOS first
 

@@ -23,7 +23,7 @@ demo: setup ## Train a tiny model on text that ships with NanoLit, on this compu
 	@$(RUN) python -m nanolit.chat run=demo temperature=0 -p "What is 3+4?"
 
 test: setup ## Run the tests, two at a time
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n 2 --dist loadgroup -m "not modal"
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n 2 --dist loadgroup -m "not slow"
 
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(RUN) pytest -m gpu

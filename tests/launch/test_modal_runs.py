@@ -17,7 +17,7 @@ from nanolit.jobs.processes import descendants
 from tests.fake_modal.account import wait_until
 
 pytestmark = [
-    pytest.mark.modal,
+    pytest.mark.slow,
     pytest.mark.xdist_group("modal"),
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
 ]

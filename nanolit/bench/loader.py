@@ -48,9 +48,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["measure"]:
         print(json.dumps(measure(json.loads(arguments[1]))))
         return 0
-    settings, unknown = results.split_settings(arguments, OWN)
-    if unknown:
-        raise ValueError(f"{unknown[0]} is no setting of this benchmark; it has {', '.join(OWN)}")
+    settings = results.own_settings(arguments, OWN)
     for key in ("threads", "context", "rows", "ranks", "warmup", "seconds"):
         results.number(settings, key, least=1)
     results.choice(settings, "packing", get_args(Packing))
@@ -63,7 +61,7 @@ def main(arguments: list[str]) -> int:
         if done.returncode:
             raise ValueError("the loader failed; the reason is in the lines above")
     entry = {
-        "command": " ".join(["python -m nanolit.bench loader", *arguments]),
+        "command": results.command_line("loader", arguments),
         **json.loads(done.stdout.splitlines()[-1]),
     }
     path = results.save(

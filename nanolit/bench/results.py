@@ -26,6 +26,20 @@ def split_settings(arguments: list[str], own: dict[str, str]) -> tuple[dict[str,
     return settings, overrides
 
 
+def own_settings(arguments: list[str], own: dict[str, str]) -> dict[str, str]:
+    """Those of a benchmark that takes no overrides."""
+    settings, unknown = split_settings(arguments, own)
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no setting of this benchmark; it has {', '.join(own)}")
+    return settings
+
+
+def command_line(benchmark: str, arguments: list[str]) -> str:
+    """What was measured, as it is typed again; where results are kept and under which name is no part."""
+    kept = [argument for argument in arguments if not argument.startswith(("commit=", "results="))]
+    return " ".join(["python -m nanolit.bench", benchmark, *kept])
+
+
 def number(settings: dict[str, str], key: str, *, least: int) -> int:
     """The whole number that a setting holds."""
     text = settings[key]

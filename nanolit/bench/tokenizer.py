@@ -65,9 +65,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["measure"]:
         print(json.dumps(measure(json.loads(arguments[1]))))
         return 0
-    settings, unknown = results.split_settings(arguments, OWN)
-    if unknown:
-        raise ValueError(f"{unknown[0]} is no setting of this benchmark; it has {', '.join(OWN)}")
+    settings = results.own_settings(arguments, OWN)
     repeats = results.number(settings, "repeats", least=1)
     what = results.choice(settings, "what", ("all", "train", "encode"))
     for peer in settings["peers"].split(","):
@@ -84,7 +82,7 @@ def main(arguments: list[str]) -> int:
                 measured[kind] = take_turns(task, kind, tools, repeats)
                 print(table_of(kind, measured[kind], task))
     entry = {
-        "command": "python -m nanolit.bench tokenizer " + " ".join(arguments),
+        "command": results.command_line("tokenizer", arguments),
         "repeats": repeats,
         "train_megabytes": task["train_bytes"] / 1e6,
         "encode_megabytes": task["encode_bytes"] / 1e6,

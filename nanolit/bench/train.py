@@ -60,8 +60,7 @@ def main(arguments: list[str]) -> int:
         if tokens == "random":
             shutil.rmtree(parts.folder, ignore_errors=True)
     if launched_rank() == 0:
-        command = " ".join(["python -m nanolit.bench train", *arguments])
-        entry = {"command": command, **about(parts), **measured}
+        entry = {"command": results.command_line("train", arguments), **about(parts), **measured}
         path = results.save(
             entry,
             commit=settings["commit"] or results.commit(),

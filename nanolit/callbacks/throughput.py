@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from nanolit.machine.clock import duration
 from nanolit.machine.paths import write_atomically
 from nanolit.phases.core import Phase
 
@@ -93,13 +94,6 @@ class Recorder:
         self.file.append(row)
         for logger in trainer.loggers:
             logger.log_metrics(dict(row), step=int(row["step"]))
-
-
-def duration(seconds: float) -> str:
-    """75 → '1:15', 3700 → '1:01:40'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Throughput(L.Callback):

@@ -6,8 +6,6 @@ than documents. It gets its name when it is whole, from what it depends on: shar
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nanolit.data.shards import Shard, read_texts
+from nanolit.machine.paths import whole_or_absent
 from nanolit.tokenizer.bpe import Tokenizer
 
 try:
@@ -74,9 +73,8 @@ class TokenCache:
     def _make(self, shard: Shard, tokenizer: Tokenizer, *, threads: int) -> int:
         """Tokenize the shard a row group at a time, under a temporary name until the file is whole."""
         path = self._paths[shard.path]
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with whole_or_absent(path) as temporary, temporary.open("wb") as file:
                 ends = [np.zeros(1, OFFSET)]
                 for group, size in enumerate(shard.group_sizes):
                     if not size:
@@ -86,19 +84,11 @@ class TokenCache:
                     file.write(tokens.tobytes())
                     ends.append(offsets[1:] + ends[-1][-1])
                 file.write(np.concatenate(ends).tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
         except OSError as error:
-            Path(temporary).unlink(missing_ok=True)
             raise ValueError(
                 f"{path} cannot be written ({error.strerror}): the cache takes {self.dtype.itemsize} bytes a "
                 "token; make room, or give data.cache=false"
             ) from error
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
         return int(ends[-1][-1])
 
 

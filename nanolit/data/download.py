@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nanolit.machine.clock import duration
 from nanolit.machine.paths import read_json, write_json
 
 FORMAT = 1
@@ -245,7 +246,7 @@ class _ProgressLine:
         speed = max(received - before, 0) / max(now - begun, 1e-9)
         whole = sum((self.fetch.folder / name).exists() for name in self.names)
         left = (
-            f"{_clock((self.total - received) / speed)} left"
+            f"{duration((self.total - received) / speed)} left"
             if speed and not last
             else ""
             if last
@@ -298,12 +299,6 @@ def _size(path: Path) -> int | None:
 def _listed(names: Sequence[str], *, most: int = 3) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown}, …"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _say(text: str) -> None:

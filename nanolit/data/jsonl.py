@@ -6,10 +6,10 @@ The copy is kept with the size and time of its source, and made again when those
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from nanolit.machine.paths import whole_or_absent
 
 ROW_GROUP = 1024  # documents, as in the hub's shards
 SUFFIXES = (".jsonl", ".jsonl.zst")
@@ -25,18 +25,13 @@ def as_parquet(path: Path, folder: Path, *, text_column: str) -> Path:
     if copy.is_file() and (pq.read_schema(copy).metadata or {}).get(b"source") == source.encode():
         return copy
     print(f"  local: reading {path.name} ({status.st_size / 1e6:,.1f} MB) into {copy}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
     schema = pa.schema({text_column: pa.large_string()}, metadata={"source": source})
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{copy.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for texts in _groups(path, text_column):
-                writer.write_table(pa.table([pa.array(texts, pa.large_string())], schema))
-        os.replace(temporary, copy)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with (
+        whole_or_absent(copy) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for texts in _groups(path, text_column):
+            writer.write_table(pa.table([pa.array(texts, pa.large_string())], schema))
     return copy
 
 

@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import WandbLogger
 from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
-from nanolit.callbacks.throughput import Clock, Recorder, Throughput, duration, say
+from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
@@ -33,6 +33,7 @@ from nanolit.jobs.build import build
 from nanolit.jobs.micro_batch import out_of_memory
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
 from nanolit.jobs.plans import stage_plan
+from nanolit.machine.clock import duration
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release

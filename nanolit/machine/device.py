@@ -1,9 +1,14 @@
 """The device, number format, rank and random numbers of this process."""
 
+import functools
 import hashlib
+import importlib.util
 import os
 
 import torch
+
+HOPPER = 9  # the major compute capability that kernels with tensor descriptors are written for
+TURING = (7, 5)
 
 
 def pick_device() -> torch.device:
@@ -22,6 +27,14 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         return torch.bfloat16
     return torch.float32
+
+
+@functools.cache
+def triton_capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of an NVIDIA GPU where Triton is installed; (0, 0) where it runs nothing."""
+    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return 0, 0
+    return torch.cuda.get_device_capability(device)
 
 
 def local_rank() -> int:

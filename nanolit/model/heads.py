@@ -6,12 +6,12 @@ backward pass only what attention keeps anyway and one number for each head. In 
 Letters: see gpt.py; X = (H + 2K) D, the columns of the projection: queries, then keys, then values.
 """
 
-import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nanolit.machine.device import TURING, triton_capability
 
 
 def split_heads(
@@ -21,14 +21,11 @@ def split_heads(
     return _forward(qkv_BTX, cos_TE, sin_TE, heads, kv_heads, qk_scale)[:3]
 
 
-@functools.cache
 def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether `split_heads` runs: NVIDIA from Turing on with Triton, heads whose size is a power of two."""
-    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
-        return False
     if dtype not in (torch.bfloat16, torch.float16) or head_dim & (head_dim - 1):
         return False
-    return torch.cuda.get_device_capability(device) >= (7, 5)
+    return triton_capability(device) >= TURING
 
 
 @torch.library.custom_op("nanolit::heads", mutates_args=())
@@ -90,15 +87,7 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    d_q_BTHD: Tensor,
-    d_k_BTKD: Tensor,
-    d_v_BTKD: Tensor,
-    q_BTHD: Tensor,
-    k_BTKD: Tensor,
-    scales: Tensor,
-    cos_TE: Tensor,
-    sin_TE: Tensor,
-    qk_scale: float,
+    d_q_BTHD: Tensor, d_k_BTKD: Tensor, d_v_BTKD: Tensor, q_BTHD: Tensor, k_BTKD: Tensor, *_: Any
 ) -> Tensor:
     return _empty_projection(q_BTHD, k_BTKD)
 

@@ -7,12 +7,12 @@ Softcapped logits are bounded, so that their exponentials are summed without fin
 Letters: N tokens, C width, V vocabulary; M, the tokens of a chunk.
 """
 
-import functools
-import importlib.util
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from nanolit.machine.device import TURING, triton_capability
 
 IGNORED = -1  # the target of a position that nothing is learned from
 LARGEST_SOFTCAP = 70.0  # float32 holds the sum of e^70 over any vocabulary
@@ -99,19 +99,11 @@ def to_gradient(
     With t = tanh(z / c) and p = softmax(c t) the gradient by z is (p - onehot) (1 - t²). `spare` is memory
     of at least as many elements that may be used.
     """
-    if logits_MV.is_cuda and has_kernel(logits_MV.device):
+    if triton_capability(logits_MV.device) >= TURING:
         from nanolit.model import softcap_kernel  # imports Triton
 
         return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap)
     return to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
-
-
-@functools.cache
-def has_kernel(device: torch.device) -> bool:
-    """Whether our Triton kernel runs on this CUDA device: NVIDIA from Turing on, with Triton installed."""
-    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (7, 5)
 
 
 def to_gradient_in_torch(

@@ -8,12 +8,13 @@ Letters: N tokens, C width, F = 4C hidden.
 """
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanolit.machine.device import HOPPER, triton_capability
 
 
 def relu_squared_mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
@@ -33,9 +34,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 
     It needs Triton and Hopper, whose tensor memory accelerator and matrix units the kernel is written for.
     """
-    if device.type != "cuda" or dtype != torch.bfloat16 or importlib.util.find_spec("triton") is None:
-        return False
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] != 9:
+    if dtype != torch.bfloat16 or triton_capability(device)[0] != HOPPER:
         return False
     generator = torch.Generator().manual_seed(0)
     x_NC, expand_FC, contract_CF = (

@@ -4,11 +4,10 @@ Legend: N stacked matrices of R rows and S columns. Both iterations apply five o
 a*X + b*X(X'X) + c*X(X'X)^2 that push every singular value towards 1.
 """
 
-import functools
-import importlib.util
-
 import torch
 from torch import Tensor
+
+from nanolit.machine.device import HOPPER, triton_capability
 
 Coefficients = tuple[tuple[float, float, float], ...]
 
@@ -46,12 +45,9 @@ def polar_express(x_NRS: Tensor, norm_N11: Tensor, dtype: torch.dtype) -> Tensor
     return _iterate(x_NRS.to(dtype), POLAR_EXPRESS)
 
 
-@functools.cache
 def has_kernel(device: torch.device, short_side: int) -> bool:
     """Whether our Triton kernel serves matrices of this short side: Hopper with Triton, and whole tiles."""
-    if device.type != "cuda" or short_side % TILE or importlib.util.find_spec("triton") is None:
-        return False
-    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+    return short_side % TILE == 0 and triton_capability(device)[0] == HOPPER
 
 
 def _iterate(x_NRS: Tensor, coefficients: Coefficients) -> Tensor:

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nanolit.machine.clock import duration
 from nanolit.machine.paths import PACKAGE, write_atomically
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, flatten, open_run
-from nanolit.report.tables import duration, markdown_table, readable, score
+from nanolit.report.tables import markdown_table, readable, score
 
 METRICS = (
     "val_bpb",

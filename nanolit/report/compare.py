@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanolit.machine.clock import duration
 from nanolit.machine.paths import write_atomically
 from nanolit.report.card import sorted_metrics
 from nanolit.report.folders import Run, as_number, flat_numbers, flatten, open_run
-from nanolit.report.tables import MISSING, duration, markdown_table, readable, score
+from nanolit.report.tables import MISSING, markdown_table, readable, score
 
 PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "dry_run"}
 COSTS = ("tokens_per_second", "seconds")

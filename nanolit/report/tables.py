@@ -65,13 +65,6 @@ def score(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
 
 
-def duration(seconds: float) -> str:
-    """75 → '1:15', 3700 → '1:01:40'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def age(seconds: float) -> str:
     """How long ago, in one unit: 45 → '45 s', 7200 → '2 h'."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):

@@ -13,22 +13,10 @@ from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.machine.paths import read_json, stage_folder
 
+from .test_execute import TINY as TWO_STEPS
 from .tiny_runs import losses
 
-TINY = [
-    "data=sample",
-    "model.depth=2",
-    "model.width=32",
-    "model.heads=2",
-    "model.context=32",
-    "stage.tokenizer.vocab_size=300",
-    "stage.tokenizer.max_chars=20000",
-    "total_batch=256",
-    "max_steps=4",
-    "stage.base.eval_tokens=128",
-    "compile=false",
-    "run=tiny",
-]
+TINY = [one.replace("max_steps=2", "max_steps=4") for one in TWO_STEPS]
 NODE = ("NANOLIT_NODE_RANK", "NANOLIT_MASTER_ADDR", "NANOLIT_MASTER_PORT")
 
 

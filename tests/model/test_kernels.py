@@ -1,5 +1,6 @@
 """Kernels of ours beside their twins in torch: the MLP, and heads from a merged projection."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def split_in_torch(qkv_BTX, cos_TE, sin_TE, *, H: int, K: int) -> tuple[torch.Te
 
 
 @pytest.mark.skipif(
-    not heads.importlib.util.find_spec("triton"), reason="needs Triton, which torch brings on Linux"
+    not importlib.util.find_spec("triton"), reason="needs Triton, which torch brings on Linux"
 )
 def test_the_kernel_of_heads_equals_its_twin_in_tritons_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1"}

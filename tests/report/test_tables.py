@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanolit.report.tables import age, duration, markdown_table, readable, score
+from nanolit.machine.clock import duration
+from nanolit.report.tables import age, markdown_table, readable, score
 
 CELLS = st.text(
     st.characters(codec="ascii", categories=("L", "N", "P", "S", "Zs"), exclude_characters="\\"), max_size=40

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nanolit.jobs.processes import descendants
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TINY = [
     "phase=base",
@@ -117,6 +119,14 @@ class Account:
         submission = json.loads((self.root / "runs" / run / "submission.json").read_text())
         wanted = submission["call"] if function == "orchestrate" else calls[-1]
         return next(pid for _, pid, call in reversed(self.containers()) if call == wanted)
+
+    def rank_of(self, run: str) -> int:
+        """The process that trains a run on one device; others, git for one, come and go beside it."""
+        for pid, _ in descendants(self.container_of(run, "train")):
+            with contextlib.suppress(OSError):
+                if b"nanolit.jobs.execute" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        raise AssertionError(f"no process of {run} trains")
 
     def end_container(self, run: str, function: str, number: int) -> None:
         """Send a signal to the container of a run's newest call, and wait for its end."""

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from launch.remote import margin
-from nanolit.jobs.processes import descendants
 from tests.fake_modal.account import wait_until
 
 pytestmark = [
@@ -22,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
 ]
 STEPS = ("max_steps=16", "save_every=2", "sample_every=4")
-SLOW = (*STEPS[:2], "sample_every=2")  # samples take time, and change nothing
+SLOW = (*STEPS[:2], "sample_every=1")  # samples take time, and change nothing
 
 
 def rounded(curve):
@@ -169,13 +168,13 @@ def test_a_time_limit_of_half_a_minute_and_a_dead_client_lose_nothing(account, r
     """Held up after its first step until the limit is over; the limit grows where this machine is slow."""
     limit = max(30, round(1.7 * account.seconds))
     client = account.start(
-        "nanolit.train", *account.overrides("short", *STEPS, f"hydra.launcher.timeout={limit}")
+        "nanolit.train", *account.overrides("short", *SLOW, f"hydra.launcher.timeout={limit}")
     )
     wait_until(lambda: bool(account.calls("short")), seconds=100)
     os.killpg(client.pid, signal.SIGKILL)
     client.communicate()
     account.wait_for_step("short", 1)
-    (rank, _), *_ = descendants(account.container_of("short", "train"))
+    rank = account.rank_of("short")
     os.kill(rank, signal.SIGSTOP)
     begun = next(call["at"] for call in account.calls("short") if call["function"] == "train")
     time.sleep(max(0, begun + limit - margin(limit) + 3 - time.time()))
@@ -191,8 +190,7 @@ def test_a_sweep_runs_side_by_side_and_a_failed_rank_is_told_once(account, refer
     words = account.overrides("swept-${seed}", *STEPS, "seed=1,2")
     sweep = account.start("nanolit.train", *words)
     account.wait_for_step("swept-2", 1)
-    container = account.container_of("swept-2", "train")
-    os.kill(descendants(container)[0][0], signal.SIGKILL)
+    os.kill(account.rank_of("swept-2"), signal.SIGKILL)
     output, _ = sweep.communicate(timeout=600)
     assert sweep.returncode == 1, output
     assert "── swept-1: done at step 16" in output
@@ -217,11 +215,14 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_machine(account, reference):
     code, output = account.run("nanolit.train", *account.overrides("halted", "max_steps=500", "wait=false"))
     assert code == 0, output
     account.wait_for_step("halted", 3)
+    logs = account.start("launch", "logs", "-f", "halted")
     code, output = account.run("launch", "stop", "halted")
     assert code == 0, output
     wait_until(lambda: not account.containers(), seconds=30)
     assert list((account.volume / "runs" / "halted" / "base" / "checkpoints").glob("step_*/manifest.json"))
     assert "ended by Modal" in account.run("launch", "status")[1]
+    output, _ = logs.communicate(timeout=60)
+    assert "base" in output, "logs -f tells what is trained, and ends with the run"
 
 
 def test_a_mistake_of_the_user_is_told_once_and_takes_no_gpu(account, reference):

@@ -75,7 +75,7 @@ def random_parts(job: Job) -> Parts:
     """The parts of a job on random tokens: no tokenizer, no validation."""
     plan, device = fresh_plan(job, "base"), pick_device()
     phase = Base(
-        build_gpt(plan["gpt"], device, seed=job["seed"]),
+        build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"]),
         groups=plan["groups"],
         optimizer={name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"},
         schedule=build(job["recipe"]["schedule"]),

@@ -200,7 +200,10 @@ def load_gpt(
                 print(
                     f"beginning from the release {begins.release}, without the optimizer's state", flush=True
                 )
-            return load_release(begins.release, device=device)[0].train(), None
+            gpt = load_release(begins.release, device=device)[0].train()
+            if job["precision"] == "fp8":
+                gpt.use_fp8()
+            return gpt, None
     gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"])
     if not source:
         return gpt, None
@@ -225,11 +228,11 @@ def build_gpt(
     hyperparameters: dict[str, Any], device: torch.device, *, seed: int, precision: str | None = None
 ) -> GPT:
     """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
-    dtypes = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}
-    if precision not in dtypes:
-        raise ValueError(f"precision={precision} is not available yet in this version; give bf16 or fp32")
+    dtypes = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
     with torch.device("meta"):
         gpt = GPT(**hyperparameters)
     gpt.to_empty(device=device)
     gpt.initialize(keyed_generator(seed, "initial weights", device=device), dtype=dtypes[precision])
+    if precision == "fp8":
+        gpt.use_fp8()
     return gpt

@@ -8,7 +8,7 @@ import os
 import torch
 
 HOPPER = 9  # the major compute capability that kernels with tensor descriptors are written for
-TURING = (7, 5)
+TURING, ADA = (7, 5), (8, 9)
 
 
 def pick_device() -> torch.device:
@@ -29,9 +29,19 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def plain_kernels() -> bool:
+    """Whether NANOLIT_KERNELS=plain asks for torch's kernels in place of ours, to compare them."""
+    wish = os.environ.get("NANOLIT_KERNELS", "")
+    if wish not in ("", "plain"):
+        raise ValueError(f"NANOLIT_KERNELS is {wish!r}; give plain, or leave it out")
+    return wish == "plain"
+
+
 @functools.cache
 def triton_capability(device: torch.device) -> tuple[int, int]:
     """The compute capability of an NVIDIA GPU where Triton is installed; (0, 0) where it runs nothing."""
+    if plain_kernels():
+        return 0, 0
     if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
         return 0, 0
     return torch.cuda.get_device_capability(device)

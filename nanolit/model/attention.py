@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanolit.machine.device import plain_kernels
+
 Backend = Literal["cudnn", "flash", "sdpa"]
 FUSED: tuple[Backend, ...] = ("cudnn", "flash")  # the faster first; both take windows
 
@@ -43,7 +45,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> B
 
     Each is tried on a short text, with and without a window, against sdpa in float32.
     """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or plain_kernels():
         return "sdpa"
     for backend in FUSED:
         if agrees(backend, device, dtype, head_dim):

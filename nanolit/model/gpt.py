@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanolit.machine.device import compute_dtype
+from nanolit.model import fp8, fp8_mlp
 from nanolit.model import heads as fused_heads
 from nanolit.model import mlp as fused_mlp
 from nanolit.model.accounting import (
@@ -35,10 +36,14 @@ ROTARY_CONTEXTS = 10
 class Linear(nn.Linear):
     """y = x Wᵀ: the float32 master weight is cast to the activation's dtype at every use; no bias."""
 
+    in_fp8 = False  # where gradients are wanted: GPT.use_fp8
+
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.in_fp8 and torch.is_grad_enabled():
+            return fp8.linear(input, self.weight)
         return F.linear(input, self.weight.to(input.dtype))
 
 
@@ -110,8 +115,9 @@ class Attention(nn.Module):
         """The same by one larger product, whose weight is put together anew, and one kernel after it."""
         parts = (self.query, self.key, self.value)
         weight_XC = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
+        multiply = fp8.linear if self.query.in_fp8 and torch.is_grad_enabled() else F.linear
         return fused_heads.split_heads(
-            F.linear(x_BTC, weight_XC),
+            multiply(x_BTC, weight_XC),
             cos_TE,
             sin_TE,
             heads=self.heads,
@@ -130,7 +136,12 @@ class MLP(nn.Module):
         self.fused = False  # until the model is on its device: prepare
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        apply = fused_mlp.fused_mlp if self.fused and torch.is_grad_enabled() else fused_mlp.relu_squared_mlp
+        apply = fused_mlp.relu_squared_mlp
+        if torch.is_grad_enabled():
+            if self.expand.in_fp8:
+                apply = fp8_mlp.fused if self.fused else fp8_mlp.plain
+            elif self.fused:
+                apply = fused_mlp.fused_mlp
         return apply(x_BTC, self.expand.weight, self.contract.weight)
 
     def prepare(self, dtype: torch.dtype) -> None:
@@ -305,7 +316,8 @@ class GPT(nn.Module):
             return self._logits(x_BTC)
         if reduction == "none":
             return self._token_losses(x_BTC, targets_BT)
-        total = summed_loss(*self._head_inputs(x_BTC, targets_BT), softcap=self.softcap)
+        inputs = self._head_inputs(x_BTC, targets_BT)
+        total = summed_loss(*inputs, softcap=self.softcap, in_fp8=self.unembedding.in_fp8)
         return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
 
     def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
@@ -388,6 +400,15 @@ class GPT(nn.Module):
             assert isinstance(block, Block)
             block.attention.prepare(dtype)
             block.mlp.prepare(dtype)
+
+    def use_fp8(self) -> None:
+        """Multiply in fp8 where gradients are wanted; ValueError where this device can't."""
+        if problem := fp8.unavailable(self.device):
+            raise ValueError(problem)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.in_fp8 = fp8.fits(module.weight)
+        self.unembedding.in_fp8 &= fp8.fits(self.unembedding.weight[: self.vocab_size])
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator, *, dtype: torch.dtype | None = None) -> None:

@@ -12,22 +12,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nanolit.machine.device import TURING, triton_capability
+from nanolit.machine.device import ADA, TURING, triton_capability
+from nanolit.model import fp8
 
 IGNORED = -1  # the target of a position that nothing is learned from
 LARGEST_SOFTCAP = 70.0  # float32 holds the sum of e^70 over any vocabulary
 # Bytes of a chunk's logits. A CPU keeps it in cache (2 MiB: measured best of 0.5 to 8 for V = 4,096); a GPU
 # wants large products, and half a GiB keeps them within 2% of full speed.
 CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 1 << 29, "mps": 1 << 28}
+# A token's gradient by its logits is within -1 and 1: so many units of fp8 reach e5m2's upper end
+GRADIENT_UNITS = 2.0**15
 
 
-def summed_loss(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap: float) -> Tensor:
+def summed_loss(
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap: float, in_fp8: bool = False
+) -> Tensor:
     """The sum over learned tokens of the cross-entropy of softcap·tanh(x Wᵀ / softcap), float32, in nats.
 
-    The product is in x's dtype, what follows in float32; the weight's gradient is summed in float32.
+    The product is in x's dtype, what follows in float32; the weight's gradient is summed in float32. in_fp8
+    rounds the operands of the logits and of their gradient by x, where gradients are wanted.
     """
     if torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad):
-        return _loss_and_gradients(x_NC, weight_VC, targets_N, softcap)[0]
+        return _loss_and_gradients(x_NC, weight_VC, targets_N, softcap, in_fp8)[0]
     return token_losses(x_NC, weight_VC, targets_N, softcap=softcap).sum()
 
 
@@ -54,26 +60,73 @@ def _(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> Ten
 
 @torch.library.custom_op("nanolit::loss_and_gradients", mutates_args=())
 def _loss_and_gradients(
-    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float, in_fp8: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The summed loss, its gradient by x in x's dtype, and by the weight in float32."""
-    weight = weight_VC.to(x_NC.dtype)
     nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
     x_gradient_NC = torch.empty_like(x_NC)
     weight_gradient_VC = torch.zeros_like(weight_VC, dtype=torch.float32)
     memory = _chunk_memory(x_NC, weight_VC)
+    head = _HeadInFp8(x_NC, weight_VC) if in_fp8 else _Head(x_NC, weight_VC)
     for rows in _chunks(x_NC, weight_VC):
-        logits_MV = torch.mm(x_NC[rows], weight.t(), out=_rows_of(memory[0], rows))
-        nats_N[rows] = to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=memory[1])
-        torch.mm(logits_MV, weight, out=x_gradient_NC[rows])
+        logits_MV = head.logits(rows, out=_rows_of(memory[0], rows))
+        nats_N[rows] = head.to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=memory[1])
+        head.by_x(logits_MV, out=x_gradient_NC[rows])
         _add_product(weight_gradient_VC, logits_MV.t(), x_NC[rows])
     return nats_N.sum(), x_gradient_NC, weight_gradient_VC
 
 
 @_loss_and_gradients.register_fake
-def _(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float, in_fp8: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     total = torch.empty((), dtype=torch.float32, device=x_NC.device)
     return total, torch.empty_like(x_NC), torch.empty_like(weight_VC, dtype=torch.float32)
+
+
+class _Head:
+    """The products of a chunk with the head's weight, in x's dtype."""
+
+    def __init__(self, x_NC: Tensor, weight_VC: Tensor):
+        self.x_NC, self.weight_VC = x_NC, weight_VC.to(x_NC.dtype)
+
+    def logits(self, rows: slice, *, out: Tensor) -> Tensor:
+        return torch.mm(self.x_NC[rows], self.weight_VC.t(), out=out)
+
+    def to_gradient(self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor) -> Tensor:
+        return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
+
+    def by_x(self, gradient_MV: Tensor, *, out: Tensor) -> None:
+        torch.mm(gradient_MV, self.weight_VC, out=out)
+
+
+class _HeadInFp8(_Head):
+    """The same of rounded operands; the gradient has a scale that is known beforehand."""
+
+    def __init__(self, x_NC: Tensor, weight_VC: Tensor):
+        self.dtype = x_NC.dtype
+        self.x, self.weight = fp8.rounded(x_NC, fp8.VALUES), fp8.rounded(weight_VC, fp8.VALUES)
+        self.unit = torch.full((), 1 / GRADIENT_UNITS, device=x_NC.device)
+
+    def logits(self, rows: slice, *, out: Tensor) -> Tensor:
+        weight = self.weight
+        return fp8.product(
+            self.x.rows_RS[rows], self.x.scale, weight.rows_RS, weight.scale, self.dtype, out=out
+        )
+
+    def to_gradient(self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor) -> Tensor:
+        self.gradient_MV = torch.empty_like(logits_MV, dtype=fp8.GRADIENTS)
+        if triton_capability(logits_MV.device) >= ADA:
+            from nanolit.model import softcap_kernel  # imports Triton
+
+            return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap, fp8_MV=self.gradient_MV)
+        nats_M = to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
+        self.gradient_MV.copy_(logits_MV.float() * GRADIENT_UNITS)
+        return nats_M
+
+    def by_x(self, gradient_MV: Tensor, *, out: Tensor) -> None:
+        weight = self.weight
+        fp8.product(self.gradient_MV, self.unit, weight.columns_SR, weight.scale, self.dtype, out=out)
 
 
 def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -85,7 +138,7 @@ def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -
 def _scale_gradients(ctx, total_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x_gradient_NC, weight_gradient_VC = ctx.saved_tensors
     x_gradient_NC = (x_gradient_NC.float() * total_gradient).to(x_gradient_NC.dtype)
-    return x_gradient_NC, (weight_gradient_VC * total_gradient).to(ctx.weight_dtype), None, None
+    return x_gradient_NC, (weight_gradient_VC * total_gradient).to(ctx.weight_dtype), None, None, None
 
 
 _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)

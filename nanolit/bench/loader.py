@@ -121,7 +121,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     while (elapsed := time.perf_counter() - begun) < float(order["seconds"]):
         step = next(steps)
         num_steps += 1
-    processor = time.process_time() - processor
+    processor, peak = time.process_time() - processor, peak_megabytes()
     del steps
     tokens = num_steps * rows * context // ranks
     parts = time_parts(order, tokenizer)
@@ -137,8 +137,8 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         "steps": num_steps,
         "first_step_seconds": first_step,
         "processor_seconds_per_million_tokens": processor / tokens * 1e6,
-        "peak_memory_megabytes": peak_megabytes(),
-        "peak_memory_of_data_megabytes": peak_megabytes() - before,
+        "peak_memory_megabytes": peak,
+        "peak_memory_of_data_megabytes": peak - before,
         "memory_bound_megabytes": stream.memory_bound() / 1e6,
         **parts,
     }

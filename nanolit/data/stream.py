@@ -39,7 +39,7 @@ DRAWN_BUFFERS = 2
 # and short ones alternate within a lane. 1 to 128 drop the same; fewer are more calls.
 SPLIT_DRAWN = 8
 # What each thread of the encoder remembers, at most (rustbpe/src/encoder.rs).
-REMEMBERED_BYTES = 64 << 20
+REMEMBERED_BYTES = 128 << 20
 # A lane of little text holds at most this part of its documents: the held ones are the longest, for epochs.
 LARGEST_BUFFER_FRACTION = 0.05
 

@@ -21,13 +21,14 @@ from nanolit.phases.job import Group, Job
 Plan = dict[str, Any]
 
 # Model FLOPs utilisation by depth, in bf16. H100: d20 (47.4–49 %), d24 (46.9–50.5 %), d32 (50.9 %) published
-# with nanochat; the rest, and the H200, measured with nanochat of July 2026 on one GPU. A100: from the 6.6
-# hours published for the classic d20 on eight.
+# with nanochat; the rest measured with nanochat of July 2026 on one GPU. H200: measured here (LOG.md), d24 with
+# nanochat. A100: from the 6.6 hours published for the classic d20 on eight.
 MFU: dict[str, dict[int, float]] = {
     "H100": {8: 0.30, 12: 0.43, 20: 0.47, 24: 0.485, 32: 0.51},
-    "H200": {8: 0.39, 12: 0.45, 20: 0.50, 24: 0.53},
+    "H200": {8: 0.44, 12: 0.49, 20: 0.52, 24: 0.53},
     "A100": {20: 0.66},
 }
+FP8_SPEED = {12: 1.15, 20: 1.28}  # times bf16's, by depth, measured on one H200 (LOG.md)
 ASSUMED_MFU = 0.40  # for any other GPU: not measured
 CPU_FLOPS = 0.11e12  # FLOP/s of two cores, measured with nanochat's d2 and d4 in float32
 KEPT_FRACTION = {
@@ -394,7 +395,10 @@ def hours(job: Job, flops: float | None, *, evaluation: float = 0) -> dict[str, 
     `evaluation` is FLOPs too. Chat tasks are not counted (half an hour of nanochat's classic d20 on 8 H100).
     """
     gpu, devices = job["cluster"]["gpu"] or "cpu", num_ranks(job)
-    mfu = None if gpu == "cpu" else utilisation(gpu, job["model"]["depth"])
+    depth = job["model"]["depth"]
+    mfu = None if gpu == "cpu" else utilisation(gpu, depth)
+    if mfu and job["precision"] == "fp8":
+        mfu = round(mfu * interpolated(FP8_SPEED, depth), 3)
     peak = peak_bf16_flops(gpu)
     speed = CPU_FLOPS if mfu is None else mfu * devices * peak if peak else None
     known = bool(flops and speed)
@@ -425,8 +429,13 @@ def rl_hours(job: Job, gpt: dict[str, Any], *, tokens: int) -> dict[str, Any]:
 
 
 def utilisation(gpu: str, depth: int) -> float:
-    """MFU of a depth on a GPU: interpolated between what is known, constant beyond it."""
+    """MFU of a depth on a GPU, against its bf16 peak."""
     known = next((table for name, table in MFU.items() if name in gpu.upper()), {0: ASSUMED_MFU})
+    return interpolated(known, depth)
+
+
+def interpolated(known: dict[int, float], depth: int) -> float:
+    """Between what is known, constant beyond it."""
     below = max((one for one in known if one <= depth), default=min(known))
     above = min((one for one in known if one >= depth), default=max(known))
     if below == above:

@@ -24,7 +24,8 @@ const NONE: Id = Id::MAX;
 const SCAN_BYTES: usize = 64;
 /// Words of more bytes are not remembered.
 const REMEMBERED_BYTES: usize = 256;
-/// A thread forgets what it remembers at so many words or tokens: at most about 64 MB.
+/// A thread forgets what it remembers at so many words, the vocabulary's with them, or four times as many ids:
+/// at most about 128 MB of text in words. A power of two, at which the table of words would grow.
 const REMEMBERED_WORDS: usize = 1 << 20;
 /// So many words are looked up at once.
 const BLOCK: usize = 32;
@@ -266,8 +267,9 @@ impl Encoder {
     }
 
     fn forget_if_full(&self, memory: &mut Memory) {
-        let num_words = memory.short.len() - self.short.len() + memory.long.len();
-        if num_words >= REMEMBERED_WORDS || memory.ids.len() >= 4 * REMEMBERED_WORDS {
+        let most = REMEMBERED_WORDS.max(2 * self.short.len());
+        let num_words = memory.short.len() + memory.long.len();
+        if num_words >= most || memory.ids.len() >= 4 * REMEMBERED_WORDS {
             *memory = self.fresh();
         }
     }
@@ -709,6 +711,33 @@ mod tests {
             assert_eq!(found[0], 999);
             let found: Vec<Id> = found[1..].iter().map(|&id| id.into()).collect();
             assert_eq!(found, ids(&encoder, text));
+        }
+    }
+
+    #[test]
+    fn a_thread_forgets_before_its_table_grows() {
+        let encoder = encoder(&tokens("", 0));
+        let words: String = (0..REMEMBERED_WORDS)
+            .map(|n| format!(" {}", letters(n)))
+            .collect();
+        let found = ids(&encoder, &words);
+        assert_eq!(found, words.bytes().map(Id::from).collect::<Vec<_>>());
+        let memories = encoder.memories.lock().unwrap();
+        assert!(
+            memories[0].short.len() < REMEMBERED_WORDS / 2,
+            "it began anew"
+        );
+    }
+
+    /// A word of its own for every number.
+    fn letters(mut number: usize) -> String {
+        let mut word = String::new();
+        loop {
+            word.push((b'a' + (number % 26) as u8) as char);
+            number /= 26;
+            if number == 0 {
+                return word;
+            }
         }
     }
 

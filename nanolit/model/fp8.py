@@ -86,13 +86,12 @@ def rounded(x_RS: Tensor, dtype: torch.dtype, *, largest: Tensor | None = None) 
     has_kernel = triton_capability(x_RS.device) >= ADA
     if has_kernel:
         x_RS = x_RS.bfloat16().contiguous()  # of float32 Triton 3.6 garbles the columns
-    if largest is None:
-        largest = torch.linalg.vector_norm(x_RS, float("inf")).float()
+    limit = torch.linalg.vector_norm(x_RS, float("inf")).float() if largest is None else largest
     if has_kernel:
         from nanolit.model import fp8_kernel  # imports Triton
 
-        return Rounded(*fp8_kernel.rounded(x_RS, dtype, largest))
-    return rounded_in_torch(x_RS, dtype, largest)
+        return Rounded(*fp8_kernel.rounded(x_RS, dtype, limit))
+    return rounded_in_torch(x_RS, dtype, limit)
 
 
 def rounded_in_torch(x_RS: Tensor, dtype: torch.dtype, largest: Tensor) -> Rounded:
@@ -117,7 +116,8 @@ def product(
     """
     fast = a_RS.dtype == b_FS.dtype == VALUES
     more = {} if out is None else {"out": out}
-    return torch._scaled_mm(a_RS, b_FS.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, **more)
+    multiply: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+    return multiply(a_RS, b_FS.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, **more)
 
 
 @torch.library.custom_op("nanolit::fp8_linear", mutates_args=())

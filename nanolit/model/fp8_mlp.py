@@ -6,6 +6,7 @@ them, so that rounding those needs no reading of its own. Kept for the backward 
 Letters: N tokens, C width, F = 4C hidden.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -42,25 +43,38 @@ def _forward(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Results:
     hidden_NF, largest = mlp_kernel.relu_squared_product_fp8(x, expand, dtype=x_NC.dtype)
     hidden = rounded(hidden_NF, VALUES, largest=largest)
     y_NC = product(hidden.rows_RS, hidden.scale, contract.rows_RS, contract.scale, x_NC.dtype)
-    operands = (x, hidden, expand, contract)
-    columns, scales = ([getattr(one, part) for one in operands] for part in ("columns_SR", "scale"))
-    return y_NC, hidden.rows_RS, *columns, *scales
+    return (
+        y_NC,
+        hidden.rows_RS,
+        x.columns_SR,
+        hidden.columns_SR,
+        expand.columns_SR,
+        contract.columns_SR,
+        x.scale,
+        hidden.scale,
+        expand.scale,
+        contract.scale,
+    )
 
 
 @_forward.register_fake
 def _(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Results:
     num_tokens, (hidden, width) = len(x_NC), expand_FC.shape
-    shapes = (
-        (num_tokens, hidden),
-        (width, num_tokens),
-        (hidden, num_tokens),
-        (width, hidden),
-        (hidden, width),
-    )
+
+    def empty(*shape: int) -> Tensor:
+        return x_NC.new_empty(shape, dtype=VALUES if shape else torch.float32)
+
     return (
         torch.empty_like(x_NC),
-        *(x_NC.new_empty(shape, dtype=VALUES) for shape in shapes),
-        *(x_NC.new_empty((), dtype=torch.float32) for _ in range(4)),
+        empty(num_tokens, hidden),
+        empty(width, num_tokens),
+        empty(hidden, num_tokens),
+        empty(width, hidden),
+        empty(hidden, width),
+        empty(),
+        empty(),
+        empty(),
+        empty(),
     )
 
 
@@ -105,8 +119,8 @@ def _(
     contract_scale: Tensor,
     weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weights = (one.new_empty(one.shape[::-1], dtype=weight_dtype) for one in (expand_CF, contract_FC))
-    return torch.empty_like(d_y_NC), *weights
+    (width, hidden), empty = expand_CF.shape, functools.partial(d_y_NC.new_empty, dtype=weight_dtype)
+    return torch.empty_like(d_y_NC), empty(hidden, width), empty(width, hidden)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:

@@ -13,17 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanolit.machine.device import compute_dtype
-from nanolit.model import fp8, fp8_mlp
-from nanolit.model import heads as fused_heads
-from nanolit.model import mlp as fused_mlp
+from nanolit.model import fp8
 from nanolit.model.accounting import (
     SMEAR_CHANNELS,
-    VALUE_GATE_CHANNELS,
     padded_vocab_size,
     value_embedding_layers,
     window_sizes,
 )
-from nanolit.model.attention import Backend, attend, choose_backend, rotary_tables, rotate
+from nanolit.model.attention import Backend, rotary_tables
+from nanolit.model.block import Block, Linear, norm
 from nanolit.model.kv_cache import KVCache
 from nanolit.model.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
 from nanolit.model.residual import mix
@@ -31,133 +29,6 @@ from nanolit.model.residual import mix
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
 ROTARY_CONTEXTS = 10
-
-
-class Linear(nn.Linear):
-    """y = x Wᵀ: the float32 master weight is cast to the activation's dtype at every use; no bias."""
-
-    in_fp8 = False  # where gradients are wanted: GPT.use_fp8
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.in_fp8 and torch.is_grad_enabled():
-            return fp8.linear(input, self.weight)
-        return F.linear(input, self.weight.to(input.dtype))
-
-
-def norm(x: Tensor) -> Tensor:
-    """RMSNorm over the last dim, in float32, without parameters; eps is float32's (torch's default)."""
-    return F.rms_norm(x, (x.size(-1),))
-
-
-class Attention(nn.Module):
-    """Attention with rotary positions, normalised queries and keys, grouped key-value heads, a window."""
-
-    def __init__(
-        self,
-        *,
-        layer: int,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        qk_scale: float,
-        window: int | None,
-        value_gate: bool,
-    ):
-        super().__init__()
-        self.layer, self.qk_scale, self.window = layer, qk_scale, window
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
-        self.backend: Backend = "sdpa"  # this and the next until the model is on its device: prepare
-        self.fused = False
-        self.query = Linear(width, width)
-        self.key = Linear(width, kv_heads * self.head_dim)
-        self.value = Linear(width, kv_heads * self.head_dim)
-        self.output = Linear(width, width)
-        self.value_gate = Linear(min(VALUE_GATE_CHANNELS, width), kv_heads) if value_gate else None
-
-    def forward(
-        self,
-        x_BTC: Tensor,
-        cos_TE: Tensor,
-        sin_TE: Tensor,
-        *,
-        value_embedding: Tensor | None,
-        kv_cache: KVCache | None,
-    ) -> Tensor:
-        project = self._project_fused if self.fused and kv_cache is None else self._project
-        q_BTHD, k_BTKD, v_BTKD = project(x_BTC, cos_TE, sin_TE)
-        if value_embedding is not None and self.value_gate is not None:
-            # value embeddings: github.com/KellerJordan/modded-nanogpt; gate and factor: nanochat
-            gate_BTK = 3 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))
-            v_BTKD = v_BTKD + gate_BTK[..., None] * value_embedding.unflatten(-1, (-1, self.head_dim))
-        k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if kv_cache is None else kv_cache.append(self.layer, k_BTKD, v_BTKD)
-        y_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, window=self.window, backend=self.backend)
-        return self.output(y_BTHD.flatten(2))
-
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Choose the kernels for the device that the parameters are on."""
-        device = self.query.weight.device
-        self.backend = choose_backend(device, dtype, self.head_dim)
-        self.fused = fused_heads.has_kernel(device, dtype, self.head_dim)
-
-    def _project(self, x_BTC: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated and normalised queries and keys, and values."""
-        q_BTHD, k_BTKD, v_BTKD = (
-            part(x_BTC).unflatten(-1, (-1, self.head_dim)) for part in (self.query, self.key, self.value)
-        )
-        q_BTHD = norm(rotate(q_BTHD, cos_TE, sin_TE)) * self.qk_scale
-        k_BTKD = norm(rotate(k_BTKD, cos_TE, sin_TE)) * self.qk_scale
-        return q_BTHD, k_BTKD, v_BTKD
-
-    def _project_fused(self, x_BTC: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by one larger product, whose weight is put together anew, and one kernel after it."""
-        parts = (self.query, self.key, self.value)
-        weight_XC = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
-        multiply = fp8.linear if self.query.in_fp8 and torch.is_grad_enabled() else F.linear
-        return fused_heads.split_heads(
-            multiply(x_BTC, weight_XC),
-            cos_TE,
-            sin_TE,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            qk_scale=self.qk_scale,
-        )
-
-
-class MLP(nn.Module):
-    """Four times wider and back, with the square of ReLU between (Primer, https://arxiv.org/abs/2109.08668)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.expand = Linear(width, 4 * width)
-        self.contract = Linear(4 * width, width)
-        self.fused = False  # until the model is on its device: prepare
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        apply = fused_mlp.relu_squared_mlp
-        if torch.is_grad_enabled():
-            if self.expand.in_fp8:
-                apply = fp8_mlp.fused if self.fused else fp8_mlp.plain
-            elif self.fused:
-                apply = fused_mlp.fused_mlp
-        return apply(x_BTC, self.expand.weight, self.contract.weight)
-
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Choose the kernels for the device that the parameters are on."""
-        self.fused = fused_mlp.has_kernel(self.expand.weight.device, dtype)
-
-
-class Block(nn.Module):
-    def __init__(self, *, width: int, **attention: Any):
-        super().__init__()
-        self.attention = Attention(width=width, **attention)
-        self.mlp = MLP(width)
-
-    def forward(self, x_BTC: Tensor, *where: Tensor, **context: Any) -> Tensor:
-        x_BTC = x_BTC + self.attention(norm(x_BTC), *where, **context)
-        return x_BTC + self.mlp(norm(x_BTC))
 
 
 class GPT(nn.Module):

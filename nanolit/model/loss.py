@@ -93,7 +93,9 @@ class _Head:
     def logits(self, rows: slice, *, out: Tensor) -> Tensor:
         return torch.mm(self.x_NC[rows], self.weight_VC.t(), out=out)
 
-    def to_gradient(self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor) -> Tensor:
+    def to_gradient(
+        self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
+    ) -> Tensor:
         return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
 
     def by_x(self, gradient_MV: Tensor, *, out: Tensor) -> None:
@@ -114,7 +116,9 @@ class _HeadInFp8(_Head):
             self.x.rows_RS[rows], self.x.scale, weight.rows_RS, weight.scale, self.dtype, out=out
         )
 
-    def to_gradient(self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor) -> Tensor:
+    def to_gradient(
+        self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
+    ) -> Tensor:
         self.gradient_MV = torch.empty_like(logits_MV, dtype=fp8.GRADIENTS)
         if triton_capability(logits_MV.device) >= ADA:
             from nanolit.model import softcap_kernel  # imports Triton

@@ -87,13 +87,16 @@ def _launch(
     tiles = triton.cdiv(num_rows, ROWS) * triton.cdiv(num_columns, COLUMNS)
     half_tile = [ROWS, COLUMNS // 2]
     inner = 2 * INNER if scales else INNER
+    a_scale, weight_scale, hidden_scale = scales or (None, None, None)
     with torch.cuda.device_of(a_NC):
         _kernel[(min(processors, tiles),)](
             TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, inner]),
             TensorDescriptor.from_tensor(weight, weight_tile),
             TensorDescriptor.from_tensor(out_NF, half_tile),
             TensorDescriptor.from_tensor(hidden_NF, half_tile),
-            *(scales or (None, None, None)),
+            a_scale,
+            weight_scale,
+            hidden_scale,
             largest,
             num_rows,
             num_columns,

@@ -21,8 +21,8 @@ from nanolit.phases.job import Group, Job
 Plan = dict[str, Any]
 
 # Model FLOPs utilisation by depth, in bf16. H100: d20 (47.4–49 %), d24 (46.9–50.5 %), d32 (50.9 %) published
-# with nanochat; the rest measured with nanochat of July 2026 on one GPU. H200: measured here (LOG.md), d24 with
-# nanochat. A100: from the 6.6 hours published for the classic d20 on eight.
+# with nanochat; the rest measured with nanochat of July 2026 on one GPU. H200: measured here (LOG.md), but
+# d24 with nanochat. A100: from the 6.6 hours published for the classic d20 on eight.
 MFU: dict[str, dict[int, float]] = {
     "H100": {8: 0.30, 12: 0.43, 20: 0.47, 24: 0.485, 32: 0.51},
     "H200": {8: 0.44, 12: 0.49, 20: 0.52, 24: 0.53},

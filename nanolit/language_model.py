@@ -47,7 +47,7 @@ class LanguageModel:
             seed=seed,
         )
         first_special = tokenizer.vocab_size - len(tokenizer.special_tokens)
-        return tokenizer.decode([id for (id,) in steps if id is not None and id < first_special])
+        return tokenizer.decode([token.id for (token,) in steps if token and token.id < first_special])
 
 
 def load_language_model(

@@ -6,7 +6,7 @@ A history is a list of turns; a turn is the ids of one message and its reply, as
 
 from collections.abc import Iterator, Sequence
 
-from nanolit.inference.engine import Engine, TextStream
+from nanolit.inference.engine import Engine, TextStream, Token
 
 # how a calculator call is shown: [12*3][= 36]
 _SHOWN = {
@@ -25,7 +25,7 @@ class Reply:
         talker: "Talker",
         question_ids: list[int],
         *,
-        steps: Iterator[list[int | None]],
+        steps: Iterator[list[Token | None]],
         dropped_turns: int,
     ) -> None:
         self.talker = talker
@@ -41,12 +41,12 @@ class Reply:
 
     def __iter__(self) -> Iterator[str]:
         text = TextStream(self.talker.engine.tokenizer)
-        for (id,) in self._steps:
-            if id is None or id in self.talker.engine.end_ids:
+        for (token,) in self._steps:
+            if token is None or token.id in self.talker.engine.end_ids:
                 break
-            self.ids.append(id)
-            shown = self.talker.shown.get(id)
-            piece = text.push(id) if shown is None else text.flush() + shown
+            self.ids.append(token.id)
+            shown = self.talker.shown.get(token.id)
+            piece = text.push(token.id) if shown is None else text.flush() + shown
             if piece:
                 yield piece
         if piece := text.flush():

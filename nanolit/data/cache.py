@@ -7,20 +7,15 @@ than documents. It gets its name when it is whole, from what it depends on: shar
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nanolit.data.shards import Shard, read_texts
+from nanolit.machine.locks import held
 from nanolit.machine.paths import whole_or_absent
 from nanolit.tokenizer.bpe import Tokenizer
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: there, two processes may make the same file, the last one's stays
-    fcntl = None
 
 FORMAT = 1
 OFFSET = np.dtype(np.int64)
@@ -43,7 +38,7 @@ class TokenCache:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for number, shard in enumerate(missing, start=1):
-            with _locked(folder / ".lock"):
+            with held(folder / ".lock", wait=True):
                 if self._is_whole(shard):  # another job was faster
                     continue
                 begun = time.perf_counter()
@@ -98,12 +93,3 @@ def _file_name(shard: Shard, tokenizer: Tokenizer) -> str:
     depends = [FORMAT, tokenizer.hash, shard.text_column, status.st_size, status.st_mtime_ns]
     content = json.dumps([*depends, shard.group_sizes, shard.group_bytes])
     return f"{shard.path.stem}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.tokens"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock of this file, and hold it."""
-    with path.open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -8,7 +8,7 @@ import codecs
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
 
@@ -23,6 +23,15 @@ class Token(NamedTuple):
 
     id: int
     sampled: bool
+
+
+class Sampling(TypedDict):
+    """How tokens are drawn: `Engine.generate` has the defaults."""
+
+    max_tokens: int
+    temperature: NotRequired[float]
+    top_k: NotRequired[int | None]
+    seed: NotRequired[int]
 
 
 @dataclass
@@ -69,57 +78,22 @@ class Engine:
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int = 0,
-    ) -> Iterator[list[int | None]]:
-        """One list per step with one id per sample, None once that sample has finished.
+    ) -> Iterator[list[Token | None]]:
+        """One list per step with one token per sample, None once that sample has finished.
 
         A sample finishes with <|assistant_end|> or <|bos|> (yielded) or after `max_tokens`. ValueError, at
         once and not at the first step, when prompt and reply together pass `max_positions`.
         """
-        steps = self.stream(
-            prompt_ids,
-            num_samples=num_samples,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-        )
-        return ([token.id if token else None for token in tokens] for tokens in steps)
-
-    def stream(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        num_samples: int = 1,
-        max_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int = 0,
-    ) -> Iterator[list[Token | None]]:
-        """As `generate`, with each id's origin: sampled by the model or forced by the calculator."""
         check_settings(temperature=temperature, top_k=top_k)
         self._check_lengths(len(prompt_ids), num_samples=num_samples, max_tokens=max_tokens)
         return self._steps(list(prompt_ids), num_samples, max_tokens, temperature, top_k, seed)
 
     def complete(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        num_samples: int = 1,
-        max_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int = 0,
+        self, prompt_ids: Sequence[int], *, num_samples: int = 1, **settings: Unpack[Sampling]
     ) -> list[Completion]:
-        """As `stream`, run to its end: one `Completion` per sample."""
+        """As `generate`, run to its end: one `Completion` per sample."""
         completions = [Completion() for _ in range(num_samples)]
-        for tokens in self.stream(
-            prompt_ids,
-            num_samples=num_samples,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-        ):
+        for tokens in self.generate(prompt_ids, num_samples=num_samples, **settings):
             for completion, token in zip(completions, tokens, strict=True):
                 if token:
                     completion.ids.append(token.id)

@@ -32,6 +32,7 @@ from nanolit.jobs.processes import (
 )
 from nanolit.jobs.show import plan_table
 from nanolit.jobs.sources import check_sources, hub_forbidden
+from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     dataset_folder,
     read_json,
@@ -42,11 +43,6 @@ from nanolit.machine.paths import (
 )
 from nanolit.phases.job import Job
 from nanolit.report.card import final_table, write_report
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: there, two processes in one run are the user's to avoid
-    fcntl = None
 
 Result = dict[str, Any]
 WORKER = "nanolit.jobs.worker"
@@ -307,28 +303,6 @@ def check_previous(job: Job, stage: str) -> None:
 def score(result: Result) -> str:
     steps = f" at step {result['step']:,}" if "step" in result else ""
     return f"{steps}, {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else steps
-
-
-@contextmanager
-def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int]]:
-    """Hold the lock of a file; yields its descriptor, for children to inherit; ValueError when taken."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another"
-                raise ValueError(
-                    f"{busy} by process {holder}; wait for it, stop it, or give another run=NAME"
-                ) from error
-            except OSError:
-                pass  # a file system without locks, as network mounts may be
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield [file.fileno()]
 
 
 @contextmanager

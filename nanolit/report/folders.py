@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nanolit.machine.locks import is_held
 from nanolit.machine.paths import read_json, run_folder
 
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")
@@ -124,21 +125,8 @@ class Run:
 
     @property
     def locked(self) -> bool:
-        """Whether a process holds the run's lock (flock on .lock): it runs now, on this machine."""
-        try:
-            import fcntl
-        except ImportError:  # Windows has no flock: a running run is listed as interrupted there
-            return False
-        try:
-            file = (self.folder / ".lock").open("rb")
-        except OSError:
-            return False
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-            return False
+        """Whether a process holds the run's lock: it runs now, on this machine."""
+        return is_held(self.folder / ".lock")
 
     @property
     def val_bpb(self) -> float | None:

@@ -5,6 +5,7 @@ its own `evaluate` needs (letters, entry_point, …).
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ EvaluationType = Literal["categorical", "generative"]
 SUBSET_SEED = 42  # which rows `max_rows` keeps; nanochat shuffles its sets with the same number
 
 
-class Task:
+class Task(ABC):
     """Conversations made of rows. `epochs` and `max_rows` are this source's share of a mixture.
 
     `max_rows` keeps a fixed random subset of the rows, the same in every run.
@@ -59,9 +60,9 @@ class Task:
         """Where conversation `index` comes from: a file and line, or a dataset and row."""
         return self.rows.place(self.kept[index])
 
+    @abstractmethod
     def conversation(self, row: dict[str, Any]) -> Conversation:
         """The conversation that a row means."""
-        raise NotImplementedError(f"{self.name} must say what conversation a row means")
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether the completion of the conversation's prompt is right."""

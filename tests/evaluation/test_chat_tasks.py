@@ -207,9 +207,14 @@ def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(en
     assert choose_letters(engine, [conversation])[0] in ("A", "B")
 
 
+class ToLearnFrom(Task):
+    def conversation(self, row):
+        return row
+
+
 def test_a_task_to_learn_from_is_refused(engine):
     with pytest.raises(ValueError, match="no right answers"):
-        evaluate_task(engine, Task(Numbers(1)))
+        evaluate_task(engine, ToLearnFrom(Numbers(1)))
 
 
 def scores_of_this_rank(rank: int, world: int, rendezvous: str) -> list[Score]:

@@ -139,7 +139,7 @@ def test_a_root_that_cannot_be_written_is_one_line(tmp_path):
 def test_a_run_that_another_process_holds_is_refused(tmp_path):
     lock = tmp_path / "runs" / "tiny" / ".lock"
     hold = (
-        "import sys, time; from pathlib import Path; from nanolit.jobs.execute import held\n"
+        "import sys, time; from pathlib import Path; from nanolit.machine.locks import held\n"
         "with held(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -90,9 +90,3 @@ def test_the_mlp_equals_float32_on_the_gpu(compiled: bool):
     fused = torch.compile(mlp.fused_mlp, fullgraph=True) if compiled else mlp.fused_mlp
     for one, other in zip(run(fused, x_BTC.bfloat16()), run(mlp.relu_squared_mlp, x_BTC), strict=True):
         assert (one.float() - other).norm() / other.norm() < 1e-2
-
-
-def test_without_a_gpu_the_plain_forms_serve():
-    cpu = torch.device("cpu")
-    assert not mlp.has_kernel(cpu, torch.bfloat16)
-    assert not heads.has_kernel(cpu, torch.bfloat16, 128)

@@ -128,6 +128,8 @@ def test_the_horizon_is_max_steps_then_flops_then_ratio():
         (["target_flops=1"], "less than one optimizer step"),
         (["~recipe.groups.smear"], "add recipe.groups.smear"),
         (["data=local", "data.path=/nowhere"], "not a folder"),
+        (["precision=fp8"], "this is cpu: give precision=bf16"),
+        (["precision=fp8", "cluster=modal_a10g"], "this is A10G: give precision=bf16"),
     ],
 )
 def test_what_cannot_be_is_one_line_with_what_can(overrides, remedy):
@@ -231,6 +233,12 @@ def test_rl_and_finetuning_have_plans():
     assert (rl["questions"], rl["samples"], rl["expected_steps"]) == (16, 16, 467)
     with pytest.raises(ValueError, match="try 12 or 18"):
         fresh_plan(compose(["phase=rl", "stage.rl.questions=16", "cluster.devices=6"]), "rl")
+
+
+def test_fp8_takes_less_time_where_it_runs():
+    job = ("model=d20", "cluster=modal_8xh100")
+    hours = [base_plan(*job, f"precision={one}")["hours"]["hours"] for one in ("bf16", "fp8")]
+    assert hours[0] / hours[1] == pytest.approx(1.28, rel=2e-3)
 
 
 def test_the_table_shows_what_decides_the_run():

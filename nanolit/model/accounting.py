@@ -74,6 +74,7 @@ ACTIVATION_BYTES = {
     "other": 42.4,  # without any, commit 5c8709d: d12, 32 rows, 27.62 GiB; d20, 16 rows, 43.05 GiB
 }
 HOPPER = ("h100", "h200", "h800", "gh200")
+WITHOUT_FP8 = ("cpu", "a100", "a800", "a40", "a30", "a10g", "a10", "3090", "t4", "v100")  # before Ada
 LOGIT_CHUNK_BYTES = 1 << 29  # loss.CHUNK_BYTES of CUDA
 OPTIMIZER_BYTES = 4  # of Muon's work for each matrix parameter: d20 on an H200 took 3.3
 
@@ -221,10 +222,19 @@ def gpu_memory_gib(gpu_name: str) -> float | None:
 
 def activation_bytes(gpu_name: str, *, compute_bytes: int = 2) -> float:
     """ACTIVATION_BYTES of a GPU by the same name; the kernels that save memory are bfloat16's."""
-    hopper = compute_bytes == 2 and _by_name(tuple(((word,), 1.0) for word in HOPPER), gpu_name)
+    hopper = compute_bytes == 2 and _words(gpu_name) & set(HOPPER)
     return ACTIVATION_BYTES["hopper" if hopper else "other"]
 
 
+def multiplies_in_fp8(gpu_name: str) -> bool:
+    """False for a CPU and GPUs known to be older than Ada; a GPU of another name is asked when it trains."""
+    return not _words(gpu_name) & set(WITHOUT_FP8)
+
+
 def _by_name(table: tuple[tuple[tuple[str, ...], float], ...], gpu_name: str) -> float | None:
-    words = set(re.split(r"[^a-z0-9]+", gpu_name.lower()))
+    words = _words(gpu_name)
     return next((value for needed, value in table if words.issuperset(needed)), None)
+
+
+def _words(gpu_name: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", gpu_name.lower()))

@@ -10,6 +10,7 @@ from nanolit.model.accounting import (
     activation_bytes,
     flops_per_token,
     gpu_memory_gib,
+    multiplies_in_fp8,
     parameter_counts,
     peak_bf16_flops,
     peak_memory_gib,
@@ -77,6 +78,9 @@ def derive(job: Job, stage: str, *, dataset: Any, tokenizer: str) -> Plan:
             "hours": {"gpu": "cpu", "hours": duration, "total_hours": duration},
             **shards(dataset, dataset.shards_with(settings["max_chars"])),
         }
+    gpu = job["cluster"]["gpu"] or "cpu"
+    if job["precision"] == "fp8" and not multiplies_in_fp8(gpu):
+        raise ValueError(f"precision=fp8 needs an NVIDIA GPU from Ada on; this is {gpu}: give precision=bf16")
     derivation: dict[str, Callable[..., Plan]] = {"base": derive_base, "rl": derive_rl}
     return {**head, **derivation.get(stage, derive_finetuning)(job, stage=stage, dataset=dataset)}
 

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nanolit.callbacks.stuck import EndIfStuck
 from nanolit.callbacks.throughput import Clock, check_finite, say
 from nanolit.machine.device import rank, world_size
 from nanolit.machine.paths import read_json, write_json
@@ -191,6 +192,7 @@ class Checkpoints(L.Callback):
         self._asked = False
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
+        self._stuck: EndIfStuck | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = time.monotonic()
@@ -199,6 +201,8 @@ class Checkpoints(L.Callback):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask)
+            if world_size() > 1:
+                self._stuck = EndIfStuck()
 
     def _ask(self, number: int, _frame: Any) -> None:
         self._asked = True
@@ -212,6 +216,8 @@ class Checkpoints(L.Callback):
         assert isinstance(pl_module, Phase)
         step, last = pl_module.finished_steps, pl_module.finished_steps == pl_module.num_steps
         stop, save = self._agreed(self._asked, self._due(step))
+        if stop and self._stuck:
+            self._stuck.step_ended()
         if last or stop or save:
             with self.clock.paused():
                 loss = float(trainer.strategy.reduce(pl_module.step_loss, reduce_op="sum"))
@@ -245,3 +251,5 @@ class Checkpoints(L.Callback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
+        if self._stuck:
+            self._stuck.close()

@@ -13,6 +13,7 @@ import pytest
 from nanolit.jobs import worker
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
+from nanolit.jobs.processes import descendants
 from nanolit.machine.paths import read_json
 from tests.jobs.tiny_runs import STEPS, keep_only_checkpoint, losses, overrides, train, write_corpus
 
@@ -155,3 +156,29 @@ def test_two_ranks_train_as_one_and_resume_exactly(
     assert [float(loss) for loss in losses(one).values()] == pytest.approx(
         [float(loss) for loss in together.values()], abs=2e-4
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks through /proc")
+def test_a_killed_rank_ends_the_others_soon_and_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    arguments = [*overrides(corpus, root, "save_every=5"), "cluster.devices=4"]
+    command = [sys.executable, "-m", "nanolit.train", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folder = root / "runs" / "tiny" / "base" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(folder.glob("step_*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(max(ranks_of(process.pid)), signal.SIGKILL)
+    killed = time.monotonic()
+    assert process.wait(timeout=60) == 1
+    assert time.monotonic() - killed < 30
+    again = train(arguments)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "continuing after step" in again.stdout
+    assert sorted(losses(root)) == list(range(1, STEPS + 1))
+
+
+def ranks_of(pid: int) -> list[int]:
+    found = {one: Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0") for one, _ in descendants(pid)}
+    return [one for one, words in found.items() if words[1:3] == [b"-u", b"-m"] and b"run" not in words[3]]

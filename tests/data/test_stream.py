@@ -44,11 +44,12 @@ def hashes(streams: Sequence[PretrainStream], count: int) -> list[list[str]]:
 def test_rows_are_equal_on_any_number_of_ranks_and_in_any_micro_batch(
     corpus: Corpus, packing: Packing
 ) -> None:
-    expected = hashes([make_stream(corpus, packing=packing, micro_batch=8)], 40)
-    for world in (1, 2, 4):
+    step = {"packing": packing, "lanes": 8, "rows": 16}
+    expected = hashes([make_stream(corpus, **step, micro_batch=8)], 40)
+    for world in (1, 2, 4, 8):
         for micro_batch in (1, 2):
             ranks = [
-                make_stream(corpus, packing=packing, rank=rank, world=world, micro_batch=micro_batch)
+                make_stream(corpus, **step, rank=rank, world=world, micro_batch=micro_batch)
                 for rank in range(world)
             ]
             assert hashes(ranks, 40) == expected

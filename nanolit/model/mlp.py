@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.machine.device import HOPPER, triton_capability
+from nanolit.model.trial import near, with_gradients
 
 
 def relu_squared_mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
@@ -41,22 +42,11 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
         torch.randn(shape, generator=generator).to(device) for shape in ((160, 64), (256, 64), (64, 256))
     )
     try:
-        found = _with_gradients(fused_mlp, x_NC.to(dtype), expand_FC, contract_CF)
+        found = with_gradients(fused_mlp, x_NC.to(dtype), expand_FC, contract_CF)
     except Exception:  # another version of Triton, say: the plain form serves
         return False
-    expected = _with_gradients(relu_squared_mlp, x_NC, expand_FC, contract_CF)
-    return all(
-        bool((one.float() - other).norm() < 0.02 * other.norm())
-        for one, other in zip(found, expected, strict=True)
-    )
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-def _with_gradients(mlp: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-    inputs = tuple(one.clone().requires_grad_() for one in inputs)
-    y_NC = mlp(*inputs)
-    return y_NC.detach(), *torch.autograd.grad(y_NC.float().square().sum(), inputs)
+    expected = with_gradients(relu_squared_mlp, x_NC, expand_FC, contract_CF)
+    return all(near(one, other, within=0.02) for one, other in zip(found, expected, strict=True))
 
 
 @torch.library.custom_op("nanolit::mlp", mutates_args=())

@@ -51,7 +51,7 @@ def slope_product_fp8(
     *,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """`slope_product` of rounded operands, and its largest magnitude in float32; its sums are the fast ones."""
+    """`slope_product` of rounded operands, summed the fast way, and its largest magnitude in float32."""
     d_z_NF = torch.empty_like(hidden_NF, dtype=dtype)
     scales = (d_y.scale, contract_scale, hidden_scale)
     return d_z_NF, _launch_fp8(d_y.rows_RS, contract_FC, d_z_NF, hidden_NF, scales, slope=True)

@@ -1,4 +1,4 @@
-"""A kernel is tried on an example before it serves: its result and gradients beside the plain form's."""
+"""A kernel is tried on an example before it serves, beside the plain form: its result and gradients."""
 
 from collections.abc import Callable
 

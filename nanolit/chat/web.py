@@ -3,8 +3,10 @@
 Served on loopback unless a host is given; the page and the server ask nothing of any other machine.
 """
 
+import math
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 # A reply is shown as Markdown: an image in it must not make the browser ask another machine.
 _ONLY_THIS_SERVER = """<meta http-equiv="Content-Security-Policy" content="img-src 'self' data: blob:;
  media-src 'self' data: blob:; connect-src 'self'; frame-src 'self'">"""
+REFRESH_SECONDS = 0.1  # a page that is given every token of a fast model no longer hears its user
 MAX_TOP_K = 200  # nanochat's page has the same limit; 0 = the whole vocabulary
 
 
@@ -49,10 +52,12 @@ def build_demo(
             return
         if reply.dropped_turns:
             gradio.Info(f"The context is full: the oldest {reply.dropped_turns} turn(s) were forgotten.")
-        text = ""
+        text, shown = "", -math.inf
         for piece in reply:
             text += piece
-            yield text, [*turns, reply.turn]
+            if time.monotonic() - shown > REFRESH_SECONDS:
+                yield text, [*turns, reply.turn]
+                shown = time.monotonic()
         yield text or "(an empty reply)", [*turns, reply.turn]
 
     context = talker.engine.context

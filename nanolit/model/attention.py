@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.machine.device import plain_kernels
+from nanolit.model.trial import near
 
 Backend = Literal["cudnn", "flash", "sdpa"]
 FUSED: tuple[Backend, ...] = ("cudnn", "flash")  # the faster first; both take windows
@@ -62,7 +63,7 @@ def agrees(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim:
             found = _with_gradients(backend, qkv, window)
             expected = _with_gradients("sdpa", [one.float() for one in qkv], window)
             for one, other in zip(found, expected, strict=True):
-                if not (one.float() - other).norm() < 0.02 * other.norm():  # bfloat16 gives 0.004
+                if not near(one, other, within=0.02):  # bfloat16 gives 0.004
                     return False
     except Exception:  # not installed, or not for this GPU: another kernel serves
         return False

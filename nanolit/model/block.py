@@ -14,18 +14,23 @@ from nanolit.model.attention import Backend, attend, choose_backend, rotate
 from nanolit.model.kv_cache import KVCache
 
 
+def multiply(x: Tensor, weight: Tensor, *, in_fp8: bool) -> Tensor:
+    """x Wᵀ in x's dtype; in_fp8 rounds the operands, where gradients are wanted."""
+    if in_fp8 and torch.is_grad_enabled():
+        return fp8.linear(x, weight)
+    return F.linear(x, weight.to(x.dtype))
+
+
 class Linear(nn.Linear):
     """y = x Wᵀ: the float32 master weight is cast to the activation's dtype at every use; no bias."""
 
-    in_fp8 = False  # where gradients are wanted: GPT.use_fp8
+    in_fp8 = False  # until GPT.use_fp8
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.in_fp8 and torch.is_grad_enabled():
-            return fp8.linear(input, self.weight)
-        return F.linear(input, self.weight.to(input.dtype))
+        return multiply(input, self.weight, in_fp8=self.in_fp8)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -96,9 +101,8 @@ class Attention(nn.Module):
         """The same by one larger product, whose weight is put together anew, and one kernel after it."""
         parts = (self.query, self.key, self.value)
         weight_XC = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
-        multiply = fp8.linear if self.query.in_fp8 and torch.is_grad_enabled() else F.linear
         return fused_heads.split_heads(
-            multiply(x_BTC, weight_XC),
+            multiply(x_BTC, weight_XC, in_fp8=self.query.in_fp8),
             cos_TE,
             sin_TE,
             heads=self.heads,

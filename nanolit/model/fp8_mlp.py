@@ -106,20 +106,9 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    d_y_NC: Tensor,
-    hidden_NF: Tensor,
-    x_CN: Tensor,
-    hidden_FN: Tensor,
-    expand_CF: Tensor,
-    contract_FC: Tensor,
-    x_scale: Tensor,
-    hidden_scale: Tensor,
-    expand_scale: Tensor,
-    contract_scale: Tensor,
-    weight_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (width, hidden), empty = expand_CF.shape, functools.partial(d_y_NC.new_empty, dtype=weight_dtype)
+def _(d_y_NC: Tensor, hidden_NF: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    width, hidden = d_y_NC.size(1), hidden_NF.size(1)
+    empty = functools.partial(d_y_NC.new_empty, dtype=others[-1])  # the weights'
     return torch.empty_like(d_y_NC), empty(hidden, width), empty(width, hidden)
 
 

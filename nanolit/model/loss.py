@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nanolit.machine.device import ADA, TURING, triton_capability
+from nanolit.machine.device import TURING, triton_capability
 from nanolit.model import fp8
 
 IGNORED = -1  # the target of a position that nothing is learned from
@@ -120,13 +120,7 @@ class _HeadInFp8(_Head):
         self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
     ) -> Tensor:
         self.gradient_MV = torch.empty_like(logits_MV, dtype=fp8.GRADIENTS)
-        if triton_capability(logits_MV.device) >= ADA:
-            from nanolit.model import softcap_kernel  # imports Triton
-
-            return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap, fp8_MV=self.gradient_MV)
-        nats_M = to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
-        self.gradient_MV.copy_(logits_MV.float() * GRADIENT_UNITS)
-        return nats_M
+        return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare, fp8_MV=self.gradient_MV)
 
     def by_x(self, gradient_MV: Tensor, *, out: Tensor) -> None:
         weight = self.weight
@@ -149,18 +143,26 @@ _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_grad
 
 
 def to_gradient(
-    logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None = None
+    logits_MV: Tensor,
+    targets_M: Tensor,
+    *,
+    softcap: float,
+    spare: Tensor | None = None,
+    fp8_MV: Tensor | None = None,
 ) -> Tensor:
     """The tokens' cross-entropy; turns raw logits, in place, into its gradient by them.
 
     With t = tanh(z / c) and p = softmax(c t) the gradient by z is (p - onehot) (1 - t²). `spare` is memory
-    of at least as many elements that may be used.
+    of at least as many elements that may be used; `fp8_MV` is filled with the gradient in GRADIENT_UNITS.
     """
     if triton_capability(logits_MV.device) >= TURING:
         from nanolit.model import softcap_kernel  # imports Triton
 
-        return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap)
-    return to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
+        return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap, fp8_MV=fp8_MV)
+    nats_M = to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
+    if fp8_MV is not None:
+        fp8_MV.copy_(logits_MV.float() * GRADIENT_UNITS)
+    return nats_M
 
 
 def to_gradient_in_torch(

@@ -14,10 +14,10 @@ from nanolit.model.attention import Backend, attend, choose_backend, rotate
 from nanolit.model.kv_cache import KVCache
 
 
-def multiply(x: Tensor, weight: Tensor, *, in_fp8: bool) -> Tensor:
-    """x Wᵀ in x's dtype; in_fp8 rounds the operands, where gradients are wanted."""
+def multiply(x: Tensor, weight: Tensor, *, in_fp8: bool, normed: bool = False) -> Tensor:
+    """x Wᵀ in x's dtype; in_fp8 rounds the operands, where gradients are wanted: see fp8.linear."""
     if in_fp8 and torch.is_grad_enabled():
-        return fp8.linear(x, weight)
+        return fp8.linear(x, weight, normed=normed)
     return F.linear(x, weight.to(x.dtype))
 
 
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         parts = (self.query, self.key, self.value)
         weight_XC = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
         return fused_heads.split_heads(
-            multiply(x_BTC, weight_XC, in_fp8=self.query.in_fp8),
+            multiply(x_BTC, weight_XC, in_fp8=self.query.in_fp8, normed=True),
             cos_TE,
             sin_TE,
             heads=self.heads,
@@ -121,13 +121,12 @@ class MLP(nn.Module):
         self.fused = False  # until the model is on its device: prepare
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        apply = fused_mlp.relu_squared_mlp
-        if torch.is_grad_enabled():
-            if self.expand.in_fp8:
-                apply = fp8_mlp.fused if self.fused else fp8_mlp.plain
-            elif self.fused:
-                apply = fused_mlp.fused_mlp
-        return apply(x_BTC, self.expand.weight, self.contract.weight)
+        weights = self.expand.weight, self.contract.weight
+        if not torch.is_grad_enabled():
+            return fused_mlp.relu_squared_mlp(x_BTC, *weights)
+        if self.expand.in_fp8:
+            return fp8_mlp.mlp(x_BTC, *weights, fused=self.fused)
+        return (fused_mlp.fused_mlp if self.fused else fused_mlp.relu_squared_mlp)(x_BTC, *weights)
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Choose the kernels for the device that the parameters are on."""

@@ -1,15 +1,16 @@
 """Products in fp8: operands rounded to eight bits with one scale a tensor, sums in float32.
 
-Scales are dynamic: what is multiplied is divided by (its largest magnitude / the format's largest number).
-Values and weights are e4m3, gradients e5m2, as in https://arxiv.org/abs/2209.05433 and in nanochat. An
-operand is rounded once into two copies, its rows and its columns, since the matrix units want both of a
-product's operands contiguous along the dimension that is summed over.
+Scales are dynamic: what is multiplied is divided by a bound of its magnitudes over the format's largest
+number. The bound is the largest magnitude, or what is known without looking: √C for normed activations.
+Values and weights are e4m3, gradients e5m2, as in https://arxiv.org/abs/2209.05433 and in nanochat. Rounding
+is plain arithmetic, which the compiler joins with what comes before; products and transposes are operators.
 
 Letters: N tokens, C inputs, F outputs of a layer; R rows, S columns of any matrix.
 """
 
 import functools
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +22,7 @@ from nanolit.model.trial import near, with_gradients
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16  # of both dimensions of every operand, which the matrix units ask for
 SMALLEST = 128  # dimension of a weight for which rounding pays, nanochat's choice
-TINY = 1e-12  # in place of the largest magnitude of a tensor of zeros
-
-
-class Rounded(NamedTuple):
-    """A matrix of R × S in fp8; each number times `scale` is what was rounded."""
-
-    rows_RS: Tensor
-    columns_SR: Tensor
-    scale: Tensor  # float32, ()
+TINY = 1e-12  # in place of the bound of a tensor of zeros
 
 
 @functools.cache
@@ -59,47 +52,95 @@ def whole(x_NC: Tensor) -> bool:
     return x_NC.shape[:-1].numel() % MULTIPLE == 0
 
 
-def linear(x_NC: Tensor, weight_FC: Tensor) -> Tensor:
+def linear(x_NC: Tensor, weight_FC: Tensor, *, normed: bool = False) -> Tensor:
     """x Wᵀ for x of (…, C), and both gradients, in fp8; in x's dtype where the tokens are no whole multiple.
 
-    The result and the gradient by x are in x's dtype, that by the weight in the weight's.
+    The result and the gradient by x are in x's dtype, that by the weight in the weight's. `normed` says that
+    rows have an RMS of at most 1.
     """
     if not whole(x_NC):
         return F.linear(x_NC, weight_FC.to(x_NC.dtype))
-    y_NF = _forward(x_NC.flatten(0, -2), weight_FC)[0]
+    y_NF = _Linear.apply(x_NC.flatten(0, -2), weight_FC, normed)
+    assert isinstance(y_NF, Tensor)
     return y_NF.view(*x_NC.shape[:-1], len(weight_FC))
 
 
-def rounded(x_RS: Tensor, dtype: torch.dtype, *, largest: Tensor | None = None) -> Rounded:
-    """`x_RS` in fp8; `largest` is its largest magnitude in float32, where that is known already."""
-    has_kernel = triton_capability(x_RS.device) >= ADA
-    if has_kernel:
-        x_RS = x_RS.bfloat16().contiguous()  # of float32 Triton 3.6 garbles the columns
-    limit = torch.linalg.vector_norm(x_RS, float("inf")).float() if largest is None else largest
-    if has_kernel:
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, weight_FC: Tensor, normed: bool) -> Tensor:
+        x_scale = normed_scale(x_NC) if normed else scale_of(largest(x_NC), VALUES)
+        weight_scale = scale_of(largest(weight_FC), VALUES)
+        x8_NC, weight8_FC = rounded(x_NC, x_scale, VALUES), rounded(weight_FC, weight_scale, VALUES)
+        ctx.save_for_backward(transposed(x8_NC), x_scale, transposed(weight8_FC), weight_scale)
+        ctx.weight_dtype = weight_FC.dtype
+        return product(x8_NC, x_scale, weight8_FC, weight_scale, x_NC.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (d_y_NF,) = gradients
+        x_CN, x_scale, weight_CF, weight_scale = ctx.saved_tensors
+        d_y_scale = scale_of(largest(d_y_NF), GRADIENTS)
+        d_y8_NF = rounded(d_y_NF, d_y_scale, GRADIENTS)
+        d_x_NC = product(d_y8_NF, d_y_scale, weight_CF, weight_scale, d_y_NF.dtype)
+        d_weight_FC = product(transposed(d_y8_NF), d_y_scale, x_CN, x_scale, ctx.weight_dtype)
+        return d_x_NC, d_weight_FC, None
+
+
+def largest(x_RS: Tensor) -> Tensor:
+    """The largest magnitude; found by rows first, which the compiler joins with what computes them."""
+    return x_RS.abs().amax(-1).amax()
+
+
+def normed_scale(x_RS: Tensor) -> Tensor:
+    """The scale of values whose rows have an RMS of at most 1: none is larger than √S."""
+    bound = math.sqrt(x_RS.size(-1)) / torch.finfo(VALUES).max
+    return torch.full((), bound, dtype=torch.float32, device=x_RS.device)
+
+
+def scale_of(bound: Tensor, dtype: torch.dtype) -> Tensor:
+    """What numbers up to a bound are divided by to fit into `dtype`: float32, ()."""
+    return bound.float().clamp(min=TINY) / torch.finfo(dtype).max
+
+
+def rounded(x_RS: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x / scale in fp8; what lies outside its range becomes the end of it."""
+    limit = torch.finfo(dtype).max
+    return (x_RS.float() * (1 / scale)).clamp(-limit, limit).to(dtype)
+
+
+@torch.library.custom_op("nanolit::fp8_transposed", mutates_args=())
+def transposed(x_RS: Tensor) -> Tensor:
+    """The columns of a matrix in fp8 as contiguous rows, (S, R).
+
+    The matrix units want both operands of a product contiguous along what is summed over.
+    """
+    if triton_capability(x_RS.device) >= ADA:
         from nanolit.model import fp8_kernel  # imports Triton
 
-        return Rounded(*fp8_kernel.rounded(x_RS, dtype, limit))
-    return rounded_in_torch(x_RS, dtype, limit)
+        return fp8_kernel.transposed(x_RS.contiguous())
+    return x_RS.t().contiguous()
 
 
-def rounded_in_torch(x_RS: Tensor, dtype: torch.dtype, largest: Tensor) -> Rounded:
-    limit = torch.finfo(dtype).max
-    scale = largest.clamp(min=TINY) / limit
-    rows_RS = (x_RS.float() / scale).clamp(-limit, limit).to(dtype)
-    return Rounded(rows_RS, rows_RS.t().contiguous(), scale)
+@transposed.register_fake
+def _(x_RS: Tensor) -> Tensor:
+    return x_RS.new_empty(x_RS.shape[::-1])
 
 
-def product(
-    a_RS: Tensor,
-    a_scale: Tensor,
-    b_FS: Tensor,
-    b_scale: Tensor,
-    dtype: torch.dtype,
-    *,
-    out: Tensor | None = None,
+@torch.library.custom_op("nanolit::fp8_product", mutates_args=())
+def product(a_RS: Tensor, a_scale: Tensor, b_FS: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """a bᵀ (R, F) of fp8 operands that are contiguous along S."""
+    return product_into(None, a_RS, a_scale, b_FS, b_scale, dtype)
+
+
+@product.register_fake
+def _(a_RS: Tensor, a_scale: Tensor, b_FS: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return a_RS.new_empty(len(a_RS), len(b_FS), dtype=dtype)
+
+
+def product_into(
+    out: Tensor | None, a_RS: Tensor, a_scale: Tensor, b_FS: Tensor, b_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """a bᵀ (R, F) of fp8 operands that are contiguous along S.
+    """`product` into memory that is there already.
 
     Values are summed the fast way, which keeps some 14 bits; gradients are not.
     """
@@ -107,58 +148,3 @@ def product(
     more = {} if out is None else {"out": out}
     multiply: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
     return multiply(a_RS, b_FS.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, **more)
-
-
-@torch.library.custom_op("nanolit::fp8_linear", mutates_args=())
-def _forward(x_NC: Tensor, weight_FC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The result; the columns and scale of x, those of the weight."""
-    x, weight = rounded(x_NC, VALUES), rounded(weight_FC, VALUES)
-    y_NF = product(x.rows_RS, x.scale, weight.rows_RS, weight.scale, x_NC.dtype)
-    return y_NF, x.columns_SR, x.scale, weight.columns_SR, weight.scale
-
-
-@_forward.register_fake
-def _(x_NC: Tensor, weight_FC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (num_tokens, inputs), outputs = x_NC.shape, len(weight_FC)
-    return (
-        x_NC.new_empty(num_tokens, outputs),
-        x_NC.new_empty(inputs, num_tokens, dtype=VALUES),
-        x_NC.new_empty((), dtype=torch.float32),
-        x_NC.new_empty(inputs, outputs, dtype=VALUES),
-        x_NC.new_empty((), dtype=torch.float32),
-    )
-
-
-@torch.library.custom_op("nanolit::fp8_linear_backward", mutates_args=())
-def _backward(
-    d_y_NF: Tensor,
-    x_CN: Tensor,
-    x_scale: Tensor,
-    weight_CF: Tensor,
-    weight_scale: Tensor,
-    weight_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    d_y = rounded(d_y_NF, GRADIENTS)
-    d_x_NC = product(d_y.rows_RS, d_y.scale, weight_CF, weight_scale, d_y_NF.dtype)
-    return d_x_NC, product(d_y.columns_SR, d_y.scale, x_CN, x_scale, weight_dtype)
-
-
-@_backward.register_fake
-def _(
-    d_y_NF: Tensor, x_CN: Tensor, _: Tensor, weight_CF: Tensor, __: Tensor, weight_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    inputs, outputs = weight_CF.shape
-    return d_y_NF.new_empty(len(d_y_NF), inputs), d_y_NF.new_empty(outputs, inputs, dtype=weight_dtype)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
-    ctx.weight_dtype = inputs[1].dtype
-    ctx.save_for_backward(*output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _differentiate(ctx: Any, d_y_NF: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-    return _backward(d_y_NF, *ctx.saved_tensors, ctx.weight_dtype)
-
-
-_forward.register_autograd(_differentiate, setup_context=_keep)

@@ -1,12 +1,13 @@
-"""The MLP in fp8: `mlp.fused_mlp` with rounded operands. Twin: `plain`, which is what serves outside Hopper.
+"""The MLP in fp8. On Hopper kernels write hidden numbers in fp8 at once; elsewhere it is plain torch.
 
-The kernels note the largest hidden square and the largest gradient before the activation while they write
-them, so that rounding those needs no reading of its own. Kept for the backward pass are fp8 copies alone.
+That takes scales that are known before what they scale. By Cauchy and Schwarz no z = x W is larger than the
+largest norm of a row of x, √C, times that of W, and no gradient by h than those of the gradient after the MLP
+and of the second weight. Such bounds are some binades too large, for which fp8 has the range.
 
 Letters: N tokens, C width, F = 4C hidden.
 """
 
-import functools
+import math
 from typing import Any
 
 import torch
@@ -14,112 +15,116 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.model import fp8
-from nanolit.model.fp8 import GRADIENTS, VALUES, product, rounded
-
-# See _forward
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+from nanolit.model.fp8 import GRADIENTS, VALUES, product, rounded, scale_of, transposed
+from nanolit.model.mlp import relu_squared_mlp
 
 
-def plain(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
-    return fp8.linear(F.relu(fp8.linear(x_NC, expand_FC)).square(), contract_CF)
+def mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor, *, fused: bool) -> Tensor:
+    """`mlp.relu_squared_mlp` with rounded operands; rows of x have an RMS of at most 1.
 
-
-def fused(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
-    """The same where `mlp.has_kernel` says so."""
-    if not fp8.whole(x_NC):
-        return plain(x_NC, expand_FC, contract_CF)
-    return _forward(x_NC.flatten(0, -2), expand_FC, contract_CF)[0].view(x_NC.shape)
-
-
-@torch.library.custom_op("nanolit::fp8_mlp", mutates_args=())
-def _forward(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Results:
-    """The result; rows of the hidden squares; columns and then scales of x, hidden, expand and contract.
-
-    Scales are tensors of their own, since the matrix units take them from aligned addresses only.
+    `fused` takes the kernels, where mlp.has_kernel says so; without, this is their twin.
     """
-    from nanolit.model import mlp_kernel  # imports Triton
-
-    x, expand, contract = (rounded(one, VALUES) for one in (x_NC, expand_FC, contract_CF))
-    hidden_NF, largest = mlp_kernel.relu_squared_product_fp8(x, expand, dtype=x_NC.dtype)
-    hidden = rounded(hidden_NF, VALUES, largest=largest)
-    y_NC = product(hidden.rows_RS, hidden.scale, contract.rows_RS, contract.scale, x_NC.dtype)
-    return (
-        y_NC,
-        hidden.rows_RS,
-        x.columns_SR,
-        hidden.columns_SR,
-        expand.columns_SR,
-        contract.columns_SR,
-        x.scale,
-        hidden.scale,
-        expand.scale,
-        contract.scale,
-    )
+    if not fp8.whole(x_NC):
+        return relu_squared_mlp(x_NC, expand_FC, contract_CF)
+    y_NC = _MLP.apply(x_NC.flatten(0, -2), expand_FC, contract_CF, fused)
+    assert isinstance(y_NC, Tensor)
+    return y_NC.view(x_NC.shape)
 
 
-@_forward.register_fake
-def _(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Results:
-    num_tokens, (hidden, width) = len(x_NC), expand_FC.shape
+class _MLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor, fused: bool) -> Tensor:
+        expand_norm, contract_norm = _largest_norm(expand_FC, 1), _largest_norm(contract_CF, 0)
+        z_bound = math.sqrt(x_NC.size(1)) * expand_norm
+        x_scale, hidden_scale = fp8.normed_scale(x_NC), scale_of(z_bound.square(), VALUES)
+        expand_scale, contract_scale = scale_of(expand_norm, VALUES), scale_of(contract_norm, VALUES)
+        x8_NC = rounded(x_NC, x_scale, VALUES)
+        expand8_FC = rounded(expand_FC, expand_scale, VALUES)
+        contract8_CF = rounded(contract_CF, contract_scale, VALUES)
+        hidden8_NF = _hidden(x8_NC, x_scale, expand8_FC, expand_scale, hidden_scale, fused)
+        ctx.save_for_backward(
+            hidden8_NF,
+            transposed(x8_NC),
+            transposed(hidden8_NF),
+            transposed(expand8_FC),
+            transposed(contract8_CF),
+            x_scale,
+            hidden_scale,
+            expand_scale,
+            contract_scale,
+            2 * z_bound * contract_norm,
+        )
+        ctx.weight_dtype, ctx.fused = expand_FC.dtype, fused
+        return product(hidden8_NF, hidden_scale, contract8_CF, contract_scale, x_NC.dtype)
 
-    def empty(*shape: int) -> Tensor:
-        return x_NC.new_empty(shape, dtype=VALUES if shape else torch.float32)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (d_y_NC,) = gradients
+        hidden8_NF, x_CN, hidden_FN, expand_CF, contract_FC, *scales, slope_bound = ctx.saved_tensors
+        x_scale, hidden_scale, expand_scale, contract_scale = scales
+        d_y_norm = _largest_norm(d_y_NC, 1)
+        d_y_scale = scale_of(d_y_norm, GRADIENTS)
+        d_z_scale = scale_of(d_y_norm * slope_bound, GRADIENTS)
+        d_y8_NC = rounded(d_y_NC, d_y_scale, GRADIENTS)
+        d_z8_NF = _before_activation(
+            d_y8_NC, d_y_scale, contract_FC, contract_scale, hidden8_NF, hidden_scale, d_z_scale, ctx.fused
+        )
+        d_contract_CF = product(transposed(d_y8_NC), d_y_scale, hidden_FN, hidden_scale, ctx.weight_dtype)
+        d_expand_FC = product(transposed(d_z8_NF), d_z_scale, x_CN, x_scale, ctx.weight_dtype)
+        d_x_NC = product(d_z8_NF, d_z_scale, expand_CF, expand_scale, d_y_NC.dtype)
+        return d_x_NC, d_expand_FC, d_contract_CF, None
 
-    return (
-        torch.empty_like(x_NC),
-        empty(num_tokens, hidden),
-        empty(width, num_tokens),
-        empty(hidden, num_tokens),
-        empty(width, hidden),
-        empty(hidden, width),
-        empty(),
-        empty(),
-        empty(),
-        empty(),
-    )
+
+def _largest_norm(x_RS: Tensor, dim: int) -> Tensor:
+    """Of the rows (dim 1) or columns (0), float32."""
+    return x_RS.float().square().sum(dim).amax().sqrt()
 
 
-@torch.library.custom_op("nanolit::fp8_mlp_backward", mutates_args=())
-def _backward(
-    d_y_NC: Tensor,
-    hidden_NF: Tensor,
-    x_CN: Tensor,
-    hidden_FN: Tensor,
-    expand_CF: Tensor,
-    contract_FC: Tensor,
+@torch.library.custom_op("nanolit::fp8_hidden", mutates_args=())
+def _hidden(
+    x8_NC: Tensor,
     x_scale: Tensor,
-    hidden_scale: Tensor,
+    expand8_FC: Tensor,
     expand_scale: Tensor,
+    hidden_scale: Tensor,
+    fused: bool,
+) -> Tensor:
+    """relu(x Wᵀ)² in fp8, (N, F)."""
+    if fused:
+        from nanolit.model import mlp_kernel  # imports Triton
+
+        return mlp_kernel.relu_squared_product_fp8(x8_NC, x_scale, expand8_FC, expand_scale, hidden_scale)
+    z_NF = product(x8_NC, x_scale, expand8_FC, expand_scale, torch.float32)
+    return rounded(F.relu(z_NF).square(), hidden_scale, VALUES)
+
+
+@_hidden.register_fake
+def _(x8_NC: Tensor, _: Tensor, expand8_FC: Tensor, *__: Any) -> Tensor:
+    return x8_NC.new_empty(len(x8_NC), len(expand8_FC))
+
+
+@torch.library.custom_op("nanolit::fp8_before_activation", mutates_args=())
+def _before_activation(
+    d_y8_NC: Tensor,
+    d_y_scale: Tensor,
+    contract_FC: Tensor,
     contract_scale: Tensor,
-    weight_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from nanolit.model import mlp_kernel  # imports Triton
+    hidden8_NF: Tensor,
+    hidden_scale: Tensor,
+    d_z_scale: Tensor,
+    fused: bool,
+) -> Tensor:
+    """(dy W) 2 √h in fp8, (N, F)."""
+    if fused:
+        from nanolit.model import mlp_kernel  # imports Triton
 
-    d_y = rounded(d_y_NC, GRADIENTS)
-    d_z_NF, largest = mlp_kernel.slope_product_fp8(
-        d_y, contract_FC, contract_scale, hidden_NF, hidden_scale, dtype=d_y_NC.dtype
-    )
-    d_contract_CF = product(d_y.columns_SR, d_y.scale, hidden_FN, hidden_scale, weight_dtype)
-    d_z = rounded(d_z_NF, GRADIENTS, largest=largest)
-    d_expand_FC = product(d_z.columns_SR, d_z.scale, x_CN, x_scale, weight_dtype)
-    d_x_NC = product(d_z.rows_RS, d_z.scale, expand_CF, expand_scale, d_y_NC.dtype)
-    return d_x_NC, d_expand_FC, d_contract_CF
-
-
-@_backward.register_fake
-def _(d_y_NC: Tensor, hidden_NF: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    width, hidden = d_y_NC.size(1), hidden_NF.size(1)
-    empty = functools.partial(d_y_NC.new_empty, dtype=others[-1])  # the weights'
-    return torch.empty_like(d_y_NC), empty(hidden, width), empty(width, hidden)
+        return mlp_kernel.slope_product_fp8(
+            d_y8_NC, d_y_scale, contract_FC, contract_scale, hidden8_NF, hidden_scale, d_z_scale
+        )
+    d_h_NF = product(d_y8_NC, d_y_scale, contract_FC, contract_scale, torch.float32)
+    return rounded(d_h_NF * 2 * (hidden8_NF.float() * hidden_scale).sqrt(), d_z_scale, GRADIENTS)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.weight_dtype = inputs[1].dtype
-    ctx.save_for_backward(*output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _differentiate(ctx: Any, d_y_NC: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(d_y_NC, *ctx.saved_tensors, ctx.weight_dtype)
-
-
-_forward.register_autograd(_differentiate, setup_context=_keep)
+@_before_activation.register_fake
+def _(d_y8_NC: Tensor, _: Tensor, __: Tensor, ___: Tensor, hidden8_NF: Tensor, *____: Any) -> Tensor:
+    return torch.empty_like(hidden8_NF, dtype=GRADIENTS)

@@ -33,8 +33,15 @@ def summed_loss(
     rounds the operands of the logits and of their gradient by x, where gradients are wanted.
     """
     if torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad):
-        return _loss_and_gradients(x_NC, weight_VC, targets_N, softcap, in_fp8)[0]
+        rounded = [*_rounded(x_NC), *_rounded(weight_VC)] if in_fp8 else []
+        return _loss_and_gradients(x_NC, weight_VC, targets_N, softcap, rounded)[0]
     return token_losses(x_NC, weight_VC, targets_N, softcap=softcap).sum()
+
+
+def _rounded(values: Tensor) -> tuple[Tensor, Tensor]:
+    values = values.detach()
+    scale = fp8.scale_of(fp8.largest(values), fp8.VALUES)
+    return fp8.rounded(values, scale, fp8.VALUES), scale
 
 
 def token_losses(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap: float) -> Tensor:
@@ -60,14 +67,17 @@ def _(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> Ten
 
 @torch.library.custom_op("nanolit::loss_and_gradients", mutates_args=())
 def _loss_and_gradients(
-    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float, in_fp8: bool
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float, rounded: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss, its gradient by x in x's dtype, and by the weight in float32."""
+    """The summed loss, its gradient by x in x's dtype, and by the weight in float32.
+
+    `rounded` are x, its scale, the weight and its scale in fp8, or nothing.
+    """
     nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
     x_gradient_NC = torch.empty_like(x_NC)
     weight_gradient_VC = torch.zeros_like(weight_VC, dtype=torch.float32)
     memory = _chunk_memory(x_NC, weight_VC)
-    head = _HeadInFp8(x_NC, weight_VC) if in_fp8 else _Head(x_NC, weight_VC)
+    head = _HeadInFp8(x_NC.dtype, *rounded) if rounded else _Head(x_NC, weight_VC)
     for rows in _chunks(x_NC, weight_VC):
         logits_MV = head.logits(rows, out=_rows_of(memory[0], rows))
         nats_N[rows] = head.to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=memory[1])
@@ -78,7 +88,7 @@ def _loss_and_gradients(
 
 @_loss_and_gradients.register_fake
 def _(
-    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float, in_fp8: bool
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float, rounded: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = torch.empty((), dtype=torch.float32, device=x_NC.device)
     return total, torch.empty_like(x_NC), torch.empty_like(weight_VC, dtype=torch.float32)
@@ -105,15 +115,17 @@ class _Head:
 class _HeadInFp8(_Head):
     """The same of rounded operands; the gradient has a scale that is known beforehand."""
 
-    def __init__(self, x_NC: Tensor, weight_VC: Tensor):
-        self.dtype = x_NC.dtype
-        self.x, self.weight = fp8.rounded(x_NC, fp8.VALUES), fp8.rounded(weight_VC, fp8.VALUES)
-        self.unit = torch.full((), 1 / GRADIENT_UNITS, device=x_NC.device)
+    def __init__(
+        self, dtype: torch.dtype, x8_NC: Tensor, x_scale: Tensor, weight8_VC: Tensor, weight_scale: Tensor
+    ):
+        self.dtype, self.x8_NC, self.x_scale = dtype, x8_NC, x_scale
+        self.weight8_VC, self.weight_scale = weight8_VC, weight_scale
+        self.weight8_CV = fp8.transposed(weight8_VC)
+        self.unit = torch.full((), 1 / GRADIENT_UNITS, device=x8_NC.device)
 
     def logits(self, rows: slice, *, out: Tensor) -> Tensor:
-        weight = self.weight
-        return fp8.product(
-            self.x.rows_RS[rows], self.x.scale, weight.rows_RS, weight.scale, self.dtype, out=out
+        return fp8.product_into(
+            out, self.x8_NC[rows], self.x_scale, self.weight8_VC, self.weight_scale, self.dtype
         )
 
     def to_gradient(
@@ -123,20 +135,20 @@ class _HeadInFp8(_Head):
         return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare, fp8_MV=self.gradient_MV)
 
     def by_x(self, gradient_MV: Tensor, *, out: Tensor) -> None:
-        weight = self.weight
-        fp8.product(self.gradient_MV, self.unit, weight.columns_SR, weight.scale, self.dtype, out=out)
+        fp8.product_into(out, self.gradient_MV, self.unit, self.weight8_CV, self.weight_scale, self.dtype)
 
 
 def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output[1:])
-    ctx.weight_dtype = inputs[1].dtype
+    ctx.weight_dtype, ctx.num_rounded = inputs[1].dtype, len(inputs[-1])
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _scale_gradients(ctx, total_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _scale_gradients(ctx, total_gradient: Tensor, *_: Tensor) -> tuple:
     x_gradient_NC, weight_gradient_VC = ctx.saved_tensors
     x_gradient_NC = (x_gradient_NC.float() * total_gradient).to(x_gradient_NC.dtype)
-    return x_gradient_NC, (weight_gradient_VC * total_gradient).to(ctx.weight_dtype), None, None, None
+    weight_gradient_VC = (weight_gradient_VC * total_gradient).to(ctx.weight_dtype)
+    return x_gradient_NC, weight_gradient_VC, None, None, [None] * ctx.num_rounded
 
 
 _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)

@@ -13,8 +13,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from nanolit.model.fp8 import Rounded
-
 # Tile of the result and step along the inner dimension, in elements of bfloat16: of six shapes the fastest on
 # an H200. A step in fp8 is of as many bytes.
 ROWS, COLUMNS, INNER = 128, 256, 64
@@ -35,40 +33,30 @@ def slope_product(d_y_NC: Tensor, contract_CF: Tensor, hidden_NF: Tensor) -> Ten
     return d_z_NF
 
 
-def relu_squared_product_fp8(x: Rounded, expand: Rounded, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`relu_squared_product` of rounded operands, and its largest number in float32."""
-    hidden_NF = torch.empty(len(x.rows_RS), len(expand.rows_RS), dtype=dtype, device=x.rows_RS.device)
-    scales = (x.scale, expand.scale, x.scale)
-    return hidden_NF, _launch_fp8(x.rows_RS, expand.rows_RS, hidden_NF, hidden_NF, scales, slope=False)
+def relu_squared_product_fp8(
+    x8_NC: Tensor, x_scale: Tensor, expand8_FC: Tensor, expand_scale: Tensor, hidden_scale: Tensor
+) -> Tensor:
+    """`relu_squared_product` of rounded operands, divided by `hidden_scale` and rounded to fp8."""
+    hidden8_NF = x8_NC.new_empty(len(x8_NC), len(expand8_FC))
+    scales = (x_scale, expand_scale, hidden_scale, hidden_scale)
+    _launch(x8_NC, expand8_FC, [COLUMNS, 2 * INNER], hidden8_NF, hidden8_NF, scales, slope=False)
+    return hidden8_NF
 
 
 def slope_product_fp8(
-    d_y: Rounded,
+    d_y8_NC: Tensor,
+    d_y_scale: Tensor,
     contract_FC: Tensor,
     contract_scale: Tensor,
-    hidden_NF: Tensor,
+    hidden8_NF: Tensor,
     hidden_scale: Tensor,
-    *,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """`slope_product` of rounded operands, summed the fast way, and its largest magnitude in float32."""
-    d_z_NF = torch.empty_like(hidden_NF, dtype=dtype)
-    scales = (d_y.scale, contract_scale, hidden_scale)
-    return d_z_NF, _launch_fp8(d_y.rows_RS, contract_FC, d_z_NF, hidden_NF, scales, slope=True)
-
-
-def _launch_fp8(
-    a_NC: Tensor,
-    weight_FC: Tensor,
-    out_NF: Tensor,
-    hidden_NF: Tensor,
-    scales: tuple[Tensor, ...],
-    *,
-    slope: bool,
+    d_z_scale: Tensor,
 ) -> Tensor:
-    largest = torch.zeros((), dtype=torch.float32, device=a_NC.device)
-    _launch(a_NC, weight_FC, [COLUMNS, 2 * INNER], out_NF, hidden_NF, scales, largest, slope=slope)
-    return largest
+    """`slope_product` of rounded operands, summed the fast way, divided by `d_z_scale`, in d_y8's dtype."""
+    d_z8_NF = torch.empty_like(hidden8_NF, dtype=d_y8_NC.dtype)
+    scales = (d_y_scale, contract_scale, hidden_scale, d_z_scale)
+    _launch(d_y8_NC, contract_FC, [COLUMNS, 2 * INNER], d_z8_NF, hidden8_NF, scales, slope=True)
+    return d_z8_NF
 
 
 def _launch(
@@ -78,7 +66,6 @@ def _launch(
     out_NF: Tensor,
     hidden_NF: Tensor,
     scales: tuple[Tensor, ...] = (),
-    largest: Tensor | None = None,
     *,
     slope: bool,
 ) -> None:
@@ -87,7 +74,8 @@ def _launch(
     tiles = triton.cdiv(num_rows, ROWS) * triton.cdiv(num_columns, COLUMNS)
     half_tile = [ROWS, COLUMNS // 2]
     inner = 2 * INNER if scales else INNER
-    a_scale, weight_scale, hidden_scale = scales or (None, None, None)
+    limit = torch.finfo(out_NF.dtype).max if scales else None
+    a_scale, weight_scale, hidden_scale, out_scale = scales or (None,) * 4
     with torch.cuda.device_of(a_NC):
         _kernel[(min(processors, tiles),)](
             TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, inner]),
@@ -97,7 +85,8 @@ def _launch(
             a_scale,
             weight_scale,
             hidden_scale,
-            largest,
+            out_scale,
+            limit,
             num_rows,
             num_columns,
             a_NC.size(1),
@@ -122,13 +111,14 @@ def _kernel(
     a_scale,
     weight_scale,
     hidden_scale,
-    largest,
+    out_scale,
+    limit,
     num_rows,
     num_columns,
     num_inner,
     PROGRAMS: tl.constexpr,
     SLOPE: tl.constexpr,  # the result is multiplied by 2 √h; else it is relu²
-    FP8: tl.constexpr,  # operands have scales, and the largest magnitude is wanted
+    FP8: tl.constexpr,  # operands and results have scales
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
@@ -170,6 +160,8 @@ def _kernel(
             right = tl.maximum(right, 0.0)
             right *= right
         if FP8:
-            tl.atomic_max(largest, tl.max(tl.maximum(tl.abs(left), tl.abs(right))))
+            unit = 1 / tl.load(out_scale)
+            left = tl.minimum(tl.maximum(left * unit, -limit), limit)
+            right = tl.minimum(tl.maximum(right * unit, -limit), limit)
         out_NF.store([row, column], left.to(out_NF.dtype))
         out_NF.store([row, middle], right.to(out_NF.dtype))

@@ -1,5 +1,7 @@
 """Products in fp8 beside float32, on a CPU with torch's own arithmetic, on a GPU with the kernels."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,8 @@ DEVICES = [
 ]
 # A rounding to e4m3 has a relative error of 2.6% in the mean square, to e5m2 of 5.1%
 OF_VALUES, OF_GRADIENTS = 0.045, 0.065
+# What torch.compile itself does with an autograd function, and warns of
+COMPILES = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -38,26 +42,35 @@ def gradients(function, *inputs: torch.Tensor, slope: torch.Tensor) -> list[torc
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [fp8.VALUES, fp8.GRADIENTS])
-@pytest.mark.parametrize("shape", [(16, 16), (130, 48), (384, 640)])
-def test_rounding_keeps_rows_columns_and_the_largest_number(device, dtype, shape):
+def test_rounding_uses_the_range_and_clamps_what_lies_outside(device, dtype):
     torch.manual_seed(0)
-    x_RS = torch.randn(shape, device=device).bfloat16() * 1000
-    found = fp8.rounded(x_RS, dtype)
-    assert found.rows_RS.dtype == dtype
-    assert torch.equal(found.rows_RS.float(), found.columns_SR.t().float())
-    assert found.rows_RS.float().abs().max() == torch.finfo(dtype).max
-    assert error(found.rows_RS.float() * found.scale, x_RS) < (0.03 if dtype == fp8.VALUES else 0.06)
-    twin = fp8.rounded_in_torch(x_RS, dtype, x_RS.abs().max().float())
-    assert (found.rows_RS.float() != twin.rows_RS.float()).float().mean() < 1e-3, "ties apart"
+    x_RS = torch.randn(130, 48, device=device).bfloat16() * 1000
+    scale = fp8.scale_of(fp8.largest(x_RS), dtype)
+    found = fp8.rounded(x_RS, scale, dtype)
+    assert found.float().abs().max() == torch.finfo(dtype).max
+    assert error(found.float() * scale, x_RS) < (0.03 if dtype == fp8.VALUES else 0.06)
+    clamped = fp8.rounded(x_RS, scale / 4, dtype).float() * scale / 4
+    torch.testing.assert_close(clamped.abs().max(), x_RS.abs().max().float() / 4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_zeros_stay_zeros(device):
-    found = fp8.rounded(torch.zeros(16, 32, device=device), fp8.GRADIENTS)
-    assert found.rows_RS.float().abs().max() == 0
-    assert found.scale > 0
+    zeros = torch.zeros(16, 32, device=device)
+    scale = fp8.scale_of(fp8.largest(zeros), fp8.GRADIENTS)
+    assert scale > 0
+    assert fp8.rounded(zeros, scale, fp8.GRADIENTS).float().abs().max() == 0
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(16, 16), (144, 48), (48, 400), (1024, 1536)])
+def test_columns_are_the_rows_turned_over(device, shape):
+    every_byte = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    turned = fp8.transposed(every_byte.to(device).view(fp8.VALUES)).view(torch.uint8)
+    assert turned.is_contiguous()
+    assert torch.equal(turned.cpu(), every_byte.t())
+
+
+@COMPILES
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_layer_and_its_gradients_are_near_float32(device, compiled):
@@ -72,11 +85,32 @@ def test_a_layer_and_its_gradients_are_near_float32(device, compiled):
         assert 0 < error(one, other) < most
 
 
-def test_the_operator_describes_its_results_truly():
-    """torch's own checks of a custom operator, but the one that sums all results, which fp8 can't."""
-    inputs = (torch.randn(32, 128).requires_grad_(), torch.randn(256, 128).requires_grad_())
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.nanolit.fp8_linear.default, inputs, test_utils=checks)
+def test_operators_describe_their_results_truly():
+    """torch's own check of shapes and dtypes; the others compute with fp8 numbers, which torch can't."""
+    checks, scale = "test_faketensor", torch.ones(())
+    x8_NC, weight8_FC, back8_CF = (
+        torch.randn(shape).to(fp8.VALUES) for shape in ((32, 128), (256, 128), (128, 256))
+    )
+    weight8_CF, hidden8_NF = back8_CF.t().contiguous(), torch.rand(32, 256).to(fp8.VALUES)
+    ops = torch.ops.nanolit
+    for op, inputs in (
+        (ops.fp8_transposed, (x8_NC,)),
+        (ops.fp8_product, (x8_NC, scale, weight8_FC, scale, torch.bfloat16)),
+        (ops.fp8_hidden, (x8_NC, scale, weight8_FC, scale, scale, False)),
+        (
+            ops.fp8_before_activation,
+            (x8_NC.float().to(fp8.GRADIENTS), scale, weight8_CF, scale, hidden8_NF, scale, scale, False),
+        ),
+    ):
+        torch.library.opcheck(op.default, inputs, test_utils=checks)
+
+
+def test_the_bound_of_normed_rows_costs_no_precision():
+    torch.manual_seed(0)
+    x_NC, weight_FC = F.rms_norm(torch.randn(64, 256), (256,)), torch.randn(384, 256)
+    expected = F.linear(x_NC, weight_FC)
+    found = [error(fp8.linear(x_NC, weight_FC, normed=normed), expected) for normed in (True, False)]
+    assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
 def test_tokens_that_are_no_whole_multiple_go_without_fp8():
@@ -84,21 +118,33 @@ def test_tokens_that_are_no_whole_multiple_go_without_fp8():
     assert torch.equal(fp8.linear(x_NC, weight_FC), F.linear(x_NC, weight_FC))
     contract_CF = torch.randn(128, 256)
     torch.testing.assert_close(
-        fp8_mlp.fused(x_NC, weight_FC, contract_CF), mlp.relu_squared_mlp(x_NC, weight_FC, contract_CF)
+        fp8_mlp.mlp(x_NC, weight_FC, contract_CF, fused=True),
+        mlp.relu_squared_mlp(x_NC, weight_FC, contract_CF),
     )
 
 
+def normed_input(*shape: int, device: str) -> torch.Tensor:
+    """Rows as a norm leaves them, a few numbers far from the rest."""
+    x = torch.randn(shape, device=device)
+    x[..., 3] *= 20
+    return F.rms_norm(x, shape[-1:])
+
+
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_mlp_is_near_float32(device):
+@pytest.mark.parametrize("gradient_scale", [1e-9, 1.0])
+def test_the_mlp_is_near_float32(device, gradient_scale):
     torch.manual_seed(0)
-    x_BTC, slope = torch.randn(3, 48, 256, device=device), torch.randn(3, 48, 256, device=device)
+    x_BTC = normed_input(3, 48, 256, device=device)
+    slope = torch.randn(3, 48, 256, device=device) * gradient_scale
+    slope *= torch.logspace(-3, 0, 48, device=device)[:, None]  # tokens learn by unequal amounts
     weights = [torch.randn(shape, device=device) / 16 for shape in ((1024, 256), (256, 1024))]
     expected = gradients(mlp.relu_squared_mlp, x_BTC, *weights, slope=slope)
-    has_kernel = mlp.has_kernel(torch.device(device), torch.bfloat16)
-    for function in (fp8_mlp.plain, fp8_mlp.fused) if has_kernel else (fp8_mlp.plain,):
-        found = gradients(function, x_BTC.bfloat16(), *weights, slope=slope)
+    for fused in {False, mlp.has_kernel(torch.device(device), torch.bfloat16)}:
+        found = gradients(
+            functools.partial(fp8_mlp.mlp, fused=fused), x_BTC.bfloat16(), *weights, slope=slope
+        )
         for one, other in zip(found, expected, strict=True):
-            assert error(one, other) < 0.12, function
+            assert error(one, other) < 0.12, fused
 
 
 @pytest.mark.gpu
@@ -106,17 +152,22 @@ def test_the_mlp_is_near_float32(device):
     not torch.cuda.is_available() or not mlp.has_kernel(torch.device("cuda"), torch.bfloat16),
     reason="needs Hopper",
 )
+@COMPILES
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_fused_mlp_equals_its_twin(compiled):
-    """But for numbers that bfloat16 and float32 bring to neighbours in fp8."""
+    """But for numbers that sums in another order bring to neighbours in fp8."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    x_BTC, slope = torch.randn(5, 208, 384, device="cuda"), torch.randn(5, 208, 384, device="cuda")
+    x_BTC = normed_input(5, 208, 384, device="cuda").bfloat16()
+    slope = torch.randn(5, 208, 384, device="cuda")
     weights = [torch.randn(shape, device="cuda") / 20 for shape in ((1536, 384), (384, 1536))]
-    fused = torch.compile(fp8_mlp.fused, fullgraph=True) if compiled else fp8_mlp.fused
-    expected = gradients(fp8_mlp.plain, x_BTC.bfloat16(), *weights, slope=slope)
-    for one, other in zip(gradients(fused, x_BTC.bfloat16(), *weights, slope=slope), expected, strict=True):
-        assert error(one, other) < 0.08
+    fused = functools.partial(fp8_mlp.mlp, fused=True)
+    found = gradients(
+        torch.compile(fused, fullgraph=True) if compiled else fused, x_BTC, *weights, slope=slope
+    )
+    twin = gradients(functools.partial(fp8_mlp.mlp, fused=False), x_BTC, *weights, slope=slope)
+    for one, other in zip(found, twin, strict=True):
+        assert error(one, other) < 0.02
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -155,8 +206,10 @@ def test_a_model_uses_fp8_for_its_large_products_and_only_where_gradients_are_wa
     for loss in losses:
         loss.backward()
     pairs = zip(gpt.named_parameters(), plain.parameters(), strict=True)
-    errors = {name: error(one.grad, other.grad) for (name, one), other in pairs}
-    assert max(errors.values()) < 0.25, errors
+    errors = {name: error(one.grad, other.grad) for (name, one), other in pairs if other.grad.any()}
+    assert len(errors) == len(list(gpt.parameters())) - 1, "all but the smear gate, whose factor is zero yet"
+    for name, found in errors.items():  # scalars are sums of numbers that cancel
+        assert found < (0.4 if name.endswith("scalars") else 0.15), (name, found)
     with torch.no_grad():
         assert torch.equal(gpt(ids_BT), plain(ids_BT))
 

@@ -80,7 +80,7 @@ def test_the_loss_compiles_into_one_graph():
 def test_the_operator_describes_its_results_truly():
     """torch's own check of a custom operator: fake tensors, autograd, aliasing."""
     x_NC, weight_VC, targets_N = (one.float() if one.is_floating_point() else one for one in make_inputs(6))
-    inputs = (x_NC.requires_grad_(), weight_VC.requires_grad_(), targets_N, SOFTCAP, False)
+    inputs = (x_NC.requires_grad_(), weight_VC.requires_grad_(), targets_N, SOFTCAP, [])
     torch.library.opcheck(torch.ops.nanolit.loss_and_gradients.default, inputs)
 
 

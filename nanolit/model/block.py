@@ -6,19 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanolit.model import fp8, fp8_mlp
+from nanolit.model import fp8, fp8_heads, fp8_mlp
 from nanolit.model import heads as fused_heads
 from nanolit.model import mlp as fused_mlp
 from nanolit.model.accounting import VALUE_GATE_CHANNELS
 from nanolit.model.attention import Backend, attend, choose_backend, rotate
 from nanolit.model.kv_cache import KVCache
-
-
-def multiply(x: Tensor, weight: Tensor, *, in_fp8: bool, normed: bool = False) -> Tensor:
-    """x Wᵀ in x's dtype; in_fp8 rounds the operands, where gradients are wanted: see fp8.linear."""
-    if in_fp8 and torch.is_grad_enabled():
-        return fp8.linear(x, weight, normed=normed)
-    return F.linear(x, weight.to(x.dtype))
 
 
 class Linear(nn.Linear):
@@ -30,7 +23,9 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        return multiply(input, self.weight, in_fp8=self.in_fp8)
+        if self.in_fp8 and torch.is_grad_enabled():
+            return fp8.linear(input, self.weight)
+        return F.linear(input, self.weight.to(input.dtype))
 
 
 def norm(x: Tensor) -> Tensor:
@@ -101,14 +96,10 @@ class Attention(nn.Module):
         """The same by one larger product, whose weight is put together anew, and one kernel after it."""
         parts = (self.query, self.key, self.value)
         weight_XC = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
-        return fused_heads.split_heads(
-            multiply(x_BTC, weight_XC, in_fp8=self.query.in_fp8, normed=True),
-            cos_TE,
-            sin_TE,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            qk_scale=self.qk_scale,
-        )
+        shape = {"heads": self.heads, "kv_heads": self.kv_heads, "qk_scale": self.qk_scale}
+        if self.query.in_fp8 and torch.is_grad_enabled() and fp8.whole(x_BTC):
+            return fp8_heads.project(x_BTC, weight_XC, cos_TE, sin_TE, **shape)
+        return fused_heads.split_heads(F.linear(x_BTC, weight_XC), cos_TE, sin_TE, **shape)
 
 
 class MLP(nn.Module):

@@ -52,38 +52,36 @@ def whole(x_NC: Tensor) -> bool:
     return x_NC.shape[:-1].numel() % MULTIPLE == 0
 
 
-def linear(x_NC: Tensor, weight_FC: Tensor, *, normed: bool = False) -> Tensor:
+def linear(x_NC: Tensor, weight_FC: Tensor) -> Tensor:
     """x Wᵀ for x of (…, C), and both gradients, in fp8; in x's dtype where the tokens are no whole multiple.
 
-    The result and the gradient by x are in x's dtype, that by the weight in the weight's. `normed` says that
-    rows have an RMS of at most 1.
+    The result and the gradient by x are in x's dtype, that by the weight in the weight's.
     """
     if not whole(x_NC):
         return F.linear(x_NC, weight_FC.to(x_NC.dtype))
-    y_NF = _Linear.apply(x_NC.flatten(0, -2), weight_FC, normed)
+    y_NF = _Linear.apply(x_NC.flatten(0, -2), weight_FC)
     assert isinstance(y_NF, Tensor)
     return y_NF.view(*x_NC.shape[:-1], len(weight_FC))
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NC: Tensor, weight_FC: Tensor, normed: bool) -> Tensor:
-        x_scale = normed_scale(x_NC) if normed else scale_of(largest(x_NC), VALUES)
-        weight_scale = scale_of(largest(weight_FC), VALUES)
+    def forward(ctx: Any, x_NC: Tensor, weight_FC: Tensor) -> Tensor:
+        x_scale, weight_scale = (scale_of(largest(one), VALUES) for one in (x_NC, weight_FC))
         x8_NC, weight8_FC = rounded(x_NC, x_scale, VALUES), rounded(weight_FC, weight_scale, VALUES)
         ctx.save_for_backward(transposed(x8_NC), x_scale, transposed(weight8_FC), weight_scale)
         ctx.weight_dtype = weight_FC.dtype
         return product(x8_NC, x_scale, weight8_FC, weight_scale, x_NC.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (d_y_NF,) = gradients
         x_CN, x_scale, weight_CF, weight_scale = ctx.saved_tensors
         d_y_scale = scale_of(largest(d_y_NF), GRADIENTS)
         d_y8_NF = rounded(d_y_NF, d_y_scale, GRADIENTS)
         d_x_NC = product(d_y8_NF, d_y_scale, weight_CF, weight_scale, d_y_NF.dtype)
         d_weight_FC = product(transposed(d_y8_NF), d_y_scale, x_CN, x_scale, ctx.weight_dtype)
-        return d_x_NC, d_weight_FC, None
+        return d_x_NC, d_weight_FC
 
 
 def largest(x_RS: Tensor) -> Tensor:

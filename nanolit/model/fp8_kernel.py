@@ -19,7 +19,7 @@ def transposed(x_RS: Tensor) -> Tensor:
     R, S = x_RS.shape
     columns_SR = x_RS.new_empty((S, R))
     with torch.cuda.device_of(x_RS):
-        _kernel[(triton.cdiv(R, BYTES * WORDS), triton.cdiv(S, BYTES * WORDS))](
+        _transpose[(triton.cdiv(R, BYTES * WORDS), triton.cdiv(S, BYTES * WORDS))](
             x_RS.view(torch.int32),
             columns_SR.view(torch.int32),
             R // BYTES,
@@ -31,7 +31,7 @@ def transposed(x_RS: Tensor) -> Tensor:
 
 
 @triton.jit
-def _kernel(x, columns, R, S, WORDS: tl.constexpr):
+def _transpose(x, columns, R, S, WORDS: tl.constexpr):
     row = (tl.program_id(0) * WORDS + tl.arange(0, WORDS)).to(tl.int64)
     column = (tl.program_id(1) * WORDS + tl.arange(0, WORDS)).to(tl.int64)
     source = x + 4 * row[:, None] * S + column[None, :]

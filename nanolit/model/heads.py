@@ -18,7 +18,7 @@ def split_heads(
     qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, *, heads: int, kv_heads: int, qk_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q_BTHD and k_BTKD, each head rotated (attention.rotate), brought to RMS 1 and scaled; v_BTKD."""
-    return _forward(qkv_BTX, cos_TE, sin_TE, heads, kv_heads, qk_scale)[:3]
+    return split(qkv_BTX, cos_TE, sin_TE, heads, kv_heads, qk_scale)[:3]
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -29,7 +29,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
 
 
 @torch.library.custom_op("nanolit::heads", mutates_args=())
-def _forward(
+def split(
     qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int, qk_scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, values, and the reciprocal RMS of every head of the first two, (B, T, H + K) float32."""
@@ -40,7 +40,7 @@ def _forward(
     return results
 
 
-@_forward.register_fake
+@split.register_fake
 def _(
     qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int, qk_scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -55,7 +55,7 @@ def _empty_results(qkv_BTX: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, 
 
 
 @torch.library.custom_op("nanolit::heads_backward", mutates_args=())
-def _backward(
+def join_gradients(
     d_q_BTHD: Tensor,
     d_k_BTKD: Tensor,
     d_v_BTKD: Tensor,
@@ -65,11 +65,12 @@ def _backward(
     cos_TE: Tensor,
     sin_TE: Tensor,
     qk_scale: float,
+    fp8_scale: Tensor | None = None,
 ) -> Tensor:
-    """The gradient by the projection, (B, T, X)."""
+    """The gradient by the projection, (B, T, X); with a scale it is divided by that and rounded to fp8."""
     from nanolit.model import heads_kernel  # imports Triton
 
-    d_qkv_BTX = _empty_projection(q_BTHD, k_BTKD)
+    d_qkv_BTX = _empty_projection(q_BTHD, k_BTKD, fp8_scale)
     heads_kernel.join_gradients(
         d_q_BTHD.contiguous(),
         d_k_BTKD.contiguous(),
@@ -81,20 +82,31 @@ def _backward(
         sin_TE.contiguous(),
         d_qkv_BTX,
         qk_scale,
+        fp8_scale,
     )
     return d_qkv_BTX
 
 
-@_backward.register_fake
+@join_gradients.register_fake
 def _(
-    d_q_BTHD: Tensor, d_k_BTKD: Tensor, d_v_BTKD: Tensor, q_BTHD: Tensor, k_BTKD: Tensor, *_: Any
+    d_q_BTHD: Tensor,
+    d_k_BTKD: Tensor,
+    d_v_BTKD: Tensor,
+    q_BTHD: Tensor,
+    k_BTKD: Tensor,
+    scales: Tensor,
+    cos_TE: Tensor,
+    sin_TE: Tensor,
+    qk_scale: float,
+    fp8_scale: Tensor | None = None,
 ) -> Tensor:
-    return _empty_projection(q_BTHD, k_BTKD)
+    return _empty_projection(q_BTHD, k_BTKD, fp8_scale)
 
 
-def _empty_projection(q_BTHD: Tensor, k_BTKD: Tensor) -> Tensor:
+def _empty_projection(q_BTHD: Tensor, k_BTKD: Tensor, fp8_scale: Tensor | None) -> Tensor:
     B, T, H, D = q_BTHD.shape
-    return q_BTHD.new_empty(B, T, (H + 2 * k_BTKD.size(2)) * D)
+    dtype = q_BTHD.dtype if fp8_scale is None else torch.float8_e5m2
+    return q_BTHD.new_empty(B, T, (H + 2 * k_BTKD.size(2)) * D, dtype=dtype)
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -107,8 +119,8 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def _differentiate(
     ctx: Any, d_q_BTHD: Tensor, d_k_BTKD: Tensor, d_v_BTKD: Tensor, _: Tensor
 ) -> tuple[Tensor | None, ...]:
-    d_qkv_BTX = _backward(d_q_BTHD, d_k_BTKD, d_v_BTKD, *ctx.saved_tensors, ctx.qk_scale)
+    d_qkv_BTX = join_gradients(d_q_BTHD, d_k_BTKD, d_v_BTKD, *ctx.saved_tensors, ctx.qk_scale)
     return d_qkv_BTX, None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+split.register_autograd(_differentiate, setup_context=_keep)

@@ -57,8 +57,9 @@ def join_gradients(
     sin_TE: Tensor,
     d_qkv_BTX: Tensor,
     qk_scale: float,
+    fp8_scale: Tensor | None = None,
 ) -> None:
-    """Fills the projection's gradient; all are contiguous."""
+    """Fills the projection's gradient, divided by `fp8_scale` if there is one; all are contiguous."""
     B, T, H, D = q_BTHD.shape
     K = k_BTKD.size(2)
     with torch.cuda.device_of(q_BTHD):
@@ -77,6 +78,9 @@ def join_gradients(
             H,
             K,
             qk_scale,
+            fp8_scale,
+            None if fp8_scale is None else torch.finfo(d_qkv_BTX.dtype).max,
+            fp8_scale is not None,  # pyright: ignore[reportArgumentType]
             D // 2,  # pyright: ignore[reportArgumentType]
             TOKENS,  # pyright: ignore[reportArgumentType]
         )
@@ -143,6 +147,9 @@ def _join_gradients(
     H,
     K,
     qk_scale,
+    fp8_scale,
+    limit,
+    FP8: tl.constexpr,
     E: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
@@ -153,8 +160,8 @@ def _join_gradients(
     target = d_qkv + (token * (H + 2 * K) + head) * (2 * E) + pair
     if head >= H + K:
         source = d_v + (token * K + head - H - K) * (2 * E) + pair
-        tl.store(target, tl.load(source, mask=inside), mask=inside)
-        tl.store(target + E, tl.load(source + E, mask=inside), mask=inside)
+        u = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(source + E, mask=inside, other=0.0).to(tl.float32)
     else:
         if head < H:
             place = (token * H + head) * (2 * E) + pair
@@ -168,9 +175,14 @@ def _join_gradients(
         h = tl.load(gradient + E, mask=inside, other=0.0).to(tl.float32)
         r = tl.load(scales + token * (H + K) + head, mask=inside, other=0.0)
         mean = ((tl.sum(g * y, 1) + tl.sum(h * z, 1)) / (2 * E) / qk_scale)[:, None]
-        u, w = r * (qk_scale * g - y * mean), r * (qk_scale * h - z * mean)
+        g, h = r * (qk_scale * g - y * mean), r * (qk_scale * h - z * mean)
         angle = (token % T) * E + pair
         c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
         s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
-        tl.store(target, (u * c - w * s).to(d_qkv.dtype.element_ty), mask=inside)
-        tl.store(target + E, (u * s + w * c).to(d_qkv.dtype.element_ty), mask=inside)
+        u, w = g * c - h * s, g * s + h * c
+    if FP8:
+        unit = 1 / tl.load(fp8_scale)
+        u = tl.minimum(tl.maximum(u * unit, -limit), limit)
+        w = tl.minimum(tl.maximum(w * unit, -limit), limit)
+    tl.store(target, u.to(d_qkv.dtype.element_ty), mask=inside)
+    tl.store(target + E, w.to(d_qkv.dtype.element_ty), mask=inside)

@@ -77,7 +77,7 @@ def _launch(
     limit = torch.finfo(out_NF.dtype).max if scales else None
     a_scale, weight_scale, hidden_scale, out_scale = scales or (None,) * 4
     with torch.cuda.device_of(a_NC):
-        _kernel[(min(processors, tiles),)](
+        _product[(min(processors, tiles),)](
             TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, inner]),
             TensorDescriptor.from_tensor(weight, weight_tile),
             TensorDescriptor.from_tensor(out_NF, half_tile),
@@ -103,7 +103,7 @@ def _launch(
 
 
 @triton.jit
-def _kernel(
+def _product(
     a_NC,
     weight,
     out_NF,

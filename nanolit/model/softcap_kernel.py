@@ -26,7 +26,7 @@ def to_gradient(
     assert logits_MV.stride(1) == 1
     num_tokens, vocab_size = logits_MV.shape
     nats_M = torch.empty(num_tokens, dtype=torch.float32, device=logits_MV.device)
-    _kernel[(num_tokens,)](
+    _softcap_loss[(num_tokens,)](
         logits_MV,
         targets_M.contiguous(),
         nats_M,
@@ -52,7 +52,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _kernel(
+def _softcap_loss(
     logits,
     targets,
     nats,

@@ -5,9 +5,11 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from test_kernels import split_in_torch
 from tiny_gpt import EVERYTHING
 
-from nanolit.model import fp8, fp8_mlp, mlp
+from nanolit.model import fp8, fp8_heads, fp8_mlp, mlp
+from nanolit.model.attention import rotary_tables
 from nanolit.model.gpt import GPT
 from nanolit.model.loss import summed_loss
 
@@ -107,9 +109,10 @@ def test_operators_describe_their_results_truly():
 
 def test_the_bound_of_normed_rows_costs_no_precision():
     torch.manual_seed(0)
-    x_NC, weight_FC = F.rms_norm(torch.randn(64, 256), (256,)), torch.randn(384, 256)
-    expected = F.linear(x_NC, weight_FC)
-    found = [error(fp8.linear(x_NC, weight_FC, normed=normed), expected) for normed in (True, False)]
+    x_NC = F.rms_norm(torch.randn(64, 256), (256,))
+    found = []
+    for scale in (fp8.normed_scale(x_NC), fp8.scale_of(fp8.largest(x_NC), fp8.VALUES)):
+        found.append(error(fp8.rounded(x_NC, scale, fp8.VALUES).float() * scale, x_NC))
     assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
@@ -168,6 +171,34 @@ def test_the_fused_mlp_equals_its_twin(compiled):
     twin = gradients(functools.partial(fp8_mlp.mlp, fused=False), x_BTC, *weights, slope=slope)
     for one, other in zip(found, twin, strict=True):
         assert error(one, other) < 0.02
+
+
+@COMPILES
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("H", "K", "D"), [(6, 6, 128), (4, 2, 64)])
+def test_heads_are_near_float32(H, K, D, compiled):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    x_BTC = normed_input(3, 80, 256, device="cuda")
+    weight_XC = torch.randn((H + 2 * K) * D, 256, device="cuda") / 16
+    tables = [one.cuda() for one in rotary_tables(80, head_dim=D, base=1e4)]
+
+    def expected(x_BTC, weight_XC):
+        return split_in_torch(F.linear(x_BTC, weight_XC), *tables, H=H, K=K)
+
+    def found(x_BTC, weight_XC):
+        return fp8_heads.project(x_BTC, weight_XC, *tables, heads=H, kv_heads=K, qk_scale=1.2)
+
+    leaves = [one.clone().requires_grad_() for one in (x_BTC, weight_XC)]
+    narrow = [one.detach().bfloat16().requires_grad_() for one in leaves]
+    results = expected(*leaves), (torch.compile(found, fullgraph=True) if compiled else found)(*narrow)
+    slopes = [torch.randn_like(one) * 1e-4 for one in results[0]]
+    gradients = torch.autograd.grad(results[0], leaves, slopes)
+    narrow_gradients = torch.autograd.grad(results[1], narrow, [one.bfloat16() for one in slopes])
+    for one, other in zip((*results[1], *narrow_gradients), (*results[0], *gradients), strict=True):
+        assert 0 < error(one, other) < 0.08
 
 
 @pytest.mark.parametrize("device", DEVICES)

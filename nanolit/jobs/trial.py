@@ -15,6 +15,7 @@ from nanolit.jobs.micro_batch import Tried, choices_of, remember, tried
 from nanolit.jobs.parts import build_gpt, compiled
 from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
+from nanolit.phases.core import compile_gpt
 from nanolit.phases.derivation import HEADROOM, Plan, peak_memory
 from nanolit.phases.job import Job
 
@@ -57,7 +58,7 @@ def train_twice(job: Job, stage: str, plan: Plan, rows: int) -> None:
     """
     device, gib = pick_device(), peak_memory(job, plan["gpt"], rows, gpu=job["cluster"]["gpu"] or "cpu")
     gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"])
-    forward = torch.compile(gpt, dynamic=False) if compiled(job, stage, device) else gpt
+    forward = compile_gpt(gpt) if compiled(job, stage, device) else gpt
     kept = [take(gib["optimizer"], device)]
     ids_BT = torch.randint(plan["gpt"]["vocab_size"], (rows, plan["gpt"]["context"]), device=device)
     for _ in range(2):

@@ -32,6 +32,15 @@ from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.optim.schedule import Schedule
 
 
+def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
+    """`gpt`, compiled at its first call; a later process finds what was compiled in torch's cache."""
+    import torch._functorch.config as functorch  # slow, and only needed here
+
+    # Off by default, since a function might use what its graph doesn't show; ours use their arguments alone
+    functorch.autograd_cache_allow_custom_autograd_functions = True
+    return torch.compile(gpt, dynamic=False)
+
+
 class Phase(L.LightningModule):
     """A GPT, its optimizer and its schedule; `loss` says what is optimized.
 
@@ -61,7 +70,7 @@ class Phase(L.LightningModule):
         self.position: dict[str, Any] = {}
         self.epoch = self.cropped_fraction = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
-        self.forward_gpt: Callable[..., Tensor] = torch.compile(gpt, dynamic=False) if compile else gpt
+        self.forward_gpt: Callable[..., Tensor] = compile_gpt(gpt) if compile else gpt
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The sum of this micro-batch's loss over its learned tokens, in nats."""

@@ -59,11 +59,11 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> B
 
 def agrees(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether a kernel runs here, forward and backward, and agrees with float32."""
+    if not _is_installed(backend):
+        return False
     generator = torch.Generator().manual_seed(0)
     qkv = [torch.randn(1, 64, 2, head_dim, generator=generator).to(device, dtype) for _ in range(3)]
     try:
-        if not _is_installed(backend):
-            return False
         for window in (None, 5):
             found = with_gradients(functools.partial(attend, window=window, backend=backend), *qkv)
             plain = functools.partial(attend, window=window)
@@ -77,9 +77,12 @@ def agrees(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim:
 
 
 def _is_installed(backend: Backend) -> bool:
-    """Whether a backend's package is there, without importing it; ModuleNotFoundError without its parent."""
+    """Whether the package that a backend needs, if any, is there: found, not imported."""
     package = PACKAGES.get(backend)
-    return package is None or importlib.util.find_spec(package) is not None
+    try:
+        return package is None or importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False
 
 
 def _fused(backend: Backend) -> Callable[..., Tensor]:

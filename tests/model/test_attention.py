@@ -105,9 +105,14 @@ def test_a_kernel_that_answers_rightly_may_be_chosen(monkeypatch: pytest.MonkeyP
     assert agrees("flash", torch.device("cpu"), torch.bfloat16, 16)
 
 
+@pytest.mark.parametrize("parent", ["there", "missing"])
 @pytest.mark.parametrize("backend", ["flash3", "cudnn", "flash4"])
-def test_a_missing_package_is_not_chosen_nor_imported(backend, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+def test_a_missing_package_is_not_chosen_nor_imported(backend, parent, monkeypatch: pytest.MonkeyPatch):
+    def find_spec(name, *_):
+        if parent == "missing":
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(attention, "_fused", lambda _backend: pytest.fail("it was tried"))
     assert not agrees(backend, torch.device("cpu"), torch.bfloat16, 16)
 
@@ -250,6 +255,7 @@ def test_flex_equals_the_definition(K, window, compiled, monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore::Warning:cutlass|flash_attn|quack|tvm_ffi")  # flash4's, as it compiles
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("window", [None, 0, 5, 128, 200])
 @pytest.mark.parametrize(("K", "D"), [(4, 128), (2, 64)])

@@ -1,11 +1,13 @@
 """Causal attention with an optional window, and rotary positions: (q, k, v) to a mixture of values.
 
-Every model calls `attend`. Which kernel trains is chosen once for a device by `choose_backend`, by trying:
-cudnn (nvidia-cudnn-frontend), flash (FlashAttention-2 in torch), or sdpa, which runs everywhere and also
-serves caches. Shapes: see the legend in gpt.py.
+Every model calls `attend`. Which kernel trains is chosen once for a device by `choose_backend`, by trying
+FUSED: flash3 and flash4 (FlashAttention-3 and -4), cudnn (nvidia-cudnn-frontend), flash and flex (torch's
+FlashAttention-2 and FlexAttention). sdpa runs everywhere and also serves caches. Shapes: see gpt.py.
 """
 
 import functools
+import importlib.util
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.machine.device import plain_kernels
-from nanolit.model.trial import near
+from nanolit.model.trial import near, with_gradients
 
-Backend = Literal["cudnn", "flash", "sdpa"]
-FUSED: tuple[Backend, ...] = ("cudnn", "flash")  # the faster first; both take windows
+Backend = Literal["flash3", "cudnn", "flash4", "flash", "flex", "sdpa"]
+FUSED: tuple[Backend, ...] = ("flash3", "cudnn", "flash4", "flash", "flex")  # the faster first
+PACKAGES = {"flash3": "flash_attn_interface", "cudnn": "cudnn", "flash4": "flash_attn.cute"}  # all optional
 
 
 def attend(
@@ -56,35 +59,45 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> B
 
 def agrees(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether a kernel runs here, forward and backward, and agrees with float32."""
+    if not _is_installed(backend):
+        return False
     generator = torch.Generator().manual_seed(0)
     qkv = [torch.randn(1, 64, 2, head_dim, generator=generator).to(device, dtype) for _ in range(3)]
     try:
         for window in (None, 5):
-            found = _with_gradients(backend, qkv, window)
-            expected = _with_gradients("sdpa", [one.float() for one in qkv], window)
+            found = with_gradients(functools.partial(attend, window=window, backend=backend), *qkv)
+            plain = functools.partial(attend, window=window)
+            expected = with_gradients(plain, *(one.float() for one in qkv))
             for one, other in zip(found, expected, strict=True):
                 if not near(one, other, within=0.02):  # bfloat16 gives 0.004
                     return False
-    except Exception:  # not installed, or not for this GPU: another kernel serves
+    except Exception:  # not for this GPU or this torch: another kernel serves
         return False
     return True
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
-def _with_gradients(backend: Backend, qkv: list[Tensor], window: int | None) -> tuple[Tensor, ...]:
-    q_BTHD, k_BTKD, v_BTKD = (one.clone().requires_grad_() for one in qkv)
-    y_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=backend)
-    slope_BTHD = torch.linspace(-1, 1, y_BTHD.numel(), device=y_BTHD.device).view_as(y_BTHD)
-    total = (y_BTHD * slope_BTHD.to(y_BTHD.dtype)).sum()
-    return y_BTHD.detach(), *torch.autograd.grad(total, (q_BTHD, k_BTKD, v_BTKD))
+def _is_installed(backend: Backend) -> bool:
+    """Whether the package that a backend needs, if any, is there: found, not imported."""
+    package = PACKAGES.get(backend)
+    try:
+        return package is None or importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False
 
 
-def _fused(backend: Backend):
+def _fused(backend: Backend) -> Callable[..., Tensor]:
     if backend == "cudnn":
         from nanolit.model import attention_cudnn  # an optional package
 
         return attention_cudnn.attend
+    if backend == "flex":
+        from nanolit.model import attention_flex  # slow to import
+
+        return attention_flex.attend
+    if backend in ("flash3", "flash4"):
+        from nanolit.model import attention_flash
+
+        return functools.partial(attention_flash.attend, version=int(backend[-1]))
     return attend_by_flash
 
 

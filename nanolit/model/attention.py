@@ -17,9 +17,9 @@ from torch import Tensor
 from nanolit.machine.device import plain_kernels
 from nanolit.model.trial import near, with_gradients
 
-Backend = Literal["flash3", "cudnn", "flash4", "flash", "flex", "sdpa"]
-FUSED: tuple[Backend, ...] = ("flash3", "cudnn", "flash4", "flash", "flex")  # the faster first
-PACKAGES = {"flash3": "flash_attn_interface", "cudnn": "cudnn", "flash4": "flash_attn.cute"}  # all optional
+Backend = Literal["flash3", "flash4", "cudnn", "flash", "flex", "sdpa"]
+FUSED: tuple[Backend, ...] = ("flash3", "flash4", "cudnn", "flash", "flex")  # the faster first
+PACKAGES = {"flash3": "flash_attn_interface", "flash4": "flash_attn.cute", "cudnn": "cudnn"}  # all optional
 
 
 def attend(

@@ -5,8 +5,10 @@ when it is first asked for. Their windows count as ours do: positions before the
 https://github.com/Dao-AILab/flash-attention
 """
 
+import functools
 import importlib
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -92,7 +94,9 @@ def _flash3() -> Any:
     return torch.ops.flash_attn_3
 
 
+@functools.cache
 def _flash4() -> Any:
+    warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # its compiler's, of every kernel
     return importlib.import_module("flash_attn.cute.interface")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanolit.model import fp8
-from nanolit.model.fp8 import GRADIENTS, VALUES, largest, product, rounded, scale_of, transposed
+from nanolit.model.fp8 import GRADIENTS, VALUES, largest_alone, product, rounded, scale_of, transposed
 from nanolit.model.heads import join_gradients, split
 
 
@@ -48,7 +48,7 @@ class _Project(torch.autograd.Function):
         qk_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_NC = x_BTC.flatten(0, 1)
-        x_scale, weight_scale = fp8.normed_scale(x_NC), scale_of(largest(weight_XC), VALUES)
+        x_scale, weight_scale = fp8.normed_scale(x_NC), scale_of(fp8.largest(weight_XC), VALUES)
         x8_NC, weight8_XC = rounded(x_NC, x_scale, VALUES), rounded(weight_XC, weight_scale, VALUES)
         qkv_NX = product(x8_NC, x_scale, weight8_XC, weight_scale, x_NC.dtype)
         qkv_BTX = qkv_NX.view(*x_BTC.shape[:2], -1)
@@ -71,8 +71,8 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_q_BTHD, d_k_BTKD, d_v_BTKD = gradients
         q_BTHD, k_BTKD, scales, cos_TE, sin_TE, x_CN, x_scale, weight_CX, weight_scale = ctx.saved_tensors
-        longest = torch.maximum(largest(d_q_BTHD), largest(d_k_BTKD)) * math.sqrt(q_BTHD.size(-1))
-        bound = torch.maximum(longest * (scales.amax() * ctx.qk_scale), largest(d_v_BTKD))
+        longest = torch.maximum(largest_alone(d_q_BTHD), largest_alone(d_k_BTKD)) * math.sqrt(q_BTHD.size(-1))
+        bound = torch.maximum(longest * (scales.amax() * ctx.qk_scale), largest_alone(d_v_BTKD))
         d_scale = scale_of(bound, GRADIENTS)
         saved = (q_BTHD, k_BTKD, scales, cos_TE, sin_TE, ctx.qk_scale, d_scale)
         d_qkv8_NX = join_gradients(d_q_BTHD, d_k_BTKD, d_v_BTKD, *saved).flatten(0, 1)

@@ -77,8 +77,8 @@ def test_a_kernel_that_fails_is_not_chosen(monkeypatch: pytest.MonkeyPatch):
     ("works", "chosen"),
     [
         (set(FUSED), "flash3"),
-        ({"cudnn", "flash4", "flash", "flex"}, "cudnn"),
-        ({"flash4", "flash", "flex"}, "flash4"),
+        ({"flash4", "cudnn", "flash", "flex"}, "flash4"),
+        ({"cudnn", "flash", "flex"}, "cudnn"),
         ({"flash", "flex"}, "flash"),
         ({"flex"}, "flex"),
         (set(), "sdpa"),

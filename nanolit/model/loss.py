@@ -30,10 +30,10 @@ def summed_loss(
     """The sum over learned tokens of the cross-entropy of softcap·tanh(x Wᵀ / softcap), float32, in nats.
 
     The product is in x's dtype, what follows in float32; the weight's gradient is summed in float32. in_fp8
-    rounds the operands of the logits and of their gradient by x, where gradients are wanted.
+    rounds the operands of all three products, where gradients are wanted and the tokens are fp8.whole.
     """
     if torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad):
-        rounded = [*_rounded(x_NC), *_rounded(weight_VC)] if in_fp8 else []
+        rounded = [*_rounded(x_NC), *_rounded(weight_VC)] if in_fp8 and fp8.whole(x_NC) else []
         return _loss_and_gradients(x_NC, weight_VC, targets_N, softcap, rounded)[0]
     return token_losses(x_NC, weight_VC, targets_N, softcap=softcap).sum()
 
@@ -81,8 +81,8 @@ def _loss_and_gradients(
     for rows in _chunks(x_NC, weight_VC):
         logits_MV = head.logits(rows, out=_rows_of(memory[0], rows))
         nats_N[rows] = head.to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=memory[1])
-        head.by_x(logits_MV, out=x_gradient_NC[rows])
-        _add_product(weight_gradient_VC, logits_MV.t(), x_NC[rows])
+        head.by_x(out=x_gradient_NC[rows])
+        head.add_by_weight(weight_gradient_VC, rows)
     return nats_N.sum(), x_gradient_NC, weight_gradient_VC
 
 
@@ -106,10 +106,15 @@ class _Head:
     def to_gradient(
         self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
     ) -> Tensor:
+        """The cross-entropy; what follows is of the gradient by these logits, which are overwritten."""
+        self.gradient_MV = logits_MV
         return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
 
-    def by_x(self, gradient_MV: Tensor, *, out: Tensor) -> None:
-        torch.mm(gradient_MV, self.weight_VC, out=out)
+    def by_x(self, *, out: Tensor) -> None:
+        torch.mm(self.gradient_MV, self.weight_VC, out=out)
+
+    def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
+        _add_product(total_VC, self.gradient_MV.t(), self.x_NC[rows])
 
 
 class _HeadInFp8(_Head):
@@ -120,7 +125,7 @@ class _HeadInFp8(_Head):
     ):
         self.dtype, self.x8_NC, self.x_scale = dtype, x8_NC, x_scale
         self.weight8_VC, self.weight_scale = weight8_VC, weight_scale
-        self.weight8_CV = fp8.transposed(weight8_VC)
+        self.x8_CN, self.weight8_CV = fp8.transposed(x8_NC), fp8.transposed(weight8_VC)
         self.unit = torch.full((), 1 / GRADIENT_UNITS, device=x8_NC.device)
 
     def logits(self, rows: slice, *, out: Tensor) -> Tensor:
@@ -134,8 +139,12 @@ class _HeadInFp8(_Head):
         self.gradient_MV = torch.empty_like(logits_MV, dtype=fp8.GRADIENTS)
         return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare, fp8_MV=self.gradient_MV)
 
-    def by_x(self, gradient_MV: Tensor, *, out: Tensor) -> None:
+    def by_x(self, *, out: Tensor) -> None:
         fp8.product_into(out, self.gradient_MV, self.unit, self.weight8_CV, self.weight_scale, self.dtype)
+
+    def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
+        gradient_VM, x8_CM = fp8.transposed(self.gradient_MV), self.x8_CN[:, rows]
+        total_VC += fp8.product_into(None, gradient_VM, self.unit, x8_CM, self.x_scale, total_VC.dtype)
 
 
 def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -165,7 +174,8 @@ def to_gradient(
     """The tokens' cross-entropy; turns raw logits, in place, into its gradient by them.
 
     With t = tanh(z / c) and p = softmax(c t) the gradient by z is (p - onehot) (1 - t²). `spare` is memory
-    of at least as many elements that may be used; `fp8_MV` is filled with the gradient in GRADIENT_UNITS.
+    of at least as many elements that may be used. `fp8_MV` is filled with the gradient in GRADIENT_UNITS in
+    place of the logits' memory, which then holds nothing of use.
     """
     if triton_capability(logits_MV.device) >= TURING:
         from nanolit.model import softcap_kernel  # imports Triton
@@ -226,9 +236,10 @@ def _add_product(total_VC: Tensor, a_VM: Tensor, b_MC: Tensor) -> None:
 
 
 def _chunk_size(x_NC: Tensor, weight_VC: Tensor) -> int:
-    """Tokens of a chunk: as many as CHUNK_BYTES of logits hold."""
+    """Tokens of a chunk: as many as CHUNK_BYTES of logits hold, of which fp8 wants a whole multiple."""
     wanted = CHUNK_BYTES.get(x_NC.device.type, CHUNK_BYTES["cpu"])
-    return min(len(x_NC), max(1, wanted // (len(weight_VC) * x_NC.element_size())))
+    multiples = wanted // (len(weight_VC) * x_NC.element_size() * fp8.MULTIPLE)
+    return min(len(x_NC), max(1, multiples) * fp8.MULTIPLE)
 
 
 def _chunks(x_NC: Tensor, weight_VC: Tensor) -> Iterator[slice]:

@@ -21,7 +21,7 @@ def to_gradient(
 ) -> Tensor:
     """The tokens' cross-entropy, float32; logits_MV becomes its gradient. Rows must be contiguous.
 
-    `fp8_MV` is filled with the gradient times `GRADIENT_UNITS`.
+    Or `fp8_MV` does, times `GRADIENT_UNITS`, and the logits stay.
     """
     assert logits_MV.stride(1) == 1
     num_tokens, vocab_size = logits_MV.shape
@@ -88,6 +88,7 @@ def _softcap_loss(
         t = _tanh(z * inverse_softcap)
         p = tl.exp(t * softcap) * scale - tl.where(start + columns == target, hit, 0.0)
         gradient = p * (1 - t * t)
-        tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside)
         if FP8:
             tl.store(fp8 + start + columns, (gradient * fp8_units).to(fp8.dtype.element_ty), mask=inside)
+        else:
+            tl.store(logits + start + columns, gradient.to(logits.dtype.element_ty), mask=inside)

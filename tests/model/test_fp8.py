@@ -9,6 +9,7 @@ from test_kernels import split_in_torch
 from tiny_gpt import EVERYTHING
 
 from nanolit.model import fp8, fp8_heads, fp8_mlp, mlp
+from nanolit.model import loss as loss_module
 from nanolit.model.attention import rotary_tables
 from nanolit.model.gpt import GPT
 from nanolit.model.loss import summed_loss
@@ -202,10 +203,12 @@ def test_heads_are_near_float32(H, K, D, compiled):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_loss_is_near_float32(device):
+def test_the_loss_is_near_float32(device, monkeypatch):
+    """By chunks of 64 tokens, the last of 16."""
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, device, 64 * 512 * 2)
     torch.manual_seed(0)
-    x_NC, weight_VC = torch.randn(200, 128, device=device), torch.randn(512, 128, device=device) / 8
-    targets_N = torch.randint(512, (200,), device=device)
+    x_NC, weight_VC = torch.randn(208, 128, device=device), torch.randn(512, 128, device=device) / 8
+    targets_N = torch.randint(512, (208,), device=device)
     targets_N[7] = -1
 
     def loss(*leaves: torch.Tensor, in_fp8: bool) -> torch.Tensor:
@@ -217,7 +220,7 @@ def test_the_loss_is_near_float32(device):
     assert error(found[0], expected[0]) < 2e-3
     assert found[1][7].abs().max() == 0
     for one, other in zip(found[1:], expected[1:], strict=True):
-        assert 0 < error(one, other) < 0.08
+        assert 0.02 < error(one, other) < 0.08
 
 
 def test_a_model_uses_fp8_for_its_large_products_and_only_where_gradients_are_wanted(monkeypatch):

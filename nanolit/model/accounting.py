@@ -71,6 +71,7 @@ GPU_MEMORY_GIB: tuple[tuple[tuple[str, ...], float], ...] = (
 # each channel of the width, compiled, in bfloat16: fitted to `python -m nanolit.bench train` on one H200.
 ACTIVATION_BYTES = {
     "hopper": 26.2,  # with our kernels, commit 28b42ab: d12, 32 rows, 18.19 GiB; d20, 16 rows, 29.68 GiB
+    "hopper_fp8": 23.4,  # commit 8be89fe: d12, 32 rows, 16.66 GiB; d20, 16 rows, 27.41 GiB
     "other": 42.4,  # without any, commit 5c8709d: d12, 32 rows, 27.62 GiB; d20, 16 rows, 43.05 GiB
 }
 HOPPER = ("h100", "h200", "h800", "gh200")
@@ -220,10 +221,11 @@ def gpu_memory_gib(gpu_name: str) -> float | None:
     return _by_name(GPU_MEMORY_GIB, gpu_name)
 
 
-def activation_bytes(gpu_name: str, *, compute_bytes: int = 2) -> float:
-    """ACTIVATION_BYTES of a GPU by the same name; the kernels that save memory are bfloat16's."""
-    hopper = compute_bytes == 2 and _words(gpu_name) & set(HOPPER)
-    return ACTIVATION_BYTES["hopper" if hopper else "other"]
+def activation_bytes(gpu_name: str, precision: str | None) -> float:
+    """ACTIVATION_BYTES of a GPU by the same name, for the job's precision; None is bf16 on a GPU."""
+    if precision == "fp32" or not _words(gpu_name) & set(HOPPER):
+        return ACTIVATION_BYTES["other"]
+    return ACTIVATION_BYTES["hopper_fp8" if precision == "fp8" else "hopper"]
 
 
 def multiplies_in_fp8(gpu_name: str) -> bool:

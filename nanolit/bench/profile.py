@@ -1,17 +1,21 @@
 """Where the GPU's time goes: `python -m nanolit.bench profile model=d12 micro_batch=32`.
 
-A trace for chrome://tracing or Perfetto, the ten most expensive kernels with their share, and beside the
-matrix products the time that they would take at the speed of one large product. Own settings: see OWN.
+A trace for chrome://tracing or Perfetto, and the ten most expensive kernels with their share and their floor:
+for matrix products the time at the speed of one large product, for the rest that of moving the bytes of what
+the operator was given, at the speed of a large copy. Own settings: see OWN.
 """
 
 import collections
 import json
+import math
 import shutil
 import statistics
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch._C._autograd import DeviceType  # pyright: ignore[reportMissingImports]
 from torch.profiler import ProfilerActivity, profile
 
 from nanolit.bench import results
@@ -19,6 +23,8 @@ from nanolit.bench.parts import parts_of
 from nanolit.bench.train import between, mark, synchronize
 from nanolit.data.stream import Step
 from nanolit.jobs.worker import quieten_libraries
+from nanolit.machine.device import ADA
+from nanolit.model.fp8 import VALUES, product
 from nanolit.phases.core import Phase
 
 OWN = {
@@ -27,7 +33,33 @@ OWN = {
     "rows": "10",  # of the table
     "trace": "trace.json",  # where the trace is written; empty: nowhere
 }
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm")
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::_scaled_mm", "aten::addmm", "aten::baddbmm")
+SUMMED = ("aten::addmm", "aten::baddbmm")  # what is added to comes first
+# Products of an MLP's width with four times that, of a kernel of ours (mlp_kernel.py)
+MLP_PRODUCTS = (
+    "nanolit::mlp",
+    "nanolit::mlp_backward",
+    "nanolit::fp8_hidden",
+    "nanolit::fp8_before_activation",
+)
+ON_THE_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace's events
+BYTES = {"double": 8, "long int": 8, "float": 4, "int": 4, "c10::BFloat16": 2, "c10::Half": 2, "bool": 1}
+
+
+class Speeds(NamedTuple):
+    """What a GPU does at best, in FLOP/s and bytes/s."""
+
+    bf16: float
+    fp8: float
+    memory: float
+
+
+class Kernel(NamedTuple):
+    """A kernel in one repeat: its time, its launches, and the least time for its work if that is known."""
+
+    milliseconds: float
+    launches: float
+    floor: float | None
 
 
 def main(arguments: list[str]) -> int:
@@ -50,10 +82,15 @@ def main(arguments: list[str]) -> int:
         for _ in range(repeats):
             prepared_run(phase, step, what=what)
         synchronize(parts.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(settings["trace"] or Path(folder) / "trace.json")
+        profiler.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text())
     if settings["trace"]:
-        profiler.export_chrome_trace(settings["trace"])
-        print(f"  trace in {Path(settings['trace']).absolute()}")
-    report(profiler, repeats=repeats, rows=results.number(settings, "rows", least=1))
+        print(f"  trace in {path.absolute()}")
+    report(
+        kernels_of(trace, repeats=repeats, speeds=speeds()), rows=results.number(settings, "rows", least=1)
+    )
     return 0
 
 
@@ -81,55 +118,90 @@ def fill_gradients(phase: Phase) -> None:
         parameter.grad = torch.full_like(parameter, 1e-3)
 
 
-def report(profiler: profile, *, repeats: int, rows: int) -> None:
-    """The most expensive kernels, what the products cost and would cost at best, and all of it as JSON."""
-    kernels = kernel_times(profiler, repeats)
-    total = sum(milliseconds for milliseconds, _ in kernels.values())
-    floor, flops = product_floor(profiler, repeats)
-    print(f"  {total:.2f} ms of kernels; products at best {floor:.2f} ms ({flops / 1e12:.1f} TFLOP)")
-    ranked = sorted(kernels.items(), key=lambda one: -one[1][0])[:rows]
-    for name, (milliseconds, count) in ranked:
-        print(f"  {milliseconds:8.3f} ms {milliseconds / total:6.1%} {count:6.0f} ×  {name[:110]}")
+def report(kernels: dict[str, Kernel], *, rows: int) -> None:
+    """The most expensive kernels and their floors, then the same as a line of JSON."""
+    total = sum(one.milliseconds for one in kernels.values())
+    known = sum(one.milliseconds for one in kernels.values() if one.floor is not None)
+    floor = sum(one.floor or 0.0 for one in kernels.values())
+    print(f"  {total:.2f} ms of kernels; {known:.2f} ms of them would take {floor:.2f} ms at best")
+    print("        time  share     floor  launches  kernel")
+    ranked = sorted(kernels.items(), key=lambda one: -one[1].milliseconds)[:rows]
+    for name, one in ranked:
+        least = "–" if one.floor is None else f"{one.floor:.3f} ms"
+        share = one.milliseconds / total
+        print(f"  {one.milliseconds:7.3f} ms {share:6.1%} {least:>9} {one.launches:9.0f}  {name[:100]}")
     entry = {
         "kernels_ms": total,
-        "products_floor_ms": floor,
-        "kernels": [[name[:110], milliseconds, count] for name, (milliseconds, count) in ranked],
+        "floor_ms": floor,
+        "of_kernels_ms": known,
+        "kernels": [[name[:100], *one] for name, one in ranked],
     }
     print(json.dumps(entry))
 
 
-def kernel_times(profiler: profile, repeats: int) -> dict[str, tuple[float, float]]:
-    """Kernel → milliseconds and launches of one repeat."""
-    found: dict[str, tuple[float, float]] = collections.defaultdict(lambda: (0.0, 0.0))
-    for event in profiler.events() or []:
-        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            milliseconds, count = found[event.name]
-            duration = event.time_range.elapsed_us() / 1000 / repeats
-            found[event.name] = (milliseconds + duration, count + 1 / repeats)
-    return found
+def kernels_of(trace: dict[str, Any], *, repeats: int, speeds: Speeds) -> dict[str, Kernel]:
+    """Every kernel of a trace by name. The floor of an operator is that of its longest kernel."""
+    events = [one for one in trace["traceEvents"] if "args" in one]
+    operators = {one["args"].get("External id"): one for one in events if one.get("cat") == "cpu_op"}
+    launched: dict[Any, list[dict[str, Any]]] = collections.defaultdict(list)
+    for event in events:
+        if event.get("cat") in ON_THE_GPU:
+            launched[event["args"].get("External id")].append(event)
+    found: dict[str, list[tuple[float, float | None]]] = collections.defaultdict(list)
+    for number, kernels in launched.items():
+        least = floor(operators[number], speeds) if number in operators else None
+        longest = max(kernels, key=lambda one: one["dur"])
+        again = sum(one["name"] == longest["name"] for one in kernels) > 1  # on parts of what it was given
+        for one in kernels:
+            found[one["name"]].append((one["dur"] / 1000, least if one is longest and not again else None))
+    return {name: _sum(times, repeats) for name, times in found.items()}
 
 
-def product_floor(profiler: profile, repeats: int) -> tuple[float, float]:
-    """Milliseconds of one repeat's matrix products at the speed of a large one, and their FLOPs."""
-    flops = 0.0
-    for event in profiler.events() or []:
-        if event.name in PRODUCTS:
-            shapes: list[list[int]] = [shape for shape in event.input_shapes if len(shape) >= 2][-2:]
-            if event.name in ("aten::mm", "aten::bmm", "aten::_scaled_mm"):
-                shapes = [shape for shape in event.input_shapes if len(shape) >= 2][:2]
-            (*batch, rows, inner), (*_, columns) = shapes
-            flops += 2 * (batch[0] if batch else 1) * rows * inner * columns / repeats
-    return flops / product_rate() * 1000, flops
+def _sum(times: list[tuple[float, float | None]], repeats: int) -> Kernel:
+    milliseconds = sum(one for one, _ in times) / repeats
+    floors = [least for _, least in times if least is not None]
+    floor_ms = 1000 * sum(floors) / repeats if len(floors) == len(times) else None
+    return Kernel(milliseconds, len(times) / repeats, floor_ms)
 
 
-def product_rate(size: int = 8192) -> float:
-    """FLOP/s of one large bfloat16 product on random data: the median of ten."""
+def floor(operator: dict[str, Any], speeds: Speeds) -> float | None:
+    """Seconds that an operator of a trace takes at least; None if the trace doesn't say what it was given."""
+    shapes, types = operator["args"].get("Input Dims", []), operator["args"].get("Input type", [])
+    matrices = [shape for shape in shapes if len(shape) >= 2 and isinstance(shape[0], int)]
+    rate = speeds.fp8 if any("Float8" in one for one in types) else speeds.bf16
+    if operator["name"] in PRODUCTS and len(matrices) >= 2:
+        a, b = matrices[1:3] if operator["name"] in SUMMED else matrices[:2]
+        return 2 * math.prod(a) * b[-1] / rate
+    if operator["name"] in MLP_PRODUCTS and matrices:
+        tokens, width = matrices[0]
+        return 8 * tokens * width**2 / rate
+    sizes = [
+        math.prod(shape) * (1 if "Float8" in name else BYTES[name])
+        for shape, name in zip(shapes, types, strict=False)
+        if shape and isinstance(shape[0], int) and (name in BYTES or "Float8" in name)
+    ]
+    return sum(sizes) / speeds.memory if sizes else None
+
+
+def speeds(size: int = 8192) -> Speeds:
+    """Of large products of random numbers, and of a copy of 2 GiB, read and written; medians of ten."""
     a, b = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16)
-    device, seconds = a.device, []
+    bf16 = fp8 = 2 * size**3 / seconds(lambda: torch.mm(a, b))
+    if torch.cuda.get_device_capability() >= ADA:
+        a8, b8, one = a.to(VALUES), b.to(VALUES), torch.ones((), device="cuda")
+        fp8 = 2 * size**3 / seconds(lambda: product(a8, one, b8, one, torch.bfloat16))
+    source = torch.empty(2**30, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    return Speeds(bf16, fp8, 2 * source.nbytes / seconds(lambda: target.copy_(source)))
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """The median of ten calls, after three."""
+    device, found = torch.device("cuda"), []
     for _ in range(13):
         first = mark(device)
-        torch.mm(a, b)
+        function()
         last = mark(device)
         synchronize(device)
-        seconds.append(between(first, last) / 1000)
-    return 2 * size**3 / statistics.median(seconds[3:])
+        found.append(between(first, last) / 1000)
+    return statistics.median(found[3:])

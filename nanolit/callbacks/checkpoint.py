@@ -22,7 +22,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -84,7 +84,10 @@ def file_hash(path: Path) -> str:
 def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest is there with its size and hash."""
     try:
-        manifest = read_json(folder / "manifest.json")
+        try:
+            manifest = read_json(folder / "manifest.json")
+        except ValueError:  # cut off
+            return False
         if manifest["format"] != FORMAT:
             raise ValueError(
                 f"{folder} has checkpoint format {manifest['format']}, this version reads {FORMAT}; "
@@ -98,9 +101,14 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def by_step(folder: Path) -> list[Path]:
+    """The folders of checkpoints, the oldest first."""
+    return sorted(folder.glob("step_*"), key=lambda one: int(one.name.removeprefix("step_")))
+
+
 def latest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`; broken ones are named in a warning and skipped."""
-    for candidate in sorted(folder.glob("step_*"), reverse=True):
+    for candidate in reversed(by_step(folder)):
         if is_whole(candidate):
             return Checkpoint(candidate)
         warnings.warn(f"{candidate} is not a whole checkpoint: using the one before it", stacklevel=2)
@@ -119,7 +127,7 @@ def write(folder: Path, phase: Phase, progress: dict[str, Any]) -> Path:
     barrier()
     try:
         files, problem = _write_own_files(target, phase, progress), ""
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter where safetensors finds the disk full
         files, problem = {}, str(error)
     everyone: list[tuple[dict[str, Any], str]] = gathered((files, problem))
     if problems := [text for _, text in everyone if text]:
@@ -243,13 +251,14 @@ class Checkpoints(L.Callback):
 
     def _prune(self) -> None:
         if rank() == 0:
-            whole = [folder for folder in sorted(self.folder.glob("step_*"))]
-            for folder in whole[: -self.keep]:
+            for folder in by_step(self.folder)[: -self.keep]:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # Lightning has put SIGTERM back by now; what we found there was its own, which holds the model
+            if signal.getsignal(number) in (self._ask, signal.default_int_handler):
+                signal.signal(number, handler)
         self._handlers.clear()
         if self._stuck:
             self._stuck.close()

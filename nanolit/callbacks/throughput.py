@@ -150,6 +150,9 @@ class Throughput(L.Callback):
         gc.collect()
         gc.freeze()
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        gc.unfreeze()  # the next stage of this process needs the memory
+
     def _log(self, trainer: L.Trainer, phase: Phase, step: int) -> None:
         self.loss = float(trainer.strategy.reduce(phase.step_loss, reduce_op="sum"))
         assert self._mark is not None

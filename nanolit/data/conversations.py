@@ -7,7 +7,6 @@ number of a step.
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -117,6 +116,11 @@ class ConversationStream:
                 yield step
         finally:
             steps.close()
+
+    def keep_first(self, num_rows: int) -> None:
+        """End after so many rows; what is over of the last step is padding."""
+        self._num_rows = min(self._num_rows, num_rows)
+        self.num_steps = -(-self._num_rows // self.rows)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's (ids_BT, targets_BT) of all steps, from the first at each call: for validation."""
@@ -243,7 +247,7 @@ class ValidationConversations:
             rank=rank,
             world=world,
         )
-        self._num_batches = max(1, num_rows // rows)
+        self._stream.keep_first(num_rows)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return islice(self._stream.batches(), self._num_batches)
+        return self._stream.batches()

@@ -11,7 +11,10 @@ def build(node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     refuse_foreign_target(node["_target_"], "the job")
     module, _, name = node["_target_"].rpartition(".")
     settings = {key: value for key, value in node.items() if key != "_target_"}
-    return getattr(importlib.import_module(module), name)(*args, **settings, **kwargs)
+    target = getattr(importlib.import_module(module), name)
+    if not isinstance(target, type):
+        raise ValueError(f"_target_ is {node['_target_']}, which is no class; only classes are built")
+    return target(*args, **settings, **kwargs)
 
 
 def refuse_foreign_target(target: Any, path: str) -> None:

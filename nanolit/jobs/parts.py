@@ -38,6 +38,9 @@ Stream = PretrainStream | ConversationStream | PromptStream
 PHASES: dict[str, type[Phase]] = {"base": Base, "mid": Mid, "sft": Sft, "rl": ReinforcementLearning}
 FAST_DEV_PROBLEMS = 2
 
+# Of activations and embeddings; None: what suits the device
+DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
+
 
 @dataclass
 class Parts:
@@ -121,7 +124,8 @@ def prepare(job: Job, stage: str) -> Parts:
         )
         num_steps = stream.num_steps
     device = pick_device()
-    gpt, restore = load_gpt(job, plan, device, resumed, begins, first=launched_rank() == 0)
+    precision = precision_of(job, stage)
+    gpt, restore = load_gpt(job, plan, device, resumed, begins, precision, first=launched_rank() == 0)
     if resumed:
         stream.load_position(resumed.positions())
     rl_settings = {}
@@ -173,6 +177,11 @@ def compiled(job: Job, stage: str, device: torch.device) -> bool:
     return device.type == "cuda" if job["compile"] is None else job["compile"]
 
 
+def precision_of(job: Job, stage: str) -> str | None:
+    """The job's; but rl samples in bf16, and has to score what was sampled by the same numbers."""
+    return "bf16" if stage == "rl" and job["precision"] == "fp8" else job["precision"]
+
+
 def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: dict[str, Any]) -> None:
     if tokenizer.vocab_size != plan["gpt"]["vocab_size"]:
         raise ValueError(
@@ -187,6 +196,7 @@ def load_gpt(
     device: torch.device,
     resumed: Checkpoint | None,
     begins: Origin | None,
+    precision: str | None,
     *,
     first: bool,
 ) -> tuple[GPT, Any]:
@@ -200,11 +210,11 @@ def load_gpt(
                 print(
                     f"beginning from the release {begins.release}, without the optimizer's state", flush=True
                 )
-            gpt = load_release(begins.release, device=device)[0].train()
-            if job["precision"] == "fp8":
+            gpt = load_release(begins.release, device=device, dtype=DTYPES[precision])[0].train()
+            if precision == "fp8":
                 gpt.use_fp8()
             return gpt, None
-    gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"])
+    gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=precision)
     if not source:
         return gpt, None
     load_weights(gpt, source.model_state(), origin=str(source.folder))
@@ -228,11 +238,10 @@ def build_gpt(
     hyperparameters: dict[str, Any], device: torch.device, *, seed: int, precision: str | None = None
 ) -> GPT:
     """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
-    dtypes = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
     with torch.device("meta"):
         gpt = GPT(**hyperparameters)
     gpt.to_empty(device=device)
-    gpt.initialize(keyed_generator(seed, "initial weights", device=device), dtype=dtypes[precision])
+    gpt.initialize(keyed_generator(seed, "initial weights", device=device), dtype=DTYPES[precision])
     if precision == "fp8":
         gpt.use_fp8()
     return gpt

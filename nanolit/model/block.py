@@ -74,7 +74,8 @@ class Attention(nn.Module):
             gate_BTK = 3 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))
             v_BTKD = v_BTKD + gate_BTK[..., None] * value_embedding.unflatten(-1, (-1, self.head_dim))
         k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if kv_cache is None else kv_cache.append(self.layer, k_BTKD, v_BTKD)
-        y_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, window=self.window, backend=self.backend)
+        backend = self.backend if kv_cache is None else "sdpa"  # prompts have any length
+        y_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, window=self.window, backend=backend)
         return self.output(y_BTHD.flatten(2))
 
     def prepare(self, dtype: torch.dtype) -> None:
@@ -97,7 +98,8 @@ class Attention(nn.Module):
         parts = (self.query, self.key, self.value)
         weight_XC = torch.cat([part.weight.to(x_BTC.dtype) for part in parts])
         shape = {"heads": self.heads, "kv_heads": self.kv_heads, "qk_scale": self.qk_scale}
-        if self.query.in_fp8 and torch.is_grad_enabled() and fp8.whole(x_BTC):
+        in_fp8 = self.query.in_fp8 and fp8.fits(weight_XC) and fp8.whole(x_BTC)
+        if in_fp8 and torch.is_grad_enabled():
             return fp8_heads.project(x_BTC, weight_XC, cos_TE, sin_TE, **shape)
         return fused_heads.split_heads(F.linear(x_BTC, weight_XC), cos_TE, sin_TE, **shape)
 

@@ -146,7 +146,7 @@ def product_into(
 ) -> Tensor:
     """`product` into memory that is there already.
 
-    Values are summed the fast way, which keeps some 14 bits; gradients are not.
+    Values are summed the fast way, which keeps some 14 bits; gradients are not (but in mlp_kernel).
     """
     fast = a_RS.dtype == b_FS.dtype == VALUES
     more = {} if out is None else {"out": out}

@@ -1,7 +1,7 @@
 """From a merged projection to what attention takes: rotated, normalised, scaled queries and keys, and values.
 
 `split_heads` does it in one pass over the projection and its gradient in one pass back, and keeps for the
-backward pass only what attention keeps anyway and one number for each head. In plain torch: gpt.Attention.
+backward pass only what attention keeps anyway and one number for each head. In plain torch: block.Attention.
 
 Letters: see gpt.py; X = (H + 2K) D, the columns of the projection: queries, then keys, then values.
 """

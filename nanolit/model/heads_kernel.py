@@ -1,4 +1,4 @@
-"""Rotary positions and the norm of queries and keys in Triton, one pass each way. Twin: in gpt.Attention.
+"""Rotary positions and the norm of queries and keys in Triton, one pass each way. Twin: in block.Attention.
 
 With u the rotated head, r = 1 / √(mean u² + ε) and y = s r u, the gradient by u is r (s g - y mean(g y) / s),
 and rotating back gives that by the projection. Import this where there is Triton, on NVIDIA from Turing on.

@@ -46,8 +46,13 @@ def save_release(
         raise
 
 
-def load_release(folder: Path, *, device: torch.device | str) -> tuple[GPT, dict[str, Any]]:
-    """The model, on `device` in the compute dtype there, and the release's meta; ValueError if damaged."""
+def load_release(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype | None = None
+) -> tuple[GPT, dict[str, Any]]:
+    """The model, on `device` in the compute dtype there, and the release's meta; ValueError if damaged.
+
+    `dtype` is another compute dtype.
+    """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is not a release: {missing[0]} is missing; it needs {', '.join(FILES)}")
     hyperparameters, meta = _read_format(folder / "gpt.json"), _read_format(folder / "meta.json")
@@ -64,7 +69,7 @@ def load_release(folder: Path, *, device: torch.device | str) -> tuple[GPT, dict
             f"{folder}/model.safetensors is damaged ({error}); copy or convert it again"
         ) from error
     model.to_empty(device=device)
-    model.prepare()
+    model.prepare(dtype=dtype)
     load_weights(model, tensors, origin=str(folder))
     return model.eval(), meta
 

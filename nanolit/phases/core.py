@@ -17,7 +17,9 @@ Losses are sums over learned tokens divided by the step's global number of them,
 ranks nor the micro-batch changes what is optimized.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -26,6 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from nanolit.data.stream import Step
+from nanolit.machine.paths import PACKAGE
 from nanolit.model.gpt import GPT
 from nanolit.optim.groups import build_groups
 from nanolit.optim.muon_adamw import MuonAdamW
@@ -35,7 +38,11 @@ from nanolit.optim.schedule import Schedule
 def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
     """`gpt`, compiled at its first call; a later process finds what was compiled in torch's cache."""
     import torch._functorch.config as functorch  # slow, and only needed here
+    import torch.compiler.config as compiler
 
+    # Of our operators the cache's key has the names alone; this puts their gradients' source into it
+    sources = sorted((PACKAGE / "model").glob("*.py"))
+    compiler.cache_key_tag = hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest()
     # Off by default, since a function might use what its graph doesn't show; ours use their arguments alone
     functorch.autograd_cache_allow_custom_autograd_functions = True
     return torch.compile(gpt, dynamic=False)

@@ -135,4 +135,6 @@ class ReinforcementLearning(Phase):
             logits_BTV[keep_BT], temperature=self.temperature or 1.0, top_k=self.top_k
         )
         log_probs_N = log_probs_NV.gather(-1, targets_BT[keep_BT][:, None])[:, 0]
+        # Rounding can move a sampled token out of the top k of this other pass: nothing is learned from it
+        log_probs_N = log_probs_N.masked_fill(log_probs_N.isinf(), 0.0)
         return -(log_probs_N * advantages_B[:, None].expand_as(keep_BT)[keep_BT]).sum()

@@ -26,7 +26,7 @@ def guard(exit, write, writing, denied, hidden):
         if (
             event.startswith(denied)
             or (event == "open" and arguments[2] & writing)
-            or (event == "import" and arguments[0] in hidden)
+            or (event == "import" and arguments[0].rpartition(".")[2] in hidden)
         ):
             write(1, b"sandbox: denied " + event.encode())
             exit(86)
@@ -50,7 +50,10 @@ sys.addaudithook(guard(
         "os.chmod", "os.chown", "os.chflags", "os.lockf", "os.setxattr", "os.removexattr", "os.putenv",
         "signal.pthread_kill", "resource.",
     ),
-    ("_ctypes", "ctypes", "_posixsubprocess", "_testcapi", "_testinternalcapi"),
+    (
+        "_ctypes", "ctypes", "_posixsubprocess", "_testcapi", "_testinternalcapi",
+        "_sqlite3", "_ssl", "_dbm", "_gdbm", "_posixshmem",  # write files without opening them before the hook
+    ),
 ))
 exec(program, {"__name__": "__main__"})
 sys.stdout.flush()

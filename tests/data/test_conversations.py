@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanolit.data.conversations import ConversationStream
+from nanolit.data.conversations import ConversationStream, ValidationConversations
 from nanolit.data.stream import Step
 from nanolit.tasks.generated import GeneratedRows
 from nanolit.tasks.jsonl import ConversationFile
@@ -278,3 +278,23 @@ def test_malformed_rows_are_named_or_counted(tmp_path: Path) -> None:
 def test_bad_settings_say_what_is_allowed(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         stream(**{"tasks": [Sums(split="train", size=9)], **changes})
+
+
+@pytest.mark.parametrize("packing", ["bestfit", "single"])
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 1), (1, 8), (2, 8), (3, 2), (4, 8)])
+def test_validation_is_of_the_same_rows_at_any_number_of_ranks(packing, world, micro_batch):
+    """Also where the rows of a batch don't divide what is asked for."""
+    tasks: list[Task] = [Sums(split="test", size=60)]
+
+    def rows(world: int, micro_batch: int) -> Counter[tuple[int, ...]]:
+        found: Counter[tuple[int, ...]] = Counter()
+        for rank in range(world):
+            sizes = {"context": 32, "micro_batch": micro_batch, "num_rows": 9, "rank": rank, "world": world}
+            validation = ValidationConversations(tasks, TOKENIZER, packing=packing, **sizes)
+            for _, targets_BT in validation:
+                learned = (tuple(row[row != -1].tolist()) for row in targets_BT)
+                found.update(row for row in learned if row)
+        return found
+
+    assert rows(world, micro_batch) == rows(1, 1)
+    assert rows(world, micro_batch).total() == 9

@@ -1,5 +1,6 @@
 """Jobs run by the real worker on a tiny model: inputs are made, finished work kept, refusals come first."""
 
+import gc
 import os
 import re
 import signal
@@ -8,15 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from nanolit.jobs import execute, processes
+from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
 from nanolit.jobs.names import tokenizer_folder
 from nanolit.machine.paths import read_json, stage_folder, write_json
+from nanolit.model.gpt import GPT
 
 TINY = [
     "data=sample",
@@ -225,3 +229,20 @@ def test_an_interruption_leaves_no_process_behind(signal_number, tmp_path, monke
     while processes.start_time(int(path.read_text())) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes.start_time(int(path.read_text())) is None
+
+
+def test_a_stage_leaves_no_handler_and_no_model_behind(tmp_path):
+    """The next stage of the process needs the memory, and SIGTERM has to end it between stages too."""
+    gc.collect()
+    known = {id(one) for one in gc.get_objects() if isinstance(one, GPT | L.Trainer)}
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert execute.run(tiny_job(tmp_path))["status"] == "done"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, GPT | L.Trainer) and id(one) not in known]
+
+
+@pytest.mark.parametrize("target", ["nanolit.jobs.processes.supervise", "nanolit.jobs.execute.run"])
+def test_a_job_builds_classes_and_calls_no_function(target):
+    with pytest.raises(ValueError, match="only classes are built"):
+        build({"_target_": target, "command": ["true"], "job": {}})

@@ -47,6 +47,14 @@ def test_a_saved_model_comes_back_with_equal_logits(save, make_gpt, random_ids, 
     assert not loaded.training
 
 
+def test_a_release_is_loaded_in_the_dtype_that_is_asked_for(save):
+    folder = save()
+    dtypes = [
+        load_release(folder, device="cpu", dtype=one)[0].compute_dtype for one in (None, torch.bfloat16)
+    ]
+    assert dtypes == [torch.float32, torch.bfloat16]
+
+
 def test_the_folder_holds_the_four_parts_and_nothing_is_left_beside_it(save, tmp_path):
     folder = save()
     assert sorted(os.listdir(folder)) == ["gpt.json", "meta.json", "model.safetensors", "tokenizer"]

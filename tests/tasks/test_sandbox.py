@@ -1,6 +1,8 @@
 """The sandbox: honest programs run, hostile ones neither finish nor touch anything outside."""
 
+import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -164,4 +166,30 @@ def test_without_namespaces_the_other_walls_still_hold(
     assert run_python("print(1)").finished
     assert not run_python(f"open({str(tmp_path / 'new')!r}, 'w')").finished
     assert run_python("while True: pass", timeout_seconds=1).timed_out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sqlite3; sqlite3.connect({path!r})",
+        "import ssl; ssl.SSLContext(2).keylog_filename = {path!r}",
+        "from importlib.machinery import ExtensionFileLoader as L, EXTENSION_SUFFIXES as S\n"
+        "import importlib.util as u\n"
+        "u.module_from_spec(u.spec_from_loader('x._ctypes', L('x._ctypes', '/x')))",
+    ],
+)
+def test_the_audit_hook_alone_lets_no_module_write_or_call(program: str, tmp_path: Path) -> None:
+    """The innermost wall alone, as on macOS."""
+    job = {"program": program.format(path=str(tmp_path / "new")), "proof": "whole", "timeout": 5}
+    runner = runpy.run_path(str(sandbox.CONFINE))["RUNNER"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", runner],
+        input=json.dumps({**job, "memory": 1 << 30, "output": 10_000}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 86
+    assert "sandbox: denied import" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -74,6 +74,7 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
         raise ValueError(
             f"run {run} in {folder} has no release of {stage or 'any stage'} yet; train it to the end"
         )
-    runs = sorted(other.name for other in folder.parent.iterdir()) if folder.parent.is_dir() else []
+    runs_folder = run_folder(home(root), "any").parent
+    runs = sorted(other.name for other in runs_folder.iterdir()) if runs_folder.is_dir() else []
     known = f"runs there: {', '.join(runs)}" if runs else "there are no runs there; set root or NANOLIT_HOME"
-    raise ValueError(f"{run_or_release} is neither a release folder nor a run in {folder.parent}; {known}")
+    raise ValueError(f"{run_or_release} is neither a release folder nor a run in {runs_folder}; {known}")

@@ -68,6 +68,10 @@ def test_what_cannot_be_found_is_said_with_what_there_is(tmp_path):
     (tmp_path / "runs" / "d3-modern-s1" / "base").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"d4-modern-s1 is neither a release folder nor a run.*d3-modern-s1"):
         nanolit.load("d4-modern-s1", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"is neither a release folder nor a run in .*/runs; .*: d3-modern-s1$"
+    ):
+        nanolit.load(tmp_path, tmp_path)
     with pytest.raises(ValueError, match=r"run d3-modern-s1 .* has no release of any stage yet"):
         nanolit.load("d3-modern-s1", tmp_path)
     with pytest.raises(ValueError, match="has no release of sft yet"):

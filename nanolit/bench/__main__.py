@@ -14,6 +14,11 @@ BENCHMARKS = ("train", "profile", "tokenizer", "loader")
 def main() -> int:
     """Run the benchmark that is named first; 2 for input that was refused."""
     name, *arguments = sys.argv[1:] or [""]
+    if {"--help", "-h"} & {name, *arguments}:
+        chosen = [name] if name in BENCHMARKS else BENCHMARKS
+        for one in chosen:
+            print(importlib.import_module(f"nanolit.bench.{one}").__doc__)
+        return 0
     if name not in BENCHMARKS:
         print(
             f"there is no benchmark {name!r}; give one of {', '.join(BENCHMARKS)}, then key=value settings",

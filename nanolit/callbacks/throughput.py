@@ -42,11 +42,12 @@ class Clock:
     """Seconds of training, without what runs inside `paused` (evaluation, samples, checkpoints)."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self._before, self._since = seconds, time.perf_counter()
+        self._before = seconds
+        self._since: float | None = time.perf_counter()  # None while it is paused
 
     @property
     def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._since
+        return self._before if self._since is None else self._before + time.perf_counter() - self._since
 
     def restart(self) -> None:
         """Start counting now: what happened since the clock was made was preparation."""
@@ -54,7 +55,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        self._before, begun = self.seconds, time.perf_counter()
+        self._before, self._since, begun = self.seconds, None, time.perf_counter()
         try:
             yield
         finally:

@@ -91,6 +91,12 @@ def _positive(key: str, text: str) -> int:
     return value
 
 
+def _port(key: str, text: str) -> int:
+    if not 1 <= (value := _whole(key, text)) <= 65535:
+        raise ValueError(f"{key} ({value}) must be from 1 to 65535")
+    return value
+
+
 def _number(key: str, text: str) -> float:
     try:
         return float(text)
@@ -114,7 +120,7 @@ _READERS: dict[str, Callable[[str, str], object]] = {
     "seed": _whole,
     "web": _switch,
     "host": _words,
-    "port": _positive,
+    "port": _port,
 }
 
 

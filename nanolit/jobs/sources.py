@@ -12,10 +12,11 @@ from nanolit.phases.job import Job
 def check_sources(job: Job) -> None:
     """ValueError for the first source of a later stage that is missing or can't be read.
 
-    Else hours of base would end with a file that is not there. What comes from the hub is fetched here.
+    Else hours of base would end with a file that is not there. Files named by their path come first; what
+    comes from the hub is fetched here.
     """
     checked: list[dict[str, Any]] = []
-    for node in nodes(job):
+    for node in sorted(nodes(job), key=lambda one: one.get("path") is None):
         if node not in checked:
             checked.append(node)
             build(node)

@@ -52,7 +52,7 @@ sys.addaudithook(guard(
     ),
     (
         "_ctypes", "ctypes", "_posixsubprocess", "_testcapi", "_testinternalcapi",
-        "_sqlite3", "_ssl", "_dbm", "_gdbm", "_posixshmem",  # write files without opening them before the hook
+        "_sqlite3", "_ssl", "_dbm", "_gdbm", "_posixshmem",  # they write files that the hook doesn't see
     ),
 ))
 exec(program, {"__name__": "__main__"})

@@ -80,3 +80,7 @@ def test_the_door_lists_the_benchmarks():
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr.startswith("there is no benchmark 'speed'; give one of ")
+    for arguments in (["--help"], ["profile", "--help"]):
+        command = [sys.executable, "-m", "nanolit.bench", *arguments]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "`python -m nanolit.bench profile model=d12 micro_batch=32`" in found.stdout

@@ -142,6 +142,7 @@ def test_settings_are_read_in_any_order():
         (["run=a", "web=true", "-p", "Hello"], "leave out either it or web=true"),
         (["run=a", "port=8000"], "add web=true"),
         (["run=a", "temperature=-1"], r"temperature \(-1.0\) must be 0 or more"),
+        (["run=a", "web=true", "port=99999"], r"port \(99999\) must be from 1 to 65535"),
         (["run=a", "top_k=-5"], r"top_k \(-5\) must be 1 or more"),
     ],
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pyarrow as pa
@@ -233,13 +234,16 @@ def test_an_interruption_leaves_no_process_behind(signal_number, tmp_path, monke
 
 def test_a_stage_leaves_no_handler_and_no_model_behind(tmp_path):
     """The next stage of the process needs the memory, and SIGTERM has to end it between stages too."""
-    gc.collect()
-    known = {id(one) for one in gc.get_objects() if isinstance(one, GPT | L.Trainer)}
+
+    def models() -> list[Any]:
+        gc.collect()
+        return [one for one in gc.get_objects() if issubclass(type(one), (GPT, L.Trainer))]
+
+    known = [id(one) for one in models()]
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert execute.run(tiny_job(tmp_path))["status"] == "done"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-    gc.collect()
-    assert not [one for one in gc.get_objects() if isinstance(one, GPT | L.Trainer) and id(one) not in known]
+    assert not [one for one in models() if id(one) not in known]
 
 
 @pytest.mark.parametrize("target", ["nanolit.jobs.processes.supervise", "nanolit.jobs.execute.run"])

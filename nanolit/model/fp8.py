@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.machine.device import ADA, triton_capability
+from nanolit.machine.device import ADA, plain_kernels, triton_capability
 from nanolit.model.trial import near, with_gradients
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
@@ -30,6 +30,8 @@ PIECE = 8192  # numbers that are read at full speed on an H200 when the largest 
 def unavailable(device: torch.device) -> str:
     """Why a device can't multiply in fp8, or nothing; a layer is tried against float32."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cuda" and plain_kernels():
+        return "fp8 needs the kernels that NANOLIT_KERNELS=plain turns off: unset it, or give precision=bf16"
     if triton_capability(device) < ADA:
         return f"fp8 needs an NVIDIA GPU from Ada on, with Triton; this is {name}: give precision=bf16"
     generator = torch.Generator().manual_seed(0)

@@ -64,11 +64,10 @@ def write(settings: dict[str, str]) -> None:
     order, out = order_of(settings), Path(settings.get("out", "identity.jsonl")).expanduser()
     workers, prices = whole_number("workers", settings.get("workers", "8")), prices_of(settings.get("prices"))
     dry_run = switch("dry_run", settings.get("dry_run", "false"))
-    endpoint = Endpoint(
-        settings.get("base_url", "https://api.openai.com/v1"),
-        order.model,
-        key=os.environ.get(KEY_VARIABLE, "").strip() or None,
-    )
+    key = os.environ.get(KEY_VARIABLE, "").strip() or None
+    if not (key or dry_run or "base_url" in settings):
+        raise ValueError(f"{KEY_VARIABLE} is not set; export it, or give base_url= of a server without keys")
+    endpoint = Endpoint(settings.get("base_url", "https://api.openai.com/v1"), order.model, key=key)
     if out.exists():
         raise ValueError(f"{out} is there already; give another out=, or remove it")
     partial = Partial(out.with_name(f"{out.name}.partial"), order, check=check_conversation)

@@ -158,6 +158,18 @@ def test_without_a_key_none_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert server.requests[0]["authorization"] is None
 
 
+def test_the_endpoint_that_wants_a_key_is_not_asked_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    settings = ["name=Ada", "model=m", f"out={tmp_path / 'identity.jsonl'}"]
+    assert identity.main(settings) == 2
+    assert capsys.readouterr().err == (
+        "OPENAI_API_KEY is not set; export it, or give base_url= of a server without keys\n"
+    )
+    assert identity.main([*settings, "dry_run=true"]) == 0, "which asks nobody"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

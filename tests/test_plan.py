@@ -128,6 +128,7 @@ def test_the_horizon_is_max_steps_then_flops_then_ratio():
         (["target_flops=1"], "less than one optimizer step"),
         (["~recipe.groups.smear"], "add recipe.groups.smear"),
         (["data=local", "data.path=/nowhere"], "not a folder"),
+        (["model=d2,d4"], "model=d2,d4 is a sweep, .*; here give one value"),
         (["precision=fp8"], "this is cpu: give precision=bf16"),
         (["precision=fp8", "cluster=modal_a10g"], "this is A10G: give precision=bf16"),
     ],

@@ -199,6 +199,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_override(match[1], text, overrides)
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]} is a sweep, which nanolit.train runs; here give one value"
     if match := re.search(r"Error merging override (.*)", text):
         text = f"{match[1]} does not fit: {error.__cause__}"
     if match := re.search(r"Could not find '([\w/-]+)/([^/']+)'", text):

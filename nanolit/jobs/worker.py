@@ -45,6 +45,7 @@ from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, wr
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
+FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 LOG_EVERY = (
     10  # steps between two readings of the loss: each one waits for the device (as sampling does in rl)
 )
@@ -364,6 +365,16 @@ def quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.formatwarning = plain_warning
+
+
+def plain_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings are for whoever runs the job, and say no line of source."""
+    if Path(filename).is_relative_to(PACKAGE):
+        return f"{message}\n"
+    return FORMAT_WARNING(message, category, filename, lineno, line)
 
 
 def main() -> None:

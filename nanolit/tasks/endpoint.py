@@ -7,6 +7,7 @@ request's header and nowhere else.
 
 import asyncio
 import random
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 ATTEMPTS = 8
+SAID_FROM = 4  # failed attempts at one question; the first few are common where many ask
 LONGEST_PAUSE_SECONDS = 60.0
 PASSING = {408, 409, 425, 429}  # and every 5xx: the endpoint's trouble, not the request's
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -83,6 +85,9 @@ class Endpoint:
                 self.num_retries += 1
                 pause = min(self._first_pause_seconds * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
                 asked = error.pause_seconds if isinstance(error, PassingError) else 0.0
+                if attempt >= SAID_FROM:
+                    text = f"{self._url}: {error}; trying again ({attempt + 1} of {ATTEMPTS})"
+                    print(text, file=sys.stderr, flush=True)
                 # not all workers again at the same moment
                 await asyncio.sleep(max(asked, pause * random.uniform(0.5, 1.0)))
 

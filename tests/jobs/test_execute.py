@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nanolit.jobs import execute, processes
+from nanolit.jobs import execute, processes, worker
 from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
 from nanolit.jobs.names import tokenizer_folder
@@ -250,3 +250,9 @@ def test_a_stage_leaves_no_handler_and_no_model_behind(tmp_path):
 def test_a_job_builds_classes_and_calls_no_function(target):
     with pytest.raises(ValueError, match="only classes are built"):
         build({"_target_": target, "command": ["true"], "job": {}})
+
+
+def test_our_own_warnings_show_no_source():
+    text = worker.plain_warning("skipped", UserWarning, str(Path(worker.__file__)), 3)
+    assert text == "skipped\n"
+    assert "/elsewhere.py:3: UserWarning" in worker.plain_warning("odd", UserWarning, "/elsewhere.py", 3)

@@ -84,15 +84,16 @@ def file_hash(path: Path) -> str:
 def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest is there with its size and hash."""
     try:
-        try:
-            manifest = read_json(folder / "manifest.json")
-        except ValueError:  # cut off
-            return False
-        if manifest["format"] != FORMAT:
-            raise ValueError(
-                f"{folder} has checkpoint format {manifest['format']}, this version reads {FORMAT}; "
-                "continue with the version that wrote it"
-            )
+        manifest = read_json(folder / "manifest.json")
+        has = manifest["format"]
+    except (OSError, ValueError, KeyError):  # absent, cut off
+        return False
+    if has != FORMAT:
+        raise ValueError(
+            f"{folder} has checkpoint format {has}, this version reads {FORMAT}; "
+            "continue with the version that wrote it"
+        )
+    try:
         return all(
             (folder / name).stat().st_size == entry["bytes"] and file_hash(folder / name) == entry["sha256"]
             for name, entry in manifest["files"].items()

@@ -71,7 +71,6 @@ class ConversationStream:
         self._packed: dict[int, list[Row]] = {}
         self._starts = [0]  # the number of the first row of each epoch
         self._num_rows = self._start(epochs) if max_steps is None else max_steps * rows
-        self.num_steps = -(-self._num_rows // rows)
         self._next_step = 0
         self._identity = {
             "data": self.mixture.fingerprint(),
@@ -81,6 +80,10 @@ class ConversationStream:
             "rows": rows,
             "packing": packing,
         }
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self._num_rows // self.rows)
 
     def __len__(self) -> int:
         """Endless, in effect; `num_steps` is the number. Lightning skips a batch on resume without a
@@ -120,7 +123,6 @@ class ConversationStream:
     def keep_first(self, num_rows: int) -> None:
         """End after so many rows; what is over of the last step is padding."""
         self._num_rows = min(self._num_rows, num_rows)
-        self.num_steps = -(-self._num_rows // self.rows)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's (ids_BT, targets_BT) of all steps, from the first at each call: for validation."""

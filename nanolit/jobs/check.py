@@ -168,7 +168,7 @@ def is_typed_dict(node: ast.ClassDef) -> bool:
 
 @functools.cache
 def shape_of(target: str, path: str = "") -> Shape:
-    """The keys that a TypedDict, or the constructor of a class, or a function takes.
+    """The keys that a TypedDict, or the constructor of a class takes.
 
     Required of a constructor are keyword-only arguments without default; positional ones are the program's.
     """
@@ -177,7 +177,7 @@ def shape_of(target: str, path: str = "") -> Shape:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return class_shape(node, module, path)
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return function_shape(node, module)
+            raise ValueError(f"{path}._target_ is {target}, a function; only classes are built")
         if isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 if name == (alias.asname or alias.name):

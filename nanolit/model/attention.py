@@ -101,6 +101,11 @@ def _fused(backend: Backend) -> Callable[..., Tensor]:
     return attend_by_flash
 
 
+def readable(x_BTHD: Tensor) -> Tensor:
+    """As it is where the last dimension is dense, which is all that fused kernels ask."""
+    return x_BTHD if x_BTHD.stride(-1) == 1 else x_BTHD.contiguous()
+
+
 def attend_by_flash(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, window: int | None) -> Tensor:
     """FlashAttention-2 as torch has it (https://arxiv.org/abs/2307.08691): rows as texts of equal length."""
     from torch.nn.attention.varlen import varlen_attn

@@ -13,6 +13,8 @@ import cudnn  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor
 
+from nanolit.model.attention import readable
+
 NO_WINDOW = -1
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides, in cuDNN's order B, H, T, D
 DTYPES = {torch.bfloat16: cudnn.data_type.BFLOAT16, torch.float16: cudnn.data_type.HALF}
@@ -27,7 +29,7 @@ def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, window: int | None
 @torch.library.custom_op("nanolit::cudnn_attention", mutates_args=())
 def _forward(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """The mixed values, and the logarithm of each query's sum of exponentials for the backward pass."""
-    q_BTHD, k_BTKD, v_BTKD = (_readable(one) for one in (q_BTHD, k_BTKD, v_BTKD))
+    q_BTHD, k_BTKD, v_BTKD = (readable(one) for one in (q_BTHD, k_BTKD, v_BTKD))
     out_BTHD, stats = _empty_results(q_BTHD)
     graph = _forward_graph(
         q_BTHD.device, q_BTHD.dtype, *(_layout(one) for one in (q_BTHD, k_BTKD, v_BTKD, out_BTHD)), window
@@ -52,7 +54,7 @@ def _backward(
     stats: Tensor,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = [_readable(one) for one in (q_BTHD, k_BTKD, v_BTKD, out_BTHD, d_out_BTHD)]
+    inputs = [readable(one) for one in (q_BTHD, k_BTKD, v_BTKD, out_BTHD, d_out_BTHD)]
     gradients = tuple(torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in inputs[:3])
     layouts = tuple(_layout(one) for one in (*inputs, *gradients))
     graph = _backward_graph(q_BTHD.device, q_BTHD.dtype, layouts, window)
@@ -201,8 +203,3 @@ def _empty_results(q_BTHD: Tensor) -> tuple[Tensor, Tensor]:
     B, T, H, _ = q_BTHD.shape
     out_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
     return out_BTHD, torch.empty(B, H, T, 1, dtype=torch.float32, device=q_BTHD.device)
-
-
-def _readable(x_BTHD: Tensor) -> Tensor:
-    """As it is where the last dimension is dense, which is all that cuDNN asks."""
-    return x_BTHD if x_BTHD.stride(-1) == 1 else x_BTHD.contiguous()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanolit.model.attention import readable
+
 NO_WINDOW = -1
 
 
@@ -27,7 +29,7 @@ def _forward(
     q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, window: int, version: int
 ) -> tuple[Tensor, Tensor]:
     """The mixed values, and the logarithm of each query's sum of exponentials for the backward pass."""
-    inputs = [_readable(one) for one in (q_BTHD, k_BTKD, v_BTKD)]
+    inputs = [readable(one) for one in (q_BTHD, k_BTKD, v_BTKD)]
     if version == 3:
         out_BTHD, sums_BHT, *_ = _flash3().fwd(*inputs, **_mask3(q_BTHD, window), num_splits=1)
     else:
@@ -52,7 +54,7 @@ def _backward(
     window: int,
     version: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, out, d_out = (_readable(one) for one in (q_BTHD, k_BTKD, v_BTKD, out_BTHD, d_out_BTHD))
+    q, k, v, out, d_out = (readable(one) for one in (q_BTHD, k_BTKD, v_BTKD, out_BTHD, d_out_BTHD))
     d_q, d_k, d_v = _fresh(q), _fresh(k), _fresh(v)
     written = {"dq": d_q, "dk": d_k, "dv": d_v}
     if version == 3:
@@ -120,8 +122,3 @@ def _mask4(q_BTHD: Tensor, window: int) -> dict[str, Any]:
 
 def _fresh(x_BTHD: Tensor) -> Tensor:
     return torch.empty(x_BTHD.shape, dtype=x_BTHD.dtype, device=x_BTHD.device)
-
-
-def _readable(x_BTHD: Tensor) -> Tensor:
-    """As it is where the last dimension is dense, which is all that the kernels ask."""
-    return x_BTHD if x_BTHD.stride(-1) == 1 else x_BTHD.contiguous()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nanolit.machine.device import TURING, triton_capability
+from nanolit.model.fp8 import GRADIENTS
 
 
 def split_heads(
@@ -105,7 +106,7 @@ def _(
 
 def _empty_projection(q_BTHD: Tensor, k_BTKD: Tensor, fp8_scale: Tensor | None) -> Tensor:
     B, T, H, D = q_BTHD.shape
-    dtype = q_BTHD.dtype if fp8_scale is None else torch.float8_e5m2
+    dtype = q_BTHD.dtype if fp8_scale is None else GRADIENTS
     return q_BTHD.new_empty(B, T, (H + 2 * k_BTKD.size(2)) * D, dtype=dtype)
 
 

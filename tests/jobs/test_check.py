@@ -81,6 +81,13 @@ def test_lists_and_mappings_are_checked_inside():
         check_node({"stages": ["base", "bass"]}, stages, path="")
 
 
+def test_a_function_is_no_target():
+    with pytest.raises(
+        ValueError, match=r"data\._target_ is nanolit\.jobs\.processes\.supervise, a function"
+    ):
+        check_target({"_target_": "nanolit.jobs.processes.supervise", "command": ["true"]}, path="data")
+
+
 def test_build_refuses_a_foreign_target():
     with pytest.raises(ValueError, match="must begin with"):
         build({"_target_": "subprocess.run", "args": "true"})

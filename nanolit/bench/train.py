@@ -98,17 +98,15 @@ class Marks(L.Callback):
     def __init__(self, device: torch.device, *, clock: str = "wall") -> None:
         self.device, self.clock = device, clock
         self.marks: list[Any] = []
-        self.first_step_seconds = (
-            0.0  # from the start of fit to the end of its first step, compilation included
-        )
+        self.fit_begun = self.first_step_end = 0.0  # compilation is between
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begun = time.perf_counter()
+        self.fit_begun = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
         if not self.marks:
             synchronize(self.device)
-            self.first_step_seconds = time.perf_counter() - self._begun
+            self.first_step_end = time.perf_counter()
         self.add()
 
     def add(self) -> None:
@@ -144,7 +142,7 @@ def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
     stream, marks = TimedStream(parts.stream), Marks(device)
     fit(job, parts, stream, [throughput(parts), marks])
     step_ms = statistics.median(marks.milliseconds(warmup))
-    first_step_end = time.perf_counter() - BEGUN - sum(marks.milliseconds(1)) / 1000
+    first_step_seconds = marks.first_step_end - marks.fit_begun
     peak_memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     tokens_per_second = plan["total_batch"] / step_ms * 1000
     measured: dict[str, Any] = {
@@ -153,9 +151,9 @@ def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
         **time_parts(back_on_device(parts), next(iter(parts.stream)), device),
         "data_wait_ms": statistics.median(stream.waits[warmup:]),
         "data_wait_fraction": sum(stream.waits[warmup:]) / sum(marks.milliseconds(warmup)),
-        "first_step_seconds": marks.first_step_seconds,
-        "compile_seconds": marks.first_step_seconds - step_ms / 1000,
-        "process_to_first_step_seconds": first_step_end,
+        "first_step_seconds": first_step_seconds,
+        "compile_seconds": first_step_seconds - step_ms / 1000,
+        "process_to_first_step_seconds": marks.first_step_end - BEGUN,
     }
     if peak_memory is not None:
         measured["peak_memory_gib"] = peak_memory

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WORDS = 32  # across, and down in groups of four rows, that a program turns over
-WARPS = 4
+WORDS = 64  # across, and down in groups of four rows, that a program turns over
+WARPS = 8
 BYTES = 4  # of a word
 
 

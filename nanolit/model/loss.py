@@ -107,14 +107,17 @@ class _Head:
         self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
     ) -> Tensor:
         """The cross-entropy; what follows is of the gradient by these logits, which are overwritten."""
-        self.gradient_MV = logits_MV
-        return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
+        nats_M, factors_M = to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
+        self.gradient_MV, self.factors_M1 = logits_MV, factors_M[:, None]
+        return nats_M
 
     def by_x(self, *, out: Tensor) -> None:
         torch.mm(self.gradient_MV, self.weight_VC, out=out)
+        out *= self.factors_M1
 
     def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
-        _add_product(total_VC, self.gradient_MV.t(), self.x_NC[rows])
+        x_MC = torch.mul(self.x_NC[rows], self.factors_M1, out=torch.empty_like(self.x_NC[rows]))
+        _add_product(total_VC, self.gradient_MV.t(), x_MC)
 
 
 class _HeadInFp8(_Head):
@@ -137,7 +140,7 @@ class _HeadInFp8(_Head):
         self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
     ) -> Tensor:
         self.gradient_MV = torch.empty_like(logits_MV, dtype=fp8.GRADIENTS)
-        return to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare, fp8_MV=self.gradient_MV)
+        return to_fp8_gradient(logits_MV, targets_M, self.gradient_MV, softcap=softcap, spare=spare)
 
     def by_x(self, *, out: Tensor) -> None:
         fp8.product_into(out, self.gradient_MV, self.unit, self.weight8_CV, self.weight_scale, self.dtype)
@@ -164,52 +167,63 @@ _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_grad
 
 
 def to_gradient(
-    logits_MV: Tensor,
-    targets_M: Tensor,
-    *,
-    softcap: float,
-    spare: Tensor | None = None,
-    fp8_MV: Tensor | None = None,
-) -> Tensor:
-    """The tokens' cross-entropy; turns raw logits, in place, into its gradient by them.
+    logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The tokens' cross-entropy and a factor each; raw logits become, in place, their gradient without it.
 
-    With t = tanh(z / c) and p = softmax(c t) the gradient by z is (p - onehot) (1 - t²). `spare` is memory
-    of at least as many elements that may be used. `fp8_MV` is filled with the gradient in GRADIENT_UNITS in
-    place of the logits' memory, which then holds nothing of use.
+    With t = tanh(z / c), e = exp(c t) and its sum S over the vocabulary, the gradient by z is
+    (e - S onehot) (1 - t²) / S: all but the last is known of most logits when they are read for the first
+    time, and the factor, 1 / S or 0, is as well multiplied into what the products give. `spare` is memory of
+    at least as many elements that may be used.
     """
     if triton_capability(logits_MV.device) >= TURING:
         from nanolit.model import softcap_kernel  # imports Triton
 
-        return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap, fp8_MV=fp8_MV)
-    nats_M = to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
-    if fp8_MV is not None:
-        fp8_MV.copy_(logits_MV.float() * GRADIENT_UNITS)
+        return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap)
+    return to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
+
+
+def to_fp8_gradient(
+    logits_MV: Tensor,
+    targets_M: Tensor,
+    gradient_MV: Tensor,
+    *,
+    softcap: float,
+    spare: Tensor | None = None,
+) -> Tensor:
+    """The tokens' cross-entropy; gradient_MV becomes the whole gradient by raw logits in GRADIENT_UNITS.
+
+    The logits' memory holds nothing of use afterwards.
+    """
+    if triton_capability(logits_MV.device) >= TURING:
+        from nanolit.model import softcap_kernel  # imports Triton
+
+        return softcap_kernel.to_fp8_gradient(logits_MV, targets_M, gradient_MV, softcap=softcap)
+    nats_M, factors_M = to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
+    gradient_MV.copy_(logits_MV.float() * (GRADIENT_UNITS * factors_M[:, None]))
     return nats_M
 
 
 def to_gradient_in_torch(
     logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`to_gradient` without a kernel of ours: its twin, and what runs where there is no Triton.
 
     By the sigmoid s of 2 z / c: t = 2 s - 1 and 1 - t² = 4 (s - s²); it costs a CPU a third of tanh's time,
     and moves a logit by 2e-6 at most.
     """
-    learned_M1 = (targets_M != IGNORED)[:, None]
+    learned_M = targets_M != IGNORED
     index_M1 = targets_M.clamp(min=0)[:, None]
     sigmoid_MV = _half_tanh(logits_MV, softcap)
-    p_MV = torch.sub(
+    e_MV = torch.sub(
         sigmoid_MV, 0.5, out=None if spare is None else _rows_of(spare, slice(0, len(targets_M)))
     )
-    at_target_M1 = p_MV.gather(1, index_M1) * (2 * softcap)
-    p_MV.mul_(2 * softcap).exp_()
-    sum_M1 = p_MV.sum(1, keepdim=True)
-    nats_M1 = (sum_M1.log() - at_target_M1) * learned_M1
-    p_MV.mul_(4 * learned_M1 / sum_M1)
-    p_MV.scatter_add_(1, index_M1, -4 * learned_M1.to(p_MV.dtype))
+    at_target_M = e_MV.gather(1, index_M1)[:, 0] * (2 * softcap)
+    sum_M = e_MV.mul_(2 * softcap).exp_().sum(1)
+    e_MV.scatter_add_(1, index_M1, -sum_M[:, None])
     slope_MV = sigmoid_MV.addcmul_(sigmoid_MV, sigmoid_MV, value=-1)
-    torch.mul(p_MV, slope_MV, out=logits_MV)
-    return nats_M1[:, 0]
+    torch.mul(e_MV, slope_MV, out=logits_MV)
+    return (sum_M.log() - at_target_M) * learned_M, 4 * learned_M / sum_M
 
 
 def _nats(logits_MV: Tensor, targets_M: Tensor, softcap: float) -> Tensor:

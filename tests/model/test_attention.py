@@ -255,9 +255,7 @@ def test_flex_equals_the_definition(K, window, compiled, monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.filterwarnings(
-    "ignore::Warning:cutlass|flash_attn|quack|torch|tvm_ffi"
-)  # of compiling
+@pytest.mark.filterwarnings("ignore::Warning:cutlass|flash_attn|quack|torch|tvm_ffi")  # of compiling
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("window", [None, 0, 5, 128, 200])
 @pytest.mark.parametrize(("K", "D"), [(4, 128), (2, 64)])

@@ -26,10 +26,10 @@ Plan = dict[str, Any]
 # d24 with nanochat. A100: from the 6.6 hours published for the classic d20 on eight.
 MFU: dict[str, dict[int, float]] = {
     "H100": {8: 0.30, 12: 0.43, 20: 0.47, 24: 0.485, 32: 0.51},
-    "H200": {8: 0.44, 12: 0.50, 20: 0.52, 24: 0.53},
+    "H200": {8: 0.46, 12: 0.50, 20: 0.52, 24: 0.53},
     "A100": {20: 0.66},
 }
-FP8_SPEED = {12: 1.26, 20: 1.37}  # times bf16's, by depth, measured on one H200 (LOG.md)
+FP8_SPEED = {8: 1.15, 12: 1.25, 20: 1.39}  # times bf16's, by depth, measured on one H200 (LOG.md)
 ASSUMED_MFU = 0.40  # for any other GPU: not measured
 CPU_FLOPS = 0.11e12  # FLOP/s of two cores, measured with nanochat's d2 and d4 in float32
 KEPT_FRACTION = {

@@ -51,7 +51,7 @@ def symmetric_product(
     return out_NRR
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_matrices"])  # it would be compiled again for multiples of 16
 def _kernel(
     a_rows,
     b_rows,

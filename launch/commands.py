@@ -177,6 +177,8 @@ def doctor(arguments: Namespace) -> int:
         except (modal.exception.Error, ValueError) as error:
             good, text = False, " ".join(f"WRONG: {error}".split())
         print(f"{name}: {text}")
+        if not good and name == "token":  # without it all others would be told wrong for the same reason
+            break
     return 0 if good else 1
 
 

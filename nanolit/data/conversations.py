@@ -14,8 +14,8 @@ import torch
 
 from nanolit.data.conversation_packing import Packing, Row, pack
 from nanolit.data.mixture import Mixture
+from nanolit.data.sequence import permutation
 from nanolit.data.stream import Step, ahead
-from nanolit.machine.device import derived_seed
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -194,16 +194,11 @@ class ConversationStream:
     def _epoch(self, epoch: int) -> list[Row]:
         """The rows of an epoch; the last two are kept, since a step may reach over their border."""
         if epoch not in self._packed:
-            order = self.mixture.deck[permutation(len(self.mixture.deck), self._seed, epoch)]
-            rows = pack(self.mixture.lengths, order, capacity=self.context + 1, packing=self.packing)
+            deck = self.mixture.deck
+            order = permutation(len(deck), self._seed, "conversation order", epoch)
+            rows = pack(self.mixture.lengths, deck[order], capacity=self.context + 1, packing=self.packing)
             self._packed = dict([*self._packed.items(), (epoch, rows)][-2:])
         return self._packed[epoch]
-
-
-def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation that depends on the arguments alone; RandomState's stream is frozen in every numpy."""
-    generator = np.random.RandomState(derived_seed(seed, "conversation order", epoch) % (1 << 32))
-    return generator.permutation(size)
 
 
 def check_length(epochs: int, max_steps: int | None) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanolit.data.conversations import check_length, permutation
+from nanolit.data.conversations import check_length
+from nanolit.data.sequence import permutation
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import check_conversation, render_prompt
@@ -102,7 +103,8 @@ class PromptStream:
 
     def _prompt(self, step: int, place: int) -> Prompt:
         epoch, turn = divmod(step * self.prompts + place, len(self._problems))
-        ids, conversation = self._problems[permutation(len(self._problems), self._seed, epoch)[turn]]
+        order = permutation(len(self._problems), self._seed, "conversation order", epoch)
+        ids, conversation = self._problems[order[turn]]
         return Prompt(place=place, ids=ids, conversation=conversation)
 
     def _position(self, step: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class DocumentSequence:
     def __init__(self, groups: Sequence[tuple[Shard, int]], *, lane: int, lanes: int, seed: int) -> None:
         self._groups = deal(groups, lanes)[lane]
         self._sizes = np.array([shard.group_sizes[group] for shard, group in self._groups])
-        self._key = (seed, lane)
+        self._seed, self._lane = seed, lane
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
         self._mapped: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -46,7 +46,7 @@ class DocumentSequence:
         found = []
         for epoch, group, rows in self._parts(numbers):
             if self._mapped is None or self._mapped[0] != (epoch, group):
-                order = _permutation(int(self._sizes[group]), *self._key, epoch, group)
+                order = self._order(int(self._sizes[group]), epoch, group)
                 self._mapped = ((epoch, group), *cache.tokens(*self._groups[group]), order)
             _, tokens, offsets, order = self._mapped
             found += [tokens[offsets[n] : offsets[n + 1]] for n in order[list(rows)]]
@@ -69,7 +69,7 @@ class DocumentSequence:
         """(epoch, row group, place within the row group's order)."""
         epoch, within = divmod(number, self.num_documents)
         if self._epoch is None or self._epoch[0] != epoch:
-            order = _permutation(len(self._groups), *self._key, epoch)
+            order = self._order(len(self._groups), epoch)
             self._epoch = (epoch, order, np.cumsum(self._sizes[order]))
         _, order, ends = self._epoch
         turn = int(np.searchsorted(ends, within, side="right"))
@@ -80,9 +80,12 @@ class DocumentSequence:
 
         if self._open is None or self._open[0] != (epoch, group):
             texts = read_texts(*self._groups[group]).cast(pa.large_string())
-            self._open = ((epoch, group), texts, _permutation(len(texts), *self._key, epoch, group))
+            self._open = ((epoch, group), texts, self._order(len(texts), epoch, group))
         _, texts, order = self._open
         return texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])
+
+    def _order(self, size: int, *keys: int) -> np.ndarray:
+        return permutation(size, self._seed, "document order", self._lane, *keys)
 
 
 def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Shard, int]]]:
@@ -101,7 +104,7 @@ def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Sha
     return [[groups[index] for index in sorted(share)] for share in shares]
 
 
-def _permutation(size: int, seed: int, *keys: int) -> np.ndarray:
+def permutation(size: int, seed: int, purpose: str, *keys: int) -> np.ndarray:
     """A permutation that depends on the arguments alone; RandomState's stream is frozen in every numpy."""
-    generator = np.random.RandomState(derived_seed(seed, "document order", *keys) % (1 << 32))
+    generator = np.random.RandomState(derived_seed(seed, purpose, *keys) % (1 << 32))
     return generator.permutation(size)

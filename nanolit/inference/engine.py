@@ -67,7 +67,7 @@ class Engine:
     @property
     def max_positions(self) -> int:
         """The most tokens, prompt and reply together, that the model has positions for (over `context`)."""
-        return len(self.model.cos_TE)
+        return self.model.max_positions
 
     def generate(
         self,

@@ -32,10 +32,6 @@ def dataset_folder(root: str | Path, dataset: str) -> Path:
     return Path(root) / "data" / dataset
 
 
-def evaluation_folder(root: str | Path) -> Path:
-    return Path(root) / "eval"
-
-
 def conf_folder() -> Path:
     """The configuration: the checkout's conf/ where there is one, else the copy inside the package."""
     checkout = PACKAGE.parent

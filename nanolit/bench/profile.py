@@ -1,8 +1,9 @@
 """Where the GPU's time goes: `python -m nanolit.bench profile model=d12 micro_batch=32`.
 
 A trace for chrome://tracing or Perfetto, and the ten most expensive kernels with their share and their floor:
-for matrix products the time at the speed of one large product, for the rest that of moving the bytes of what
-the operator was given, at the speed of a large copy. Own settings: see OWN.
+for matrix products and attention the time at the speed of one large product, for the rest that of moving the
+bytes of what the operator was given (of our own operators, of what they give as well), at the speed of a
+large copy. Own settings: see OWN.
 """
 
 import collections
@@ -42,6 +43,9 @@ MLP_PRODUCTS = (
     "nanolit::fp8_hidden",
     "nanolit::fp8_before_activation",
 )
+# How many of its first operands an operator of ours writes again in another form
+WRITTEN = {"nanolit::heads": 1, "nanolit::heads_backward": 3}
+NO_WINDOW = -1  # in the attention operators
 ON_THE_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace's events
 BYTES = {"double": 8, "long int": 8, "float": 4, "int": 4, "c10::BFloat16": 2, "c10::Half": 2, "bool": 1}
 
@@ -150,10 +154,11 @@ def kernels_of(trace: dict[str, Any], *, repeats: int, speeds: Speeds) -> dict[s
     found: dict[str, list[tuple[float, float | None]]] = collections.defaultdict(list)
     for number, kernels in launched.items():
         least = floor(operators[number], speeds) if number in operators else None
-        longest = max(kernels, key=lambda one: one["dur"])
-        again = sum(one["name"] == longest["name"] for one in kernels) > 1  # on parts of what it was given
+        longest = max(kernels, key=lambda one: one["dur"])["name"]
+        parts = sum(one["name"] == longest for one in kernels)  # of what the operator was given
         for one in kernels:
-            found[one["name"]].append((one["dur"] / 1000, least if one is longest and not again else None))
+            share = least / parts if least is not None and one["name"] == longest else None
+            found[one["name"]].append((one["dur"] / 1000, share))
     return {name: _sum(times, repeats) for name, times in found.items()}
 
 
@@ -175,12 +180,25 @@ def floor(operator: dict[str, Any], speeds: Speeds) -> float | None:
     if operator["name"] in MLP_PRODUCTS and matrices:
         tokens, width = matrices[0]
         return 8 * tokens * width**2 / rate
+    if operator["name"].endswith(("_attention", "_attention_backward")):
+        return attention_flops(operator["name"], matrices, operator["args"]["Concrete Inputs"]) / speeds.bf16
+    if operator["name"] == "nanolit::loss_and_gradients":  # beside its products: logits to gradients
+        return 2 * matrices[0][0] * matrices[1][0] * BYTES[types[0]] / speeds.memory
     sizes = [
         math.prod(shape) * (1 if "Float8" in name else BYTES[name])
         for shape, name in zip(shapes, types, strict=False)
         if shape and isinstance(shape[0], int) and (name in BYTES or "Float8" in name)
     ]
+    sizes += sizes[: WRITTEN.get(operator["name"], 0)]
     return sum(sizes) / speeds.memory if sizes else None
+
+
+def attention_flops(name: str, shapes: list[list[int]], values: list[str]) -> int:
+    """Of our attention operators: two products forward, five backward, of what queries see."""
+    (B, T, H, D), window = shapes[0], int(next(value for value in values if value))
+    seen = T if window == NO_WINDOW else min(window + 1, T)
+    pairs = seen * T - seen * (seen - 1) // 2
+    return (10 if name.endswith("backward") else 4) * B * H * D * pairs
 
 
 def speeds(size: int = 8192) -> Speeds:

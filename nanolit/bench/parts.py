@@ -16,6 +16,7 @@ from nanolit.jobs.parts import Parts, build_gpt, prepare
 from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
+from nanolit.phases.core import Phase
 from nanolit.phases.job import Job
 
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
@@ -98,3 +99,9 @@ def random_parts(job: Job) -> Parts:
         resumed=None,
         origin=None,
     )
+
+
+def fill_gradients(phase: Phase) -> None:
+    """Made-up gradients, for a step of the optimizer alone."""
+    for parameter in phase.gpt.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)

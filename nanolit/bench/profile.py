@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nanolit.bench import results
-from nanolit.bench.parts import parts_of
+from nanolit.bench.parts import fill_gradients, parts_of
 from nanolit.bench.train import between, mark, synchronize
 from nanolit.data.stream import Step
 from nanolit.jobs.worker import quieten_libraries
@@ -115,11 +115,6 @@ def prepared_run(phase: Phase, step: Step, *, what: str) -> None:
         fill_gradients(phase)
         phase.optimizer.step()
     phase.optimizer.zero_grad(set_to_none=True)
-
-
-def fill_gradients(phase: Phase) -> None:
-    for parameter in phase.gpt.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
 
 
 def report(kernels: dict[str, Kernel], *, rows: int) -> None:

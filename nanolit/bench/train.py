@@ -16,12 +16,13 @@ from typing import Any  # noqa: E402
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
 
-from nanolit.bench import results  # noqa: E402
-from nanolit.bench.parts import parts_of  # noqa: E402
+from nanolit.bench import communication, results  # noqa: E402
+from nanolit.bench.parts import fill_gradients, parts_of  # noqa: E402
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts, launched_rank  # noqa: E402
 from nanolit.jobs.worker import LOG_EVERY, build_trainer, quieten_libraries  # noqa: E402
+from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
 from nanolit.phases.job import Job  # noqa: E402
@@ -149,6 +150,7 @@ def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
         "step_ms": step_ms,
         "tokens_per_second": tokens_per_second,
         **time_parts(back_on_device(parts), next(iter(parts.stream)), device),
+        **time_communication(parts.phase, device),
         "data_wait_ms": statistics.median(stream.waits[warmup:]),
         "data_wait_fraction": sum(stream.waits[warmup:]) / sum(marks.milliseconds(warmup)),
         "first_step_seconds": first_step_seconds,
@@ -210,6 +212,14 @@ def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int =
             found[name].append(between(first, last))
     medians = {name: statistics.median(values) for name, values in found.items()}
     return {"forward_backward_ms": medians["forward_ms"] + medians["backward_ms"], **medians}
+
+
+def time_communication(phase: Phase, device: torch.device) -> dict[str, float]:
+    """Of an optimizer step between GPUs; nothing where there is one, or none."""
+    if device.type != "cuda" or world_size() == 1:
+        return {}
+    fill_gradients(phase)
+    return communication.measure(phase.optimizer.step)
 
 
 def compare_with_bare_loop(

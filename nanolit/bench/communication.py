@@ -1,0 +1,54 @@
+"""What an optimizer step spends in communication between GPUs, and how much of it nothing else hides."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Span = tuple[float, float]  # beginning and end, in microseconds
+
+
+def measure(step: Callable[[], Any], *, repeats: int = 3) -> dict[str, float]:
+    """Milliseconds of NCCL's kernels in one call, other ranks waited for included. Every rank calls it."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            step()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    whole, exposed = communication(events)
+    return {
+        "communication_ms": whole / 1000 / repeats,
+        "exposed_communication_ms": exposed / 1000 / repeats,
+    }
+
+
+def communication(events: list[dict[str, Any]]) -> tuple[float, float]:
+    """Microseconds in which NCCL's kernels run, and of these the ones in which no other kernel does."""
+    kernels = [one for one in events if one.get("cat") == "kernel"]
+    spans = [(one["ts"], one["ts"] + one["dur"]) for one in kernels]
+    sent = [span for span, one in zip(spans, kernels, strict=True) if "nccl" in one["name"]]
+    others = [span for span, one in zip(spans, kernels, strict=True) if "nccl" not in one["name"]]
+    return length(union(sent)), length(union(spans)) - length(union(others))
+
+
+def union(spans: list[Span]) -> list[Span]:
+    """The same times by spans that do not touch, in order."""
+    joined: list[Span] = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def length(spans: list[Span]) -> float:
+    return sum(end - begin for begin, end in spans)

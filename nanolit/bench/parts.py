@@ -12,7 +12,7 @@ from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import fetch_data, make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
-from nanolit.jobs.parts import Parts, build_gpt, prepare
+from nanolit.jobs.parts import Parts, build_gpt, optimizer_settings, prepare
 from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
@@ -78,7 +78,7 @@ def random_parts(job: Job) -> Parts:
     phase = Base(
         build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"]),
         groups=plan["groups"],
-        optimizer={name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"},
+        optimizer=optimizer_settings(job),
         schedule=build(job["recipe"]["schedule"]),
         num_steps=plan["num_steps"],
         compile=device.type == "cuda" if job["compile"] is None else job["compile"],

@@ -136,7 +136,7 @@ def prepare(job: Job, stage: str) -> Parts:
     phase = PHASES[stage](
         gpt,
         groups=plan["groups"],
-        optimizer={name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"},
+        optimizer=optimizer_settings(job),
         schedule=build(plan["schedule"]),
         num_steps=num_steps,
         finished_steps=resumed.step if resumed else 0,
@@ -168,6 +168,12 @@ def row_settings(plan: dict[str, Any], job: Job) -> dict[str, Any]:
         "micro_batch": plan["micro_batch"],
         "seed": job["seed"],
     }
+
+
+def optimizer_settings(job: Job) -> dict[str, Any]:
+    """The recipe's; its updates are compiled on a GPU unless compile=false."""
+    settings = {name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"}
+    return {"compile": False if job["compile"] is False else None, **settings}
 
 
 def compiled(job: Job, stage: str, device: torch.device) -> bool:

@@ -20,6 +20,7 @@ from nanolit.jobs import execute, processes, worker
 from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
 from nanolit.jobs.names import tokenizer_folder
+from nanolit.jobs.parts import optimizer_settings
 from nanolit.machine.paths import read_json, stage_folder, write_json
 from nanolit.model.gpt import GPT
 
@@ -50,6 +51,12 @@ def finished(tmp_path_factory) -> Path:
 
 def tiny_job(root: Path, *overrides: str):
     return compose([*TINY, f"root={root}", *overrides])
+
+
+@pytest.mark.parametrize(("said", "expected"), [("false", False), ("true", None), ("null", None)])
+def test_compile_false_holds_for_the_optimizer_too(tmp_path, said, expected):
+    """None: on a GPU."""
+    assert optimizer_settings(tiny_job(tmp_path, f"compile={said}"))["compile"] is expected
 
 
 def test_base_on_an_empty_root_makes_its_tokenizer_and_leaves_its_records(finished):

@@ -52,9 +52,16 @@ def serve(start_chat, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 
 def say(page, text: str) -> None:
+    """Type and send: Enter again while the text is still there, for a busy page may not have read it yet."""
     box = page.get_by_role("textbox").first
     box.fill(text)
-    box.press("Enter")
+    for _ in range(20):
+        box.press("Enter")
+        for _ in range(30):
+            page.wait_for_timeout(100)
+            if not box.input_value():
+                return
+    raise AssertionError(f"{text!r} was not sent; the page: {page.inner_text('body')[-500:]!r}")
 
 
 def test_the_page_chats_without_leaving_this_machine(start_chat, page):

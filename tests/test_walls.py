@@ -85,6 +85,7 @@ THEIRS: dict[str, set[str]] = {
     "jobs.compose": {"hydra", "omegaconf"},
     "jobs.worker": {"torch", "lightning"},
     "jobs.parts": {"torch", "lightning"},
+    "jobs.ranks": {"torch"},
     "jobs.trial": {"torch"},
     "train": {"hydra", "omegaconf"},
     "plan": {"hydra", "omegaconf"},

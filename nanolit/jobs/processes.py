@@ -47,7 +47,7 @@ def torchrun(
         where = [f"--nnodes={nodes}", f"--node-rank={node.rank}"]
         where += [f"--master-addr={node.master_addr}", f"--master-port={node.master_port}"]
         where += [f"--rdzv-conf=timeout={WAIT_SECONDS}"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={devices}"]
+    launcher = [sys.executable, "-m", "nanolit.jobs.ranks", *where, f"--nproc-per-node={devices}"]
     return [*launcher, "-m", module, *arguments]
 
 

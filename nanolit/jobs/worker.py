@@ -65,9 +65,20 @@ def run(job: Job, stage: str) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         result = {"status": "failed", "error": out_of_memory(job, stage, stage_plan(job, stage))}
     except Exception as error:
-        traceback.print_exc()
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        if others_are_gone(error):
+            reason = str(error).partition("\n")[0]
+            result["error"] = f"another rank is gone ({reason}); the same command goes on from a checkpoint"
+        else:
+            traceback.print_exc()
     return write_result(job, stage, result)
+
+
+def others_are_gone(error: Exception) -> bool:
+    """Whether this is how gloo and NCCL say that a rank does not answer; gloo has no class for it."""
+    if not torch.distributed.is_initialized():
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def write_result(job: Job, stage: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -381,10 +392,14 @@ def main() -> None:
     """`python -m nanolit.jobs.worker job.yaml STAGE`, on every rank of torchrun."""
     path, stage = sys.argv[1:]
     job = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    result = run(job, stage)
+    failed = run(job, stage)["status"] not in ("done", "interrupted")
     if torch.distributed.is_initialized():
+        if failed:  # an end in good order would wait for ranks that may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
         torch.distributed.destroy_process_group()
-    sys.exit(0 if result["status"] in ("done", "interrupted") else 1)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

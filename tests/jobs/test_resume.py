@@ -109,8 +109,10 @@ def test_a_killed_run_resumes_to_the_same_losses(
     assert losses(killed) == losses(root)
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_one_line_and_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
-    arguments = overrides(corpus, tmp_path / "root", "max_steps=100000", "eval_every=null")
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_leaves_a_checkpoint_and_one_line(corpus: Path, tmp_path: Path, ranks: int) -> None:
+    more = ["max_steps=100000", "eval_every=null", f"cluster.devices={ranks}"]
+    arguments = overrides(corpus, tmp_path / "root", *more)
     process = subprocess.Popen(
         [sys.executable, "-m", "nanolit.train", *arguments],
         stdout=subprocess.PIPE,
@@ -164,15 +166,19 @@ def test_a_killed_rank_ends_the_others_soon_and_the_run_goes_on(corpus: Path, tm
     root = tmp_path / "root"
     arguments = [*overrides(corpus, root, "save_every=5"), "cluster.devices=4"]
     command = [sys.executable, "-m", "nanolit.train", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
     folder = root / "runs" / "tiny" / "base" / "checkpoints"
     deadline = time.monotonic() + 120
     while not any(folder.glob("step_*/manifest.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(max(ranks_of(process.pid)), signal.SIGKILL)
     killed = time.monotonic()
-    assert process.wait(timeout=60) == 1
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
     assert time.monotonic() - killed < 30
+    assert "rank 3 was killed by SIGKILL" in output
+    assert "Traceback" not in output
     again = train(arguments)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "continuing after step" in again.stdout

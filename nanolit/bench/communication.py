@@ -1,29 +1,19 @@
 """What an optimizer step spends in communication between GPUs, and how much of it nothing else hides."""
 
-import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
+
+from nanolit.bench.parts import trace_of
 
 Span = tuple[float, float]  # beginning and end, in microseconds
 
 
 def measure(step: Callable[[], Any], *, repeats: int = 3) -> dict[str, float]:
     """Milliseconds of NCCL's kernels in one call, other ranks waited for included. Every rank calls it."""
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(repeats):
-            step()
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    whole, exposed = communication(events)
+    trace = trace_of(step, repeats=repeats, activities=[ProfilerActivity.CUDA])
+    whole, exposed = communication(trace["traceEvents"])
     return {
         "communication_ms": whole / 1000 / repeats,
         "exposed_communication_ms": exposed / 1000 / repeats,

@@ -1,18 +1,20 @@
 """What a training benchmark runs: the worker's own parts, on random tokens or on the job's data."""
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from nanolit.data.stream import Step
 from nanolit.jobs.build import build
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import fetch_data, make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
-from nanolit.jobs.parts import Parts, build_gpt, optimizer_settings, prepare
+from nanolit.jobs.parts import Parts, build_gpt, compiled, optimizer_settings, prepare
 from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
@@ -81,7 +83,7 @@ def random_parts(job: Job) -> Parts:
         optimizer=optimizer_settings(job),
         schedule=build(job["recipe"]["schedule"]),
         num_steps=plan["num_steps"],
-        compile=device.type == "cuda" if job["compile"] is None else job["compile"],
+        compile=compiled(job, "base", device),
     )
     folder = Path(tempfile.mkdtemp(prefix="nanolit-bench-"))
     absent: Any = None
@@ -105,3 +107,18 @@ def fill_gradients(phase: Phase) -> None:
     """Made-up gradients, for a step of the optimizer alone."""
     for parameter in phase.gpt.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
+
+
+def trace_of(
+    run: Callable[[], Any], *, repeats: int, activities: Sequence[ProfilerActivity], path: str = ""
+) -> dict[str, Any]:
+    """What torch's profiler writes of some runs on a GPU, shapes included; kept where a path is given."""
+    torch.cuda.synchronize()
+    with profile(activities=activities, record_shapes=True) as profiler:
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(path or Path(folder) / "trace.json")
+        profiler.export_chrome_trace(str(written))
+        return json.loads(written.read_text())

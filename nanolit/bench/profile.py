@@ -11,20 +11,20 @@ import json
 import math
 import shutil
 import statistics
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
 
 from nanolit.bench import results
-from nanolit.bench.parts import fill_gradients, parts_of
+from nanolit.bench.parts import fill_gradients, parts_of, trace_of
 from nanolit.bench.train import between, mark, synchronize
 from nanolit.data.stream import Step
 from nanolit.jobs.worker import quieten_libraries
 from nanolit.machine.device import ADA
+from nanolit.model.attention import NO_WINDOW
 from nanolit.model.fp8 import VALUES, product
 from nanolit.phases.core import Phase
 
@@ -45,7 +45,6 @@ MLP_PRODUCTS = (
 )
 # How many of its first operands an operator of ours writes again in another form
 WRITTEN = {"nanolit::heads": 1, "nanolit::heads_backward": 3}
-NO_WINDOW = -1  # in the attention operators
 ON_THE_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace's events
 BYTES = {"double": 8, "long int": 8, "float": 4, "int": 4, "c10::BFloat16": 2, "c10::Half": 2, "bool": 1}
 
@@ -81,17 +80,14 @@ def main(arguments: list[str]) -> int:
     phase.configure_optimizers()
     for _ in range(3):  # compiles, then settles
         prepared_run(phase, step, what=what)
-    synchronize(parts.device)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True) as profiler:
-        for _ in range(repeats):
-            prepared_run(phase, step, what=what)
-        synchronize(parts.device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(settings["trace"] or Path(folder) / "trace.json")
-        profiler.export_chrome_trace(str(path))
-        trace = json.loads(path.read_text())
+    trace = trace_of(
+        lambda: prepared_run(phase, step, what=what),
+        repeats=repeats,
+        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
+        path=settings["trace"],
+    )
     if settings["trace"]:
-        print(f"  trace in {path.absolute()}")
+        print(f"  trace in {Path(settings['trace']).absolute()}")
     report(
         kernels_of(trace, repeats=repeats, speeds=speeds()), rows=results.number(settings, "rows", least=1)
     )

@@ -67,7 +67,7 @@ def run(job: Job, stage: str) -> dict[str, Any]:
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         if others_are_gone(error):
-            reason = str(error).partition("\n")[0]
+            reason = " ".join(str(error).split())
             result["error"] = f"another rank is gone ({reason}); the same command goes on from a checkpoint"
         else:
             traceback.print_exc()

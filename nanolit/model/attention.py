@@ -20,6 +20,7 @@ from nanolit.model.trial import near, with_gradients
 
 Backend = Literal["flash3", "flash4", "cudnn", "flash", "flex", "sdpa"]
 FUSED: tuple[Backend, ...] = ("flash3", "flash4", "cudnn", "flash", "flex")  # the faster first
+NO_WINDOW = -1  # for None, where an operator takes a number
 PACKAGES = {"flash3": "flash_attn_interface", "flash4": "flash_attn.cute", "cudnn": "cudnn"}  # all optional
 
 

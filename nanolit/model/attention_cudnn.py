@@ -13,9 +13,8 @@ import cudnn  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor
 
-from nanolit.model.attention import readable
+from nanolit.model.attention import NO_WINDOW, readable
 
-NO_WINDOW = -1
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides, in cuDNN's order B, H, T, D
 DTYPES = {torch.bfloat16: cudnn.data_type.BFLOAT16, torch.float16: cudnn.data_type.HALF}
 Q, K, V, OUT, STATS, D_OUT, D_Q, D_K, D_V = range(1, 10)  # how the graphs' tensors are addressed

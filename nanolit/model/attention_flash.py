@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanolit.model.attention import readable
-
-NO_WINDOW = -1
+from nanolit.model.attention import NO_WINDOW, readable
 
 
 def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, window: int | None, version: int) -> Tensor:

@@ -98,7 +98,8 @@ def test_a_bad_line_is_told_with_its_number_and_leaves_no_copy(
     with pytest.raises(ValueError, match=rf"bad\.{suffix}: line 1501:? {message}") as caught:
         corpus_of(tmp_path)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "root").rglob("*bad.*"))
+    files = (path for path in (tmp_path / "root").rglob("*") if path.is_file())
+    assert not [path for path in files if "bad" in path.name]
 
 
 def test_a_truncated_zst_file_is_told(tmp_path: Path) -> None:

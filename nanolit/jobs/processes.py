@@ -13,6 +13,7 @@ from pathlib import Path
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
 MASTER_PORT = 29_500  # torchrun's own default
 WAIT_SECONDS = 3_600  # of one machine for another: the first may train a tokenizer before it begins
+LEFT = 75  # exit code of a rank that ends because another is gone: sysexits' "try again later"
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 

@@ -4,11 +4,14 @@ What went wrong in a rank, the rank has said; this adds which of them ended firs
 """
 
 import logging
+import signal
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import main as torchrun
+
+from nanolit.jobs.processes import LEFT
 
 
 def main() -> int:
@@ -21,12 +24,20 @@ def main() -> int:
     except SignalException:
         return 1
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        killed = failure.exitcode < 0
-        how = f"was killed by {failure.signal_name()}" if killed else f"ended with code {failure.exitcode}"
-        print(f"rank {rank} {how}, the first of them", file=sys.stderr, flush=True)
+        print(first_of(error.failures), file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def first_of(failures: dict[int, ProcessFailure]) -> str:
+    """Which rank began it. torchrun's times are whole seconds, so those that only followed are put last:
+    ranks that left because another was gone, and those that torchrun then told to stop."""
+    rank, failure = min(
+        failures.items(), key=lambda one: (one[1].exitcode in (LEFT, -signal.SIGTERM), one[1].timestamp)
+    )
+    killed = failure.exitcode < 0
+    how = f"was killed by {failure.signal_name()}" if killed else f"ended with code {failure.exitcode}"
+    return f"rank {rank} {how}, the first of them"
 
 
 if __name__ == "__main__":

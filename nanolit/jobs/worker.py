@@ -33,6 +33,7 @@ from nanolit.jobs.build import build
 from nanolit.jobs.micro_batch import out_of_memory
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
 from nanolit.jobs.plans import stage_plan
+from nanolit.jobs.processes import LEFT
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
@@ -69,6 +70,7 @@ def run(job: Job, stage: str) -> dict[str, Any]:
         if others_are_gone(error):
             reason = " ".join(str(error).split())
             result["error"] = f"another rank is gone ({reason}); the same command goes on from a checkpoint"
+            result["left"] = True
         else:
             traceback.print_exc()
     return write_result(job, stage, result)
@@ -392,12 +394,13 @@ def main() -> None:
     """`python -m nanolit.jobs.worker job.yaml STAGE`, on every rank of torchrun."""
     path, stage = sys.argv[1:]
     job = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    failed = run(job, stage)["status"] not in ("done", "interrupted")
+    result = run(job, stage)
+    failed = result["status"] not in ("done", "interrupted")
     if torch.distributed.is_initialized():
         if failed:  # an end in good order would wait for ranks that may be gone
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(1)
+            os._exit(LEFT if "left" in result else 1)
         torch.distributed.destroy_process_group()
     sys.exit(1 if failed else 0)
 

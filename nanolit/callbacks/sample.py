@@ -1,5 +1,6 @@
 """What the model writes while it learns: greedy replies to fixed prompts, kept in samples.md."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L
 from nanolit.callbacks.throughput import Clock, say
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import rank
+from nanolit.machine.paths import write_atomically
 from nanolit.phases.core import Phase
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
@@ -54,6 +56,12 @@ class WriteSamples(L.Callback):
         self.path, self.engine, self.prompts = path, engine, prompts
         self.sample_every, self.max_tokens, self.clock = sample_every, max_tokens, clock
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Phase)
+        if rank() == 0 and self.path.exists():
+            text = self.path.read_text(encoding="utf-8")
+            write_atomically(self.path, until(text, pl_module.finished_steps))
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -76,3 +84,10 @@ class WriteSamples(L.Callback):
     def _reply(self, ids: list[int]) -> str:
         (completion,) = self.engine.complete(ids, max_tokens=self.max_tokens, temperature=0.0)
         return self.engine.tokenizer.decode(completion.body_ids)
+
+
+def until(text: str, step: int) -> str:
+    """The samples up to a step: a run that goes on from there writes the later ones again."""
+    before, *parts = re.split(r"^## Step (\d+)$", text, flags=re.MULTILINE)
+    sections = zip(parts[::2], parts[1::2], strict=True)
+    return before + "".join(f"## Step {its}{body}" for its, body in sections if int(its) <= step)

@@ -66,12 +66,12 @@ def run(job: Job, stage: str) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         result = {"status": "failed", "error": out_of_memory(job, stage, stage_plan(job, stage))}
     except Exception as error:
-        result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         if others_are_gone(error):
             reason = " ".join(str(error).split())
-            result["error"] = f"another rank is gone ({reason}); the same command goes on from a checkpoint"
-            result["left"] = True
+            text = f"another rank is gone ({reason}); the same command goes on from a checkpoint"
+            result = {"status": "failed", "error": text, "left": True}
         else:
+            result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             traceback.print_exc()
     return write_result(job, stage, result)
 

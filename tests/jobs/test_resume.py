@@ -29,12 +29,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory):
     """A finished run with a checkpoint of every step: (overrides without root, its root)."""
     root = tmp_path_factory.mktemp(request.param) / "root"
-    more = [f"recipe={request.param}", "save_every=1"]
+    more = [f"recipe={request.param}", "save_every=1", "sample_every=20"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "KEPT_CHECKPOINTS", STEPS)
         result = run(compose(overrides(corpus, root, *more)))
     assert result["status"] == "done", result
     return more, root
+
+
+def samples(root: Path) -> str:
+    return (root / "runs" / "tiny" / "base" / "samples.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("step", [1, 7, 23, 39])
@@ -48,6 +52,8 @@ def test_a_run_resumed_after_any_step_has_the_same_losses_to_the_last_digit(
     assert result["status"] == "done", result
     assert losses(resumed) == losses(root)
     assert sorted(losses(root)) == list(range(1, STEPS + 1))
+    assert samples(resumed) == samples(root)
+    assert samples(root).count("## Step ") == 2
 
 
 def test_epochs_cropped_tokens_and_the_wait_are_recorded(whole: tuple[list[str], Path]) -> None:

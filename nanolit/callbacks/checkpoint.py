@@ -197,7 +197,7 @@ class Checkpoints(L.Callback):
     ) -> None:
         self.folder, self.save_every, self.keep = folder, save_every, keep
         self.clock, self.progress, self.on_divergence = clock, progress, on_divergence
-        self.interrupted = False
+        self.stop = False  # a signal asked for it, and all ranks know
         self._asked = False
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
@@ -224,18 +224,17 @@ class Checkpoints(L.Callback):
     ) -> None:
         assert isinstance(pl_module, Phase)
         step, last = pl_module.finished_steps, pl_module.finished_steps == pl_module.num_steps
-        stop, save = self._agreed(self._asked, self._due(step))
-        if stop and self._stuck:
+        self.stop, save = self._agreed(self._asked, self._due(step))
+        if self.stop and self._stuck:
             self._stuck.step_ended()
-        if last or stop or save:
+        if last or self.stop or save:
             with self.clock.paused():
                 loss = float(trainer.strategy.reduce(pl_module.step_loss, reduce_op="sum"))
                 check_finite(loss, step, on_divergence=self.on_divergence)
                 write(self.folder, pl_module, self.progress())
                 self._prune()
             self._saved = time.monotonic()
-        if stop and not last:
-            self.interrupted = True
+        if self.stop and not last:
             trainer.should_stop = True
 
     def _due(self, step: int) -> bool:

@@ -84,7 +84,7 @@ def follow(job: Job, node: Node) -> Result:
             if stage == "tokenizer" or finished(job["root"], job["run"], stage):
                 continue
             result = run_ranks(job, stage, path, node=node)
-            if result["status"] != "done":
+            if result["status"] != "done" or result.get("asked_to_stop"):
                 break
     return {**result, "node": node.rank}
 
@@ -100,10 +100,13 @@ def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
     except KeyboardInterrupt:
         error = "stopped while the data was fetched; the same command goes on from there"
         return {"status": "interrupted", "run": job["run"], "error": error}
-    for stage in stages:
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
         result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, node, keep_open)
         if result["status"] != "done":
             return result
+        if result.get("asked_to_stop") and following:
+            error = f"stopped after {stage} was finished; the same command goes on with {following}"
+            return {**result, "status": "interrupted", "error": error}
     if is_rank_zero():
         root = Path(job["root"])
         path = write_report(root, job["run"])
@@ -148,7 +151,7 @@ def run_stage(job: Job, stage: str, node: Node, keep_open: list[int]) -> Result:
     """Run one stage, on one device in this process, on several under torchrun, unless it is finished."""
     if result := finished(job["root"], job["run"], stage):
         say(f"{stage}: run {job['run']} has finished it{score(result)}")
-        return result
+        return {**result, "asked_to_stop": False}
     folder = prepare(job, stage)
     if job["cluster"]["devices"] * job["cluster"]["nodes"] == 1 or under_torchrun():
         return in_process(job, stage)
@@ -227,8 +230,8 @@ def plan_before(job: Job, stage: str) -> dict[str, Any] | None:
     return read_json(path) if index > 0 and path.exists() else None
 
 
-def wait_for(path: Path, *, seconds: float = 60) -> None:
-    """On the other ranks of an outer torchrun: until rank 0 has written a file."""
+def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
+    """On the other ranks of an outer torchrun: until rank 0, which may be fetching, has written a file."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:

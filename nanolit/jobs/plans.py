@@ -40,7 +40,7 @@ def stage_plan(job: Job, stage: str) -> Plan:
     """The plan that training uses: a stored plan.json keeps what decides the result, come new rules."""
     plan = fresh_plan(job, stage)
     path = stage_folder(job["root"], job["run"], stage) / "plan.json"
-    if not path.exists():
+    if stage == "tokenizer" or not path.exists():  # a tokenizer's folder is named by its settings
         return plan
     stored: dict[str, Any] = read_json(path)
     return {**plan, **{key: value for key, value in stored.items() if key not in PRESENT}}

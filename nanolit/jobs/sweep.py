@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from nanolit.jobs.execute import run, say, score, write_job
 from nanolit.jobs.plans import fresh_plans, show_plans
 from nanolit.jobs.prices import check_cost
 from nanolit.jobs.processes import sigterm_interrupts, stop
-from nanolit.machine.paths import read_json, run_folder, stage_folder
+from nanolit.machine.paths import read_json, run_folder
 from nanolit.phases.job import Job
 from nanolit.report.compare import sweep_table, write_sweep_csv
 
@@ -83,22 +84,26 @@ def run_processes(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """A process per job, each with its own GPUs, as many at once as have GPUs; one at a time on a CPU."""
     slots = gpu_slots(jobs[0]["cluster"]["devices"])
     waiting, running = list(jobs), dict[str, tuple[subprocess.Popen, Job]]()
-    with sigterm_interrupts():
+    results = {}
+    with sigterm_interrupts(), tempfile.TemporaryDirectory() as folder:
+        answer = {job["run"]: Path(folder) / f"{number}.json" for number, job in enumerate(jobs)}
         try:
             while waiting or running:
                 for slot in [slot for slot in slots if slot not in running and waiting]:
                     if waiting:
                         job = waiting.pop(0)
-                        running[slot] = (start(job, slot, shared=len(slots) == 1), job)
+                        process = start(job, slot, answer[job["run"]], shared=len(slots) == 1)
+                        running[slot] = (process, job)
                 for slot, (process, job) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        report(job, jobs)
+                        results[job["run"]] = read_answer(answer[job["run"]], job)
+                        report(results[job["run"]])
                 time.sleep(0.1)
         except BaseException:
             stop([process for process, _ in running.values()])
             raise
-    return [read_result(job) for job in jobs]
+    return [results[job["run"]] for job in jobs]
 
 
 def gpu_slots(devices: int) -> list[str]:
@@ -114,15 +119,16 @@ def gpu_slots(devices: int) -> list[str]:
     return [",".join(place) for place in places] or [",".join(gpus)]
 
 
-def start(job: Job, slot: str, *, shared: bool) -> subprocess.Popen:
-    """Begin one job; where several run at a time its output goes to log.txt in the run's folder."""
+def start(job: Job, slot: str, answer: Path, *, shared: bool) -> subprocess.Popen:
+    """Begin one job, which leaves its result in `answer`; where several run at a time its output goes to
+    log.txt in the run's folder."""
     folder = run_folder(job["root"], job["run"])
     path = folder / "job.yaml"
     write_job(path, job)
     say(f"── {job['run']}" + ("" if shared else f" on GPU {slot}, output in {folder / 'log.txt'}"))
     tags = {"WANDB_TAGS": ",".join(filter(None, (os.environ.get("WANDB_TAGS"), "sweep")))}
     environment = {**os.environ, **tags} | ({"CUDA_VISIBLE_DEVICES": slot} if slot else {})
-    command = [sys.executable, "-m", "nanolit.jobs.execute", str(path)]
+    command = [sys.executable, "-m", "nanolit.jobs.execute", str(path), str(answer)]
     if shared:
         return subprocess.Popen(command, env=environment, start_new_session=True)
     with (folder / "log.txt").open("ab") as log:
@@ -131,15 +137,12 @@ def start(job: Job, slot: str, *, shared: bool) -> subprocess.Popen:
         )
 
 
-def report(job: Job, jobs: Sequence[Job]) -> None:
-    result = read_result(job)
-    say(f"── {job['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
+def report(result: dict[str, Any]) -> None:
+    say(f"── {result['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
 
 
-def read_result(job: Job) -> dict[str, Any]:
-    """The result of the job's last stage that has one."""
-    for stage in reversed(job["stages"]):
-        path = stage_folder(job["root"], job["run"], stage) / "result.json"
-        if path.exists():
-            return read_json(path)
-    return {"status": "failed", "run": job["run"], "error": "ended without a result"}
+def read_answer(answer: Path, job: Job) -> dict[str, Any]:
+    """What the job's process says of it; one that was killed says nothing, whatever its stages have left."""
+    if answer.exists():
+        return read_json(answer)
+    return {"status": "failed", "run": job["run"], "error": "its process ended without a result"}

@@ -9,6 +9,7 @@ import logging
 import math
 import netrc
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +33,6 @@ from nanolit.inference.engine import Engine
 from nanolit.jobs.build import build
 from nanolit.jobs.micro_batch import out_of_memory
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
-from nanolit.jobs.plans import stage_plan
 from nanolit.jobs.processes import LEFT
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
@@ -64,7 +64,8 @@ def run(job: Job, stage: str) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         result = {"status": "failed", "error": str(error)}
     except torch.OutOfMemoryError:
-        result = {"status": "failed", "error": out_of_memory(job, stage, stage_plan(job, stage))}
+        plan = read_json(stage_folder(job["root"], job["run"], stage) / "plan.json")  # every rank's
+        result = {"status": "failed", "error": out_of_memory(job, stage, plan)}
     except Exception as error:
         if others_are_gone(error):
             reason = " ".join(str(error).split())
@@ -140,9 +141,14 @@ def train(job: Job, stage: str) -> dict[str, Any]:
     watch = Watch(job, parts, begun=begun)
     trainer = build_trainer(parts, job=job, stage=stage, callbacks=watch.callbacks)
     if phase.finished_steps < phase.num_steps:
-        trainer.fit(phase, parts.stream)
+        try:
+            trainer.fit(phase, parts.stream)
+        except SystemExit as error:  # Lightning's answer to KeyboardInterrupt, after which it ignores Ctrl-C
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            watch.checkpoints.teardown(trainer, phase, "fit")
+            raise KeyboardInterrupt from error
     result = watch.state()
-    if watch.checkpoints.interrupted:
+    if phase.finished_steps < phase.num_steps:
         return {"status": "interrupted", "error": interruption(job, stage, phase), **result}
     release = parts.folder / "release"
     if launched_rank() == 0:
@@ -155,7 +161,8 @@ def train(job: Job, stage: str) -> dict[str, Any]:
             meta={**meta, **result, "code": code_version()},
         )
         summarize(stage, result, release)
-    result = {"status": "done", "release": str(release), **result}
+    stop = watch.checkpoints.stop  # then no other stage begins
+    result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}
     if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
         write_result(job, stage, result)  # what the report reads
         report = write_report(Path(job["root"]), job["run"])

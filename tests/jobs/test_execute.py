@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,15 @@ def test_another_run_reuses_the_tokenizer_and_compares_it_when_asked_for(finishe
     assert f"tokenizer: {tokenizer_folder(job).name} is there" in capsys.readouterr().out
     assert (tokenizer_folder(job) / "tokenizer.json").stat().st_mtime_ns == before
     assert "validation" in (stage_folder(finished, "other", "tokenizer") / "comparison.md").read_text()
+
+
+def test_a_tokenizer_of_other_settings_is_made_for_the_same_run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "root")
+    for size in (310, 320):
+        result = execute.run(
+            tiny_job(tmp_path / "root", "phase=tokenizer", f"stage.tokenizer.vocab_size={size}")
+        )
+        assert result["vocab_size"] == size
 
 
 def test_training_a_tokenizer_tells_what_it_counted(tmp_path, capsys):

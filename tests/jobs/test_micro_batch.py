@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanolit.jobs import execute, trial
+from nanolit.jobs import execute, trial, worker
 from nanolit.jobs.compose import compose
 from nanolit.jobs.micro_batch import Tried, best_known, is_auto, out_of_memory, remember, tried
 from nanolit.jobs.plans import fresh_plan
@@ -145,6 +145,19 @@ def test_with_auto_the_failure_is_remembered(tmp_path):
     assert "the same command tries less" in out_of_memory(job, "base", plan)
     assert tried(job, "base", plan) == Tried(fits=0, fails=32)
     assert fresh_plan(job, "base")["micro_batch"] == 16
+
+
+def test_ranks_that_run_out_together_remember_one_failure(tmp_path, monkeypatch):
+    def train(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    job = auto_job(tmp_path)
+    plan = fresh_plan(job, "base")
+    execute.prepare(job, "base")
+    monkeypatch.setattr(worker, "train", train)
+    for _ in range(3):
+        assert "with micro_batch=32; this is remembered" in worker.run(job, "base")["error"]
+    assert tried(job, "base", plan) == Tried(fits=0, fails=32)
 
 
 def test_rl_says_so_too(tmp_path):

@@ -1,11 +1,14 @@
 """mid, sft and rl resume as base does, and two ranks train as one. The oracle is the run never stopped."""
 
 import csv
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from nanolit.callbacks.evaluate import EvaluateBitsPerByte
 from nanolit.jobs import worker
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
@@ -109,3 +112,23 @@ def test_two_ranks_train_as_one_in_every_stage(whole: Path, folder: Path, tmp_pa
     assert float(rows(tmp_path / "root", "rl")[0][1]) == pytest.approx(
         float(rows(whole, "rl")[0][1]), abs=5e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("times", "error"), [(1, "base was finished; the same command goes on with mid"), (2, "at once")]
+)
+def test_ctrl_c_in_the_last_step_begins_no_other_stage(
+    times: int, error: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*_: object) -> dict[str, float]:
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(EvaluateBitsPerByte, "evaluate", evaluate)
+    result = run(compose(overrides(folder, tmp_path / "root")))
+    assert result["status"] == "interrupted"
+    assert error in result["error"]
+    assert not (tmp_path / "root" / "runs" / "demo" / "mid").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nanolit.jobs import sweep
 from nanolit.jobs.compose import compose
 from nanolit.jobs.sweep import check_jobs, gpu_slots, run_jobs
-from nanolit.machine.paths import read_json, stage_folder
+from nanolit.machine.paths import read_json, stage_folder, write_json
 from tests.jobs.test_execute import TINY
 
 NAMELESS = [one for one in TINY if not one.startswith(("run=", "model.depth"))]
@@ -22,8 +23,8 @@ def typed(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_a_sweep_runs_a_job_for_every_combination_without_m(tmp_path):
-    sweep = [*NAMELESS, "model.depth=1,2", "seed=1,2"]
-    done = typed(*sweep, folder=tmp_path)
+    combinations = [*NAMELESS, "model.depth=1,2", "seed=1,2"]
+    done = typed(*combinations, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
     names = [f"d{depth}-modern-s{seed}" for depth in (1, 2) for seed in (1, 2)]
@@ -32,9 +33,22 @@ def test_a_sweep_runs_a_job_for_every_combination_without_m(tmp_path):
         assert read_json(stage_folder(tmp_path, name, "base") / "result.json")["status"] == "done"
     table = done.stdout.splitlines()
     assert sum("±" in line for line in table) == 2  # a line for each depth, over its seeds
-    again = typed(*sweep, folder=tmp_path)
+    again = typed(*combinations, folder=tmp_path)
     assert again.stdout.count("has finished it at step 2") == 4
     assert "loss" not in again.stdout  # nothing was trained
+
+
+def test_a_job_that_was_killed_is_not_done_by_what_its_stages_have_left(tmp_path, monkeypatch):
+    def start(job, *_, **__):
+        done = stage_folder(tmp_path, job["run"], "base") / "result.json"
+        done.parent.mkdir(parents=True)
+        write_json(done, {"status": "done", "run": job["run"], "stage": "base", "val_bpb": 1.0})
+        return subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+
+    monkeypatch.setattr(sweep, "start", start)
+    jobs = [compose([*NAMELESS, "model.depth=1", f"seed={seed}", f"root={tmp_path}"]) for seed in (1, 2)]
+    with pytest.raises(sweep.JobFailed, match="failed: its process ended without a result"):
+        run_jobs(jobs)
 
 
 @pytest.mark.slow

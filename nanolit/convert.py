@@ -41,6 +41,8 @@ def convert_nanochat(
         )
     done = content.get("step", int(model_file.stem.removeprefix("model_")))
     batch = content.get("total_batch_size")
+    if type(done) is not int or not isinstance(batch, int | None):
+        raise ValueError(f"{meta_file} has step {done!r}, total_batch_size {batch!r}; both are whole numbers")
     meta = {
         "run": model_file.parent.name,
         "stage": STAGES[source],

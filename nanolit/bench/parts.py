@@ -1,6 +1,7 @@
 """What a training benchmark runs: the worker's own parts, on random tokens or on the job's data."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase
+from nanolit.phases.derivation import num_ranks
 from nanolit.phases.job import Job
 
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
@@ -64,6 +66,12 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     written goes to a temporary folder.
     """
     job = compose([*overrides, f"max_steps={num_steps}", "phase=base"])
+    ranks, started = num_ranks(job), int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks != started:
+        raise ValueError(
+            f"the job is for {ranks} ranks, {started} were started; give cluster.devices={started}, or "
+            f"begin with torchrun --standalone --nproc-per-node={ranks} -m nanolit.bench"
+        )
     if tokens == "random":
         return job, random_parts(job)
     job["run"] = f"bench-{job['run']}"

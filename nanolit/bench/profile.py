@@ -9,6 +9,7 @@ large copy. Own settings: see OWN.
 import collections
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -171,8 +172,10 @@ def floor(operator: dict[str, Any], speeds: Speeds) -> float | None:
     if operator["name"] in MLP_PRODUCTS and matrices:
         tokens, width = matrices[0]
         return 8 * tokens * width**2 / rate
-    if operator["name"].endswith(("_attention", "_attention_backward")):
+    if re.fullmatch(r"nanolit::\w+_attention(_backward)?", operator["name"]):
         return attention_flops(operator["name"], matrices, operator["args"]["Concrete Inputs"]) / speeds.bf16
+    if "_attention" in operator["name"]:  # torch's own, which say otherwise what they were given
+        return None
     if operator["name"] == "nanolit::loss_and_gradients":  # beside its products: logits to gradients
         return 2 * matrices[0][0] * matrices[1][0] * BYTES[types[0]] / speeds.memory
     sizes = [

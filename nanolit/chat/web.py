@@ -5,9 +5,11 @@ Served on loopback unless a host is given; the page and the server ask nothing o
 
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nanolit.chat.dialogue import Talker
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _ONLY_THIS_SERVER = """<meta http-equiv="Content-Security-Policy" content="img-src 'self' data: blob:;
  media-src 'self' data: blob:; connect-src 'self'; frame-src 'self'">"""
 REFRESH_SECONDS = 0.1  # a page that is given every token of a fast model no longer hears its user
+_CALL = re.compile(r"(\[[^\]]*\]\[= [^\]]*\])")
 MAX_TOP_K = 200  # nanochat's page has the same limit; 0 = the whole vocabulary
 
 
@@ -37,7 +40,7 @@ def build_demo(
         top_k: int,
         max_tokens: int,
     ) -> Iterator[tuple[str, list[list[int]]]]:
-        turns = _turns_of(history, turns, talker)
+        turns = turns_of(history, turns, talker)
         try:
             reply = talker.reply(
                 turns,
@@ -56,9 +59,9 @@ def build_demo(
         for piece in reply:
             text += piece
             if time.monotonic() - shown > REFRESH_SECONDS:
-                yield text, [*turns, reply.turn]
+                yield as_markdown(text), [*turns, reply.turn]
                 shown = time.monotonic()
-        yield text or "(an empty reply)", [*turns, reply.turn]
+        yield as_markdown(text) or "(an empty reply)", [*turns, reply.turn]
 
     context = talker.engine.context
     with gradio.Blocks(title=f"NanoLit · {name}", fill_height=True, analytics_enabled=False) as demo:
@@ -67,10 +70,20 @@ def build_demo(
             gradio.Markdown("### Sampling")
             controls = [
                 gradio.Slider(
-                    0, 2, temperature, step=0.05, label="Temperature", info="0: the likeliest token"
+                    0,
+                    max(2, temperature),
+                    temperature,
+                    step=0.05,
+                    label="Temperature",
+                    info="0: the likeliest token",
                 ),
                 gradio.Slider(
-                    0, MAX_TOP_K, top_k or 0, step=1, label="Top-k", info="0: the whole vocabulary"
+                    0,
+                    max(MAX_TOP_K, top_k or 0),
+                    top_k or 0,
+                    step=1,
+                    label="Top-k",
+                    info="0: the whole vocabulary",
                 ),
                 gradio.Slider(
                     1, context - 1, max_tokens, step=1, label="Max tokens", info="the longest reply"
@@ -127,21 +140,28 @@ def _description(talker: Talker) -> str:
     return f"It can be wrong about anything. Its context is {talker.engine.context:,} tokens."
 
 
-def _turns_of(history: list[dict], turns: list[list[int]], talker: Talker) -> list[list[int]]:
+def as_markdown(reply: str) -> str:
+    """Calculator calls as code: of [2*3*4][= 24] Markdown would take the asterisks."""
+    return _CALL.sub(r"`\1`", reply)
+
+
+def turns_of(history: list[dict], turns: list[list[int]], talker: Talker) -> list[list[int]]:
     """The turns that the page still shows: `turns`, cut where a message was edited, retried or cleared.
 
-    When the server has none for them (it was restarted under an open page) they are rebuilt from the text.
+    Those that the server lacks (it was restarted under an open page) are rebuilt from the text; a message
+    without an answer (it was stopped before its first word) has an empty turn.
     """
-    questions = [_text(message) for message in history if message["role"] == "user"]
-    if len(questions) <= len(turns):
-        return turns[: len(questions)]
-    answers = [_text(message) for message in history if message["role"] == "assistant"]
-    return [talker.turn(question, answer) for question, answer in zip(questions, answers, strict=False)]
+    rebuilt: list[list[int]] = []
+    for message, following in pairwise([*history, {}]):
+        if message["role"] == "user":
+            answered = following.get("role") == "assistant"
+            rebuilt.append(talker.turn(_text(message), _text(following)) if answered else [])
+    return [*turns[: len(rebuilt)], *rebuilt[len(turns) :]]
 
 
 def _text(message: dict) -> str:
-    """The text of one message of Gradio's history, whose content is a string or a list of parts."""
+    """The text of one message of Gradio's history (a string or a list of parts), `as_markdown` undone."""
     content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
+    if not isinstance(content, str):
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    return re.sub(f"`{_CALL.pattern}`", r"\1", content)

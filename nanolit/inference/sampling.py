@@ -3,6 +3,7 @@
 A draw depends on (seed, row, position) alone: not on the batch, nor on what was drawn before.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,8 @@ from nanolit.machine.device import derived_seed
 
 
 def check_settings(*, temperature: float, top_k: int | None) -> None:
-    """ValueError unless temperature >= 0 and top_k is None or >= 1."""
-    if not temperature >= 0:
+    """ValueError unless temperature is finite and >= 0, and top_k is None or >= 1."""
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature ({temperature}) must be 0 or more; 0 takes the likeliest token")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k ({top_k}) must be 1 or more, or none to sample from the whole vocabulary")

@@ -120,7 +120,7 @@ def rl_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     if "questions" not in plan:
         return []
     answers = f"{plan['questions']} questions × {plan['samples']} answers of {plan['max_new_tokens']} tokens"
-    return [("step", f"{answers}, temperature {plan['temperature']}, top-k {plan['top_k']}")]
+    return [("step", f"{answers}, temperature {plan['temperature']}, top-k {plan['top_k'] or 'all'}")]
 
 
 def group_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -94,9 +94,7 @@ class GPT(nn.Module):
             "rope_dtype": rope_dtype,
             "softcap_dtype": softcap_dtype,
         }
-        _check_shapes(width=width, heads=heads, kv_heads=kv_heads)
-        if not 0 < softcap <= LARGEST_SOFTCAP:
-            raise ValueError(f"softcap is {softcap}; it must be above 0 and at most {LARGEST_SOFTCAP:g}")
+        _check(self.hyperparameters)
         self.depth, self.width, self.heads, self.kv_heads = depth, width, heads, kv_heads
         self.head_dim = width // heads
         self.vocab_size, self.context = vocab_size, context
@@ -304,7 +302,17 @@ class GPT(nn.Module):
         return [table.to(rounded).float() for table in tables]
 
 
-def _check_shapes(*, width: int, heads: int, kv_heads: int) -> None:
+def _check(hyperparameters: dict[str, Any]) -> None:
+    """ValueError for what no model has; a file of strangers may say anything."""
+    for name in ("depth", "width", "heads", "kv_heads", "vocab_size", "context", "vocab_multiple"):
+        value = hyperparameters[name]
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+    for name in ("rope_base", "qk_scale", "softcap"):
+        value, most = hyperparameters[name], LARGEST_SOFTCAP if name == "softcap" else math.inf
+        if type(value) not in (int, float) or not 0 < value <= most:
+            raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
+    width, heads, kv_heads = (hyperparameters[name] for name in ("width", "heads", "kv_heads"))
     if width % heads or width // heads % 2:
         raise ValueError(
             f"width {width} must divide into {heads} heads of an even size; change width or heads"

@@ -60,7 +60,7 @@ def load_release(
     try:
         with torch.device("meta"):
             model = GPT(**hyperparameters)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}/gpt.json does not describe a model of this version ({error})") from error
     try:
         tensors = load_file(folder / "model.safetensors")
@@ -103,7 +103,8 @@ def _check_tokenizer(folder: Path, expected: object, *, origin: str) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"no tokenizer in {folder}: tokenizer.json is missing")
-    found = read_json(path).get("hash")
+    content = read_json(path)
+    found = content.get("hash") if isinstance(content, dict) else None
     if found != expected:
         raise ValueError(
             f"the tokenizer in {folder} has hash {str(found)[:8]}, {origin} {str(expected)[:8]}; "

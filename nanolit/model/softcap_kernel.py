@@ -44,19 +44,20 @@ def _launch(
 ) -> None:
     assert logits_MV.stride(1) == 1
     num_tokens, vocab_size = logits_MV.shape
-    kernel[(num_tokens,)](
-        logits_MV,
-        targets_M.contiguous(),
-        nats_M,
-        result,
-        logits_MV.stride(0),
-        1 / softcap,
-        softcap,
-        vocab_size,
-        *more,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(logits_MV):
+        kernel[(num_tokens,)](
+            logits_MV,
+            targets_M.contiguous(),
+            nats_M,
+            result,
+            logits_MV.stride(0),
+            1 / softcap,
+            softcap,
+            vocab_size,
+            *more,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 `nanolit.plan`, training and plan.json all use this. Pure arithmetic: importing it never imports torch.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
@@ -166,6 +167,8 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
     chosen: dict[str, Any] = {
         name: defaults[name] if settings[name] is None else settings[name] for name in names
     }
+    check_sampling(chosen, context=gpt["context"])
+    chosen["top_k"] = chosen["top_k"] or None  # 0: from the whole vocabulary, as in the chat
     ranks = num_ranks(job)
     if chosen["questions"] % ranks:
         raise ValueError(multiple("stage.rl.questions", chosen["questions"], unit=ranks, what="devices"))
@@ -187,6 +190,20 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
             job, gpt, tokens=expected * chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
         ),
     }
+
+
+def check_sampling(rl: Plan, *, context: int) -> None:
+    """ValueError for answers that can't be drawn, or from which nothing could be learned."""
+    allowed = {
+        "questions": (rl["questions"] >= 1, "1 or more"),
+        "samples": (rl["samples"] >= 2, "2 or more: answers to a question are compared with each other"),
+        "temperature": (0 < rl["temperature"] < math.inf, "above 0, where answers to a question differ"),
+        "top_k": (rl["top_k"] >= 0, "0 (from the whole vocabulary) or more"),
+        "max_new_tokens": (1 <= rl["max_new_tokens"] <= context, f"1 to the context's {context:,}"),
+    }
+    for name, (right, what) in allowed.items():
+        if not right:
+            raise ValueError(f"stage.rl.{name} is {rl[name]}; allowed: {what}")
 
 
 def shards(dataset: Any, num_shards: int) -> Plan:

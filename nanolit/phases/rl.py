@@ -131,9 +131,7 @@ class ReinforcementLearning(Phase):
         """-Σ advantage · log π(token) over sampled tokens, under the distribution they were drawn from."""
         logits_BTV = self.gpt(ids_BT)
         keep_BT = targets_BT != -1
-        log_probs_NV = log_probabilities(
-            logits_BTV[keep_BT], temperature=self.temperature or 1.0, top_k=self.top_k
-        )
+        log_probs_NV = log_probabilities(logits_BTV[keep_BT], temperature=self.temperature, top_k=self.top_k)
         log_probs_N = log_probs_NV.gather(-1, targets_BT[keep_BT][:, None])[:, 0]
         # Rounding can move a sampled token out of the top k of this other pass: nothing is learned from it
         log_probs_N = log_probs_N.masked_fill(log_probs_N.isinf(), 0.0)

@@ -3,6 +3,7 @@
 import pytest
 
 from nanolit.chat.dialogue import Talker, usual_max_tokens
+from nanolit.chat.web import as_markdown, turns_of
 from nanolit.inference.engine import Engine
 from nanolit.tokenizer.conversation import render_prompt
 
@@ -23,6 +24,27 @@ def test_a_reply_streams_the_taught_text_in_whole_characters(talker):
 def test_a_calculator_call_is_shown_with_its_answer(talker):
     text = "".join(talker.reply([], "Sum?", max_tokens=60, **GREEDY))
     assert text.startswith("It is [12*3][= 36]")
+
+
+def test_the_page_rebuilds_the_turns_that_it_shows(talker):
+    """The second message was stopped before its first word; the third is not known to the server."""
+    said = [
+        ("user", "one"),
+        ("assistant", "1"),
+        ("user", "two"),
+        ("user", "3"),
+        ("assistant", "`[2*3*4][= 24]`"),
+    ]
+    history = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    expected = [[7], [], talker.turn("3", "[2*3*4][= 24]")]
+    assert turns_of(history, [[7]], talker) == expected
+    assert turns_of(history[:3], [[7], [8], [9]], talker) == [[7], [8]]
+    assert turns_of([], [[7]], talker) == []
+    assert turns_of(history, [], talker) == [talker.turn("one", "1"), *expected[1:]]
+
+
+def test_a_calculator_call_is_code_on_the_page(talker):
+    assert as_markdown("It is [2*3*4][= 24]. *So*") == "It is `[2*3*4][= 24]`. *So*"
 
 
 def test_the_second_prompt_equals_the_rendered_conversation(talker):

@@ -65,7 +65,7 @@ def say(page, text: str) -> None:
 
 
 def test_the_page_chats_without_leaving_this_machine(start_chat, page):
-    process, address = serve(start_chat, "run=taught")
+    process, address = serve(start_chat, "run=taught", "top_k=500")  # beyond what the page offers by itself
     page.goto(address)
     say(page, "Hello")
     page.get_by_text("Hi! I am tiny 😀.", exact=True).wait_for()

@@ -71,7 +71,9 @@ def test_log_probabilities_have_gradients_for_kept_tokens_only():
     assert (row.grad != 0).sum() == 3
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(-0.1, None), (float("nan"), None), (1.0, 0)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k"), [(-0.1, None), (float("nan"), None), (float("inf"), None), (1.0, 0)]
+)
 def test_settings_out_of_range_are_refused(temperature, top_k):
     with pytest.raises(ValueError, match="must be"):
         sample(logits(1), temperature=temperature, top_k=top_k, seed=0, position=0)

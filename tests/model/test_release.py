@@ -122,6 +122,10 @@ def test_truncated_weights_are_refused(save):
         ({"depth": 2}, r"has unknown blocks\.2\.attention\.key\.weight and 13 more: weights and sizes"),
         ({"smear": False, "depth": 6}, r"lacks blocks\.4\..* and has unknown smear_gate"),
         ({"wings": 2}, "does not describe a model of this version.*wings"),
+        ({"heads": 0}, "does not describe a model.*heads is 0; it must be a whole number, 1 or more"),
+        ({"context": -5}, "context is -5"),
+        ({"depth": "3"}, "depth is '3'"),
+        ({"qk_scale": "1"}, "qk_scale is '1'; it must be a number above 0"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(save, changes, words):

@@ -7,10 +7,13 @@ from typing import Any, cast
 
 from nanolit.jobs.build import build
 from nanolit.phases.job import Job
+from nanolit.tasks.rows import FileRows
+from nanolit.tasks.task import Task
+from nanolit.tokenizer.conversation import check_conversation
 
 
 def check_sources(job: Job) -> None:
-    """ValueError for the first source of a later stage that is missing or can't be read.
+    """ValueError for the first source of a later stage that is missing, can't be read, or is malformed.
 
     Else hours of base would end with a file that is not there. Files named by their path come first; what
     comes from the hub is fetched here.
@@ -19,7 +22,14 @@ def check_sources(job: Job) -> None:
     for node in sorted(nodes(job), key=lambda one: one.get("path") is None):
         if node not in checked:
             checked.append(node)
-            build(node)
+            check_rows(build(node))
+
+
+def check_rows(task: Task) -> None:
+    """ValueError names the file and line of a malformed conversation; rows of the hub stay unread."""
+    if isinstance(task.rows, FileRows) and not task.skips_malformed:
+        for index in range(len(task)):
+            check_conversation(task[index], place=task.place(index))
 
 
 def nodes(job: Job) -> Iterator[dict[str, Any]]:

@@ -18,20 +18,25 @@ def job(root: Path, *overrides: str):
 
 
 @pytest.mark.parametrize(
-    ("override", "missing"),
+    ("override", "fault"),
     [
         ("identity=who.jsonl", "who.jsonl: no such file .*; have it written: python -m nanolit.identity"),
+        ("identity={folder}/two_users.jsonl", "two_users.jsonl line 2, message 2: got role user"),
         ("chat_tasks=full", "not a folder"),
     ],
 )
-def test_a_missing_source_of_a_later_stage_stops_before_base_begins(
-    override: str, missing: str, tmp_path: Path
+def test_a_missing_or_malformed_source_of_a_later_stage_stops_before_base_begins(
+    override: str, fault: str, tmp_path: Path
 ) -> None:
-    overrides = [override, f"recipe.mirror={tmp_path / 'absent'}"] if "full" in override else [override]
+    user = '{"role": "user", "content": "Hi"}'
+    (tmp_path / "two_users.jsonl").write_text(f"[{user}]\n[{user}, {user}]\n")
+    overrides = [override.format(folder=tmp_path)]
+    if "full" in override:
+        overrides.append(f"recipe.mirror={tmp_path / 'absent'}")
     result = run(job(tmp_path, *overrides))
     assert result["status"] == "failed"
     assert not list((tmp_path / "runs" / "demo").glob("*/plan.json"))
-    assert re.search(missing, result["error"])
+    assert re.search(fault, result["error"])
     assert "\n" not in result["error"]
 
 

@@ -83,6 +83,10 @@ class Dataset:
         """Train shards that hold so many characters."""
         return self.shards_needed(0, kept_fraction=1)
 
+    def train_bytes(self) -> dict[str, int]:
+        """File name → bytes of train text that may change under the same settings; {} where none may."""
+        return {}
+
     def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
         """Bring the first `num_shards` train shards and the held-out ones to this machine, if they aren't."""
 
@@ -121,20 +125,20 @@ class LocalFolder(Dataset):
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
         return len(self._files()) - len(self._validation_files(self._files()))
 
+    def train_bytes(self) -> dict[str, int]:
+        """Of the train files; {} where they can't be told, as in a plan made on another machine."""
+        try:
+            return {path.name: path.stat().st_size for path in self._split()[0]}
+        except (ValueError, OSError):
+            return {}
+
     def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
         """Check the files, and read jsonl into parquet once, before several ranks would."""
         self.prepare(root)
 
     def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """The checked files; ValueError names the file, and the row, of what cannot be trained on."""
-        files = self._files()
-        held_out = self._validation_files(files)
-        train = [path for path in files if not any(path.samefile(other) for other in held_out)]
-        if not train:
-            raise ValueError(
-                f"{self.path} holds no file of texts besides the held-out {held_out[0].name}; add one"
-            )
-        train, held_out = ([self._parquet(path, root) for path in paths] for paths in (train, held_out))
+        train, held_out = ([self._parquet(path, root) for path in paths] for paths in self._split())
         corpus = Corpus(
             name=self.name,
             text_column=self.text_column,
@@ -148,6 +152,17 @@ class LocalFolder(Dataset):
                 for group in range(len(shard.group_sizes)):
                     read_texts(shard, group)
         return corpus
+
+    def _split(self) -> tuple[list[Path], list[Path]]:
+        """The files to train on, and the held-out ones."""
+        files = self._files()
+        held_out = self._validation_files(files)
+        train = [path for path in files if not any(path.samefile(other) for other in held_out)]
+        if not train:
+            raise ValueError(
+                f"{self.path} holds no file of texts besides the held-out {held_out[0].name}; add one"
+            )
+        return train, held_out
 
     def _files(self) -> list[Path]:
         if not self.path.is_dir():

@@ -62,8 +62,10 @@ def run_name(job: Job, plain: Job) -> str:
 
 def tokenizer_name(job: Job) -> str:
     """sample-4096-1a2b3c4d: what it is trained on, its size, and a hash of all that decides its merges."""
-    settings = decisive_settings(job, "tokenizer")
-    return f"{build(job['data']).name}-{job['stage']['tokenizer']['vocab_size']}-{short_hash(settings, 8)}"
+    dataset, settings = build(job["data"]), decisive_settings(job, "tokenizer")
+    if train_bytes := dataset.train_bytes():
+        settings["train_bytes"] = train_bytes
+    return f"{dataset.name}-{job['stage']['tokenizer']['vocab_size']}-{short_hash(settings, 8)}"
 
 
 def tokenizer_folder(job: Job) -> Path:

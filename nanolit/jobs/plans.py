@@ -37,10 +37,13 @@ def fresh_plan(job: Job, stage: str) -> Plan:
 
 
 def stage_plan(job: Job, stage: str) -> Plan:
-    """The plan that training uses: a stored plan.json keeps what decides the result, come new rules."""
+    """The plan that training uses: a stored plan.json keeps what decides the result, come new rules.
+
+    Not a tokenizer's: its name says what it is learned from, and the text may have been mended since.
+    """
     plan = fresh_plan(job, stage)
     path = stage_folder(job["root"], job["run"], stage) / "plan.json"
-    if stage == "tokenizer" or not path.exists():  # a tokenizer's folder is named by its settings
+    if stage == "tokenizer" or not path.exists():
         return plan
     stored: dict[str, Any] = read_json(path)
     return {**plan, **{key: value for key, value in stored.items() if key not in PRESENT}}

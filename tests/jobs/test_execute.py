@@ -130,6 +130,25 @@ def test_what_no_tokenizer_can_be_trained_on_is_refused_with_its_place(tmp_path,
     assert "\n" not in result["error"]
 
 
+def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path):
+    folder = tmp_path / "texts"
+    job = tiny_job(
+        tmp_path, "data=local", f"data.path={folder}", "stage.tokenizer.vocab_size=266", "offline=true"
+    )
+    names = [tokenizer_folder(job).name]  # the folder isn't there yet, as in a plan made elsewhere
+    folder.mkdir()
+    (folder / "val.jsonl").write_text('{"text": "to be held out"}\n' * 99)
+    for text in ("the sea and the stone", "rivers rivers rivers and other words"):
+        (folder / "train.jsonl").write_text(f'{{"text": "{text}"}}\n' * 99)
+        names.append(tokenizer_folder(job).name)
+        assert execute.run({**job, "phase": "tokenizer", "stages": ["tokenizer"]})["status"] == "done"
+    assert execute.run(job)["status"] == "done"
+    assert read_json(stage_folder(tmp_path, "tiny", "base") / "plan.json")["tokenizer"] == names[2]
+    made = [path.parent.name for path in (tmp_path / "tokenizers").glob("*/tokenizer.json")]
+    assert set(made) == set(names[1:])
+    assert len(set(names)) == 3
+
+
 def test_changed_settings_are_refused_with_the_difference(finished):
     result = execute.run(tiny_job(finished, "max_steps=3", "stage.base.lr_scale=0.5"))
     assert result["status"] == "failed"

@@ -4,7 +4,8 @@ Walls, outermost first: own namespaces where the system lends them (no network, 
 all descendants die together), Linux's Landlock (reads the standard library, writes nothing, starts nothing),
 resource limits, an empty environment and an empty working folder, a fresh interpreter without site-packages,
 and an audit hook that ends it at the first attempt to write, connect, or start a process (confine.py).
-Where the first two are missing (macOS, some containers) the hook is the only wall against a hostile program.
+Where the first two are missing (macOS, some containers) the hook is the only wall against a hostile program,
+and confine.py says what it doesn't see.
 No wall stands between the program and the tests that run inside it: code that sets out to deceive its own
 tests can; exiting early, printing or raising can't.
 """

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -266,11 +267,18 @@ def test_an_id_may_be_used_again_for_other_messages(tmp_path: Path) -> None:
     assert len(ConversationFile(path="mine", source=str(tmp_path))) == 2
 
 
-def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
-    for ending in (".jsonl.zst", ".jsonl.gz"):
-        (tmp_path / f"bad{ending}").write_bytes(b"this is no archive")
-        with pytest.raises(ValueError, match=rf"bad{ending} can't be read"):
-            ConversationFile(path=f"bad{ending}", source=str(tmp_path))
+@pytest.mark.parametrize("pack", [zstandard.compress, gzip.compress])
+def test_archives_are_read_frame_by_frame_and_a_damaged_or_cut_one_is_reported(
+    pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / ("mine.jsonl.zst" if pack is zstandard.compress else "mine.jsonl.gz")
+    frames = [pack((json.dumps(HELLO) + "\n").encode()) for _ in range(2)]
+    path.write_bytes(b"".join(frames))
+    assert list(ConversationFile(path=str(path))) == [HELLO, HELLO]
+    for content in (b"this is no archive", frames[0] + frames[1][:-1], frames[0] + frames[1][:-20]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path.name} can't be read \(.*\); fetch it again"):
+            ConversationFile(path=str(path))
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Synthetic conversations by the thousand: many requests at once, kept as they come, whole at the end.
 
 What is done is kept in OUT.partial, a line each, so that the same settings go on where they stopped; OUT
-appears when all of it is there, sorted, so that a half-made file is never trained on.
+appears when all of it is there, sorted, so that a half-made file is never trained on. What a smaller count
+leaves over stays in OUT.partial.
 """
 
 import asyncio
@@ -175,14 +176,15 @@ async def generate(
 
 
 def finish(order: Order, partial: Partial, out: Path) -> dict[str, Any]:
-    """Write `out`, remove the partial file; say what is in it."""
+    """Write `out` and say what is in it; the partial file goes, unless it holds more, for a larger count."""
     rows = [
         {"id": f"identity-{order.seed}-{number}", "messages": partial.done[number]}
         for number in sorted(partial.done)
         if number < order.count
     ]
     write_atomically(out, b"".join(map(_line, rows)))
-    partial.path.unlink()
+    if len(rows) == len(partial.done):
+        partial.path.unlink()
     name = order.subject.name.lower()
     said = [
         " ".join(one["content"] for one in row["messages"] if one["role"] == "assistant").lower()

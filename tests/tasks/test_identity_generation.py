@@ -106,6 +106,22 @@ def test_an_endpoint_that_stays_down_is_given_up_and_what_is_done_goes_on(tmp_pa
     assert out.read_text().splitlines()[:4] == (tmp_path / "of_four.jsonl").read_text().splitlines()
 
 
+def test_what_a_smaller_count_leaves_over_is_kept_for_a_larger_one(tmp_path: Path) -> None:
+    out = tmp_path / "identity.jsonl"
+    partial = Partial(tmp_path / "identity.jsonl.partial", order(6), check=check_conversation)
+    for number in range(5):
+        answer = {"role": "assistant", "content": f"I am Ada, answer {number}."}
+        partial.add(number, [{"role": "user", "content": "Hi"}, answer])
+    with StandIn() as server:
+        run(server, out, order(2))
+        assert server.requests == []
+        assert len(out.read_text().splitlines()) == 2
+        run(server, out, order(6))
+        assert len(server.requests) == 1
+    assert len(out.read_text().splitlines()) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["identity.jsonl"]
+
+
 def test_the_same_order_writes_the_same_file(tmp_path: Path) -> None:
     """The stand-in answers by the prompt alone; the workers finish in any order."""
     files = [tmp_path / f"{workers}.jsonl" for workers in (1, 5)]

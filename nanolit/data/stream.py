@@ -114,6 +114,11 @@ class PretrainStream:
         ]
         if not groups:
             raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
+        if len(groups) < world:
+            raise ValueError(
+                f"data={corpus.name} has {len(groups)} row groups of text, fewer than the {world} ranks; "
+                "write the parquet files again with row_group_size=1024, add text, or give fewer devices"
+            )
         self.lanes = num_lanes(lanes, rows=rows, groups=len(groups))
         self._own = _own_lanes(self.lanes, rank=rank, world=world)
         if (rows // world) % micro_batch:

@@ -195,6 +195,13 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         make_stream(corpus, world=3)
 
 
+def test_data_of_fewer_row_groups_than_ranks_is_refused_with_what_helps(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"2 row groups of text, fewer than the 4 ranks; .*row_group_size=1024"
+    ):
+        make_stream(make_corpus(tmp_path, documents=9), world=4)
+
+
 def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match=r"\(3 rows\) must divide .* \(4\); allowed are 1, 2, 4"):
         make_stream(corpus, world=2, micro_batch=3)

@@ -63,10 +63,10 @@ def read_jsonl(path: Path, *, text_column: str) -> Iterator[str]:
 
 def _text(line: bytes, text_column: str, *, place: str) -> str:
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode("utf-8-sig"))  # a byte-order mark may open the file
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}); write it again as UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON ({error}); write one object a line") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place} holds {type(row).__name__}, not an object with {text_column!r}")

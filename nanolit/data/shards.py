@@ -286,6 +286,10 @@ def open_shard(path: Path, text_column: str) -> Shard:
             f"{path} has no column {text_column!r}; it has {', '.join(schema.names)}: choose one with "
             "data.text_column"
         )
+    if schema.names.count(text_column) > 1:
+        raise ValueError(
+            f"{path} has {text_column!r} as the name of several columns; write it again with one"
+        )
     type_ = schema.field(text_column).type
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type

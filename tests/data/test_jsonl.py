@@ -1,5 +1,6 @@
 """Texts of jsonl files make the same corpus as parquet; what is wrong is told with the file and the line."""
 
+import codecs
 import json
 import os
 from itertools import islice
@@ -56,8 +57,10 @@ def test_the_texts_and_the_steps_are_those_of_parquet(tmp_path: Path, suffix: st
     assert [step.row_hashes() for step in steps[0]] == [step.row_hashes() for step in steps[1]]
 
 
-def test_kinds_may_be_mixed_and_another_column_named(tmp_path: Path) -> None:
-    write(tmp_path / "texts/a.jsonl", jsonl(["one"], column="body"))
+def test_kinds_may_be_mixed_another_column_named_and_a_file_begin_with_a_byte_order_mark(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "texts/a.jsonl", codecs.BOM_UTF8 + jsonl(["one"], column="body"))
     write(tmp_path / "texts/b.jsonl.zst", jsonl(["two"], column="body"))
     write_texts(tmp_path / "texts/c.parquet", ["three"], column="body")
     write_texts(tmp_path / "texts/val.parquet", ["four"], column="body")
@@ -85,6 +88,7 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, capsys) -> No
         (b'{"text": 7}', "has int as 'text', not a string"),
         (b'{"text": "caf\xe9"}', r"is not UTF-8 \(byte 14\)"),
         (b'{"text": "x"', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         (b'["x"]', "holds list, not an object"),
         (b'{"text": "\\ud800"}', "'text' holds half a surrogate pair"),
     ],

@@ -127,6 +127,10 @@ def not_utf8(path: Path) -> None:
             lambda path: write_texts(path, [*texts(9), None]),
             r"bad\.parquet: row 9 has no text in column 'text'",
         ),
+        (
+            lambda path: pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path),
+            r"bad\.parquet has 'text' as the name of several columns",
+        ),
         (not_utf8, r"bad\.parquet: the text of row 1 is not UTF-8"),
     ],
 )

@@ -54,6 +54,10 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
 
     root = home(settings.get("root"))
     release = find_release(settings["run"], root=root)
+    if not (release.parent / "job.yaml").is_file():
+        raise ValueError(
+            f"{release} is a release alone; evaluate asks a stage of a run, by its settings: give run=NAME"
+        )
     job = read_job(release.parent / "job.yaml")
     plan = read_json(release.parent / "plan.json")
     problems = whole_number("problems", settings["problems"]) if "problems" in settings else None

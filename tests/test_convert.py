@@ -161,6 +161,14 @@ def test_what_is_wrong_with_a_checkpoint_is_one_line(base, tmp_path, damage, wor
     assert not (tmp_path / "release").exists()
 
 
+def test_a_fault_without_words_is_named_by_its_class(base, tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", load)
+    assert "is not a readable checkpoint (EOFError)" in refused("nanochat", base, tmp_path / "release")
+
+
 def test_a_checkpoint_that_would_run_code_is_refused(base, tmp_path):
     class Trap:
         def __reduce__(self):

@@ -66,7 +66,7 @@ class HubRows:
         try:
             self.dataset = load_dataset(dataset, subset, split=split)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"the dataset {self.label} can't be read from the hub ({reason}); go online, "
                 "or name a mirror folder as the source: recipe.mirror=FOLDER"

@@ -166,7 +166,7 @@ def _check_parts(parts: Any, here: str) -> None:
         )
     types = []
     for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") not in BRACKETS:
+        if not isinstance(part, Mapping) or part.get("type") not in list(BRACKETS):  # a type may be a list
             raise ValueError(
                 f"{here}: got the part {_shown(part)}; a part has text and type {', '.join(BRACKETS)}"
             )

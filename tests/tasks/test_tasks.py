@@ -383,3 +383,12 @@ def test_a_dataset_that_the_hub_does_not_give_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=r"absent main train can't be read from the hub .*mirror folder"):
         rows_module.HubRows(str(tmp_path / "absent"), "main", "train")
+
+
+def test_a_fault_of_the_hub_without_words_is_named_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"can't be read from the hub \(ConnectionError\)"):
+        rows_module.HubRows("absent", "main", "train")

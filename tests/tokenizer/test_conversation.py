@@ -200,6 +200,7 @@ def test_special_tokens_in_a_text_stay_text(tokenizer: Tokenizer) -> None:
         (say(("user", "a"), ("assistant", "")), "message 2: the assistant's content is empty"),
         (say(("user", "a"), ("assistant", [])), "message 2: the assistant's content is \\[\\]"),
         (say(("user", "a"), ("assistant", [part("image")])), "got the part"),
+        (say(("user", "a"), ("assistant", [{"type": ["text"], "text": "b"}])), "got the part"),
         (say(("user", "a"), ("assistant", [part("text", "")])), "a text part holds ''"),
         (say(("user", "a"), ("assistant", [part("python")])), "a python part without output"),
         (say(("user", "a"), ("assistant", [part("python"), part("text")])), "a python part without output"),

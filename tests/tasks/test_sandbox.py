@@ -59,7 +59,13 @@ def test_memory_is_bounded() -> None:
 def test_output_is_bounded() -> None:
     outcome = run_python("while True: print('x' * 1000)", output_bytes=10_000)
     assert not outcome.finished
+    assert not outcome.timed_out
     assert len(outcome.output) <= 10_000
+
+
+def test_a_program_that_prints_more_than_is_kept_is_finished() -> None:
+    outcome = run_python("print('x' * 100_000)\nprint('end')", output_bytes=10_000)
+    assert (outcome.finished, outcome.output) == (True, "x" * 10_000)
 
 
 HOSTILE = {

@@ -83,6 +83,8 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
     for stage in ("mid", "sft"):
         if stage in job["stage"]:
             wish = job["stage"][stage]["mixture"] or recipe[stage]["mixture"]
+            if wish != recipe[stage]["mixture"]:
+                recipe[stage]["epoch_tokens"] = None  # that of another mixture
             mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
             job["stage"][stage]["mixture"] = introduce(mixture, job)
     job["chat_tasks"] = named(

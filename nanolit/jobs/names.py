@@ -10,8 +10,9 @@ from nanolit.jobs.build import build
 from nanolit.machine.paths import tokenizers_folder
 from nanolit.phases.job import Job
 
-# How a result is watched, not what it is: never in a name, never a reason to refuse a resume.
+# How a result is watched or foreseen, not what it is: never in a name, never a reason to refuse a resume.
 INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "encoder", "cache"}
+INDIFFERENT |= {"epoch_tokens", "epoch_questions", "epoch_steps"}  # the last: of older job.yaml
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 

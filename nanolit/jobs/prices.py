@@ -49,10 +49,14 @@ def check_cost(planned: Sequence[tuple[Job, Sequence[Plan]]]) -> str | None:
     what = f"{len(planned)} jobs" if len(planned) > 1 else job["run"]
     if dollars is None:
         unknown = next(plan for plan in plans if plan["cost"]["dollars"] is None)
-        missing = "price" if unknown["cost"]["dollars_per_hour"] is None else "duration"
+        stage, missing, remedy = unknown["stage"], "duration", ""
+        if unknown["cost"]["dollars_per_hour"] is None:
+            missing, remedy = "price", "add it to conf/prices.yaml, or "
+        elif unknown.get("expected_steps", 1) is None:
+            remedy = f"give stage.{stage}.max_steps=N, or "
         raise ValueError(
-            f"max_cost={limit:g} cannot be kept: the {missing} of {unknown['stage']} on {cluster['gpu']} is "
-            "not known (conf/prices.yaml); leave max_cost out to go on without a limit"
+            f"max_cost={limit:g} cannot be kept: the {missing} of {stage} on {cluster['gpu']} is not known; "
+            f"{remedy}leave max_cost out to go on without a limit"
         )
     if dollars > limit:
         raise ValueError(

@@ -53,7 +53,8 @@ def horizon_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("steps", f"{plan['num_steps']:,}"))
     elif "expected_steps" in plan:
         expected = plan["expected_steps"]
-        rows.append(("steps", "one epoch" + (f", about {expected:,}" if expected else "")))
+        count = f"about {expected:,}" if expected else "how many is not known before the stage begins"
+        rows.append(("steps", f"one epoch, {count}"))
     if "tokens" in plan:
         ratio = f"{plan['tokens_per_parameter']:.2f} for each of {plan['counted_parameters']:,} parameters"
         rows.append(("tokens", f"{plan['tokens']:,} ({ratio})"))

@@ -18,7 +18,7 @@ from nanolit.model.accounting import (
     size_from_depth,
 )
 from nanolit.optim import scaling
-from nanolit.phases.job import Group, Job
+from nanolit.phases.job import FinetuneDefaults, Group, Job
 
 Plan = dict[str, Any]
 
@@ -44,9 +44,7 @@ TOKENIZER_CHARACTERS_PER_HOUR = 37e6 * 3600  # two cores, from parquet (LOG.md)
 # nanochat's RL of the classic d20: 1.5 hours on eight H100s for 467 steps of 256 answers, here as FLOPs at
 # the GPU's peak for each sampled token and each FLOP of a training token.
 RL_PEAK_FLOPS = 1.5 * 3600 * 8 * 989e12 / (467 * 256 * 256) / 3.491758e9
-# Tokens of an epoch where nobody published its steps: what SmolTalk, MMLU × 3 and GSM8K × 4 hold, by the 401M
-# of the classic mid stage, which has them once.
-EPOCH_TOKENS = {"sft_2026": 440_000_000}
+EPOCH_CONTEXT = 2_048  # of the rows in which the recipes' epoch_tokens are counted
 HEADROOM = 0.95  # of a GPU's memory that a micro-batch may fill: CUDA itself and fragments take some
 GPUS = ("A10G", "A100-40GB", "L40S", "H100", "H200")  # for which a plan says what fits: 22 to 140 GiB
 RL_ROWS = 8  # answers scored at once, nanochat's
@@ -129,9 +127,7 @@ def derive_finetuning(job: Job, *, stage: str, dataset: Any) -> Plan:
     total_batch = settings["total_batch"] or defaults["total_batch"] or base_batch(job, gpt)
     step = batch(job, gpt, total_batch, wish=settings["micro_batch"])
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
-    expected = num_steps or defaults["epoch_steps"]
-    if expected is None and defaults["mixture"] in EPOCH_TOKENS and job["recipe"]["mirror"] == "hub":
-        expected = -(-EPOCH_TOKENS[defaults["mixture"]] // step["total_batch"])
+    expected = num_steps or epoch_steps(job, defaults, step)
     flops = expected * step["total_batch"] * flops_per_token(gpt) if expected else None
     lr_scale = settings["lr_scale"] if settings["lr_scale"] is not None else defaults["lr_scale"]
     return {
@@ -173,7 +169,9 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
     if chosen["questions"] % ranks:
         raise ValueError(multiple("stage.rl.questions", chosen["questions"], unit=ranks, what="devices"))
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
-    expected = num_steps or defaults["epoch_steps"]
+    known = settings["task"] in (None, defaults["task"]) and job["recipe"]["mirror"] == "hub"
+    expected = num_steps or (defaults["epoch_questions"] // chosen["questions"] if known else None)
+    answer_tokens = chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
     return {
         **sizes(gpt),
         "ranks": ranks,
@@ -186,9 +184,7 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
         "schedule": defaults["schedule"],
         "warm_start": defaults["warm_start"],
         "groups": scaled_groups(job, gpt, scaling.REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
-        "hours": rl_hours(
-            job, gpt, tokens=expected * chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
-        ),
+        "hours": rl_hours(job, gpt, tokens=expected * answer_tokens if expected else None),
     }
 
 
@@ -204,6 +200,15 @@ def check_sampling(rl: Plan, *, context: int) -> None:
     for name, (right, what) in allowed.items():
         if not right:
             raise ValueError(f"stage.rl.{name} is {rl[name]}; allowed: {what}")
+
+
+def epoch_steps(job: Job, defaults: FinetuneDefaults, step: Step) -> int | None:
+    """About how many steps an epoch of the recipe's mixture has; None for others, whose stage will count."""
+    if defaults["epoch_tokens"] is None or job["recipe"]["mirror"] != "hub":
+        return None
+    # A conversation a row takes as many rows of any context
+    row = EPOCH_CONTEXT if defaults["packing"] == "single" else job["model"]["context"]
+    return -(-defaults["epoch_tokens"] // (step["rows"] * row))
 
 
 def shards(dataset: Any, num_shards: int) -> Plan:
@@ -438,11 +443,11 @@ def evaluation_flops(gpt: dict[str, Any], watched: Plan, num_steps: int) -> floa
     return times * watched["eval_rows"] * gpt["context"] * flops_per_token(gpt) / 3
 
 
-def rl_hours(job: Job, gpt: dict[str, Any], *, tokens: int) -> dict[str, Any]:
+def rl_hours(job: Job, gpt: dict[str, Any], *, tokens: int | None) -> dict[str, Any]:
     """Hours to sample and learn so many tokens, scaled from nanochat's; unknown on a CPU."""
     found = {**hours(job, None), "mfu": None}
     peak = peak_bf16_flops(found["gpu"])
-    if peak:
+    if peak and tokens:
         seconds = RL_PEAK_FLOPS * tokens * flops_per_token(gpt) / (peak * found["devices"])
         found["hours"] = seconds / 3600
         found["total_hours"] = found["hours"] + found["start_hours"]

@@ -66,7 +66,7 @@ class FinetuneDefaults(TypedDict):
     lr_scale: float
     schedule: Target
     total_batch: int | None
-    epoch_steps: int | None
+    epoch_tokens: int | None  # about, of the recipe's own mixture; null for another
     eval_every: int
     eval_tokens: int
     save_every: int
@@ -84,7 +84,7 @@ class RLDefaults(TypedDict):
     temperature: float
     top_k: int
     max_new_tokens: int
-    epoch_steps: int
+    epoch_questions: int  # of the recipe's own task
     eval_every: int
     save_every: int
 

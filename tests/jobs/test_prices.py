@@ -75,6 +75,10 @@ def test_max_cost_is_for_all_jobs_together():
 def test_max_cost_is_never_kept_by_not_knowing():
     with pytest.raises(ValueError, match="the price of base on Quantum 9000 is not known"):
         check_cost([planned("cluster=modal_h100", "cluster.gpu=Quantum 9000", "max_cost=100")])
+    mine = ["phase=sft", "stage.sft.mixture=demo_sft", "cluster=modal_h100", "max_cost=100"]
+    with pytest.raises(ValueError, match=r"the duration of sft on H100 .* give stage.sft.max_steps=N, or"):
+        check_cost([planned(*mine)])
+    assert check_cost([planned(*mine, "stage.sft.max_steps=9")]) is None
 
 
 def test_max_cost_is_said_to_be_ignored_where_nobody_bills(tmp_path, capsys):

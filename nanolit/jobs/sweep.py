@@ -72,7 +72,7 @@ def refuse_elsewhere(job: Job) -> None:
     """A job for rented GPUs never runs on the machine where it is typed."""
     cluster = job["cluster"]
     submitted = {"SLURM_JOB_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys()  # the second by submitit, anywhere
-    if cluster["kind"] == "local" or (cluster["kind"] == "slurm" and submitted):
+    if cluster["kind"] == "local" or (cluster["kind"] == "slurm" and (submitted or job["dry_run"])):
         return
     raise ValueError(
         f"cluster={cluster['name']} does not run on this machine: its launcher submits it; give it alone "

@@ -74,7 +74,9 @@ def test_two_machines_learn_what_one_process_learns(tmp_path, one_process):
 def test_submitit_runs_a_slurm_job_under_our_torchrun(tmp_path, one_process):
     """hydra-submitit-launcher's local executor in the place of sbatch; the rest is cluster=slurm_8xgpu."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    executor = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
     local = ["cluster=slurm_8xgpu", "hydra/launcher=submitit_local", "hydra.launcher.gpus_per_node=0"]
+    local.append(f"hydra.launcher._target_={executor}")
     job = start([*TINY, f"root={tmp_path}", *local, "cluster.gpu=cpu", "cluster.devices=2"])
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
@@ -109,6 +111,41 @@ def test_torchrun_is_told_the_machine_and_its_master():
         assert argument in command
     assert "--standalone" not in command
     assert "--standalone" in processes.torchrun("nanolit.jobs.worker", [], devices=8)
+
+
+@pytest.fixture
+def sbatch(tmp_path) -> dict[str, str]:
+    """A PATH with an sbatch that keeps what it is given, and refuses it."""
+    for name, line in (("sbatch", f"cp $1 {tmp_path}/submitted; exit 1"), ("srun", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+def test_a_slurm_job_asks_for_the_clusters_devices(tmp_path, sbatch):
+    job = start([*TINY, f"root={tmp_path}", "cluster=slurm_8xgpu", "cluster.devices=4"], **sbatch)
+    output, _ = job.communicate(timeout=120)
+    assert "tiny · base" in output, "the plan is shown first"
+    asked = (tmp_path / "submitted").read_text()
+    assert "#SBATCH --gpus-per-node=4" in asked
+    assert "#SBATCH --nodes=1" in asked
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [
+        ("dry_run=true", 0, "tiny · base"),
+        ("cluster.nodes=2", 2, "gives a job one node; give cluster.nodes=1"),
+        ("wait=false", 2, "wait=false is for cluster=modal_*"),
+        ("cluster.devices=5", 2, "must be a multiple of context × devices"),
+    ],
+)
+def test_what_slurm_is_not_to_run_is_not_submitted(tmp_path, sbatch, word, code, said):
+    job = start([*TINY, f"root={tmp_path}", "cluster=slurm_8xgpu", "cluster.devices=4", word], **sbatch)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == code, output
+    assert said in output
+    assert not (tmp_path / "submitted").exists()
 
 
 def test_a_slurm_job_is_refused_outside_slurm(tmp_path):

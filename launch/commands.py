@@ -1,5 +1,6 @@
 """What `python -m launch COMMAND` does: for each a function, parsed arguments → lines and an exit code."""
 
+import io
 import json
 import time
 from argparse import Namespace
@@ -63,6 +64,12 @@ def calls_of(submission: Submission) -> list[dict[str, Any]]:
     return json.loads(content)["calls"]
 
 
+def write_calls(submission: Submission, calls: list[dict[str, Any]]) -> None:
+    content = io.BytesIO(json.dumps({"format": 1, "calls": calls}, indent=2).encode())
+    with volume_of(submission).batch_upload(force=True) as batch:
+        batch.put_file(content, f"runs/{submission['run']}/calls.json")
+
+
 def volume_of(submission: Submission) -> modal.Volume:
     return modal.Volume.from_name(submission["volume"], environment_name=submission["environment"])
 
@@ -85,18 +92,26 @@ def attach(arguments: Namespace) -> int:
 
 
 def stop(arguments: Namespace) -> int:
-    """Cancel the orchestrator first, so that it begins nothing more; then its calls; then the app."""
+    """Cancel the orchestrator first, so that it begins nothing more; then its calls; then the app.
+
+    The orchestrator would have written when its calls ended: with it gone, that is ours to do.
+    """
     submission = read_submission(arguments.root, arguments.run)
     if not running(submission):
         raise ValueError(f"run {submission['run']} is not running: {state(submission)}")
     modal.FunctionCall.from_id(newest_call(submission)).cancel()
-    calls = [call for call in calls_of(submission) if call["state"] == "begun" and remote.lives(call["call"])]
+    recorded = calls_of(submission)
+    calls = [call for call in recorded if call["state"] == "begun" and remote.lives(call["call"])]
     for call in calls:
         modal.FunctionCall.from_id(call["call"]).cancel()
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline and any(remote.lives(call["call"]) for call in calls):
         time.sleep(1)
     modal.App.lookup(submission["app"]).stop()
+    for call in calls:
+        call.update(state="stopped", ended=time.time())
+    if calls:
+        write_calls(submission, recorded)
     stages = ", ".join(call["stage"] for call in calls) or "nothing was running"
     print(f"{submission['run']}: stopped ({stages}); the same command goes on from the last checkpoint")
     return 0
@@ -143,20 +158,25 @@ def put(arguments: Namespace) -> int:
 
 
 def cost(arguments: Namespace) -> int:
-    """Hours of every call so far, and dollars of those on GPUs. What was billed: `modal billing report`."""
+    """Hours of every call so far, and dollars of those on GPUs. What was billed: `modal billing report`.
+
+    A call whose end nobody wrote down has no hours, and is not counted.
+    """
     submission = read_submission(arguments.root, arguments.run)
-    rows, gpu_hours = [], 0.0
+    rows, gpu_hours, num_unknown = [], 0.0, 0
     for call in calls_of(submission):
-        hours = (call.get("ended", time.time()) - call["at"]) / 3600
+        ended = call.get("ended") or (time.time() if remote.lives(call["call"]) else None)
         on_gpus = call["function"] == "train"
-        gpu_hours += hours * on_gpus
-        where = submission["gpu"] if on_gpus else "CPU"
-        rows.append([call["stage"], where, call["state"], f"{hours:.2f}"])
+        hours = "-" if ended is None else f"{(ended - call['at']) / 3600:.2f}"
+        gpu_hours += (ended - call["at"]) / 3600 if on_gpus and ended else 0
+        num_unknown += on_gpus and ended is None
+        rows.append([call["stage"], submission["gpu"] if on_gpus else "CPU", call["state"], hours])
     print(markdown_table(["Stage", "On", "State", "Hours"], rows, num_left=3))
     nodes = f" on {submission['nodes']} nodes" if submission["nodes"] > 1 else ""
     rate = submission["dollars_per_hour"]
     dollars = f", about ${gpu_hours * rate:,.2f} at ${rate:,.2f} an hour" if rate else ""
-    print(f"{gpu_hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it included{dollars}")
+    unknown = f"; not counted: {num_unknown} call(s) whose end is not known (-)" if num_unknown else ""
+    print(f"{gpu_hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it included{dollars}{unknown}")
     return 0
 
 

@@ -134,7 +134,9 @@ class Calls:
         for call in reversed(self.calls):
             mine = call["submission"] == self.payload["submission"]
             if (call["function"], call["stage"], call["state"]) == (function, stage, "begun"):
-                return call if mine or lives(call["call"]) else None
+                if mine or lives(call["call"]):
+                    return call
+                call["state"] = "lost"  # nobody knows when
         return None
 
     def begin(self, function: str, stage: str) -> dict[str, Any]:

@@ -221,6 +221,9 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_machine(account, reference):
     wait_until(lambda: not account.containers(), seconds=30)
     assert list((account.volume / "runs" / "halted" / "base" / "checkpoints").glob("step_*/manifest.json"))
     assert "ended by Modal" in account.run("launch", "status")[1]
+    call = account.calls("halted")[-1]
+    assert (call["function"], call["state"]) == ("train", "stopped")
+    assert call["at"] < call["ended"] < time.time(), "what it cost is over"
     output, _ = logs.communicate(timeout=60)
     assert "base" in output, "logs -f tells what is trained, and ends with the run"
 

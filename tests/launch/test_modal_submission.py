@@ -2,10 +2,13 @@
 
 import json
 import subprocess
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from launch import commands, remote
 from launch.image import unwanted
 from launch.uploads import fingerprint, strings
 from nanolit.jobs.compose import compose
@@ -159,6 +162,35 @@ def test_the_doctor_tries_a_gpu_in_the_job_image(laptop):
     assert "GPU T4: WRONG: PyTorch sees no GPU there" in output
     (function,) = [one["function"] for one in laptop.requests("FunctionCreate")]
     assert function["resources"]["gpuConfig"] == {"gpuType": "T4", "count": 1}
+
+
+def test_only_what_lives_is_billed_up_to_now(monkeypatch, capsys):
+    """A call from an hour ago that lives, one that ended after half an hour, and two whose end is unknown."""
+    begun = {"stage": "base", "function": "train", "state": "begun", "at": time.time() - 3600}
+    ended = {**begun, "state": "done", "ended": begun["at"] + 1800}
+    calls = [{**call, "call": name} for call, name in [(begun, "lives"), (ended, "ended"), (begun, "dead")]]
+    calls.append({**begun, "call": "other", "state": "lost"})
+    submission = {"run": "r", "gpu": "H100!:1", "nodes": 1, "dollars_per_hour": 4.0}
+    monkeypatch.setattr(commands, "read_submission", lambda *_: submission)
+    monkeypatch.setattr(commands, "calls_of", lambda _: calls)
+    monkeypatch.setattr(remote, "lives", lambda call: call == "lives")
+    assert commands.cost(Namespace(root="", run="r")) == 0
+    out = capsys.readouterr().out
+    assert [line.split("|")[-2].strip() for line in out.splitlines()[2:6]] == ["1.00", "0.50", "-", "-"]
+    assert "1.50 hours" in out
+    assert "about $6.00" in out
+    assert "not counted: 2 call(s) whose end is not known" in out
+
+
+def test_a_call_of_another_submission_that_died_is_lost_and_not_waited_for(monkeypatch):
+    calls = remote.Calls.__new__(remote.Calls)
+    calls.payload = {"submission": "mine"}
+    calls.calls = [
+        {"function": "train", "stage": "base", "state": "begun", "submission": "other", "call": "c"}
+    ]
+    monkeypatch.setattr(remote, "lives", lambda _: False)
+    assert calls.live("train", "base") is None
+    assert calls.calls[0]["state"] == "lost"
 
 
 def test_a_run_that_was_not_submitted_is_named(laptop):

@@ -6,10 +6,10 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra_plugins.nanolit_modal.config import ModalLauncherConf
-from hydra_plugins.nanolit_modal.launcher import ModalLauncher, validate
+from hydra_plugins.nanolit_modal.launcher import ModalLauncher, check_jobs, same_gpu, validate
 from omegaconf import OmegaConf
 
-from nanolit.jobs.compose import compose_config, options
+from nanolit.jobs.compose import compose, compose_config, options
 
 
 def settings(**changes: object) -> dict:
@@ -29,9 +29,13 @@ def test_every_modal_cluster_has_settings_that_pass(name):
     launcher = dict(config.hydra.launcher)
     assert launcher.pop("_target_").endswith("ModalLauncher")
     validate(**launcher)
-    gpus = int(launcher["gpu"].partition(":")[2] or 1)
-    assert gpus == config.cluster.devices
-    assert launcher["nodes"] == config.cluster.nodes
+    check_jobs([compose([f"cluster={name}"])], launcher)
+
+
+def test_a_gpu_is_the_same_however_it_is_written():
+    pairs = [("A10:4", "A10G"), ("H100!:8", "H100"), ("B200+", "B200"), ("A100:2", "A100-40GB")]
+    assert [same_gpu(one) for one, _ in pairs] == [same_gpu(other) for _, other in pairs]
+    assert same_gpu("A100-80GB") != same_gpu("A100")
 
 
 @pytest.mark.parametrize(

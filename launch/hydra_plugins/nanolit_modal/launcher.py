@@ -33,6 +33,7 @@ GPUS = (
     "B200+",
 )
 MOST_GPUS = {"A10": 4}
+OTHER_NAMES = {"A10": "A10G", "A100": "A100-40GB"}  # of the same GPU
 DAY_SECONDS = 86_400
 
 
@@ -95,6 +96,11 @@ def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
         cluster = job["cluster"]
         if cluster["kind"] != "modal":
             raise ValueError(f"cluster={cluster['name']} cannot be swept with a Modal one; give them apart")
+        if same_gpu(settings["gpu"]) != same_gpu(planned := cluster["gpu"] or "cpu"):
+            raise ValueError(
+                f"hydra.launcher.gpu={settings['gpu']} is rented and cluster.gpu={planned} is planned and "
+                "priced; give both the same GPU"
+            )
         count = int(settings["gpu"].partition(":")[2] or 1)
         if (cluster["devices"], cluster["nodes"]) != (count, settings["nodes"]):
             raise ValueError(
@@ -107,6 +113,12 @@ def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
             f"{len(jobs)} jobs are more than hydra.launcher.max_parallel={settings['max_parallel']}, and "
             "with wait=false nothing holds the others back; give wait=true or a larger max_parallel"
         )
+
+
+def same_gpu(gpu: str) -> str:
+    """One name for every way to write a GPU: that of prices, without a mark and a count."""
+    name = gpu.partition(":")[0].rstrip("!+")
+    return OTHER_NAMES.get(name, name)
 
 
 def validate(**settings: Any) -> None:

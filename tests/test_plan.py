@@ -125,6 +125,14 @@ def test_the_horizon_is_max_steps_then_flops_then_ratio():
         (["recipe=classic", "model.depth=5"], "depth 6"),
         (["eval_every=0"], "must be 1 or more"),
         (["model.depth=0"], "1 or more"),
+        (["model.context=0"], "model.context is 0; it must be 1 or more"),
+        (["cluster.devices=0"], "cluster.devices is 0; it must be 1 or more"),
+        (["cluster.nodes=0"], "cluster.nodes is 0; it must be 1 or more"),
+        (["total_batch=0"], r"total_batch \(0\) must be a multiple .*; try 2,048"),
+        (["target_ratio=0"], "target_ratio=0.* must be a positive number"),
+        (["phase=sft", "total_batch=0"], r"total_batch \(0\) must be a multiple .*; try 2,048"),
+        (["phase=sft", "max_steps=0"], "stage.sft.max_steps is 0; it must be 1 or more"),
+        (["phase=rl", "stage.rl.questions=0"], "stage.rl.questions is 0; it must be 1 or more"),
         (["target_flops=1"], "less than one optimizer step"),
         (["~recipe.groups.smear"], "add recipe.groups.smear"),
         (["data=local", "data.path=/nowhere"], "not a folder"),
@@ -135,7 +143,7 @@ def test_the_horizon_is_max_steps_then_flops_then_ratio():
 )
 def test_what_cannot_be_is_one_line_with_what_can(overrides, remedy):
     with pytest.raises(ValueError, match=remedy) as caught:
-        base_plan(*overrides)
+        fresh_plan(job := compose(overrides), job["stages"][0])
     assert "\n" not in str(caught.value)
 
 

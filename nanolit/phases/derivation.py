@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
 from nanolit.model.accounting import (
@@ -68,8 +68,16 @@ def derive(job: Job, stage: str, *, dataset: Any, tokenizer: str) -> Plan:
     `dataset` is what the job's data node builds; `tokenizer` is the name of the tokenizer's folder.
     """
     head = {"format": 1, "run": job["run"], "stage": stage, "data": dataset.name, "tokenizer": tokenizer}
+    settings: Any = job["stage"][stage]
+    refuse_below_one(
+        {
+            "model.context": job["model"]["context"],
+            "cluster.devices": job["cluster"]["devices"],
+            "cluster.nodes": job["cluster"]["nodes"],
+            f"stage.{stage}.max_steps": settings.get("max_steps"),
+        }
+    )
     if stage == "tokenizer":
-        settings = job["stage"]["tokenizer"]
         duration = settings["max_chars"] / TOKENIZER_CHARACTERS_PER_HOUR
         return {
             **head,
@@ -88,8 +96,11 @@ def derive_base(job: Job, *, stage: str, dataset: Any) -> Plan:
     """Base pretraining: horizon, batch, learning rates, evaluation, hours, shards."""
     settings, recipe = job["stage"]["base"], job["recipe"]
     gpt = gpt_hyperparameters(job)
-    ratio = settings["target_ratio"] or recipe["scaling"]["target_ratio"]
-    step = batch(job, gpt, settings["total_batch"] or base_batch(job, gpt), wish=settings["micro_batch"])
+    ratio = (
+        recipe["scaling"]["target_ratio"] if settings["target_ratio"] is None else settings["target_ratio"]
+    )
+    total_batch = base_batch(job, gpt) if settings["total_batch"] is None else settings["total_batch"]
+    step = batch(job, gpt, total_batch, wish=settings["micro_batch"])
     num_steps = scaling.steps_from_horizon(
         batch=step["total_batch"],
         max_steps=FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"],
@@ -124,7 +135,9 @@ def derive_finetuning(job: Job, *, stage: str, dataset: Any) -> Plan:
     """mid and sft: one epoch of the mixture unless max_steps says otherwise; hours by the published steps."""
     settings, defaults = job["stage"][stage], job["recipe"][stage]
     gpt = gpt_hyperparameters(job)
-    total_batch = settings["total_batch"] or defaults["total_batch"] or base_batch(job, gpt)
+    total_batch = settings["total_batch"]
+    if total_batch is None:
+        total_batch = defaults["total_batch"] or base_batch(job, gpt)
     step = batch(job, gpt, total_batch, wish=settings["micro_batch"])
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
     expected = num_steps or epoch_steps(job, defaults, step)
@@ -163,6 +176,8 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
     chosen: dict[str, Any] = {
         name: defaults[name] if settings[name] is None else settings[name] for name in names
     }
+    counted = ("questions", "eval_every", "save_every")
+    refuse_below_one({f"stage.rl.{name}": chosen[name] for name in counted})
     check_sampling(chosen, context=gpt["context"])
     chosen["top_k"] = chosen["top_k"] or None  # 0: from the whole vocabulary, as in the chat
     ranks = num_ranks(job)
@@ -191,7 +206,6 @@ def derive_rl(job: Job, *, stage: str, dataset: Any) -> Plan:
 def check_sampling(rl: Plan, *, context: int) -> None:
     """ValueError for answers that can't be drawn, or from which nothing could be learned."""
     allowed = {
-        "questions": (rl["questions"] >= 1, "1 or more"),
         "samples": (rl["samples"] >= 2, "2 or more: answers to a question are compared with each other"),
         "temperature": (0 < rl["temperature"] < math.inf, "above 0, where answers to a question differ"),
         "top_k": (rl["top_k"] >= 0, "0 (from the whole vocabulary) or more"),
@@ -209,6 +223,12 @@ def epoch_steps(job: Job, defaults: FinetuneDefaults, step: Step) -> int | None:
     # A conversation a row takes as many rows of any context
     row = EPOCH_CONTEXT if defaults["packing"] == "single" else job["model"]["context"]
     return -(-defaults["epoch_tokens"] // (step["rows"] * row))
+
+
+def refuse_below_one(counts: Mapping[str, int | None]) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
 
 
 def shards(dataset: Any, num_shards: int) -> Plan:

@@ -100,6 +100,8 @@ class Recorder:
 class Throughput(L.Callback):
     """Every `log_every` steps: the step's loss over all ranks, tokens per second, MFU, time left.
 
+    Tokens are those that are learned; FLOPs and MFU count all that the model took in, `processed`.
+
     The loss stays on the device between those steps: reading it there and then would stall the GPU.
     `peak_flops` is that of one device in FLOP/s (None: no MFU, as on a CPU). `waited` gives the seconds that
     this rank has waited for its data; with it the share of the time is logged.
@@ -114,6 +116,7 @@ class Throughput(L.Callback):
         flops_per_token: float,
         peak_flops: float | None,
         tokens: int = 0,
+        processed: int = 0,
         enabled: bool = True,
         waited: Callable[[], float] | None = None,
     ) -> None:
@@ -122,17 +125,17 @@ class Throughput(L.Callback):
         self._waits: list[tuple[float, float]] = []
         self.recorder, self.clock, self.log_every, self.enabled = recorder, clock, log_every, enabled
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
-        self.tokens = tokens
+        self.tokens, self.processed = tokens, processed
         self.speeds: list[float] = []
         self.loss = math.nan
-        self._mark: tuple[int, int, float] | None = None
+        self._mark: tuple[int, int, int, float] | None = None
         self._printed = 0.0
         self._recent: list[float] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Phase)
         self.clock.restart()
-        self._mark = (pl_module.finished_steps, self.tokens, self.clock.seconds)
+        self._mark = (pl_module.finished_steps, self.tokens, self.processed, self.clock.seconds)
         self._waits = [(self.waited(), self.clock.seconds)] if self.waited else []
 
     def on_train_batch_end(
@@ -141,6 +144,7 @@ class Throughput(L.Callback):
         assert isinstance(pl_module, Phase)
         step = pl_module.finished_steps
         self.tokens += pl_module.num_tokens
+        self.processed += pl_module.num_processed
         if batch_idx == 0:
             self._freeze_garbage()
         if step % self.log_every == 0 or step == pl_module.num_steps or batch_idx == 0:
@@ -158,10 +162,11 @@ class Throughput(L.Callback):
         self.loss = float(trainer.strategy.reduce(phase.step_loss, reduce_op="sum"))
         assert self._mark is not None
         seconds = self.clock.seconds
-        steps_before, tokens_before, seconds_before = self._mark
-        speed = (self.tokens - tokens_before) / max(seconds - seconds_before, 1e-9)
+        steps_before, tokens_before, processed_before, seconds_before = self._mark
+        stretch = max(seconds - seconds_before, 1e-9)
+        speed = (self.tokens - tokens_before) / stretch
         step_seconds = (seconds - seconds_before) / max(step - steps_before, 1)
-        self._mark = (step, self.tokens, seconds)
+        self._mark = (step, self.tokens, self.processed, seconds)
         if len(self.speeds) or steps_before != step - 1 or self.log_every == 1:
             self.speeds.append(speed)
         row: dict[str, float | int] = {
@@ -169,12 +174,13 @@ class Throughput(L.Callback):
             "loss": self.loss,
             "lr_multiplier": phase.schedule.at(step - 1, phase.num_steps).lr,
             "tokens": self.tokens,
-            "flops": self.tokens * self.flops_per_token,
+            "flops": self.processed * self.flops_per_token,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(speed, 1),
         }
         if self.peak_flops:
-            row["mfu"] = round(speed * self.flops_per_token / (self.peak_flops * trainer.world_size), 4)
+            flops_per_second = (self.processed - processed_before) * self.flops_per_token / stretch
+            row["mfu"] = round(flops_per_second / (self.peak_flops * trainer.world_size), 4)
         progress = torch.tensor([phase.epoch, phase.cropped_fraction], device=phase.device)
         self.epoch, self.cropped_fraction = trainer.strategy.reduce(progress, reduce_op="mean").tolist()
         row["epoch"] = round(self.epoch, 4)

@@ -188,6 +188,7 @@ class Watch:
             flops_per_token=plan["flops_per_token"],
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
+            processed=self.before.get("processed_tokens", self.before.get("tokens", 0)),
             enabled=first,
             waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
@@ -243,6 +244,7 @@ class Watch:
             "step": self.phase.finished_steps,
             "num_steps": self.phase.num_steps,
             "tokens": self.throughput.tokens,
+            "processed_tokens": self.throughput.processed,
             "seconds": self.clock.seconds,
             "wall_seconds": wall_seconds,
             "tokens_per_second": finite(self.throughput.tokens_per_second()),

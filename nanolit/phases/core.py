@@ -28,6 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from nanolit.data.stream import Step
+from nanolit.machine.device import world_size
 from nanolit.machine.paths import PACKAGE
 from nanolit.model.gpt import GPT
 from nanolit.optim.groups import build_groups
@@ -73,7 +74,8 @@ class Phase(L.LightningModule):
         self.num_steps, self.finished_steps = num_steps, finished_steps
         self.restore = restore
         self.step_loss = torch.zeros(())
-        self.num_tokens = 0
+        self.num_tokens = 0  # learned by the last step, over all ranks
+        self.num_processed = 0  # what the model took in for them: prompts and padding too
         self.position: dict[str, Any] = {}
         self.epoch = self.cropped_fraction = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
@@ -110,6 +112,7 @@ class Phase(L.LightningModule):
             loss = self.loss(ids_BT, targets_BT) / batch.num_tokens
             total = total + loss.detach()
         self.step_loss, self.num_tokens = total, batch.num_tokens
+        self.num_processed = world_size() * sum(ids_BT.numel() for ids_BT, _ in batch.micro_batches)
         self.position, self.epoch = batch.position, batch.epoch
         self.cropped_fraction = batch.cropped_fraction
         return loss

@@ -82,6 +82,7 @@ class ReinforcementLearning(Phase):
         self.optimizer.zero_grad(set_to_none=True)
         self.finished_steps += 1
         self.step_loss, self.num_tokens, self.position = total, int(num_tokens), batch.position
+        self.num_processed = self.num_tokens  # sampling is not counted
         self._metrics = {"reward": reward / num_rollouts, "sequence_length": num_tokens / num_rollouts}
 
     def metrics(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from nanolit.callbacks.evaluate import EvaluateBitsPerByte
 from nanolit.jobs import worker
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
+from nanolit.machine.paths import read_json
 from tests.jobs.tiny_runs import train
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -64,9 +65,10 @@ def overrides(folder: Path, root: Path, *more: str) -> list[str]:
 
 
 def rows(root: Path, stage: str) -> list[list[str]]:
-    """(step, loss, reward) as written, to the last digit."""
+    """(step, loss, reward, flops) as written, to the last digit."""
     with (root / "runs" / "demo" / stage / "metrics.csv").open(newline="") as file:
-        return [[row["step"], row["loss"], row["reward"]] for row in csv.DictReader(file) if row["loss"]]
+        columns = ("step", "loss", "reward", "flops")
+        return [[row[name] for name in columns] for row in csv.DictReader(file) if row["loss"]]
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +103,24 @@ def test_a_stage_resumed_after_any_step_goes_on_to_the_last_digit(
     assert len(rows(root, stage)) == STEPS[stage]
 
 
+@pytest.mark.parametrize("stage", ["base", "mid", "sft"])
+def test_flops_count_what_the_model_took_in_and_tokens_what_it_learned(whole: Path, stage: str) -> None:
+    """Oracle: the plan's. Rows of 64 are narrower than any width that sft cuts its padding to."""
+    folder = whole / "runs" / "demo" / stage
+    plan, result = read_json(folder / "plan.json"), read_json(folder / "result.json")
+    flops = float(rows(whole, stage)[-1][3])
+    assert flops == STEPS[stage] * plan["total_batch"] * plan["flops_per_token"]
+    assert (result["tokens"] == result["processed_tokens"]) == (stage != "sft")
+
+
 def test_two_ranks_train_as_one_in_every_stage(whole: Path, folder: Path, tmp_path: Path) -> None:
     done = train(overrides(folder, tmp_path / "root", "cluster.devices=2"))
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("base", "mid", "sft"):
-        one = [float(loss) for _, loss, _ in rows(whole, stage)]
-        two = [float(loss) for _, loss, _ in rows(tmp_path / "root", stage)]
+        one = [float(loss) for _, loss, _, _ in rows(whole, stage)]
+        two = [float(loss) for _, loss, _, _ in rows(tmp_path / "root", stage)]
         assert two == pytest.approx(one, abs=5e-4), stage
+        assert rows(tmp_path / "root", stage)[-1][3] == rows(whole, stage)[-1][3], stage
     # sampled answers may part where two logits are equal to rounding; the first step has equal weights
     assert float(rows(tmp_path / "root", "rl")[0][1]) == pytest.approx(
         float(rows(whole, "rl")[0][1]), abs=5e-3

@@ -31,6 +31,7 @@ def test_a_plain_run_is_depth_recipe_and_seed():
         "offline=true",
         "root=elsewhere",
         "max_steps=null",
+        "recipe.sft.epoch_tokens=1",
     ],
 )
 def test_what_decides_no_result_never_enters_the_name(override):

@@ -150,7 +150,7 @@ def test_what_cannot_be_is_one_line_with_what_can(overrides, remedy):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("questions=0", "is 0; allowed: 1 or more"),
+        ("questions=0", "is 0; it must be 1 or more"),
         ("samples=1", "is 1; allowed: 2 or more"),
         ("temperature=0", "above 0"),
         ("top_k=-1", "0 .from the whole vocabulary. or more"),

@@ -6,7 +6,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,25 +114,16 @@ def _drop_smear(base: Path) -> None:
     torch.save(state, path)
 
 
-def _lie_about_the_width(base: Path) -> None:
-    path = base / "base_checkpoints" / "d3" / "meta_000020.json"
-    meta = json.loads(path.read_text())
-    meta["model_config"]["n_embd"] = 128
-    path.write_text(json.dumps(meta))
+def _meta(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A change of what the meta file says."""
 
+    def damage(base: Path) -> None:
+        path = base / "base_checkpoints" / "d3" / "meta_000020.json"
+        meta = json.loads(path.read_text())
+        change(meta)
+        path.write_text(json.dumps(meta))
 
-def _forget_the_depth(base: Path) -> None:
-    path = base / "base_checkpoints" / "d3" / "meta_000020.json"
-    meta = json.loads(path.read_text())
-    del meta["model_config"]["n_layer"]
-    path.write_text(json.dumps(meta))
-
-
-def _another_tokenizer(base: Path) -> None:
-    path = base / "base_checkpoints" / "d3" / "meta_000020.json"
-    meta = json.loads(path.read_text())
-    meta["model_config"]["vocab_size"] = 1000
-    path.write_text(json.dumps(meta))
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -138,13 +131,15 @@ def _another_tokenizer(base: Path) -> None:
     [
         (_damage_model, "is not a readable checkpoint"),
         (_drop_smear, "lacks smear_lambda: it is from between October 2025 and July 2026"),
-        (_lie_about_the_width, "is (1024, 64), its sizes say (1024, 128)"),
-        (_forget_the_depth, "has no 'n_layer'"),
-        (_another_tokenizer, "1,024 tokens, the model 1,000"),
         (
-            lambda base: (base / "base_checkpoints/d3/meta_000020.json").write_text("{}"),
-            "has no model_config",
+            _meta(lambda meta: meta["model_config"].update(n_embd=128)),
+            "is (1024, 64), its sizes say (1024, 128)",
         ),
+        (_meta(lambda meta: meta["model_config"].update(n_head=0)), "heads is 0"),
+        (_meta(lambda meta: meta.update(step=None)), "has step None"),
+        (_meta(lambda meta: meta["model_config"].pop("n_layer")), "has no 'n_layer'"),
+        (_meta(lambda meta: meta["model_config"].update(vocab_size=1000)), "1,024 tokens, the model 1,000"),
+        (_meta(dict.clear), "has no model_config"),
         (lambda base: (base / "base_checkpoints/d3/meta_000020.json").unlink(), "is missing"),
         (lambda base: (base / "base_checkpoints/d3/model_000020.pt").unlink(), "has no model_*.pt"),
         (lambda base: (base / "tokenizer/tokenizer.pkl").unlink(), "no nanochat tokenizer"),

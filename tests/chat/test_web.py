@@ -30,7 +30,7 @@ def browser():
 def page(browser):
     """A page that notes in `page.left_loopback` every request beyond this machine, sent or blocked."""
     page = browser.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)  # machines that do much else answer late
     page.left_loopback = []
     page.on(
         "request",

@@ -9,6 +9,7 @@ import modal
 
 from launch import commands
 from launch.submit import explain
+from nanolit.machine.doors import leave
 from nanolit.machine.paths import home
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
@@ -64,4 +65,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

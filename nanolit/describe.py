@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nanolit.machine.doors import leave
 from nanolit.report.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> dict[str, Any
     num_characters = num_bytes = repeated = 0
     lengths = []
     for array in arrays(corpus.train_shards, most=most):
-        num_characters += int(pc.call_function("utf8_length", [array]).to_numpy().sum())
-        num_bytes += int(pc.call_function("binary_length", [array]).to_numpy().sum())
+        num_characters += int(np.from_dlpack(pc.call_function("utf8_length", [array])).sum())
+        num_bytes += int(np.from_dlpack(pc.call_function("binary_length", [array])).sum())
         repeated += sum(hash(text) in held_out for text in array.to_pylist())
         lengths.append(np.diff(tokenizer.encode_flat(array, bos=True)[1]))
     if not lengths:
@@ -204,4 +205,4 @@ def draw_lengths(lengths: np.ndarray, *, name: str, context: int) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nanolit.machine.doors import leave
 from nanolit.report.arguments import parse
 
 USAGE = """\
@@ -106,4 +107,4 @@ def whole_number(key: str, text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from nanolit.machine.doors import leave
 from nanolit.report.arguments import parse
 from nanolit.tasks.endpoint import Endpoint
 from nanolit.tasks.identity_generation import (
@@ -161,4 +162,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

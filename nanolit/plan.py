@@ -12,6 +12,7 @@ from nanolit.jobs.compose import compose, options
 from nanolit.jobs.plans import fresh_plans, show_plans
 from nanolit.jobs.prices import check_cost, total
 from nanolit.jobs.show import clusters_table
+from nanolit.machine.doors import leave
 from nanolit.phases.derivation import Plan
 
 ALL = "cluster=all"
@@ -87,4 +88,4 @@ def summary(plans: dict[str, Plan]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+from nanolit.machine.doors import leave
 from nanolit.machine.paths import home, run_folder
 from nanolit.report import arguments
 from nanolit.report.folders import Run, find_runs
@@ -76,4 +77,4 @@ def errors(run: Run) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -4,6 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from nanolit.machine.doors import leave
+
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
@@ -17,7 +19,12 @@ def main() -> int:
     if {"--help", "-h"} & {name, *arguments}:
         chosen = [name] if name in BENCHMARKS else BENCHMARKS
         for one in chosen:
-            print(importlib.import_module(f"nanolit.bench.{one}").__doc__)
+            module = importlib.import_module(f"nanolit.bench.{one}")
+            print(
+                module.__doc__.replace(
+                    "see OWN", " ".join(f"{key}={value}" for key, value in module.OWN.items())
+                )
+            )
         return 0
     if name not in BENCHMARKS:
         print(
@@ -33,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -130,6 +130,7 @@ class Throughput(L.Callback):
         self.loss = math.nan
         self._mark: tuple[int, int, int, float] | None = None
         self._printed = 0.0
+        self._line_open = False
         self._recent: list[float] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -157,6 +158,9 @@ class Throughput(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         gc.unfreeze()  # the next stage of this process needs the memory
+        if self._line_open:  # stopped: what comes next may go to stderr
+            print(flush=True)
+            self._line_open = False
 
     def _log(self, trainer: L.Trainer, phase: Phase, step: int) -> None:
         self.loss = float(trainer.strategy.reduce(phase.step_loss, reduce_op="sum"))
@@ -216,6 +220,7 @@ class Throughput(L.Callback):
         )
         if terminal:
             print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
+            self._line_open = not last
         else:
             print(line, flush=True)
 

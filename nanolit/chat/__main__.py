@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import nanolit
+from nanolit.machine.doors import leave
 
 HELP = """\
 Talk to a trained model.
@@ -183,4 +184,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

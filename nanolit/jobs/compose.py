@@ -117,14 +117,14 @@ def introduce(mixture: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 
 
 def named(folder: str, name: Any, *, key: str, mirror: str) -> dict[str, Any]:
-    """The content of conf/<folder>/<name>.yaml or of a user's YAML file; a null mirror is filled in."""
+    """The content of conf/<folder>/<name>.yaml or of a user's YAML file, its mirror filled in."""
     path = conf_folder() / folder / f"{name}.yaml"
     if str(name).endswith((".yaml", ".yml")):
         path = Path(str(name)).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
     content = OmegaConf.load(path)
-    if isinstance(content, DictConfig) and content.get("mirror", "") is None:
+    if isinstance(content, DictConfig) and content.get("mirror") is None:
         content.mirror = mirror
     found = OmegaConf.to_container(content, resolve=True)
     if not isinstance(found, dict):

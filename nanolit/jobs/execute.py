@@ -93,7 +93,7 @@ def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
     """Run the stages in order, up to one that doesn't end well; a missing tokenizer is made first."""
     result: Result = {}
     stages = job["stages"]
-    if stages[0] == "base" and not job["start_from"]:
+    if stages[0] == "base" and not job["start_from"] and not finished(job["root"], job["run"], "base"):
         stages = ["tokenizer", *stages]
     try:
         fetch_data(job, stages)
@@ -287,6 +287,14 @@ def check_unchanged(job: Job, stage: str) -> None:
         raise ValueError(
             f"run {job['run']} was begun with other settings: {listed}; give those again, or another run=NAME"
         )
+    plan = path.with_name("plan.json")
+    if stage == "base" and plan.exists() and not finished(job["root"], job["run"], stage):
+        before, now = read_json(plan)["tokenizer"], tokenizer_folder(job).name
+        if before != now:  # with equal settings: the text is another
+            raise ValueError(
+                f"run {job['run']} was begun with other text in data.path: its tokenizer is {before}, this "
+                f"text's {now}; put that text back, or give another run=NAME"
+            )
 
 
 def check_previous(job: Job, stage: str) -> None:

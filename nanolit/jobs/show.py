@@ -68,7 +68,8 @@ def horizon_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 def time_text(hours: dict[str, Any]) -> str:
     """`2.02 hours on 8 × H100 at an MFU of 48.5 %`, of which evaluation and start where there are any."""
     if hours["total_hours"] is None:
-        return f"unknown: the speed of {hours['gpu']}, or the length of the stage, is not in our tables"
+        missing = f"the speed of {hours['gpu']}, or the number of steps (give stage.NAME.max_steps)"
+        return f"unknown: {missing}, is not in our tables"
     if hours["gpu"] == "cpu":
         return f"about {amount(hours['total_hours'])} on two CPU cores"
     where = f"{hours['devices']} × {hours['gpu']}"

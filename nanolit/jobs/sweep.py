@@ -138,7 +138,8 @@ def start(job: Job, slot: str, answer: Path, *, shared: bool) -> subprocess.Pope
 
 
 def report(result: dict[str, Any]) -> None:
-    say(f"── {result['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
+    error = f": {result['error']}" if result.get("error") else ""
+    say(f"── {result['run']}: {result['status']}{score(result)}{error}")
 
 
 def read_answer(answer: Path, job: Job) -> dict[str, Any]:

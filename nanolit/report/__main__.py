@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from nanolit.machine.doors import leave
 from nanolit.machine.paths import home, write_atomically
 from nanolit.report import arguments, card, compare, curves
 from nanolit.report.folders import STAGES, open_run
@@ -38,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
             run_comparison(words[1:])
         else:
             run_card(words)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -75,4 +76,4 @@ def _runs(settings: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

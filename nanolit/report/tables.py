@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MISSING = "-"
-WIDEST = 48  # characters that a column is padded to; longer cells stick out alone
+WIDEST = 56  # characters that a column is padded to; longer cells stick out alone
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:

@@ -147,6 +147,11 @@ def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path
     made = [path.parent.name for path in (tmp_path / "tokenizers").glob("*/tokenizer.json")]
     assert set(made) == set(names[1:])
     assert len(set(names)) == 3
+    (folder / "train.jsonl").write_text('{"text": "other words again"}\n' * 99)
+    assert execute.run(job)["status"] == "done"  # long finished: it needs neither text nor tokenizer
+    assert not tokenizer_folder(job).exists()
+    (stage_folder(tmp_path, "tiny", "base") / "result.json").unlink()
+    assert "was begun with other text in data.path" in execute.run(job)["error"]
 
 
 def test_changed_settings_are_refused_with_the_difference(finished):

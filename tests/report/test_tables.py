@@ -22,7 +22,7 @@ def test_every_cell_comes_back_and_all_lines_are_as_long(rows):
 
 def test_one_long_cell_does_not_widen_the_others():
     lines = markdown_table(["a", "b"], [["x" * 500, "1"], ["y", "2"]]).splitlines()
-    assert [len(line) for line in lines] == [58, 58, 510, 58]
+    assert [len(line) for line in lines] == [66, 66, 510, 66]
 
 
 def test_the_first_columns_are_flush_left_and_the_others_flush_right():

@@ -1,12 +1,16 @@
-"""The policy's loss against REINFORCE written out, and what rounding may do to it."""
+"""The policy's loss against REINFORCE written out, what rounding may do to it, and what it is taken of."""
 
+from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nanolit.phases.rl import ReinforcementLearning
+from nanolit.data.prompts import Prompt
+from nanolit.inference.engine import Completion
+from nanolit.phases.rl import ReinforcementLearning, Rollout
 
 TEMPERATURE, TOP_K = 0.7, 4
 
@@ -53,3 +57,50 @@ def test_a_token_that_rounding_moved_out_of_the_top_k_teaches_nothing():
     (gradient,) = torch.autograd.grad(loss, [logits_BTV])
     assert gradient.isfinite().all()
     assert not gradient[0, 1].any()
+
+
+def test_only_sampled_tokens_are_targets():
+    """Not the prompt, what the calculator said, or padding; an answer like all of its group has no row."""
+    called = Completion(ids=[5, 6, 7, 8], sampled=[True, False, False, True])
+    short = Completion(ids=[9], sampled=[True])
+    rollouts = [
+        Rollout([1, 2], called, reward=1.0, advantage=0.75),
+        Rollout([1, 2], called, reward=0.0, advantage=0.0),
+        Rollout([3], short, reward=0.0, advantage=-0.25),
+    ]
+    policy: Any = SimpleNamespace(micro_batch=2, tokenizer=SimpleNamespace(bos_id=0), device="cpu")
+    ((ids_BT, targets_BT, advantages_B),) = ReinforcementLearning.micro_batches(policy, rollouts)
+    assert ids_BT.tolist() == [[1, 2, 5, 6, 7], [3, 9, 0, 0, 0]]
+    assert targets_BT.tolist() == [[-1, 5, -1, -1, 8], [9, -1, -1, -1, -1]]
+    assert advantages_B.tolist() == [0.75, -0.25]
+
+
+class Answers:
+    """A policy that answers any prompt with 0 to 3, of which 0 is right, and keeps what it was asked."""
+
+    samples, max_new_tokens, temperature, top_k, seed = 4, 1, TEMPERATURE, TOP_K, 3
+
+    def __init__(self) -> None:
+        self.finished_steps, self.asked = 0, list[dict[str, Any]]()
+        self.engine = SimpleNamespace(complete=self.complete)
+        self.task = SimpleNamespace(reward=lambda _, text: float(text == "0"))
+        self.tokenizer = SimpleNamespace(decode=lambda ids: str(ids[0]))
+
+    def complete(self, _ids: list[int], **settings: Any) -> list[Completion]:
+        self.asked.append(settings)
+        return [Completion(ids=[n], sampled=[True]) for n in range(4)]
+
+    def roll_out(self, place: int) -> list[Rollout]:
+        policy: Any = self
+        return list(ReinforcementLearning.roll_out(policy, Prompt(place=place, ids=[1], conversation={})))
+
+
+def test_an_answer_counts_by_how_much_better_than_its_group_it_is():
+    assert [rollout.advantage for rollout in Answers().roll_out(0)] == [0.75, -0.25, -0.25, -0.25]
+
+
+def test_every_step_and_prompt_has_random_numbers_of_its_own():
+    answers = Answers()
+    for answers.finished_steps, place in product(range(3), range(4)):
+        answers.roll_out(place)
+    assert len({asked["seed"] for asked in answers.asked}) == 12

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanolit.data.conversations import ConversationStream, ValidationConversations
+from nanolit.data.mixture import Mixture
 from nanolit.data.stream import Step
 from nanolit.tasks.generated import GeneratedRows
 from nanolit.tasks.jsonl import ConversationFile
@@ -204,6 +205,20 @@ def test_the_order_depends_on_seed_and_epoch() -> None:
     assert sorted(chain(*one[:4])) == sorted(chain(*one[4:]))
 
 
+def test_epochs_are_counted_by_rows() -> None:
+    steps = stream([Sums(split="train", size=16)], packing="single", epochs=2)
+    assert [step.epoch for step in steps] == [n / 4 for n in range(1, 9)]
+
+
+def test_ids_beyond_65535_stay_what_they_are() -> None:
+    pairs = [bytes([left, right]) for left in range(256) for right in range(256)]
+    tokenizer = Tokenizer([*(bytes([byte]) for byte in range(256)), *pairs])
+    task = Chats([("why?", "because")])
+    ids, _ = Mixture([task], tokenizer, max_tokens=None).slice(0, 0, 99)
+    assert ids.tolist() == render(task[0], tokenizer)[0].tolist()
+    assert ids.max() > 65_535
+
+
 def test_a_source_counts_as_often_as_its_epochs_say() -> None:
     chats = stream([Chats([("a", "bb")], epochs=3), Chats([("c", "dd")])], packing="single")
     tokens = learned_tokens(list(chats))
@@ -218,9 +233,12 @@ def test_conversations_longer_than_the_row_do_not_clog(context: int, packing: st
     long_answer = Chats([("a" * 5, "b c d " * 300)] * 120)
     long_question = Chats([("a b " * 400, "unreachable")] * 120)
     short = Sums(split="train", size=100)
-    chats = stream([long_answer, Chats([("x" * 9, "y" * 9)]), short], context=context, packing=packing)
+    tasks: list[Task] = [long_answer, Chats([("x" * 9, "y" * 9)]), short]
+    chats = stream(tasks, context=context, packing=packing)
     steps = list(chats)
     assert chats.left_out.num_cut == 120
+    num_rendered = sum(len(render(one, TOKENIZER)[0]) for task in tasks for one in task)
+    assert steps[-1].cropped_fraction == chats.left_out.num_cut_tokens / num_rendered
     assert learned_tokens(steps)[TOKENIZER.special_id("<|assistant_end|>")] == 101
     assert all(step.num_tokens > 0 for step in steps)
     with pytest.raises(ValueError, match="Chats: none of 120 conversations has a token to learn within"):

@@ -80,7 +80,9 @@ def test_the_position_counts_cropped_tokens_on(corpus: Corpus) -> None:
 
 def test_the_flat_stream_crops_nothing_and_best_fit_declares_it(corpus: Corpus) -> None:
     assert take(make_stream(corpus, packing="flat"), 30)[-1].cropped_fraction == 0
-    assert 0.2 < take(make_stream(corpus), 30)[-1].cropped_fraction < 0.9
+    step = take(make_stream(corpus), 30)[-1]
+    cropped = sum(lane["num_cropped"] for lane in step.position["lanes"].values())
+    assert 0.2 < step.cropped_fraction == cropped / (30 * 8 * 25 + cropped) < 0.9
 
 
 def test_every_token_of_every_document_is_in_a_row_once_or_still_held(corpus: Corpus) -> None:
@@ -115,9 +117,15 @@ def test_another_seed_gives_another_order(corpus: Corpus) -> None:
 
 
 def test_epochs_are_counted(corpus: Corpus) -> None:
-    epochs = [step.epoch for step in take(make_stream(corpus), 60)]
+    """Oracle: how often each lane has drawn its own documents, on average."""
+    steps = take(make_stream(corpus), 60)
+    epochs = [step.epoch for step in steps]
     assert epochs == sorted(epochs)
     assert epochs[0] < 0.5 < 1.5 < epochs[-1]
+    groups = [(shard, n) for shard in corpus.train_shards for n in range(len(shard.group_sizes))]
+    sizes = [DocumentSequence(groups, lane=n, lanes=4, seed=1).num_documents for n in range(4)]
+    drawn = [steps[-1].position["lanes"][str(n)]["next"] / size for n, size in enumerate(sizes)]
+    assert epochs[-1] == pytest.approx(sum(drawn) / 4)
 
 
 def test_a_step_holds_contiguous_inputs_and_their_next_tokens(corpus: Corpus) -> None:

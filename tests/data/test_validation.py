@@ -6,6 +6,7 @@ import pytest
 import torch
 from corpora import TOKENIZER, make_corpus
 
+from nanolit.data import validation
 from nanolit.data.packing import Packing
 from nanolit.data.shards import Corpus
 from nanolit.data.validation import ValidationRows
@@ -49,6 +50,13 @@ def test_the_rows_are_the_same_on_any_number_of_ranks(
 def test_iterating_again_gives_the_same_rows(corpus: Corpus) -> None:
     validation = make_rows(corpus)
     assert rows_of(validation) == rows_of(validation)
+
+
+def test_rows_are_the_same_however_many_documents_are_encoded_at_once(corpus: Corpus, monkeypatch) -> None:
+    """Row groups have eight: chunks of three leave a shorter one."""
+    expected = rows_of(make_rows(corpus))
+    monkeypatch.setattr(validation, "CHUNK", 3)
+    assert rows_of(make_rows(corpus)) == expected
 
 
 def test_more_tokens_than_are_held_out_are_told_once_and_no_second_epoch(corpus: Corpus, capsys) -> None:

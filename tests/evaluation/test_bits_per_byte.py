@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanolit.evaluation.bits_per_byte import bits_per_byte
+from nanolit.evaluation.bits_per_byte import bits_per_byte, unigram_bits_per_byte
 from nanolit.model.gpt import GPT
 
 TOKEN_BYTES = np.array([0, 1, 3, 2, 0, 5], dtype=np.int32)
@@ -67,6 +67,15 @@ def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_token():
     gpt = small_gpt()
     torch.nn.init.zeros_(gpt.unembedding.weight)
     assert bits_per_byte(gpt, batches(), np.ones(6)) == pytest.approx(math.log2(6), rel=1e-6)
+
+
+def test_unigram_bits_per_byte_equals_its_definition():
+    """Oracle: the training ids counted by hand, one more of each; the same targets count."""
+    targets = [id for _, targets_BT in batches() for id in targets_BT.flatten().tolist()]
+    counted = [id for id in targets if id >= 0 and TOKEN_BYTES[id] > 0]
+    bits = sum(math.log2(10 / {1: 3, 2: 2, 3: 1, 5: 2}[id]) for id in counted)
+    found = unigram_bits_per_byte([np.array([1, 1, 2]), np.array([5])], batches(), TOKEN_BYTES)
+    assert found == pytest.approx(bits / sum(TOKEN_BYTES[id] for id in counted))
 
 
 def test_text_without_bytes_is_refused():

@@ -19,7 +19,7 @@ from nanolit.evaluation.chat_tasks import (
     evaluate_tasks,
     pass_at_k,
 )
-from nanolit.inference.engine import Engine
+from nanolit.inference.engine import Completion, Engine
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import read_json
 from nanolit.model.gpt import GPT
@@ -62,6 +62,15 @@ class Choices(MultipleChoice):
             letters=list(letters),
             answer=letters[number % 3],
         )
+
+
+class LongChoices(Choices):
+    """The same, each of more tokens than the model has positions for."""
+
+    def conversation(self, row: dict) -> dict:
+        conversation = super().conversation(row)
+        conversation["messages"][0]["content"] = "long " * 130 + conversation["messages"][0]["content"]
+        return conversation
 
 
 def is_right(completion: str) -> bool:
@@ -203,8 +212,20 @@ def test_max_problems_takes_the_first_ones(engine):
 
 
 def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):
-    conversation = choice_conversation("long " * 200, choices=["x", "y"], letters=["A", "B"], answer="A")
-    assert choose_letters(engine, [conversation])[0] in ("A", "B")
+    asked = []
+    hook = engine.model.register_forward_pre_hook(lambda _, ids: asked.append(ids[0].tolist()))
+    task = LongChoices(Numbers(1))
+    choose_letters(engine, [task[0]])
+    hook.remove()
+    assert asked == [[render_prompt(task[0], engine.tokenizer)[-engine.max_positions :]]]
+
+
+def test_a_long_question_leaves_room_for_the_answer(engine, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Engine, "complete", lambda _, ids, **__: asked.append(ids) or [Completion()])
+    task = LongChoices(Numbers(1))
+    evaluate_generative(engine, task, max_tokens=12)
+    assert asked == [render_prompt(task[0], engine.tokenizer)[-628:]]
 
 
 class ToLearnFrom(Task):

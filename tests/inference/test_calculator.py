@@ -55,6 +55,7 @@ def test_sums_and_counts_are_formatted_as_python_does(expression, answer):
         "-" * 200 + "1",
         "1+" * MAX_CHARACTERS + "1",
         "*".join(["9" * 60] * 3),
+        "-" + "*".join(["9" * 60] * 2),
         "9" * 101,
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanolit.inference.engine import Engine, TextStream, Token
+from nanolit.inference.engine import Engine, TextStream, Token, _Row
 from nanolit.inference.sampling import log_probabilities
 from nanolit.machine.paths import read_json
 from nanolit.model.nanochat import build_model, read_checkpoint
@@ -74,6 +74,14 @@ def test_a_sample_does_not_depend_on_how_many_there_are(engine):
     for num_samples in (1, 3):
         fewer = engine.complete(PROMPT, num_samples=num_samples, max_tokens=16, seed=11)
         assert [c.ids for c in fewer] == [c.ids for c in many[:num_samples]]
+
+
+def test_a_sample_goes_on_the_same_from_its_middle(engine):
+    """A draw depends on its position, not on where the prompt ended."""
+    (whole,) = engine.complete(PROMPT, max_tokens=16, temperature=2.0, seed=11)
+    (rest,) = engine.complete([*PROMPT, *whole.ids[:6]], max_tokens=10, temperature=2.0, seed=11)
+    assert len(whole.ids) == 16
+    assert rest.ids == whole.ids[6:]
 
 
 def test_seeds_give_different_samples(engine):
@@ -142,6 +150,15 @@ def test_forced_tokens_replace_sampled_ones_step_by_step(engine, byte_tokenizer)
     open_call = [*PROMPT, byte_tokenizer.special_id("<|python_start|>"), *b"1+1"]
     (completion,) = engine.complete(open_call, max_tokens=20, temperature=0)
     assert all(completion.sampled)
+
+
+def test_a_call_is_answered_once(byte_tokenizer):
+    """An end that no start opened has no answer, be it after a call that had one."""
+    start, end = (byte_tokenizer.special_id(f"<|python_{name}|>") for name in ("start", "end"))
+    row = _Row(byte_tokenizer, frozenset())
+    tokens = [row.take(id) for id in [end, start, *b"1+1", end, *[0] * 3, end, 0]]
+    forced = [token.id for token in tokens if token and not token.sampled]
+    assert byte_tokenizer.decode(forced) == "<|output_start|>2<|output_end|>"
 
 
 def test_too_long_a_request_is_refused_at_once_with_the_bound(engine):

@@ -76,6 +76,11 @@ def test_windows_tile_and_end_in_a_long_one():
     assert window_sizes("S", depth=2, context=600) == [256, 600]
 
 
+def test_a_window_wider_than_the_context_costs_no_more():
+    short = recipe("modern", 4) | {"context": 64}
+    assert flops_per_token(short) == flops_per_token(short | {"window_pattern": "L"})
+
+
 @pytest.mark.parametrize(
     ("name", "flops"),
     [

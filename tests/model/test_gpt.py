@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tiny_gpt import EVERYTHING, PLAIN
 
 from nanolit.model.accounting import parameter_counts
+from nanolit.model.block import norm
 from nanolit.model.gpt import GPT
 
 
@@ -34,6 +35,17 @@ def test_a_short_window_hides_what_lies_before_it(make_gpt, random_ids):
     difference_BTV = (gpt(ids_BT) - gpt(changed_BT)).abs()
     assert difference_BTV[:, 256].max() > 0  # two windows back, the last position that it can reach
     assert difference_BTV[:, 257].max() == 0
+
+
+@pytest.mark.parametrize(("depth", "middle"), [(3, 1), (4, 2)])
+def test_backout_takes_away_the_middle_layers_output(make_gpt, random_ids, depth, middle):
+    """Oracle: the head on the blocks' own outputs; nanochat's middle is layer depth // 2."""
+    gpt, outputs = make_gpt(depth=depth), []
+    for block in gpt.blocks:
+        block.register_forward_hook(lambda _, __, output: outputs.append(output))
+    found_BTV = gpt(random_ids(1, 8))
+    x_BTC = norm(outputs[-1] - gpt.backout_scale * outputs[middle])
+    torch.testing.assert_close(found_BTV, 15 * torch.tanh(gpt.unembedding(x_BTC)[..., :70] / 15))
 
 
 def test_every_parameter_gets_a_gradient(make_gpt, random_ids, flags):

@@ -66,6 +66,15 @@ def test_modern_sft_falls_to_zero_over_its_second_half(step: int):
     assert schedule(warmdown_fraction=0.5).at(step, 100).lr == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("num_steps", "constant"), [(9, 7), (12, 10), (13, 10)])
+def test_the_warmdown_takes_the_nearest_number_of_whole_steps(num_steps: int, constant: int):
+    """Oracle: a fifth of the steps, rounded as nanochat does; the first of them still has the whole rate."""
+    rates = [schedule().at(step, num_steps).lr for step in range(num_steps)]
+    assert rates == pytest.approx(
+        [min(1.0, (num_steps - step) / (num_steps - constant)) for step in range(num_steps)]
+    )
+
+
 def test_linear_and_constant_weight_decay():
     assert schedule(weight_decay="linear").at(5, 20).weight_decay == pytest.approx(0.75)
     assert schedule(weight_decay="constant").at(19, 20).weight_decay == 1

@@ -234,6 +234,14 @@ def test_cautious_decay_shrinks_only_where_the_update_does_too():
     torch.testing.assert_close(decayed, expected)
 
 
+def test_cautious_decay_shrinks_what_no_gradient_moves():
+    """As nanochat's does: an update of zero is against no sign."""
+    params_NRS, zeros_NRS = random(1, 16, 16), torch.zeros(1, 16, 16)
+    expected_NRS = (1 - 0.02 * 0.5) * params_NRS
+    plain_muon(params_NRS, zeros_NRS, zeros_NRS.clone(), weight_decay=0.5, cautious=True)
+    torch.testing.assert_close(params_NRS, expected_NRS)
+
+
 @pytest.mark.parametrize("orthogonalization", ["newton_schulz", "polar_express"])
 def test_zero_gradients_give_a_zero_update(orthogonalization: str):
     """A zero-initialised output projection gives the others no gradient at the first step."""

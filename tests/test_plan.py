@@ -174,6 +174,25 @@ def test_rows_are_dealt_out_exactly(devices):
     assert plan["micro_batch"] == 16
 
 
+@pytest.mark.parametrize(("depth", "rows"), [(20, 32), (22, 16), (26, 16), (28, 8)])
+def test_deeper_models_get_fewer_rows(depth, rows):
+    """Oracle: nanochat's choices for 80 GB; an H200 has room for them."""
+    assert base_plan(f"model.depth={depth}", "cluster.gpu=H200")["micro_batch"] == rows
+
+
+def test_utilisation_is_nearer_to_that_of_the_nearer_depth():
+    """Oracle: d14 is a quarter of the way from d12's 43% to d20's 47%."""
+    assert base_plan("model.depth=14", "cluster.gpu=H100")["hours"]["mfu"] == pytest.approx(0.44)
+
+
+def test_evaluation_costs_forward_passes():
+    """Oracle: after steps 50 and 99, a third of what a token costs to learn."""
+    watched = ("max_steps=99", "eval_every=50", "stage.base.eval_tokens=4194304")
+    plan = base_plan("model=d12", "cluster.gpu=H100", *watched)
+    share = plan["hours"]["evaluation_hours"] / plan["hours"]["hours"]
+    assert share == pytest.approx(2 * 4_194_304 / 3 / plan["tokens"])
+
+
 def test_hours_follow_the_published_runs():
     """Oracle: base of the classic d20 on 8 H100 took 170–190 minutes, on 8 A100 6.6 hours; d32 31.3 hours."""
     d20 = base_plan("recipe=classic", "model=d20", "cluster=modal_8xh100")["hours"]
@@ -246,6 +265,8 @@ def test_float32_activations_are_twice_as_large():
         base_plan("cluster.gpu=A10G", f"precision={one}", "micro_batch=4") for one in ("fp32", "bf16")
     )
     assert wide["memory"]["gib"]["activations"] == 2 * narrow["memory"]["gib"]["activations"]
+    hopper = base_plan("cluster.gpu=H100", "precision=fp32", "micro_batch=4")  # its kernels take bfloat16
+    assert hopper["memory"]["gib"]["activations"] == wide["memory"]["gib"]["activations"]
 
 
 def test_shards_are_those_that_nanochat_downloads():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -94,6 +95,16 @@ def test_a_tokenizer_of_other_settings_is_made_for_the_same_run(finished, tmp_pa
             tiny_job(tmp_path / "root", "phase=tokenizer", f"stage.tokenizer.vocab_size={size}")
         )
         assert result["vocab_size"] == size
+
+
+def test_as_many_shards_are_fetched_as_the_most_demanding_stage_reads(tmp_path, monkeypatch):
+    fetched = []
+    dataset = SimpleNamespace(name="many", fetch=lambda _, *, num_shards, **__: fetched.append(num_shards))
+    shards = {"tokenizer": 3, "base": 5}
+    monkeypatch.setattr(execute, "build", lambda _: dataset)
+    monkeypatch.setattr(execute, "stage_plan", lambda _, stage: {"shards": shards[stage]})
+    execute.fetch_data(tiny_job(tmp_path), list(shards))
+    assert fetched == [5]
 
 
 def test_training_a_tokenizer_tells_what_it_counted(tmp_path, capsys):

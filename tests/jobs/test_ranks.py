@@ -24,6 +24,13 @@ def test_the_rank_that_began_it_is_named(codes: list[int], said: str) -> None:
     assert first_of(failures) == said
 
 
+def test_of_ranks_that_failed_by_themselves_the_earliest_is_named() -> None:
+    failures = {rank: failure(rank, code) for rank, code in enumerate([1, 2, 3])}
+    for one, seconds in zip(failures.values(), (7, 5, 6), strict=True):
+        one.timestamp = seconds
+    assert first_of(failures).startswith("rank 1 ended with code 2")
+
+
 def failure(rank: int, code: int) -> ProcessFailure:
     one = ProcessFailure(local_rank=rank, pid=rank, exitcode=code, error_file="")
     one.timestamp = 0  # within one second, as torchrun sees them

@@ -12,6 +12,7 @@ from nanolit.callbacks.evaluate import EvaluateBitsPerByte
 from nanolit.jobs import worker
 from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
+from nanolit.jobs.parts import prepare
 from nanolit.machine.paths import read_json
 from tests.jobs.tiny_runs import train
 
@@ -101,6 +102,17 @@ def test_a_stage_resumed_after_any_step_goes_on_to_the_last_digit(
     assert result["status"] == "done", result
     assert rows(root, stage) == rows(whole, stage)
     assert len(rows(root, stage)) == STEPS[stage]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_optimizer_goes_on_from_the_stage_before_only_if_the_recipe_says_so(
+    whole: Path, folder: Path, warm: bool
+) -> None:
+    more = ("phase=sft", "stages=[sft]", "run=other", "start_from=demo", f"recipe.sft.warm_start={warm}")
+    phase = prepare(compose(overrides(folder, whole, *more)), "sft").phase
+    state = phase.configure_optimizers().state_slices()
+    steps = {int(piece.tensor) for key, piece in state.items() if key.endswith("/step")}
+    assert steps == {STEPS["mid"] if warm else 0}
 
 
 @pytest.mark.parametrize("stage", ["base", "mid", "sft"])

@@ -51,6 +51,17 @@ def test_a_job_that_was_killed_is_not_done_by_what_its_stages_have_left(tmp_path
         run_jobs(jobs)
 
 
+def test_results_are_in_the_order_of_the_jobs_whichever_ends_first(tmp_path, monkeypatch):
+    def start(job, _slot, answer, **_):
+        write_json(answer, {"status": "done", "run": job["run"], "val_bpb": float(job["seed"])})
+        return subprocess.Popen(["sleep", str(0.5 / job["seed"])])
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(sweep, "start", start)
+    jobs = [compose([*NAMELESS, "model.depth=1", f"seed={seed}", f"root={tmp_path}"]) for seed in (1, 9)]
+    assert run_jobs(jobs) == [1.0, 9.0]
+
+
 @pytest.mark.slow
 def test_optuna_minimizes_what_train_returns(tmp_path):
     pytest.importorskip("optuna", reason="needs the extra optuna")

@@ -3,6 +3,7 @@
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from nanolit.data.prompts import Prompt
 from nanolit.inference.engine import Completion
+from nanolit.phases import rl
 from nanolit.phases.rl import ReinforcementLearning, Rollout
 
 TEMPERATURE, TOP_K = 0.7, 4
@@ -104,3 +106,21 @@ def test_every_step_and_prompt_has_random_numbers_of_its_own():
     for answers.finished_steps, place in product(range(3), range(4)):
         answers.roll_out(place)
     assert len({asked["seed"] for asked in answers.asked}) == 12
+
+
+def test_a_step_is_divided_by_the_sampled_tokens_of_all_ranks(monkeypatch: pytest.MonkeyPatch):
+    """The reduction stands in for a second rank, which sampled six tokens in two answers, both right."""
+
+    def all_reduce(counts: Tensor) -> None:
+        counts += torch.tensor([6.0, 2.0, 2.0])
+
+    monkeypatch.setattr(rl, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    policy = MagicMock(device="cpu", finished_steps=0)
+    sampled = Completion(ids=[2], sampled=[True])
+    policy.roll_out.return_value = [Rollout([1], sampled, reward, reward - 0.5) for reward in (1.0, 0.0)]
+    policy.micro_batches.return_value = [(None, None, None)]
+    policy.policy_loss.return_value = torch.tensor(4.0)
+    ReinforcementLearning.training_step(policy, MagicMock(prompts=[None]), 0)
+    assert (policy.step_loss.item(), policy.num_tokens) == (4 / 8, 8)
+    assert policy._metrics == {"reward": 3 / 4, "sequence_length": 8 / 4}

@@ -99,6 +99,12 @@ def test_modern_scales_all_rates_with_the_batch_but_smears():
     assert set(groups) == set(base_plan("model=d24")["parameters"])
 
 
+def test_only_the_matrices_decay_is_carried_to_another_horizon():
+    groups = base_plan("model=d24")["groups"]
+    assert groups["matrix"]["weight_decay"] < 0.1
+    assert groups["value_embedding"]["weight_decay"] == groups["unembedding"]["weight_decay"] == 0.01
+
+
 def test_lr_scale_multiplies_every_rate():
     half, whole = base_plan("stage.base.lr_scale=0.5")["groups"], base_plan()["groups"]
     assert all(half[role]["lr"] == pytest.approx(whole[role]["lr"] / 2) for role in whole)

@@ -20,11 +20,8 @@ def main() -> int:
         chosen = [name] if name in BENCHMARKS else BENCHMARKS
         for one in chosen:
             module = importlib.import_module(f"nanolit.bench.{one}")
-            print(
-                module.__doc__.replace(
-                    "see OWN", " ".join(f"{key}={value}" for key, value in module.OWN.items())
-                )
-            )
+            own = " ".join(f"{key}={value}" for key, value in module.OWN.items())
+            print(str(module.__doc__).replace("see OWN", own))
         return 0
     if name not in BENCHMARKS:
         print(

@@ -22,7 +22,14 @@ from typing import Any, cast
 
 import modal
 
-from nanolit.jobs.execute import check_root, check_stages, fetch_data, make_tokenizer, write_job
+from nanolit.jobs.execute import (
+    check_root,
+    check_stages,
+    fetch_data,
+    make_tokenizer,
+    with_tokenizer,
+    write_job,
+)
 from nanolit.jobs.inputs import fetch_tasks
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
@@ -170,9 +177,7 @@ def prepare(payload: Payload, stage: str) -> Result:
     try:
         check_root(job)
         check_stages(job)
-        stages = job["stages"]
-        if stages[0] == "base" and not job["start_from"]:
-            stages = ["tokenizer", *stages]
+        stages = with_tokenizer(job)
         fetch_data(job, stages)
         result: Result = {"status": "done", "run": job["run"], "stage": stage}
         if stages[0] == "tokenizer":

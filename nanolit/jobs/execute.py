@@ -92,9 +92,7 @@ def follow(job: Job, node: Node) -> Result:
 def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
     """Run the stages in order, up to one that doesn't end well; a missing tokenizer is made first."""
     result: Result = {}
-    stages = job["stages"]
-    if stages[0] == "base" and not job["start_from"] and not finished(job["root"], job["run"], "base"):
-        stages = ["tokenizer", *stages]
+    stages = with_tokenizer(job)
     try:
         fetch_data(job, stages)
     except KeyboardInterrupt:
@@ -112,6 +110,14 @@ def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
         path = write_report(root, job["run"])
         say(f"\n{final_table(root, job['run'])}\nreport in {path}")
     return result
+
+
+def with_tokenizer(job: Job) -> list[str]:
+    """The job's stages, after the tokenizer where a base is still to be trained from new weights."""
+    first = job["stages"][0]
+    if first == "base" and not job["start_from"] and not finished(job["root"], job["run"], first):
+        return ["tokenizer", *job["stages"]]
+    return list(job["stages"])
 
 
 def fetch_data(job: Job, stages: Sequence[str]) -> None:

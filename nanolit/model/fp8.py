@@ -23,6 +23,7 @@ VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16  # of both dimensions of every operand, which the matrix units ask for
 SMALLEST = 128  # dimension of a weight for which rounding pays, nanochat's choice
 TINY = 1e-12  # in place of the bound of a tensor of zeros
+FEW = 8192  # terms that are summed the fast way: errors of 5,120 are 0.21%; bfloat16 makes 0.17
 PIECE = 8192  # numbers that are read at full speed on an H200 when the largest is looked for
 
 
@@ -148,9 +149,9 @@ def product_into(
 ) -> Tensor:
     """`product` into memory that is there already.
 
-    Values are summed the fast way, which keeps some 14 bits; gradients are not (but in mlp_kernel).
+    Products of values, and of `FEW` gradients, are summed the fast way, which keeps some 14 bits.
     """
-    fast = a_RS.dtype == b_FS.dtype == VALUES
+    fast = a_RS.dtype == b_FS.dtype == VALUES or a_RS.size(1) <= FEW
     more = {} if out is None else {"out": out}
     multiply: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
     return multiply(a_RS, b_FS.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, **more)

@@ -75,7 +75,7 @@ def _loss_and_gradients(
     """
     nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
     x_gradient_NC = torch.empty_like(x_NC)
-    weight_gradient_VC = torch.zeros_like(weight_VC, dtype=torch.float32)
+    weight_gradient_VC = torch.empty_like(weight_VC, dtype=torch.float32)
     memory = _chunk_memory(x_NC, weight_VC)
     head = _HeadInFp8(x_NC.dtype, *rounded) if rounded else _Head(x_NC, weight_VC)
     for rows in _chunks(x_NC, weight_VC):
@@ -116,8 +116,9 @@ class _Head:
         out *= self.factors_M1
 
     def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
+        """The first chunk overwrites the total."""
         x_MC = torch.mul(self.x_NC[rows], self.factors_M1, out=torch.empty_like(self.x_NC[rows]))
-        _add_product(total_VC, self.gradient_MV.t(), x_MC)
+        _add_product(total_VC, self.gradient_MV.t(), x_MC, beta=min(rows.start, 1))
 
 
 class _HeadInFp8(_Head):
@@ -147,7 +148,10 @@ class _HeadInFp8(_Head):
 
     def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
         gradient_VM, x8_CM = fp8.transposed(self.gradient_MV), self.x8_CN[:, rows]
-        total_VC += fp8.product_into(None, gradient_VM, self.unit, x8_CM, self.x_scale, total_VC.dtype)
+        out = total_VC if rows.start == 0 else None
+        product_VC = fp8.product_into(out, gradient_VM, self.unit, x8_CM, self.x_scale, total_VC.dtype)
+        if out is None:
+            total_VC += product_VC
 
 
 def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -239,14 +243,16 @@ def _half_tanh(logits_MV: Tensor, softcap: float) -> Tensor:
     return wide_MV.mul_(2 / softcap).sigmoid_()
 
 
-def _add_product(total_VC: Tensor, a_VM: Tensor, b_MC: Tensor) -> None:
-    """total += a b, summed in total's float32 whatever the dtype of the factors."""
+def _add_product(total_VC: Tensor, a_VM: Tensor, b_MC: Tensor, *, beta: int) -> None:
+    """total = beta total + a b, summed in total's float32 whatever the dtype of the factors."""
     if a_VM.dtype == total_VC.dtype:
-        total_VC.addmm_(a_VM, b_MC)
+        total_VC.addmm_(a_VM, b_MC, beta=beta)
     elif a_VM.is_cuda:
-        torch.addmm(total_VC, a_VM, b_MC, out_dtype=total_VC.dtype, out=total_VC)
-    else:
+        torch.addmm(total_VC, a_VM, b_MC, out_dtype=total_VC.dtype, beta=beta, out=total_VC)
+    elif beta:
         total_VC.add_(a_VM @ b_MC)
+    else:
+        total_VC.copy_(a_VM @ b_MC)
 
 
 def _chunk_size(x_NC: Tensor, weight_VC: Tensor) -> int:

@@ -13,9 +13,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# Tile of the result and step along the inner dimension, in elements of bfloat16: of six shapes the fastest on
-# an H200. A step in fp8 is of as many bytes.
-ROWS, COLUMNS, INNER = 128, 256, 64
+# Rows of a tile of the result and the step along the inner dimension, in bytes; then a tile's columns, a
+# program's warps and a multiprocessor's programs: of eight settings the fastest on an H200. The slope in fp8
+# is faster by small tiles, where one program computes while another waits for hidden numbers.
+ROWS, INNER_BYTES = 128, 128
+LARGE, SMALL = (256, 8, 1), (128, 4, 2)
 LINE = 128  # bytes that are fetched at once
 GROUP = 8  # tiles that follow one another share their columns' operand this many times
 
@@ -23,14 +25,14 @@ GROUP = 8  # tiles that follow one another share their columns' operand this man
 def relu_squared_product(x_NC: Tensor, expand_FC: Tensor) -> Tensor:
     """relu(x Wᵀ)², (N, F) in x's dtype, the arithmetic in float32."""
     hidden_NF = x_NC.new_empty(len(x_NC), len(expand_FC))
-    _launch(x_NC, expand_FC, [COLUMNS, INNER], hidden_NF, hidden_NF, slope=False)
+    _launch(x_NC, expand_FC, hidden_NF, hidden_NF, slope=False)
     return hidden_NF
 
 
 def slope_product(d_y_NC: Tensor, contract_CF: Tensor, hidden_NF: Tensor) -> Tensor:
     """(dy W) 2 √h: the gradient before the activation, from that after the MLP and the hidden squares."""
     d_z_NF = torch.empty_like(hidden_NF)
-    _launch(d_y_NC, contract_CF, [INNER, COLUMNS], d_z_NF, hidden_NF, slope=True)
+    _launch(d_y_NC, contract_CF, d_z_NF, hidden_NF, slope=True)
     return d_z_NF
 
 
@@ -40,7 +42,7 @@ def relu_squared_product_fp8(
     """`relu_squared_product` of rounded operands, divided by `hidden_scale` and rounded to fp8."""
     hidden8_NF = x8_NC.new_empty(len(x8_NC), len(expand8_FC))
     scales = (x_scale, expand_scale, hidden_scale, hidden_scale)
-    _launch(x8_NC, expand8_FC, [COLUMNS, 2 * INNER], hidden8_NF, hidden8_NF, scales, slope=False)
+    _launch(x8_NC, expand8_FC, hidden8_NF, hidden8_NF, scales, slope=False)
     return hidden8_NF
 
 
@@ -56,14 +58,13 @@ def slope_product_fp8(
     """`slope_product` of rounded operands, summed the fast way, divided by `d_z_scale`, in d_y8's dtype."""
     d_z8_NF = torch.empty_like(hidden8_NF, dtype=d_y8_NC.dtype)
     scales = (d_y_scale, contract_scale, hidden_scale, d_z_scale)
-    _launch(d_y8_NC, contract_FC, [COLUMNS, 2 * INNER], d_z8_NF, hidden8_NF, scales, slope=True)
+    _launch(d_y8_NC, contract_FC, d_z8_NF, hidden8_NF, scales, slope=True)
     return d_z8_NF
 
 
 def _launch(
     a_NC: Tensor,
     weight: Tensor,
-    weight_tile: list[int],
     out_NF: Tensor,
     hidden_NF: Tensor,
     scales: tuple[Tensor, ...] = (),
@@ -71,14 +72,16 @@ def _launch(
     slope: bool,
 ) -> None:
     num_rows, num_columns = out_NF.shape
-    processors = torch.cuda.get_device_properties(a_NC.device).multi_processor_count
-    tiles = triton.cdiv(num_rows, ROWS) * triton.cdiv(num_columns, COLUMNS)
-    half_tile = [ROWS, COLUMNS // 2]
-    inner = 2 * INNER if scales else INNER
+    columns, warps, programs = SMALL if slope and scales else LARGE
+    programs *= torch.cuda.get_device_properties(a_NC.device).multi_processor_count
+    tiles = triton.cdiv(num_rows, ROWS) * triton.cdiv(num_columns, columns)
+    half_tile = [ROWS, columns // 2]
+    inner = INNER_BYTES // a_NC.element_size()
+    weight_tile = [inner, columns] if slope and not scales else [columns, inner]
     limit = torch.finfo(out_NF.dtype).max if scales else None
     a_scale, weight_scale, hidden_scale, out_scale = scales or (None,) * 4
     with torch.cuda.device_of(a_NC):
-        _product[(min(processors, tiles),)](
+        _product[(min(programs, tiles),)](
             TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, inner]),
             TensorDescriptor.from_tensor(weight, weight_tile),
             TensorDescriptor.from_tensor(out_NF, half_tile),
@@ -92,15 +95,15 @@ def _launch(
             num_rows,
             num_columns,
             a_NC.size(1),
-            processors,  # pyright: ignore[reportArgumentType]
+            programs,  # pyright: ignore[reportArgumentType]
             slope,  # pyright: ignore[reportArgumentType]
             bool(scales),  # pyright: ignore[reportArgumentType]
             ROWS,  # pyright: ignore[reportArgumentType]
-            COLUMNS,  # pyright: ignore[reportArgumentType]
+            columns,  # pyright: ignore[reportArgumentType]
             inner,  # pyright: ignore[reportArgumentType]
             GROUP,  # pyright: ignore[reportArgumentType]
             LINE // hidden_NF.element_size(),  # pyright: ignore[reportArgumentType]
-            num_warps=8,  # pyright: ignore[reportCallIssue]
+            num_warps=warps,  # pyright: ignore[reportCallIssue]
             num_stages=3,  # pyright: ignore[reportCallIssue]
         )
 

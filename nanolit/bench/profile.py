@@ -45,7 +45,7 @@ MLP_PRODUCTS = (
     "nanolit::fp8_before_activation",
 )
 # How many of its first operands an operator of ours writes again in another form
-WRITTEN = {"nanolit::heads": 1, "nanolit::heads_backward": 3}
+WRITTEN = {"nanolit::heads": 1, "nanolit::heads_backward": 3, "nanolit::fp8_transposed": 1}
 ON_THE_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace's events
 BYTES = {"double": 8, "long int": 8, "float": 4, "int": 4, "c10::BFloat16": 2, "c10::Half": 2, "bool": 1}
 

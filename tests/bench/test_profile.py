@@ -32,6 +32,7 @@ BF16, FP8 = "c10::BFloat16", "c10::Float8_e4m3fn"
         ("aten::_scaled_mm", [[100, 20], [20, 50], [], []], [FP8, FP8, "float"], 100 * 20 * 50 / 1e12),
         ("nanolit::mlp", [[100, 20], [80, 20], [20, 80]], [BF16, "float", "float"], 2 * 100 * 20 * 80 / 1e12),
         ("nanolit::heads", [[100, 20], [5, 4], []], [BF16, "float", "Scalar"], (2 * 4000 + 80) / 1e9),
+        ("nanolit::fp8_transposed", [[100, 20]], [FP8], 2 * 2000 / 1e9),
         ("nanolit::loss_and_gradients", [[100, 20], [50, 20]], [BF16, "float"], 2 * 100 * 50 * 2 / 1e9),
         ("aten::_flash_attention_backward", [[40, 6, 128]] * 3, [BF16] * 3, None),
         ("triton_poi_fused_add", [[100, 20]], [FP8], 2000 / 1e9),

@@ -191,9 +191,10 @@ def test_utilisation_is_nearer_to_that_of_the_nearer_depth():
     assert base_plan("model.depth=14", "cluster.gpu=H100")["hours"]["mfu"] == pytest.approx(0.44)
 
 
-def test_evaluation_costs_forward_passes():
-    """Oracle: after steps 50 and 99, a third of what a token costs to learn."""
-    watched = ("max_steps=99", "eval_every=50", "stage.base.eval_tokens=4194304")
+@pytest.mark.parametrize("steps", [51, 99, 100])
+def test_evaluation_costs_forward_passes(steps):
+    """Oracle: after step 50 and the last one, a third of what a token costs to learn."""
+    watched = (f"max_steps={steps}", "eval_every=50", "stage.base.eval_tokens=4194304")
     plan = base_plan("model=d12", "cluster.gpu=H100", *watched)
     share = plan["hours"]["evaluation_hours"] / plan["hours"]["hours"]
     assert share == pytest.approx(2 * 4_194_304 / 3 / plan["tokens"])

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -109,6 +110,13 @@ def build_demo(
 
 def serve(demo: "gradio.Blocks", *, host: str, port: int | None) -> None:
     """Serve the page until Ctrl-C; `port` None takes the first free one from 7860 on."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, 0), family=family).close()  # Gradio would try every port
+    except OSError as error:
+        raise ValueError(
+            f"host {host} is no address of this machine ({error}); give another host="
+        ) from error
     try:
         _, url, _ = demo.launch(
             server_name=host,

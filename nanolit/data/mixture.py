@@ -24,8 +24,7 @@ class LeftOut:
 
     num_malformed: rows left out (only of sources that the user can't mend).
     num_cut, num_cut_tokens, num_cut_learned: conversations longer than a row; the tokens cut off their ends,
-        and
-        those of them that would have been learned.
+        and those of them that would have been learned.
     num_unlearned: conversations without a learned token within a row; left out.
     """
 
@@ -34,6 +33,17 @@ class LeftOut:
     num_cut_tokens: int = 0
     num_cut_learned: int = 0
     num_unlearned: int = 0
+
+    def parts(self) -> list[str]:
+        """What there is of it, for people."""
+        cut = f"the ends of {self.num_cut:,} conversations that are longer than a row"
+        learned = f"{self.num_cut_tokens:,} tokens, {self.num_cut_learned:,} of them to be learned"
+        counted = {
+            f"{self.num_malformed:,} malformed rows": self.num_malformed,
+            f"{cut} ({learned})": self.num_cut,
+            f"{self.num_unlearned:,} conversations with nothing to learn within a row": self.num_unlearned,
+        }
+        return [part for part, number in counted.items() if number]
 
 
 class Mixture:

@@ -273,11 +273,8 @@ def announce(stage: str, parts: Parts) -> None:
         gpu = torch.cuda.get_device_name(parts.device)
         say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
     left_out = getattr(parts.stream, "left_out", None)
-    if left_out is not None and any(vars(left_out).values()):
-        parts_left = (
-            f"{name.removeprefix('num_')} {value:,}" for name, value in vars(left_out).items() if value
-        )
-        say(f"{stage}: left out of the mixture: {', '.join(parts_left)}")
+    if left_out is not None and left_out.parts():
+        say(f"{stage}: left out of the mixture: {'; '.join(left_out.parts())}")
 
 
 def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:

@@ -19,7 +19,7 @@ def symmetric_product(
 ) -> Tensor:
     """alpha A Bᵀ (tall: Aᵀ B) + beta add + diagonal I for stacks of contiguous matrices.
 
-    R, the side of the result, is a multiple of SIDE; the inner dimension is a multiple of 8.
+    R, the side of the result, is a multiple of SIDE; the inner dimension is one of 8, or tall of INNER.
     """
     N, first, second = a.shape
     R, inner = (second, first) if tall else (first, second)

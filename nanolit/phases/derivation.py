@@ -458,8 +458,8 @@ def hours(job: Job, flops: float | None, *, evaluation: float = 0) -> dict[str, 
 
 
 def evaluation_flops(gpt: dict[str, Any], watched: Plan, num_steps: int) -> float:
-    """Bits per byte every so often and at the end: forward passes, a third of a training token each."""
-    times = num_steps // watched["eval_every"] + 1
+    """Bits per byte every so often and after the last step: forward passes, a third of training each."""
+    times = math.ceil(num_steps / watched["eval_every"])
     return times * watched["eval_rows"] * gpt["context"] * flops_per_token(gpt) / 3
 
 

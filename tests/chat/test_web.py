@@ -10,6 +10,8 @@ import urllib.request
 
 import pytest
 
+from nanolit.chat import web
+
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 LOOPBACK = re.compile(r"^(http|ws)://127\.0\.0\.1:\d+/|^(data|blob):")
 
@@ -104,3 +106,9 @@ def test_stop_ends_a_reply_and_the_next_message_is_answered(start_chat, page):
     assert page.get_by_text(re.compile("^a+$")).first.inner_text() == said
     say(page, "Again")
     page.get_by_text(re.compile("^a+$")).nth(1).wait_for()
+
+
+def test_a_host_that_is_not_here_is_refused_at_once():
+    """192.0.2.1 is kept for documentation: no machine has it."""
+    with pytest.raises(ValueError, match=r"host 192\.0\.2\.1 is no address of this machine .* another host="):
+        web.serve(None, host="192.0.2.1", port=None)  # pyright: ignore[reportArgumentType]

@@ -118,7 +118,7 @@ class _Head:
     def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
         """The first chunk overwrites the total."""
         x_MC = torch.mul(self.x_NC[rows], self.factors_M1, out=torch.empty_like(self.x_NC[rows]))
-        _add_product(total_VC, self.gradient_MV.t(), x_MC, beta=min(rows.start, 1))
+        _add_product(total_VC, self.gradient_MV.t(), x_MC, beta=int(rows.start > 0))
 
 
 class _HeadInFp8(_Head):

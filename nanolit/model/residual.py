@@ -32,5 +32,9 @@ class _Mix(torch.autograd.Function):
 
 
 def mix(x: Tensor, x0: Tensor, r: Tensor, s: Tensor) -> Tensor:
-    """r x + s x₀ in x's dtype; r and s are 0-D float32 parameters."""
+    """Return r x + s x₀ in x's dtype; r and s are 0-D float32 parameters."""
+    # The first block mixes x₀ with itself. A custom autograd.Function must not see one tensor twice: under
+    # torch.compile one of its two gradients is lost without a word (torch 2.11; 2.15 refuses the call).
+    if x is x0:
+        return (r + s) * x
     return _Mix.apply(x, x0, r, s)  # pyright: ignore[reportReturnType]

@@ -24,9 +24,9 @@ from nanolit.bench.parts import fill_gradients, parts_of, trace_of
 from nanolit.bench.train import between, mark, synchronize
 from nanolit.data.stream import Step
 from nanolit.jobs.worker import quieten_libraries
+from nanolit.kernels.fp8 import VALUES, product
+from nanolit.kernels.layout import NO_WINDOW
 from nanolit.machine.device import ADA
-from nanolit.model.attention import NO_WINDOW
-from nanolit.model.fp8 import VALUES, product
 from nanolit.phases.core import Phase
 
 OWN = {

@@ -2,5 +2,5 @@
 
 Comes in: ids of shape (B, T) and plain hyperparameters. Goes out: logits or
 losses, parameter roles, release folders.
-May import machine and torch; never the tokenizer, an optimizer or lightning.
+May import kernels, machine and torch; never the tokenizer, an optimizer or lightning.
 """

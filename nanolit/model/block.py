@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanolit.model import fp8, fp8_heads, fp8_mlp
-from nanolit.model import heads as fused_heads
-from nanolit.model import mlp as fused_mlp
+from nanolit.kernels import fp8, fp8_heads, fp8_mlp
+from nanolit.kernels import heads as fused_heads
+from nanolit.kernels import mlp as fused_mlp
+from nanolit.kernels.attention import Backend, attend, choose_backend, rotate
 from nanolit.model.accounting import VALUE_GATE_CHANNELS
-from nanolit.model.attention import Backend, attend, choose_backend, rotate
 from nanolit.model.kv_cache import KVCache
 
 

@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanolit.kernels import fp8
+from nanolit.kernels.attention import Backend, rotary_tables
+from nanolit.kernels.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
+from nanolit.kernels.residual import mix
 from nanolit.machine.device import compute_dtype
-from nanolit.model import fp8
 from nanolit.model.accounting import (
     SMEAR_CHANNELS,
     padded_vocab_size,
     value_embedding_layers,
     window_sizes,
 )
-from nanolit.model.attention import Backend, rotary_tables
 from nanolit.model.block import Block, Linear, norm
 from nanolit.model.kv_cache import KVCache
-from nanolit.model.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
-from nanolit.model.residual import mix
 
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.

@@ -151,7 +151,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum_NRS, second_moment = stack.buffers["momentum"], stack.buffers.get("second_moment")
         lr, weight_decay = _scalar(group["lr"]), _scalar(group["weight_decay"])
         if stack.names and self._by_halves(params_NRS):
-            from nanolit.optim import momentum_kernel  # imports Triton
+            from nanolit.kernels import momentum_kernel  # imports Triton
 
             balanced_NRS = momentum_kernel.balanced_rows(gradients, momentum_NRS, group["momentum"])
             self._apply_update(

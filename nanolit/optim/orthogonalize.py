@@ -99,7 +99,7 @@ def symmetric_product(
     """alpha A Bᵀ (tall: Aᵀ B) + beta add + diagonal I of stacks, for A and B that make it symmetric."""
     how = {"alpha": alpha, "beta": beta, "diagonal": diagonal, "tall": tall}
     if has_kernel(a.device, a.size(-1) if tall else a.size(-2)):
-        from nanolit.optim import symmetric_kernel  # imports Triton
+        from nanolit.kernels import symmetric_kernel  # imports Triton
 
         return symmetric_kernel.symmetric_product(a, b, add_NRR, **how)
     return symmetric_product_in_torch(a, b, add_NRR, **how)

@@ -42,7 +42,7 @@ def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
     import torch.compiler.config as compiler
 
     # Of our operators the cache's key has the names alone; this puts their gradients' source into it
-    sources = sorted((PACKAGE / "model").glob("*.py"))
+    sources = [path for name in ("kernels", "model") for path in sorted((PACKAGE / name).glob("*.py"))]
     compiler.cache_key_tag = hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest()
     # Off by default, since a function might use what its graph doesn't show; ours use their arguments alone
     functorch.autograd_cache_allow_custom_autograd_functions = True

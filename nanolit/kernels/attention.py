@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanolit.kernels.agreement import near, with_gradients
 from nanolit.machine.device import plain_kernels
-from nanolit.model.trial import near, with_gradients
 
 Backend = Literal["flash3", "flash4", "cudnn", "flash", "flex", "sdpa"]
 FUSED: tuple[Backend, ...] = ("flash3", "flash4", "cudnn", "flash", "flex")  # the faster first
-NO_WINDOW = -1  # for None, where an operator takes a number
 PACKAGES = {"flash3": "flash_attn_interface", "flash4": "flash_attn.cute", "cudnn": "cudnn"}  # all optional
 
 
@@ -91,23 +90,18 @@ def _is_installed(backend: Backend) -> bool:
 
 def _fused(backend: Backend) -> Callable[..., Tensor]:
     if backend == "cudnn":
-        from nanolit.model import attention_cudnn  # an optional package
+        from nanolit.kernels import attention_cudnn  # an optional package
 
         return attention_cudnn.attend
     if backend == "flex":
-        from nanolit.model import attention_flex  # slow to import
+        from nanolit.kernels import attention_flex  # slow to import
 
         return attention_flex.attend
     if backend in ("flash3", "flash4"):
-        from nanolit.model import attention_flash
+        from nanolit.kernels import attention_flash
 
         return functools.partial(attention_flash.attend, version=int(backend[-1]))
     return attend_by_flash
-
-
-def readable(x_BTHD: Tensor) -> Tensor:
-    """As it is where the last dimension is dense, which is all that fused kernels ask."""
-    return x_BTHD if x_BTHD.stride(-1) == 1 else x_BTHD.contiguous()
 
 
 def attend_by_flash(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, window: int | None) -> Tensor:

@@ -13,7 +13,7 @@ import cudnn  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor
 
-from nanolit.model.attention import NO_WINDOW, readable
+from nanolit.kernels.layout import NO_WINDOW, readable
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides, in cuDNN's order B, H, T, D
 DTYPES = {torch.bfloat16: cudnn.data_type.BFLOAT16, torch.float16: cudnn.data_type.HALF}

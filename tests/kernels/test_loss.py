@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.model import loss as head
-from nanolit.model.loss import summed_loss, to_gradient, to_gradient_in_torch, token_losses
+from nanolit.kernels import loss as head
+from nanolit.kernels.loss import summed_loss, to_gradient, to_gradient_in_torch, token_losses
 
 SOFTCAP = 15.0
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanolit.kernels.fp8 import GRADIENTS
 from nanolit.machine.device import TURING, triton_capability
-from nanolit.model.fp8 import GRADIENTS
 
 
 def split_heads(
@@ -34,7 +34,7 @@ def split(
     qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int, qk_scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, values, and the reciprocal RMS of every head of the first two, (B, T, H + K) float32."""
-    from nanolit.model import heads_kernel  # imports Triton
+    from nanolit.kernels import heads_kernel  # imports Triton
 
     results = _empty_results(qkv_BTX, heads, kv_heads)
     heads_kernel.split(qkv_BTX.contiguous(), cos_TE.contiguous(), sin_TE.contiguous(), *results, qk_scale)
@@ -69,7 +69,7 @@ def join_gradients(
     fp8_scale: Tensor | None = None,
 ) -> Tensor:
     """The gradient by the projection, (B, T, X); with a scale it is divided by that and rounded to fp8."""
-    from nanolit.model import heads_kernel  # imports Triton
+    from nanolit.kernels import heads_kernel  # imports Triton
 
     d_qkv_BTX = _empty_projection(q_BTHD, k_BTKD, fp8_scale)
     heads_kernel.join_gradients(

@@ -16,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanolit.kernels.agreement import near, with_gradients
 from nanolit.machine.device import ADA, plain_kernels, triton_capability
-from nanolit.model.trial import near, with_gradients
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16  # of both dimensions of every operand, which the matrix units ask for
 SMALLEST = 128  # dimension of a weight for which rounding pays, nanochat's choice
 TINY = 1e-12  # in place of the bound of a tensor of zeros
 FEW = 8192  # terms that are summed the fast way: errors of 5,120 are 0.21%; bfloat16 makes 0.17
+# The loss's gradient by a token's logits is within -1 and 1: this many units reach e5m2's upper end
+GRADIENT_UNITS = 2.0**15
 PIECE = 8192  # numbers that are read at full speed on an H200 when the largest is looked for
 
 
@@ -122,7 +124,7 @@ def transposed(x_RS: Tensor) -> Tensor:
     The matrix units want both operands of a product contiguous along what is summed over.
     """
     if triton_capability(x_RS.device) >= ADA:
-        from nanolit.model import fp8_kernel  # imports Triton
+        from nanolit.kernels import fp8_kernel  # imports Triton
 
         return fp8_kernel.transposed(x_RS.contiguous())
     return x_RS.t().contiguous()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanolit.model.attention import NO_WINDOW, readable
+from nanolit.kernels.layout import NO_WINDOW, readable
 
 
 def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, window: int | None, version: int) -> Tensor:

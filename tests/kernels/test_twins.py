@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanolit.model import heads, mlp
-from nanolit.model.attention import rotary_tables, rotate
+from nanolit.kernels import heads, mlp
+from nanolit.kernels.attention import rotary_tables, rotate
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 # Triton's interpreter runs the kernel on a CPU; it must be switched on before Triton is imported
 INTERPRETED = """
 import torch
-from nanolit.model import heads_kernel
-from tests.model.test_kernels import projection, split_in_torch
+from nanolit.kernels import heads_kernel
+from tests.kernels.test_twins import projection, split_in_torch
 qkv_BTX, cos_TE, sin_TE = projection(B=2, T=21, H=3, K=1, D=16)
 expected = split_in_torch(qkv_BTX, cos_TE, sin_TE, H=3, K=1)
 results = [torch.full_like(one, float("nan")) for one in expected] + [torch.full((2, 21, 4), float("nan"))]

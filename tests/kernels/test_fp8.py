@@ -5,14 +5,14 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_kernels import split_in_torch
-from tiny_gpt import EVERYTHING
 
-from nanolit.model import fp8, fp8_heads, fp8_mlp, mlp
-from nanolit.model import loss as loss_module
-from nanolit.model.attention import rotary_tables
+from nanolit.kernels import fp8, fp8_heads, fp8_mlp, mlp
+from nanolit.kernels import loss as loss_module
+from nanolit.kernels.attention import rotary_tables
+from nanolit.kernels.loss import summed_loss
 from nanolit.model.gpt import GPT
-from nanolit.model.loss import summed_loss
+from tests.kernels.test_twins import split_in_torch
+from tests.model.tiny_gpt import EVERYTHING
 
 DEVICES = [
     "cpu",

@@ -12,16 +12,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from nanolit.kernels import fp8
 from nanolit.machine.device import TURING, triton_capability
-from nanolit.model import fp8
 
 IGNORED = -1  # the target of a position that nothing is learned from
 LARGEST_SOFTCAP = 70.0  # float32 holds the sum of e^70 over any vocabulary
 # Bytes of a chunk's logits. A CPU keeps it in cache (2 MiB: measured best of 0.5 to 8 for V = 4,096); a GPU
 # wants large products, and half a GiB keeps them within 2% of full speed.
 CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 1 << 29, "mps": 1 << 28}
-# A token's gradient by its logits is within -1 and 1: so many units of fp8 reach e5m2's upper end
-GRADIENT_UNITS = 2.0**15
 
 
 def summed_loss(
@@ -130,7 +128,7 @@ class _HeadInFp8(_Head):
         self.dtype, self.x8_NC, self.x_scale = dtype, x8_NC, x_scale
         self.weight8_VC, self.weight_scale = weight8_VC, weight_scale
         self.x8_CN, self.weight8_CV = fp8.transposed(x8_NC), fp8.transposed(weight8_VC)
-        self.unit = torch.full((), 1 / GRADIENT_UNITS, device=x8_NC.device)
+        self.unit = torch.full((), 1 / fp8.GRADIENT_UNITS, device=x8_NC.device)
 
     def logits(self, rows: slice, *, out: Tensor) -> Tensor:
         return fp8.product_into(
@@ -181,7 +179,7 @@ def to_gradient(
     at least as many elements that may be used.
     """
     if triton_capability(logits_MV.device) >= TURING:
-        from nanolit.model import softcap_kernel  # imports Triton
+        from nanolit.kernels import softcap_kernel  # imports Triton
 
         return softcap_kernel.to_gradient(logits_MV, targets_M, softcap=softcap)
     return to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
@@ -195,16 +193,16 @@ def to_fp8_gradient(
     softcap: float,
     spare: Tensor | None = None,
 ) -> Tensor:
-    """The tokens' cross-entropy; gradient_MV becomes the whole gradient by raw logits in GRADIENT_UNITS.
+    """The tokens' cross-entropy; gradient_MV becomes the whole gradient by raw logits in fp8.GRADIENT_UNITS.
 
     The logits' memory holds nothing of use afterwards.
     """
     if triton_capability(logits_MV.device) >= TURING:
-        from nanolit.model import softcap_kernel  # imports Triton
+        from nanolit.kernels import softcap_kernel  # imports Triton
 
         return softcap_kernel.to_fp8_gradient(logits_MV, targets_M, gradient_MV, softcap=softcap)
     nats_M, factors_M = to_gradient_in_torch(logits_MV, targets_M, softcap=softcap, spare=spare)
-    gradient_MV.copy_(logits_MV.float() * (GRADIENT_UNITS * factors_M[:, None]))
+    gradient_MV.copy_(logits_MV.float() * (fp8.GRADIENT_UNITS * factors_M[:, None]))
     return nats_M
 
 

@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 import torch
 
+from nanolit.kernels import fp8, heads, mlp
+from nanolit.kernels.attention import choose_backend
 from nanolit.machine import device as machine
-from nanolit.model import fp8, heads, mlp
-from nanolit.model.attention import choose_backend
 from nanolit.optim import orthogonalize
 from nanolit.optim.muon_adamw import orthogonalization_dtype
 

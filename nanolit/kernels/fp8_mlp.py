@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.model import fp8
-from nanolit.model.fp8 import GRADIENTS, VALUES, product, rounded, scale_of, transposed
-from nanolit.model.mlp import relu_squared_mlp
+from nanolit.kernels import fp8
+from nanolit.kernels.fp8 import GRADIENTS, VALUES, product, rounded, scale_of, transposed
+from nanolit.kernels.mlp import relu_squared_mlp
 
 
 def mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor, *, fused: bool) -> Tensor:
@@ -91,7 +91,7 @@ def _hidden(
 ) -> Tensor:
     """relu(x Wᵀ)² in fp8, (N, F)."""
     if fused:
-        from nanolit.model import mlp_kernel  # imports Triton
+        from nanolit.kernels import mlp_kernel  # imports Triton
 
         return mlp_kernel.relu_squared_product_fp8(x8_NC, x_scale, expand8_FC, expand_scale, hidden_scale)
     z_NF = product(x8_NC, x_scale, expand8_FC, expand_scale, torch.float32)
@@ -116,7 +116,7 @@ def _before_activation(
 ) -> Tensor:
     """(dy W) 2 √h in fp8, (N, F)."""
     if fused:
-        from nanolit.model import mlp_kernel  # imports Triton
+        from nanolit.kernels import mlp_kernel  # imports Triton
 
         return mlp_kernel.slope_product_fp8(
             d_y8_NC, d_y_scale, contract_FC, contract_scale, hidden8_NF, hidden_scale, d_z_scale

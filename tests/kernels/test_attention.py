@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from nanolit.model import attention, attention_flash, attention_flex
-from nanolit.model.attention import FUSED, agrees, attend, choose_backend, rotary_tables, rotate
+from nanolit.kernels import attention, attention_flash, attention_flex
+from nanolit.kernels.attention import FUSED, agrees, attend, choose_backend, rotary_tables, rotate
 
 
 def attend_slowly(q_BTHD, k_BSKD, v_BSKD, *, window):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanolit.model.loss import GRADIENT_UNITS
+from nanolit.kernels.fp8 import GRADIENT_UNITS
 
 # Logits that a program holds at once, and its warps: of eight pairs the fastest on an H200, 0.273 ms for
 # 8,192 rows of 32,768 (to fp8 0.312), which take 0.257 to copy.

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanolit.kernels.agreement import near, with_gradients
 from nanolit.machine.device import HOPPER, triton_capability
-from nanolit.model.trial import near, with_gradients
 
 
 def relu_squared_mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 @torch.library.custom_op("nanolit::mlp", mutates_args=())
 def _forward(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> tuple[Tensor, Tensor]:
     """The result and the hidden squares."""
-    from nanolit.model import mlp_kernel  # imports Triton
+    from nanolit.kernels import mlp_kernel  # imports Triton
 
     hidden_NF = mlp_kernel.relu_squared_product(x_NC, expand_FC.to(x_NC.dtype))
     return torch.mm(hidden_NF, contract_CF.to(x_NC.dtype).t()), hidden_NF
@@ -67,7 +67,7 @@ def _(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> tuple[Tensor, Ten
 def _backward(
     d_y_NC: Tensor, x_NC: Tensor, hidden_NF: Tensor, expand_FC: Tensor, contract_CF: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from nanolit.model import mlp_kernel  # imports Triton
+    from nanolit.kernels import mlp_kernel  # imports Triton
 
     d_y_NC = d_y_NC.contiguous()
     d_z_NF = mlp_kernel.slope_product(d_y_NC, contract_CF.to(d_y_NC.dtype), hidden_NF)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanolit.model import fp8
-from nanolit.model.fp8 import GRADIENTS, VALUES, largest_alone, product, rounded, scale_of, transposed
-from nanolit.model.heads import join_gradients, split
+from nanolit.kernels import fp8
+from nanolit.kernels.fp8 import GRADIENTS, VALUES, largest_alone, product, rounded, scale_of, transposed
+from nanolit.kernels.heads import join_gradients, split
 
 
 def project(

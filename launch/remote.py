@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import modal
 
+from nanolit.config.schema import Job, StageName
 from nanolit.jobs.execute import (
     check_root,
     check_stages,
@@ -34,7 +35,6 @@ from nanolit.jobs.inputs import fetch_tasks
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
-from nanolit.phases.job import Job, StageName
 
 Payload = dict[str, Any]
 Result = dict[str, Any]

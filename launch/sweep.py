@@ -9,11 +9,11 @@ from typing import Any
 from launch.follow import follow, running
 from launch.submit import CPU_FUNCTIONS, Submission, secrets_of, submission_path, submit, volumes_of
 from launch.uploads import upload_paths
+from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
 from nanolit.jobs.plans import show_plans
 from nanolit.jobs.sweep import JobFailed, conclude
 from nanolit.machine.paths import read_json, write_json
-from nanolit.phases.job import Job
 
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import modal
 
 from launch.submit import volume, volumes_of
+from nanolit.config.schema import Job
 from nanolit.jobs.execute import say
-from nanolit.phases.job import Job
 
 PATH_KEYS = {"path", "source", "mirror", "start_from"}  # whose value may be a name or a path
 NAMES = {"sample", "hub"}

@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def describe(words: list[str]) -> dict[str, Any]:
     """The figures by name, after they are printed as tables; the picture is below the root's data."""
-    from nanolit.jobs.build import build
-    from nanolit.jobs.compose import compose
-    from nanolit.jobs.names import tokenizer_folder
+    from nanolit.config.build import build
+    from nanolit.config.compose import compose
+    from nanolit.config.names import tokenizer_folder
     from nanolit.machine.paths import dataset_folder, write_atomically
 
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN}

@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     """The scores by name, printed as they come."""
+    from nanolit.config.build import build
+    from nanolit.config.compose import named
     from nanolit.data.pretrain import make_pretraining, training_texts
     from nanolit.evaluation.bits_per_byte import bits_per_byte, unigram_bits_per_byte
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.inference.engine import Engine
-    from nanolit.jobs.build import build
-    from nanolit.jobs.compose import named
     from nanolit.jobs.execute import read_job
     from nanolit.language_model import find_release, load_language_model
     from nanolit.machine.paths import home, read_json

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from nanolit.jobs.compose import compose, options
+from nanolit.config.compose import compose, options
 from nanolit.jobs.plans import fresh_plans, show_plans
 from nanolit.jobs.prices import check_cost, total
 from nanolit.jobs.show import clusters_table

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanolit.jobs.check import shape_of
-from nanolit.jobs.compose import compose, options
+from nanolit.config.check import shape_of
+from nanolit.config.compose import compose, options
 from nanolit.jobs.execute import write_job
 from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.paths import conf_folder
@@ -225,7 +225,7 @@ def test_an_experiment_opens_with_what_it_takes(name):
 
 def test_the_help_names_every_top_level_key():
     text = (conf_folder() / "hydra" / "help" / "nanolit.yaml").read_text()
-    keys = set(shape_of("nanolit.phases.job.Job").keys) - {"overrides", "stage", "phase"} - GROUPS.keys()
+    keys = set(shape_of("nanolit.config.schema.Job").keys) - {"overrides", "stage", "phase"} - GROUPS.keys()
     assert {key for key in keys if key not in text} == set()
 
 

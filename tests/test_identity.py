@@ -12,7 +12,7 @@ import pytest
 
 from nanolit import identity
 from nanolit.chat.__main__ import main as chat
-from nanolit.jobs.compose import compose
+from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.tasks.identity import Identity
 from tests.tasks.stand_in_endpoint import StandIn

@@ -8,7 +8,7 @@ import yaml
 
 from nanolit import evaluate
 from nanolit.chat.__main__ import main as chat
-from nanolit.jobs.compose import compose
+from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.machine.paths import read_json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanolit.jobs.compose import compose
+from nanolit.config.compose import compose
 from nanolit.jobs.execute import prepare
 from nanolit.jobs.plans import fresh_plan, stage_plan
 from nanolit.jobs.show import plan_table

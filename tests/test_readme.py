@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from nanolit import identity, plan
-from nanolit.jobs.build import build
-from nanolit.jobs.compose import compose
+from nanolit.config.build import build
+from nanolit.config.compose import compose
 from nanolit.tokenizer.conversation import check_conversation
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from nanolit.config.build import build
+from nanolit.config.compose import compose
+from nanolit.config.schema import Job
 from nanolit.data.stream import Step
-from nanolit.jobs.build import build
-from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import fetch_data, make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
 from nanolit.jobs.parts import Parts, build_gpt, compiled, optimizer_settings, prepare
@@ -21,7 +22,6 @@ from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase
 from nanolit.phases.derivation import num_ranks
-from nanolit.phases.job import Job
 
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
 

@@ -19,13 +19,13 @@ import torch  # noqa: E402
 from nanolit.bench import communication, results  # noqa: E402
 from nanolit.bench.parts import fill_gradients, parts_of  # noqa: E402
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E402
+from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts, launched_rank  # noqa: E402
 from nanolit.jobs.worker import LOG_EVERY, build_trainer, quieten_libraries  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
-from nanolit.phases.job import Job  # noqa: E402
 
 OWN = {
     "steps": "20",  # timed steps, whose median counts

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanolit.jobs.build import refuse_foreign_target
+from nanolit.config.build import refuse_foreign_target
 
 # Keyword-only arguments that the program derives and passes itself.
 DERIVED = {"nanolit.model.gpt.GPT": {"depth", "width", "heads", "kv_heads", "vocab_size", "context"}}
@@ -41,7 +41,7 @@ class Shape:
 
 def check_job(job: Mapping[str, Any]) -> None:
     """ValueError names the first key that is unknown, missing or of the wrong type, and what is allowed."""
-    shape = shape_of("nanolit.phases.job.Job")
+    shape = shape_of("nanolit.config.schema.Job")
     if unknown := job.keys() - shape.keys:
         raise ValueError(unknown_key(min(unknown), set(shape.keys) - {"overrides"}))
     check_node(job, shape, path="")

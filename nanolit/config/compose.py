@@ -1,4 +1,4 @@
-"""What was typed to a job: Hydra composes, Python fills in what follows by rule, jobs/check.py looks at it.
+"""What was typed to a job: Hydra composes, Python fills in what follows by rule, config/check.py looks at it.
 
 Every error that a person can cause here is one ValueError of one line.
 """
@@ -21,10 +21,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nanolit.jobs.check import check_job, shape_of, unknown_key
-from nanolit.jobs.names import run_name
+from nanolit.config.check import check_job, shape_of, unknown_key
+from nanolit.config.names import run_name
+from nanolit.config.schema import Job
 from nanolit.machine.paths import PACKAGE, conf_folder, home
-from nanolit.phases.job import Job
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
 OmegaConf.register_new_resolver(
@@ -217,7 +217,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
     if "." not in key:
-        known = set(groups()).union(shape_of("nanolit.phases.job.Job").keys) - {"overrides"}
+        known = set(groups()).union(shape_of("nanolit.config.schema.Job").keys) - {"overrides"}
         return place + unknown_key(key, known)
     parent = key.rpartition(".")[0]
     try:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanolit.jobs.build import build
+from nanolit.config.build import build
+from nanolit.config.schema import Job
 from nanolit.machine.paths import tokenizers_folder
-from nanolit.phases.job import Job
 
 # How a result is watched or foreseen, not what it is: never in a name, never a reason to refuse a resume.
 INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "encoder", "cache"}

@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import yaml
 
-from nanolit.jobs.build import build
+from nanolit.config.build import build
+from nanolit.config.names import decisive_settings, difference, tokenizer_folder
+from nanolit.config.schema import Job
 from nanolit.jobs.micro_batch import choices_of, is_auto, tried
-from nanolit.jobs.names import decisive_settings, difference, tokenizer_folder
 from nanolit.jobs.origin import finished, origin
 from nanolit.jobs.plans import fresh_plan, stage_plan
 from nanolit.jobs.processes import (
@@ -41,7 +42,6 @@ from nanolit.machine.paths import (
     write_atomically,
     write_json,
 )
-from nanolit.phases.job import Job
 from nanolit.report.card import final_table, write_report
 
 Result = dict[str, Any]

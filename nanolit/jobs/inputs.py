@@ -2,9 +2,9 @@
 
 from typing import Any, cast
 
-from nanolit.jobs.build import build
+from nanolit.config.build import build
+from nanolit.config.schema import Job
 from nanolit.jobs.plans import stage_plan
-from nanolit.phases.job import Job
 
 
 def fetch_tasks(job: Job) -> None:

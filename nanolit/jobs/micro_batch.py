@@ -6,10 +6,10 @@ jobs/trial.py tries them. No choice changes what is learned: the order of the da
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nanolit.jobs.names import short_hash
+from nanolit.config.names import short_hash
+from nanolit.config.schema import Job
 from nanolit.machine.paths import read_json, write_json
 from nanolit.phases.derivation import Plan, divisors, fits
-from nanolit.phases.job import Job
 
 
 class Tried(NamedTuple):

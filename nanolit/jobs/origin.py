@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanolit.config.schema import Job
 from nanolit.machine.paths import read_json, stage_folder
-from nanolit.phases.job import Job
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
+from nanolit.config.build import build
+from nanolit.config.schema import Job
 from nanolit.data.conversations import ConversationStream, ValidationConversations
 from nanolit.data.pretrain import make_pretraining
 from nanolit.data.prompts import PromptStream
 from nanolit.data.stream import PretrainStream
-from nanolit.jobs.build import build
 from nanolit.jobs.origin import Origin, origin
 from nanolit.jobs.plans import stage_plan
 from nanolit.machine.device import keyed_generator, pick_device
@@ -27,7 +28,6 @@ from nanolit.model.gpt import GPT
 from nanolit.model.release import load_release, load_weights
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase
-from nanolit.phases.job import Job
 from nanolit.phases.mid import Mid
 from nanolit.phases.rl import ReinforcementLearning
 from nanolit.phases.sft import Sft

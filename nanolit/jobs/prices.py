@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
+from nanolit.config.schema import Cluster, Job
 from nanolit.machine.paths import conf_folder
 from nanolit.phases.derivation import Plan
-from nanolit.phases.job import Cluster, Job
 
 
 def cost(plan: Plan, cluster: Cluster) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from nanolit.jobs.build import build
-from nanolit.phases.job import Job
+from nanolit.config.build import build
+from nanolit.config.schema import Job
 from nanolit.tasks.rows import FileRows
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import check_conversation

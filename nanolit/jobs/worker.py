@@ -27,10 +27,11 @@ from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
+from nanolit.config.build import build
+from nanolit.config.schema import Job
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
-from nanolit.jobs.build import build
 from nanolit.jobs.micro_batch import out_of_memory
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
 from nanolit.jobs.processes import LEFT
@@ -39,7 +40,6 @@ from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_f
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
-from nanolit.phases.job import Job
 from nanolit.report.card import write_report
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
+from nanolit.config.schema import FinetuneDefaults, Group, Job
 from nanolit.model.accounting import (
     activation_bytes,
     flops_per_token,
@@ -18,7 +19,6 @@ from nanolit.model.accounting import (
     size_from_depth,
 )
 from nanolit.optim import scaling
-from nanolit.phases.job import FinetuneDefaults, Group, Job
 
 Plan = dict[str, Any]
 

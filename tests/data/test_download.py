@@ -14,10 +14,10 @@ import pytest
 from corpora import texts, write_texts
 from hub import Hub, serving
 
+from nanolit.config.compose import compose
 from nanolit.data.download import ATTEMPTS, PARTIAL, RECORD, fetch_shards, missing_shards
 from nanolit.data.shards import FineWebEdu, shard_name
 from nanolit.jobs import execute
-from nanolit.jobs.compose import compose
 from nanolit.machine.paths import read_json
 
 REPOSITORY = "someone/texts"

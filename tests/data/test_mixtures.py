@@ -10,8 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from nanolit.config.compose import compose
 from nanolit.data.conversations import ConversationStream
-from nanolit.jobs.compose import compose
 from nanolit.machine.paths import conf_folder
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import check_conversation

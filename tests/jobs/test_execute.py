@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from nanolit.config.build import build
+from nanolit.config.compose import compose
+from nanolit.config.names import tokenizer_folder
 from nanolit.jobs import execute, processes, worker
-from nanolit.jobs.build import build
-from nanolit.jobs.compose import compose
-from nanolit.jobs.names import tokenizer_folder
 from nanolit.jobs.parts import optimizer_settings
 from nanolit.machine.paths import read_json, stage_folder, write_json
 from nanolit.model.gpt import GPT
@@ -243,7 +243,7 @@ def test_ranks_that_die_without_a_result_are_a_failure(finished, monkeypatch):
     """An earlier result must not pass for theirs."""
     job = tiny_job(finished, "run=dead", "cluster.devices=2")
     write_json(stage_folder(finished, "dead", "base") / "result.json", {"status": "interrupted"})
-    monkeypatch.setattr(execute, "WORKER", "nanolit.jobs.check")  # a module that ends at once
+    monkeypatch.setattr(execute, "WORKER", "nanolit.config.check")  # a module that ends at once
     result = execute.run(job)
     assert result["status"] == "failed"
     assert "without a result" in result["error"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from nanolit.config.compose import compose
 from nanolit.jobs import execute, trial, worker
-from nanolit.jobs.compose import compose
 from nanolit.jobs.micro_batch import Tried, best_known, is_auto, out_of_memory, remember, tried
 from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.paths import read_json, stage_folder

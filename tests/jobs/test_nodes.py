@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nanolit.config.compose import compose
 from nanolit.jobs import processes
-from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.machine.paths import read_json, stage_folder
 

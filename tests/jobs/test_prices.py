@@ -8,8 +8,8 @@ import sys
 import pytest
 import yaml
 
+from nanolit.config.compose import compose, options
 from nanolit.jobs import sweep
-from nanolit.jobs.compose import compose, options
 from nanolit.jobs.plans import fresh_plans, show_plans
 from nanolit.jobs.prices import check_cost, total
 from nanolit.machine.paths import conf_folder

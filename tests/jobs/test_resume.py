@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nanolit.config.compose import compose
 from nanolit.jobs import worker
-from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.jobs.processes import descendants
 from nanolit.machine.paths import read_json

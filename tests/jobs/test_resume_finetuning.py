@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nanolit.callbacks.evaluate import EvaluateBitsPerByte
+from nanolit.config.compose import compose
 from nanolit.jobs import worker
-from nanolit.jobs.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.jobs.parts import prepare
 from nanolit.machine.paths import read_json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanolit.jobs.compose import compose
+from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.jobs.sources import hub_forbidden, nodes
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nanolit.config.compose import compose
 from nanolit.jobs import sweep
-from nanolit.jobs.compose import compose
 from nanolit.jobs.sweep import check_jobs, gpu_slots, run_jobs
 from nanolit.machine.paths import read_json, stage_folder, write_json
 from tests.jobs.test_execute import TINY

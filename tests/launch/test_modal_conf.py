@@ -9,7 +9,7 @@ from hydra_plugins.nanolit_modal.config import ModalLauncherConf
 from hydra_plugins.nanolit_modal.launcher import ModalLauncher, check_jobs, same_gpu, validate
 from omegaconf import OmegaConf
 
-from nanolit.jobs.compose import compose, compose_config, options
+from nanolit.config.compose import compose, compose_config, options
 
 
 def settings(**changes: object) -> dict:

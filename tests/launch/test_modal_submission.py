@@ -11,7 +11,7 @@ import pytest
 from launch import commands, remote
 from launch.image import unwanted
 from launch.uploads import fingerprint, strings
-from nanolit.jobs.compose import compose
+from nanolit.config.compose import compose
 from tests.fake_modal.account import Account
 
 pytestmark = pytest.mark.xdist_group("modal")

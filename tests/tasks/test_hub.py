@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from stand_in_hub import StandInHub
 
-from nanolit.jobs.compose import compose
+from nanolit.config.compose import compose
 
 CHAT = {
     "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
@@ -47,7 +47,7 @@ TABLES: dict[tuple[str, str, str], list[dict[str, Any]]] = {  # columns as on th
 }
 BUILD = """\
 import json, sys
-from nanolit.jobs.build import build
+from nanolit.config.build import build
 from nanolit.tokenizer.conversation import check_conversation
 found = []
 for node in json.loads(sys.argv[1]):

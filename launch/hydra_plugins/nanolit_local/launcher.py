@@ -26,7 +26,7 @@ class LocalLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nanolit.jobs.compose import compose
+        from nanolit.config.compose import compose
         from nanolit.jobs.sweep import run_jobs
 
         jobs = [compose(overrides) for overrides in job_overrides]

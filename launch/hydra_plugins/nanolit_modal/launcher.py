@@ -13,8 +13,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.nanolit_modal.config import ModalLauncherConf
 from omegaconf import DictConfig, OmegaConf
 
+from nanolit.config.schema import Job
 from nanolit.jobs.sweep import refuse_same_run
-from nanolit.phases.job import Job
 
 # https://modal.com/docs/guide/gpu (November 2026). "!" keeps an H100 an H100, "+" lets a B200 be a newer one.
 GPUS = (
@@ -45,7 +45,7 @@ class ModalLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nanolit.jobs.compose import compose
+        from nanolit.config.compose import compose
 
         refuse_in_container()
         validate(**self.settings)

@@ -8,7 +8,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.nanolit_local.launcher import LocalLauncher
 from omegaconf import DictConfig
 
-from nanolit.phases.job import Job
+from nanolit.config.schema import Job
 
 
 class SlurmLauncher(LocalLauncher):
@@ -19,7 +19,7 @@ class SlurmLauncher(LocalLauncher):
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nanolit.jobs.compose import compose
+        from nanolit.config.compose import compose
         from nanolit.jobs.plans import show_plans
         from nanolit.jobs.sweep import refuse_same_run
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nanolit.jobs.compose import compose
-from nanolit.jobs.names import decisive_settings, difference, tokenizer_name
+from nanolit.config.compose import compose
+from nanolit.config.names import decisive_settings, difference, tokenizer_name
 
 
 def name(*overrides: str) -> str:

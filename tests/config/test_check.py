@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from nanolit.jobs.build import build
-from nanolit.jobs.check import Shape, check_node, check_target, shape_of
+from nanolit.config.build import build
+from nanolit.config.check import Shape, check_node, check_target, shape_of
 
 SCHEDULE = {
     "_target_": "nanolit.optim.schedule.Schedule",
@@ -62,7 +62,7 @@ def test_derived_arguments_of_the_gpt_are_not_the_users():
 def test_a_class_of_lightning_is_found_through_its_reexport_without_importing_it():
     code = (
         "import sys\n"
-        "from nanolit.jobs.check import shape_of\n"
+        "from nanolit.config.check import shape_of\n"
         "assert 'project' in shape_of('lightning.pytorch.loggers.WandbLogger').keys\n"
         "assert 'lightning' not in sys.modules and 'torch' not in sys.modules\n"
     )
@@ -70,7 +70,7 @@ def test_a_class_of_lightning_is_found_through_its_reexport_without_importing_it
 
 
 def test_lists_and_mappings_are_checked_inside():
-    shape = shape_of("nanolit.phases.job.Recipe")
+    shape = shape_of("nanolit.config.schema.Recipe")
     assert isinstance(shape, Shape)
     node = {"groups": {"matrix": {"kind": "muon", "lr": "x"}}}
     inner = Shape(shape.module, {"groups": shape.keys["groups"]})

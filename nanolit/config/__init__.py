@@ -1,0 +1,6 @@
+"""Words typed to a checked job: the shape of a job, Hydra's composition, the check, and the names of runs.
+
+Takes overrides as they are typed on a command line.
+Gives one checked job, or a ValueError of one line with the key, what is allowed and the nearest spelling.
+May import machine.paths; hydra and omegaconf in compose.py alone; never torch or what plans and runs a job.
+"""

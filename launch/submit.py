@@ -13,8 +13,8 @@ import modal
 from launch import remote
 from launch.image import container_image
 from nanolit.config.schema import Job
-from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.paths import read_json, run_folder, write_json
+from nanolit.planning.plans import fresh_plan
 
 Submission = dict[str, Any]
 CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": {"cpu": 16.0, "memory": 65_536}}

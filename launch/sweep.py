@@ -11,9 +11,9 @@ from launch.submit import CPU_FUNCTIONS, Submission, secrets_of, submission_path
 from launch.uploads import upload_paths
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
-from nanolit.jobs.plans import show_plans
 from nanolit.jobs.sweep import JobFailed, conclude
 from nanolit.machine.paths import read_json, write_json
+from nanolit.planning.plans import show_plans
 
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:

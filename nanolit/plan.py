@@ -9,11 +9,11 @@ import sys
 from typing import Any
 
 from nanolit.config.compose import compose, options
-from nanolit.jobs.plans import fresh_plans, show_plans
-from nanolit.jobs.prices import check_cost, total
-from nanolit.jobs.show import clusters_table
 from nanolit.machine.doors import leave
-from nanolit.phases.derivation import Plan
+from nanolit.planning.derivation import Plan
+from nanolit.planning.plans import fresh_plans, show_plans
+from nanolit.planning.prices import check_cost, total
+from nanolit.planning.show import clusters_table
 
 ALL = "cluster=all"
 

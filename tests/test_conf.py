@@ -12,8 +12,8 @@ import yaml
 from nanolit.config.check import shape_of
 from nanolit.config.compose import compose, options
 from nanolit.jobs.execute import write_job
-from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.paths import conf_folder
+from nanolit.planning.plans import fresh_plan
 
 GROUPS = {group: options(group) for group in ("model", "recipe", "phase", "data", "cluster", "logger")}
 NONE = "–"  # nothing chosen

@@ -17,11 +17,11 @@ from nanolit.data.stream import Step
 from nanolit.jobs.execute import fetch_data, make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
 from nanolit.jobs.parts import Parts, build_gpt, compiled, optimizer_settings, prepare
-from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase
-from nanolit.phases.derivation import num_ranks
+from nanolit.planning.derivation import num_ranks
+from nanolit.planning.plans import fresh_plan
 
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
 

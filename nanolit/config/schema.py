@@ -1,6 +1,6 @@
 """The shape of a job: every key of job.yaml, with its type. A plain dict, so that any machine can run it.
 
-config/check.py reads these declarations from source; `None` means "derive it" (phases/derivation.py does).
+config/check.py reads these declarations from source; `None` means "derive it" (planning/derivation.py does).
 """
 
 from typing import Any, Literal, NotRequired, TypedDict

@@ -19,9 +19,7 @@ import yaml
 from nanolit.config.build import build
 from nanolit.config.names import decisive_settings, difference, tokenizer_folder
 from nanolit.config.schema import Job
-from nanolit.jobs.micro_batch import choices_of, is_auto, tried
 from nanolit.jobs.origin import finished, origin
-from nanolit.jobs.plans import fresh_plan, stage_plan
 from nanolit.jobs.processes import (
     WAIT_SECONDS,
     Node,
@@ -31,7 +29,6 @@ from nanolit.jobs.processes import (
     this_node,
     torchrun,
 )
-from nanolit.jobs.show import plan_table
 from nanolit.jobs.sources import check_sources, hub_forbidden
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
@@ -42,6 +39,9 @@ from nanolit.machine.paths import (
     write_atomically,
     write_json,
 )
+from nanolit.planning.micro_batch import choices_of, is_auto, tried
+from nanolit.planning.plans import fresh_plan, stage_plan
+from nanolit.planning.show import plan_table
 from nanolit.report.card import final_table, write_report
 
 Result = dict[str, Any]

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from nanolit.config.build import build
 from nanolit.config.schema import Job
-from nanolit.jobs.plans import stage_plan
+from nanolit.planning.plans import stage_plan
 
 
 def fetch_tasks(job: Job) -> None:

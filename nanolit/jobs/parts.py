@@ -21,7 +21,6 @@ from nanolit.data.pretrain import make_pretraining
 from nanolit.data.prompts import PromptStream
 from nanolit.data.stream import PretrainStream
 from nanolit.jobs.origin import Origin, origin
-from nanolit.jobs.plans import stage_plan
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
 from nanolit.model.gpt import GPT
@@ -31,6 +30,7 @@ from nanolit.phases.core import Phase
 from nanolit.phases.mid import Mid
 from nanolit.phases.rl import ReinforcementLearning
 from nanolit.phases.sft import Sft
+from nanolit.planning.plans import stage_plan
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import run, say, score, write_job
-from nanolit.jobs.plans import fresh_plans, show_plans
-from nanolit.jobs.prices import check_cost
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import read_json, run_folder
+from nanolit.planning.plans import fresh_plans, show_plans
+from nanolit.planning.prices import check_cost
 from nanolit.report.compare import sweep_table, write_sweep_csv
 
 

@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from nanolit.config.schema import Job
-from nanolit.jobs.micro_batch import Tried, choices_of, remember, tried
 from nanolit.jobs.parts import build_gpt, compiled
-from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.device import pick_device
 from nanolit.phases.core import compile_gpt
-from nanolit.phases.derivation import HEADROOM, Plan, peak_memory
+from nanolit.planning.derivation import HEADROOM, Plan, peak_memory
+from nanolit.planning.micro_batch import Tried, choices_of, remember, tried
+from nanolit.planning.plans import fresh_plan
 
 
 def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, known: Tried) -> Tried:

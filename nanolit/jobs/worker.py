@@ -32,7 +32,6 @@ from nanolit.config.schema import Job
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
-from nanolit.jobs.micro_batch import out_of_memory
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
 from nanolit.jobs.processes import LEFT
 from nanolit.machine.clock import duration
@@ -40,6 +39,7 @@ from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_f
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
+from nanolit.planning.micro_batch import out_of_memory
 from nanolit.report.card import write_report
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison

@@ -20,8 +20,8 @@ class SlurmLauncher(LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
-        from nanolit.jobs.plans import show_plans
         from nanolit.jobs.sweep import refuse_same_run
+        from nanolit.planning.plans import show_plans
 
         jobs = [compose(overrides) for overrides in job_overrides]
         for job in jobs:

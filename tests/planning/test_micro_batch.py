@@ -5,10 +5,10 @@ import torch
 
 from nanolit.config.compose import compose
 from nanolit.jobs import execute, trial, worker
-from nanolit.jobs.micro_batch import Tried, best_known, is_auto, out_of_memory, remember, tried
-from nanolit.jobs.plans import fresh_plan
 from nanolit.machine.paths import read_json, stage_folder
 from nanolit.model.accounting import peak_memory_gib
+from nanolit.planning.micro_batch import Tried, best_known, is_auto, out_of_memory, remember, tried
+from nanolit.planning.plans import fresh_plan
 
 GPU = ["cluster.gpu=NVIDIA H100 80GB HBM3", "model=d12", "micro_batch=auto"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,9 +10,9 @@ import yaml
 
 from nanolit.config.compose import compose, options
 from nanolit.jobs import sweep
-from nanolit.jobs.plans import fresh_plans, show_plans
-from nanolit.jobs.prices import check_cost, total
 from nanolit.machine.paths import conf_folder
+from nanolit.planning.plans import fresh_plans, show_plans
+from nanolit.planning.prices import check_cost, total
 
 PRICES = yaml.safe_load((conf_folder() / "prices.yaml").read_text())
 

@@ -9,10 +9,10 @@ import pytest
 
 from nanolit.config.compose import compose
 from nanolit.jobs.execute import prepare
-from nanolit.jobs.plans import fresh_plan, stage_plan
-from nanolit.jobs.show import plan_table
+from nanolit.planning.plans import fresh_plan, stage_plan
+from nanolit.planning.show import plan_table
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 BEFORE_KERNELS = json.loads((RESULTS / "5c8709d-nvidia-h200.json").read_text())["results"]
 
 

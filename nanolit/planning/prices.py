@@ -7,7 +7,7 @@ import yaml
 
 from nanolit.config.schema import Cluster, Job
 from nanolit.machine.paths import conf_folder
-from nanolit.phases.derivation import Plan
+from nanolit.planning.derivation import Plan
 
 
 def cost(plan: Plan, cluster: Cluster) -> dict[str, Any] | None:

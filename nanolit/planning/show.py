@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanolit.jobs.prices import total
+from nanolit.planning.prices import total
 
 
 def plan_table(plan: dict[str, Any], *, known: dict[str, Any] | None = None) -> str:

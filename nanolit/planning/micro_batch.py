@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nanolit.config.names import short_hash
 from nanolit.config.schema import Job
 from nanolit.machine.paths import read_json, write_json
-from nanolit.phases.derivation import Plan, divisors, fits
+from nanolit.planning.derivation import Plan, divisors, fits
 
 
 class Tried(NamedTuple):

@@ -6,11 +6,11 @@ from typing import Any
 from nanolit.config.build import build
 from nanolit.config.names import tokenizer_name
 from nanolit.config.schema import Job
-from nanolit.jobs.micro_batch import best_known, is_auto, tried, with_micro_batch
-from nanolit.jobs.prices import check_cost, cost
-from nanolit.jobs.show import plan_table, total_line
 from nanolit.machine.paths import read_json, stage_folder
-from nanolit.phases.derivation import Plan, derive
+from nanolit.planning.derivation import Plan, derive
+from nanolit.planning.micro_batch import best_known, is_auto, tried, with_micro_batch
+from nanolit.planning.prices import check_cost, cost
+from nanolit.planning.show import plan_table, total_line
 
 # What may differ between two starts of one run: where it runs and how it is watched.
 PRESENT = (

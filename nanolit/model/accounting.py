@@ -68,7 +68,7 @@ GPU_MEMORY_GIB: tuple[tuple[tuple[str, ...], float], ...] = (
 )
 
 # What `peak_memory_gib` is made of beside the sizes of tensors. Bytes that one token leaves in one layer for
-# each channel of the width, compiled, in bfloat16: fitted to `python -m nanolit.bench train` on one H200.
+# each channel of the width, compiled, in bfloat16: fitted to `python -m benchmarks train` on one H200.
 ACTIVATION_BYTES = {
     "hopper": 26.2,  # with our kernels, commit 28b42ab: d12, 32 rows, 18.19 GiB; d20, 16 rows, 29.68 GiB
     "hopper_fp8": 23.4,  # commit 8be89fe: d12, 32 rows, 16.66 GiB; d20, 16 rows, 27.41 GiB

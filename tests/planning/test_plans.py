@@ -212,7 +212,7 @@ def test_hours_follow_the_published_runs():
     assert base_plan("cluster.gpu=Quantum 9000")["hours"]["hours"] is None
 
 
-# Oracle: peaks of `python -m nanolit.bench train` on one H200, in GiB: GPU whose kernels it ran, precision,
+# Oracle: peaks of `python -m benchmarks train` on one H200, in GiB: GPU whose kernels it ran, precision,
 # depth, rows.
 MEASURED = [
     *(

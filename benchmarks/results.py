@@ -10,6 +10,7 @@ from typing import Any
 from nanolit.machine.paths import PACKAGE, read_json, write_json
 
 FORMAT = 1
+FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def split_settings(arguments: list[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -37,7 +38,7 @@ def own_settings(arguments: list[str], own: dict[str, str]) -> dict[str, str]:
 def command_line(benchmark: str, arguments: list[str]) -> str:
     """What was measured, as it is typed again; where results are kept and under which name is no part."""
     kept = [argument for argument in arguments if not argument.startswith(("commit=", "results="))]
-    return " ".join(["python -m nanolit.bench", benchmark, *kept])
+    return " ".join(["python -m benchmarks", benchmark, *kept])
 
 
 def number(settings: dict[str, str], key: str, *, least: int) -> int:
@@ -72,7 +73,7 @@ def processor() -> str:
 
 def save(entry: dict[str, Any], *, commit: str, device: str, folder: str) -> Path:
     """Add the entry to the file of its commit and device, in place of one with the same command."""
-    where = Path(folder) if folder else PACKAGE.parent / "benchmarks" / "results"
+    where = Path(folder) if folder else FOLDER
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     path = where / f"{commit}-{name}.json"
     where.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     if ranks != started:
         raise ValueError(
             f"the job is for {ranks} ranks, {started} were started; give cluster.devices={started}, or "
-            f"begin with torchrun --standalone --nproc-per-node={ranks} -m nanolit.bench"
+            f"begin with torchrun --standalone --nproc-per-node={ranks} -m benchmarks"
         )
     if tokens == "random":
         return job, random_parts(job)

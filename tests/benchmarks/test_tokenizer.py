@@ -1,4 +1,4 @@
-"""`python -m nanolit.bench tokenizer` measures what is installed, and refuses what it doesn't know."""
+"""`python -m benchmarks tokenizer` measures what is installed, and refuses what it doesn't know."""
 
 import json
 import subprocess
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nanolit.bench import tokenizer as bench
+from benchmarks import tokenizer as bench
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nanolit.bench", "tokenizer", *arguments]
+    command = [sys.executable, "-m", "benchmarks", "tokenizer", *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m nanolit.bench train model=d12`; a module of this folder for each name."""
+"""Benchmarks: `python -m benchmarks train model=d12`; one module of this folder for each name."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanolit.machine.doors import leave
 
-LAUNCHERS = Path(__file__).resolve().parents[2] / "launch"
+LAUNCHERS = Path(__file__).resolve().parents[1] / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
 
@@ -19,7 +19,7 @@ def main() -> int:
     if {"--help", "-h"} & {name, *arguments}:
         chosen = [name] if name in BENCHMARKS else BENCHMARKS
         for one in chosen:
-            module = importlib.import_module(f"nanolit.bench.{one}")
+            module = importlib.import_module(f"benchmarks.{one}")
             own = " ".join(f"{key}={value}" for key, value in module.OWN.items())
             print(str(module.__doc__).replace("see OWN", own))
         return 0
@@ -30,7 +30,7 @@ def main() -> int:
         )
         return 2
     try:
-        return importlib.import_module(f"nanolit.bench.{name}").main(arguments)
+        return importlib.import_module(f"benchmarks.{name}").main(arguments)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Tokenizer speed: `python -m nanolit.bench tokenizer`, with the peers that are installed beside us.
+"""Tokenizer speed: `python -m benchmarks tokenizer`, with the peers that are installed beside us.
 
 Training: our trainer (from strings and from parquet) against rustbpe 0.1.0 and HF tokenizers, wall time and
 memory. Encoding: ours against tiktoken, gigatoken, fastokens, HF tokenizers and rustbpe, cold and warm. Every
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from nanolit.bench import results
+from benchmarks import results
 from nanolit.data.shards import Corpus, LocalFolder, Sample
 from nanolit.data.texts import training_arrays
 from nanolit.report.tables import markdown_table
@@ -164,7 +164,7 @@ def take_turns(
     for _ in range(repeats):
         for tool in tools:
             order = json.dumps({**task, "kind": kind, "tool": tool})
-            command = [sys.executable, "-m", "nanolit.bench", "tokenizer", "measure", order]
+            command = [sys.executable, "-m", "benchmarks", "tokenizer", "measure", order]
             threads = str(task["threads"] if kind == "train" else 1)
             environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)

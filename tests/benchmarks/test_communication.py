@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanolit.bench.communication import communication
+from benchmarks.communication import communication
 
 
 def kernel(name: str, begin: float, end: float) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanolit.bench import results, train
+from benchmarks import results, train
 
 TINY = [
     "model.depth=1",
@@ -77,11 +77,11 @@ def test_what_it_does_not_know_is_refused_in_one_line(argument: str, said: str):
 
 
 def test_the_door_lists_the_benchmarks():
-    command = [sys.executable, "-m", "nanolit.bench", "speed"]
+    command = [sys.executable, "-m", "benchmarks", "speed"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr.startswith("there is no benchmark 'speed'; give one of ")
     for arguments in (["--help"], ["profile", "--help"]):
-        command = [sys.executable, "-m", "nanolit.bench", *arguments]
+        command = [sys.executable, "-m", "benchmarks", *arguments]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert "`python -m nanolit.bench profile model=d12 micro_batch=32`" in found.stdout
+        assert "`python -m benchmarks profile model=d12 micro_batch=32`" in found.stdout

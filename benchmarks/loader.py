@@ -1,4 +1,4 @@
-"""The data loader alone: `python -m nanolit.bench loader data=FOLDER`, from parquet files to batches.
+"""The data loader alone: `python -m benchmarks loader data=FOLDER`, from parquet files to batches.
 
 Tokens a second of one rank on N threads, text a second, memory against the stated bound; then, on one thread,
 the share of each part: reading, shuffling, encoding, packing, tensors. The stream is measured in a process of
@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from nanolit.bench import results
-from nanolit.bench.tokenizer import peak_megabytes
+from benchmarks import results
+from benchmarks.tokenizer import peak_megabytes
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.sequence import DocumentSequence
 from nanolit.data.shards import Corpus, Dataset, LocalFolder, Sample
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         order = {**settings, "files": [str(path) for path in corpus_files(settings, Path(folder))]}
         if not settings["tokenizer"]:
             order["tokenizer"] = str(learn_tokenizer(order, Path(folder) / "tokenizer"))
-        command = [sys.executable, "-m", "nanolit.bench", "loader", "measure", json.dumps(order)]
+        command = [sys.executable, "-m", "benchmarks", "loader", "measure", json.dumps(order)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise ValueError("the loader failed; the reason is in the lines above")

@@ -1,4 +1,4 @@
-"""Training speed: `python -m nanolit.bench train model=d12 micro_batch=32`, on random tokens by default.
+"""Training speed: `python -m benchmarks train model=d12 micro_batch=32`, on random tokens by default.
 
 Runs the Trainer, the model and the optimizer that training runs. `overhead=true` compares the Trainer with a
 bare loop over the same parts instead. Own settings: see OWN; the rest are overrides as for nanolit.train.
@@ -16,8 +16,8 @@ from typing import Any  # noqa: E402
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
 
-from nanolit.bench import communication, results  # noqa: E402
-from nanolit.bench.parts import fill_gradients, parts_of  # noqa: E402
+from benchmarks import communication, results  # noqa: E402
+from benchmarks.parts import fill_gradients, parts_of  # noqa: E402
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E402
 from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402

@@ -1,4 +1,4 @@
-"""Where the GPU's time goes: `python -m nanolit.bench profile model=d12 micro_batch=32`.
+"""Where the GPU's time goes: `python -m benchmarks profile model=d12 micro_batch=32`.
 
 A trace for chrome://tracing or Perfetto, and the ten most expensive kernels with their share and their floor:
 for matrix products and attention the time at the speed of one large product, for the rest that of moving the
@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity
 
-from nanolit.bench import results
-from nanolit.bench.parts import fill_gradients, parts_of, trace_of
-from nanolit.bench.train import between, mark, synchronize
+from benchmarks import results
+from benchmarks.parts import fill_gradients, parts_of, trace_of
+from benchmarks.train import between, mark, synchronize
 from nanolit.data.stream import Step
 from nanolit.jobs.worker import quieten_libraries
 from nanolit.kernels.fp8 import VALUES, product

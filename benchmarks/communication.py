@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity
 
-from nanolit.bench.parts import trace_of
+from benchmarks.parts import trace_of
 
 Span = tuple[float, float]  # beginning and end, in microseconds
 

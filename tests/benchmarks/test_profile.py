@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from nanolit.bench.profile import Speeds, floor, kernels_of
+from benchmarks.profile import Speeds, floor, kernels_of
 
 SPEEDS = Speeds(bf16=1e12, fp8=2e12, memory=1e9)
 

@@ -1,4 +1,4 @@
-"""`python -m nanolit.bench loader` measures the stream, its memory and its parts."""
+"""`python -m benchmarks loader` measures the stream, its memory and its parts."""
 
 import json
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nanolit.bench import loader
+from benchmarks import loader
 
 TINY = ["vocab_size=400", "rows=16", "context=64", "warmup=1", "seconds=1", "threads=2", "commit=test"]
 
 
 @pytest.mark.parametrize("packing", ["bestfit", "bestfit_split", "flat"])
 def test_it_measures_the_stream_and_keeps_the_figures(tmp_path: Path, packing: str) -> None:
-    command = [sys.executable, "-m", "nanolit.bench", "loader", *TINY]
+    command = [sys.executable, "-m", "benchmarks", "loader", *TINY]
     done = subprocess.run(
         [*command, f"packing={packing}", f"results={tmp_path}"], capture_output=True, text=True
     )

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import texts, write_texts
 
-from nanolit.data.sample import make
+from dev import make_sample
 from nanolit.data.shards import (
     SAMPLE_FOLDER,
     ClimbMix,
@@ -48,7 +48,9 @@ def test_each_of_sixteen_lanes_owns_several_row_groups_of_the_sample(tmp_path: P
 
 
 def test_no_article_or_book_of_the_sample_is_in_both_splits() -> None:
-    works = {split: {make.work(row) for row in sample_rows(split)} for split in ("train", "validation")}
+    works = {
+        split: {make_sample.work(row) for row in sample_rows(split)} for split in ("train", "validation")
+    }
     assert not works["train"] & works["validation"]
 
 
@@ -60,8 +62,8 @@ def test_attribution_tells_every_source_of_the_sample() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED, reason="NANOLIT_SHARED is not set")
 def test_the_script_makes_the_sample_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "HERE", tmp_path)
-    make.main(Path(SHARED or "") / "data" / "pretrain")
+    monkeypatch.setattr(make_sample, "SAMPLE_FOLDER", tmp_path)
+    make_sample.main(Path(SHARED or "") / "data" / "pretrain")
     for split in ("train", "validation"):
         assert pq.read_table(tmp_path / f"{split}.parquet").to_pylist() == sample_rows(split)
 

@@ -1,8 +1,8 @@
-"""Makes the sample that ships with the package: `python nanolit/data/sample/make.py FOLDER`.
+"""Make the sample that ships with the package: `python dev/make_sample.py FOLDER`.
 
 FOLDER holds parquet shards with the columns text, source and id, of which the last by name is held out.
 Train documents come from the first shards, validation documents from the held-out one. The result depends
-on the shards alone; ATTRIBUTION.md, beside this file, says what was taken and what was changed.
+on the shards alone; ATTRIBUTION.md in nanolit/data/sample says what was taken and what was changed.
 """
 
 import re
@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HERE = Path(__file__).resolve().parent
+from nanolit.data.shards import SAMPLE_FOLDER
+
 TRAIN_CHARACTERS, VALIDATION_CHARACTERS = 4_300_000, 400_000
 SHARES = {"simplewiki": 0.40, "enwiki": 0.25, "gutenberg": 0.20, "wikinews": 0.15}
 LENGTHS = (400, 1_800)  # characters: no document is much longer than 512 tokens of a small vocabulary
@@ -92,8 +93,10 @@ def write(rows: list[dict[str, str]], path: Path) -> None:
 def main(folder: Path) -> None:
     *train, held_out = sorted(folder.glob("*.parquet"))
     validation = collect([held_out], VALIDATION_CHARACTERS, set())
-    write(validation, HERE / "validation.parquet")
-    write(collect(train, TRAIN_CHARACTERS, {work(row) for row in validation}), HERE / "train.parquet")
+    write(validation, SAMPLE_FOLDER / "validation.parquet")
+    write(
+        collect(train, TRAIN_CHARACTERS, {work(row) for row in validation}), SAMPLE_FOLDER / "train.parquet"
+    )
 
 
 if __name__ == "__main__":

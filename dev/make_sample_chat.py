@@ -1,24 +1,21 @@
-"""Makes the conversations and problems that ship with the package: `python nanolit/data/sample/chat/make.py
-FOLDER`.
+"""Make the conversations and problems that ship with the package: `python dev/make_sample_chat.py FOLDER`.
 
 FOLDER is a mirror: chat/{dolly15k,self_instruct_human,oasst_sample,fastchat_identity}, eval/… as a task reads
 it, words_lower.txt. What is taken depends on each row alone (its length and a checksum of its text), so the
-splits stay as they are when a source grows. ATTRIBUTION.md, beside this file, names origins, licences and
-changes.
+splits stay as they are when a source grows. ATTRIBUTION.md in nanolit/data/sample/chat names origins,
+licences and changes.
 """
 
 import json
 import sys
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import zstandard
 
-from nanolit.tasks.rows import FileRows, find_file, read_lines
+from nanolit.tasks.rows import SAMPLE, FileRows, find_file, read_lines
 
-SAMPLE = Path(__file__).resolve().parent.parent
 CHATS = {
     "dolly15k": (600, 27),
     "self_instruct_human": (2000, 100),

@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from nanolit.machine.doors import leave
+from nanolit.machine.exit import leave
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:

@@ -9,7 +9,7 @@ import modal
 
 from launch import commands
 from launch.submit import explain
-from nanolit.machine.doors import leave
+from nanolit.machine.exit import leave
 from nanolit.machine.paths import home
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanolit.machine.doors import leave
+from nanolit.machine.exit import leave
 from nanolit.report.tables import markdown_table
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nanolit.machine.doors import leave
-from nanolit.report.arguments import parse
+from nanolit.machine.arguments import parse
+from nanolit.machine.exit import leave
 
 USAGE = """\
 Evaluate a trained model: bits per byte on the base stage's validation rows, then the chat tasks.

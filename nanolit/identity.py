@@ -6,8 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from nanolit.machine.doors import leave
-from nanolit.report.arguments import parse
+from nanolit.machine.arguments import parse
+from nanolit.machine.exit import leave
 from nanolit.tasks.endpoint import Endpoint
 from nanolit.tasks.identity_generation import (
     Estimate,

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from nanolit.config.compose import compose, options
-from nanolit.machine.doors import leave
+from nanolit.machine.exit import leave
 from nanolit.planning.derivation import Plan
 from nanolit.planning.plans import fresh_plans, show_plans
 from nanolit.planning.prices import check_cost, total

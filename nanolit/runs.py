@@ -4,9 +4,9 @@ import sys
 import time
 from pathlib import Path
 
-from nanolit.machine.doors import leave
+from nanolit.machine import arguments
+from nanolit.machine.exit import leave
 from nanolit.machine.paths import home, run_folder
-from nanolit.report import arguments
 from nanolit.report.folders import Run, find_runs
 from nanolit.report.tables import age, markdown_table, score
 

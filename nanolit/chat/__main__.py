@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import nanolit
-from nanolit.machine.doors import leave
+from nanolit.machine.exit import leave
 
 HELP = """\
 Talk to a trained model.

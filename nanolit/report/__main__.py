@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from nanolit.machine.doors import leave
+from nanolit.machine import arguments
+from nanolit.machine.exit import leave
 from nanolit.machine.paths import home, write_atomically
-from nanolit.report import arguments, card, compare, curves
+from nanolit.report import card, compare, curves
 from nanolit.report.folders import STAGES, open_run
 
 PROG = "python -m nanolit.report"

@@ -1,4 +1,4 @@
-"""key=value on the command line of the plain doors, with errors that say what is allowed."""
+"""key=value on the command line of the plain commands, with errors that say what is allowed."""
 
 import argparse
 import difflib

@@ -1,4 +1,4 @@
-"""Train: `python -m nanolit.train phase=base model=d12`. The only door of Hydra's; jobs/ does the work."""
+"""Train: `python -m nanolit.train phase=base model=d12`. The only command of Hydra's; jobs/ does the work."""
 
 import os
 import sys

@@ -230,7 +230,7 @@ def test_the_help_names_every_top_level_key():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["modle=d6"]])
-def test_the_door_answers_without_torch(arguments, tmp_path):
+def test_the_command_answers_without_torch(arguments, tmp_path):
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['nanolit.train', *{arguments!r}]\n"

@@ -29,7 +29,7 @@ def base(tmp_path) -> Path:
 
 
 def refused(*arguments: object) -> str:
-    """The one line that the door leaves with."""
+    """The one line that the command ends with."""
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     message = str(caught.value.code)

@@ -1,4 +1,4 @@
-"""The evaluate door's refusals; that it evaluates is shown by test_pipeline.py."""
+"""The evaluate command's refusals; that it evaluates is shown by test_pipeline.py."""
 
 from pathlib import Path
 

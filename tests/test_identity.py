@@ -1,4 +1,4 @@
-"""The door that has identity conversations written: what it prints, and that it goes on where it stopped."""
+"""The command that has identity conversations written: what it prints, and that it resumes."""
 
 import json
 import os

@@ -102,7 +102,7 @@ def test_commands_are_found() -> None:
     }
 
 
-def test_the_map_of_rooms_equals_the_listing_of_the_package() -> None:
+def test_the_map_of_packages_equals_the_listing_of_the_package() -> None:
     table = README[README.index("## What is where") : README.index("Imports point one way")]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {name.strip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}

@@ -1,5 +1,7 @@
-"""Beside the loss: evaluation, samples, throughput, checkpoints.
+"""Beside the loss: evaluation, samples, throughput, checkpoints, and a watch for ranks that got stuck.
 
-Comes in: the trainer and the phase it drives. Goes out: metrics, files in the stage folder.
-May import evaluation, inference, model, tokenizer, tasks, report, machine, lightning; never hydra or wandb.
+Takes the trainer and the phase that it drives.
+Gives metrics, and files in the stage's folder.
+May import evaluation, inference, optim, phases, tokenizer, tasks, machine and lightning; never a logger
+or jobs.
 """

@@ -1,5 +1,6 @@
 """Talk to a model: in the terminal or on a page in the browser.
 
-Comes in: a release, messages, sampling settings. Goes out: streamed text, and nothing is kept on disk.
-May import inference, tokenizer, model.release, machine; gradio in web.py alone; never lightning or jobs.
+Takes a release, messages, sampling settings.
+Gives streamed text, and keeps nothing on disk.
+May import inference and machine.device; gradio in web.py alone; never lightning or jobs.
 """

@@ -1,4 +1,4 @@
-"""`python -m nanolit.chat run=RUN`: the door to the chat, in the terminal or (web=true) in the browser."""
+"""`python -m nanolit.chat run=RUN`: chat in the terminal or (web=true) in the browser."""
 
 import argparse
 import difflib

@@ -1,5 +1,6 @@
-"""A model to (name, value) pairs: bits per byte, CORE and the chat tasks.
+"""A model to (name, value) pairs: bits per byte and the chat tasks.
 
-Comes in: a raw model, a tokenizer, rows or tasks. Goes out: numbers, summed over ranks.
-May import inference, model, tokenizer, tasks, machine; never a logger or lightning.
+Takes a raw model, a tokenizer, rows or tasks.
+Gives numbers, summed over ranks.
+May import inference, model, tokenizer, tasks, machine.device and torch; never a logger or lightning.
 """

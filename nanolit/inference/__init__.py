@@ -1,5 +1,6 @@
 """A model that talks: the engine with its cache, sampling and the calculator tool.
 
-Comes in: a model, a tokenizer, prompts. Goes out: token ids and text, streamed.
-May import model, tokenizer, machine, torch; never lightning, data or phases.
+Takes a model, a tokenizer, prompts.
+Gives token ids and text, streamed.
+May import model, tokenizer, machine.device and torch; never lightning, data or phases.
 """

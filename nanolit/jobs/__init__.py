@@ -1,5 +1,7 @@
-"""A checked job to processes to a result.
+"""What runs: a checked job to processes to a result.
 
-Comes in: a resolved job, a plain dict. Goes out: job.yaml, plan.json, result.json in the run folder.
-May import the rooms below it; lightning in worker.py alone.
+Takes a job, a plain dict as job.yaml holds it.
+Gives job.yaml, plan.json and result.json in the stages' folders, and the run's report.
+May import callbacks, config, data, inference, model, phases, planning, report, tokenizer, tasks and machine;
+hydra and omegaconf never, lightning in worker.py alone.
 """

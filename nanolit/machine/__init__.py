@@ -1,5 +1,6 @@
-"""What we run on: folders, devices, ranks and random numbers.
+"""What we run on: folders, devices, ranks, random numbers, locks, and how a command reads its words and ends.
 
-Comes in: environment variables and the user's root folder. Goes out: paths, devices, keyed generators.
-May never import any other room; only device.py may import torch.
+Takes environment variables, the user's root folder and command lines.
+Gives paths, devices, keyed generators and settings.
+May import no other package; torch in device.py alone.
 """

@@ -1,8 +1,8 @@
 """The GPT of every recipe: ids to logits, with each idea behind a flag of its own.
 
 Letters of shapes, everywhere in the repository: B rows, T positions, C width, H heads, K key-value heads,
-D head dim, V vocabulary, L layers; in this room also S positions of keys (cached ones and T new) and E, half
-of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
+D head dim, V vocabulary, L layers; here and in kernels/ also S positions of keys (cached ones and T new) and
+E, half of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
 """
 
 import math

@@ -1,5 +1,6 @@
 """Gradients to parameters: Muon and AdamW in one optimizer, their groups, schedules and scaling rules.
 
-Comes in: named tensors with roles, settings, a step number. Goes out: updated parameters and state slices.
+Takes named tensors with roles, settings, a step number.
+Gives updated parameters and each rank's share of the state.
 May import kernels, machine.device and torch; never a model.
 """

@@ -1,6 +1,6 @@
 """What each stage optimizes: a LightningModule per phase over one shared core.
 
-Comes in: a job and its derived plan. Goes out: losses, a trained model, checkpoints through callbacks.
-May import model, optim, inference, tokenizer, tasks, data, machine, lightning; never
-callbacks, jobs or wandb.
+Takes a model, its parameter groups and schedule, and the steps of the loader.
+Gives losses and a trained model.
+May import data, inference, model, optim, tokenizer, tasks, machine and lightning; never callbacks or jobs.
 """

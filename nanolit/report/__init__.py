@@ -1,5 +1,6 @@
-"""Runs as text, tables and pictures: the report card of one, the comparison of several, the table of a sweep.
+"""Runs as text, tables and pictures: the report card of one, the comparison of several, a sweep's table.
 
-Comes in: run folders and results of jobs. Goes out: report.md, PNG curves, Markdown tables, CSV.
-May import machine only; never torch, a model or any other room.
+Takes run folders and the results of jobs.
+Gives report.md, PNG curves, Markdown tables, CSV.
+May import machine; never torch or a model.
 """

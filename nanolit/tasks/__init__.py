@@ -1,5 +1,6 @@
 """Examples and how to score them: conversations for finetuning and problems for evaluation.
 
-Comes in: files or hub datasets. Goes out: conversations as plain dicts, verdicts on answers.
-May import machine.paths (and datasets inside functions); never torch or another room.
+Takes files or hub datasets, and answers to judge.
+Gives conversations as plain dicts, and verdicts.
+May import machine.paths; datasets inside functions; never torch, a tokenizer or a model.
 """

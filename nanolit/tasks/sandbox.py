@@ -1,12 +1,12 @@
 """Runs Python that a model wrote, and says whether it ran to its end.
 
-Walls, outermost first: own namespaces where the system lends them (no network, no view of other processes,
+Layers, outermost first: own namespaces where the system lends them (no network, no view of other processes,
 all descendants die together), Linux's Landlock (reads the standard library, writes nothing, starts nothing),
 resource limits, an empty environment and an empty working folder, a fresh interpreter without site-packages,
 and an audit hook that ends it at the first attempt to write, connect, or start a process (confine.py).
-Where the first two are missing (macOS, some containers) the hook is the only wall against a hostile program,
+Where the first two are missing (macOS, some containers) the hook is the only layer against a hostile program,
 and confine.py says what it doesn't see.
-No wall stands between the program and the tests that run inside it: code that sets out to deceive its own
+No layer stands between the program and the tests that run inside it: code that sets out to deceive its own
 tests can; exiting early, printing or raising can't.
 """
 
@@ -52,7 +52,7 @@ class Outcome:
 def run_python(
     program: str, *, timeout_seconds: float = 5.0, memory_bytes: int = 256 << 20, output_bytes: int = 64 << 10
 ) -> Outcome:
-    """Run `program` behind the walls; `output_bytes` are kept of what it prints.
+    """Run `program` inside the layers; `output_bytes` are kept of what it prints.
 
     The limits of time and memory are nanochat's, for HumanEval; costs about 0.1 s.
     """

@@ -1,5 +1,6 @@
 """Text to token ids and back: byte-level BPE training, encoding, and the rendering of conversations.
 
-Comes in: strings, conversations, a tokenizer folder. Goes out: token ids, masks, tokenizer.json.
-May import machine.paths only; never torch, lightning or another room.
+Takes strings, conversations, a tokenizer's folder.
+Gives token ids, masks of what is learned, tokenizer.json.
+May import machine.paths; never torch, a task or a model.
 """

@@ -76,7 +76,7 @@ def test_what_it_does_not_know_is_refused_in_one_line(argument: str, said: str):
         train.main([*TINY, argument])
 
 
-def test_the_door_lists_the_benchmarks():
+def test_the_command_lists_the_benchmarks():
     command = [sys.executable, "-m", "benchmarks", "speed"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 2

@@ -1,4 +1,4 @@
-"""The door, as it is typed: sweeps without -m, refusals before the first job starts, exit codes."""
+"""The command, as it is typed: sweeps without -m, refusals before the first job starts, exit codes."""
 
 import subprocess
 import sys

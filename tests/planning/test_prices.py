@@ -95,19 +95,19 @@ def test_plans_are_shown_before_they_are_refused(capsys):
     assert out.count("an hour, prices of") == 2
 
 
-def plan_door(*arguments: str) -> subprocess.CompletedProcess[str]:
+def plan_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nanolit.plan", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_plan_refuses_with_exit_code_2():
-    done = plan_door("model=d20", "cluster=modal_h100", "max_cost=1")
+    done = plan_command("model=d20", "cluster=modal_h100", "max_cost=1")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "at $4.84 an hour" in done.stdout
 
 
 def test_all_clusters_are_compared():
-    done = plan_door("phase=speedrun", "model=d20", "cluster=all")
+    done = plan_command("phase=speedrun", "model=d20", "cluster=all")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["cluster", *options("cluster")]
@@ -118,7 +118,7 @@ def test_all_clusters_are_compared():
 
 
 def test_all_clusters_as_json_hold_every_plan():
-    found = json.loads(plan_door("model=d32", "cluster=all", "--json").stdout)
+    found = json.loads(plan_command("model=d32", "cluster=all", "--json").stdout)
     assert set(found) == set(options("cluster"))
     assert found["modal_a10g"]["memory"]["fits"] is False
     one = found["modal_8xh100"]
@@ -126,9 +126,9 @@ def test_all_clusters_as_json_hold_every_plan():
 
 
 def test_a_cluster_above_max_cost_says_so_in_its_line():
-    done = plan_door("model=d12", "cluster=all", "max_cost=10")
+    done = plan_command("model=d12", "cluster=all", "max_cost=10")
     assert done.returncode == 0
     assert any(
         line.startswith("  modal_a10g") and "above max_cost=10" in line for line in done.stdout.splitlines()
     )
-    assert plan_door("model=d12", "cluster=all", "micro_batch=5").returncode == 2
+    assert plan_command("model=d12", "cluster=all", "micro_batch=5").returncode == 2

@@ -26,7 +26,7 @@ def order(count: int, **changes: Any) -> Order:
 
 
 def run(server: StandIn, out: Path, wanted: Order, *, workers: int = 4) -> Endpoint:
-    """What the door does, without pauses."""
+    """What the command does, without pauses."""
     endpoint = Endpoint(server.base_url, wanted.model, key=KEY, first_pause_seconds=0.01)
 
     async def converse() -> None:

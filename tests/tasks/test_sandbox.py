@@ -129,7 +129,7 @@ def test_the_program_sees_neither_our_environment_nor_our_packages(monkeypatch: 
 def test_a_child_that_left_the_session_dies_with_its_namespace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The outermost wall alone: a confinement that lets the program fork can't be outlived."""
+    """The outermost layer alone: a confinement that lets the program fork can't be outlived."""
     if not sandbox._namespaces():
         pytest.skip("this system lends no namespaces")
     beacon = tmp_path / "beacon"
@@ -147,7 +147,7 @@ def test_a_child_that_left_the_session_dies_with_its_namespace(
 
 
 def test_landlock_alone_forbids_reading_writing_and_starting(tmp_path: Path) -> None:
-    """The second wall alone, without the audit hook."""
+    """The second layer alone, without the audit hook."""
     secret = tmp_path / "secret"
     secret.write_text("x")
     program = (
@@ -166,7 +166,7 @@ def test_landlock_alone_forbids_reading_writing_and_starting(tmp_path: Path) -> 
     assert secret.exists()
 
 
-def test_without_namespaces_the_other_walls_still_hold(
+def test_without_namespaces_the_other_layers_still_hold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sandbox, "_namespaces", lambda: ())
@@ -191,7 +191,7 @@ def test_without_namespaces_the_other_walls_still_hold(
         "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0)",
     ],
 )
-def test_the_innermost_wall_alone_lets_no_module_write_or_call(program: str, tmp_path: Path) -> None:
+def test_the_innermost_layer_alone_lets_no_module_write_or_call(program: str, tmp_path: Path) -> None:
     """As on macOS."""
     if "pidfd" in program and not hasattr(signal, "pidfd_send_signal"):
         pytest.skip("this system has no such call")

@@ -303,6 +303,6 @@ def test_without_rust_a_large_corpus_is_refused_with_a_remedy(monkeypatch) -> No
         Tokenizer.train(["a" * 60, "b" * 60], vocab_size=300)
 
 
-def test_importing_the_room_imports_no_torch() -> None:
+def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, nanolit.tokenizer.bpe, nanolit.tokenizer.nanochat; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

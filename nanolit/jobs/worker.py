@@ -198,7 +198,10 @@ class Watch:
         if parts.validation_task is None:
             assert parts.validation is not None
             self.evaluation = EvaluateBitsPerByte(
-                parts.validation, token_bytes=parts.tokenizer.token_bytes(), **watching
+                parts.validation,
+                rows=parts.validation.identity,
+                token_bytes=parts.tokenizer.token_bytes(),
+                **watching,
             )
         else:
             self.evaluation = EvaluatePasses(

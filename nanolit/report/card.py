@@ -17,6 +17,7 @@ from typing import Any
 
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import PACKAGE, write_atomically
+from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, flatten, open_run
 from nanolit.report.tables import markdown_table, readable, score
@@ -32,7 +33,7 @@ METRICS = (
     "SpellingBee",
     "ChatCORE",
 )
-SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics")
+SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics", "gradients")
 SOURCES = (".py", ".rs", ".md", ".toml", ".yaml", ".sh", ".html")
 CHARACTERS_PER_TOKEN = 4  # nanochat's rule of thumb for code
 
@@ -201,6 +202,8 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     parts = [f"## {stage.name.upper()}\n", f"State: {state}{step}\n"]
     if error := stage.result.get("error"):
         parts.append(f"Error: {' '.join(str(error).split())}\n")
+    if remark := gradients.remark_of(stage, run.job):
+        parts.append(f"{remark[0].upper()}{remark[1:]}.\n")
     result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
     if mfu := [value for _step, value in stage.series("mfu")]:
         result["mfu, median"] = statistics.median(mfu)

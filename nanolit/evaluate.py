@@ -46,7 +46,7 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     from nanolit.config.build import build
     from nanolit.config.compose import named
     from nanolit.data.pretrain import make_pretraining, training_texts
-    from nanolit.evaluation.bits_per_byte import bits_per_byte, unigram_bits_per_byte
+    from nanolit.evaluation.bits_per_byte import bits_per_byte, describe_rows, unigram_bits_per_byte
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.inference.engine import Engine
     from nanolit.jobs.execute import read_job
@@ -71,6 +71,10 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
 
     corpus = build(job["data"]).prepare(Path(root), num_shards=1)
     context = plan["gpt"]["context"]
+    base = release.parent.parent / "base" / "plan.json"
+    eval_tokens = job["stage"]["base"]["eval_tokens"] or job["recipe"]["base"]["eval_tokens"]
+    if base.is_file():  # the very rows that the base stage was evaluated on
+        eval_tokens = read_json(base)["eval_rows"] * context
     stream, validation = make_pretraining(
         corpus,
         model.tokenizer,
@@ -79,10 +83,12 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
         micro_batch=1,
         seed=job["seed"],
         packing=job["recipe"]["packing"],
-        validation_tokens=job["stage"]["base"]["eval_tokens"] or job["recipe"]["base"]["eval_tokens"],
+        validation_tokens=eval_tokens,
     )
     del stream
     token_bytes = model.tokenizer.token_bytes()
+    scores["val_rows"] = validation.identity
+    print(f"  {describe_rows(validation.identity)}", flush=True)
     tell("val_bpb", bits_per_byte(model.model, validation, token_bytes))
     texts = list(training_texts(corpus, max_characters=5_000_000))
     train_ids = model.tokenizer.encode_batch(texts, bos=True)

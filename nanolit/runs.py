@@ -8,11 +8,11 @@ from nanolit.machine import arguments
 from nanolit.machine.exit import leave
 from nanolit.machine.paths import home, run_folder
 from nanolit.report.folders import Run, find_runs
-from nanolit.report.tables import age, markdown_table, score
+from nanolit.report.tables import MISSING, age, markdown_table, score
 
 USAGE = """\
-List the runs, newest first: their stages and states, the last validation bits per byte, and how long ago
-they last wrote anything.
+List the runs, newest first: their stages and states, the last validation bits per byte with the checksum of
+the rows that it is of (only figures of the same rows compare), and how long ago they last wrote anything.
 
   python -m nanolit.runs root=FOLDER
 
@@ -44,13 +44,13 @@ def list_runs(root: Path, *, now: float) -> str:
     rows, problems = [], []
     for run in runs:
         try:
-            stages, bpb = describe_stages(run), score(run.val_bpb)
+            stages, bpb, rows_of = describe_stages(run), score(run.val_bpb), run.val_checksum or MISSING
             problems += errors(run)
         except ValueError as error:
-            stages, bpb = "unreadable", score(None)
+            stages, bpb, rows_of = "unreadable", score(None), MISSING
             problems.append(f"{run.name}: {error}")
-        rows.append([run.name, stages, bpb, age(now - run.changed)])
-    table = markdown_table(["Run", "Stages", "val_bpb", "Age"], rows, num_left=2)
+        rows.append([run.name, stages, bpb, rows_of, age(now - run.changed)])
+    table = markdown_table(["Run", "Stages", "val_bpb", "of rows", "Age"], rows, num_left=2)
     return table + "".join(f"{line}\n" for line in problems)
 
 

@@ -64,10 +64,13 @@ def test_evaluation_by_hand_gives_what_the_pipeline_gave(
     _, root = pipeline
     arguments = ["run=dev/sft", f"root={root}", "problems=2"]
     assert evaluate.main(arguments) == 0
-    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr().out
+    scores = json.loads(said.splitlines()[-1])
+    assert f"checksum {scores['val_rows']['checksum']}\n" in said
     metrics = read_json(root / "runs" / "dev" / "sft" / "result.json")["metrics"]
     assert {name: scores[name] for name in metrics} == pytest.approx(metrics)
     assert scores["val_bpb"] > scores["val_bpb of token unigrams"] > 1
+    assert scores["val_rows"] == read_json(root / "runs" / "dev" / "base" / "result.json")["val_rows"]
 
 
 @pytest.mark.parametrize("stages", ["stages=null", "stages=[sft]"])

@@ -34,12 +34,14 @@ def listed(root: Path) -> list[list[str]]:
 
 
 def test_runs_are_listed_newest_first_with_state_bpb_and_age(tmp_path):
-    write_stage(tmp_path, "old", "base", changed=NOW - 7200, result_json=result(status="done", val_bpb=1.25))
+    rows = {"tokens": 32, "rows": 2, "checksum": "3fa9c1d2e4b5"}
+    old = result(status="done", val_bpb=1.25, val_rows=rows)
+    write_stage(tmp_path, "old", "base", changed=NOW - 7200, result_json=old)
     write_stage(tmp_path, "new", "base", changed=NOW - 30, result_json=result(status="done", val_bpb=1.0))
     write_stage(tmp_path, "new", "sft", changed=NOW - 5, result_json=result(status="done", val_bpb=None))
     assert listed(tmp_path) == [
-        ["new", "base done, sft done", "1.0000", "5 s"],
-        ["old", "base done", "1.2500", "2 h"],
+        ["new", "base done, sft done", "1.0000", "-", "5 s"],
+        ["old", "base done", "1.2500", "3fa9c1d2e4b5", "2 h"],
     ]
 
 
@@ -49,8 +51,8 @@ def test_a_locked_run_is_running_at_the_last_logged_step(tmp_path):
     folder = write_stage(tmp_path, "a", "base", metrics_csv=metrics, plan_json='{"num_steps": 50}')
     with (folder.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert listed(tmp_path) == [["a", "base running: step 12 of 50", "2.0000", "0 s"]]
-    assert listed(tmp_path) == [["a", "base interrupted: step 12 of 50", "2.0000", "0 s"]]
+        assert listed(tmp_path) == [["a", "base running: step 12 of 50", "2.0000", "-", "0 s"]]
+    assert listed(tmp_path) == [["a", "base interrupted: step 12 of 50", "2.0000", "-", "0 s"]]
 
 
 def test_a_failed_stage_is_followed_by_its_error(tmp_path):
@@ -65,7 +67,10 @@ def test_a_failed_stage_is_followed_by_its_error(tmp_path):
 def test_one_unreadable_run_does_not_hide_the_others(tmp_path):
     write_stage(tmp_path, "good", "base", result_json=result(status="done"))
     write_stage(tmp_path, "bad", "base", changed=NOW - 60, result_json="{")
-    assert listed(tmp_path) == [["good", "base done", "-", "0 s"], ["bad", "unreadable", "-", "1 min"]]
+    assert listed(tmp_path) == [
+        ["good", "base done", "-", "-", "0 s"],
+        ["bad", "unreadable", "-", "-", "1 min"],
+    ]
     assert "bad: " in runs.list_runs(tmp_path, now=NOW)
 
 

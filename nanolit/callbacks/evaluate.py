@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from nanolit.callbacks.throughput import Clock, Recorder, say
-from nanolit.evaluation.bits_per_byte import bits_per_byte
+from nanolit.evaluation.bits_per_byte import bits_per_byte, describe_rows
 from nanolit.evaluation.chat_tasks import evaluate_generative, evaluate_tasks
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import rank
@@ -42,7 +42,7 @@ class Evaluation(L.Callback, ABC):
         """The scores of now, as columns of metrics.csv; tells them to the person too."""
 
     @abstractmethod
-    def state(self) -> dict[str, float | None]:
+    def state(self) -> dict[str, Any]:
         """The newest scores, for checkpoints and results."""
 
     @abstractmethod
@@ -51,13 +51,22 @@ class Evaluation(L.Callback, ABC):
 
 
 class EvaluateBitsPerByte(Evaluation):
-    """Bits per byte of `batches`: this rank's micro-batches of the validation rows, always the same."""
+    """Bits per byte of `batches`: this rank's micro-batches of the validation rows, always the same.
+
+    `rows` identifies the validation rows of all ranks; it is told once, and stored beside the score.
+    """
 
     def __init__(
-        self, batches: Iterable[tuple[Tensor, Tensor]], *, token_bytes: np.ndarray, **watching: Any
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        *,
+        rows: Mapping[str, Any],
+        token_bytes: np.ndarray,
+        **watching: Any,
     ) -> None:
         super().__init__(**watching)
-        self.batches, self.token_bytes = batches, token_bytes
+        self.batches, self.rows, self.token_bytes = batches, dict(rows), token_bytes
+        self._described = False
         self.value: float | None = None
         self.best: float | None = None
 
@@ -65,14 +74,21 @@ class EvaluateBitsPerByte(Evaluation):
         self.value = bits_per_byte(phase.gpt, self.batches, self.token_bytes)
         self.best = min(self.best or math.inf, self.value)
         if rank() == 0:
+            if not self._described:
+                say(f"  {describe_rows(self.rows)}")
+                self._described = True
             say(f"  step {phase.finished_steps}: validation {self.value:.4f} bits per byte")
         return {"val_bpb": self.value}
 
-    def state(self) -> dict[str, float | None]:
-        return {"val_bpb": self.value, "best_val_bpb": self.best}
+    def state(self) -> dict[str, Any]:
+        return {"val_bpb": self.value, "best_val_bpb": self.best, "val_rows": self.rows}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.value, self.best = state.get("val_bpb"), state.get("best_val_bpb")
+        before = state.get("val_rows", self.rows)  # absent in checkpoints of older versions
+        if before == self.rows:
+            self.value, self.best = state.get("val_bpb"), state.get("best_val_bpb")
+        elif rank() == 0:
+            say(f"the {describe_rows(before)} are replaced by others: the best score begins anew")
 
 
 class EvaluatePasses(Evaluation):
@@ -104,7 +120,7 @@ class EvaluatePasses(Evaluation):
             )
         return {"pass_at_1": score.pass_at[0], "pass_at_k": score.pass_at[-1]}
 
-    def state(self) -> dict[str, float | None]:
+    def state(self) -> dict[str, Any]:
         first, last = self.passes or (None, None)
         return {"pass_at_1": first, "pass_at_k": last}
 

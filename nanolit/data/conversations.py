@@ -6,6 +6,7 @@ number of a step.
 """
 
 import bisect
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from nanolit.data.conversation_packing import Packing, Row, pack
 from nanolit.data.mixture import Mixture
+from nanolit.data.row_identity import RowIdentity
 from nanolit.data.sequence import permutation
 from nanolit.data.stream import Step, ahead
 from nanolit.tasks.task import Task
@@ -128,6 +130,14 @@ class ConversationStream:
         """This rank's (ids_BT, targets_BT) of all steps, from the first at each call: for validation."""
         for number in range(self.num_steps):
             yield from self._step(number).micro_batches
+
+    def identity(self) -> dict[str, int | str]:
+        """Identify the rows of all steps, over all ranks; packs what isn't packed yet."""
+        rows = RowIdentity()
+        for number in range(self._num_rows):
+            ids, learned = self._row(number)
+            rows.add(ids, learned[1:])
+        return rows.as_dict()
 
     def _step(self, number: int) -> Step:
         """Step `number`, counted from 0."""
@@ -245,6 +255,11 @@ class ValidationConversations:
             world=world,
         )
         self._stream.keep_first(num_rows)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, int | str]:
+        """Tokens, rows and checksum of what is evaluated, the same on every rank."""
+        return self._stream.identity()
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return self._stream.batches()

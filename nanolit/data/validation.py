@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from nanolit.data.packing import Documents, Packing, make_packer
+from nanolit.data.row_identity import RowIdentity
 from nanolit.data.shards import Corpus, read_texts
 from nanolit.data.stream import CHUNK, as_batch
 from nanolit.tokenizer.bpe import Tokenizer
@@ -22,7 +23,8 @@ class ValidationRows:
     The rows are packed from the held-out files in their order, from the beginning, until they hold
     `num_tokens` targets (None: as many as there are), and never wrap: where there are fewer, rank 0 says how
     many. Rank r has rows r, r + world, …, so that it may have one row fewer than another, and a last
-    batch of fewer rows. Every rank packs all rows once, and keeps its own (2 or 4 bytes a token).
+    batch of fewer rows. Every rank packs all rows once, and keeps its own (2 or 4 bytes a token). `identity`
+    says which rows these are, of all ranks: {"tokens", "rows", "checksum"}.
     """
 
     def __init__(
@@ -43,12 +45,12 @@ class ValidationRows:
         documents = _documents(corpus, tokenizer, threads=threads)
         packer = make_packer(packing, capacity=context + 1, buffer=BUFFER, dtype=tokenizer.dtype)
         own: list[np.ndarray] = []
-        self.num_rows = 0
-        while self.num_rows != wanted and (row := packer.pack(lambda: next(documents, NOTHING))) is not None:
-            if self.num_rows % world == rank:
+        rows = RowIdentity()
+        while rows.num_rows != wanted and (row := packer.pack(lambda: next(documents, NOTHING))) is not None:
+            if rows.num_rows % world == rank:
                 own.append(row)
-            self.num_rows += 1
-        self.num_tokens = self.num_rows * context
+            rows.add(row)
+        self.num_rows, self.num_tokens, self.identity = rows.num_rows, rows.num_tokens, rows.as_dict()
         self._rows_BT = np.stack(own) if own else np.empty((0, context + 1), dtype=np.uint16)
         if self.num_rows == 0:
             raise ValueError(

@@ -4,13 +4,11 @@ The worker fits these parts; the benchmarks time the same ones.
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
@@ -20,6 +18,7 @@ from nanolit.data.conversations import ConversationStream, ValidationConversatio
 from nanolit.data.pretrain import make_pretraining
 from nanolit.data.prompts import PromptStream
 from nanolit.data.stream import PretrainStream
+from nanolit.data.validation import ValidationRows
 from nanolit.jobs.origin import Origin, origin
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
@@ -35,6 +34,7 @@ from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
 Stream = PretrainStream | ConversationStream | PromptStream
+Validation = ValidationRows | ValidationConversations
 PHASES: dict[str, type[Phase]] = {"base": Base, "mid": Mid, "sft": Sft, "rl": ReinforcementLearning}
 FAST_DEV_PROBLEMS = 2
 
@@ -53,7 +53,7 @@ class Parts:
     device: torch.device
     phase: Phase
     stream: Any  # a Stream, or what a benchmark puts in its place
-    validation: Iterable[tuple[Tensor, Tensor]] | None
+    validation: Validation | None
     validation_task: Task | None
     chat_tasks: list[Task]
     resumed: Checkpoint | None
@@ -77,7 +77,7 @@ def prepare(job: Job, stage: str) -> Parts:
     check_vocabulary(tokenizer, tokenizer_folder, plan)
     resumed = checkpoint.latest(folder / "checkpoints")
     task, validation_task = None, None
-    validation: Iterable[tuple[Tensor, Tensor]] | None = None
+    validation: Validation | None = None
     stream: Stream
     where: dict[str, Any] = {"rank": launched_rank(), "world": plan["ranks"]}
     if stage == "base":

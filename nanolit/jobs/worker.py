@@ -40,7 +40,9 @@ from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
 from nanolit.planning.micro_batch import out_of_memory
+from nanolit.report import gradients
 from nanolit.report.card import write_report
+from nanolit.report.folders import Stage
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison
 
@@ -136,9 +138,9 @@ def train(job: Job, stage: str) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if job["recipe"]["name"] == "classic" else "highest")
     parts = prepare(job, stage)
     phase = parts.phase
-    if launched_rank() == 0:
-        announce(stage, parts)
     watch = Watch(job, parts, begun=begun)
+    if launched_rank() == 0:
+        announce(stage, parts, watch.gradients)
     trainer = build_trainer(parts, job=job, stage=stage, callbacks=watch.callbacks)
     if phase.finished_steps < phase.num_steps:
         try:
@@ -177,6 +179,9 @@ class Watch:
         plan, first = parts.plan, launched_rank() == 0
         self.begun, self.phase = begun, parts.phase
         self.before: dict[str, Any] = parts.resumed.progress if parts.resumed else {}
+        self.gradients: dict[str, Any] = gradients.RIGHT
+        if parts.resumed:
+            self.gradients = gradients.resumed(Stage(plan["stage"], parts.folder), job, self.before)
         self.clock = Clock(self.before.get("seconds", 0.0))
         recorder = Recorder(
             parts.folder / "metrics.csv", finished_steps=parts.phase.finished_steps, enabled=first
@@ -198,7 +203,10 @@ class Watch:
         if parts.validation_task is None:
             assert parts.validation is not None
             self.evaluation = EvaluateBitsPerByte(
-                parts.validation, token_bytes=parts.tokenizer.token_bytes(), **watching
+                parts.validation,
+                rows=parts.validation.identity,
+                token_bytes=parts.tokenizer.token_bytes(),
+                **watching,
             )
         else:
             self.evaluation = EvaluatePasses(
@@ -254,6 +262,7 @@ class Watch:
             "data_wait_fraction": finite(self.throughput.data_wait_fraction),
             **self.evaluation.state(),
             "metrics": self.chat.metrics,
+            "gradients": self.gradients,
         }
 
 
@@ -262,13 +271,15 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def announce(stage: str, parts: Parts) -> None:
-    """Where the stage begins, and what of its data it leaves out."""
+def announce(stage: str, parts: Parts, trained: dict[str, Any]) -> None:
+    """Say where the stage begins, which of its steps had right gradients, and what data it leaves out."""
     phase = parts.phase
     if parts.resumed:
         say(f"{stage}: continuing after step {phase.finished_steps:,} of {phase.num_steps:,}")
     elif parts.origin:
         say(f"{stage}: {phase.num_steps:,} steps from {parts.origin.name}")
+    if remark := gradients.remark(trained):
+        say(f"{stage}: {remark}")
     if parts.device.type == "cuda":
         gpu = torch.cuda.get_device_name(parts.device)
         say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")

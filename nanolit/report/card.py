@@ -17,6 +17,7 @@ from typing import Any
 
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import PACKAGE, write_atomically
+from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, flatten, open_run
 from nanolit.report.tables import markdown_table, readable, score
@@ -32,11 +33,8 @@ METRICS = (
     "SpellingBee",
     "ChatCORE",
 )
-SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics")
+SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics", "gradients")
 SOURCES = (".py", ".rs", ".md", ".toml", ".yaml", ".sh", ".html")
-COMPARABLE = (
-    "Each stage's val_bpb is of its own validation text: compare it between runs, not between stages."
-)
 CHARACTERS_PER_TOKEN = 4  # nanochat's rule of thumb for code
 
 
@@ -51,7 +49,7 @@ def write_report(root: Path, run: str) -> Path:
         _code_base(),
         *(_stage_section(found, stage, states[stage.name]) for stage in found.stages),
         "## Final table\n\n" + _table_of(found),
-        f"{COMPARABLE}\n",
+        _comparable(found),
         "## Time\n\n" + _times(found),
         f"Talk to the model: `python -m nanolit.chat run={found.name}`\n",
     ]
@@ -74,10 +72,29 @@ def _table_of(run: Run) -> str:
     return markdown_table(["Metric", *(name.upper() for name in measured)], rows)
 
 
+def _comparable(run: Run) -> str:
+    """Say which rows each stage's val_bpb is of: the same model scores otherwise on others."""
+    rows = [
+        f"{stage.name}: {stage.val_rows['rows']:,} rows, checksum {stage.val_rows['checksum']}"
+        if stage.val_rows
+        else f"{stage.name}: unknown"
+        for stage in run.stages
+        if stage.val_bpb is not None
+    ]
+    told = f" ({'; '.join(rows)})" if rows else ""
+    return (
+        f"Each stage's val_bpb is of its own validation rows{told}: compare it between runs with the same "
+        "rows, not between stages.\n"
+    )
+
+
 def sorted_metrics(names: Iterable[str]) -> list[str]:
-    """Known metrics in the card's order, unknown ones by name before the summary ChatCORE."""
+    """Known metrics in the card's order, unknown ones by name before the summary ChatCORE.
+
+    "val_bpb of rows 3fa9…" takes the place of val_bpb.
+    """
     order = {name: place for place, name in enumerate(METRICS)}
-    return sorted(set(names), key=lambda name: (order.get(name, len(METRICS) - 1.5), name))
+    return sorted(set(names), key=lambda name: (order.get(name.split(" of ")[0], len(METRICS) - 1.5), name))
 
 
 def _header(run: Run) -> str:
@@ -185,6 +202,8 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     parts = [f"## {stage.name.upper()}\n", f"State: {state}{step}\n"]
     if error := stage.result.get("error"):
         parts.append(f"Error: {' '.join(str(error).split())}\n")
+    if remark := gradients.remark_of(stage, run.job):
+        parts.append(f"{remark[0].upper()}{remark[1:]}.\n")
     result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
     if mfu := [value for _step, value in stage.series("mfu")]:
         result["mfu, median"] = statistics.median(mfu)

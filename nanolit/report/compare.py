@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import write_atomically
 from nanolit.report.card import sorted_metrics
-from nanolit.report.folders import Run, as_number, flat_numbers, flatten, open_run
+from nanolit.report.folders import Run, Stage, as_number, flat_numbers, flatten, open_run
 from nanolit.report.tables import MISSING, markdown_table, readable, score
 
 PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "dry_run"}
@@ -28,21 +28,54 @@ def compare(root: Path, names: Sequence[str]) -> str:
     return _results(runs) + "\n" + _differences(runs)
 
 
+def bpb_names(checksums: Iterable[str | None]) -> dict[str | None, str]:
+    """Return what bits per byte are called for each checksum of validation rows (None: an older version's).
+
+    Figures of different rows don't compare, so that each set of rows has a name of its own.
+    """
+    known = sorted({checksum for checksum in checksums if checksum})
+    if len(known) < 2:
+        return dict.fromkeys([None, *known], "val_bpb")
+    return {None: "val_bpb of unknown rows"} | {checksum: f"val_bpb of rows {checksum}" for checksum in known}
+
+
+def rows_remark(checksums: Mapping[str, str | None]) -> str:
+    """Return a line where the runs' validation rows differ or are unknown, by the runs' names; else ""."""
+    if len({checksum for checksum in checksums.values() if checksum}) > 1:
+        return "val_bpb is of different validation rows: only figures of the same rows compare.\n"
+    if unknown := [name for name, checksum in checksums.items() if not checksum]:
+        return f"val_bpb may be of different validation rows: those of {', '.join(unknown)} are unknown.\n"
+    return ""
+
+
 def _results(runs: Sequence[Run]) -> str:
     by_run = {run.name: {stage.name: stage for stage in run.stages} for run in runs}
     stages = list(dict.fromkeys(name for run in runs for name in by_run[run.name]))
-    rows = []
+    rows, remarks = [], []
     for name in stages:
         found = [by_run[run.name].get(name) for run in runs]
-        for metric in sorted_metrics(metric for stage in found if stage for metric in stage.metrics):
-            rows.append(
-                [name, metric, *(score(stage.metrics.get(metric) if stage else None) for stage in found)]
-            )
+        measured = [stage for stage in found if stage and stage.val_bpb is not None]
+        names = bpb_names(map(_checksum, measured))
+        metrics = [_metrics(stage, names) if stage else {} for stage in found]
+        for metric in sorted_metrics(metric for values in metrics for metric in values):
+            rows.append([name, metric, *(score(values.get(metric)) for values in metrics)])
+        remark = rows_remark({stage.folder.parent.name: _checksum(stage) for stage in measured})
+        remarks += [f"{name}: {remark}"] if remark and len(measured) > 1 else []
         for key, show in RESULTS.items():
             values = [as_number(stage.result.get(key)) if stage else None for stage in found]
             if any(value is not None for value in values):
                 rows.append([name, key, *(MISSING if value is None else show(value) for value in values)])
-    return markdown_table(["Stage", "Result", *by_run], rows, num_left=2)
+    return "\n".join([markdown_table(["Stage", "Result", *by_run], rows, num_left=2), *remarks])
+
+
+def _checksum(stage: Stage) -> str | None:
+    return stage.val_rows.get("checksum")
+
+
+def _metrics(stage: Stage, names: Mapping[str | None, str]) -> dict[str, float]:
+    """Return the stage's metrics, its bits per byte under the name of its rows."""
+    own_name = {"val_bpb": names[_checksum(stage)]}
+    return {own_name.get(metric, metric): value for metric, value in stage.metrics.items()}
 
 
 def _differences(runs: Sequence[Run]) -> str:
@@ -72,22 +105,32 @@ class Configuration:
     unfinished: int = 0
     values: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, seed: str, result: Mapping[str, Any]) -> None:
+    def add(self, seed: str, result: Mapping[str, Any], *, bpb_name: str) -> None:
         """Count a job: only a finished one gives values."""
         if result.get("status") != "done":
             self.unfinished += 1
             return
         self.seeds.append(seed)
-        for name, value in measured(result).items():
+        for name, value in measured(result, bpb_name=bpb_name).items():
             self.values.setdefault(name, []).append(value)
 
 
-def measured(result: Mapping[str, Any]) -> dict[str, float]:
+def measured(result: Mapping[str, Any], *, bpb_name: str = "val_bpb") -> dict[str, float]:
     """The numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
+    names = {"val_bpb": bpb_name} | {key: key for key in COSTS}
     values = {
-        key: number for key in ("val_bpb", *COSTS) if (number := as_number(result.get(key))) is not None
+        name: number for key, name in names.items() if (number := as_number(result.get(key))) is not None
     }
     return values | flat_numbers(result.get("metrics") or {})
+
+
+def _checksums(results: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Run → checksum of its validation rows, of the finished jobs that have bits per byte."""
+    return {
+        str(result.get("run", "")): (result.get("val_rows") or {}).get("checksum")
+        for result in results
+        if result.get("status") == "done" and as_number(result.get("val_bpb")) is not None
+    }
 
 
 def by_configuration(results: Sequence[Mapping[str, Any]]) -> list[Configuration]:
@@ -97,12 +140,14 @@ def by_configuration(results: Sequence[Mapping[str, Any]]) -> list[Configuration
     'd12-modern-s1' is seed 1 of 'd12-modern', 'd12-modern-s1-3fa9' seed 1 of 'd12-modern-3fa9'.
     """
     rows: dict[str, Configuration] = {}
+    checksums = _checksums(results)
+    names = bpb_names(checksums.values())
     for result in results:
         run = str(result.get("run", ""))
         seeded = re.fullmatch(r"(d\d+-.+?)-s(\d+)(|-.+)", run)
         name, seed = (seeded[1] + seeded[3], seeded[2]) if seeded else (run, "")
         name, seed = str(result.get("configuration", name)), str(result.get("seed", seed))
-        rows.setdefault(name, Configuration(name)).add(seed, result)
+        rows.setdefault(name, Configuration(name)).add(seed, result, bpb_name=names[checksums.get(run)])
     return list(rows.values())
 
 
@@ -112,7 +157,10 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """One row per configuration: n finished seeds, mean ± sd of every number; the unfinished are counted."""
+    """One row per configuration: n finished seeds, mean ± sd of every number; the unfinished are counted.
+
+    Bits per byte of different validation rows have columns of their own, and a line below says so.
+    """
     rows = by_configuration(results)
     names = _value_names(rows)
     unfinished = any(row.unfinished for row in rows)
@@ -126,7 +174,9 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return markdown_table(header, cells)
+    checksums = _checksums(results)
+    remark = rows_remark(checksums) if len(checksums) > 1 else ""
+    return markdown_table(header, cells) + (f"\n{remark}" if remark else "")
 
 
 def _value_names(rows: Sequence[Configuration]) -> list[str]:

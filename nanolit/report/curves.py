@@ -88,6 +88,12 @@ def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb")
             f"column={column} stage={stage}: none of {names} has logged that; "
             f"the columns there are: {', '.join(logged) or 'none'}"
         )
+    checksums = {stage.val_rows["checksum"] for stage in drawn.values() if stage.val_rows}
+    if column == "val_bpb" and len(checksums) > 1:
+        raise ValueError(
+            f"column=val_bpb stage={stage}: {', '.join(drawn)} were evaluated on different validation rows "
+            f"({', '.join(sorted(checksums))}); draw runs of the same rows, or column=loss"
+        )
     by_tokens = all("tokens" in folder.columns for folder in drawn.values())
     figure, axes = _canvas()
     for color, (name, folder) in zip(COLORS * len(drawn), drawn.items(), strict=False):

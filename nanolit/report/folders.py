@@ -36,6 +36,13 @@ class Stage:
         return _read_object(self.folder / "result.json")
 
     @cached_property
+    def progress(self) -> dict[str, Any]:
+        """progress.json of the newest checkpoint: what a stage without a result knows of itself."""
+        folders = self.folder.glob("checkpoints/step_*")
+        newest = sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True)
+        return next(filter(None, (_read_object(folder / "progress.json") for folder in newest)), {})
+
+    @cached_property
     def rows(self) -> list[dict[str, float]]:
         """metrics.csv: a row per logged step, only the cells that hold a number."""
         path = self.folder / "metrics.csv"
@@ -79,6 +86,11 @@ class Stage:
             return value
         logged = self.series("val_bpb")
         return logged[-1][1] if logged else None
+
+    @property
+    def val_rows(self) -> dict[str, Any]:
+        """Tokens, rows and checksum of the validation rows; empty in runs of older versions."""
+        return self.result.get("val_rows") or self.progress.get("val_rows") or {}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -133,6 +145,12 @@ class Run:
         """That of the last stage that has one."""
         values = [stage.val_bpb for stage in self.stages if stage.val_bpb is not None]
         return values[-1] if values else None
+
+    @property
+    def val_checksum(self) -> str | None:
+        """The checksum of the rows that `val_bpb` is of; None where it is unknown."""
+        stages = [stage for stage in self.stages if stage.val_bpb is not None]
+        return stages[-1].val_rows.get("checksum") if stages else None
 
     @property
     def changed(self) -> float:

@@ -317,3 +317,23 @@ def test_validation_is_of_the_same_rows_at_any_number_of_ranks(packing, world, m
 
     assert rows(world, micro_batch) == rows(1, 1)
     assert rows(world, micro_batch).total() == 9
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_validation_rows_have_one_identity_on_any_ranks_and_micro_batch(packing: Any) -> None:
+    """Padding, which depends on both, is no part of it. Oracle for the tokens: the batches' targets."""
+    tasks: list[Task] = [Sums(split="test", size=60)]
+    sizes = {"context": 32, "num_rows": 9}
+
+    def validation(rank: int, world: int, micro_batch: int, **more: Any) -> ValidationConversations:
+        where = {"rank": rank, "world": world, "micro_batch": micro_batch}
+        return ValidationConversations(tasks, TOKENIZER, packing=packing, **{**sizes, **where, **more})
+
+    one = validation(0, 1, 1)
+    assert one.identity["tokens"] == sum(int((targets_BT != -1).sum()) for _, targets_BT in one)
+    assert one.identity["rows"] == 9
+    for world, micro_batch in [(1, 3), (2, 2), (3, 1)]:
+        assert all(validation(rank, world, micro_batch).identity == one.identity for rank in range(world))
+    assert validation(0, 1, 1, num_rows=8).identity["checksum"] != one.identity["checksum"]
+    if packing != "single":  # where each sum has a row of its own, longer rows hold the same
+        assert validation(0, 1, 1, context=48).identity["checksum"] != one.identity["checksum"]

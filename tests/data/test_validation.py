@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from corpora import TOKENIZER, make_corpus
 
 from nanolit.data import validation
 from nanolit.data.packing import Packing
+from nanolit.data.row_identity import RowIdentity
 from nanolit.data.shards import Corpus
 from nanolit.data.validation import ValidationRows
 
@@ -45,6 +47,55 @@ def test_the_rows_are_the_same_on_any_number_of_ranks(
         assert sorted(row for rows in dealt for row in rows) == sorted(expected)
         assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
         assert [len(rank) for rank in ranks] == [-(-len(rows) // 2) for rows in dealt]
+
+
+def identity_from_batches(ranks: list[ValidationRows]) -> dict:
+    """Row r is with rank r mod world: dealt back into the global order, batches apart."""
+    dealt = [rows_of(rank) for rank in ranks]
+    identity = RowIdentity()
+    for number in range(sum(map(len, dealt))):
+        identity.add(np.array(dealt[number % len(ranks)][number // len(ranks)]))
+    return identity.as_dict()
+
+
+@packings
+def test_the_identity_is_of_the_rows_that_are_evaluated_on_any_ranks_and_micro_batch(
+    corpus: Corpus, packing: Packing
+) -> None:
+    """Oracle: the ids and targets of the batches themselves."""
+    for world, micro_batch in [(1, 4), (1, 1), (2, 4), (3, 2)]:
+        ranks = [
+            make_rows(corpus, packing=packing, rank=rank, world=world, micro_batch=micro_batch)
+            for rank in range(world)
+        ]
+        expected = make_rows(corpus, packing=packing).identity
+        assert [rank.identity for rank in ranks] == [expected] * world
+        assert identity_from_batches(ranks) == expected
+        assert expected["tokens"] == expected["rows"] * 24 == ranks[0].num_tokens
+
+
+def test_other_text_another_context_and_fewer_rows_have_another_checksum(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    others = [
+        make_rows(corpus),
+        make_rows(make_corpus(tmp_path, held_out=11)),
+        make_rows(corpus, context=23),
+        make_rows(corpus, num_tokens=24 * 7),
+        make_rows(corpus, packing="flat"),
+    ]
+    assert len({rows.identity["checksum"] for rows in others}) == len(others)
+
+
+def test_the_checksum_is_the_same_whatever_holds_the_ids() -> None:
+    """Sixteen bits in a packed row, sixty-four in a batch; the value pins the format for ever."""
+    checksums = set()
+    for dtype in (np.uint16, np.uint32, np.int64, np.dtype(">i4")):
+        identity = RowIdentity()
+        identity.add(np.arange(5).astype(dtype))
+        identity.add(np.arange(3).astype(dtype), np.array([False, True]))
+        checksums.add(tuple(identity.as_dict().values()))
+    assert checksums == {(5, 2, "3264d2ac9057")}
 
 
 def test_iterating_again_gives_the_same_rows(corpus: Corpus) -> None:

@@ -218,6 +218,7 @@ def test_two_devices_run_under_torchrun_whatever_the_environment_says(finished, 
     assert (result["status"], result["step"]) == ("done", 2)
     one = read_json(stage_folder(finished, "tiny", "base") / "result.json")
     assert result["val_bpb"] == pytest.approx(one["val_bpb"], abs=1e-4)
+    assert result["val_rows"] == one["val_rows"]
 
 
 @pytest.mark.slow

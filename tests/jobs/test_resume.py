@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from nanolit.callbacks.checkpoint import file_hash
 from nanolit.config.compose import compose
 from nanolit.jobs import worker
 from nanolit.jobs.execute import run
 from nanolit.jobs.processes import descendants
-from nanolit.machine.paths import read_json
+from nanolit.machine.paths import read_json, write_json
 from tests.jobs.tiny_runs import STEPS, keep_only_checkpoint, losses, overrides, train, write_corpus
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -69,6 +70,46 @@ def test_epochs_cropped_tokens_and_the_wait_are_recorded(whole: tuple[list[str],
     assert all(0 <= float(row["data_wait_fraction"]) <= 1 for row in rows)
     assert 0 <= result["data_wait_fraction"] <= 1
     assert "| cropped_fraction" in (root / "runs" / "tiny" / "report.md").read_text()
+
+
+def test_a_compiled_modern_run_of_older_versions_says_from_which_step_its_gradients_are_right(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stored as those versions did on a GPU: no `gradients` in the checkpoint, MFU in metrics.csv.
+
+    The second resume is from a checkpoint of this version, which carries the mark on.
+    """
+    more, root = whole
+    first, second = tmp_path / "first", tmp_path / "second"
+    keep_only_checkpoint(root, first, 7)
+    base = first / "runs" / "tiny" / "base"
+    forget_gradients(base / "checkpoints" / "step_000007")
+    header, *rows = (base / "metrics.csv").read_text().splitlines()
+    mfu = header.split(",").index("mfu")
+    table = [row.split(",") for row in rows]
+    lines = [",".join([*cells[:mfu], "0.4", *cells[mfu + 1 :]]) for cells in table]
+    (base / "metrics.csv").write_text("\n".join([header, *lines]) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "KEPT_CHECKPOINTS", STEPS)
+        result = run(compose(overrides(corpus, first, *more)))
+    keep_only_checkpoint(first, second, 23)
+    again = run(compose(overrides(corpus, second, *more)))
+    line = "gradients are right from step 7 on (before it: compiled modern trained with wrong gradients"
+    said, modern = capsys.readouterr().out, "recipe=modern" in more
+    assert said.count(f"base: {line}") == (2 if modern else 0)
+    for folder, last in ((first, result), (second, again)):
+        assert last["gradients"]["right_from"] == (7 if modern else 0)
+        assert (f"\nG{line[1:]}" in (folder / "runs" / "tiny" / "report.md").read_text()) == modern
+
+
+def forget_gradients(folder: Path) -> None:
+    """Make the checkpoint one of a version that stored no `gradients`."""
+    path = folder / "progress.json"
+    progress, manifest = read_json(path), read_json(folder / "manifest.json")
+    assert progress.pop("gradients") == {"version": 2, "right_from": 0}
+    write_json(path, progress)
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    write_json(folder / "manifest.json", manifest)
 
 
 def test_a_broken_checkpoint_is_skipped_for_the_one_before(

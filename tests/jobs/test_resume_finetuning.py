@@ -133,6 +133,8 @@ def test_two_ranks_train_as_one_in_every_stage(whole: Path, folder: Path, tmp_pa
         two = [float(loss) for _, loss, _, _ in rows(tmp_path / "root", stage)]
         assert two == pytest.approx(one, abs=5e-4), stage
         assert rows(tmp_path / "root", stage)[-1][3] == rows(whole, stage)[-1][3], stage
+        results = [root / "runs" / "demo" / stage / "result.json" for root in (whole, tmp_path / "root")]
+        assert len({str(read_json(path)["val_rows"]) for path in results}) == 1, stage
     # sampled answers may part where two logits are equal to rounding; the first step has equal weights
     assert float(rows(tmp_path / "root", "rl")[0][1]) == pytest.approx(
         float(rows(whole, "rl")[0][1]), abs=5e-3

@@ -1,0 +1,60 @@
+"""From which step on a stage's gradients are right.
+
+From commit 8b1618b to c9c2313 (23 November 2026) torch.compile lost one of the two gradients of the first
+block's residual mix: compiled modern trained embedding and smear with a part of their gradients. What was
+trained since carries `gradients` in its checkpoints, result and release; where that is absent, the stored
+run tells whether it may be one of those.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nanolit.report.folders import Stage
+
+VERSION = 2  # raise it whenever what an unchanged job trains changes; 1 is everything before it was stored
+RIGHT = {"version": VERSION, "right_from": 0}
+FAULTS = {
+    "wrong": "compiled modern trained with wrong gradients of embedding and smear",
+    "unknown": "modern may have trained with wrong gradients of embedding and smear, if compiled on a GPU",
+}
+
+
+def fault_of(stage: Stage, job: Mapping[str, Any]) -> str | None:
+    """Judge a stage that says nothing of its gradients: "wrong", "unknown", or None where they were right.
+
+    compile=null compiles on a GPU alone. Where a stage ran shows in the MFU of metrics.csv, which a CPU and
+    GPUs of unknown peak lack, and in the job, which names the GPU of its last start, or "cpu".
+    """
+    compiles, on_gpu = job.get("compile"), bool(stage.series("mfu"))
+    residual_scalars = (stage.plan.get("gpt") or {}).get("residual_scalars")
+    never_compiled = stage.name == "rl" or stage.plan.get("packing") == "single"
+    if not residual_scalars or never_compiled or compiles is False:
+        return None
+    if compiles or on_gpu:
+        return "wrong"
+    return None if (job.get("cluster") or {}).get("gpu") == "cpu" else "unknown"
+
+
+def resumed(stage: Stage, job: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `gradients` of a stage that is resumed from a checkpoint with this progress.json."""
+    if "gradients" in progress:
+        return dict(progress["gradients"])
+    fault = fault_of(stage, job)
+    return {**RIGHT, "right_from": progress["step"], "before": fault} if fault else RIGHT
+
+
+def remark(gradients: Mapping[str, Any]) -> str:
+    """Return the line that marks where right gradients begin; "" where all are."""
+    if not gradients["right_from"]:
+        return ""
+    fault = FAULTS[gradients["before"]]
+    return f"gradients are right from step {gradients['right_from']:,} on (before it: {fault})"
+
+
+def remark_of(stage: Stage, job: Mapping[str, Any]) -> str:
+    """Return the same line for a stored stage, also for one that an older version trained alone."""
+    stored = stage.result.get("gradients") or stage.progress.get("gradients")
+    if stored:
+        return remark(stored)
+    fault = fault_of(stage, job) if stage.step else None
+    return f"trained by an older version: {FAULTS[fault]}" if fault else ""

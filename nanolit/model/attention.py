@@ -54,6 +54,8 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> B
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or plain_kernels():
         return "sdpa"
     for backend in FUSED:
+        if backend == "flash" and torch.are_deterministic_algorithms_enabled():
+            continue  # FlexAttention repeats its bits; this adds to queries' gradients with atomics
         if agrees(backend, device, dtype, head_dim):
             return backend
     return "sdpa"
@@ -78,6 +80,14 @@ def _agrees(backend: Backend, qkv: list[Tensor], window: int | None) -> bool:
     found = with_gradients(functools.partial(plain, backend=backend), *qkv)
     # bfloat16 gives 0.004
     return all(near(one, other, within=0.02) for one, other in zip(found, expected, strict=True))
+
+
+def in_order() -> bool:
+    """Whether blocks of keys must add to a query's gradient one after another, so that its bits repeat.
+
+    Our operators ask when they run; torch's own FlashAttention has no such form under warn_only.
+    """
+    return torch.are_deterministic_algorithms_enabled()
 
 
 def _is_installed(backend: Backend) -> bool:

@@ -17,7 +17,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -38,13 +38,13 @@ from nanolit.phases.core import Phase
 from nanolit.report.tables import markdown_table
 
 OWN = {
-    "steps": "2",  # of which the weights are compared
+    "steps": "1",  # after which the weights are compared
     "tokens": "skewed",  # or real: the job's data
     "commit": "",  # the name of the results, where there is no checkout to ask
     "results": "",  # the folder of results; empty: benchmarks/results of the checkout
 }
 HORIZON = 352  # steps of the schedule, of which the first are made
-REPEATS = 10  # timed micro-batches, after as many that warm up
+REPEATS = 10  # timed micro-batches; the runs before them have warmed up
 
 
 class Way(NamedTuple):
@@ -181,14 +181,12 @@ def by_part(gpt: GPT, first: dict[str, Tensor], second: dict[str, Tensor]) -> di
 def milliseconds(phase: Phase, step: Step) -> float:
     """Return the median of a micro-batch, forward and backward."""
     marks = []
-    for _ in range(2 * REPEATS + 1):
+    for _ in range(REPEATS + 1):
         marks.append(mark(phase.gpt.device))
         forward_backward(phase, step)
         phase.gpt.zero_grad(set_to_none=True)
     synchronize(phase.gpt.device)
-    return statistics.median(
-        between(a, b) for a, b in zip(marks[REPEATS:], marks[REPEATS + 1 :], strict=False)
-    )
+    return statistics.median(between(a, b) for a, b in pairwise(marks))
 
 
 def checksum(weights: dict[str, Tensor]) -> str:

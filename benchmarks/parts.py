@@ -1,6 +1,7 @@
 """What a training benchmark runs: the worker's own parts, on random tokens or on the job's data."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +18,18 @@ from nanolit.data.stream import Step
 from nanolit.jobs.execute import fetch_data, make_tokenizer
 from nanolit.jobs.execute import prepare as write_plan
 from nanolit.jobs.parts import Parts, build_gpt, compiled, optimizer_settings, prepare
-from nanolit.machine.device import pick_device
+from nanolit.machine.device import make_deterministic, pick_device
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase
 from nanolit.planning.derivation import num_ranks
 from nanolit.planning.plans import fresh_plan
 
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
+REPEATED_AFTER = 7  # positions, in skewed tokens: within every window, beyond what the smear sees
 
 
 class RandomStream:
-    """Steps of uniformly random tokens, in the form of `PretrainStream`'s."""
+    """Steps of random tokens in the form of `PretrainStream`'s: uniform, or as a subclass draws them."""
 
     def __init__(self, plan: dict[str, Any], *, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -36,7 +38,7 @@ class RandomStream:
         for _ in range(DISTINCT_STEPS):
             micro_batches = []
             for _ in range(plan["accumulation"]):
-                row_BT = torch.randint(plan["gpt"]["vocab_size"], shape, generator=generator)
+                row_BT = self.draw(shape, plan["gpt"]["vocab_size"], generator)
                 pair = (row_BT[:, :-1].contiguous(), row_BT[:, 1:].contiguous())
                 micro_batches.append(
                     tuple(x.pin_memory() for x in pair) if torch.cuda.is_available() else pair
@@ -51,6 +53,9 @@ class RandomStream:
                 )
             )
 
+    def draw(self, shape: tuple[int, int], vocab_size: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randint(vocab_size, shape, generator=generator)
+
     def __len__(self) -> int:
         return 10**9
 
@@ -59,11 +64,25 @@ class RandomStream:
             yield from self.steps
 
 
+class SkewedStream(RandomStream):
+    """Random tokens that there is something to learn from: frequencies like those of words, and repeats."""
+
+    def draw(self, shape: tuple[int, int], vocab_size: int, generator: torch.Generator) -> torch.Tensor:
+        weights_V = 1 / torch.arange(1, vocab_size + 1)  # Zipf's law
+        drawn_BT = torch.multinomial(weights_V, math.prod(shape), replacement=True, generator=generator)
+        drawn_BT = drawn_BT.view(shape)
+        repeats_BT = torch.rand(shape, generator=generator) < 0.5
+        return torch.where(repeats_BT, drawn_BT.roll(REPEATED_AFTER, 1), drawn_BT)
+
+
+STREAMS = {"random": RandomStream, "skewed": SkewedStream}
+
+
 def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job, Parts]:
     """The job of these overrides and its parts for the base stage; nothing is resumed.
 
-    tokens "real": the job's tokenizer and data, under its root; "random": nothing is read, and what is
-    written goes to a temporary folder.
+    tokens "real": the job's tokenizer and data, under its root; "random" and "skewed": nothing is read, and
+    what is written goes to a temporary folder.
     """
     job = compose([*overrides, f"max_steps={num_steps}", "phase=base"])
     ranks, started = num_ranks(job), int(os.environ.get("WORLD_SIZE", "1"))
@@ -72,8 +91,10 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
             f"the job is for {ranks} ranks, {started} were started; give cluster.devices={started}, or "
             f"begin with torchrun --standalone --nproc-per-node={ranks} -m benchmarks"
         )
-    if tokens == "random":
-        return job, random_parts(job)
+    if job["deterministic"]:
+        make_deterministic()
+    if tokens in STREAMS:
+        return job, random_parts(job, stream=STREAMS[tokens])
     job["run"] = f"bench-{job['run']}"
     fetch_data(job, ["tokenizer", "base"])
     if make_tokenizer(job)["status"] != "done":
@@ -82,7 +103,7 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     return job, prepare(job, "base")
 
 
-def random_parts(job: Job) -> Parts:
+def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Parts:
     """The parts of a job on random tokens: no tokenizer, no validation."""
     plan, device = fresh_plan(job, "base"), pick_device()
     phase = Base(
@@ -102,7 +123,7 @@ def random_parts(job: Job) -> Parts:
         tokenizer_folder=folder,
         device=device,
         phase=phase,
-        stream=RandomStream(plan, seed=job["seed"]),
+        stream=stream(plan, seed=job["seed"]),
         validation=None,
         validation_task=None,
         chat_tasks=[],

@@ -87,5 +87,10 @@ def print_entry(entry: dict[str, Any], path: Path) -> None:
     """The entry as a table, then as one line of JSON: the last line."""
     for key, value in entry.items():
         print(f"  {key:<28} {value:,.4g}" if isinstance(value, float) else f"  {key:<28} {value}")
+    print_json(entry, path)
+
+
+def print_json(entry: dict[str, Any], path: Path) -> None:
+    """Where the entry was written, then the entry as one line: the last line."""
     print(f"  written to {path}")
     print(json.dumps(entry), flush=True)

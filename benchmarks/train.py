@@ -254,21 +254,25 @@ def compare_with_bare_loop(
 
 def bare_loop(parts: Parts, marks: Marks, *, num_steps: int) -> None:
     """The fewest lines that train the same: no Trainer, no callback but the marks."""
-    phase, device = back_on_device(parts), parts.device
-    optimizer = phase.optimizer
+    phase = back_on_device(parts)
     for number, step in enumerate(parts.stream):
         if number == num_steps:
             return
-        multipliers = phase.schedule.at(number, phase.num_steps)
-        optimizer.set_multipliers(
-            lr=multipliers.lr, momentum=multipliers.momentum, weight_decay=multipliers.weight_decay
-        )
-        for micro_batch in step.micro_batches:
-            ids_BT, targets_BT = (tensor.to(device, non_blocking=True) for tensor in micro_batch)
-            (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        bare_step(phase, step, number)
         marks.add()
+
+
+def bare_step(phase: Phase, step: Step, number: int) -> None:
+    """Take one optimizer step; `number` counts from 0, for the schedule."""
+    multipliers = phase.schedule.at(number, phase.num_steps)
+    phase.optimizer.set_multipliers(
+        lr=multipliers.lr, momentum=multipliers.momentum, weight_decay=multipliers.weight_decay
+    )
+    for micro_batch in step.micro_batches:
+        ids_BT, targets_BT = (tensor.to(phase.gpt.device, non_blocking=True) for tensor in micro_batch)
+        (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
+    phase.optimizer.step()
+    phase.optimizer.zero_grad(set_to_none=True)
 
 
 def mark(device: torch.device) -> Any:

@@ -1,11 +1,13 @@
 """Models small enough to make in a test: one with random weights, one that was taught a few replies."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nanolit.machine.device import make_deterministic
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render
@@ -49,6 +51,16 @@ TAUGHT = [
 def byte_tokenizer() -> Tokenizer:
     """256 bytes and the special tokens: characters beyond ASCII take several tokens."""
     return Tokenizer([bytes([byte]) for byte in range(256)])
+
+
+@pytest.fixture
+def deterministic_algorithms() -> Iterator[None]:
+    """What `deterministic=true` sets for a process, for one test."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def build_tiny_model(recipe: dict, *, context: int = 64, seed: int = 0) -> GPT:

@@ -190,6 +190,7 @@ class Job(TypedDict):
     micro_batch: int | Literal["auto"] | None
     precision: Literal["bf16", "fp32", "fp8"] | None
     compile: bool | None
+    deterministic: bool
     max_steps: int | None
     target_flops: float | None
     target_ratio: float | None

@@ -35,6 +35,7 @@ from nanolit.inference.engine import Engine
 from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
 from nanolit.jobs.processes import LEFT
 from nanolit.machine.clock import duration
+from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
@@ -135,6 +136,8 @@ def train(job: Job, stage: str) -> dict[str, Any]:
     """Fit one stage from its newest checkpoint, or from where it begins; leave a release."""
     begun = time.perf_counter()
     quieten_libraries()
+    if job["deterministic"]:
+        make_deterministic()
     torch.set_float32_matmul_precision("high" if job["recipe"]["name"] == "classic" else "highest")
     parts = prepare(job, stage)
     phase = parts.phase

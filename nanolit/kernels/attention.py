@@ -53,6 +53,8 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> B
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or plain_kernels():
         return "sdpa"
     for backend in FUSED:
+        if backend == "flash" and torch.are_deterministic_algorithms_enabled():
+            continue  # FlexAttention repeats its bits; this adds to queries' gradients with atomics
         if agrees(backend, device, dtype, head_dim):
             return backend
     return "sdpa"

@@ -13,6 +13,7 @@ import cudnn  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor
 
+from nanolit.kernels import layout
 from nanolit.kernels.layout import NO_WINDOW, readable
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides, in cuDNN's order B, H, T, D
@@ -56,7 +57,8 @@ def _backward(
     inputs = [readable(one) for one in (q_BTHD, k_BTKD, v_BTKD, out_BTHD, d_out_BTHD)]
     gradients = tuple(torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in inputs[:3])
     layouts = tuple(_layout(one) for one in (*inputs, *gradients))
-    graph = _backward_graph(q_BTHD.device, q_BTHD.dtype, layouts, window)
+    in_order = layout.in_order()
+    graph = _backward_graph(q_BTHD.device, q_BTHD.dtype, layouts, window, in_order)
     names = (Q, K, V, OUT, D_OUT, D_Q, D_K, D_V)
     tensors = dict(zip(names, (*inputs, *gradients), strict=True)) | {STATS: stats}
     _execute(graph, tensors, q_BTHD.device)
@@ -110,7 +112,7 @@ def _forward_graph(
 
 @functools.lru_cache(maxsize=256)
 def _backward_graph(
-    device: torch.device, dtype: torch.dtype, layouts: tuple[Layout, ...], window: int
+    device: torch.device, dtype: torch.dtype, layouts: tuple[Layout, ...], window: int, in_order: bool
 ) -> Any:
     graph = _new_graph(device, dtype)
     q, k, v, out, d_out = (
@@ -125,10 +127,11 @@ def _backward_graph(
         o=out,
         dO=d_out,
         stats=stats,
+        **({"use_deterministic_algorithm": True} if in_order else {}),
         **_mask(layouts[0], window),
     )
-    for gradient, name, layout in zip(gradients, (D_Q, D_K, D_V), layouts[5:], strict=True):
-        _give(gradient, name, layout)
+    for gradient, name, of_gradient in zip(gradients, (D_Q, D_K, D_V), layouts[5:], strict=True):
+        _give(gradient, name, of_gradient)
     return _built(graph)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanolit.kernels import layout
 from nanolit.kernels.layout import NO_WINDOW, readable
 
 
@@ -56,9 +57,11 @@ def _backward(
     d_q, d_k, d_v = _fresh(q), _fresh(k), _fresh(v)
     written = {"dq": d_q, "dk": d_k, "dv": d_v}
     if version == 3:
-        _flash3().bwd(d_out, q, k, v, out, sums_BHT, **written, **_mask3(q, window))
+        settings = written | _mask3(q, window) | _order()
+        _flash3().bwd(d_out, q, k, v, out, sums_BHT, **settings)
     else:
-        _flash4()._flash_attn_bwd(q, k, v, out, d_out, sums_BHT, **written, **_mask4(q, window))
+        settings = written | _mask4(q, window) | _order()
+        _flash4()._flash_attn_bwd(q, k, v, out, d_out, sums_BHT, **settings)
     return d_q, d_k, d_v
 
 
@@ -116,6 +119,10 @@ def _mask4(q_BTHD: Tensor, window: int) -> dict[str, Any]:
         "window_size_left": None if window == NO_WINDOW else window,
         "window_size_right": 0,
     }
+
+
+def _order() -> dict[str, bool]:
+    return {"deterministic": True} if layout.in_order() else {}
 
 
 def _fresh(x_BTHD: Tensor) -> Tensor:

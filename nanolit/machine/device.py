@@ -22,6 +22,17 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def make_deterministic() -> None:
+    """Ask torch, its compiler and our operators for the same bits in every run of one command on one GPU.
+
+    Call it before a model is built. Sampling and torch's own attention (flash and sdpa), which have no such
+    form, warn and run as ever: neither decides what is learned where another kernel attends.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS takes on Hopper anyway
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the matrix units take it (compute capability 8.0 and up), else float32."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nanolit.kernels import fp8
 from nanolit.kernels.attention import Backend, rotary_tables
+from nanolit.kernels.embedding import Embedding
 from nanolit.kernels.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
 from nanolit.kernels.residual import mix
 from nanolit.machine.device import compute_dtype
@@ -104,9 +105,9 @@ class GPT(nn.Module):
         rows = padded_vocab_size(vocab_size, vocab_multiple)
         tables = set(value_embedding_layers(depth)) if value_embeddings else set()
         windows = window_sizes(window_pattern, depth=depth, context=context)
-        self.embedding = nn.Embedding(rows, width)
+        self.embedding = Embedding(rows, width)
         self.value_embeddings = nn.ModuleDict(
-            {str(layer): nn.Embedding(rows, kv_heads * self.head_dim) for layer in sorted(tables)}
+            {str(layer): Embedding(rows, kv_heads * self.head_dim) for layer in sorted(tables)}
         )
         self.blocks = nn.ModuleList(
             Block(
@@ -259,11 +260,15 @@ class GPT(nn.Module):
     def prepare(self, *, dtype: torch.dtype | None = None) -> None:
         """After `to_empty`: set what no file stores, the dtype of embeddings and the rotary tables.
 
-        dtype is the compute dtype; None takes the device's.
+        dtype is the compute dtype; None takes the device's. What torch says of deterministic algorithms
+        (machine.device.make_deterministic) is looked up here, for as long as the model lives.
         """
         dtype = dtype or compute_dtype(self.device)
         self.embedding.to(dtype)
         self.value_embeddings.to(dtype)
+        for table in (self.embedding, *self.value_embeddings.values()):
+            assert isinstance(table, Embedding)
+            table.deterministic = torch.are_deterministic_algorithms_enabled()
         self.cos_TE, self.sin_TE = (table.to(dtype) for table in self._rotary_tables(self.device))
         for block in self.blocks:
             assert isinstance(block, Block)

@@ -16,6 +16,7 @@ import lightning as L
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from nanolit.config.build import build
@@ -59,6 +60,22 @@ def tiny_job(root: Path, *overrides: str):
 def test_compile_false_holds_for_the_optimizer_too(tmp_path, said, expected):
     """None: on a GPU."""
     assert optimizer_settings(tiny_job(tmp_path, f"compile={said}"))["compile"] is expected
+
+
+@pytest.mark.usefixtures("deterministic_algorithms")  # which puts the process right afterwards
+@pytest.mark.parametrize("said", ["false", "true"])
+def test_deterministic_is_asked_for_before_the_model_is_built(said, finished, monkeypatch):
+    torch.use_deterministic_algorithms(False)
+    seen, build_trainer = [], worker.build_trainer
+
+    def recording(parts, **others):
+        seen.append((torch.are_deterministic_algorithms_enabled(), parts.phase.gpt.embedding.deterministic))
+        return build_trainer(parts, **others)
+
+    monkeypatch.setattr(worker, "build_trainer", recording)
+    job = tiny_job(finished, f"deterministic={said}", f"run=deterministic-{said}")
+    assert execute.run(job)["status"] == "done"
+    assert seen == [(said == "true",) * 2]
 
 
 def test_base_on_an_empty_root_makes_its_tokenizer_and_leaves_its_records(finished):

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from nanolit.kernels import attention, attention_flash, attention_flex
+from nanolit.kernels import attention, attention_flash, attention_flex, layout
 from nanolit.kernels.attention import FUSED, agrees, attend, choose_backend, rotary_tables, rotate
 
 
@@ -237,6 +237,33 @@ def test_flash_operators_are_sound(version):
     """Oracle: torch's own check of fake tensors, of the gradient's registration and of what is mutated."""
     q_BTHD, k_BTKD, v_BTKD = (torch.randn(1, 5, heads, 8, requires_grad=True) for heads in (4, 2, 2))
     torch.library.opcheck(attention_flash._forward, (q_BTHD, k_BTKD, v_BTKD, 3, version))
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("backend", ["flash3", "flash4"])
+def test_flash_libraries_are_asked_to_add_in_order(backend, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def asking(backward):
+        def record(*arguments, deterministic, **others):
+            asked.append(deterministic)
+            return backward(*arguments, **others)
+
+        return record
+
+    interface = sys.modules["flash_attn.cute.interface"]
+    monkeypatch.setattr(torch.ops.flash_attn_3, "bwd", asking(torch.ops.flash_attn_3.bwd))
+    monkeypatch.setattr(interface, "_flash_attn_bwd", asking(interface._flash_attn_bwd))
+    monkeypatch.setattr(layout, "in_order", lambda: True)
+    found = forward_with_gradients(attend, 2, window=3, backend=backend)
+    torch.testing.assert_close(found, forward_with_gradients(attend_slowly, 2, window=3))
+    assert asked == [True]
+
+
+def test_under_torchs_flag_its_own_flash_is_not_chosen(deterministic_algorithms, monkeypatch):
+    monkeypatch.setattr(attention, "agrees", lambda backend, *_: backend in ("flash", "flex"))
+    choose = attention.choose_backend.__wrapped__
+    assert choose(torch.device("cuda"), torch.bfloat16, 128) == "flex"
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -1,0 +1,213 @@
+"""Does a run repeat bit for bit? `python -m benchmarks determinism model=d12`.
+
+Runs the same steps twice from the same weights in one process, for each way to compute: eagerly, compiled as
+training compiles it, and with the embeddings' gradient, attention's backward pass or both in a fixed order
+(model/embedding.py; the flags of the attention kernels). Where one of these makes the bits repeat, the other
+way was to blame. The table tells by part of the model whether gradients and weights are equal, or how far
+they are apart, and what a micro-batch costs.
+
+`deterministic=true` measures the job's setting itself, which also fixes what Inductor chooses by timing: the
+checksum of the weights must be the same in every process, with a fresh TORCHINDUCTOR_CACHE_DIR too. The eager
+model holds a whole micro-batch: from d20 on, give fewer rows. Own settings: see OWN.
+"""
+
+import hashlib
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import results
+from benchmarks.parity import SMALLEST, part_of
+from benchmarks.parts import parts_of
+from benchmarks.profile import fill_zero_matrices
+from benchmarks.train import about, back_on_device, bare_step, between, device_name, mark, synchronize
+from nanolit.data.stream import Step
+from nanolit.jobs.parts import Parts, compiled
+from nanolit.jobs.worker import quieten_libraries
+from nanolit.kernels import layout
+from nanolit.kernels.embedding import Embedding
+from nanolit.model.gpt import GPT
+from nanolit.phases.core import Phase
+from nanolit.report.tables import markdown_table
+
+OWN = {
+    "steps": "1",  # after which the weights are compared
+    "tokens": "skewed",  # or real: the job's data
+    "commit": "",  # the name of the results, where there is no checkout to ask
+    "results": "",  # the folder of results; empty: benchmarks/results of the checkout
+}
+HORIZON = 352  # steps of the schedule, of which the first are made
+REPEATS = 10  # timed micro-batches; the runs before them have warmed up
+
+
+class Way(NamedTuple):
+    """How the gradients are computed; None leaves a part to the job's own setting."""
+
+    name: str
+    eager: bool = False
+    embedding: bool | None = None
+    attention: bool | None = None
+
+
+# Ways with equal embeddings share what was compiled
+WAYS = [
+    Way("eager", eager=True, embedding=False, attention=False),
+    Way("compiled", embedding=False, attention=False),
+    Way("attention", embedding=False, attention=True),
+    Way("embedding", embedding=True, attention=False),
+    Way("both", embedding=True, attention=True),
+]
+
+
+class Run(NamedTuple):
+    """The gradients of the first micro-batch and the weights after the steps, by parameter."""
+
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+def main(arguments: list[str]) -> int:
+    """Run every way twice, print a table and a line of JSON, keep the latter."""
+    settings, overrides = results.split_settings(arguments, OWN)
+    num_steps = results.number(settings, "steps", least=1)
+    tokens = results.choice(settings, "tokens", ("skewed", "real"))
+    quieten_libraries()
+    job, parts = parts_of(overrides, tokens=tokens, num_steps=HORIZON)
+    try:
+        ways = [Way("deterministic=true")] if job["deterministic"] else WAYS
+        if not compiled(job, "base", parts.device):
+            ways = [way for way in ways if way.name != "compiled"]
+        measured = measure(parts, ways, num_steps=num_steps)
+    finally:
+        if tokens == "skewed":
+            shutil.rmtree(parts.folder, ignore_errors=True)
+    entry = {
+        "command": results.command_line("determinism", arguments),
+        **about(parts),
+        "steps": num_steps,
+        "ways": measured,
+    }
+    path = results.save(
+        entry,
+        commit=settings["commit"] or results.commit(),
+        device=device_name(parts.device),
+        folder=settings["results"],
+    )
+    print(table_of(measured))
+    results.print_json(entry, path)
+    return 0
+
+
+def measure(parts: Parts, ways: list[Way], *, num_steps: int) -> dict[str, dict[str, Any]]:
+    """By way: the differences of two runs by part of the model, milliseconds, a checksum of the weights."""
+    phase = back_on_device(parts)
+    torch.manual_seed(0)  # equal weights in every process
+    fill_zero_matrices(phase)
+    begin = {name: one.detach().clone() for name, one in phase.gpt.named_parameters()}
+    steps = list(islice(iter(parts.stream), num_steps))
+    compiled_gpt, measured = phase.forward_gpt, {}
+    for way in ways:
+        use(way, phase, compiled_gpt)
+        with attention_in_order(way.attention):
+            first, second = run(phase, steps, begin), run(phase, steps, begin)
+            measured[way.name] = {
+                "gradients": by_part(phase.gpt, first.gradients, second.gradients),
+                "weights": by_part(phase.gpt, first.weights, second.weights),
+                "forward_backward_ms": milliseconds(phase, steps[0]),
+                "checksum": checksum(first.weights),
+            }
+    return measured
+
+
+def use(way: Way, phase: Phase, compiled_gpt: Callable[..., Tensor]) -> None:
+    """Set the phase to one way; the compiler makes another graph when an embedding's setting changes."""
+    phase.forward_gpt = phase.gpt if way.eager else compiled_gpt
+    for module in phase.gpt.modules():
+        if isinstance(module, Embedding) and way.embedding is not None:
+            module.deterministic = way.embedding
+
+
+@contextmanager
+def attention_in_order(wish: bool | None) -> Iterator[None]:
+    """Answer for the attention kernels, which ask when they run: the compiled graph stays as it is."""
+    ask = layout.in_order
+    if wish is not None:
+        layout.in_order = lambda: wish
+    try:
+        yield
+    finally:
+        layout.in_order = ask
+
+
+def run(phase: Phase, steps: list[Step], begin: dict[str, Tensor]) -> Run:
+    """Take the steps from the weights `begin`, with a fresh optimizer."""
+    with torch.no_grad():
+        for name, parameter in phase.gpt.named_parameters():
+            parameter.copy_(begin[name])
+    phase.configure_optimizers()
+    forward_backward(phase, steps[0])
+    gradients = {}
+    for name, parameter in phase.gpt.named_parameters():
+        assert parameter.grad is not None
+        gradients[name], parameter.grad = parameter.grad, None
+    for number, step in enumerate(steps):
+        bare_step(phase, step, number)
+    return Run(gradients, {name: one.detach().clone() for name, one in phase.gpt.named_parameters()})
+
+
+def forward_backward(phase: Phase, step: Step) -> None:
+    """Take the step's first micro-batch alone."""
+    ids_BT, targets_BT = (tensor.to(phase.gpt.device) for tensor in step.micro_batches[0])
+    (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
+
+
+def by_part(gpt: GPT, first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:
+    """Return the largest relative difference by part; 0 where all numbers are equal, and there alone."""
+    found: dict[str, float] = defaultdict(float)
+    for name, role in gpt.parameter_roles().items():
+        part, one, other = part_of(name, role), first[name], second[name]
+        distance = (one.double() - other.double()).norm().item() / (one.double().norm().item() or SMALLEST)
+        found[part] = max(found[part], 0.0 if torch.equal(one, other) else max(distance, SMALLEST))
+    return dict(found)
+
+
+def milliseconds(phase: Phase, step: Step) -> float:
+    """Return the median of a micro-batch, forward and backward."""
+    marks = []
+    for _ in range(REPEATS + 1):
+        marks.append(mark(phase.gpt.device))
+        forward_backward(phase, step)
+        phase.gpt.zero_grad(set_to_none=True)
+    synchronize(phase.gpt.device)
+    return statistics.median(between(a, b) for a, b in pairwise(marks))
+
+
+def checksum(weights: dict[str, Tensor]) -> str:
+    """A short hash of every bit, for comparison with another process."""
+    digest = hashlib.sha256()
+    for tensor in weights.values():
+        digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def table_of(measured: dict[str, dict[str, Any]]) -> str:
+    """A row for each part's gradients and one for all weights, a column for each way."""
+    parts = next(iter(measured.values()))["gradients"]
+    rows = [[part, *(cell(one["gradients"][part]) for one in measured.values())] for part in parts]
+    rows.append(
+        ["weights after the steps", *(cell(max(one["weights"].values())) for one in measured.values())]
+    )
+    rows.append(["ms of a micro-batch", *(f"{one['forward_backward_ms']:.2f}" for one in measured.values())])
+    rows.append(["checksum of weights", *(one["checksum"] for one in measured.values())])
+    return markdown_table(["gradients, twice", *measured], rows)
+
+
+def cell(difference: float) -> str:
+    return f"{difference:.0e}" if difference else "equal"

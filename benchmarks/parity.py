@@ -1,0 +1,275 @@
+"""Gradients beside float32: `python -m benchmarks parity model=d12 [precision=fp8]`.
+
+Trains the job's own model for a few real optimizer steps, so that no matrix is zero. Then compares each
+parameter's gradient on one micro-batch, compiled as training compiles it and eagerly in the same precision,
+with eager float32 from the same weights; prints a table by part of the model and exits with 1 where a bound
+is passed. NANOLIT_KERNELS=plain leaves our kernels out.
+
+The tokens are random by default, with the frequencies of words and with repeats: nothing has to be downloaded
+or tokenized, frequent ids collide in the embedding's gradient as they do in text, and attention has something
+to learn. `tokens=real data=…` takes the job's. Own settings: see OWN.
+"""
+
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from benchmarks import results
+from benchmarks.parts import parts_of
+from benchmarks.train import about, back_on_device, bare_step, device_name
+from nanolit.jobs.parts import Parts, build_gpt
+from nanolit.jobs.worker import quieten_libraries
+from nanolit.kernels.attention import Backend, agrees
+from nanolit.machine.device import plain_kernels
+from nanolit.model.block import Block
+from nanolit.model.gpt import GPT
+from nanolit.report.tables import markdown_table
+
+OWN = {
+    "steps": "11",  # before the comparison
+    "tokens": "skewed",  # or real: the job's data
+    "attention": "",  # a backend (model/attention.py); empty: the fastest
+    "commit": "",  # the name of the results, where there is no checkout to ask
+    "results": "",  # the folder of results; empty: benchmarks/results of the checkout
+}
+HORIZON = 352  # steps of the schedule, of which the first are made: a warm-up, as at the start of a real run
+PIECE_TOKENS = 8192  # that the eager models take at once: float32 of d20 needs about 30 GiB for them
+SHOWN_FAULTS = 10
+SMALLEST = 1e-30  # in place of the norm of a gradient of zeros
+
+
+class Bound(NamedTuple):
+    """The largest error, and the largest distance of a norm's ratio from 1, of any parameter's gradient."""
+
+    error: float
+    ratio: float
+
+
+# fp32: measured 4e-7 (d2) and 2e-5 on a CPU, compiled and eager.
+# bf16: measured 0.0055 and 0.003 on an H200 (d12, compiled, 262,144 tokens of text; nanochat compiled 0.026,
+# our eager model 0.043 and 0.032), 0.0067 and 0.0012 on a CPU (d2). A quarter of the tokens averages rounding
+# less, by a factor of two at most, and as much again is left for other depths. A lost path gives 0.9.
+# fp8: not measured yet. e4m3 rounds by 2.6% (RMS) and e5m2 by 5%: some 7% for a product of a gradient, which
+# adds up over the blocks. Rounding is to nearest, so that norms stay: a ratio away from 1 is a wrong scale.
+BOUNDS = {"fp32": Bound(1e-4, 1e-4), "bf16": Bound(0.02, 0.01), "fp8": Bound(0.3, 0.05)}
+
+
+class Gradients(NamedTuple):
+    """Of the mean loss over one micro-batch, in nats; float32, by parameter."""
+
+    loss: float
+    tensors: dict[str, Tensor]
+
+
+class Difference(NamedTuple):
+    """A gradient beside the expected one: 0, 0, 1 and 1 where they are equal."""
+
+    error: float  # relative to the yardstick: see compare
+    relative: float  # relative to the expected gradient's norm
+    ratio: float  # of the norms
+    cosine: float
+
+
+def main(arguments: list[str]) -> int:
+    """Train, compare, print a table and a line of JSON, keep the latter; 1 where a bound is passed."""
+    settings, overrides = results.split_settings(arguments, OWN)
+    steps = results.number(settings, "steps", least=1)
+    tokens = results.choice(settings, "tokens", ("skewed", "real"))
+    attention = results.choice(settings, "attention", ("", *get_args(Backend)))
+    quieten_libraries()
+    begun = time.perf_counter()
+    job, parts = parts_of(overrides, tokens=tokens, num_steps=HORIZON)
+    try:
+        if attention:
+            use_attention(parts.phase.gpt, attention)  # pyright: ignore[reportArgumentType]
+        precision = precision_of(parts.phase.gpt, job["precision"])
+        losses, differences = measure(parts, steps=steps, seed=job["seed"])
+    finally:
+        if tokens == "skewed":
+            shutil.rmtree(parts.folder, ignore_errors=True)
+    matrices = {name for name, one in parts.phase.gpt.named_parameters() if one.ndim == 2}
+    faults = faults_of(differences["compiled"], matrices, precision)
+    entry = {
+        "command": results.command_line("parity", arguments),
+        **about(parts),
+        "precision": precision,
+        "kernels": "plain" if plain_kernels() else "ours",
+        "compiled": parts.phase.forward_gpt is not parts.phase.gpt,
+        "steps": steps,
+        "loss": losses,
+        "parts": summary(parts.phase.gpt, differences),
+        "faults": faults,
+        "seconds": time.perf_counter() - begun,
+    }
+    report(
+        entry,
+        results.save(
+            entry,
+            commit=settings["commit"] or results.commit(),
+            device=device_name(parts.device),
+            folder=settings["results"],
+        ),
+    )
+    for fault in faults[:SHOWN_FAULTS]:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+def use_attention(gpt: GPT, backend: Backend) -> None:
+    """Attend by one backend; ValueError where it gives nothing, or something else than float32 does."""
+    if backend != "sdpa" and not agrees(backend, gpt.device, gpt.compute_dtype, gpt.head_dim):
+        raise ValueError(f"attention={backend} is not installed or does not run here; leave it out")
+    for block in gpt.blocks:
+        assert isinstance(block, Block)
+        block.attention.backend = backend
+
+
+def precision_of(gpt: GPT, wish: str | None) -> str:
+    if wish == "fp8":
+        return "fp8"
+    return "bf16" if gpt.compute_dtype == torch.bfloat16 else "fp32"
+
+
+def measure(
+    parts: Parts, *, steps: int, seed: int
+) -> tuple[dict[str, float], dict[str, dict[str, Difference]]]:
+    """The loss of each model in nats, and by "compiled" and "eager" the difference of every parameter."""
+    phase = back_on_device(parts)
+    *training, last = islice(iter(parts.stream), steps + 1)
+    for number, step in enumerate(training):
+        bare_step(phase, step, number)
+    for name, parameter in phase.gpt.named_parameters():
+        if parameter.ndim == 2 and not parameter.any():
+            raise ValueError(f"{name} is still zero after steps={steps}; give more steps")
+    reference = build_gpt(parts.plan["gpt"], parts.device, seed=seed, precision="fp32")
+    with torch.no_grad():
+        for parameter, trained in zip(reference.parameters(), phase.gpt.parameters(), strict=True):
+            parameter.copy_(trained)
+    ids_BT, targets_BT = (tensor.to(parts.device) for tensor in last.micro_batches[0])
+    rows = max(1, min(PIECE_TOKENS // ids_BT.size(1), len(ids_BT) // 8))
+    found = {
+        "compiled": gradients(phase.gpt, phase.loss, ids_BT, targets_BT, rows=len(ids_BT)),
+        "eager": gradients(phase.gpt, summed(phase.gpt), ids_BT, targets_BT, rows=rows),
+    }
+    torch.set_float32_matmul_precision("highest")
+    expected = gradients(reference, summed(reference), ids_BT, targets_BT, rows=rows)
+    losses = {"float32": expected.loss, **{name: one.loss for name, one in found.items()}}
+    return losses, {name: compare(one, expected) for name, one in found.items()}
+
+
+def summed(gpt: GPT) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda ids_BT, targets_BT: gpt(ids_BT, targets_BT, reduction="sum")
+
+
+def gradients(
+    gpt: GPT,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    ids_BT: Tensor,
+    targets_BT: Tensor,
+    *,
+    rows: int,
+) -> Gradients:
+    """Take so many rows at a time; their gradients are added in float32 whatever the parameters' dtype."""
+    total, tensors = 0.0, {}
+    for ids, targets in zip(ids_BT.split(rows), targets_BT.split(rows), strict=True):
+        nats = loss(ids, targets) / ids_BT.numel()
+        nats.backward()
+        total += nats.item()
+        for name, parameter in gpt.named_parameters():
+            if parameter.grad is None:
+                raise ValueError(f"{name} has no gradient; every parameter of a model must be learned")
+            piece, parameter.grad = parameter.grad.float(), None
+            tensors[name] = tensors[name].add_(piece) if name in tensors else piece
+    return Gradients(total, tensors)
+
+
+def compare(found: Gradients, expected: Gradients) -> dict[str, Difference]:
+    """Measure a matrix's error by its own norm, a scalar's by the largest norm of any scalar parameter.
+
+    All scalars scale a part of the residual stream, so that their gradients are in one unit. Some true ones
+    nearly vanish: at first the loss is blind to the stream's scale, and in d2 the backout's is always zero.
+    Any rounding is large beside almost nothing, while a lost path's error is as large as the path.
+    """
+    scalars = [one.norm().item() for one in expected.tensors.values() if one.ndim < 2]
+    differences = {}
+    for name, wanted in expected.tensors.items():
+        a, b = wanted.flatten().double(), found.tensors[name].flatten().double()
+        error, norm, other = (b - a).norm().item(), a.norm().item() or SMALLEST, b.norm().item() or SMALLEST
+        yardstick = max(scalars) if wanted.ndim < 2 else norm
+        cosine = (a @ b).item() / norm / other
+        differences[name] = Difference(error / yardstick, error / norm, other / norm, cosine)
+    return differences
+
+
+def faults_of(differences: dict[str, Difference], matrices: set[str], precision: str) -> list[str]:
+    """Return a line for each parameter that passes a bound, as NaN does. Norms count for matrices alone."""
+    bound, faults = BOUNDS[precision], []
+    for name, one in differences.items():
+        if not one.error <= bound.error:
+            got, allowed = f"is off by {one.error:.2g}", f"at most {bound.error:g}"
+        elif name in matrices and not abs(one.ratio - 1) <= bound.ratio:
+            got = f"has {one.ratio:.4f} times the norm of float32's"
+            allowed = f"{1 - bound.ratio:g} to {1 + bound.ratio:g}"
+        else:
+            continue
+        faults.append(f"{name}: its gradient {got}; {allowed} is allowed in {precision}")
+    return faults
+
+
+def part_of(name: str, role: str) -> str:
+    """The row of the table: a matrix without its block's number, a scalar by its own name, else the role."""
+    if role == "matrix":
+        return name.split(".", 2)[2].removesuffix(".weight")
+    return name.removesuffix(".weight") if role == "smear" else role
+
+
+def summary(gpt: GPT, differences: dict[str, dict[str, Difference]]) -> dict[str, dict[str, Any]]:
+    """By part and by "compiled" and "eager": the largest errors, the ends of the ratios, the worst cosine."""
+    roles, names = gpt.parameter_roles(), defaultdict(list)
+    for name, role in roles.items():
+        names[part_of(name, role)].append(name)
+    return {
+        part: {how: worst([one[name] for name in members]) for how, one in differences.items()}
+        for part, members in names.items()
+    }
+
+
+def worst(differences: list[Difference]) -> dict[str, float]:
+    errors, relative, ratios, cosines = zip(*differences, strict=True)
+    return {
+        "error": max(errors),
+        "relative_error": max(relative),
+        "lowest_ratio": min(ratios),
+        "highest_ratio": max(ratios),
+        "cosine": min(cosines),
+    }
+
+
+def report(entry: dict[str, Any], path: Any) -> None:
+    """Print the table by part, then the entry as one line of JSON: the last line."""
+    header = ["gradient"]
+    for how in ("compiled", "eager"):
+        header += [f"{how}: error", "norm ratios", "cosine"]
+    rows = []
+    for part, by_how in entry["parts"].items():
+        row = [part]
+        for one in by_how.values():
+            ratios = f"{one['lowest_ratio']:.4f}–{one['highest_ratio']:.4f}"
+            counted = "" if one["error"] == one["relative_error"] else f" ({one['error']:.2g})"
+            row += [f"{one['relative_error']:.2g}{counted}", ratios, f"{one['cosine']:.6f}"]
+        rows.append(row)
+    print(markdown_table(header, rows))
+    print(
+        "  (in brackets: relative to the largest norm of a scalar parameter's gradient, which is what counts)"
+    )
+    print("  loss: " + ", ".join(f"{how} {nats:.5f}" for how, nats in entry["loss"].items()))
+    print(f"  {entry['precision']}, {entry['attention']} attention, kernels {entry['kernels']}; ", end="")
+    print(f"{entry['micro_batch']} rows × {entry['context']} after {entry['steps']} steps")
+    results.print_json(entry, path)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.kernels.agreement import near, with_gradients
+from nanolit.kernels.distinct import apply_to_distinct
 from nanolit.machine.device import ADA, plain_kernels, triton_capability
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
@@ -54,8 +55,9 @@ def fits(weight_FC: Tensor) -> bool:
 
 
 def whole(x_NC: Tensor) -> bool:
-    """Whether the tokens of (…, C) can be summed over."""
-    return x_NC.shape[:-1].numel() % MULTIPLE == 0
+    """Whether the tokens of (…, C) can be summed over: a multiple, and not none, which has no largest."""
+    num_tokens = x_NC.shape[:-1].numel()
+    return num_tokens > 0 and num_tokens % MULTIPLE == 0
 
 
 def linear(x_NC: Tensor, weight_FC: Tensor) -> Tensor:
@@ -65,8 +67,7 @@ def linear(x_NC: Tensor, weight_FC: Tensor) -> Tensor:
     """
     if not whole(x_NC):
         return F.linear(x_NC, weight_FC.to(x_NC.dtype))
-    y_NF = _Linear.apply(x_NC.flatten(0, -2), weight_FC)
-    assert isinstance(y_NF, Tensor)
+    y_NF = apply_to_distinct(_Linear, x_NC.flatten(0, -2), weight_FC)
     return y_NF.view(*x_NC.shape[:-1], len(weight_FC))
 
 
@@ -127,7 +128,7 @@ def transposed(x_RS: Tensor) -> Tensor:
         from nanolit.kernels import fp8_kernel  # imports Triton
 
         return fp8_kernel.transposed(x_RS.contiguous())
-    return x_RS.t().contiguous()
+    return x_RS.t().clone(memory_format=torch.contiguous_format)  # an operator may not return its input
 
 
 @transposed.register_fake

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nanolit.kernels import fp8
+from nanolit.kernels.distinct import apply_to_distinct
 from nanolit.kernels.fp8 import GRADIENTS, VALUES, largest_alone, product, rounded, scale_of, transposed
 from nanolit.kernels.heads import join_gradients, split
 
@@ -32,7 +33,7 @@ def project(
 
     Rows of x have an RMS of at most 1.
     """
-    return _Project.apply(x_BTC, weight_XC, cos_TE, sin_TE, heads, kv_heads, qk_scale)  # pyright: ignore
+    return apply_to_distinct(_Project, x_BTC, weight_XC, cos_TE, sin_TE, heads, kv_heads, qk_scale)
 
 
 class _Project(torch.autograd.Function):

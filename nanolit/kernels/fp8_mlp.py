@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.kernels import fp8
+from nanolit.kernels.distinct import apply_to_distinct
 from nanolit.kernels.fp8 import GRADIENTS, VALUES, product, rounded, scale_of, transposed
 from nanolit.kernels.mlp import relu_squared_mlp
 
@@ -26,8 +27,7 @@ def mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor, *, fused: bool) ->
     """
     if not fp8.whole(x_NC):
         return relu_squared_mlp(x_NC, expand_FC, contract_CF)
-    y_NC = _MLP.apply(x_NC.flatten(0, -2), expand_FC, contract_CF, fused)
-    assert isinstance(y_NC, Tensor)
+    y_NC = apply_to_distinct(_MLP, x_NC.flatten(0, -2), expand_FC, contract_CF, fused)
     return y_NC.view(x_NC.shape)
 
 

@@ -74,6 +74,8 @@ def _loss_and_gradients(
     nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
     x_gradient_NC = torch.empty_like(x_NC)
     weight_gradient_VC = torch.empty_like(weight_VC, dtype=torch.float32)
+    if not len(x_NC):
+        weight_gradient_VC.zero_()  # else the first chunk overwrites it
     memory = _chunk_memory(x_NC, weight_VC)
     head = _HeadInFp8(x_NC.dtype, *rounded) if rounded else _Head(x_NC, weight_VC)
     for rows in _chunks(x_NC, weight_VC):

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanolit.kernels.distinct import apply_to_distinct
+
 SMALLEST = 1e-6  # of |r|, in the gradient by r
 
 
@@ -33,8 +35,6 @@ class _Mix(torch.autograd.Function):
 
 def mix(x: Tensor, x0: Tensor, r: Tensor, s: Tensor) -> Tensor:
     """Return r x + s x₀ in x's dtype; r and s are 0-D float32 parameters."""
-    # The first block mixes x₀ with itself. A custom autograd.Function must not see one tensor twice: under
-    # torch.compile one of its two gradients is lost without a word (torch 2.11; 2.15 refuses the call).
-    if x is x0:
+    if x is x0:  # the first block: see distinct.py
         return (r + s) * x
-    return _Mix.apply(x, x0, r, s)  # pyright: ignore[reportReturnType]
+    return apply_to_distinct(_Mix, x, x0, r, s)

@@ -125,7 +125,7 @@ def stand_in_forward(q_BTHD, k_BTKD, v_BTKD, softmax_scale, left):
     back_TT = torch.arange(T)[:, None] - torch.arange(T)
     scores_BHTT[..., (back_TT < 0) | (back_TT > (T if left is None else left))] = -torch.inf
     out_BTHD = torch.einsum("bhts,bshd->bthd", scores_BHTT.softmax(-1), v_BTHD)
-    return out_BTHD, scores_BHTT.logsumexp(-1), scores_BHTT
+    return out_BTHD.contiguous(), scores_BHTT.logsumexp(-1), scores_BHTT
 
 
 def stand_in_backward(d_out, q, k, v, out, sums_BHT, dq, dk, dv, softmax_scale, left):

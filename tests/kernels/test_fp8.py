@@ -29,8 +29,6 @@ DEVICES = [
 ]
 # A rounding to e4m3 has a relative error of 2.6% in the mean square, to e5m2 of 5.1%
 OF_VALUES, OF_GRADIENTS = 0.045, 0.065
-# What torch.compile itself does with an autograd function, and warns of
-COMPILES = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -73,7 +71,6 @@ def test_columns_are_the_rows_turned_over(device, shape):
     assert torch.equal(turned.cpu(), every_byte.t())
 
 
-@COMPILES
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_layer_and_its_gradients_are_near_float32(device, compiled):
@@ -156,7 +153,6 @@ def test_the_mlp_is_near_float32(device, gradient_scale):
     not torch.cuda.is_available() or not mlp.has_kernel(torch.device("cuda"), torch.bfloat16),
     reason="needs Hopper",
 )
-@COMPILES
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_fused_mlp_equals_its_twin(compiled):
     """But for numbers that sums in another order bring to neighbours in fp8."""
@@ -174,7 +170,6 @@ def test_the_fused_mlp_equals_its_twin(compiled):
         assert error(one, other) < 0.02
 
 
-@COMPILES
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])

@@ -160,8 +160,6 @@ def test_hyperparameters_rebuild_the_same_model(flags):
     assert GPT(**flags).hyperparameters == flags
 
 
-# Dynamo itself instantiates the class when it traces an autograd.Function (torch 2.11)
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_training_graph_compiles_whole(make_gpt, random_ids, flags):
     """fullgraph raises at any Python that the compiler would have to leave the graph for."""
     gpt, ids_BT = make_gpt(flags), random_ids(2, 160)

@@ -77,7 +77,6 @@ def test_a_step_has_the_rates_of_the_schedule_after_the_steps_before_it(tiny_mod
                 assert group["weight_decay"] == pytest.approx(0.1 * now.weight_decay)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, as it imports its compiler
 def test_another_source_of_a_kernel_or_the_model_is_another_key(tmp_path, monkeypatch):
     """The gradients of our operators are in no graph: an edited one must not be taken from the cache."""
     monkeypatch.setattr(compiler, "cache_key_tag", "")

@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def balanced_rows(gradients: list[Tensor], momentum_NRS: Tensor, momentum: float) -> Tensor:
-    """The Nesterov update, its rows of equal norm, of Frobenius norm 1 / 1.01, in float16; moves momentum.
+    """The Nesterov update, its rows of equal norm, of Frobenius norm 1 / 1.01, in bfloat16; moves momentum.
 
     Equal rows (MuonEq) make the matrix's norm a constant times theirs, so that each is divided by its own. A
     row of zeros stays zero; its matrix then has a norm below that. Gradients are contiguous, float32.
     """
     N, R, S = momentum_NRS.shape
-    out_NRS = torch.empty_like(momentum_NRS, dtype=torch.float16)
+    out_NRS = torch.empty_like(momentum_NRS, dtype=torch.bfloat16)
     addresses = torch.tensor([gradient.data_ptr() for gradient in gradients], dtype=torch.int64)
     with torch.cuda.device_of(momentum_NRS):
         _kernel[(R, N)](
@@ -45,4 +45,4 @@ def _kernel(addresses, momenta, out, R, S, momentum, norm, BLOCK: tl.constexpr):
     tl.store(momenta + place, moved, mask=inside)
     update = (1 - momentum) * gradient + momentum * moved
     scale = norm / tl.maximum(tl.sqrt(tl.sum(update * update, 0)), 1e-10)
-    tl.store(out + place, (update * scale).to(tl.float16), mask=inside)
+    tl.store(out + place, (update * scale).to(tl.bfloat16), mask=inside)

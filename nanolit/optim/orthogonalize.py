@@ -22,9 +22,6 @@ POLAR_EXPRESS: Coefficients = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-# The step of a Gram iteration after which X itself is taken up again. The norm of what is joined, 33 by then,
-# multiplies rounding; a step later it is 130 and ill-conditioned matrices diverge (LOG.md has the errors)
-RESTART = 1
 TILE = 128  # the short side must be a multiple of it for our kernel
 
 
@@ -51,38 +48,29 @@ def has_kernel(device: torch.device, short_side: int) -> bool:
 
 
 def _iterate(x_NRS: Tensor, coefficients: Coefficients) -> Tensor:
-    """With the products of the short side, the cheaper ones; a tall matrix is multiplied from the right."""
+    """Multiply on the short side, which is cheaper; a tall matrix is multiplied from the right.
+
+    Each product is rounded before it is scaled and added, as in nanochat, and the rounding counts.
+    Early gradients have low rank; bfloat16 fills the other directions with noise, up to two thirds of the
+    update. In float16 it stays empty, and since the update's norm is fixed afterwards, the known directions
+    get longer steps: d12 then learned worse than nanochat, by 0.007 bits per byte after 49 steps (LOG.md).
+    """
     tall = x_NRS.size(-2) > x_NRS.size(-1)
     for a, b, c in coefficients:
         gram = x_NRS.mT @ x_NRS if tall else x_NRS @ x_NRS.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factors = (x_NRS, polynomial) if tall else (polynomial, x_NRS)
-        x_NRS = torch.baddbmm(x_NRS, *factors, beta=a)
+        polynomial = b * gram + c * (gram @ gram)
+        x_NRS = a * x_NRS + (x_NRS @ polynomial if tall else polynomial @ x_NRS)
     return x_NRS
 
 
 def iterate_by_halves(x_NRS: Tensor, coefficients: Coefficients) -> Tensor:
-    """`_iterate` by symmetric products, of which half is computed; the result is in x's dtype.
-
-    On a GPU that is float16: all values are bounded, and it rounds an eighth as much as bfloat16 does. Oblong
-    matrices take several steps on their Gram matrix G alone: with P = a I + b G + c G² a step is X ← P X, so
-    that G ← P G P, and steps join as Q ← Q P. All of these commute, so that each product is symmetric.
-    """
+    """Compute `_iterate` with only one half of its two symmetric products; the result is in x's dtype."""
     tall = x_NRS.size(-2) > x_NRS.size(-1)
-    oblong = max(x_NRS.shape[-2:]) >= 2 * min(x_NRS.shape[-2:])
-    last = len(coefficients) - 1
-    gram = symmetric_product(x_NRS, x_NRS, tall=tall)
-    joined = None
-    for step, (a, b, c) in enumerate(coefficients):
-        polynomial = symmetric_product(gram, gram, add_NRR=gram, alpha=c, beta=b, diagonal=a)
-        joined = polynomial if joined is None else symmetric_product(joined, polynomial)
-        if not oblong or step in (RESTART, last):
-            x_NRS = x_NRS @ joined if tall else joined @ x_NRS
-            joined = None
-            if step < last:
-                gram = symmetric_product(x_NRS, x_NRS, tall=tall)
-        else:
-            gram = symmetric_product(symmetric_product(polynomial, gram), polynomial)
+    for a, b, c in coefficients:
+        gram = symmetric_product(x_NRS, x_NRS, tall=tall)
+        polynomial = symmetric_product(gram, gram, add_NRR=gram, alpha=c, beta=b)
+        product_NRS = x_NRS @ polynomial if tall else polynomial @ x_NRS
+        x_NRS = product_NRS.add_(x_NRS, alpha=a)
     return x_NRS
 
 
@@ -93,11 +81,13 @@ def symmetric_product(
     add_NRR: Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 0.0,
-    diagonal: float = 0.0,
     tall: bool = False,
 ) -> Tensor:
-    """alpha A Bᵀ (tall: Aᵀ B) + beta add + diagonal I of stacks, for A and B that make it symmetric."""
-    how = {"alpha": alpha, "beta": beta, "diagonal": diagonal, "tall": tall}
+    """Return alpha A Bᵀ (tall: Aᵀ B) + beta add for stacks of A and B that make it symmetric.
+
+    The product is rounded to a's dtype before it is scaled, and the sum once more.
+    """
+    how = {"alpha": alpha, "beta": beta, "tall": tall}
     if has_kernel(a.device, a.size(-1) if tall else a.size(-2)):
         from nanolit.kernels import symmetric_kernel  # imports Triton
 
@@ -106,13 +96,12 @@ def symmetric_product(
 
 
 def symmetric_product_in_torch(
-    a: Tensor, b: Tensor, add_NRR: Tensor | None, *, alpha: float, beta: float, diagonal: float, tall: bool
+    a: Tensor, b: Tensor, add_NRR: Tensor | None, *, alpha: float, beta: float, tall: bool
 ) -> Tensor:
-    """The kernel's twin: it too rounds once, at the end, and mirrors the lower half."""
+    """The kernel's twin: it rounds at the same two places and mirrors the lower half."""
     a_wide, b_wide = a.float(), b.float()
-    total_NRR = alpha * (a_wide.mT @ b_wide if tall else a_wide @ b_wide.mT)
+    total_NRR = alpha * (a_wide.mT @ b_wide if tall else a_wide @ b_wide.mT).to(a.dtype).float()
     if add_NRR is not None:
         total_NRR += beta * add_NRR.float()
-    total_NRR.diagonal(dim1=-2, dim2=-1).add_(diagonal)
     out_NRR = total_NRR.to(a.dtype)
     return out_NRR.tril() + out_NRR.tril(-1).mT

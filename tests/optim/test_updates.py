@@ -135,7 +135,7 @@ def test_stacking_changes_nothing(shape: tuple[int, int]):
 
 @pytest.mark.parametrize("shape", [*SHAPES, (32, 96), (96, 32)])
 def test_symmetric_products_orthogonalize_the_same(shape: tuple[int, int]):
-    """Oracle: the plain iteration; both in float32, oblong matrices by their Gram matrix."""
+    """Oracle: the plain iteration; both in float32."""
     x_NRS = random(3, *shape)
     x_NRS = x_NRS / (1.01 * frobenius(x_NRS))
     got_NRS = iterate_by_halves(x_NRS, POLAR_EXPRESS)
@@ -150,15 +150,15 @@ def test_the_symmetric_kernel_equals_its_twin(shape: tuple[int, int], tall: bool
     device = torch.device("cuda")
     if not has_kernel(device, min(shape)):
         pytest.skip("the kernel is for Hopper")
-    a = (random(7, *shape) / shape[-1]).cuda().half()
+    a = (random(7, *shape) / shape[-1]).cuda().bfloat16()
     side = min(shape)
     add_NRR = symmetric_product(a, a, tall=tall)
-    how = {"alpha": 0.5, "beta": -1.5, "diagonal": 2.0, "tall": tall}
+    how = {"alpha": 0.5, "beta": -1.5, "tall": tall}
     got_NRR = symmetric_product(a, a, add_NRR=add_NRR, **how)
     assert got_NRR.shape == (7, side, side)
     assert torch.equal(got_NRR, got_NRR.mT)
     expected_NRR = symmetric_product_in_torch(a, a, add_NRR, **how)
-    assert (got_NRR.float() - expected_NRR.float()).norm() / expected_NRR.float().norm() < 1e-3
+    assert (got_NRR.float() - expected_NRR.float()).norm() / expected_NRR.float().norm() < 3e-3
 
 
 @pytest.mark.gpu
@@ -167,21 +167,21 @@ def test_a_product_that_is_symmetric_but_for_rounding_comes_out_symmetric():
     device = torch.device("cuda")
     if not has_kernel(device, 256):
         pytest.skip("the kernel is for Hopper")
-    a = (random(3, 256, 256) / 16).to(device).half()
+    a = (random(3, 256, 256) / 16).to(device).bfloat16()
     gram = symmetric_product(a, a)
     cube = symmetric_product(symmetric_product(gram, gram), gram)
     assert torch.equal(cube, cube.mT)
-    expected = (gram.double() @ gram.double()).half().double() @ gram.double()
-    assert (cube - expected).norm() / expected.norm() < 1e-3
+    expected = (gram.double() @ gram.double()).bfloat16().double() @ gram.double()
+    assert (cube - expected).norm() / expected.norm() < 6e-3
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("kind", ["three decades", "five decades", "low rank", "one direction"])
 @pytest.mark.parametrize("shape", [(256, 256), (128, 512), (512, 128), (384, 128)])
-def test_orthogonalizing_by_halves_is_at_least_as_exact_as_bfloat16(
+def test_orthogonalizing_by_halves_rounds_as_much_as_the_plain_iteration(
     shape: tuple[int, int], kind: str, device: str
 ):
-    """Oracle: the iteration in float64, on ill-conditioned matrices."""
+    """Oracle: the plain form's error against float64, on ill-conditioned matrices (see _iterate)."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     u, _, v = torch.linalg.svd(random(2, *shape), full_matrices=False)
@@ -193,8 +193,9 @@ def test_orthogonalizing_by_halves_is_at_least_as_exact_as_bfloat16(
     norms_N11 = frobenius(x_NRS)
     exact_NRS = polar_express(x_NRS.double(), norms_N11.double(), torch.float64)
     plain_NRS = polar_express(x_NRS, norms_N11, torch.bfloat16)
-    by_halves_NRS = iterate_by_halves((x_NRS / (1.01 * norms_N11)).half(), POLAR_EXPRESS)
-    assert (by_halves_NRS - exact_NRS).norm() <= (plain_NRS - exact_NRS).norm()
+    by_halves_NRS = iterate_by_halves((x_NRS / (1.01 * norms_N11)).bfloat16(), POLAR_EXPRESS)
+    ratio = (by_halves_NRS - exact_NRS).norm() / (plain_NRS - exact_NRS).norm()
+    assert 0.7 < ratio < 1.3
 
 
 def test_equilibrated_rows_have_the_mean_norm():

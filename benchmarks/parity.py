@@ -33,9 +33,9 @@ from nanolit.model.gpt import GPT
 from nanolit.report.tables import markdown_table
 
 OWN = {
-    "steps": "11",  # before the comparison
+    "steps": "5",  # before the comparison: no matrix is zero, the loss not yet steep (see BOUNDS)
     "tokens": "skewed",  # or real: the job's data
-    "attention": "",  # a backend (model/attention.py); empty: the fastest
+    "attention": "",  # a backend (kernels/attention.py); empty: the fastest
     "commit": "",  # the name of the results, where there is no checkout to ask
     "results": "",  # the folder of results; empty: benchmarks/results of the checkout
 }
@@ -53,12 +53,14 @@ class Bound(NamedTuple):
 
 
 # fp32: measured 4e-7 (d2) and 2e-5 on a CPU, compiled and eager.
-# bf16: measured 0.0055 and 0.003 on an H200 (d12, compiled, 262,144 tokens of text; nanochat compiled 0.026,
-# our eager model 0.043 and 0.032), 0.0067 and 0.0012 on a CPU (d2). A quarter of the tokens averages rounding
-# less, by a factor of two at most, and as much again is left for other depths. A lost path gives 0.9.
-# fp8: not measured yet. e4m3 rounds by 2.6% (RMS) and e5m2 by 5%: some 7% for a product of a gradient, which
-# adds up over the blocks. Rounding is to nearest, so that norms stay: a ratio away from 1 is a wrong scale.
-BOUNDS = {"fp32": Bound(1e-4, 1e-4), "bf16": Bound(0.02, 0.01), "fp8": Bound(0.3, 0.05)}
+# bf16: measured 0.0096 and 0.007 on an H200 (d12, compiled, 3 steps), 0.0055 and 0.003 after 11; other
+# depths, and fewer tokens, which average rounding less, get twice that.
+# fp8: e4m3 rounds by 2.6% (RMS) and e5m2 by 5%: some 7% for a product of a gradient, which adds up over the
+# blocks. Measured on a CPU in d4: 0.07 and 0.014 at the calm steps 3 to 14.
+# Where the loss is sharp nothing of this holds: at d12's 11th step, where it falls by a nat,
+# bf16 queries and keys are 0.08 off, and fp8's gradients have 1.09 to 1.23 times the norm of float32's in its
+# direction (cosine 0.99); at d4's 30th step 0.71 to 1.02 times. The rounded model is another function there.
+BOUNDS = {"fp32": Bound(1e-4, 1e-4), "bf16": Bound(0.02, 0.015), "fp8": Bound(0.2, 0.05)}
 
 
 class Gradients(NamedTuple):

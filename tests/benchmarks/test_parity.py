@@ -94,7 +94,7 @@ def test_errors_of_scalars_are_relative_to_the_largest_scalars():
     [
         (
             Difference(0.01, 0.01, 0.98, 1.0),
-            "has 0.9800 times the norm of float32's; 0.99 to 1.01 is allowed",
+            "has 0.9800 times the norm of float32's; 0.985 to 1.015 is allowed",
         ),
         (Difference(math.nan, math.nan, math.nan, math.nan), "is off by nan; at most 0.02 is allowed"),
     ],

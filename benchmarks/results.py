@@ -3,13 +3,13 @@
 import json
 import platform
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanolit.machine import system
 from nanolit.machine.arguments import setting
-from nanolit.machine.paths import PACKAGE, read_json, write_json
+from nanolit.machine.paths import read_json, write_json
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -29,16 +29,6 @@ def command_line(benchmark: str, arguments: list[str]) -> str:
     return " ".join(["python -m benchmarks", benchmark, *kept])
 
 
-def commit() -> str:
-    """The checkout's short commit, `-dirty` where files differ from it; "unknown" where there is none."""
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
-
-
 def processor() -> str:
     """The CPU's architecture, for results that no GPU took part in."""
     return f"cpu-{platform.machine()}"
@@ -46,7 +36,10 @@ def processor() -> str:
 
 def save(entry: dict[str, Any], kept: Kept, *, device: str) -> Path:
     """Add the entry to the file of its commit and device, in place of one with the same command."""
-    name, measured = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"), kept.commit or commit()
+    name, measured = (
+        re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"),
+        kept.commit or system.commit() or "unknown",
+    )
     path = kept.results / f"{measured}-{name}.json"
     kept.results.mkdir(parents=True, exist_ok=True)
     entries = read_json(path)["results"] if path.exists() else []

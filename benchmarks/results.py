@@ -36,10 +36,8 @@ def processor() -> str:
 
 def save(entry: dict[str, Any], kept: Kept, *, device: str) -> Path:
     """Add the entry to the file of its commit and device, in place of one with the same command."""
-    name, measured = (
-        re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"),
-        kept.commit or system.commit() or "unknown",
-    )
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    measured = kept.commit or system.commit() or "unknown"
     path = kept.results / f"{measured}-{name}.json"
     kept.results.mkdir(parents=True, exist_ok=True)
     entries = read_json(path)["results"] if path.exists() else []

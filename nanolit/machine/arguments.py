@@ -28,11 +28,11 @@ class Setting:
     kind: Any
     default: Any
     help: str
-    value: str
-    least: float | None
-    most: float | None
-    short: str
-    positional: bool
+    value: str = ""  # what --help calls the value
+    least: float | None = None  # bounds of a number
+    most: float | None = None
+    short: str = ""  # a flag such as -p
+    positional: bool = False
 
     @property
     def is_list(self) -> bool:
@@ -46,14 +46,14 @@ class Setting:
     def placeholder(self) -> str:
         """What stands for the value in --help and in messages."""
         if self.value or self.choices:
-            return self.value or "|".join(filter(None, self.choices))
+            return self.value or "|".join(self.choices)
         return {int: "N", float: "X", bool: "true", Path: "FOLDER"}.get(self.kind, self.name.upper())
 
     @property
     def allowed(self) -> str:
         """The values that are accepted, in words."""
         if self.kind is bool or self.choices:
-            return "true or false" if self.kind is bool else f"one of {', '.join(filter(None, self.choices))}"
+            return "true or false" if self.kind is bool else f"one of {', '.join(self.choices)}"
         number = "a whole number" if self.kind is int else "a number"
         if self.most is not None:
             return f"{number} from {self.least} to {self.most}"
@@ -76,35 +76,15 @@ class Setting:
                 number = self.kind(text)
             except ValueError:
                 number = math.nan
-            least = -math.inf if self.least is None else self.least
-            if math.isfinite(number) and least <= number <= (self.most or math.inf):
+            least = -sys.float_info.max if self.least is None else self.least
+            if least <= number <= (self.most or sys.float_info.max):
                 return number
         raise ValueError(f"{self.name}={text} must be {self.allowed}")
 
 
-def setting(
-    help: str,
-    default: Any = MISSING,
-    *,
-    value: str = "",
-    least: float | None = None,
-    most: float | None = None,
-    short: str = "",
-    positional: bool = False,
-) -> Any:
-    """Return a dataclass field with its line of --help; without a default it has to be given.
-
-    `value` names the value in --help, `short` is a flag such as -p, `least` and `most` bound a number.
-    """
-    about = {
-        "help": help,
-        "value": value,
-        "least": least,
-        "most": most,
-        "short": short,
-        "positional": positional,
-    }
-    return field(default=default, metadata=about)
+def setting(help: str, default: Any = MISSING, **rules: Any) -> Any:
+    """Return a dataclass field with its line of --help and `Setting`'s rules; no default: it is required."""
+    return field(default=default, metadata={"help": help, **rules})
 
 
 @dataclass(frozen=True, kw_only=True)

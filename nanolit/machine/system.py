@@ -1,4 +1,4 @@
-"""This machine and this checkout, as git and NVIDIA's driver tell: importing torch for it would take seconds."""
+"""This machine and this checkout, as git and NVIDIA's driver know them: torch would take seconds."""
 
 import importlib.metadata
 import subprocess

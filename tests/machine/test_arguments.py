@@ -90,6 +90,8 @@ def test_only_a_setting_whose_default_is_empty_may_be_empty():
         (["here", "max_tokens=0"], "max_tokens=0 must be a whole number, 1 or more"),
         (["here", "max_tokens=1.5"], "max_tokens=1.5 must be a whole number"),
         (["here", "temperature=nan"], "temperature=nan must be a number, 0 or more"),
+        (["here", "temperature=inf"], "temperature=inf must be a number, 0 or more"),
+        (["here", f"max_tokens={'9' * 400}"], "must be a whole number, 1 or more"),
         (["here", "temperature=-1"], "temperature=-1 must be a number, 0 or more"),
         (["here", "port=99999"], "port=99999 must be a whole number from 1 to 65535"),
         (["here", "follow=yes"], "follow=yes must be true or false"),

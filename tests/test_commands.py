@@ -46,6 +46,25 @@ def test_both_ways_to_run_a_command_say_the_same(name, tmp_path):
     assert (short.returncode, short.stdout == "") in ((0, False), (2, True))
 
 
+def test_every_command_refuses_in_the_same_form(tmp_path):
+    for name in commands():
+        done = run("nanolit", name, "model.dpeth=3" if name in ("train", "plan", "describe") else "dpeth=3")
+        assert done.returncode == 2, name
+        assert done.stderr.startswith("error: "), name
+        assert done.stderr.count("\n") == 1, name
+
+
+@pytest.mark.parametrize("words", [["train", "--cfg", "job"], ["train", "--help"], ["plan", "--help"]])
+def test_no_command_minds_a_reader_that_leaves(words):
+    command = [sys.executable, "-u", "-m", "nanolit", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_hydra_reads_the_words_behind_the_name():
     done = run("nanolit", "train", "--cfg", "job", "model=d4")
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     """Make `main(words)` a command: call it with the words typed, or given, and return the exit code.
 
-    Codes: what `main` returns; 2 with `error: …` on stderr for a ValueError or OSError; 130 for Ctrl-C; 1
-    when whatever reads our output is gone (`| head`).
+    Codes: what `main` returns; 2 with `error: …` on stderr for a ValueError or OSError, or its traceback if
+    HYDRA_FULL_ERROR is set; 130 for Ctrl-C; 1 when whatever reads our output is gone (`| head`).
     """
 
     @functools.wraps(main)
@@ -24,6 +24,8 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit fails too
             return 1
         except (ValueError, OSError) as error:
+            if "HYDRA_FULL_ERROR" in os.environ:
+                raise
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -32,6 +32,16 @@ def test_what_the_user_can_fix_is_one_line_and_code_2(error, capsys):
     assert capsys.readouterr().err == "error: depth is 0\n"
 
 
+def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def main(_):
+        raise ValueError("depth is 0")
+
+    with pytest.raises(ValueError, match="depth is 0"):
+        command(main)([])
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
     def main(_):
         raise KeyError("ours")

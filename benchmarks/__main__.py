@@ -2,9 +2,11 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from nanolit.machine.exit import leave
+from nanolit.machine.arguments import choose, listing
+from nanolit.machine.exit import command
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
@@ -13,28 +15,16 @@ if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
 BENCHMARKS = ("train", "profile", "parity", "determinism", "tokenizer", "loader")
 
 
-def main() -> int:
-    """Run the benchmark that is named first; 2 for input that was refused."""
-    name, *arguments = sys.argv[1:] or [""]
-    if {"--help", "-h"} & {name, *arguments}:
-        chosen = [name] if name in BENCHMARKS else BENCHMARKS
-        for one in chosen:
-            module = importlib.import_module(f"benchmarks.{one}")
-            own = " ".join(f"{key}={value}" for key, value in module.OWN.items())
-            print(str(module.__doc__).replace("see OWN", own))
+@command
+def main(words: Sequence[str]) -> int:
+    """Run the benchmark that is named first."""
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: python -m benchmarks NAME …   (NAME --help says more)\n")
+        print(listing({name: Path(__file__).with_name(f"{name}.py") for name in BENCHMARKS}))
         return 0
-    if name not in BENCHMARKS:
-        print(
-            f"there is no benchmark {name!r}; give one of {', '.join(BENCHMARKS)}, then key=value settings",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        return importlib.import_module(f"benchmarks.{name}").main(arguments)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    name = choose(words[0], BENCHMARKS, kind="benchmark")
+    return importlib.import_module(f"benchmarks.{name}").main(words[1:])
 
 
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

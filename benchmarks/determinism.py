@@ -8,7 +8,7 @@ they are apart, and what a micro-batch costs.
 
 `deterministic=true` measures the job's setting itself, which also fixes what Inductor chooses by timing: the
 checksum of the weights must be the same in every process, with a fresh TORCHINDUCTOR_CACHE_DIR too. The eager
-model holds a whole micro-batch: from d20 on, give fewer rows. Own settings: see OWN.
+model holds a whole micro-batch: from d20 on, give fewer rows. Takes the settings of nanolit train too.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,18 +34,21 @@ from nanolit.jobs.parts import Parts, compiled
 from nanolit.jobs.worker import quieten_libraries
 from nanolit.kernels import layout
 from nanolit.kernels.embedding import Embedding
+from nanolit.machine.arguments import read_some, setting
 from nanolit.model.gpt import GPT
 from nanolit.phases.core import Phase
 from nanolit.report.tables import markdown_table
 
-OWN = {
-    "steps": "1",  # after which the weights are compared
-    "tokens": "skewed",  # or real: the job's data
-    "commit": "",  # the name of the results, where there is no checkout to ask
-    "results": "",  # the folder of results; empty: benchmarks/results of the checkout
-}
 HORIZON = 352  # steps of the schedule, of which the first are made
 REPEATS = 10  # timed micro-batches; the runs before them have warmed up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(results.Kept):
+    """How long to train, and on what."""
+
+    steps: int = setting("steps after which the weights are compared", 1, least=1)
+    tokens: Literal["skewed", "real"] = setting("real: the job's data", "skewed")
 
 
 class Way(NamedTuple):
@@ -75,31 +79,24 @@ class Run(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Run every way twice, print a table and a line of JSON, keep the latter."""
-    settings, overrides = results.split_settings(arguments, OWN)
-    num_steps = results.number(settings, "steps", least=1)
-    tokens = results.choice(settings, "tokens", ("skewed", "real"))
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
     quieten_libraries()
-    job, parts = parts_of(overrides, tokens=tokens, num_steps=HORIZON)
+    job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=HORIZON)
     try:
         ways = [Way("deterministic=true")] if job["deterministic"] else WAYS
         if not compiled(job, "base", parts.device):
             ways = [way for way in ways if way.name != "compiled"]
-        measured = measure(parts, ways, num_steps=num_steps)
+        measured = measure(parts, ways, num_steps=settings.steps)
     finally:
-        if tokens == "skewed":
+        if settings.tokens == "skewed":
             shutil.rmtree(parts.folder, ignore_errors=True)
     entry = {
         "command": results.command_line("determinism", arguments),
         **about(parts),
-        "steps": num_steps,
+        "steps": settings.steps,
         "ways": measured,
     }
-    path = results.save(
-        entry,
-        commit=settings["commit"] or results.commit(),
-        device=device_name(parts.device),
-        folder=settings["results"],
-    )
+    path = results.save(entry, settings, device=device_name(parts.device))
     print(table_of(measured))
     results.print_json(entry, path)
     return 0

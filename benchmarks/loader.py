@@ -2,7 +2,7 @@
 
 Tokens a second of one rank on N threads, text a second, memory against the stated bound; then, on one thread,
 the share of each part: reading, shuffling, encoding, packing, tensors. The stream is measured in a process of
-its own, so that the peak memory is its own. Own settings: see OWN.
+its own, so that the peak memory is its own.
 """
 
 import json
@@ -10,37 +10,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from benchmarks import results
-from benchmarks.tokenizer import peak_megabytes
+from benchmarks.tokenizer import Text, peak_megabytes
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.sequence import DocumentSequence
-from nanolit.data.shards import Corpus, Dataset, LocalFolder, Sample
+from nanolit.data.shards import Corpus
 from nanolit.data.stream import BUFFER, DRAWN_BUFFERS, PretrainStream, as_batch
 from nanolit.data.texts import training_arrays
+from nanolit.machine.arguments import read, setting
 from nanolit.tokenizer.bpe import Tokenizer
 
-OWN = {
-    "data": "",  # a folder of parquet or jsonl files; empty: the sample that ships with nanolit
-    "validation": "",  # its held-out file, where none is named val*
-    "tokenizer": "",  # a folder that holds one; empty: one is learned from the first 50 million characters
-    "vocab_size": "32768",
-    "threads": "4",
-    "packing": "bestfit",  # or bestfit_split, flat
-    "context": "2048",
-    "rows": "256",  # of a step: 524,288 tokens
-    "ranks": "1",  # the first of so many is measured
-    "warmup": "4",  # steps before the clock runs: the lanes fill, the encoder learns its words
-    "seconds": "15",
-    "commit": "",
-    "results": "",
-}
 LEARNED_FROM_CHARACTERS = 50_000_000
 PARTS_DOCUMENTS = 4096  # whose way is timed part by part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Text):
+    """The stream that is measured, and for how long."""
+
+    tokenizer: str | None = setting(
+        "a folder that holds one (default: one learned from the first 50 million characters)",
+        None,
+        value="FOLDER",
+    )
+    threads: int = setting("threads of the loader", 4, least=1)
+    packing: Packing = setting("how documents fill rows", "bestfit")
+    context: int = setting("tokens of a row", 2048, least=1)
+    rows: int = setting("rows of a step; 256 of 2,048 are 524,288 tokens", 256, least=1)
+    ranks: int = setting("ranks; the first is measured", 1, least=1)
+    warmup: int = setting("steps before the clock runs, while the lanes fill", 4, least=1)
+    seconds: int = setting("how long the clock runs", 15, least=1)
 
 
 def main(arguments: list[str]) -> int:
@@ -48,15 +53,14 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["measure"]:
         print(json.dumps(measure(json.loads(arguments[1]))))
         return 0
-    settings = results.own_settings(arguments, OWN)
-    for key in ("threads", "context", "rows", "ranks", "warmup", "seconds"):
-        results.number(settings, key, least=1)
-    results.choice(settings, "packing", get_args(Packing))
+    settings = read(Settings, arguments, about=__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        order = {**settings, "files": [str(path) for path in corpus_files(settings, Path(folder))]}
-        if not settings["tokenizer"]:
+        files = [str(path) for path in settings.train_files(Path(folder))]
+        order = {**asdict(settings), "files": files}
+        if not settings.tokenizer:
             order["tokenizer"] = str(learn_tokenizer(order, Path(folder) / "tokenizer"))
-        command = [sys.executable, "-m", "benchmarks", "loader", "measure", json.dumps(order)]
+        text = json.dumps(order, default=str)
+        command = [sys.executable, "-m", "benchmarks", "loader", "measure", text]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise ValueError("the loader failed; the reason is in the lines above")
@@ -64,23 +68,8 @@ def main(arguments: list[str]) -> int:
         "command": results.command_line("loader", arguments),
         **json.loads(done.stdout.splitlines()[-1]),
     }
-    path = results.save(
-        entry,
-        commit=settings["commit"] or results.commit(),
-        device=results.processor(),
-        folder=settings["results"],
-    )
-    results.print_entry(entry, path)
+    results.print_entry(entry, results.save(entry, settings, device=results.processor()))
     return 0
-
-
-def corpus_files(settings: dict[str, str], root: Path) -> tuple[Path, ...]:
-    """The train files, opened and checked; jsonl is read into parquet below `root` first."""
-    dataset: Dataset = Sample()
-    if settings["data"]:
-        validation = settings["validation"] or None
-        dataset = LocalFolder(path=settings["data"], text_column="text", validation=validation)
-    return dataset.prepare(root).train_files
 
 
 def corpus_of(order: dict[str, Any]) -> Corpus:
@@ -90,14 +79,14 @@ def corpus_of(order: dict[str, Any]) -> Corpus:
 
 def learn_tokenizer(order: dict[str, Any], folder: Path) -> Path:
     texts = training_arrays(corpus_of(order), max_characters=LEARNED_FROM_CHARACTERS)
-    Tokenizer.train(texts, vocab_size=results.number(order, "vocab_size", least=300)).save(folder)
+    Tokenizer.train(texts, vocab_size=order["vocab_size"]).save(folder)
     return folder
 
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:
     """The figures of one rank, in this process."""
-    tokenizer, ranks = Tokenizer.load(Path(order["tokenizer"])), int(order["ranks"])
-    rows, context = int(order["rows"]), int(order["context"])
+    tokenizer, ranks = Tokenizer.load(Path(order["tokenizer"])), order["ranks"]
+    rows, context = order["rows"], order["context"]
     tokenizer.encode("x")  # builds the encoder
     stream = PretrainStream(
         corpus_of(order),
@@ -109,16 +98,16 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         packing=order["packing"],
         rank=0,
         world=ranks,
-        threads=int(order["threads"]),
+        threads=order["threads"],
     )
     before = peak_megabytes()
     begun, steps = time.perf_counter(), iter(stream)
     next(steps)
     first_step = time.perf_counter() - begun
-    for _ in range(int(order["warmup"])):
+    for _ in range(order["warmup"]):
         next(steps)
     begun, processor, num_steps = time.perf_counter(), time.process_time(), 0
-    while (elapsed := time.perf_counter() - begun) < float(order["seconds"]):
+    while (elapsed := time.perf_counter() - begun) < order["seconds"]:
         step = next(steps)
         num_steps += 1
     processor, peak = time.process_time() - processor, peak_megabytes()
@@ -129,7 +118,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     return {
         "tokens_per_second": tokens / elapsed,
         "text_megabytes_per_second": tokens / kept / elapsed * parts.pop("bytes_per_token") / 1e6,
-        "threads": int(order["threads"]),
+        "threads": order["threads"],
         "lanes": stream.lanes,
         "packing": order["packing"],
         "cropped_fraction": step.cropped_fraction,
@@ -146,7 +135,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
 
 def time_parts(order: dict[str, Any], tokenizer: Tokenizer) -> dict[str, float]:
     """Of one thread that takes one lane's way through some thousand documents: the share of each part."""
-    context, way = int(order["context"]), Way(corpus_of(order), tokenizer)
+    context, way = order["context"], Way(corpus_of(order), tokenizer)
     packer = make_packer(order["packing"], capacity=context + 1, buffer=BUFFER, dtype=tokenizer.dtype)
     while way.next < PARTS_DOCUMENTS:
         before, begun = way.drawing(), time.perf_counter()

@@ -7,7 +7,8 @@ is passed. NANOLIT_KERNELS=plain leaves our kernels out.
 
 The tokens are random by default, with the frequencies of words and with repeats: nothing has to be downloaded
 or tokenized, frequent ids collide in the embedding's gradient as they do in text, and attention has something
-to learn. `tokens=real data=…` takes the job's. Own settings: see OWN.
+to learn. `tokens=real data=…` takes the job's. Takes the settings of nanolit
+train too.
 """
 
 import shutil
@@ -15,8 +16,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,22 +29,25 @@ from benchmarks.train import about, back_on_device, bare_step, device_name
 from nanolit.jobs.parts import Parts, build_gpt
 from nanolit.jobs.worker import quieten_libraries
 from nanolit.kernels.attention import Backend, agrees
+from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.device import plain_kernels
 from nanolit.model.block import Block
 from nanolit.model.gpt import GPT
 from nanolit.report.tables import markdown_table
 
-OWN = {
-    "steps": "5",  # before the comparison: no matrix is zero, the loss not yet steep (see BOUNDS)
-    "tokens": "skewed",  # or real: the job's data
-    "attention": "",  # a backend (kernels/attention.py); empty: the fastest
-    "commit": "",  # the name of the results, where there is no checkout to ask
-    "results": "",  # the folder of results; empty: benchmarks/results of the checkout
-}
 HORIZON = 352  # steps of the schedule, of which the first are made: a warm-up, as at the start of a real run
 PIECE_TOKENS = 8192  # that the eager models take at once: float32 of d20 needs about 30 GiB for them
 SHOWN_FAULTS = 10
 SMALLEST = 1e-30  # in place of the norm of a gradient of zeros
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(results.Kept):
+    """How long to train before the comparison, and on what."""
+
+    steps: int = setting("steps before the comparison: no matrix is zero, the loss not yet steep", 5, least=1)
+    tokens: Literal["skewed", "real"] = setting("real: the job's data", "skewed")
+    attention: Backend | None = setting("a backend of attention (default: the fastest)", None)
 
 
 class Bound(NamedTuple):
@@ -81,20 +86,17 @@ class Difference(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Train, compare, print a table and a line of JSON, keep the latter; 1 where a bound is passed."""
-    settings, overrides = results.split_settings(arguments, OWN)
-    steps = results.number(settings, "steps", least=1)
-    tokens = results.choice(settings, "tokens", ("skewed", "real"))
-    attention = results.choice(settings, "attention", ("", *get_args(Backend)))
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
     quieten_libraries()
     begun = time.perf_counter()
-    job, parts = parts_of(overrides, tokens=tokens, num_steps=HORIZON)
+    job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=HORIZON)
     try:
-        if attention:
-            use_attention(parts.phase.gpt, attention)  # pyright: ignore[reportArgumentType]
+        if settings.attention:
+            use_attention(parts.phase.gpt, settings.attention)
         precision = precision_of(parts.phase.gpt, job["precision"])
-        losses, differences = measure(parts, steps=steps, seed=job["seed"])
+        losses, differences = measure(parts, steps=settings.steps, seed=job["seed"])
     finally:
-        if tokens == "skewed":
+        if settings.tokens == "skewed":
             shutil.rmtree(parts.folder, ignore_errors=True)
     matrices = {name for name, one in parts.phase.gpt.named_parameters() if one.ndim == 2}
     faults = faults_of(differences["compiled"], matrices, precision)
@@ -104,21 +106,13 @@ def main(arguments: list[str]) -> int:
         "precision": precision,
         "kernels": "plain" if plain_kernels() else "ours",
         "compiled": parts.phase.forward_gpt is not parts.phase.gpt,
-        "steps": steps,
+        "steps": settings.steps,
         "loss": losses,
         "parts": summary(parts.phase.gpt, differences),
         "faults": faults,
         "seconds": time.perf_counter() - begun,
     }
-    report(
-        entry,
-        results.save(
-            entry,
-            commit=settings["commit"] or results.commit(),
-            device=device_name(parts.device),
-            folder=settings["results"],
-        ),
-    )
+    report(entry, results.save(entry, settings, device=device_name(parts.device)))
     for fault in faults[:SHOWN_FAULTS]:
         print(fault, file=sys.stderr)
     return 1 if faults else 0

@@ -139,7 +139,7 @@ def fill_gradients(phase: Phase) -> None:
 
 
 def trace_of(
-    run: Callable[[], Any], *, repeats: int, activities: Sequence[ProfilerActivity], path: str = ""
+    run: Callable[[], Any], *, repeats: int, activities: Sequence[ProfilerActivity], path: Path | None = None
 ) -> dict[str, Any]:
     """What torch's profiler writes of some runs on a GPU, shapes included; kept where a path is given."""
     torch.cuda.synchronize()

@@ -3,7 +3,7 @@
 A trace for chrome://tracing or Perfetto, and the ten most expensive kernels with their share and their floor:
 for matrix products and attention the time at the speed of one large product, for the rest that of moving the
 bytes of what the operator was given (of our own operators, of what they give as well), at the speed of a
-large copy. Own settings: see OWN.
+large copy. Takes the settings of nanolit train too.
 """
 
 import collections
@@ -13,28 +13,23 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks import results
 from benchmarks.parts import fill_gradients, parts_of, trace_of
 from benchmarks.train import between, mark, synchronize
 from nanolit.data.stream import Step
 from nanolit.jobs.worker import quieten_libraries
 from nanolit.kernels.fp8 import VALUES, product
 from nanolit.kernels.layout import NO_WINDOW
+from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.device import ADA
 from nanolit.phases.core import Phase
 
-OWN = {
-    "what": "model",  # forward and backward of a micro-batch; or optimizer: its step
-    "repeats": "3",  # of what is profiled
-    "rows": "10",  # of the table
-    "trace": "trace.json",  # where the trace is written; empty: nowhere
-}
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::_scaled_mm", "aten::addmm", "aten::baddbmm")
 SUMMED = ("aten::addmm", "aten::baddbmm")  # what is added to comes first
 # Products of an MLP's width with four times that, of a kernel of ours (mlp_kernel.py)
@@ -48,6 +43,18 @@ MLP_PRODUCTS = (
 WRITTEN = {"nanolit::heads": 1, "nanolit::heads_backward": 3, "nanolit::fp8_transposed": 1}
 ON_THE_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace's events
 BYTES = {"double": 8, "long int": 8, "float": 4, "int": 4, "c10::BFloat16": 2, "c10::Half": 2, "bool": 1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is profiled, and what is shown of it."""
+
+    what: Literal["model", "optimizer"] = setting(
+        "model: forward and backward of a micro-batch; optimizer: its step", "model"
+    )
+    repeats: int = setting("repeats of what is profiled", 3, least=1)
+    rows: int = setting("rows of the table", 10, least=1)
+    trace: Path = setting("where the trace is written", Path("trace.json"), value="FILE")
 
 
 class Speeds(NamedTuple):
@@ -68,11 +75,12 @@ class Kernel(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Profile, print the tables and a line of JSON."""
-    settings, overrides = results.split_settings(arguments, OWN)
-    what = results.choice(settings, "what", ("model", "optimizer"))
-    repeats = results.number(settings, "repeats", least=1)
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
+    what, repeats = settings.what, settings.repeats
     if not torch.cuda.is_available():
-        raise ValueError("profile tells what a GPU does, and there is none here; use bench train for a CPU")
+        raise ValueError(
+            "profile tells what a GPU does, and there is none here; use benchmarks train for a CPU"
+        )
     quieten_libraries()
     _, parts = parts_of(overrides, tokens="random", num_steps=1)
     shutil.rmtree(parts.folder, ignore_errors=True)
@@ -85,13 +93,10 @@ def main(arguments: list[str]) -> int:
         lambda: prepared_run(phase, step, what=what),
         repeats=repeats,
         activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
-        path=settings["trace"],
+        path=settings.trace,
     )
-    if settings["trace"]:
-        print(f"  trace in {Path(settings['trace']).absolute()}")
-    report(
-        kernels_of(trace, repeats=repeats, speeds=speeds()), rows=results.number(settings, "rows", least=1)
-    )
+    print(f"  trace in {settings.trace.absolute()}")
+    report(kernels_of(trace, repeats=repeats, speeds=speeds()), rows=settings.rows)
     return 0
 
 

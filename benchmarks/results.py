@@ -3,36 +3,24 @@
 import json
 import platform
 import re
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanolit.machine.paths import PACKAGE, read_json, write_json
+from nanolit.machine import system
+from nanolit.machine.arguments import setting
+from nanolit.machine.paths import read_json, write_json
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
-def split_settings(arguments: list[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The benchmark's own settings, defaults filled in, and the rest, which are overrides of the job."""
-    settings, overrides = dict(own), []
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not separator:
-            raise ValueError(f"{argument!r} is not key=value; own settings are {', '.join(own)}")
-        if key in own:
-            settings[key] = value
-        else:
-            overrides.append(argument)
-    return settings, overrides
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Where the results of a benchmark are kept."""
 
-
-def own_settings(arguments: list[str], own: dict[str, str]) -> dict[str, str]:
-    """Those of a benchmark that takes no overrides."""
-    settings, unknown = split_settings(arguments, own)
-    if unknown:
-        raise ValueError(f"{unknown[0]} is no setting of this benchmark; it has {', '.join(own)}")
-    return settings
+    commit: str | None = setting("names the results (default: the checkout's commit)", None)
+    results: Path = setting("the folder of results", FOLDER)
 
 
 def command_line(benchmark: str, arguments: list[str]) -> str:
@@ -41,45 +29,20 @@ def command_line(benchmark: str, arguments: list[str]) -> str:
     return " ".join(["python -m benchmarks", benchmark, *kept])
 
 
-def number(settings: dict[str, str], key: str, *, least: int) -> int:
-    """The whole number that a setting holds."""
-    text = settings[key]
-    if not text.isdigit() or int(text) < least:
-        raise ValueError(f"{key}={text} must be a whole number of at least {least}")
-    return int(text)
-
-
-def choice(settings: dict[str, str], key: str, allowed: tuple[str, ...]) -> str:
-    """The value of a setting that is one of a few words."""
-    if settings[key] not in allowed:
-        raise ValueError(f"{key}={settings[key]} is not one of {', '.join(allowed)}; choose one of them")
-    return settings[key]
-
-
-def commit() -> str:
-    """The checkout's short commit, `-dirty` where files differ from it; "unknown" where there is none."""
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
-
-
 def processor() -> str:
     """The CPU's architecture, for results that no GPU took part in."""
     return f"cpu-{platform.machine()}"
 
 
-def save(entry: dict[str, Any], *, commit: str, device: str, folder: str) -> Path:
+def save(entry: dict[str, Any], kept: Kept, *, device: str) -> Path:
     """Add the entry to the file of its commit and device, in place of one with the same command."""
-    where = Path(folder) if folder else FOLDER
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = where / f"{commit}-{name}.json"
-    where.mkdir(parents=True, exist_ok=True)
-    kept = read_json(path)["results"] if path.exists() else []
-    kept = [one for one in kept if one["command"] != entry["command"]]
-    write_json(path, {"format": FORMAT, "commit": commit, "device": device, "results": [*kept, entry]})
+    measured = kept.commit or system.commit() or "unknown"
+    path = kept.results / f"{measured}-{name}.json"
+    kept.results.mkdir(parents=True, exist_ok=True)
+    entries = read_json(path)["results"] if path.exists() else []
+    entries = [one for one in entries if one["command"] != entry["command"]]
+    write_json(path, {"format": FORMAT, "commit": measured, "device": device, "results": [*entries, entry]})
     return path
 
 

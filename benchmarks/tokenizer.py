@@ -1,10 +1,10 @@
 """Tokenizer speed: `python -m benchmarks tokenizer`, with the peers that are installed beside us.
 
 Training: our trainer (from strings and from parquet) against rustbpe 0.1.0 and HF tokenizers, wall time and
-memory. Encoding: ours against tiktoken, gigatoken, fastokens, HF tokenizers and rustbpe, cold and warm. Every
+memory. Encoding: ours against tiktoken, HF tokenizers and rustbpe, cold and warm. Every
 measurement is a process of its own, and the tools take turns, so that what else the machine does meets all
 alike: the ratios count. Peak memory is the whole process's, the texts as Python strings included, but for
-"nanolit, parquet", which holds none. Own settings: see OWN.
+"nanolit, parquet", which holds none.
 """
 
 import importlib
@@ -18,32 +18,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from benchmarks import results
-from nanolit.data.shards import Corpus, LocalFolder, Sample
+from nanolit.data.shards import Corpus, Dataset, LocalFolder, Sample
 from nanolit.data.texts import training_arrays
+from nanolit.machine.arguments import choose, read, setting
 from nanolit.report.tables import markdown_table
 from nanolit.tokenizer.bpe import Tokenizer, as_tiktoken
-from nanolit.tokenizer.export import write_huggingface, write_tiktoken
+from nanolit.tokenizer.export import write_huggingface
 from nanolit.tokenizer.training import learn
 
-OWN = {
-    "data": "",  # a folder of parquet files; empty: the sample that ships with nanolit
-    "validation": "",  # its held-out file, where none is named val*
-    "train_mb": "100",  # text to train on
-    "encode_mb": "30",  # text to encode
-    "vocab_size": "32768",
-    "threads": "2",  # of training
-    "repeats": "5",
-    "what": "all",  # or train, or encode
-    "peers": "all",  # or none, or a list of names such as rustbpe,tiktoken
-    "commit": "",
-    "results": "",
-}
 # GPT-4's own split, which every peer knows; nanolit's differs in two digits for three.
 GPT4 = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
@@ -52,12 +41,42 @@ GPT4 = (
 PEERS = {
     "rustbpe": "rustbpe",
     "tiktoken": "tiktoken",
-    "gigatoken": "gigatoken",
-    "fastokens": "fastokens",
     "HF tokenizers": "tokenizers",
 }
 TRAINERS = ("nanolit", "nanolit, parquet", "rustbpe", "HF tokenizers")
-ENCODERS = ("nanolit", "tiktoken", "gigatoken", "fastokens", "rustbpe", "HF tokenizers")
+ENCODERS = ("nanolit", "tiktoken", "rustbpe", "HF tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(results.Kept):
+    """What is read."""
+
+    data: str | None = setting(
+        "a folder of parquet or jsonl files (default: the sample that ships with nanolit)",
+        None,
+        value="FOLDER",
+    )
+    validation: str | None = setting("its held-out file, if none is named val*", None, value="FILE")
+    vocab_size: int = setting("tokens of what is learned", 32_768, least=300)
+
+    def train_files(self, root: Path) -> tuple[Path, ...]:
+        """The train files, opened and checked; jsonl is read into parquet below `root` first."""
+        dataset: Dataset = Sample()
+        if self.data:
+            dataset = LocalFolder(path=self.data, text_column="text", validation=self.validation)
+        return dataset.prepare(root).train_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Text):
+    """What is measured, and beside whom."""
+
+    train_mb: int = setting("megabytes of text to train on", 100, least=1)
+    encode_mb: int = setting("megabytes of text to encode", 30, least=1)
+    threads: int = setting("threads of training", 2, least=1)
+    repeats: int = setting("rounds, in each of which every tool is measured once", 5, least=1)
+    what: Literal["all", "train", "encode"] = setting("what to measure", "all")
+    peers: tuple[str, ...] = setting("all, none, or some of rustbpe,tiktoken,tokenizers", ("all",))
 
 
 def main(arguments: list[str]) -> int:
@@ -65,60 +84,46 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["measure"]:
         print(json.dumps(measure(json.loads(arguments[1]))))
         return 0
-    settings = results.own_settings(arguments, OWN)
-    repeats = results.number(settings, "repeats", least=1)
-    what = results.choice(settings, "what", ("all", "train", "encode"))
-    for peer in settings["peers"].split(","):
-        if peer not in ("all", "none", *PEERS.values()):
-            raise ValueError(
-                f"peers={peer} is unknown; choose all, none, or some of {','.join(PEERS.values())}"
-            )
+    settings = read(Settings, arguments, about=__doc__)
+    for peer in settings.peers:
+        choose(peer, ("all", "none", *PEERS.values()), kind="peer")
     with tempfile.TemporaryDirectory() as folder:
         task = prepare(settings, Path(folder))
         measured: dict[str, dict[str, list[dict[str, float]]]] = {}
         for kind, tools in (("train", TRAINERS), ("encode", ENCODERS)):
-            if what in ("all", kind):
-                tools = [tool for tool in tools if is_measured(tool, settings["peers"])]
-                measured[kind] = take_turns(task, kind, tools, repeats)
+            if settings.what in ("all", kind):
+                tools = [tool for tool in tools if is_measured(tool, settings.peers)]
+                measured[kind] = take_turns(task, kind, tools, settings.repeats)
                 print(table_of(kind, measured[kind], task))
     entry = {
         "command": results.command_line("tokenizer", arguments),
-        "repeats": repeats,
+        "repeats": settings.repeats,
         "train_megabytes": task["train_bytes"] / 1e6,
         "encode_megabytes": task["encode_bytes"] / 1e6,
         "measured": measured,
     }
-    named = settings["commit"] or results.commit()
-    path = results.save(entry, commit=named, device=results.processor(), folder=settings["results"])
-    print(f"written to {path}")
-    print(json.dumps(entry), flush=True)
+    results.print_json(entry, results.save(entry, settings, device=results.processor()))
     return 0
 
 
-def is_measured(tool: str, peers: str) -> bool:
+def is_measured(tool: str, peers: Sequence[str]) -> bool:
     """Whether a tool is asked for and can be measured here; ours always is."""
     if tool.startswith("nanolit"):
         return True
     module = PEERS[tool]
     found = importlib.util.find_spec(module)
     installed = found is not None and found.origin is not None  # a folder of that name is no package
-    return installed and (peers == "all" or module in peers.split(","))
+    return installed and ("all" in peers or module in peers)
 
 
-def prepare(settings: dict[str, str], folder: Path) -> dict[str, Any]:
+def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     """What every measurement reads: texts to encode, a vocabulary in each tool's format, the settings."""
-    train_bytes, encode_bytes = (
-        results.number(settings, key, least=1) * 1_000_000 for key in ("train_mb", "encode_mb")
-    )
-    source = Sample()
-    if settings["data"]:
-        validation = settings["validation"] or None
-        source = LocalFolder(path=settings["data"], text_column="text", validation=validation)
+    train_bytes, encode_bytes = settings.train_mb * 1_000_000, settings.encode_mb * 1_000_000
     task: dict[str, Any] = {
-        "files": [str(path) for path in source.prepare(folder).train_files],
+        "files": [str(path) for path in settings.train_files(folder)],
         "train_bytes": train_bytes,
-        "num_tokens": results.number(settings, "vocab_size", least=300) - 9,
-        "threads": results.number(settings, "threads", least=1),
+        "num_tokens": settings.vocab_size - 9,
+        "threads": settings.threads,
         "folder": str(folder),
     }
     texts = list(texts_of(task, encode_bytes))
@@ -127,7 +132,6 @@ def prepare(settings: dict[str, str], folder: Path) -> dict[str, Any]:
     tokens = learn(texts, pattern=GPT4, num_tokens=task["num_tokens"])
     tokenizer = Tokenizer(tokens, pattern=GPT4)
     tokenizer.save(folder / "ours")
-    write_tiktoken(tokenizer, folder)
     write_huggingface(tokenizer, folder)
     task["train_bytes"] = sum(len(text.encode()) for text in texts_of(task, train_bytes))
     return task
@@ -255,16 +259,6 @@ def encoder_of(tool: str, folder: Path, texts: list[str]) -> Callable[[], int]:
     if tool == "tiktoken":
         encoding = as_tiktoken(Tokenizer.load(folder / "ours"))
         return lambda: sum(len(encoding.encode_ordinary(text)) for text in texts)
-    if tool == "gigatoken":
-        peer = importlib.import_module("gigatoken").Tokenizer.from_tiktoken(
-            folder / "ranks.tiktoken", pretokenizer="cl100k"
-        )
-        peer.encode("x")
-        count = importlib.import_module("awkward").count  # len of each row of its array is slow
-        return lambda: int(count(peer.encode_batch(texts, parallel=False)))
-    if tool == "fastokens":
-        fast = importlib.import_module("fastokens").Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return lambda: len(fast.encode_batch_flat(texts)[0]) // 4
     if tool == "rustbpe":
         learner = importlib.import_module("rustbpe").Tokenizer()
         size = len(Tokenizer.load(folder / "ours").tokens)

@@ -1,7 +1,7 @@
 """Training speed: `python -m benchmarks train model=d12 micro_batch=32`, on random tokens by default.
 
 Runs the Trainer, the model and the optimizer that training runs. `overhead=true` compares the Trainer with a
-bare loop over the same parts instead. Own settings: see OWN; the rest are overrides as for nanolit.train.
+bare loop over the same parts instead. Takes the settings of nanolit train too.
 """
 
 import time
@@ -11,7 +11,8 @@ BEGUN = time.perf_counter()  # before torch and lightning are imported
 import shutil  # noqa: E402
 import statistics  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from typing import Any  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from typing import Any, Literal  # noqa: E402
 
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
@@ -23,52 +24,45 @@ from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts, launched_rank  # noqa: E402
 from nanolit.jobs.worker import LOG_EVERY, build_trainer, quieten_libraries  # noqa: E402
+from nanolit.machine.arguments import read_some, setting  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
 
-OWN = {
-    "steps": "20",  # timed steps, whose median counts
-    "warmup": "5",  # steps before them
-    "tokens": "random",  # or real: the job's data
-    "overhead": "false",  # true: the Trainer against a bare loop, in alternating rounds
-    "rounds": "5",  # of the comparison
-    "clock": "wall",  # or cpu: processor time of this thread, which other programs stretch less
-    "commit": "",  # the name of the results, where there is no checkout to ask
-    "results": "",  # the folder of results; empty: benchmarks/results of the checkout
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(results.Kept):
+    """How training is measured."""
+
+    steps: int = setting("timed steps, whose median counts", 20, least=1)
+    warmup: int = setting("steps before them", 5, least=2)
+    tokens: Literal["random", "real"] = setting("real: the job's data", "random")
+    overhead: bool = setting("the Trainer against a bare loop, in alternating rounds", False)
+    rounds: int = setting("rounds of that comparison", 5, least=1)
+    clock: Literal["wall", "cpu"] = setting(
+        "cpu: processor time of this thread, which other programs stretch less", "wall"
+    )
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print a table and a line of JSON, keep both."""
-    settings, overrides = results.split_settings(arguments, OWN)
-    steps = results.number(settings, "steps", least=1)
-    warmup = results.number(settings, "warmup", least=2)
-    tokens = results.choice(settings, "tokens", ("random", "real"))
-    overhead = results.choice(settings, "overhead", ("true", "false")) == "true"
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
+    steps, warmup = settings.steps, settings.warmup
     quieten_libraries()
-    job, parts = parts_of(overrides, tokens=tokens, num_steps=steps + warmup)
+    job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=steps + warmup)
     try:
-        if overhead:
-            rounds = results.number(settings, "rounds", least=1)
-            clock = results.choice(settings, "clock", ("wall", "cpu"))
+        if settings.overhead:
             measured = compare_with_bare_loop(
-                job, parts, steps=steps, warmup=warmup, rounds=rounds, clock=clock
+                job, parts, steps=steps, warmup=warmup, rounds=settings.rounds, clock=settings.clock
             )
         else:
             measured = measure_training(job, parts, warmup=warmup)
     finally:
-        if tokens == "random":
+        if settings.tokens == "random":
             shutil.rmtree(parts.folder, ignore_errors=True)
     if launched_rank() == 0:
         entry = {"command": results.command_line("train", arguments), **about(parts), **measured}
-        path = results.save(
-            entry,
-            commit=settings["commit"] or results.commit(),
-            device=device_name(parts.device),
-            folder=settings["results"],
-        )
-        results.print_entry(entry, path)
+        results.print_entry(entry, results.save(entry, settings, device=device_name(parts.device)))
     return 0
 
 

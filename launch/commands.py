@@ -1,10 +1,10 @@
-"""What `python -m launch COMMAND` does: for each a function, parsed arguments → lines and an exit code."""
+"""The commands of `python -m launch`: each has its settings, and a function that prints and gives a code."""
 
 import io
 import json
 import time
-from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,7 @@ from launch.image import container_image
 from launch.submit import Submission, read_submission, started
 from launch.uploads import put as send
 from nanolit.jobs.execute import score
+from nanolit.machine.arguments import Root, setting
 from nanolit.machine.paths import read_json, run_folder
 from nanolit.report.tables import age, markdown_table
 
@@ -25,15 +26,53 @@ LAST_LINES = 1_000
 STOP_SECONDS = 90  # what a stage gets to write its checkpoint before the app is stopped
 
 
-def status(arguments: Namespace) -> int:
-    """The state of every submission, or of one run's calls."""
-    if arguments.run:
-        submission = read_submission(arguments.root, arguments.run)
+@dataclass(frozen=True, kw_only=True)
+class OneOrAllRuns(Root):
+    run: str | None = setting("a run's name (default: all)", None, positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneRun(Root):
+    run: str = setting("a run's name", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs(OneRun):
+    follow: bool = setting("print everything, until the run ends", False, short="-f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch(OneRun):
+    checkpoints: bool = setting("--checkpoints: the checkpoints too", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnModal:
+    volume: str = setting("a volume of Modal's", "nanolit")
+    environment: str | None = setting("an environment of Modal's", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Put(OnModal):
+    path: Path = setting("a file or a folder", value="PATH", positional=True)
+    place: str | None = setting("where on the volume (default: uploads/NAME)", None, positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(OnModal):
+    secret: tuple[str, ...] = setting("secrets that have to be there", (), value="NAME")
+    gpu: str | None = setting("run a function on it, such as T4 or H100!:8 (costs cents)", None)
+
+
+def status(settings: OneOrAllRuns) -> int:
+    """List every submitted run, or the stages of one."""
+    if settings.run:
+        submission = read_submission(settings.home, settings.run)
         print(f"{submission['run']}: {state(submission)}; {submission['dashboard']}")
         for call in calls_of(submission):
             print(f"  {call['stage']:<10}{call['function']:<10}{call['state']:<12}{call['call']}")
         return 0
-    paths = sorted(run_folder(arguments.root, "").glob("*/submission.json"))
+    paths = sorted(run_folder(settings.home, "").glob("*/submission.json"))
     rows = []
     for submission in map(read_json, paths):
         since = datetime.fromisoformat(submission["submitted"]).timestamp()
@@ -74,9 +113,10 @@ def volume_of(submission: Submission) -> modal.Volume:
     return modal.Volume.from_name(submission["volume"], environment_name=submission["environment"])
 
 
-def logs(arguments: Namespace) -> int:
-    submission = read_submission(arguments.root, arguments.run)
-    if arguments.follow:
+def logs(settings: Logs) -> int:
+    """Print the last lines of a run's log; -f: all of it, until the run ends."""
+    submission = read_submission(settings.home, settings.run)
+    if settings.follow:
         stream(submission)
         return 0
     for entry in modal.App.lookup(submission["app"]).logs.tail(LAST_LINES):
@@ -84,19 +124,18 @@ def logs(arguments: Namespace) -> int:
     return 0
 
 
-def attach(arguments: Namespace) -> int:
-    """0 when the run ended well, else 1."""
-    result = follow(read_submission(arguments.root, arguments.run), logs=True)
+def attach(settings: OneRun) -> int:
+    """Wait for a run, with its logs, to its result; the exit code is 0 if it ended well, else 1."""
+    result = follow(read_submission(settings.home, settings.run), logs=True)
     print(f"── {result['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
     return 0 if result["status"] == "done" else 1
 
 
-def stop(arguments: Namespace) -> int:
-    """Cancel the orchestrator first, so that it begins nothing more; then its calls; then the app.
-
-    The orchestrator would have written when its calls ended: with it gone, that is ours to do.
-    """
-    submission = read_submission(arguments.root, arguments.run)
+def stop(settings: OneRun) -> int:
+    """End a run: it writes a checkpoint, and the same training command resumes from it later."""
+    # The orchestrator first, so that it begins nothing more; then its calls; then the app. It would have
+    # written when its calls ended: with it gone, that is ours to do.
+    submission = read_submission(settings.home, settings.run)
     if not running(submission):
         raise ValueError(f"run {submission['run']} is not running: {state(submission)}")
     modal.FunctionCall.from_id(newest_call(submission)).cancel()
@@ -117,13 +156,14 @@ def stop(arguments: Namespace) -> int:
     return 0
 
 
-def fetch(arguments: Namespace) -> int:
-    submission = read_submission(arguments.root, arguments.run)
+def fetch(settings: Fetch) -> int:
+    """Bring a run's artefacts here; without --checkpoints the checkpoints stay there."""
+    submission = read_submission(settings.home, settings.run)
     store, num_files, num_bytes = volume_of(submission), 0, 0
     for path, size in files_of(store, f"runs/{submission['run']}"):
-        if not arguments.checkpoints and any(part in NOT_FETCHED for part in PurePosixPath(path).parts):
+        if not settings.checkpoints and any(part in NOT_FETCHED for part in PurePosixPath(path).parts):
             continue
-        target = Path(arguments.root) / path
+        target = settings.home / path
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         with part.open("wb") as file:
@@ -131,7 +171,7 @@ def fetch(arguments: Namespace) -> int:
                 file.write(block)
         part.replace(target)
         num_files, num_bytes = num_files + 1, num_bytes + size
-    place = run_folder(arguments.root, submission["run"])
+    place = run_folder(settings.home, submission["run"])
     print(f"{num_files:,} files, {num_bytes / 1e6:,.1f} MB, in {place}")
     return 0
 
@@ -144,25 +184,27 @@ def files_of(store: modal.Volume, folder: str) -> Iterator[tuple[str, int]]:
             yield entry.path, entry.size
 
 
-def put(arguments: Namespace) -> int:
-    path = arguments.path.expanduser()
+def put(settings: Put) -> int:
+    """Send a file or a folder to the volume."""
+    path = settings.path
     if not path.exists():
         raise ValueError(f"{path} is not here; give a file or a folder")
-    place = arguments.place or f"uploads/{path.resolve().name}"
+    place = settings.place or f"uploads/{path.resolve().name}"
     store = modal.Volume.from_name(
-        arguments.volume, create_if_missing=True, version=2, environment_name=arguments.environment
+        settings.volume, create_if_missing=True, version=2, environment_name=settings.environment
     )
     send(store, path, place)
-    print(f"{path} is on the volume {arguments.volume}; jobs find it at /vol/{place}")
+    print(f"{path} is on the volume {settings.volume}; jobs find it at /vol/{place}")
     return 0
 
 
-def cost(arguments: Namespace) -> int:
-    """Hours of every call so far, and dollars of those on GPUs. What was billed: `modal billing report`.
+def cost(settings: OneRun) -> int:
+    """Show the hours of a run's calls so far, and about what those on GPUs cost.
 
-    A call whose end nobody wrote down has no hours, and is not counted.
+    A call whose end nobody wrote down has no hours, and is not counted. `modal billing report` says what was
+    billed.
     """
-    submission = read_submission(arguments.root, arguments.run)
+    submission = read_submission(settings.home, settings.run)
     rows, gpu_hours, num_unknown = [], 0.0, 0
     for call in calls_of(submission):
         ended = call.get("ended") or (time.time() if remote.lives(call["call"]) else None)
@@ -180,16 +222,16 @@ def cost(arguments: Namespace) -> int:
     return 0
 
 
-def doctor(arguments: Namespace) -> int:
-    """A line for each thing that a submission needs; 1 when one of them is wrong."""
+def doctor(settings: Doctor) -> int:
+    """Check the token, the volume and the secrets; --gpu T4 tries a GPU. The exit code is 1 if one fails."""
     checks = [("token", lambda: modal.Client.from_env().hello() or "accepted")]
-    volume = modal.Volume.from_name(arguments.volume, environment_name=arguments.environment)
-    checks.append((f"volume {arguments.volume}", lambda: volume.hydrate() and "there"))
-    for name in arguments.secret:
-        secret = modal.Secret.from_name(name, environment_name=arguments.environment)
+    volume = modal.Volume.from_name(settings.volume, environment_name=settings.environment)
+    checks.append((f"volume {settings.volume}", lambda: volume.hydrate() and "there"))
+    for name in settings.secret:
+        secret = modal.Secret.from_name(name, environment_name=settings.environment)
         checks.append((f"secret {name}", lambda secret=secret: secret.hydrate() and "there"))
-    if arguments.gpu:
-        checks.append((f"GPU {arguments.gpu}", lambda: smoke_test(arguments.gpu, arguments.environment)))
+    if settings.gpu:
+        checks.append((f"GPU {settings.gpu}", lambda gpu=settings.gpu: smoke_test(gpu, settings.environment)))
     good = True
     for name, check in checks:
         try:

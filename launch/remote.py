@@ -31,7 +31,6 @@ from nanolit.jobs.execute import (
     with_tokenizer,
     write_job,
 )
-from nanolit.jobs.inputs import fetch_tasks
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
@@ -176,15 +175,11 @@ def prepare(payload: Payload, stage: str) -> Result:
     job = payload["job"]
     try:
         check_root(job)
-        check_stages(job)
+        check_stages(job)  # which builds every task, and so fetches its rows
         stages = with_tokenizer(job)
         fetch_data(job, stages)
         result: Result = {"status": "done", "run": job["run"], "stage": stage}
-        if stages[0] == "tokenizer":
-            result = make_tokenizer(job)
-        if result["status"] == "done":
-            fetch_tasks(job)
-        return result
+        return make_tokenizer(job) if stages[0] == "tokenizer" else result
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}
     finally:

@@ -1,21 +1,41 @@
-"""`python -m nanolit.convert`: models and tokenizers of other programs into ours.
+"""Convert nanochat's models and tokenizers into ours.
 
-    python -m nanolit.convert nanochat DIR RELEASE [--source base|mid|chatsft|chatrl] [--tag d20] [--step 650]
-    python -m nanolit.convert nanochat-tokenizer DIR OUT
+    nanolit convert nanochat DIR RELEASE [source=base|mid|chatsft|chatrl] [tag=d20] [step=650]
+    nanolit convert nanochat-tokenizer DIR OUT
 
-DIR is a nanochat base directory (by default ~/.cache/nanochat there). Checkpoints of October 2025 and of July
-2026 are read, the recipes classic and modern.
+DIR is a nanochat base directory (by default ~/.cache/nanochat there); nanochat-tokenizer also takes the
+tokenizer's own folder. Checkpoints of October 2025 and of July 2026 are read, the recipes classic and modern.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from nanolit.machine.arguments import choose, read, setting
+from nanolit.machine.exit import command
 from nanolit.machine.paths import read_json
 
-SOURCES = ("base", "mid", "chatsft", "chatrl")  # the stages, in nanochat's names
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A nanochat checkpoint and its tokenizer into a release."""
+
+    folder: Path = setting("nanochat's base directory", value="DIR", positional=True)
+    release: Path = setting("the folder to write", value="RELEASE", positional=True)
+    source: Literal["base", "mid", "chatsft", "chatrl"] = setting("which stage's model", "base")
+    tag: str | None = setting("which model, such as d20; needed when there are several", None)
+    step: int | None = setting("which step (default: the last)", None)
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """A nanochat tokenizer alone."""
+
+    folder: Path = setting("its folder, or nanochat's base directory", value="DIR", positional=True)
+    out: Path = setting("the folder to write", value="OUT", positional=True)
 
 
 def convert_nanochat(
@@ -87,31 +107,18 @@ def _refuse_existing(path: Path) -> None:
         raise ValueError(f"{path} exists already; remove it or give another name")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m nanolit.convert", description="Models and tokenizers of other programs into ours."
-    )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="nanochat | nanochat-tokenizer")
-    model = kinds.add_parser("nanochat", help="a nanochat checkpoint and its tokenizer into a release")
-    model.add_argument("folder", type=Path, metavar="DIR", help="nanochat's base directory")
-    model.add_argument("release", type=Path, metavar="RELEASE", help="the folder to write")
-    model.add_argument(
-        "--source", choices=SOURCES, default="base", help="which stage's model (default: base)"
-    )
-    model.add_argument("--tag", help="which model, such as d20; needed when there are several")
-    model.add_argument("--step", type=int, help="which step (default: the last)")
-    tokenizer = kinds.add_parser("nanochat-tokenizer", help="a nanochat tokenizer alone")
-    tokenizer.add_argument(
-        "folder", type=Path, metavar="DIR", help="its folder, or nanochat's base directory"
-    )
-    tokenizer.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    chosen = vars(parser.parse_args(arguments))
-    convert = convert_nanochat if chosen.pop("kind") == "nanochat" else convert_nanochat_tokenizer
-    try:
-        print(convert(**chosen))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+@command
+def main(words: Sequence[str]) -> None:
+    kinds = {
+        "nanochat": (ModelSettings, convert_nanochat),
+        "nanochat-tokenizer": (TokenizerSettings, convert_nanochat_tokenizer),
+    }
+    if not words or words[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return
+    settings, convert = kinds[choose(words[0], kinds, kind="kind of conversion")]
+    print(convert(**vars(read(settings, words[1:], about=__doc__))))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,25 @@
-"""Describe: `python -m nanolit.describe data=sample` says what a dataset holds, and what packing drops."""
+"""Describe a dataset: documents, tokens, lengths (a picture too), what each packing drops.
+
+    nanolit describe data=sample
+    nanolit describe data=local data.path=FOLDER documents=20000
+    nanolit describe data=fineweb_edu shards=2     the first shards, fetched if they are missing
+
+Takes the settings of nanolit train too (data, data.path, model, recipe, root, offline, …). The last line is
+JSON.
+"""
 
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanolit.machine.exit import leave
+from nanolit.machine.arguments import read_some, setting
+from nanolit.machine.exit import command
 from nanolit.report.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -18,58 +28,44 @@ if TYPE_CHECKING:
     from nanolit.data.shards import Corpus
     from nanolit.tokenizer.bpe import Tokenizer
 
-USAGE = """\
-Describe a dataset: shards, documents, characters, tokens, lengths (a picture too), what each packing drops.
-
-  python -m nanolit.describe data=sample
-  python -m nanolit.describe data=local data.path=FOLDER documents=20000
-  python -m nanolit.describe data=fineweb_edu shards=2     the first shards, fetched where they are missing
-
-settings, besides those of nanolit.train (data, data.path, model, recipe, root, offline, …):
-  documents=N       read so many documents of the training split (default 50000)
-  shards=N          of a dataset of the hub (default 1)
-  tokenizer=FOLDER  whose tokens are counted (default: the job's, else one learned from the first documents)
-
-The last line is JSON.
-"""
-OWN = {"documents": "50000", "shards": "1", "tokenizer": ""}
 LEARNED_FROM_CHARACTERS = 20_000_000
 ROWS = 64  # of a step, whose lanes pack
 QUANTILES = (5, 25, 50, 75, 95)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line of what was wrong."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(words):
-        print(USAGE)
-        return 0
-    try:
-        found = describe(words)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(found))
-    return 0
+@dataclass(frozen=True)
+class Settings:
+    """What is read of the dataset, and with which tokenizer."""
+
+    documents: int = setting("how many documents of the training split to read", 50_000, least=1)
+    shards: int = setting("how many shards of a dataset of the hub to read", 1, least=1)
+    tokenizer: Path | None = setting(
+        "whose tokens to count (default: the job's, else one learned from the first documents)", None
+    )
 
 
-def describe(words: list[str]) -> dict[str, Any]:
-    """The figures by name, after they are printed as tables; the picture is below the root's data."""
+@command
+def main(words: Sequence[str]) -> None:
+    settings, overrides = read_some(Settings, words, about=__doc__)
+    print(json.dumps(describe(settings, overrides)))
+
+
+def describe(settings: Settings, overrides: list[str]) -> dict[str, Any]:
+    """Return the figures by name, after printing them as tables; the picture is below the root's data."""
     from nanolit.config.build import build
     from nanolit.config.compose import compose
     from nanolit.config.names import tokenizer_folder
     from nanolit.machine.paths import dataset_folder, write_atomically
 
-    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN}
-    job = compose([word for word in words if word.partition("=")[0] not in OWN])
-    settings = {**OWN, **own}
-    documents, shards = (whole_number(settings, key) for key in ("documents", "shards"))
+    job, documents = compose(overrides), settings.documents
     root, context, dataset = Path(job["root"]), job["model"]["context"], build(job["data"])
-    dataset.fetch(root, num_shards=shards, offline=job["offline"])
-    corpus = dataset.prepare(root, num_shards=shards)
-    folder = Path(settings["tokenizer"]) if settings["tokenizer"] else tokenizer_folder(job)
+    dataset.fetch(root, num_shards=settings.shards, offline=job["offline"])
+    corpus = dataset.prepare(root, num_shards=settings.shards)
     tokenizer = tokenizer_of(
-        folder, corpus, vocab_size=job["stage"]["tokenizer"]["vocab_size"], given=bool(settings["tokenizer"])
+        settings.tokenizer or tokenizer_folder(job),
+        corpus,
+        vocab_size=job["stage"]["tokenizer"]["vocab_size"],
+        given=settings.tokenizer is not None,
     )
     found = {"data": corpus.name, "tokenizer": tokenizer.hash[:8], **counts(corpus, tokenizer, documents)}
     lengths = found.pop("lengths")
@@ -82,12 +78,6 @@ def describe(words: list[str]) -> dict[str, Any]:
     write_atomically(picture, draw_lengths(lengths, name=corpus.name, context=context))
     print(f"lengths of {len(lengths):,} documents: {picture}")
     return {**found, "picture": str(picture)}
-
-
-def whole_number(settings: dict[str, str], key: str) -> int:
-    if not settings[key].isdecimal() or int(settings[key]) < 1:
-        raise ValueError(f"{key} is {settings[key]!r}; it must be a whole number, 1 or more")
-    return int(settings[key])
 
 
 def tokenizer_of(folder: Path, corpus: "Corpus", *, vocab_size: int, given: bool) -> "Tokenizer":
@@ -205,4 +195,4 @@ def draw_lengths(lengths: np.ndarray, *, name: str, context: int) -> bytes:
 
 
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

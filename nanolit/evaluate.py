@@ -1,47 +1,40 @@
-"""Evaluate: `python -m nanolit.evaluate run=demo` asks a finished stage by hand what the pipeline asks it."""
+"""Evaluate a finished stage again: bits per byte, then the chat tasks, as the pipeline did.
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
-
-from nanolit.machine.arguments import parse
-from nanolit.machine.exit import leave
-
-USAGE = """\
-Evaluate a trained model: bits per byte on the base stage's validation rows, then the chat tasks.
-
-  python -m nanolit.evaluate run=demo                    the run's last stage
-  python -m nanolit.evaluate run=demo/sft problems=20    the first problems of each task only
-  python -m nanolit.evaluate run=demo tasks=none         bits per byte alone
-
-settings:
-  run=RUN[/STAGE]   a run below root
-  root=FOLDER       where runs live (default: NANOLIT_HOME, else ./runs)
-  problems=N        at most N problems of a task (default: all)
-  tasks=NAME        a name in conf/chat_evaluation, or none (default: the run's own)
+    nanolit evaluate run=demo                    the run's last stage
+    nanolit evaluate run=demo/sft problems=20    only the first problems of each task
+    nanolit evaluate run=demo tasks=none         bits per byte alone
 
 The last line is JSON.
 """
 
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line of what was wrong."""
-    words = sys.argv[1:] if arguments is None else arguments
-    try:
-        settings = parse(
-            words, prog="nanolit.evaluate", usage=USAGE, keys=["run", "root", "problems", "tasks"]
-        )
-        if "run" not in settings:
-            raise ValueError("say which run: python -m nanolit.evaluate run=NAME")
-        print(json.dumps(evaluate(settings)))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+from nanolit.machine.arguments import Root, read, setting
+from nanolit.machine.exit import command
 
 
-def evaluate(settings: dict[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Root):
+    """Which stage to evaluate, and on what."""
+
+    run: str = setting("a run below root (nanolit runs lists them)", value="RUN[/STAGE]")
+    problems: int | None = setting("at most N problems of each task (default: all)", None, least=1)
+    tasks: str | None = setting(
+        "a name in conf/chat_evaluation, or none (default: the run's own)", None, value="NAME"
+    )
+
+
+@command
+def main(words: Sequence[str]) -> None:
+    print(json.dumps(evaluate(read(Settings, words, about=__doc__))))
+
+
+def evaluate(settings: Settings) -> dict[str, Any]:
     """The scores by name, printed as they come."""
     from nanolit.config.build import build
     from nanolit.config.compose import named
@@ -53,15 +46,14 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     from nanolit.language_model import find_release, load_language_model
     from nanolit.machine.paths import home, read_json
 
-    root = home(settings.get("root"))
-    release = find_release(settings["run"], root=root)
+    root = home(settings.root)
+    release = find_release(settings.run, root=root)
     if not (release.parent / "job.yaml").is_file():
         raise ValueError(
             f"{release} is a release alone; evaluate asks a stage of a run, by its settings: give run=NAME"
         )
     job = read_job(release.parent / "job.yaml")
     plan = read_json(release.parent / "plan.json")
-    problems = whole_number("problems", settings["problems"]) if "problems" in settings else None
     model = load_language_model(release, root=root, device=None)
     scores: dict[str, Any] = {"run": job["run"], "stage": plan["stage"]}
 
@@ -93,24 +85,18 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     texts = list(training_texts(corpus, max_characters=5_000_000))
     train_ids = model.tokenizer.encode_batch(texts, bos=True)
     tell("val_bpb of token unigrams", unigram_bits_per_byte(train_ids, validation, token_bytes))
-    if settings.get("tasks") != "none" and plan["stage"] != "base":
+    if settings.tasks != "none" and plan["stage"] != "base":
         node = job["chat_tasks"]
-        if "tasks" in settings:
-            node = named("chat_evaluation", settings["tasks"], key="tasks", mirror=job["recipe"]["mirror"])
+        if settings.tasks is not None:
+            node = named("chat_evaluation", settings.tasks, key="tasks", mirror=job["recipe"]["mirror"])
         tasks = [build(task) for task in node["tasks"]]
         engine = Engine(model.model, model.tokenizer)
         for name, value in evaluate_tasks(
-            engine, tasks, max_problems=problems, max_tokens=node["max_tokens"]
+            engine, tasks, max_problems=settings.problems, max_tokens=node["max_tokens"]
         ):
             tell(name, value)
     return scores
 
 
-def whole_number(key: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{key} is {text!r}; it must be a whole number, 1 or more")
-    return int(text)
-
-
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

@@ -1,13 +1,22 @@
-"""Identity: `python -m nanolit.identity name=Ada model=…` has another model introduce ours."""
+"""Write conversations in which a model says who it is, through any OpenAI-compatible endpoint.
+
+export OPENAI_API_KEY=…
+nanolit identity name=Ada model=gpt-5-mini facts=about.md dry_run=true     what it would cost
+nanolit identity name=Ada model=gpt-5-mini facts=about.md                  writes identity.jsonl
+nanolit identity name=Ada model=qwen3 base_url=http://localhost:11434/v1   a local server, no key
+nanolit train phase=identity start_from=RUN identity=identity.jsonl        teach it
+"""
 
 import asyncio
 import os
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from nanolit.machine.arguments import parse
-from nanolit.machine.exit import leave
+from nanolit.machine.arguments import read, setting
+from nanolit.machine.exit import command
 from nanolit.tasks.endpoint import Endpoint
 from nanolit.tasks.identity_generation import (
     Estimate,
@@ -22,62 +31,62 @@ from nanolit.tasks.identity_generation import (
 from nanolit.tasks.identity_prompts import Subject
 from nanolit.tokenizer.conversation import check_conversation
 
-USAGE = """\
-Write synthetic conversations in which a model says who it is, through any OpenAI-compatible endpoint.
-
-  export OPENAI_API_KEY=…
-  python -m nanolit.identity name=Ada model=gpt-5-mini facts=about.md dry_run=true     what it would cost
-  python -m nanolit.identity name=Ada model=gpt-5-mini facts=about.md                  writes identity.jsonl
-  python -m nanolit.identity name=Ada model=qwen3 base_url=http://localhost:11434/v1   a local server, no key
-  python -m nanolit.train phase=identity start_from=RUN identity=identity.jsonl        teach it
-
-settings:
-  name=NAME            what the model is called
-  model=MODEL          who writes; it must be able to answer in a JSON schema
-  base_url=URL         of the endpoint (default: https://api.openai.com/v1); its key is in OPENAI_API_KEY
-  facts=FILE           what is true of the model, as text (default: a small model, trained with NanoLit)
-  count=1000           conversations
-  out=identity.jsonl   where they go; OUT.partial keeps what is done, and the same command goes on from it
-  seed=1               of the users, subjects and openings that are drawn
-  workers=8            requests at once
-  prices=IN,OUT        dollars for a million tokens of prompts and of answers, to know the cost
-  dry_run=true         estimate, show the first request, ask nothing
-"""
-KEYS = ["name", "model", "base_url", "facts", "count", "out", "seed", "workers", "prices", "dry_run"]
 KEY_VARIABLE = "OPENAI_API_KEY"
+OPENAI = "https://api.openai.com/v1"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0; 2 with one line of what was wrong; 130 when interrupted."""
-    words = sys.argv[1:] if arguments is None else arguments
+@dataclass(frozen=True)
+class Settings:
+    """What to ask for, of whom, and where the answers go."""
+
+    name: str = setting("what the model is called")
+    model: str = setting("who writes; it must be able to answer in a JSON schema")
+    base_url: str = setting("the endpoint, whose key is in OPENAI_API_KEY", OPENAI, value="URL")
+    facts: Path | None = setting(
+        "what is true of the model, as text (default: a small model, trained with NanoLit)",
+        None,
+        value="FILE",
+    )
+    count: int = setting("how many conversations", 1000, least=1)
+    out: Path = setting(
+        "where they go; OUT.partial keeps what is done, and the same command resumes from it",
+        Path("identity.jsonl"),
+        value="FILE",
+    )
+    seed: int = setting("draws the users, subjects and openings", 1, least=0)
+    workers: int = setting("requests at once", 8, least=1)
+    prices: str | None = setting(
+        "dollars for a million tokens of prompts and of answers, to know the cost", None, value="IN,OUT"
+    )
+    dry_run: bool = setting("estimate, show the first request, ask nothing", False)
+
+
+@command
+def main(words: Sequence[str]) -> int:
+    settings = read(Settings, words, about=__doc__)
     try:
-        write(parse(words, prog="nanolit.identity", usage=USAGE, keys=KEYS))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+        write(settings)
     except KeyboardInterrupt:
         print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     return 0
 
 
-def write(settings: dict[str, str]) -> None:
-    order, out = order_of(settings), Path(settings.get("out", "identity.jsonl")).expanduser()
-    workers, prices = whole_number("workers", settings.get("workers", "8")), prices_of(settings.get("prices"))
-    dry_run = switch("dry_run", settings.get("dry_run", "false"))
+def write(settings: Settings) -> None:
+    order, out, prices = order_of(settings), settings.out, prices_of(settings.prices)
     key = os.environ.get(KEY_VARIABLE, "").strip() or None
-    if not (key or dry_run or "base_url" in settings):
+    if not (key or settings.dry_run or settings.base_url != OPENAI):
         raise ValueError(f"{KEY_VARIABLE} is not set; export it, or give base_url= of a server without keys")
-    endpoint = Endpoint(settings.get("base_url", "https://api.openai.com/v1"), order.model, key=key)
+    endpoint = Endpoint(settings.base_url, order.model, key=key)
     if out.exists():
         raise ValueError(f"{out} is there already; give another out=, or remove it")
     partial = Partial(out.with_name(f"{out.name}.partial"), order, check=check_conversation)
     expected = estimate(order, set(partial.done), prices=prices)
     say(described(expected, len(partial.done)))
-    if dry_run:
+    if settings.dry_run:
         say(f"\nThe first request:\n\n{order.prompt(0)}")
         return
-    asyncio.run(converse(order, endpoint, partial, workers=workers))
+    asyncio.run(converse(order, endpoint, partial, workers=settings.workers))
     facts = finish(order, partial, out)
     spent = dollars(endpoint.prompt_tokens, endpoint.completion_tokens, prices)
     say(
@@ -94,53 +103,30 @@ async def converse(order: Order, endpoint: Endpoint, partial: Partial, *, worker
         await generate(order, endpoint, partial, workers=workers, check=check_conversation, tell=say)
 
 
-def order_of(settings: dict[str, str]) -> Order:
-    """What is asked for; ValueError names what is missing or wrong."""
-    for key in ("name", "model"):
-        if key not in settings:
-            raise ValueError(
-                f"{key}= is missing; for example: python -m nanolit.identity name=Ada model=gpt-5-mini"
-            )
+def order_of(settings: Settings) -> Order:
+    """Return what is asked for; ValueError if the facts cannot be read."""
     facts = None
-    if "facts" in settings:
+    if settings.facts is not None:
         try:
-            facts = Path(settings["facts"]).expanduser().read_text(encoding="utf-8")
+            facts = settings.facts.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"facts={settings['facts']} can't be read ({error}); give a UTF-8 text file"
+                f"facts={settings.facts} can't be read ({error}); give a UTF-8 text file"
             ) from None
         if not facts.strip():
             raise ValueError(
-                f"facts={settings['facts']} is empty; write what is true of the model, or leave it out"
+                f"facts={settings.facts} is empty; write what is true of the model, or leave it out"
             )
-    seed = settings.get("seed", "1")
-    if not seed.isdecimal():
-        raise ValueError(f"seed is {seed!r}; it must be a whole number")
-    count = whole_number("count", settings.get("count", "1000"))
-    return Order(Subject.of(settings["name"], facts), settings["model"], int(seed), count)
-
-
-def whole_number(key: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{key} is {text!r}; it must be a whole number, 1 or more")
-    return int(text)
+    return Order(Subject.of(settings.name, facts), settings.model, settings.seed, settings.count)
 
 
 def prices_of(text: str | None) -> Prices | None:
     if text is None:
         return None
     if not re.fullmatch(r"\d+(\.\d+)?,\d+(\.\d+)?", text):
-        raise ValueError(
-            f"prices is {text!r}; it must be the dollars for a million tokens in and out: prices=0.25,2.00"
-        )
+        raise ValueError(f"prices={text} must be dollars for a million tokens in and out: prices=0.25,2.00")
     price_in, price_out = map(float, text.split(","))
     return price_in, price_out
-
-
-def switch(key: str, text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(f"{key} is {text!r}; it must be true or false")
-    return text == "true"
 
 
 def described(expected: Estimate, num_done: int) -> str:
@@ -162,4 +148,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

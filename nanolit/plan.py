@@ -1,15 +1,20 @@
-"""Plan: `python -m nanolit.plan phase=base model=d26 cluster=modal_8xh100` says what training would do.
+"""Plan a job: parameters, tokens, FLOPs, hours, dollars, memory; it never launches.
 
-`cluster=all` compares the hours, dollars and memory of every cluster.
+    nanolit plan phase=base model=d26 cluster=modal_8xh100
+    nanolit plan phase=base model=d26 cluster=all           hours, dollars and memory on every cluster
+
+Takes the settings of nanolit train.
 """
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nanolit.config.compose import compose, options
-from nanolit.machine.exit import leave
+from nanolit.machine.arguments import read_some, setting
+from nanolit.machine.exit import command
 from nanolit.planning.derivation import Plan
 from nanolit.planning.plans import fresh_plans, show_plans
 from nanolit.planning.prices import check_cost, total
@@ -18,30 +23,27 @@ from nanolit.planning.show import clusters_table
 ALL = "cluster=all"
 
 
-def main() -> int:
-    """Print the plan of every stage of the job; 2 for input that was refused."""
-    parser = argparse.ArgumentParser(prog="python -m nanolit.plan", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for python -m nanolit.train")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="what plan.json holds; several stages by name, with cluster=all by cluster",
+@dataclass(frozen=True)
+class Settings:
+    """How the plan is printed."""
+
+    json: bool = setting(
+        "--json: print what plan.json holds; several stages by name, with cluster=all by cluster", False
     )
-    arguments = parser.parse_args()
-    try:
-        if ALL in arguments.overrides:
-            show_clusters(arguments.overrides, as_json=arguments.json)
-        elif arguments.json:
-            job = compose(arguments.overrides)
-            plans = fresh_plans(job)
-            print_json(next(iter(plans.values())) if len(plans) == 1 else plans)
-            check_cost([(job, list(plans.values()))])
-        else:
-            show_plans([compose(arguments.overrides)])
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+
+@command
+def main(words: Sequence[str]) -> None:
+    settings, overrides = read_some(Settings, words, about=__doc__)
+    if ALL in overrides:
+        show_clusters(overrides, as_json=settings.json)
+    elif settings.json:
+        job = compose(overrides)
+        plans = fresh_plans(job)
+        print_json(next(iter(plans.values())) if len(plans) == 1 else plans)
+        check_cost([(job, list(plans.values()))])
+    else:
+        show_plans([compose(overrides)])
 
 
 def print_json(content: Any) -> None:
@@ -88,4 +90,4 @@ def summary(plans: dict[str, Plan]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

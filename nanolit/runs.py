@@ -1,39 +1,26 @@
-"""`python -m nanolit.runs`: the runs there are, newest first, with the state of every stage."""
+"""List the runs, newest first, with the state of every stage.
+
+    nanolit runs root=FOLDER
+
+Beside it the last validation bits per byte, with the checksum of the rows they were measured on (only figures
+of the same rows compare), and how long ago the run last wrote anything.
+"""
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from nanolit.machine import arguments
-from nanolit.machine.exit import leave
-from nanolit.machine.paths import home, run_folder
+from nanolit.machine.arguments import Root, read
+from nanolit.machine.exit import command
+from nanolit.machine.paths import run_folder
 from nanolit.report.folders import Run, find_runs
 from nanolit.report.tables import MISSING, age, markdown_table, score
 
-USAGE = """\
-List the runs, newest first: their stages and states, the last validation bits per byte with the checksum of
-the rows that it is of (only figures of the same rows compare), and how long ago they last wrote anything.
 
-  python -m nanolit.runs root=FOLDER
-
-  root=FOLDER    where runs live (default: NANOLIT_HOME, else ./runs)
-"""
-
-
-def main(words: list[str] | None = None) -> int:
-    """Parse and print; returns the exit code: 2 with one line on stderr for a mistake of the user."""
-    try:
-        settings = arguments.parse(
-            sys.argv[1:] if words is None else words,
-            prog="python -m nanolit.runs",
-            usage=USAGE,
-            keys=("root",),
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(list_runs(home(settings.get("root")), now=time.time()), end="")
-    return 0
+@command
+def main(words: Sequence[str]) -> None:
+    print(list_runs(read(Root, words, about=__doc__).home, now=time.time()), end="")
 
 
 def list_runs(root: Path, *, now: float) -> str:
@@ -77,4 +64,4 @@ def errors(run: Run) -> list[str]:
 
 
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from nanolit.config.compose import USER_ERRORS, compose, explain, help_text
 from nanolit.jobs.execute import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
+from nanolit.machine.exit import command
 from nanolit.machine.paths import conf_folder, home
 
 
@@ -29,29 +31,31 @@ def refuse_sweep_of_cfg(arguments: list[str]) -> None:
             )
 
 
-def main() -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Exit code 0: all is done; 2: the input was refused; 1: a job failed; 130: it was interrupted."""
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and we say it in one line
-    arguments = sys.argv[1:]
     try:
         if {"--help", "-h"} & set(arguments):
             print(help_text())
             return 0
         if {"--cfg", "-c"} & set(arguments):
-            refuse_sweep_of_cfg(arguments)
+            refuse_sweep_of_cfg(list(arguments))
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
+    except BrokenPipeError:  # of `--cfg job | head`
+        raise
     except (*USER_ERRORS, JobFailed) as error:
         if full_error:
             raise
         overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
-        print(message(error, overrides), file=sys.stderr)
+        print(f"error: {message(error, overrides)}", file=sys.stderr)
         return error.code if isinstance(error, JobFailed) else 2
     except RuntimeError as error:
         if "srun" not in str(error):
             raise
         print(
-            "cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node",
+            "error: cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node",
             file=sys.stderr,
         )
         return 2

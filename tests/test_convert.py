@@ -28,14 +28,18 @@ def base(tmp_path) -> Path:
     return tmp_path / "nanochat"
 
 
-def refused(*arguments: object) -> str:
-    """The one line that the command ends with."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    message = str(caught.value.code)
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command with some arguments and returns the one line that it ends with."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("error: ")
+        return message
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_the_pickle_is_read_with_a_warning_of_one_line(base, tmp_path, capsys):
         assert error.count("\n") == 1
 
 
-def test_a_later_stage_is_chosen_by_its_source_and_a_model_by_its_tag(base, tmp_path):
+def test_a_later_stage_is_chosen_by_its_source_and_a_model_by_its_tag(base, tmp_path, refused):
     shutil.copytree(base / "base_checkpoints", base / "chatsft_checkpoints")
     (base / "chatsft_checkpoints" / "d3").rename(base / "chatsft_checkpoints" / "mine")
     shutil.copytree(base / "base_checkpoints" / "d3", base / "chatsft_checkpoints" / "other")
@@ -79,7 +83,7 @@ def test_a_later_stage_is_chosen_by_its_source_and_a_model_by_its_tag(base, tmp_
     assert json.loads((tmp_path / "release" / "meta.json").read_text())["stage"] == "sft"
 
 
-def test_the_last_step_is_taken_unless_one_is_named(base, tmp_path):
+def test_the_last_step_is_taken_unless_one_is_named(base, tmp_path, refused):
     folder = base / "base_checkpoints" / "d3"
     for name, ending in (("model", "pt"), ("meta", "json")):
         shutil.copy(folder / f"{name}_000020.{ending}", folder / f"{name}_000009.{ending}")
@@ -150,13 +154,13 @@ def _meta(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_what_is_wrong_with_a_checkpoint_is_one_line(base, tmp_path, damage, words):
+def test_what_is_wrong_with_a_checkpoint_is_one_line(base, tmp_path, damage, words, refused):
     damage(base)
     assert words in refused("nanochat", base, tmp_path / "release")
     assert not (tmp_path / "release").exists()
 
 
-def test_a_fault_without_words_is_named_by_its_class(base, tmp_path, monkeypatch):
+def test_a_fault_without_words_is_named_by_its_class(base, tmp_path, monkeypatch, refused):
     def load(*_, **__):
         raise EOFError
 
@@ -164,7 +168,7 @@ def test_a_fault_without_words_is_named_by_its_class(base, tmp_path, monkeypatch
     assert "is not a readable checkpoint (EOFError)" in refused("nanochat", base, tmp_path / "release")
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(base, tmp_path):
+def test_a_checkpoint_that_would_run_code_is_refused(base, tmp_path, refused):
     class Trap:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "sprung"),)
@@ -176,7 +180,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(base, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_nothing_that_exists_is_overwritten(tmp_path):
+def test_nothing_that_exists_is_overwritten(tmp_path, refused):
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "thesis.txt").write_text("mine")
     assert "exists already" in refused("nanochat", FIXTURES / "nanochat_2026", tmp_path / "release")

@@ -11,5 +11,5 @@ def test_a_release_alone_is_refused_in_one_line(tmp_path: Path, capsys: pytest.C
     (tmp_path / "gpt.json").write_text("{}")
     assert evaluate.main([f"run={tmp_path}"]) == 2
     assert capsys.readouterr().err.startswith(
-        f"{tmp_path} is a release alone; evaluate asks a stage of a run"
+        f"error: {tmp_path} is a release alone; evaluate asks a stage of a run"
     )

@@ -14,6 +14,7 @@ from nanolit import identity
 from nanolit.chat.__main__ import main as chat
 from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
+from nanolit.machine.arguments import settings_of
 from nanolit.tasks.identity import Identity
 from tests.tasks.stand_in_endpoint import StandIn
 
@@ -165,7 +166,7 @@ def test_the_endpoint_that_wants_a_key_is_not_asked_without_one(
     settings = ["name=Ada", "model=m", f"out={tmp_path / 'identity.jsonl'}"]
     assert identity.main(settings) == 2
     assert capsys.readouterr().err == (
-        "OPENAI_API_KEY is not set; export it, or give base_url= of a server without keys\n"
+        "error: OPENAI_API_KEY is not set; export it, or give base_url= of a server without keys\n"
     )
     assert identity.main([*settings, "dry_run=true"]) == 0, "which asks nobody"
 
@@ -173,15 +174,15 @@ def test_the_endpoint_that_wants_a_key_is_not_asked_without_one(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["model=m"], "name= is missing"),
-        (["name=Ada"], "model= is missing"),
+        (["model=m"], "name is missing; give name=NAME"),
+        (["name=Ada"], "model is missing; give model=MODEL"),
         (["nmae=Ada"], "did you mean name=…?"),
-        (["name=Ada", "model=m", "count=0"], "count is '0'"),
-        (["name=Ada", "model=m", "workers=two"], "workers is 'two'"),
-        (["name=Ada", "model=m", "seed=-1"], "seed is '-1'"),
-        (["name=Ada", "model=m", "prices=1"], "prices is '1'"),
-        (["name=Ada", "model=m", "prices=-1,nan"], "prices is '-1,nan'"),
-        (["name=Ada", "model=m", "dry_run=yes"], "dry_run is 'yes'; it must be true or false"),
+        (["name=Ada", "model=m", "count=0"], "count=0 must be"),
+        (["name=Ada", "model=m", "workers=two"], "workers=two must be"),
+        (["name=Ada", "model=m", "seed=-1"], "seed=-1 must be"),
+        (["name=Ada", "model=m", "prices=1"], "prices=1 must be"),
+        (["name=Ada", "model=m", "prices=-1,nan"], "prices=-1,nan must be"),
+        (["name=Ada", "model=m", "dry_run=yes"], "dry_run=yes must be true or false"),
         (["name=Ada", "model=m", "facts=absent.md"], "facts=absent.md can't be read"),
         (["name=Ada", "model=m", "base_url=example.com"], "base_url is 'example.com'"),
         (["name=Ada", "model=m", "out=there.jsonl"], "there.jsonl is there already"),
@@ -208,5 +209,5 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         identity.main(["--help"])
     said = capsys.readouterr().out
-    assert all(f"\n  {key}=" in said for key in identity.KEYS)
+    assert all(f"\n  {key}=" in said for key in settings_of(identity.Settings))
     assert os.environ["OPENAI_API_KEY"] not in said

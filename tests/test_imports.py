@@ -32,7 +32,7 @@ HEAVY = {
 # (top-level modules, `__main__` of a package), benchmarks, dev and launch may import all of nanolit.
 PACKAGES: dict[str, set[str]] = {
     "machine": set(),
-    "config": {"machine.paths"},
+    "config": {"machine.paths", "machine.system"},
     "tokenizer": {"machine.paths"},
     "tasks": {"machine.paths"},
     "kernels": {"machine.device"},

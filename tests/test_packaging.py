@@ -117,6 +117,16 @@ def test_the_wheel_composes_a_job_with_its_own_conf(python: Path, tmp_path: Path
 
 @needs_uv
 @needs_conf
+def test_the_wheel_installs_the_command_nanolit(python: Path, tmp_path: Path) -> None:
+    nanolit = python.with_name("nanolit")
+    assert "\n  train " in run(nanolit, cwd=tmp_path, PYTHONPATH="")
+    choices = ["--cfg", "job", "model=d4"]
+    typed = run(nanolit, "train", *choices, cwd=tmp_path, PYTHONPATH="")
+    assert typed == run(python, "-m", "nanolit.train", *choices, cwd=tmp_path, PYTHONPATH="")
+
+
+@needs_uv
+@needs_conf
 def test_the_wheel_trains_five_steps(python: Path, tmp_path: Path) -> None:
     overrides = ["experiment=demo", "phase=base", "max_steps=5", "eval_every=5", "root=here"]
     run(python, "-m", "nanolit.train", *overrides, cwd=tmp_path, PYTHONPATH="", OMP_NUM_THREADS="1")

@@ -55,12 +55,11 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        self._before, self._since, begun = self.seconds, None, time.perf_counter()
+        self._before, self._since = self.seconds, None
         try:
             yield
         finally:
             self._since = time.perf_counter()
-            self.last_pause = self._since - begun
 
 
 class MetricsFile:

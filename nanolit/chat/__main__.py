@@ -1,132 +1,53 @@
-"""`python -m nanolit.chat run=RUN`: chat in the terminal or (web=true) in the browser."""
+"""Chat with a trained model, in the terminal or in the browser.
 
-import argparse
-import difflib
+nanolit chat run=demo                      in the terminal, with the run's last stage
+nanolit chat run=demo/sft -p "Hello"       one message, one reply
+nanolit chat release=FOLDER web=true       a page in the browser
+"""
+
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nanolit
-from nanolit.machine.exit import leave
+from nanolit.machine.arguments import Root, read, setting
+from nanolit.machine.exit import command
 
-HELP = """\
-Talk to a trained model.
-
-  python -m nanolit.chat run=demo                      in the terminal, with the run's last stage
-  python -m nanolit.chat run=demo/sft -p "Hello"       one message, one reply
-  python -m nanolit.chat release=FOLDER web=true       a page in the browser
-
-settings (key=value):
-  run=RUN[/STAGE]    a run below root; STAGE is base, mid, sft or rl (default: the last there is)
-  release=FOLDER     a release folder instead of a run
-  root=FOLDER        where runs live (default: NANOLIT_HOME, else ./runs)
-  temperature=0.6    0 takes the likeliest token
-  top_k=50           sample from the k likeliest tokens; 0 from all
-  max_tokens=256     longest reply (default: at most half of the model's context)
-  seed=N             the same replies every time (default: other ones)
-  web=true           open a page; port=N, host=ADDRESS (default: 127.0.0.1, this machine only)
-"""
+LOOPBACK = "127.0.0.1"
 
 
-@dataclass
-class Settings:
-    """What the command line chose; None = decided when the model is known."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(Root):
+    """What was typed; None is decided when the model is known."""
 
-    run: str | None = None
-    release: str | None = None
-    root: str | None = None
-    temperature: float = 0.6
-    top_k: int = 50
-    max_tokens: int | None = None
-    seed: int | None = None
-    web: bool = False
-    host: str = "127.0.0.1"
-    port: int | None = None
-    prompt: str | None = None
-
-
-def parse(arguments: list[str]) -> Settings:
-    """The settings on the command line; ValueError names the key, what is allowed, the nearest spelling."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nanolit.chat",
-        usage="python -m nanolit.chat run=RUN [-p TEXT] [key=value ...]",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    run: str | None = setting(
+        "a run; STAGE is base, mid, sft or rl (default: its last)", None, value="RUN[/STAGE]"
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="see above")
-    parser.add_argument("-p", "--prompt", metavar="TEXT", help="answer this one message and leave")
-    parsed = parser.parse_intermixed_args(arguments)
-    settings = Settings(prompt=parsed.prompt)
-    for word in parsed.settings:
-        key, equals, text = word.partition("=")
-        if not equals or key not in _READERS:
-            near = difflib.get_close_matches(key, _READERS, n=1)
-            hint = f"did you mean {near[0]}=…?" if near else f"the settings are {', '.join(_READERS)}"
-            raise ValueError(f"don't know {word!r}; {hint}")
-        setattr(settings, key, _READERS[key](key, text))
+    release: str | None = setting("a release folder instead of a run", None, value="FOLDER")
+    temperature: float = setting("0 takes the likeliest token", 0.6, least=0)
+    top_k: int = setting("sample from the N likeliest tokens; 0: from all", 50, least=0)
+    max_tokens: int | None = setting("longest reply (default: at most half of the context)", None, least=1)
+    seed: int | None = setting("give the same replies every time (default: new ones)", None)
+    web: bool = setting("open a page in the browser", False)
+    host: str = setting("the page's address; by default only this machine sees it", LOOPBACK)
+    port: int | None = setting("the page's port (default: a free one)", None, least=1, most=65535)
+    prompt: str | None = setting("answer this one message and leave", None, value="TEXT", short="-p")
+
+
+def parse(words: Sequence[str]) -> Settings:
+    """Return the settings; ValueError for a combination that makes no sense."""
+    settings = read(Settings, words, about=__doc__)
     if (settings.run is None) == (settings.release is None):
         raise ValueError("give either run=RUN or release=FOLDER; --help shows the settings")
     if settings.web and settings.prompt is not None:
         raise ValueError("-p answers in the terminal; leave out either it or web=true")
-    if not settings.web and (settings.port, settings.host) != (None, Settings.host):
+    if not settings.web and (settings.port, settings.host) != (None, LOOPBACK):
         raise ValueError("port and host are for the page; add web=true")
     return settings
 
 
-def _words(key: str, text: str) -> str:
-    if not text:
-        raise ValueError(f"{key}= is empty; write {key}=VALUE or leave it out")
-    return text
-
-
-def _whole(key: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{key} ({text!r}) must be a whole number, such as {key}=50") from None
-
-
-def _positive(key: str, text: str) -> int:
-    if (value := _whole(key, text)) < 1:
-        raise ValueError(f"{key} ({value}) must be 1 or more")
-    return value
-
-
-def _port(key: str, text: str) -> int:
-    if not 1 <= (value := _whole(key, text)) <= 65535:
-        raise ValueError(f"{key} ({value}) must be from 1 to 65535")
-    return value
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{key} ({text!r}) must be a number, such as {key}=0.6") from None
-
-
-def _switch(key: str, text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(f"{key} ({text!r}) must be true or false")
-    return text.lower() == "true"
-
-
-_READERS: dict[str, Callable[[str, str], object]] = {
-    "run": _words,
-    "release": _words,
-    "root": _words,
-    "temperature": _number,
-    "top_k": _whole,
-    "max_tokens": _positive,
-    "seed": _whole,
-    "web": _switch,
-    "host": _words,
-    "port": _port,
-}
-
-
 def talk(settings: Settings) -> None:
-    """Load the model and chat with it; torch is imported only here, so that --help and mistakes are quick."""
+    """Load the model and chat with it; torch is imported only here, so that --help is quick."""
     from nanolit.chat.dialogue import Talker, usual_max_tokens
     from nanolit.inference.engine import Engine
     from nanolit.inference.sampling import check_settings
@@ -173,15 +94,10 @@ def talk(settings: Settings) -> None:
         terminal.converse()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse, load, talk; the exit code: 2, with one line on stderr, for a mistake of the user."""
-    try:
-        talk(parse(sys.argv[1:] if arguments is None else arguments))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@command
+def main(words: Sequence[str]) -> None:
+    talk(parse(words))
 
 
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

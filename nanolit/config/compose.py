@@ -6,8 +6,6 @@ Every error that a person can cause here is one ValueError of one line.
 import difflib
 import functools
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from nanolit.config.check import check_job, shape_of, unknown_key
 from nanolit.config.names import run_name
 from nanolit.config.schema import Job
 from nanolit.machine.paths import PACKAGE, conf_folder, home
+from nanolit.machine.system import gpu_names
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
 OmegaConf.register_new_resolver(
@@ -188,12 +187,7 @@ def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Jo
 
 def gpu_of_this_machine() -> str:
     """The name of the first NVIDIA GPU, else "cpu", without importing torch."""
-    if shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if found.returncode == 0 and found.stdout.strip():
-            return found.stdout.strip().splitlines()[0]
-    return "cpu"
+    return next(iter(gpu_names()), "cpu")
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:

@@ -18,12 +18,12 @@ from nanolit.data.mixture import Mixture
 from nanolit.data.row_identity import RowIdentity
 from nanolit.data.sequence import permutation
 from nanolit.data.stream import Step, ahead
+from nanolit.machine.device import IGNORED
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT = 1
 WIDTH_UNIT = 64  # with one conversation a row, rows are as wide as the step's longest, in multiples of this
-IGNORED = -1  # the target that the loss leaves out
 
 
 class ConversationStream:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanolit.machine.clock import duration
+from nanolit.machine.numbers import listed
 from nanolit.machine.paths import read_json, write_json
 
 FORMAT = 1
@@ -60,7 +61,7 @@ def fetch_shards(
         return
     if offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         raise ValueError(
-            f"{folder} lacks {len(missing):,} of {len(names):,} shards ({_listed(missing)}), and "
+            f"{folder} lacks {len(missing):,} of {len(names):,} shards ({listed(missing)}), and "
             "offline=true (or HF_HUB_OFFLINE) forbids to fetch them; allow it, or copy them there from "
             f"https://huggingface.co/datasets/{repository}"
         )
@@ -123,7 +124,7 @@ class _Fetch:
                     shards[file.path] = {"size": file.lfs.size, "sha256": file.lfs.sha256}
         if absent := [name for name in names if name not in shards]:
             raise ValueError(
-                f"{self.repository} on the hub has no {_listed(absent)} at revision {revision[:8]}; "
+                f"{self.repository} on the hub has no {listed(absent)} at revision {revision[:8]}; "
                 "choose fewer shards (a smaller max_steps), or another data=…"
             )
         write_json(self.folder / RECORD, {"format": FORMAT, **record})
@@ -294,11 +295,6 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _listed(names: Sequence[str], *, most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, …"
 
 
 def _say(text: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from nanolit.data.download import fetch_shards, missing_shards
 from nanolit.data.jsonl import SUFFIXES, as_parquet
+from nanolit.machine.numbers import listed
 from nanolit.machine.paths import dataset_folder
 
 if TYPE_CHECKING:
@@ -167,11 +168,11 @@ class LocalFolder(Dataset):
     def _files(self) -> list[Path]:
         if not self.path.is_dir():
             raise ValueError(
-                f"data.path={self.path} is not a folder; give one that holds {_listed(KINDS)} files"
+                f"data.path={self.path} is not a folder; give one that holds {listed(KINDS)} files"
             )
         files = sorted(path for path in self.path.iterdir() if path.name.endswith(KINDS) and path.is_file())
         if not files:
-            raise ValueError(f"data.path={self.path} holds no {_listed(KINDS)} file; give a folder that does")
+            raise ValueError(f"data.path={self.path} holds no {listed(KINDS)} file; give a folder that does")
         return files
 
     def _parquet(self, path: Path, root: Path) -> Path:
@@ -184,7 +185,7 @@ class LocalFolder(Dataset):
         if self.validation is not None:
             path = self.path / self.validation  # an absolute path stays what it is
             if not path.is_file():
-                has = _listed([one.name for one in files])
+                has = listed([one.name for one in files])
                 raise ValueError(f"data.validation={self.validation} is not a file; {self.path} has {has}")
             return [path]
         if held_out := [path for path in files if path.name.lower().startswith("val")]:
@@ -228,7 +229,7 @@ class HubDataset(Dataset):
         if missing := missing_shards(folder, names):
             raise ValueError(
                 f"data={self.name} needs {len(names):,} shards in {folder}, of which {len(missing):,} are "
-                f"missing ({_listed(missing)}); training fetches them: python -m "
+                f"missing ({listed(missing)}); training fetches them: python -m "
                 f"nanolit.train data={self.name} …; or choose data=sample or data=local"
             )
         *train, held_out = [folder / name for name in names]
@@ -349,8 +350,3 @@ def _first_invalid(texts: "pa.Array") -> int:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _listed(names: Sequence[str], *, most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, …"

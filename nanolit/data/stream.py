@@ -6,7 +6,6 @@ lanes. The position after a step rides in it, and resumes exactly. Reading, toke
 of training, each thread with its share of the lanes.
 """
 
-import hashlib
 import math
 import queue
 import threading
@@ -23,6 +22,7 @@ from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Documents, Packer, Packing, make_packer
 from nanolit.data.sequence import DocumentSequence
 from nanolit.data.shards import Corpus
+from nanolit.machine.numbers import divisors, listed
 from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT = 1
@@ -62,15 +62,6 @@ class Step:
     position: dict
     epoch: float
     cropped_fraction: float
-
-    def row_hashes(self) -> list[str]:
-        """A hash of every row, in order: over all ranks, in rank order, the same at any number of ranks."""
-        rows = [
-            torch.cat([ids_T, targets_T[-1:]])
-            for ids_BT, targets_BT in self.micro_batches
-            for ids_T, targets_T in zip(ids_BT, targets_BT, strict=True)
-        ]
-        return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() for row in rows]
 
 
 class PretrainStream:
@@ -124,7 +115,7 @@ class PretrainStream:
         if (rows // world) % micro_batch:
             raise ValueError(
                 f"micro_batch ({micro_batch} rows) must divide a rank's rows of a step ({rows // world}); "
-                f"allowed are {_listed(_divisors(rows // world))}"
+                f"allowed are {listed(divisors(rows // world), most=99)}"
             )
         self._groups, self._seed = groups, seed
         self._tokenizer, self._threads, self._cache = tokenizer, threads, cache
@@ -350,7 +341,7 @@ def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
     """
     if rows < 1 or lanes < 1:
         raise ValueError(f"rows ({rows}) and lanes ({lanes}) must be at least 1")
-    return max(n for n in _divisors(math.gcd(lanes, rows)) if n <= groups)
+    return max(n for n in divisors(math.gcd(lanes, rows)) if n <= groups)
 
 
 def _own_lanes(lanes: int, *, rank: int, world: int) -> range:
@@ -358,7 +349,7 @@ def _own_lanes(lanes: int, *, rank: int, world: int) -> range:
     if lanes % world:
         raise ValueError(
             f"{world} ranks can't share {lanes} lanes of data evenly; allowed are "
-            f"{_listed(_divisors(lanes))} ranks, or lanes and rows of a step that {world} divides"
+            f"{listed(divisors(lanes), most=99)} ranks, or lanes and rows of a step that {world} divides"
         )
     return range(rank * lanes // world, (rank + 1) * lanes // world)
 
@@ -412,11 +403,3 @@ def ahead(items: Iterator[Item], *, depth: int) -> Generator[Item, None, None]:
             while not ready.empty():  # makes room for the item that the thread may be waiting to hand over
                 ready.get_nowait()
             thread.join(timeout=0.05)
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

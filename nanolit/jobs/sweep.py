@@ -1,7 +1,6 @@
 """Several composed jobs on this machine: all are checked before the first starts, then a process for each."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from nanolit.config.schema import Job
 from nanolit.jobs.execute import run, say, score, write_job
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import read_json, run_folder
+from nanolit.machine.system import gpu_names
 from nanolit.planning.plans import fresh_plans, show_plans
 from nanolit.planning.prices import check_cost
 from nanolit.report.compare import sweep_table, write_sweep_csv
@@ -110,11 +110,8 @@ def gpu_slots(devices: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each place for a job: `devices` GPUs each; one place if there are no more."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         gpus = [one for one in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if one]
-    elif shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-        gpus = [str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
     else:
-        gpus = []
+        gpus = list(map(str, range(len(gpu_names()))))
     places = [gpus[first : first + devices] for first in range(0, len(gpus) - devices + 1, devices)]
     return [",".join(place) for place in places] or [",".join(gpus)]
 

@@ -4,13 +4,11 @@
 """
 
 import hashlib
-import importlib.metadata
 import logging
 import math
 import netrc
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -37,6 +35,7 @@ from nanolit.jobs.processes import LEFT
 from nanolit.machine.clock import duration
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
+from nanolit.machine.system import code_version
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
@@ -370,26 +369,6 @@ def summarize(stage: str, result: dict[str, Any], release: Path) -> None:
         wait = f"; waited {waited:.2%} of the time for it" if waited is not None else ""
         say(f"{stage}: {result['epoch']:.2f} epochs of the data{crop}{wait}")
     say(f"{stage}: release in {release}")
-
-
-def code_version() -> str:
-    """nanolit's version, with the commit where the code is a checkout."""
-    version = importlib.metadata.version("nanolit") if installed() else "0"
-    try:
-        command = ["git", "-C", str(PACKAGE.parent), "rev-parse", "--short", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except OSError:
-        return version
-    inside = (PACKAGE.parent / "hatch_build.py").exists() and found.returncode == 0
-    return f"{version}+{found.stdout.strip()}" if inside else version
-
-
-def installed() -> bool:
-    try:
-        importlib.metadata.version("nanolit")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def quieten_libraries() -> None:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from nanolit.kernels import fp8
-from nanolit.machine.device import TURING, triton_capability
+from nanolit.machine.device import IGNORED, TURING, triton_capability
 
-IGNORED = -1  # the target of a position that nothing is learned from
 LARGEST_SOFTCAP = 70.0  # float32 holds the sum of e^70 over any vocabulary
 # Bytes of a chunk's logits. A CPU keeps it in cache (2 MiB: measured best of 0.5 to 8 for V = 4,096); a GPU
 # wants large products, and half a GiB keeps them within 2% of full speed.

@@ -9,6 +9,7 @@ import torch
 
 HOPPER = 9  # the major compute capability that kernels with tensor descriptors are written for
 TURING, ADA = (7, 5), (8, 9)
+IGNORED = -1  # the target of a position that nothing is learned from: the data writes it, the loss skips it
 
 
 def pick_device() -> torch.device:

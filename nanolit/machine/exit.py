@@ -1,20 +1,35 @@
-"""How a command ends: with its exit code, and without a traceback on Ctrl-C or when nobody reads on."""
+"""How a command ends: with its exit code, and without a traceback for what the user can fix."""
 
+import functools
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
 
 
-def leave(main: Callable[[], int]) -> NoReturn:
-    """Exit with the code of `main`; 130 on Ctrl-C, 1 when what reads our output has gone (`| head`)."""
-    try:
-        code = main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else its last flush fails as well
-        code = 1
-    sys.exit(code)
+def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
+    """Make `main(words)` a command: call it with the words typed, or given, and return the exit code.
+
+    Codes: what `main` returns; 2 with `error: …` on stderr for a ValueError or OSError, or its traceback if
+    HYDRA_FULL_ERROR is set; 130 for Ctrl-C; 1 when whatever reads our output is gone (`| head`).
+    """
+
+    @functools.wraps(main)
+    def guarded(words: Sequence[str] | None = None) -> int:
+        try:
+            try:
+                return main(sys.argv[1:] if words is None else words) or 0
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit fails too
+            return 1
+        except (ValueError, OSError) as error:
+            if "HYDRA_FULL_ERROR" in os.environ:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130
+
+    return guarded

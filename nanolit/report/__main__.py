@@ -1,80 +1,70 @@
-"""`python -m nanolit.report run=RUN`: write the report card; `… compare run=A,B`: runs side by side."""
+"""Write a run's report card with curves and the final table, or compare runs.
+
+nanolit report run=demo            several: run=demo,d12-modern-s1
+nanolit report compare run=A,B     runs side by side (compare --help)
+"""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from nanolit.machine import arguments
-from nanolit.machine.exit import leave
-from nanolit.machine.paths import home, write_atomically
+from nanolit.machine.arguments import Root, read, setting
+from nanolit.machine.exit import command
+from nanolit.machine.paths import write_atomically
 from nanolit.report import card, compare, curves
-from nanolit.report.folders import STAGES, open_run
+from nanolit.report.folders import open_run
 
-PROG = "python -m nanolit.report"
-CARD_USAGE = """\
-Write a run's report card, report.md with curves and the final table.
+COMPARISON = """
+Print runs side by side: the metrics of every stage, and the settings in which they differ.
 
-  python -m nanolit.report run=demo            several: run=demo,d12-modern-s1
-  python -m nanolit.report compare run=A,B     print runs side by side (compare --help)
-
-  run=RUN        a run below root (python -m nanolit.runs lists them)
-  root=FOLDER    where runs live (default: NANOLIT_HOME, else ./runs)
-"""
-COMPARE_USAGE = """\
-Print several runs side by side: the metrics of every stage, and the settings in which they differ.
-
-  python -m nanolit.report compare run=A,B plot=curves.png
-
-  run=A,B,…      two runs or more below root
-  root=FOLDER    where runs live (default: NANOLIT_HOME, else ./runs)
-  plot=FILE      also draw one metric of all of them into this PNG file
-  stage=base     the stage to draw: base, mid, sft or rl
-  column=val_bpb the column of metrics.csv to draw
+    nanolit report compare run=A,B plot=curves.png
 """
 
 
-def main(words: list[str] | None = None) -> int:
-    """Parse, write or print; returns the exit code: 2 with one line on stderr for a mistake of the user."""
-    words = sys.argv[1:] if words is None else words
-    try:
-        if words[:1] == ["compare"]:
-            run_comparison(words[1:])
-        else:
-            run_card(words)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class CardSettings(Root):
+    """Whose report to write."""
+
+    run: tuple[str, ...] = setting("the runs (nanolit runs lists them)", value="RUN")
 
 
-def run_card(words: list[str]) -> None:
-    settings = arguments.parse(words, prog=PROG, usage=CARD_USAGE, keys=("run", "root"))
-    root = home(settings.get("root"))
-    for name in _runs(settings):
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings(Root):
+    """What to compare, and what to draw."""
+
+    run: tuple[str, ...] = setting("two runs or more (nanolit runs lists them)", value="A,B")
+    plot: Path | None = setting("also draw one metric of all of them into this PNG", None, value="FILE")
+    stage: Literal["base", "mid", "sft", "rl"] = setting("the stage to draw", "base")
+    column: str = setting("the column of metrics.csv to draw", "val_bpb")
+
+
+@command
+def main(words: Sequence[str]) -> None:
+    if words[:1] == ["compare"]:
+        run_comparison(read(ComparisonSettings, words[1:], about=COMPARISON))
+    else:
+        run_card(read(CardSettings, words, about=__doc__))
+
+
+def run_card(settings: CardSettings) -> None:
+    root = settings.home
+    for name in settings.run:
         path = card.write_report(root, name)
         print(card.final_table(root, name))
         print(path)
 
 
-def run_comparison(words: list[str]) -> None:
-    keys = ("run", "root", "plot", "stage", "column")
-    settings = arguments.parse(words, prog=f"{PROG} compare", usage=COMPARE_USAGE, keys=keys)
-    root, names = home(settings.get("root")), _runs(settings)
-    if (stage := settings.get("stage", "base")) not in STAGES[1:]:
-        raise ValueError(f"stage={stage} has no curves; allowed: {', '.join(STAGES[1:])}")
-    print(compare.compare(root, names))
-    if "plot" not in settings:
+def run_comparison(settings: ComparisonSettings) -> None:
+    root = settings.home
+    print(compare.compare(root, list(settings.run)))
+    if settings.plot is None:
         return
-    runs = [open_run(root, name) for name in names]
-    path = Path(settings["plot"])
-    write_atomically(path, curves.draw_comparison(runs, stage, column=settings.get("column", "val_bpb")))
-    print(path)
-
-
-def _runs(settings: dict[str, str]) -> list[str]:
-    if "run" not in settings:
-        raise ValueError("say which run: run=RUN (python -m nanolit.runs lists them)")
-    return arguments.names(settings["run"])
+    runs = [open_run(root, name) for name in settings.run]
+    write_atomically(settings.plot, curves.draw_comparison(runs, settings.stage, column=settings.column))
+    print(settings.plot)
 
 
 if __name__ == "__main__":
-    leave(main)
+    sys.exit(main())

@@ -5,16 +5,15 @@ hardware, software, git, size of the code base, then the stages, the table and t
 """
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
 import statistics
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nanolit.machine import system
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import PACKAGE, write_atomically
 from nanolit.report import gradients
@@ -115,15 +114,15 @@ def _header(run: Run) -> str:
 
 
 def _machine() -> str:
-    graphics = gpu_names()
+    graphics = system.gpu_names()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     rows = [
         ["CPU", f"{cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB"],
         ["GPU", " + ".join(f"{graphics.count(name)}x {name}" for name in dict.fromkeys(graphics)) or "none"],
         ["system", f"{platform.system()} {platform.release()} {platform.machine()}"],
         ["Python", platform.python_version()],
-        *([name, version(name)] for name in ("nanolit", "torch", "lightning")),
-        ["git", git_state() or "not a checkout"],
+        *([name, system.version(name) or "not installed"] for name in ("nanolit", "torch", "lightning")),
+        ["git", system.commit() or "not a checkout"],
     ]
     return "## Machine\n\nWhere this report was written.\n\n" + markdown_table(["", ""], rows, num_left=2)
 
@@ -136,46 +135,16 @@ def cpu_name() -> str:
             return named[1]
     except OSError:
         pass
-    return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
-
-
-def gpu_names() -> list[str]:
-    """The NVIDIA GPUs that the driver lists: importing torch for this would take seconds."""
-    return (_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
-
-
-def version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def git_state() -> str | None:
-    """Branch and commit of the checkout that the package lies in; None for an installed package."""
-    top = _git("rev-parse", "--show-toplevel")
-    if not top or Path(top).resolve() != PACKAGE.parent:
-        return None
-    changed = " with uncommitted changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
-    return f"{_git('rev-parse', '--abbrev-ref', 'HEAD')} at {_git('rev-parse', '--short', 'HEAD')}{changed}"
-
-
-def _git(*arguments: str) -> str | None:
-    return _output("git", "-C", str(PACKAGE.parent), *arguments)
-
-
-def _output(*command: str) -> str | None:
-    """What a program prints, None when it isn't there or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    return (
+        system.output("sysctl", "-n", "machdep.cpu.brand_string")
+        or platform.processor()
+        or platform.machine()
+    )
 
 
 def source_files() -> list[Path]:
     """The code base: what git tracks of it in a checkout, else the installed package."""
-    if git_state() and (tracked := _git("ls-files")):
+    if tracked := system.git("ls-files"):
         files = [PACKAGE.parent / name for name in tracked.splitlines()]
     else:
         files = sorted(PACKAGE.rglob("*"))

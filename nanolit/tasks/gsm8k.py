@@ -15,8 +15,7 @@ ANSWER = re.compile(r"#### (-?[0-9.,]+)")
 
 
 class GSM8K(Task):
-    """`comparison` decides when two answers are equal: "number" (10, 10. and 10.0 are) or "string",
-    nanochat's comparison of the extracted characters, for scores that are to be set beside its own."""
+    """Answers are compared as numbers: 10, 10. and 10.0 are equal, which nanochat, comparing text, denies."""
 
     evaluation_type = "generative"
 
@@ -25,15 +24,12 @@ class GSM8K(Task):
         *,
         split: Literal["train", "test"],
         source: str,
-        comparison: Literal["number", "string"] = "number",
         epochs: int = 1,
         max_rows: int | None = None,
     ) -> None:
         check_choice("GSM8K's split", split, ("train", "test"))
-        check_choice("GSM8K's comparison", comparison, ("number", "string"))
         rows = open_rows(source, f"eval/gsm8k/{split}", hub=("openai/gsm8k", "main", split))
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
-        self.comparison = comparison
 
     def conversation(self, row: dict[str, Any]) -> Conversation:
         messages = [
@@ -46,9 +42,7 @@ class GSM8K(Task):
         """Whether the completion's first "#### answer" equals the reference's; False without one."""
         reference = extract_answer(conversation["messages"][-1]["content"][-1]["text"])
         answer = extract_answer(completion)
-        if self.comparison == "string" or answer is None or reference is None:
-            return answer is not None and answer == reference
-        return same_number(answer, reference)
+        return answer is not None and reference is not None and same_number(answer, reference)
 
 
 def extract_answer(text: str) -> str | None:

@@ -2,11 +2,10 @@
 
 import base64
 import binascii
-import codecs
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
@@ -252,15 +251,6 @@ class Tokenizer:
                 )
             pieces.append(self._pieces[id])
         return b"".join(pieces)
-
-    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of `ids` piece by piece as they come, never cut inside a character; none is empty."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for id in ids:
-            if text := decoder.decode(self.decode_bytes([id])):
-                yield text
-        if text := decoder.decode(b"", final=True):
-            yield text
 
     def token_bytes(self) -> np.ndarray:
         """Bytes per id, int32, shape (V,); 0 for special tokens.

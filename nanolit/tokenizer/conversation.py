@@ -59,18 +59,6 @@ def check_conversation(conversation: Any, *, place: str = "conversation") -> Non
     _check_turns([message["role"] for message in messages], place)
 
 
-def render(
-    conversation: Mapping[str, Any], tokenizer: Encoder, *, max_tokens: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (int32, 1-D) and mask (bool, True = learned) of one conversation, cut at `max_tokens`.
-
-    ValueError when the conversation is malformed.
-    """
-    check_conversation(conversation)
-    ids, learned = _render(conversation, tokenizer)
-    return ids[:max_tokens], learned[:max_tokens]
-
-
 def render_batch(
     conversations: Sequence[Mapping[str, Any]], tokenizer: BatchEncoder, *, threads: int = 4
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -105,11 +93,12 @@ def render_prompt(conversation: Mapping[str, Any], tokenizer: Encoder) -> list[i
     messages = list(conversation["messages"])
     if messages[-1]["role"] == "assistant":
         messages.pop()
-    ids, _ = _render({"messages": messages}, tokenizer)
+    ids, _ = render({"messages": messages}, tokenizer)
     return [*ids.tolist(), tokenizer.special_id("<|assistant_start|>")]
 
 
-def _render(conversation: Mapping[str, Any], tokenizer: Encoder) -> tuple[np.ndarray, np.ndarray]:
+def render(conversation: Mapping[str, Any], tokenizer: Encoder) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (int32) and mask (bool, True = learned) of one conversation that passed `check_conversation`."""
     ids: list[int] = []
     learned: list[bool] = []
     for special, text, learn in _pieces(conversation):

@@ -33,9 +33,9 @@ def test_it_measures_the_stream_and_keeps_the_figures(tmp_path: Path, packing: s
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("speed=3", "speed=3 is no setting of this benchmark; it has data"),
-        ("threads=0", "threads=0 must be a whole number of at least 1"),
-        ("packing=best", "packing=best is not one of bestfit, bestfit_split, flat"),
+        ("speed=3", "don't know 'speed=3'; allowed: commit"),
+        ("threads=0", "threads=0 must be a whole number, 1 or more"),
+        ("packing=best", "packing=best must be one of bestfit, bestfit_split, flat"),
         ("data=/nowhere", "data.path=/nowhere is not a folder"),
     ],
 )

@@ -1,11 +1,14 @@
 """Small corpora on disk, and nanochat's tiny tokenizer (vocabulary 1,024), for the tests of this folder."""
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from nanolit.data.shards import Corpus
+from nanolit.data.stream import Step
 from nanolit.tokenizer.nanochat import read_tokenizer
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "nanochat_2026"
@@ -35,3 +38,13 @@ def make_corpus(folder: Path, *, documents: int = 200, held_out: int = 30) -> Co
         ),
         validation_files=(write_texts(folder / "val.parquet", texts(held_out, label="held out")),),
     )
+
+
+def row_hashes(step: Step) -> list[str]:
+    """A hash of every row, in order: over all ranks, in rank order, the same at any number of ranks."""
+    rows = [
+        torch.cat([ids_T, targets_T[-1:]])
+        for ids_BT, targets_BT in step.micro_batches
+        for ids_T, targets_T in zip(ids_BT, targets_BT, strict=True)
+    ]
+    return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() for row in rows]

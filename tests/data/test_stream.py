@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpora import TOKENIZER, make_corpus, texts
+from corpora import TOKENIZER, make_corpus, row_hashes, texts
 
 from nanolit.data.packing import Packing
 from nanolit.data.sequence import DocumentSequence, deal
@@ -37,7 +37,7 @@ def take(stream: PretrainStream, count: int) -> list[Step]:
 def hashes(streams: Sequence[PretrainStream], count: int) -> list[list[str]]:
     """The row hashes of each step, over all ranks in their order."""
     ranks = [take(stream, count) for stream in streams]
-    return [[row for step in steps for row in step.row_hashes()] for steps in zip(*ranks, strict=True)]
+    return [[row for step in steps for row in row_hashes(step)] for steps in zip(*ranks, strict=True)]
 
 
 @packings
@@ -301,4 +301,4 @@ def test_batches_are_pinned_and_stay_whole_while_copies_are_queued(corpus: Corpu
     for pairs, rows in zip(copies, expected, strict=True):
         micro_batches = [(ids_BT.cpu(), targets_BT.cpu()) for ids_BT, targets_BT in pairs]
         step = Step(micro_batches=micro_batches, num_tokens=0, position={}, epoch=0, cropped_fraction=0)
-        assert step.row_hashes() == rows
+        assert row_hashes(step) == rows

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -175,7 +174,7 @@ def test_only_what_lives_is_billed_up_to_now(monkeypatch, capsys):
     monkeypatch.setattr(commands, "read_submission", lambda *_: submission)
     monkeypatch.setattr(commands, "calls_of", lambda _: calls)
     monkeypatch.setattr(remote, "lives", lambda call: call == "lives")
-    assert commands.cost(Namespace(root="", run="r")) == 0
+    assert commands.cost(commands.OneRun(run="r")) == 0
     out = capsys.readouterr().out
     assert [line.split("|")[-2].strip() for line in out.splitlines()[2:6]] == ["1.00", "0.50", "-", "-"]
     assert "1.50 hours" in out

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from run_folders import METRICS, metrics_text, write_demo, write_stage
 
+from nanolit.machine import system
 from nanolit.report import card
 
 
@@ -116,6 +117,7 @@ def checkout(tmp_path, monkeypatch):
     (package / "picture.png").write_bytes(b"\x89PNG")
     (package.parent / "uv.lock").write_text("1\n2\n3\n")
     monkeypatch.setattr(card, "PACKAGE", package)
+    monkeypatch.setattr(system, "PACKAGE", package)
     return package.parent
 
 
@@ -133,12 +135,12 @@ def test_in_a_checkout_only_tracked_files_count(checkout):
         subprocess.run(["git", *command], cwd=checkout, check=True)
     commit = ["-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qm", "Begin"]
     subprocess.run(["git", *commit], cwd=checkout, check=True)
-    state = card.git_state()
+    state = system.commit()
     assert [path.name for path in card.source_files()] == ["a.py"]
     assert state is not None
-    assert re.fullmatch(r"trunk at [0-9a-f]{7,}", state)
+    assert re.fullmatch(r"[0-9a-f]{7,}", state)
     (checkout / "nanolit" / "a.py").write_text("changed")
-    assert (card.git_state() or "").endswith(" with uncommitted changes")
+    assert system.commit() == f"{state}-dirty"
 
 
 def test_reading_runs_needs_no_torch():

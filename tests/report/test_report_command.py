@@ -40,14 +40,18 @@ def test_compare_prints_the_runs_and_draws_them(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say which run: run=RUN"),
+        ([], "run is missing; give run=RUN"),
         (["run=dem"], "did you mean run=demo?"),
         (["rum=demo"], "did you mean run=…?"),
-        (["demo"], "allowed: run=…, root=…"),
+        (["demo"], "allowed: root=…, run=…"),
         (["run="], "run= is empty"),
-        (["run=demo", "run=demo"], "run= is given twice"),
+        (["run=,"], "run= is empty"),
+        (["run=demo", "root=a", "root=b"], "root= is given twice"),
         (["compare", "run=demo"], "two runs or more"),
-        (["compare", "run=demo,demo", "stage=tokenizer"], "allowed: base, mid, sft, rl"),
+        (
+            ["compare", "run=demo,demo", "stage=tokenizer"],
+            "must be one of base, mid, sft, rl",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(tmp_path, capsys, monkeypatch, words, message):

@@ -124,14 +124,6 @@ def test_special_tokens_in_a_text_are_allowed_or_refused_on_demand(tokenizer: To
         tokenizer.encode("hello", special="all")  # type: ignore[arg-type]
 
 
-@given(text=st.text(max_size=50))
-def test_a_stream_of_ids_never_cuts_a_character(text: str, tokenizer: Tokenizer) -> None:
-    pieces = list(tokenizer.decode_stream(tokenizer.encode(text)))
-    assert "".join(pieces) == text
-    assert all(pieces)
-    assert list(tokenizer.decode_stream([0xE2, 0x82])) == ["\ufffd"]
-
-
 def test_half_a_surrogate_pair_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
     (ids,) = tokenizer.encode_batch(["a\ud800b"])

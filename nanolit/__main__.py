@@ -1,0 +1,37 @@
+"""`nanolit NAME …` is the same as `python -m nanolit.NAME …`; without a name it lists the commands."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanolit.machine.arguments import choose, listing
+from nanolit.machine.exit import command
+
+ENDING = '\nif __name__ == "__main__":\n'  # of every command's file
+
+
+def commands() -> dict[str, Path]:
+    """Return the file of every command by name: a module here, or the `__main__` of a package here."""
+    folder = Path(__file__).parent
+    paths = {path.stem: path for path in folder.glob("[a-z]*.py")}  # not this file
+    paths |= {path.parent.name: path for path in folder.glob("*/__main__.py")}
+    return {name: path for name, path in sorted(paths.items()) if ENDING in path.read_text("utf-8")}
+
+
+@command
+def main(words: Sequence[str]) -> int:
+    """Run the command that is named first with the words behind it."""
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: nanolit COMMAND …   (nanolit COMMAND --help says more)\n")
+        print(listing(commands()))
+        return 0
+    name, *rest = words
+    path = commands()[choose(name, commands(), kind="command")]
+    sys.argv = [f"nanolit {name}", *rest]  # Hydra reads it
+    module = f"nanolit.{name}.__main__" if path.name == "__main__.py" else f"nanolit.{name}"
+    return importlib.import_module(module).main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""This machine and this checkout, as git and NVIDIA's driver know them: torch would take seconds."""
+
+import importlib.metadata
+import subprocess
+
+from nanolit.machine.paths import PACKAGE
+
+
+def output(*command: str) -> str | None:
+    """Return what a program prints; None when it isn't there, fails or takes ten seconds."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def git(*arguments: str) -> str | None:
+    """Return git's answer about the checkout that the package lies in; None for an installed package."""
+    checkout = PACKAGE.parent
+    return output("git", "-C", str(checkout), *arguments) if (checkout / ".git").exists() else None
+
+
+def commit() -> str | None:
+    """Return the checkout's short commit, with -dirty where files differ from it; None without a checkout."""
+    return git("describe", "--always", "--dirty", "--exclude=*")
+
+
+def version(distribution: str) -> str | None:
+    """Return the version of an installed distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def code_version() -> str:
+    """Return nanolit's version, with the commit where the code is a checkout: 0.1.0+3fa9c1d."""
+    return "+".join(filter(None, (version("nanolit") or "0", commit())))
+
+
+def gpu_names() -> list[str]:
+    """Return the name of every NVIDIA GPU that the driver lists."""
+    return (output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()

@@ -1,0 +1,84 @@
+"""How commands end: the exit code, one line for what the user can fix, nothing when `head` has enough."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nanolit.machine.exit import command
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_code_is_what_the_command_returns(returned, code):
+    assert command(lambda _: returned)([]) == code
+
+
+def test_the_words_are_those_typed_unless_some_are_given(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["nanolit", "typed"])
+    main = command(lambda words: seen.append(list(words)))
+    main()
+    main(["given"])
+    assert seen == [["typed"], ["given"]]
+
+
+@pytest.mark.parametrize("error", [ValueError("depth is 0"), OSError("depth is 0")])
+def test_what_the_user_can_fix_is_one_line_and_code_2(error, capsys):
+    def main(_):
+        raise error
+
+    assert command(main)([]) == 2
+    assert capsys.readouterr().err == "error: depth is 0\n"
+
+
+def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def main(_):
+        raise ValueError("depth is 0")
+
+    with pytest.raises(ValueError, match="depth is 0"):
+        command(main)([])
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def main(_):
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        command(main)([])
+
+
+ENDLESS = """
+import sys, time
+from nanolit.machine.exit import command
+@command
+def main(words):
+    while True:
+        print("a line", flush=words == ["slowly"])
+        if words == ["slowly"]:
+            time.sleep(0.05)
+sys.exit(main())
+"""
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word():
+    command = [sys.executable, "-c", ENDLESS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "a line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_ctrl_c_is_one_word_and_code_130():
+    command = [sys.executable, "-c", ENDLESS, "slowly"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "a line\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, "\ninterrupted\n")

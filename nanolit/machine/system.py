@@ -15,15 +15,11 @@ def output(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-def git(*arguments: str) -> str | None:
-    """Return git's answer about the checkout that the package lies in; None for an installed package."""
-    checkout = PACKAGE.parent
-    return output("git", "-C", str(checkout), *arguments) if (checkout / ".git").exists() else None
-
-
 def commit() -> str | None:
     """Return the checkout's short commit, with -dirty where files differ from it; None without a checkout."""
-    return git("describe", "--always", "--dirty", "--exclude=*")
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    return output("git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude=*")
 
 
 def version(distribution: str) -> str | None:

@@ -1,7 +1,7 @@
 """The report card of one run: report.md with a section per stage, and the final table by stage.
 
 The header follows nanochat's card (https://github.com/karpathy/nanochat, nanochat/report.py of October 2025):
-hardware, software, git, size of the code base, then the stages, the table and the time.
+hardware, software, git, then the stages, the table and the time.
 """
 
 import datetime
@@ -15,7 +15,7 @@ from typing import Any
 
 from nanolit.machine import system
 from nanolit.machine.clock import duration
-from nanolit.machine.paths import PACKAGE, write_atomically
+from nanolit.machine.paths import write_atomically
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, flatten, open_run
@@ -33,8 +33,6 @@ METRICS = (
     "ChatCORE",
 )
 SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics", "gradients")
-SOURCES = (".py", ".rs", ".md", ".toml", ".yaml", ".sh", ".html")
-CHARACTERS_PER_TOKEN = 4  # nanochat's rule of thumb for code
 
 
 def write_report(root: Path, run: str) -> Path:
@@ -45,7 +43,6 @@ def write_report(root: Path, run: str) -> Path:
         f"# Report card: {found.name}\n",
         _header(found),
         _machine(),
-        _code_base(),
         *(_stage_section(found, stage, states[stage.name]) for stage in found.stages),
         "## Final table\n\n" + _table_of(found),
         _comparable(found),
@@ -140,30 +137,6 @@ def cpu_name() -> str:
         or platform.processor()
         or platform.machine()
     )
-
-
-def source_files() -> list[Path]:
-    """The code base: what git tracks of it in a checkout, else the installed package."""
-    if tracked := system.git("ls-files"):
-        files = [PACKAGE.parent / name for name in tracked.splitlines()]
-    else:
-        files = sorted(PACKAGE.rglob("*"))
-    return [path for path in files if path.suffix in SOURCES and path.is_file()]
-
-
-def _code_base() -> str:
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in source_files()]
-    characters = sum(map(len, texts))
-    lock = PACKAGE.parent / "uv.lock"
-    rows = [
-        ["characters", f"{characters:,}"],
-        ["lines", f"{sum(len(text.splitlines()) for text in texts):,}"],
-        ["files", f"{len(texts):,}"],
-        ["tokens, about", f"{characters // CHARACTERS_PER_TOKEN:,}"],
-    ]
-    if lock.exists():
-        rows.append(["lines of uv.lock", f"{len(lock.read_text(encoding='utf-8').splitlines()):,}"])
-    return "## Code base\n\n" + markdown_table([f"{' '.join(SOURCES)}", ""], rows)
 
 
 def _stage_section(run: Run, stage: Stage, state: str) -> str:

@@ -1,4 +1,4 @@
-"""The report card. Oracles: what the run folder was made with, and sizes of files written by the test."""
+"""The report card. Oracle: what the run folder was made with."""
 
 import re
 import subprocess
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from run_folders import METRICS, metrics_text, write_demo, write_stage
 
-from nanolit.machine import system
 from nanolit.report import card
 
 
@@ -50,7 +49,7 @@ def test_a_run_without_evaluations_says_so(tmp_path):
 def test_the_card_has_a_section_per_stage_in_the_pipelines_order(demo):
     text = (demo / "report.md").read_text()
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
-        *("Machine", "Code base", "TOKENIZER", "BASE", "MID", "SFT", "RL", "Final table", "Time")
+        *("Machine", "TOKENIZER", "BASE", "MID", "SFT", "RL", "Final table", "Time")
     ]
     assert card.final_table(demo.parent.parent, "demo") in text
     assert "State: done at step 100 of 100" in text
@@ -105,42 +104,6 @@ def test_writing_the_card_again_replaces_it(tmp_path):
     files = sorted(folder.rglob("*"))
     card.write_report(tmp_path, "demo")
     assert sorted(folder.rglob("*")) == files
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A code base of two counted files, a lock of three lines, and a file that doesn't count."""
-    package = tmp_path / "code" / "nanolit"
-    package.mkdir(parents=True)
-    (package / "a.py").write_text("é = 1\n")
-    (package / "b.yaml").write_text("x: 1\ny: 2\n")
-    (package / "picture.png").write_bytes(b"\x89PNG")
-    (package.parent / "uv.lock").write_text("1\n2\n3\n")
-    monkeypatch.setattr(card, "PACKAGE", package)
-    monkeypatch.setattr(system, "PACKAGE", package)
-    return package.parent
-
-
-def test_the_size_of_an_installed_package_is_counted_in_characters_lines_and_files(checkout, tmp_path):
-    write_stage(tmp_path / "runs" / "demo" / "base")
-    cells = table_cells(card.write_report(tmp_path, "demo").read_text())
-    sizes = [cells[name] for name in ("characters", "lines", "files", "tokens, about", "lines of uv.lock")]
-    assert sizes == [["16"], ["3"], ["2"], ["4"], ["3"]]
-    assert cells["git"] == ["not a checkout"]
-
-
-def test_in_a_checkout_only_tracked_files_count(checkout):
-    """The oracle is git itself: one file is added, the other is not."""
-    for command in (["init", "-q", "-b", "trunk"], ["add", "nanolit/a.py"]):
-        subprocess.run(["git", *command], cwd=checkout, check=True)
-    commit = ["-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qm", "Begin"]
-    subprocess.run(["git", *commit], cwd=checkout, check=True)
-    state = system.commit()
-    assert [path.name for path in card.source_files()] == ["a.py"]
-    assert state is not None
-    assert re.fullmatch(r"[0-9a-f]{7,}", state)
-    (checkout / "nanolit" / "a.py").write_text("changed")
-    assert system.commit() == f"{state}-dirty"
 
 
 def test_reading_runs_needs_no_torch():

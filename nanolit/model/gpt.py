@@ -3,6 +3,8 @@
 Letters of shapes, everywhere in the repository: B rows, T positions, C width, H heads, K key-value heads,
 D head dim, V vocabulary, L layers; here and in kernels/ also S positions of keys (cached ones and T new) and
 E, half of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
+
+"nanochat, <date>" in a comment is an entry of github.com/karpathy/nanochat/blob/master/dev/LOG.md.
 """
 
 import math
@@ -102,8 +104,11 @@ class GPT(nn.Module):
         self.softcap, self.softcap_in_float32 = softcap, softcap_dtype == "float32"
         self.initialization: Literal["classic", "modern"] = initialization
 
+        # Rows beyond the vocabulary only round the head's product up to whole GPU tiles: 64 in modern
         rows = padded_vocab_size(vocab_size, vocab_multiple)
         tables = set(value_embedding_layers(depth)) if value_embeddings else set()
+        # SSSL: three layers see a quarter of the context, the fourth and the last all of it. nanochat chose
+        # the pattern by quick experiments (2026-01-11), then cut S from a half to a third to a quarter.
         windows = window_sizes(window_pattern, depth=depth, context=context)
         self.embedding = Embedding(rows, width)
         self.value_embeddings = nn.ModuleDict(
@@ -121,6 +126,8 @@ class GPT(nn.Module):
             )
             for layer in range(depth)
         )
+        # Not tied to the embedding: they start at very different sizes (`_draw`) and learn at different
+        # rates, 0.3 and 0.008 in modern.
         self.unembedding = Linear(width, rows)
         self.residual_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
         self.x0_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
@@ -137,23 +144,23 @@ class GPT(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of activations, which is that of the stored embeddings."""
+        """Return the dtype of activations, which is that of the stored embeddings."""
         return self.embedding.weight.dtype
 
     @property
     def attention_backend(self) -> Backend:
-        """The kernel that attends in whole texts: attention.choose_backend."""
+        """Return the attention kernel used for whole texts; see attention.choose_backend."""
         block = self.blocks[0]
         assert isinstance(block, Block)
         return block.attention.backend
 
     @property
     def max_positions(self) -> int:
-        """The longest text that the rotary tables reach; `context` is what it was trained on."""
+        """Return the longest text the rotary tables cover; training used `context`."""
         return len(self.cos_TE)
 
     def new_kv_cache(self, *, rows: int, capacity: int) -> KVCache:
-        """An empty cache with this model's sizes, on its device, in its compute dtype."""
+        """Return an empty cache of this model's sizes, on its device and in its compute dtype."""
         if capacity > self.max_positions:
             raise ValueError(
                 f"capacity is {capacity}; this model takes at most {self.max_positions} positions"
@@ -176,10 +183,10 @@ class GPT(nn.Module):
         kv_cache: KVCache | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> Tensor:
-        """Without targets: float32 logits_BTV. With them: cross-entropy in nats, 0 where the target is -1.
+        """Return float32 logits_BTV or, given targets, the cross-entropy in nats; a target of -1 counts 0.
 
-        mean is over learned positions (0 if there are none), none has shape (B, T). With a cache, ids_BT are
-        the positions after those it holds, and it is moved on.
+        `mean` averages over learned positions (0 if there are none); `none` has shape (B, T). With a cache,
+        ids_BT continue the positions it holds, and the cache advances.
         """
         x_BTC = self._hidden(ids_BT, kv_cache)
         if targets_BT is None:
@@ -191,7 +198,7 @@ class GPT(nn.Module):
         return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
 
     def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
-        """The normalised output of the last block, (B, T, C)."""
+        """Run all blocks and return the normalised output of the last one, (B, T, C)."""
         B, T = ids_BT.shape
         start = 0 if kv_cache is None else kv_cache.length
         if start + T > self.max_positions:
@@ -202,16 +209,29 @@ class GPT(nn.Module):
             kv_cache.check_room(B, T)
         cos_TE, sin_TE = self.cos_TE[start : start + T], self.sin_TE[start : start + T]
 
+        # Whoever reads the stream reads it at RMS 1: there is a norm here, before attention, before the MLP
+        # and before the head. None has learned scales, as in nanochat since 2025.
         x_BTC = self._smear(norm(self.embedding(ids_BT)), kv_cache)
         x0_BTC = middle_BTC = x_BTC
         for layer, block in enumerate(self.blocks):
+            # Residual scalars: the block reads r x + s x₀, so every layer can see its token again and damp
+            # what came before. From modded-nanogpt. For no compute, s x₀ lowered nanochat's bits per byte by
+            # 0.0103 at d8, 0.0077 at d12 and 0.0039 at d20; r added a little (nanochat, 2026-01-11).
             if self.residual_scalars is not None and self.x0_scalars is not None:
                 x_BTC = mix(x_BTC, x0_BTC, self.residual_scalars[layer], self.x0_scalars[layer])
+            # Value embeddings (https://arxiv.org/abs/2410.17897): a further table per layer whose row is
+            # added to the values of attention. It buys capacity (151M parameters at d12) for almost no FLOPs
+            # and wins by steps, FLOPs and time. Every other layer was the best placing; sharing or shrinking
+            # tables always lost (nanochat, 2026-01-17).
             has_table = str(layer) in self.value_embeddings
             value_embedding = self.value_embeddings[str(layer)](ids_BT) if has_table else None
             x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding, kv_cache=kv_cache)
             if layer == self.depth // 2:
                 middle_BTC = x_BTC
+        # Backout: take a learned part of the middle layer out again, so that what only the first half needed
+        # doesn't reach the head. From modded-nanogpt. Alone it gained nothing (nanochat, 2026-01-16);
+        # nanochat took it up with smear when its time to GPT-2 fell from 1.80 to 1.65 hours, several changes
+        # at once.
         if self.backout_scale is not None:
             x_BTC = x_BTC - self.backout_scale.to(x_BTC.dtype) * middle_BTC
         if kv_cache is not None:
@@ -219,7 +239,12 @@ class GPT(nn.Module):
         return norm(x_BTC)
 
     def _smear(self, x_BTC: Tensor, kv_cache: KVCache | None) -> Tensor:
-        """Add to each position a gated part of the embedding before it; a text's first has none before it."""
+        """Add to each position a gated part of the previous embedding; the first position has none before it.
+
+        A cheap bigram: the first layer knows the previous token before it attends. From modded-nanogpt. It
+        saved nanochat 2.6% of compute at d12, 1.9% at d16 and 1.4% at d24, too little to keep it (61ac81c,
+        2026); `modern` keeps July's recipe. Decoding must remember the last embedding: `previous_B1C`.
+        """
         if self.smear_gate is None or self.smear_scale is None:
             return x_BTC
         previous_B1C = None if kv_cache is None else kv_cache.previous_B1C
@@ -228,15 +253,16 @@ class GPT(nn.Module):
         if previous_B1C is None:
             previous_B1C = torch.zeros_like(x_BTC[:, :1])
         before_BTC = torch.cat((previous_B1C, x_BTC[:, :-1]), dim=1)
+        # The gate reads the first 24 channels (SMEAR_CHANNELS, as nanochat, untuned here)
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTC[..., : self.smear_gate.in_features]))
         return x_BTC + self.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
 
     def _head_inputs(self, x_BTC: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the loss takes: rows of x, the weight without its padding, a target for each row."""
+        """Return the loss's inputs: rows of x, the weight without its padding, and a target for each row."""
         return x_BTC.flatten(0, 1), self.unembedding.weight[: self.vocab_size], targets_BT.reshape(-1).long()
 
     def _token_losses(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-        """nats_BT; where gradients are wanted all logits are held."""
+        """Return nats_BT. With gradients enabled, the logits of all tokens are held in memory."""
         if not torch.is_grad_enabled():
             x_NC, weight_VC, targets_N = self._head_inputs(x_BTC, targets_BT)
             return token_losses(x_NC, weight_VC, targets_N, softcap=self.softcap).view(targets_BT.shape)
@@ -247,21 +273,25 @@ class GPT(nn.Module):
         return nats_N.view(targets_BT.shape)
 
     def _logits(self, x_BTC: Tensor) -> Tensor:
+        # Soft cap (Gemma 2, https://arxiv.org/abs/2408.00118): c·tanh(z / c) bounds the logits by ±c, which
+        # also lets the loss sum exponentials without finding the largest first. The value hardly matters: of
+        # 5 to 30 at d24 only 5 was bad, 20 best by 0.001 of loss (nanochat, 2026-03-02); both recipes have
+        # 15. modern takes the tanh in float32, classic in the compute dtype.
         logits_BTV = self.unembedding(x_BTC)[..., : self.vocab_size]
         if self.softcap_in_float32:
             logits_BTV = logits_BTV.float()
         return (self.softcap * torch.tanh(logits_BTV / self.softcap)).float()
 
     def parameter_roles(self) -> dict[str, str]:
-        """Every parameter's name and its role, by which the optimizer is told how to treat it."""
+        """Return each parameter's role by its name; the optimizer has settings for each role."""
         return {name: _role(name) for name, _ in self.named_parameters()}
 
     @torch.no_grad()
     def prepare(self, *, dtype: torch.dtype | None = None) -> None:
-        """After `to_empty`: set what no file stores, the dtype of embeddings and the rotary tables.
+        """Set what no file stores, after `to_empty`: the embeddings' dtype, the rotary tables, the kernels.
 
-        dtype is the compute dtype; None takes the device's. What torch says of deterministic algorithms
-        (machine.device.make_deterministic) is looked up here, for as long as the model lives.
+        dtype is the compute dtype; None takes the device's. Whether torch wants deterministic algorithms
+        (machine.device.make_deterministic) is read here, once for the life of the model.
         """
         dtype = dtype or compute_dtype(self.device)
         self.embedding.to(dtype)
@@ -276,7 +306,7 @@ class GPT(nn.Module):
             block.mlp.prepare(dtype)
 
     def use_fp8(self) -> None:
-        """Multiply in fp8 where gradients are wanted; ValueError where this device can't."""
+        """Multiply in fp8 during training. Raises ValueError on a device that has none."""
         if problem := fp8.unavailable(self.device):
             raise ValueError(problem)
         for module in self.modules():
@@ -308,7 +338,7 @@ class GPT(nn.Module):
 
 
 def _check(hyperparameters: dict[str, Any]) -> None:
-    """ValueError for what no model has; a file of strangers may say anything."""
+    """Raise ValueError for sizes that no model can have; gpt.json may come from anywhere."""
     for name in ("depth", "width", "heads", "kv_heads", "vocab_size", "context", "vocab_multiple"):
         value = hyperparameters[name]
         if type(value) is not int or value < 1:
@@ -350,15 +380,24 @@ def _draw(
     initialization: Literal["classic", "modern"],
     generator: torch.Generator,
 ) -> None:
-    """Fill `tensor` with the initial values of the parameter `name`; the constants are nanochat's."""
+    """Fill `tensor` with the initial values of the parameter `name`.
+
+    The constants are nanochat's of October 2025 (classic) and July 2026 (modern). No effect of a single one
+    is published unless a comment gives it.
+    """
     modern = initialization == "modern"
-    bound = math.sqrt(3 / width)  # uniform with standard deviation 1/√width
+    # Uniform with standard deviation 1/√width, like the normal of that size but without outliers
+    bound = math.sqrt(3 / width)
     match name.removesuffix(".weight").split("."):
         case [*_, "output" | "contract"]:
-            tensor.zero_()  # each block starts as the identity
+            # Each block starts as the identity. The price: at step 1 the matrices before these, and the
+            # scalars of the stream, have gradient zero.
+            tensor.zero_()
         case ["blocks", *_, "value_gate"] | ["smear_gate"]:
+            # Small and positive: sigmoids start just above a half, so value gates at about 1.5 of 3
             tensor.uniform_(0, 0.02, generator=generator)
         case ["blocks", *_, "expand"] if modern:
+            # 0.4×: smaller hidden values at first; ReLU² makes them 0.16× as large
             tensor.uniform_(-0.4 * bound, 0.4 * bound, generator=generator)
         case ["blocks", *_] if modern:
             tensor.uniform_(-bound, bound, generator=generator)
@@ -368,13 +407,21 @@ def _draw(
             std = min(1, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
             tensor.normal_(0, std, generator=generator)
         case ["embedding"]:
+            # A norm follows, so the size only decides how fast a step of AdamW turns a row
             tensor.normal_(0, 0.8 if modern else 1, generator=generator)
         case ["unembedding"] if modern:
+            # Nearly uniform predictions, so the first loss is ln V. From zero, as in classic, no gradient
+            # reaches the model at step 1
             tensor.normal_(0, 0.001, generator=generator)
         case ["unembedding"] | ["smear_scale"]:
             tensor.zero_()
         case ["value_embeddings", _]:
+            # Drawn like the value matrix, but a looked-up row is not multiplied by anything: it starts about
+            # √width smaller than the values, whose RMS is 1. nanochat found that out later and has drawn
+            # N(0, 1) since September 2026; `modern` keeps July's.
             tensor.uniform_(-bound, bound, generator=generator)
+        # From the first layer to the last: early layers amplify more and see more of the token. nanochat
+        # began with 1 and 0 (2026-01-11)
         case ["residual_scalars"]:
             tensor.copy_(torch.linspace(1.15, 1.05, len(tensor)))
         case ["x0_scalars"]:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanolit.kernels.distinct import apply_to_distinct
+
 
 class Embedding(nn.Embedding):
     """Rows of `weight` by id: (B, T) to (B, T, C)."""
@@ -21,7 +23,7 @@ class Embedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.deterministic and torch.is_grad_enabled():
-            rows = _Lookup.apply(self.weight, input)
+            rows = apply_to_distinct(_Lookup, self.weight, input)
             assert isinstance(rows, Tensor)
             return rows
         return super().forward(input)

@@ -8,6 +8,7 @@ E, half of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
 """
 
 import math
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -34,8 +35,52 @@ from nanolit.model.kv_cache import KVCache
 ROTARY_CONTEXTS = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """A GPT's hyperparameters: its sizes, and a choice for each idea beyond a plain one. Stored as gpt.json.
+
+    Raises ValueError for sizes that no model can have, because a gpt.json may come from anywhere.
+    """
+
+    depth: int  # L, the blocks
+    width: int  # C, the channels of the residual stream
+    heads: int  # H query heads; recipes make them 128 wide, which beat 64 (nanochat, 2026-01-17)
+    kv_heads: int  # K key-value heads, each shared by H / K consecutive query heads
+    vocab_size: int  # V ids, and as many logits
+    context: int  # T, the positions of a training row
+    rope_base: float  # of the rotary angles: attention.rotary_tables
+    window_pattern: str  # of S and L, tiled over the layers: accounting.window_sizes
+    value_embeddings: bool  # add a gated table to the values of every other layer
+    residual_scalars: bool  # let each block read r x + s x₀
+    smear: bool  # add a gated part of the previous position's embedding
+    backout: bool  # take a part of the middle layer out before the head
+    qk_scale: float  # multiplies normalised queries and keys
+    softcap: float  # c in c·tanh(logits / c)
+    initialization: Literal["classic", "modern"]  # the initial values: _draw
+    vocab_multiple: int  # pads the tables' rows; the logits are cropped
+    rope_dtype: Literal["compute", "bfloat16"] = "compute"  # what the rotary tables are rounded to
+    softcap_dtype: Literal["compute", "float32"] = "float32"  # what the soft cap is computed in
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "heads", "kv_heads", "vocab_size", "context", "vocab_multiple"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+        for name in ("rope_base", "qk_scale", "softcap"):
+            value, most = getattr(self, name), LARGEST_SOFTCAP if name == "softcap" else math.inf
+            if type(value) not in (int, float) or not 0 < value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(
+                f"width {self.width} must divide into {self.heads} heads of an even size; "
+                "change width or heads"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+
+
 class GPT(nn.Module):
-    """A decoder of `depth` blocks; the constructor's arguments are what gpt.json stores.
+    """A decoder of `config.depth` blocks.
 
     Building sets no weights: call `initialize`, or load a release. Works under `torch.device("meta")`,
     followed by `to_empty`. Matrices are float32 masters; embeddings, and with them all activations, are in
@@ -45,95 +90,44 @@ class GPT(nn.Module):
     cos_TE: Tensor
     sin_TE: Tensor
 
-    def __init__(
-        self,
-        *,
-        depth: int,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        vocab_size: int,
-        context: int,
-        rope_base: float,
-        window_pattern: str,
-        value_embeddings: bool,
-        residual_scalars: bool,
-        smear: bool,
-        backout: bool,
-        qk_scale: float,
-        softcap: float,
-        initialization: Literal["classic", "modern"],
-        vocab_multiple: int,
-        rope_dtype: Literal["compute", "bfloat16"] = "compute",
-        softcap_dtype: Literal["compute", "float32"] = "float32",
-    ):
-        """Flags beyond a plain GPT, each as in nanochat:
-
-        `window_pattern` of S and L, tiled (accounting.window_sizes); `value_embeddings` adds tables to the
-        values of every other layer; `residual_scalars` sets x to r·x + s·x₀ before each block; `smear` mixes
-        in the previous position's embedding; `backout` takes a part of the middle layer out before the head;
-        `qk_scale` multiplies normalised queries and keys; `softcap`·tanh(logits / softcap) is computed in
-        `softcap_dtype`; `vocab_multiple` pads the tables (the logits are cropped); `rope_dtype` is what the
-        rotary tables are rounded to.
-        """
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.hyperparameters: dict[str, Any] = {
-            "depth": depth,
-            "width": width,
-            "heads": heads,
-            "kv_heads": kv_heads,
-            "vocab_size": vocab_size,
-            "context": context,
-            "rope_base": rope_base,
-            "window_pattern": window_pattern,
-            "value_embeddings": value_embeddings,
-            "residual_scalars": residual_scalars,
-            "smear": smear,
-            "backout": backout,
-            "qk_scale": qk_scale,
-            "softcap": softcap,
-            "initialization": initialization,
-            "vocab_multiple": vocab_multiple,
-            "rope_dtype": rope_dtype,
-            "softcap_dtype": softcap_dtype,
-        }
-        _check(self.hyperparameters)
-        self.depth, self.width, self.heads, self.kv_heads = depth, width, heads, kv_heads
-        self.head_dim = width // heads
-        self.vocab_size, self.context = vocab_size, context
-        self.softcap, self.softcap_in_float32 = softcap, softcap_dtype == "float32"
-        self.initialization: Literal["classic", "modern"] = initialization
+        self.config = config
+        self.hyperparameters: dict[str, Any] = asdict(config)
+        self.vocab_size, self.context = config.vocab_size, config.context
+        self.head_dim = config.width // config.heads
 
         # Rows beyond the vocabulary only round the head's product up to whole GPU tiles: 64 in modern
-        rows = padded_vocab_size(vocab_size, vocab_multiple)
-        tables = set(value_embedding_layers(depth)) if value_embeddings else set()
+        rows = padded_vocab_size(config.vocab_size, config.vocab_multiple)
+        tables = set(value_embedding_layers(config.depth)) if config.value_embeddings else set()
         # SSSL: three layers see a quarter of the context, the fourth and the last all of it. nanochat chose
         # the pattern by quick experiments (2026-01-11), then cut S from a half to a third to a quarter.
-        windows = window_sizes(window_pattern, depth=depth, context=context)
-        self.embedding = Embedding(rows, width)
+        windows = window_sizes(config.window_pattern, depth=config.depth, context=config.context)
+        self.embedding = Embedding(rows, config.width)
         self.value_embeddings = nn.ModuleDict(
-            {str(layer): Embedding(rows, kv_heads * self.head_dim) for layer in sorted(tables)}
+            {str(layer): Embedding(rows, config.kv_heads * self.head_dim) for layer in sorted(tables)}
         )
         self.blocks = nn.ModuleList(
             Block(
                 layer=layer,
-                width=width,
-                heads=heads,
-                kv_heads=kv_heads,
-                qk_scale=qk_scale,
+                width=config.width,
+                heads=config.heads,
+                kv_heads=config.kv_heads,
+                qk_scale=config.qk_scale,
                 window=windows[layer],
                 value_gate=layer in tables,
             )
-            for layer in range(depth)
+            for layer in range(config.depth)
         )
         # Not tied to the embedding: they start at very different sizes (`_draw`) and learn at different
         # rates, 0.3 and 0.008 in modern.
-        self.unembedding = Linear(width, rows)
-        self.residual_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
-        self.x0_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
-        self.smear_gate = Linear(min(SMEAR_CHANNELS, width), 1) if smear else None
-        self.smear_scale = nn.Parameter(torch.empty(1)) if smear else None
-        self.backout_scale = nn.Parameter(torch.empty(1)) if backout else None
+        self.unembedding = Linear(config.width, rows)
+        scalars = config.residual_scalars
+        self.residual_scalars = nn.Parameter(torch.empty(config.depth)) if scalars else None
+        self.x0_scalars = nn.Parameter(torch.empty(config.depth)) if scalars else None
+        self.smear_gate = Linear(min(SMEAR_CHANNELS, config.width), 1) if config.smear else None
+        self.smear_scale = nn.Parameter(torch.empty(1)) if config.smear else None
+        self.backout_scale = nn.Parameter(torch.empty(1)) if config.backout else None
         cos_TE, sin_TE = self._rotary_tables(None)
         self.register_buffer("cos_TE", cos_TE, persistent=False)
         self.register_buffer("sin_TE", sin_TE, persistent=False)
@@ -166,8 +160,8 @@ class GPT(nn.Module):
                 f"capacity is {capacity}; this model takes at most {self.max_positions} positions"
             )
         return KVCache(
-            layers=self.depth,
-            kv_heads=self.kv_heads,
+            layers=self.config.depth,
+            kv_heads=self.config.kv_heads,
             head_dim=self.head_dim,
             rows=rows,
             capacity=capacity,
@@ -194,7 +188,7 @@ class GPT(nn.Module):
         if reduction == "none":
             return self._token_losses(x_BTC, targets_BT)
         inputs = self._head_inputs(x_BTC, targets_BT)
-        total = summed_loss(*inputs, softcap=self.softcap, in_fp8=self.unembedding.in_fp8)
+        total = summed_loss(*inputs, softcap=self.config.softcap, in_fp8=self.unembedding.in_fp8)
         return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
 
     def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
@@ -226,7 +220,7 @@ class GPT(nn.Module):
             has_table = str(layer) in self.value_embeddings
             value_embedding = self.value_embeddings[str(layer)](ids_BT) if has_table else None
             x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding, kv_cache=kv_cache)
-            if layer == self.depth // 2:
+            if layer == self.config.depth // 2:
                 middle_BTC = x_BTC
         # Backout: take a learned part of the middle layer out again, so that what only the first half needed
         # doesn't reach the head. From modded-nanogpt. Alone it gained nothing (nanochat, 2026-01-16);
@@ -265,7 +259,9 @@ class GPT(nn.Module):
         """Return nats_BT. With gradients enabled, the logits of all tokens are held in memory."""
         if not torch.is_grad_enabled():
             x_NC, weight_VC, targets_N = self._head_inputs(x_BTC, targets_BT)
-            return token_losses(x_NC, weight_VC, targets_N, softcap=self.softcap).view(targets_BT.shape)
+            return token_losses(x_NC, weight_VC, targets_N, softcap=self.config.softcap).view(
+                targets_BT.shape
+            )
         logits_NV = self._logits(x_BTC).flatten(0, 1)
         nats_N = F.cross_entropy(
             logits_NV, targets_BT.reshape(-1).long(), ignore_index=IGNORED, reduction="none"
@@ -277,10 +273,10 @@ class GPT(nn.Module):
         # also lets the loss sum exponentials without finding the largest first. The value hardly matters: of
         # 5 to 30 at d24 only 5 was bad, 20 best by 0.001 of loss (nanochat, 2026-03-02); both recipes have
         # 15. modern takes the tanh in float32, classic in the compute dtype.
-        logits_BTV = self.unembedding(x_BTC)[..., : self.vocab_size]
-        if self.softcap_in_float32:
+        softcap, logits_BTV = self.config.softcap, self.unembedding(x_BTC)[..., : self.vocab_size]
+        if self.config.softcap_dtype == "float32":
             logits_BTV = logits_BTV.float()
-        return (self.softcap * torch.tanh(logits_BTV / self.softcap)).float()
+        return (softcap * torch.tanh(logits_BTV / softcap)).float()
 
     def parameter_roles(self) -> dict[str, str]:
         """Return each parameter's role by its name; the optimizer has settings for each role."""
@@ -323,37 +319,18 @@ class GPT(nn.Module):
         self.prepare(dtype=dtype)
         for name, parameter in self.named_parameters():
             drawn = torch.empty(parameter.shape, device=generator.device)
-            _draw(name, drawn, width=self.width, initialization=self.initialization, generator=generator)
+            _draw(name, drawn, config=self.config, generator=generator)
             parameter.copy_(drawn)
 
     def _rotary_tables(self, device: torch.device | None) -> list[Tensor]:
         tables = rotary_tables(
             ROTARY_CONTEXTS * self.context,
             head_dim=self.head_dim,
-            base=self.hyperparameters["rope_base"],
+            base=self.config.rope_base,
             device=device,
         )
-        rounded = torch.bfloat16 if self.hyperparameters["rope_dtype"] == "bfloat16" else torch.float32
+        rounded = torch.bfloat16 if self.config.rope_dtype == "bfloat16" else torch.float32
         return [table.to(rounded).float() for table in tables]
-
-
-def _check(hyperparameters: dict[str, Any]) -> None:
-    """Raise ValueError for sizes that no model can have; gpt.json may come from anywhere."""
-    for name in ("depth", "width", "heads", "kv_heads", "vocab_size", "context", "vocab_multiple"):
-        value = hyperparameters[name]
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-    for name in ("rope_base", "qk_scale", "softcap"):
-        value, most = hyperparameters[name], LARGEST_SOFTCAP if name == "softcap" else math.inf
-        if type(value) not in (int, float) or not 0 < value <= most:
-            raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
-    width, heads, kv_heads = (hyperparameters[name] for name in ("width", "heads", "kv_heads"))
-    if width % heads or width // heads % 2:
-        raise ValueError(
-            f"width {width} must divide into {heads} heads of an even size; change width or heads"
-        )
-    if heads % kv_heads:
-        raise ValueError(f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
 
 
 def _role(name: str) -> str:
@@ -372,22 +349,15 @@ def _role(name: str) -> str:
     return roles[top]
 
 
-def _draw(
-    name: str,
-    tensor: Tensor,
-    *,
-    width: int,
-    initialization: Literal["classic", "modern"],
-    generator: torch.Generator,
-) -> None:
+def _draw(name: str, tensor: Tensor, *, config: GPTConfig, generator: torch.Generator) -> None:
     """Fill `tensor` with the initial values of the parameter `name`.
 
     The constants are nanochat's of October 2025 (classic) and July 2026 (modern). No effect of a single one
     is published unless a comment gives it.
     """
-    modern = initialization == "modern"
+    modern = config.initialization == "modern"
     # Uniform with standard deviation 1/√width, like the normal of that size but without outliers
-    bound = math.sqrt(3 / width)
+    bound = math.sqrt(3 / config.width)
     match name.removesuffix(".weight").split("."):
         case [*_, "output" | "contract"]:
             # Each block starts as the identity. The price: at step 1 the matrices before these, and the

@@ -2,9 +2,9 @@
 
 Runs `nanolit.train` on the sample with a tiny eager model on the CPU and records every function of the
 repository that is entered between the command and the first finished step. A function counts with all its
-lines, docstring and decorators included. "Changes of file" counts how often the next function, in the order
-of first calls, is in another file. `write` puts the list into README.md and CONTRIBUTING.md. To trace another
-commit, check it out elsewhere and put that folder first on PYTHONPATH.
+lines; "comments" says how many of them are nothing else. "Changes of file" counts how often the next
+function, in the order of first calls, is in another file. `write` puts the list into README.md and
+CONTRIBUTING.md. To trace another commit, check it out elsewhere and put that folder first on PYTHONPATH.
 """
 
 import ast
@@ -116,6 +116,13 @@ def spans(path: str) -> dict[int, tuple[int, int]]:
     return found
 
 
+@functools.cache
+def comment_lines(path: str) -> set[int]:
+    """The lines of a file that are comments and nothing else."""
+    lines = Path(path).read_text().splitlines()
+    return {number for number, line in enumerate(lines, 1) if line.lstrip().startswith("#")}
+
+
 def name_of(path: str) -> str:
     return Path(path).relative_to(ROOT).as_posix()
 
@@ -131,13 +138,15 @@ class Leg:
             for line in range(*_range(spans(code.co_filename)[code.co_firstlineno]))
         }
         self.num_lines = len(lines)  # a nested function's lines count once
+        self.num_comments = sum(line in comment_lines(path) for path, line in lines)
         by_file = Counter(name_of(path) for path, _ in lines)
         self.files = {name: by_file[name] for name in map(name_of, (c.co_filename for c in self.calls))}
         paths = [code.co_filename for code in self.calls]
         self.hops = sum(a != b for a, b in pairwise(paths))
 
     def row(self, title: str) -> str:
-        return f"{title:<42}{len(self.calls):>10}{len(self.files):>7}{self.num_lines:>7,}{self.hops:>17}"
+        counts = f"{len(self.calls):>10}{len(self.files):>7}{self.num_lines:>7,}{self.num_comments:>10}"
+        return f"{title:<42}{counts}{self.hops:>17}"
 
 
 def _range(span: tuple[int, int]) -> tuple[int, int]:
@@ -201,7 +210,7 @@ def main() -> None:
         traced = trace(root)
     everything, step, threads = Leg(traced.main), Leg(traced.step), Leg(traced.threads)
     besides = Leg(Counter({code: n for code, n in traced.threads.items() if code not in traced.main}))
-    print(f"{'':<42}{'functions':>10}{'files':>7}{'lines':>7}{'changes of file':>17}")
+    print(f"{'':<42}{'functions':>10}{'files':>7}{'lines':>7}{'comments':>10}{'changes of file':>17}")
     print(everything.row("command to updated weights, main thread"))
     print(step.row("of which the step itself"))
     print(besides.row("data threads besides"))

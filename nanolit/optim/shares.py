@@ -110,6 +110,7 @@ class MatrixStack:
 
     def _stack(self, matrices: list[Tensor]) -> Tensor:
         stack_NRS = matrices[0].new_empty(self.share * world_size(), *matrices[0].shape)
+        # The one copy that sharding costs: gradients come in tensors of their own
         torch.stack(matrices, out=stack_NRS[: len(matrices)])
         stack_NRS[len(matrices) :].zero_()
         return stack_NRS

@@ -59,7 +59,7 @@ Draw = Callable[[], Documents | Sequence[Document]]
 
 
 class Packer(Protocol):
-    """Makes rows of documents and counts every token drawn: kept, cropped, or held."""
+    """Make rows of documents and count every token drawn: kept, cropped, or held."""
 
     @property
     def num_kept(self) -> int: ...
@@ -149,11 +149,11 @@ class BestFitPacker:
 
     @property
     def num_held(self) -> int:
-        """Tokens drawn that are neither kept nor cropped yet."""
+        """Count the tokens drawn that are neither kept nor cropped yet."""
         return sum(length for length, _ in self._keys) - sum(start > 0 for _, start in self._held.values())
 
     def state(self) -> dict:
-        """What `load_state` needs, as JSON: the held documents by number, and where those split go on."""
+        """Return the state as JSON: the held documents by number, and where split ones go on."""
         numbers = [number for _, number in self._keys]
         starts = {"starts": [self._held[number][1] for number in numbers]}
         return {
@@ -216,11 +216,11 @@ class RustBestFitPacker:
 
     @property
     def num_held(self) -> int:
-        """Tokens drawn that are neither kept nor cropped yet."""
+        """Count the tokens drawn that are neither kept nor cropped yet."""
         return self._core.num_held
 
     def state(self) -> dict:
-        """What `load_state` needs, as JSON: the held documents by number, and where those split go on."""
+        """Return the state as JSON: the held documents by number, and where split ones go on."""
         return {
             "documents": self._core.numbers(),
             **({"starts": self._core.starts()} if self.smallest_rest is not None else {}),
@@ -277,11 +277,11 @@ class FlatPacker:
 
     @property
     def num_held(self) -> int:
-        """Tokens drawn that are neither kept nor cropped yet."""
+        """Count the tokens drawn that are neither kept nor cropped yet."""
         return sum(len(tokens) for _, tokens in self._held) - self._offset - self._overlap
 
     def state(self) -> dict:
-        """What `load_state` needs, as JSON: the held documents by number, and the place in the first."""
+        """Return the state as JSON: the held documents by number, and the place in the first."""
         numbers = [number for number, _ in self._held]
         counts = {"num_kept": self.num_kept, "num_cropped": self.num_cropped}
         return {"documents": numbers, "offset": self._offset, "overlap": self._overlap, **counts}

@@ -1,4 +1,4 @@
-"""How learning rate, Muon's momentum and its weight decay move over a run: pure functions of the step.
+"""Schedules of the learning rate, Muon's momentum and its weight decay: pure functions of the step.
 
 No torch and no state, so a resumed run needs nothing but its step number. The constants of both nanochat
 generations are in the recipes; https://github.com/karpathy/nanochat is their source.
@@ -13,7 +13,7 @@ WeightDecay = Literal["constant", "cosine", "linear", "none"]
 
 @dataclass(frozen=True)
 class Multipliers:
-    """What one optimizer step applies: factors for the initial rate and decay, and the momentum itself."""
+    """One step's factors for the initial rate and decay, and its momentum."""
 
     lr: float
     momentum: float

@@ -1,4 +1,4 @@
-"""What every training phase shares. A phase adds only its loss.
+"""The training loop's hooks, shared by all phases: a phase adds only its loss.
 
 One optimizer step, in the order in which Lightning calls us:
 

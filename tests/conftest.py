@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nanolit.machine.device import make_deterministic
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render
 
@@ -66,15 +66,17 @@ def deterministic_algorithms() -> Iterator[None]:
 def build_tiny_model(recipe: dict, *, context: int = 64, seed: int = 0) -> GPT:
     """Depth 2, width 32, grouped key-value heads, every weight random and alive; in float32."""
     model = GPT(
-        depth=2,
-        width=32,
-        heads=4,
-        kv_heads=2,
-        vocab_size=265,
-        context=context,
-        softcap=15.0,
-        vocab_multiple=64,
-        **recipe,
+        GPTConfig(
+            depth=2,
+            width=32,
+            heads=4,
+            kv_heads=2,
+            vocab_size=265,
+            context=context,
+            softcap=15.0,
+            vocab_multiple=64,
+            **recipe,
+        )
     )
     generator = torch.Generator().manual_seed(seed)
     model.initialize(generator, dtype=torch.float32)

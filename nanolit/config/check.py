@@ -186,20 +186,43 @@ def shape_of(target: str, path: str = "") -> Shape:
 
 
 def class_shape(node: ast.ClassDef, module: str, path: str) -> Shape:
-    """The shape of a TypedDict, else of `__init__`: its own or the first base's in the same module."""
+    """The shape of a TypedDict, else of `__init__`: its own or the first base's in the same module.
+
+    An `__init__` that takes a config takes that dataclass's fields.
+    """
     if is_typed_dict(node):
         fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
         keys = {name_of(line.target): line.annotation for line in fields}
         optional = {key for key, annotation in keys.items() if name_of(annotation) == "NotRequired"}
         return Shape(module, dict(keys), set(keys) - optional)
+    derived = DERIVED.get(f"{module}.{node.name}", set())
     for line in node.body:
         if isinstance(line, ast.FunctionDef) and line.name == "__init__":
-            return function_shape(line, module, derived=DERIVED.get(f"{module}.{node.name}", set()))
+            config = config_class(line, module)
+            return fields_shape(config, module, derived) if config else function_shape(line, module, derived)
     bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
     return shape_of(f"{module}.{bases[0]}", path) if bases else Shape(module)
 
 
-def function_shape(node: ast.FunctionDef, module: str, *, derived: Iterable[str] = ()) -> Shape:
+def config_class(init: ast.FunctionDef, module: str) -> ast.ClassDef | None:
+    """Return the class of the argument in `__init__(self, config: …)`; None for any other signature."""
+    argument = init.args.args[-1]
+    classes = [node for node in syntax_tree(module).body if isinstance(node, ast.ClassDef)]
+    found = [
+        node for node in classes if argument.arg == "config" and node.name == name_of(argument.annotation)
+    ]
+    return found[0] if found else None
+
+
+def fields_shape(node: ast.ClassDef, module: str, derived: Iterable[str]) -> Shape:
+    """Return the fields of a dataclass, those without default required."""
+    fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+    keys = {name_of(line.target): line.annotation for line in fields if name_of(line.target) not in derived}
+    required = {name_of(line.target) for line in fields if line.value is None} - set(derived)
+    return Shape(module, dict(keys), required)
+
+
+def function_shape(node: ast.FunctionDef, module: str, derived: Iterable[str] = ()) -> Shape:
     arguments = node.args
     named = [one for one in (*arguments.args, *arguments.kwonlyargs) if one.arg not in {"self", *derived}]
     defaults = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)

@@ -1,6 +1,6 @@
 """Documents to rows of equal length: best fit, cropped or split, and flat; every token accounted for.
 
-A packer takes documents from `draw`, which gives the next ones (none: the data has ended), and gives rows.
+A packer takes documents from `draw`, which gives the next ones (none: the data has ended), and makes rows.
 Every token drawn is kept in a row, cropped, or still held: the three are counted. Pure: no files, no torch.
 """
 
@@ -16,6 +16,11 @@ from nanolit.tokenizer.extension import load_extension
 
 _rustbpe = load_extension()  # None: the Python packer serves
 
+# bestfit (modern): every row begins with a BOS, so each token sees its document from the start, as it will at
+# test time. Of a FineWeb corpus at T = 2,048 it crops 34.6% of tokens, plain cropping 39.4%, and 22.9% are
+# beyond any row; fine as long as there is plenty of text (nanochat, 2026-01-13). flat (classic) crops nothing
+# but begins rows in mid-document. bestfit_split crops 1.5%: better where text is scarce, d2 by 0.039 bits per
+# byte at 2.9 against 1.7 epochs, worse by 0.016 where it isn't (LOG.md, 2026-11-23).
 Packing = Literal["bestfit", "bestfit_split", "flat"]
 # The shortest rest of a split document that is held again, as a part of a row: at T = 2,048 an eighth drops
 # 2.2% of the tokens, a sixteenth 1.5% and a thirty-second 0.3%, for 0.47, 0.54 and 0.75 rests a row (LOG.md).
@@ -46,7 +51,7 @@ class Documents:
             yield number, self.tokens[start:stop]
 
     def part(self, start: int, stop: int) -> "Documents":
-        """Those from `start` to before `stop`, without a copy."""
+        """Return the documents from `start` up to `stop`, without a copy."""
         return Documents(self.numbers[start:stop], self.tokens, self.offsets[start : stop + 1])
 
 
@@ -54,7 +59,7 @@ Draw = Callable[[], Documents | Sequence[Document]]
 
 
 class Packer(Protocol):
-    """What makes rows of documents, and counts every token drawn: kept, cropped, or held."""
+    """Make rows of documents and count every token drawn: kept, cropped, or held."""
 
     @property
     def num_kept(self) -> int: ...
@@ -73,7 +78,7 @@ class Packer(Protocol):
 
 
 class BestFitPacker:
-    """Rows that begin with a document: the longest held document that fits, else the shortest, cropped.
+    """Fill rows by the longest held document that fits, or else crop the shortest to what is left.
 
     The rule of nanochat (2026), ties included: of equal lengths the one drawn first. Costs O(log n)
     comparisons a document where nanochat scans the buffer. Holds at most `capacity` tokens of each of
@@ -95,15 +100,18 @@ class BestFitPacker:
         self._held: dict[int, tuple[np.ndarray, int]] = {}  # tokens, and how many of them rows have already
 
     def pack(self, draw: Draw) -> np.ndarray | None:
-        """The next row of `capacity` tokens; None once the documents don't fill another."""
+        """Return the next row of `capacity` tokens; None once the documents don't fill another."""
         pieces, room, num_cropped, num_repeated = [], self.capacity, 0, 0
         while room:
+            # Refill after every document, not after every row: the fuller the buffer, the better the fit
             while self._wants() and (documents := draw()):
                 for number, tokens in documents:
                     self._hold(number, tokens)
             if not self._keys:
                 self.num_cropped += self.capacity - room - num_repeated + num_cropped
                 return None
+            # A document takes all of its tokens, or what still fits. One that was split before begins with
+            # its BOS again, as every piece of a row does.
             length, number = self._keys.pop(self._choose(room))
             tokens, start = self._held.pop(number)
             bos = min(start, 1)
@@ -120,18 +128,19 @@ class BestFitPacker:
         return np.concatenate(pieces)
 
     def _wants(self) -> bool:
-        """Whether documents are to be drawn."""
+        """Tell whether to draw documents."""
         long = self.smallest_rest is not None and bool(self._keys) and self._keys[-1][0] > self.capacity
         return len(self._keys) < self.buffer and not long
 
     def _choose(self, room: int) -> int:
-        """The place of the longest held document of at most `room` tokens, else of the shortest."""
+        """Return the index of the longest held document of at most `room` tokens, or else of the shortest."""
+        # Cropping the shortest, not one at random, loses the fewest tokens
         whole_row = self.smallest_rest is not None and room == self.capacity
         after = len(self._keys) if whole_row else bisect_right(self._keys, (room + 1,))
         return bisect_left(self._keys, (self._keys[after - 1][0],)) if after else 0
 
     def _hold(self, number: int, tokens: np.ndarray, *, start: int = 0) -> None:
-        """Hold what a document has from `start`, behind its BOS."""
+        """Hold a document's tokens from `start`, behind its BOS."""
         key = (len(tokens) - start + min(start, 1), number)
         self._keys.insert(bisect_left(self._keys, key), key)
         if not start:  # A copy: a view would keep all that was encoded with it in memory.
@@ -140,11 +149,11 @@ class BestFitPacker:
 
     @property
     def num_held(self) -> int:
-        """Tokens drawn that are neither kept nor cropped yet."""
+        """Count the tokens drawn that are neither kept nor cropped yet."""
         return sum(length for length, _ in self._keys) - sum(start > 0 for _, start in self._held.values())
 
     def state(self) -> dict:
-        """What `load_state` needs, as JSON: the held documents by number, and where those split go on."""
+        """Return the state as JSON: the held documents by number, and where split ones go on."""
         numbers = [number for _, number in self._keys]
         starts = {"starts": [self._held[number][1] for number in numbers]}
         return {
@@ -155,7 +164,7 @@ class BestFitPacker:
         }
 
     def load_state(self, state: Mapping, documents: Mapping[int, np.ndarray]) -> None:
-        """Continue from `state`; `documents` gives the tokens of every number in state["documents"]."""
+        """Continue from `state`; `documents` has the tokens of every number in state["documents"]."""
         self.num_kept, self.num_cropped = state["num_kept"], state["num_cropped"]
         self._keys, self._held = [], {}
         for number, start in zip(state["documents"], _starts(state), strict=True):
@@ -163,12 +172,14 @@ class BestFitPacker:
 
 
 def _starts(state: Mapping) -> list[int]:
-    """How many tokens of each held document rows have already."""
+    """Return how many tokens of each held document are in rows already."""
     return state.get("starts") or [0] * len(state["documents"])
 
 
 class RustBestFitPacker:
     """`BestFitPacker`, its oracle, in Rust: the same rows, counts and state at a hundredth of the cost."""
+
+    # Tokens stay in Rust until a row is full; packing is 3% of the loader's time (LOG.md, 2026-11-23)
 
     def __init__(
         self, capacity: int, *, buffer: int, dtype: type[np.generic], smallest_rest: int | None = None
@@ -180,7 +191,7 @@ class RustBestFitPacker:
         self._core = _rustbpe.BestFit(capacity, buffer=buffer, width=width, smallest_rest=smallest_rest)
 
     def pack(self, draw: Draw) -> np.ndarray | None:
-        """The next row of `capacity` tokens; None once the documents don't fill another."""
+        """Return the next row of `capacity` tokens; None once the documents don't fill another."""
         while (row := self._core.pack(False)) is None:
             documents = draw()
             if not len(documents):
@@ -205,11 +216,11 @@ class RustBestFitPacker:
 
     @property
     def num_held(self) -> int:
-        """Tokens drawn that are neither kept nor cropped yet."""
+        """Count the tokens drawn that are neither kept nor cropped yet."""
         return self._core.num_held
 
     def state(self) -> dict:
-        """What `load_state` needs, as JSON: the held documents by number, and where those split go on."""
+        """Return the state as JSON: the held documents by number, and where split ones go on."""
         return {
             "documents": self._core.numbers(),
             **({"starts": self._core.starts()} if self.smallest_rest is not None else {}),
@@ -227,7 +238,7 @@ class RustBestFitPacker:
 
 
 class FlatPacker:
-    """One continuous stream of documents, cut into rows wherever they end: nothing is cropped.
+    """Join all documents and cut the stream into rows wherever they end: nothing is cropped.
 
     Rows overlap by a token, as nanochat's (2025) do: the last of a row, a target there, is the first input of
     the next. nanochat drops that overlap between two batches; here no token is ever skipped as an input.
@@ -241,7 +252,7 @@ class FlatPacker:
         self._overlap = 0  # tokens at `offset` that the previous row already holds
 
     def pack(self, draw: Draw) -> np.ndarray | None:
-        """The next row of `capacity` tokens; None once the documents don't fill another."""
+        """Return the next row of `capacity` tokens; None once the documents don't fill another."""
         pieces, room = [], self.capacity
         while room:
             if not self._held:
@@ -258,6 +269,7 @@ class FlatPacker:
                 del self._held[0]
                 self._offset = 0
             else:
+                # The last token was only a target so far, and becomes the next row's first input
                 self._offset += len(piece) - 1
         self.num_kept += self.capacity - self._overlap
         self._overlap = 1
@@ -265,11 +277,11 @@ class FlatPacker:
 
     @property
     def num_held(self) -> int:
-        """Tokens drawn that are neither kept nor cropped yet."""
+        """Count the tokens drawn that are neither kept nor cropped yet."""
         return sum(len(tokens) for _, tokens in self._held) - self._offset - self._overlap
 
     def state(self) -> dict:
-        """What `load_state` needs, as JSON: the held documents by number, and the place in the first."""
+        """Return the state as JSON: the held documents by number, and the place in the first."""
         numbers = [number for number, _ in self._held]
         counts = {"num_kept": self.num_kept, "num_cropped": self.num_cropped}
         return {"documents": numbers, "offset": self._offset, "overlap": self._overlap, **counts}
@@ -282,7 +294,7 @@ class FlatPacker:
 
 
 def make_packer(packing: Packing, *, capacity: int, buffer: int, dtype: type[np.generic]) -> Packer:
-    """The packer of that name, for tokens of this type; `buffer` documents are held, but not by "flat"."""
+    """Return the packer of that name, for tokens of this type; all but "flat" hold `buffer` documents."""
     if packing == "flat":
         return FlatPacker(capacity)
     if packing not in get_args(Packing):

@@ -25,24 +25,29 @@ class DocumentSequence:
     once an epoch. Number n is document n mod `num_documents` of epoch n // `num_documents`.
     """
 
+    # Shuffling all documents would mix better and read a row group of about 1,000 for each of them; corpora
+    # of the hub are shuffled already
+
     def __init__(self, groups: Sequence[tuple[Shard, int]], *, lane: int, lanes: int, seed: int) -> None:
         self._groups = deal(groups, lanes)[lane]
         self._sizes = np.array([shard.group_sizes[group] for shard, group in self._groups])
         self._seed, self._lane = seed, lane
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        # What was used last, since numbers mostly ascend: the epoch's order of row groups, the row group that
+        # is open as text, and the one that is mapped from the cache
         self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
         self._mapped: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
         self.num_documents = int(self._sizes.sum())
 
     def texts(self, numbers: Sequence[int]) -> "pa.Array":
-        """The texts of these documents, large strings; ascending numbers read each row group once."""
+        """Return the texts of these documents, large strings; ascending numbers read each row group once."""
         import pyarrow as pa
 
         parts = [self._read(*part) for part in self._parts(numbers)]
         return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
 
     def tokens(self, numbers: Sequence[int], cache: TokenCache) -> list[np.ndarray]:
-        """The tokens of these documents, views of the cache's memory maps."""
+        """Return the tokens of these documents, views of the cache's memory maps."""
         found = []
         for epoch, group, rows in self._parts(numbers):
             if self._mapped is None or self._mapped[0] != (epoch, group):
@@ -53,7 +58,8 @@ class DocumentSequence:
         return found
 
     def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Sequence[int]]]:
-        """(epoch, row group, places within its order) of each stretch of numbers in one row group."""
+        """Yield (epoch, row group, places within its order) for each stretch of numbers in one row group."""
+        # Held documents are any numbers, read again after a resume; all others come as a range
         if not isinstance(numbers, range):
             for place, same in groupby(map(self._place, numbers), key=lambda place: place[:2]):
                 yield *place, [row for _, _, row in same]
@@ -66,7 +72,7 @@ class DocumentSequence:
             start = stop
 
     def _place(self, number: int) -> tuple[int, int, int]:
-        """(epoch, row group, place within the row group's order)."""
+        """Return (epoch, row group, place within the row group's order)."""
         epoch, within = divmod(number, self.num_documents)
         if self._epoch is None or self._epoch[0] != epoch:
             order = self._order(len(self._groups), epoch)
@@ -89,11 +95,10 @@ class DocumentSequence:
 
 
 def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Shard, int]]]:
-    """The row groups of every lane: the largest first, each to the lane that has the fewest documents yet.
-
-    All lanes give equally many rows, so a lane with few documents would repeat them while others have not
-    been read once. Dealt in turn, the short last groups of the shards can all fall to the same lanes.
-    """
+    """Deal the row groups to lanes: the largest first, each to the lane that has the fewest documents yet."""
+    # All lanes give equally many rows, so a lane with few documents repeats them while others have not been
+    # read once. Dealt in turn, the short last groups of the shards fell to the same four of sixteen lanes,
+    # which repeated their text six times and cost d8 0.026 bits per byte (n = 1; LOG.md, 2026-11-23).
     sizes = [shard.group_sizes[group] for shard, group in groups]
     shares: list[list[int]] = [[] for _ in range(lanes)]
     documents = [0] * lanes
@@ -105,6 +110,7 @@ def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Sha
 
 
 def permutation(size: int, seed: int, purpose: str, *keys: int) -> np.ndarray:
-    """A permutation that depends on the arguments alone; RandomState's stream is frozen in every numpy."""
+    """Return a permutation that depends on the arguments alone."""
+    # RandomState, not default_rng: its stream is frozen in every version of numpy
     generator = np.random.RandomState(derived_seed(seed, purpose, *keys) % (1 << 32))
     return generator.permutation(size)

@@ -2,8 +2,8 @@
 
 Step s is a function of (data, tokenizer, seed, s) alone: not of the number of ranks, nor of the micro-batch.
 The rows of a step come from `lanes`; each lane owns row groups and a packing buffer, and each rank owns
-lanes. The position after a step rides in it, and resumes exactly. Reading, tokenizing and packing run ahead
-of training, each thread with its share of the lanes.
+lanes. The position after a step travels with it, so a run resumes exactly. Three layers of threads run ahead
+of training: `__iter__` waits for `_steps` (one thread), which collects from `_lanes` (`threads` of them).
 """
 
 import math
@@ -26,6 +26,9 @@ from nanolit.machine.numbers import divisors, listed
 from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT = 1
+# A lane is a fixed sixteenth of the data and of every step's rows. If each rank read its own part instead,
+# the rows would depend on the number of ranks, as in nanochat: another machine would train on other text, and
+# a run couldn't resume there. 16 serve 1, 2, 4, 8 or 16 ranks; more lanes would hold more documents. Untuned.
 LANES = 16
 # Documents that a lane holds to choose from: 16 lanes hold as many as one rank of nanochat (1,000).
 BUFFER = 64
@@ -48,7 +51,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one rank trains on in one optimizer step.
+    """One rank's part of one optimizer step, and the loader's unit: one item is one step.
 
     micro_batches: (ids_BT, targets_BT), int64, pinned where there is CUDA; every target is learned.
     num_tokens: learned tokens of the step, over all ranks.
@@ -68,9 +71,9 @@ class PretrainStream:
     """Endless optimizer steps of this rank: `for step in stream`.
 
     `rows` (a step's, over all ranks) are dealt to the lanes in equal, contiguous shares, and the lanes to the
-    ranks likewise. There are `lanes`, or fewer where a step has fewer rows or the data fewer row groups.
-    Iterating again continues after the last step that was taken. A `cache` of the same shards and tokenizer
-    spares tokenizing; the rows are the same.
+    ranks likewise. There are `lanes`, or fewer if a step has fewer rows or the data fewer row groups.
+    Iterating again continues after the last step taken. With a `cache` of the same shards and tokenizer
+    nothing is tokenized; the rows are the same.
 
     Host memory of a rank is bounded, see `memory_bound`: no part of it grows with the data.
     """
@@ -123,6 +126,7 @@ class PretrainStream:
         self.buffer = max(1, min(buffer, int(smallest * LARGEST_BUFFER_FRACTION)))
         self._packer = {"packing": packing, "capacity": context + 1, "buffer": self.buffer}
         self.drawn = SPLIT_DRAWN if packing == "bestfit_split" else DRAWN_BUFFERS * self.buffer
+        # Everything that decides which rows a step has; a resumed run must agree in all of it
         self._identity = {
             "data": corpus.fingerprint,
             "tokenizer": tokenizer.hash,
@@ -133,14 +137,14 @@ class PretrainStream:
         }
         self._make_packer()  # an unknown packing is refused now, not on the thread
         self._position: dict | None = None
-        self.waited_seconds = 0.0  # that whoever iterates has waited for a step, but for the first
+        self.waited_seconds = 0.0  # spent waiting for steps, the first excluded
 
     def __len__(self) -> int:
-        """Endless, in effect. Lightning skips a batch on resume of a loader that has no length."""
+        """Return a length without end: Lightning skips a batch when it resumes a loader without one."""
         return 10**9
 
     def memory_bound(self) -> int:
-        """The most bytes of host memory that this rank's stream takes, with what the encoder remembers.
+        """Return the most bytes of host memory that this rank's stream takes, the encoder's memory included.
 
         For each of its lanes: the text of a row group four times over (compressed, read, a chunk of it
         shuffled and encoded), and `buffer` + `drawn` held documents of at most a row; where they are split,
@@ -161,9 +165,9 @@ class PretrainStream:
         )
 
     def load_position(self, positions: Sequence[Mapping]) -> None:
-        """Continue after the step that these positions rode in: those of all ranks that saved it.
+        """Continue after the step that these positions came with: those of all ranks that saved it.
 
-        The number of ranks may differ from now. ValueError if anything that the order depends on has changed.
+        The number of ranks may have changed. Raises ValueError if anything the order depends on has.
         """
         lanes: dict[str, dict] = {}
         for position in positions:
@@ -189,8 +193,10 @@ class PretrainStream:
         self._position = {**positions[0], "lanes": own}
 
     def __iter__(self) -> Iterator[Step]:
+        # The position is taken from the step that is handed out. Asking the threads would give one that is
+        # steps ahead: they prefetch, and Lightning holds a batch back as well.
         with closing(ahead(self._steps(self._position), depth=self.prefetch)) as steps:
-            step = next(steps)  # what the first one takes is preparation
+            step = next(steps)  # the first one includes opening files and filling buffers: not counted
             while True:
                 self._position = step.position
                 yield step
@@ -199,7 +205,7 @@ class PretrainStream:
                 self.waited_seconds += time.perf_counter() - begun
 
     def _steps(self, position: dict | None) -> Iterator[Step]:
-        """Makes the steps after `position`; runs on a thread, and the lanes on `threads` more."""
+        """Make the steps after `position`; runs on a thread, and the lanes on `threads` more."""
         num_steps = position["step"] if position else 0
         workers = min(self._threads, len(self._own))
         with ExitStack() as stack:
@@ -209,6 +215,7 @@ class PretrainStream:
             ]
             while True:
                 num_steps += 1
+                # In order of lanes, whichever thread was first: rows must not depend on timing
                 done = sorted((part for share in shares for part in next(share)), key=lambda part: part.lane)
                 kept = sum(part.state["num_kept"] for part in done)
                 cropped = sum(part.state["num_cropped"] for part in done)
@@ -226,7 +233,7 @@ class PretrainStream:
                 )
 
     def _lanes(self, numbers: Sequence[int], position: dict | None) -> Iterator[list["_Part"]]:
-        """What these lanes give to each step after `position`; runs on a thread of their own."""
+        """Make these lanes' part of each step after `position`; runs on a thread of their own."""
         workers = min(self._threads, len(self._own))
         lanes = []
         for number in numbers:
@@ -255,10 +262,8 @@ class PretrainStream:
         return DocumentSequence(self._groups, lane=lane, lanes=self.lanes, seed=self._seed)
 
     def _micro_batches(self, rows_BT: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Rows of T + 1 tokens as inputs and targets of T, each contiguous.
-
-        Each step gets memory of its own: torch reuses pinned memory only after the copies queued from it.
-        """
+        """Split rows of T + 1 tokens into micro-batches of inputs and targets of T, each contiguous."""
+        # Each step gets memory of its own: torch reuses pinned memory only after the copies queued from it
         return [
             as_batch(rows_BT[start : start + self.micro_batch], pin_memory=self._pin_memory)
             for start in range(0, len(rows_BT), self.micro_batch)
@@ -267,7 +272,7 @@ class PretrainStream:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """What a lane gives to a step, and where it stands after it."""
+    """One lane's rows of a step, and its state after them."""
 
     lane: int
     rows_BT: np.ndarray  # of T + 1 tokens
@@ -276,7 +281,7 @@ class _Part:
 
 
 class _Lane:
-    """The rows of one lane: its documents, encoded a chunk at a time, through its packer."""
+    """One lane: its endless documents, encoded a chunk at a time, through its packer, to rows."""
 
     def __init__(
         self,
@@ -298,13 +303,14 @@ class _Lane:
         self._ready = Documents([], np.empty(0, tokenizer.dtype), np.zeros(1, np.int64))
 
     def load_state(self, state: Mapping) -> None:
-        """Continue from what `state` gave: the held documents are read and encoded again."""
+        """Continue from a `state`: read and encode the held documents again."""
         self._next = state["next"]
         held = sorted(state["documents"])
         self.packer.load_state(state, dict(self._encode(held)) if held else {})
 
     def state(self) -> dict:
-        """The documents by their number in the sequence, never their tokens."""
+        """Return the documents by their number in the sequence, never their tokens."""
+        # So a checkpoint's position takes some kilobytes and carries no text
         return {"next": self._next, **self.packer.state()}
 
     @property
@@ -312,12 +318,12 @@ class _Lane:
         return self._next / self.sequence.num_documents
 
     def rows(self, count: int) -> np.ndarray:
-        """The next rows, stacked."""
+        """Return the next rows, stacked."""
         rows = [self.packer.pack(self._draw) for _ in range(count)]
         return np.stack([row for row in rows if row is not None])  # none is: the sequence never ends
 
     def _draw(self) -> Documents:
-        """The next documents: what a lane trains on doesn't depend on how many are encoded at once."""
+        """Return the next documents; the rows don't depend on how many are encoded at once."""
         if not len(self._ready):
             count = self.drawn * max(1, CHUNK // self.drawn)
             self._ready = self._encode(range(self._next, self._next + count))
@@ -335,9 +341,9 @@ class _Lane:
 
 
 def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
-    """How many lanes there are: the most that divide `lanes` and `rows` and have a row group each.
+    """Return the number of lanes: the most that divide `lanes` and `rows` and have a row group each.
 
-    Depends on the step and the data, never on the ranks.
+    It depends on the step and the data, never on the ranks.
     """
     if rows < 1 or lanes < 1:
         raise ValueError(f"rows ({rows}) and lanes ({lanes}) must be at least 1")
@@ -345,7 +351,7 @@ def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
 
 
 def _own_lanes(lanes: int, *, rank: int, world: int) -> range:
-    """The lanes of a rank: an equal, contiguous share."""
+    """Return the lanes of a rank: an equal, contiguous share."""
     if lanes % world:
         raise ValueError(
             f"{world} ranks can't share {lanes} lanes of data evenly; allowed are "
@@ -355,7 +361,10 @@ def _own_lanes(lanes: int, *, rank: int, world: int) -> range:
 
 
 def as_batch(rows_BT: np.ndarray, *, pin_memory: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of T + 1 tokens as (ids_BT, targets_BT), int64, both contiguous."""
+    """Turn rows of T + 1 tokens into (ids_BT, targets_BT), int64, both contiguous."""
+    # A row has one token more than it trains on: each position's target is the token after it. Pinned memory
+    # is copied to the GPU while the GPU works; from ordinary memory the copy makes the CPU wait: 7.3 s of a
+    # run of 82 minutes at nanochat (its PR 830).
     num_rows, capacity = rows_BT.shape
     batch = torch.empty((2, num_rows, capacity - 1), dtype=torch.int64, pin_memory=pin_memory)
     batch.numpy()[0] = rows_BT[:, :-1]
@@ -364,9 +373,9 @@ def as_batch(rows_BT: np.ndarray, *, pin_memory: bool) -> tuple[torch.Tensor, to
 
 
 def ahead(items: Iterator[Item], *, depth: int) -> Generator[Item, None, None]:
-    """The same items, made on a thread that is at most `depth` ahead.
+    """Yield the same items, made on a thread that is at most `depth` ahead.
 
-    What it raises is raised here, at the item's place; closing this iterator ends the thread.
+    An exception on the thread is raised here, in the item's place; closing this iterator ends the thread.
     """
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()

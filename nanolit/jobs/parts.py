@@ -22,7 +22,7 @@ from nanolit.data.validation import ValidationRows
 from nanolit.jobs.origin import Origin, origin
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase
@@ -245,7 +245,7 @@ def build_gpt(
 ) -> GPT:
     """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
     with torch.device("meta"):
-        gpt = GPT(**hyperparameters)
+        gpt = GPT(GPTConfig(**hyperparameters))
     gpt.to_empty(device=device)
     gpt.initialize(keyed_generator(seed, "initial weights", device=device), dtype=DTYPES[precision])
     if precision == "fp8":

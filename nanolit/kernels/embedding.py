@@ -11,22 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanolit.kernels.distinct import apply_to_distinct
+
 
 class Embedding(nn.Embedding):
     """Rows of `weight` by id: (B, T) to (B, T, C)."""
 
-    deterministic = False  # until GPT.prepare
+    # Set by GPT.prepare. Off, the compiler may fuse the gradient's sum with what follows and its order is
+    # free: faster, and a run repeats only nearly. `deterministic=true` on the command line turns it on.
+    deterministic = False
 
     def forward(self, input: Tensor) -> Tensor:
         if self.deterministic and torch.is_grad_enabled():
-            rows = _Lookup.apply(self.weight, input)
+            rows = apply_to_distinct(_Lookup, self.weight, input)
             assert isinstance(rows, Tensor)
             return rows
         return super().forward(input)
 
 
 class _Lookup(torch.autograd.Function):
-    """F.embedding with the gradient of `sum_rows`. The lookup itself stays open to the compiler's fusion."""
+    """F.embedding whose gradient is `sum_rows`. The lookup itself stays open to the compiler's fusion."""
 
     @staticmethod
     def forward(ctx: Any, weight_VC: Tensor, ids_BT: Tensor) -> Tensor:
@@ -46,6 +50,8 @@ def sum_rows(rows_BTC: Tensor, ids_BT: Tensor, num_rows: int) -> Tensor:
 
     Up to 3,072 tokens CUDA's kernel adds in the rows' own dtype; real micro-batches have more.
     """
+    # A frequent token occurs thousands of times in a micro-batch: a bfloat16 sum, with 8 bits, would stop
+    # growing
     wide_BTC = rows_BTC if rows_BTC.is_cuda else rows_BTC.float()  # a CPU adds in the dtype that it is given
     sums_VC = torch.ops.aten.embedding_dense_backward(wide_BTC, ids_BT, num_rows, -1, False)
     return sums_VC.to(rows_BTC.dtype)

@@ -1,7 +1,7 @@
 """From a merged projection to what attention takes: rotated, normalised, scaled queries and keys, and values.
 
-`split_heads` does it in one pass over the projection and its gradient in one pass back, and keeps for the
-backward pass only what attention keeps anyway and one number for each head. In plain torch: block.Attention.
+`split_heads` does it in one pass over the projection, and the gradient in one pass back. Its plain twin is
+block.Attention._project.
 
 Letters: see gpt.py; X = (H + 2K) D, the columns of the projection: queries, then keys, then values.
 """
@@ -18,12 +18,15 @@ from nanolit.machine.device import TURING, triton_capability
 def split_heads(
     qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, *, heads: int, kv_heads: int, qk_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q_BTHD and k_BTKD, each head rotated (attention.rotate), brought to RMS 1 and scaled; v_BTKD."""
+    """Return q_BTHD and k_BTKD, rotated (attention.rotate) and at RMS qk_scale, and v_BTKD."""
+    # As separate operations, rotating, normalising and back took 6.8 of 95.7 ms of a d12 micro-batch on one
+    # H200, 1.7 of them only to join the gradients of queries, keys and values; this kernel takes about 4.5
+    # (LOG.md, 2026-11-23).
     return split(qkv_BTX, cos_TE, sin_TE, heads, kv_heads, qk_scale)[:3]
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether `split_heads` runs: NVIDIA from Turing on with Triton, heads whose size is a power of two."""
+    """Check that `split_heads` runs: NVIDIA from Turing on, Triton, heads whose size is a power of two."""
     if dtype not in (torch.bfloat16, torch.float16) or head_dim & (head_dim - 1):
         return False
     return triton_capability(device) >= TURING
@@ -33,7 +36,9 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
 def split(
     qkv_BTX: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, kv_heads: int, qk_scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values, and the reciprocal RMS of every head of the first two, (B, T, H + K) float32."""
+    """Return queries, keys, values, and the reciprocal RMS of query and key heads, (B, T, H + K) float32."""
+    # The backward pass needs the projection before its norm. It is the normalised heads, which attention
+    # keeps anyway, divided by these reciprocals: one number a head is stored instead of D.
     from nanolit.kernels import heads_kernel  # imports Triton
 
     results = _empty_results(qkv_BTX, heads, kv_heads)
@@ -68,7 +73,8 @@ def join_gradients(
     qk_scale: float,
     fp8_scale: Tensor | None = None,
 ) -> Tensor:
-    """The gradient by the projection, (B, T, X); with a scale it is divided by that and rounded to fp8."""
+    """Return the gradient by the projection, (B, T, X); divided by fp8_scale and rounded to fp8 if given."""
+    # Written straight into one tensor, because the backward product wants the three gradients side by side
     from nanolit.kernels import heads_kernel  # imports Triton
 
     d_qkv_BTX = _empty_projection(q_BTHD, k_BTKD, fp8_scale)

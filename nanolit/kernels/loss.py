@@ -1,8 +1,7 @@
-"""From the last hidden state to the cross-entropy, in chunks of rows: logits of all tokens never exist.
+"""From the last hidden state to the cross-entropy, in chunks of rows: the logits of all tokens never exist.
 
 The loss of a chunk is a sum, so its gradient is known as soon as its logits are: it is computed at once, in
-their memory, and only scaled in the backward pass (as in Liger-Kernel, https://arxiv.org/abs/2410.10989).
-Softcapped logits are bounded, so that their exponentials are summed without finding the largest first.
+their memory, and the backward pass only scales it (as in Liger-Kernel, https://arxiv.org/abs/2410.10989).
 
 Letters: N tokens, C width, V vocabulary; M, the tokens of a chunk.
 """
@@ -15,20 +14,26 @@ from torch import Tensor
 from nanolit.kernels import fp8
 from nanolit.machine.device import IGNORED, TURING, triton_capability
 
-LARGEST_SOFTCAP = 70.0  # float32 holds the sum of e^70 over any vocabulary
-# Bytes of a chunk's logits. A CPU keeps it in cache (2 MiB: measured best of 0.5 to 8 for V = 4,096); a GPU
-# wants large products, and half a GiB keeps them within 2% of full speed.
+# Softcapped logits are bounded, so their exponentials can be summed without finding the largest first: one
+# pass over the logits less. Up to this cap float32 holds the sum of e^70 over any vocabulary; the recipes
+# have 15.
+LARGEST_SOFTCAP = 70.0
+# Bytes of a chunk's logits. All of them at once would be 4 GiB for 65,536 tokens in bfloat16, where all of a
+# d12 takes 18 GiB. A CPU keeps a chunk in cache (2 MiB: measured best of 0.5 to 8 for V = 4,096); a GPU wants
+# large products, and half a GiB keeps them within 2% of full speed.
 CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 1 << 29, "mps": 1 << 28}
 
 
 def summed_loss(
     x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap: float, in_fp8: bool = False
 ) -> Tensor:
-    """The sum over learned tokens of the cross-entropy of softcap·tanh(x Wᵀ / softcap), float32, in nats.
+    """Return the summed cross-entropy of softcap·tanh(x Wᵀ / softcap) over learned tokens, float32, in nats.
 
     The product is in x's dtype, what follows in float32; the weight's gradient is summed in float32. in_fp8
     rounds the operands of all three products, where gradients are wanted and the tokens are fp8.whole.
     """
+    # A sum, not a mean: a micro-batch doesn't know how many tokens the whole step learns. The caller divides
+    # by the step's number over all ranks (phases/core.py).
     if torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad):
         rounded = [*_rounded(x_NC), *_rounded(weight_VC)] if in_fp8 and fp8.whole(x_NC) else []
         return _loss_and_gradients(x_NC, weight_VC, targets_N, softcap, rounded)[0]
@@ -42,7 +47,7 @@ def _rounded(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def token_losses(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap: float) -> Tensor:
-    """Every token's cross-entropy, float32 (N,), 0 where it is ignored; without gradients."""
+    """Return every token's cross-entropy, float32 (N,), 0 where it is ignored; without gradients."""
     return _token_losses(x_NC.detach(), weight_VC.detach(), targets_N, softcap)
 
 
@@ -66,17 +71,19 @@ def _(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> Ten
 def _loss_and_gradients(
     x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float, rounded: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss, its gradient by x in x's dtype, and by the weight in float32.
+    """Return the summed loss, its gradient by x in x's dtype, and by the weight in float32.
 
-    `rounded` are x, its scale, the weight and its scale in fp8, or nothing.
+    `rounded` holds x, its scale, the weight and its scale in fp8; empty outside fp8.
     """
     nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
     x_gradient_NC = torch.empty_like(x_NC)
     weight_gradient_VC = torch.empty_like(weight_VC, dtype=torch.float32)
     if not len(x_NC):
-        weight_gradient_VC.zero_()  # else the first chunk overwrites it
+        weight_gradient_VC.zero_()  # otherwise the first chunk overwrites it
     memory = _chunk_memory(x_NC, weight_VC)
     head = _HeadInFp8(x_NC.dtype, *rounded) if rounded else _Head(x_NC, weight_VC)
+    # Three products a chunk: logits, gradient by x, gradient by the weight. The backward pass then has none
+    # left.
     for rows in _chunks(x_NC, weight_VC):
         logits_MV = head.logits(rows, out=_rows_of(memory[0], rows))
         nats_N[rows] = head.to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=memory[1])
@@ -94,7 +101,7 @@ def _(
 
 
 class _Head:
-    """The products of a chunk with the head's weight, in x's dtype."""
+    """Multiply a chunk with the head's weight, in x's dtype."""
 
     def __init__(self, x_NC: Tensor, weight_VC: Tensor):
         self.x_NC, self.weight_VC = x_NC, weight_VC.to(x_NC.dtype)
@@ -105,23 +112,28 @@ class _Head:
     def to_gradient(
         self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
     ) -> Tensor:
-        """The cross-entropy; what follows is of the gradient by these logits, which are overwritten."""
+        """Return the cross-entropy; overwrite the logits by their gradient, for the next two methods."""
         nats_M, factors_M = to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
         self.gradient_MV, self.factors_M1 = logits_MV, factors_M[:, None]
         return nats_M
 
     def by_x(self, *, out: Tensor) -> None:
+        """Write the gradient by the chunk's inputs."""
+        # The tokens' factors scale the (M, C) result: V / C times fewer numbers than the gradient has
         torch.mm(self.gradient_MV, self.weight_VC, out=out)
         out *= self.factors_M1
 
     def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
-        """The first chunk overwrites the total."""
+        """Add the gradient by the weight to the total, which the first chunk overwrites."""
         x_MC = torch.mul(self.x_NC[rows], self.factors_M1, out=torch.empty_like(self.x_NC[rows]))
         _add_product(total_VC, self.gradient_MV.t(), x_MC, beta=int(rows.start > 0))
 
 
 class _HeadInFp8(_Head):
-    """The same of rounded operands; the gradient has a scale that is known beforehand."""
+    """Multiply rounded operands instead; the gradient's scale is known in advance.
+
+    A token's gradient by its logits lies between -1 and 1, so its largest number need not be looked for.
+    """
 
     def __init__(
         self, dtype: torch.dtype, x8_NC: Tensor, x_scale: Tensor, weight8_VC: Tensor, weight_scale: Tensor
@@ -172,13 +184,15 @@ _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_grad
 def to_gradient(
     logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The tokens' cross-entropy and a factor each; raw logits become, in place, their gradient without it.
+    """Return each token's cross-entropy and a factor; raw logits become their gradient without the factor.
 
     With t = tanh(z / c), e = exp(c t) and its sum S over the vocabulary, the gradient by z is
-    (e - S onehot) (1 - t²) / S: all but the last is known of most logits when they are read for the first
-    time, and the factor, 1 / S or 0, is as well multiplied into what the products give. `spare` is memory of
-    at least as many elements that may be used.
+    (e - S onehot) (1 - t²) / S. `spare` is memory of at least as many elements that may be overwritten.
     """
+    # Everything but 1 / S is known when a logit is first read, so the gradient is written in the same pass
+    # and the factor (0 for ignored tokens) is multiplied into the products' results. tanh and exp, the
+    # kernel's bound, are then computed once a logit: 0.273 instead of 0.38 ms for 8,192 rows of 32,768, a
+    # plain copy takes 0.257 (one H200; LOG.md, 2026-11-23).
     if triton_capability(logits_MV.device) >= TURING:
         from nanolit.kernels import softcap_kernel  # imports Triton
 
@@ -194,9 +208,9 @@ def to_fp8_gradient(
     softcap: float,
     spare: Tensor | None = None,
 ) -> Tensor:
-    """The tokens' cross-entropy; gradient_MV becomes the whole gradient by raw logits in fp8.GRADIENT_UNITS.
+    """Return the tokens' cross-entropy; write the gradient by raw logits to gradient_MV, in GRADIENT_UNITS.
 
-    The logits' memory holds nothing of use afterwards.
+    The contents of logits_MV are undefined afterwards.
     """
     if triton_capability(logits_MV.device) >= TURING:
         from nanolit.kernels import softcap_kernel  # imports Triton
@@ -210,17 +224,16 @@ def to_fp8_gradient(
 def to_gradient_in_torch(
     logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`to_gradient` without a kernel of ours: its twin, and what runs where there is no Triton.
-
-    By the sigmoid s of 2 z / c: t = 2 s - 1 and 1 - t² = 4 (s - s²); it costs a CPU a third of tanh's time,
-    and moves a logit by 2e-6 at most.
-    """
+    """Compute `to_gradient` in plain torch: the kernel's twin, and what runs without Triton."""
+    # By the sigmoid s of 2 z / c: t = 2 s - 1 and 1 - t² = 4 (s - s²). It costs a CPU a third of tanh's time
+    # and moves a logit by 2e-6 at most.
     learned_M = targets_M != IGNORED
     index_M1 = targets_M.clamp(min=0)[:, None]
     sigmoid_MV = _half_tanh(logits_MV, softcap)
     e_MV = torch.sub(
         sigmoid_MV, 0.5, out=None if spare is None else _rows_of(spare, slice(0, len(targets_M)))
     )
+    # Here e_MV is t / 2, after the next statement e itself, and after scatter_add_ e - S onehot
     at_target_M = e_MV.gather(1, index_M1)[:, 0] * (2 * softcap)
     sum_M = e_MV.mul_(2 * softcap).exp_().sum(1)
     e_MV.scatter_add_(1, index_M1, -sum_M[:, None])
@@ -230,20 +243,22 @@ def to_gradient_in_torch(
 
 
 def _nats(logits_MV: Tensor, targets_M: Tensor, softcap: float) -> Tensor:
-    """The tokens' cross-entropy from raw logits, whose memory may be used."""
+    """Return the tokens' cross-entropy; may overwrite the raw logits."""
     capped_MV = _half_tanh(logits_MV, softcap).sub_(0.5).mul_(2 * softcap)
     at_target_M = capped_MV.gather(1, targets_M.clamp(min=0)[:, None])[:, 0]
     return (capped_MV.exp_().sum(1).log() - at_target_M) * (targets_M != IGNORED)
 
 
 def _half_tanh(logits_MV: Tensor, softcap: float) -> Tensor:
-    """(1 + tanh(logits / softcap)) / 2 in float32 at least: in place where they have that dtype."""
+    """Return (1 + tanh(logits / softcap)) / 2 in float32 or wider, in place if the logits have that dtype."""
     wide_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
     return wide_MV.mul_(2 / softcap).sigmoid_()
 
 
 def _add_product(total_VC: Tensor, a_VM: Tensor, b_MC: Tensor, *, beta: int) -> None:
-    """total = beta total + a b, summed in total's float32 whatever the dtype of the factors."""
+    """Set total to beta total + a b, summed in total's float32 whatever the factors' dtype."""
+    # One chunk's weight gradient is small beside the total of many: added in bfloat16 it would be rounded
+    # away
     if a_VM.dtype == total_VC.dtype:
         total_VC.addmm_(a_VM, b_MC, beta=beta)
     elif a_VM.is_cuda:
@@ -255,7 +270,7 @@ def _add_product(total_VC: Tensor, a_VM: Tensor, b_MC: Tensor, *, beta: int) -> 
 
 
 def _chunk_size(x_NC: Tensor, weight_VC: Tensor) -> int:
-    """Tokens of a chunk: as many as CHUNK_BYTES of logits hold, of which fp8 wants a whole multiple."""
+    """Return the tokens of a chunk: what CHUNK_BYTES of logits hold, in whole multiples of what fp8 needs."""
     wanted = CHUNK_BYTES.get(x_NC.device.type, CHUNK_BYTES["cpu"])
     multiples = wanted // (len(weight_VC) * x_NC.element_size() * fp8.MULTIPLE)
     return min(len(x_NC), max(1, multiples) * fp8.MULTIPLE)
@@ -268,9 +283,8 @@ def _chunks(x_NC: Tensor, weight_VC: Tensor) -> Iterator[slice]:
 
 
 def _chunk_memory(x_NC: Tensor, weight_VC: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Memory for a chunk's logits, and as much again for what works in float32 on a CPU: taken once, since
-    fresh pages cost a CPU as much as the arithmetic.
-    """
+    """Return memory for a chunk's logits, and as much again for float32 arithmetic on a CPU, else None."""
+    # Allocated once for all chunks: fresh pages cost a CPU as much as the arithmetic
     shape = (_chunk_size(x_NC, weight_VC), len(weight_VC))
     reusable = x_NC.dtype in (torch.float32, torch.float64) and not x_NC.is_cuda
     return x_NC.new_empty(shape), x_NC.new_empty(shape) if reusable else None

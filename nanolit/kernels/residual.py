@@ -1,4 +1,7 @@
-"""The residual stream of the modern recipe: before each block x becomes r x + s x₀, with learned r and s."""
+"""The residual stream of the modern recipe: before each block x becomes r x + s x₀, with learned r and s.
+
+What it is worth: see GPT._hidden, where it is called. This file only saves memory.
+"""
 
 from typing import Any
 
@@ -7,18 +10,21 @@ from torch import Tensor
 
 from nanolit.kernels.distinct import apply_to_distinct
 
-SMALLEST = 1e-6  # of |r|, in the gradient by r
+# |r| is taken to be at least this in the gradient by r, which divides by it. r starts at 1.15 to 1.05 and has
+# a learning rate a hundredth of the others', so it stays far from zero.
+SMALLEST = 1e-6
 
 
 class _Mix(torch.autograd.Function):
-    """y = r x + s x₀, which keeps y in place of x: y is kept by what follows anyway.
+    """Compute y = r x + s x₀ and keep y for the backward pass instead of x: the next norm keeps y anyway.
 
-    The gradient by r, Σ g x, is (Σ g y - s Σ g x₀) / r: in bfloat16 within 0.5% down to r = 0.03, while at
-    1e-4 rounding is larger than it.
+    The gradient by r, Σ g x, is then (Σ g y - s Σ g x₀) / r: within 0.5% in bfloat16 down to r = 0.03, while
+    at 1e-4 the rounding is larger than the gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, x0: Tensor, r: Tensor, s: Tensor) -> Tensor:
+        # Autograd would keep x as well, one more (B, T, C) tensor for each layer
         y = r * x + s * x0
         ctx.save_for_backward(y, x0, r, s)
         return y
@@ -35,6 +41,8 @@ class _Mix(torch.autograd.Function):
 
 def mix(x: Tensor, x0: Tensor, r: Tensor, s: Tensor) -> Tensor:
     """Return r x + s x₀ in x's dtype; r and s are 0-D float32 parameters."""
-    if x is x0:  # the first block: see distinct.py
+    # In the first block x is x₀. Compiled, one of the two gradients would be lost without a word: this cost a
+    # week of wrong training (distinct.py; LOG.md, 2026-11-30).
+    if x is x0:
         return (r + s) * x
     return apply_to_distinct(_Mix, x, x0, r, s)

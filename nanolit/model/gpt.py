@@ -3,9 +3,12 @@
 Letters of shapes, everywhere in the repository: B rows, T positions, C width, H heads, K key-value heads,
 D head dim, V vocabulary, L layers; here and in kernels/ also S positions of keys (cached ones and T new) and
 E, half of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
+
+"nanochat, <date>" in a comment is an entry of github.com/karpathy/nanochat/blob/master/dev/LOG.md.
 """
 
 import math
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,8 +35,52 @@ from nanolit.model.kv_cache import KVCache
 ROTARY_CONTEXTS = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """A GPT's hyperparameters: its sizes, and a choice for each idea beyond a plain one. Stored as gpt.json.
+
+    Raises ValueError for sizes that no model can have, because a gpt.json may come from anywhere.
+    """
+
+    depth: int  # L, the blocks
+    width: int  # C, the channels of the residual stream
+    heads: int  # H query heads; recipes make them 128 wide, which beat 64 (nanochat, 2026-01-17)
+    kv_heads: int  # K key-value heads, each shared by H / K consecutive query heads
+    vocab_size: int  # V ids, and as many logits
+    context: int  # T, the positions of a training row
+    rope_base: float  # of the rotary angles: attention.rotary_tables
+    window_pattern: str  # of S and L, tiled over the layers: accounting.window_sizes
+    value_embeddings: bool  # add a gated table to the values of every other layer
+    residual_scalars: bool  # let each block read r x + s x₀
+    smear: bool  # add a gated part of the previous position's embedding
+    backout: bool  # take a part of the middle layer out before the head
+    qk_scale: float  # multiplies normalised queries and keys
+    softcap: float  # c in c·tanh(logits / c)
+    initialization: Literal["classic", "modern"]  # the initial values: _draw
+    vocab_multiple: int  # pads the tables' rows; the logits are cropped
+    rope_dtype: Literal["compute", "bfloat16"] = "compute"  # what the rotary tables are rounded to
+    softcap_dtype: Literal["compute", "float32"] = "float32"  # what the soft cap is computed in
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "heads", "kv_heads", "vocab_size", "context", "vocab_multiple"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+        for name in ("rope_base", "qk_scale", "softcap"):
+            value, most = getattr(self, name), LARGEST_SOFTCAP if name == "softcap" else math.inf
+            if type(value) not in (int, float) or not 0 < value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(
+                f"width {self.width} must divide into {self.heads} heads of an even size; "
+                "change width or heads"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+
+
 class GPT(nn.Module):
-    """A decoder of `depth` blocks; the constructor's arguments are what gpt.json stores.
+    """A decoder of `config.depth` blocks.
 
     Building sets no weights: call `initialize`, or load a release. Works under `torch.device("meta")`,
     followed by `to_empty`. Matrices are float32 masters; embeddings, and with them all activations, are in
@@ -43,90 +90,44 @@ class GPT(nn.Module):
     cos_TE: Tensor
     sin_TE: Tensor
 
-    def __init__(
-        self,
-        *,
-        depth: int,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        vocab_size: int,
-        context: int,
-        rope_base: float,
-        window_pattern: str,
-        value_embeddings: bool,
-        residual_scalars: bool,
-        smear: bool,
-        backout: bool,
-        qk_scale: float,
-        softcap: float,
-        initialization: Literal["classic", "modern"],
-        vocab_multiple: int,
-        rope_dtype: Literal["compute", "bfloat16"] = "compute",
-        softcap_dtype: Literal["compute", "float32"] = "float32",
-    ):
-        """Flags beyond a plain GPT, each as in nanochat:
-
-        `window_pattern` of S and L, tiled (accounting.window_sizes); `value_embeddings` adds tables to the
-        values of every other layer; `residual_scalars` sets x to r·x + s·x₀ before each block; `smear` mixes
-        in the previous position's embedding; `backout` takes a part of the middle layer out before the head;
-        `qk_scale` multiplies normalised queries and keys; `softcap`·tanh(logits / softcap) is computed in
-        `softcap_dtype`; `vocab_multiple` pads the tables (the logits are cropped); `rope_dtype` is what the
-        rotary tables are rounded to.
-        """
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.hyperparameters: dict[str, Any] = {
-            "depth": depth,
-            "width": width,
-            "heads": heads,
-            "kv_heads": kv_heads,
-            "vocab_size": vocab_size,
-            "context": context,
-            "rope_base": rope_base,
-            "window_pattern": window_pattern,
-            "value_embeddings": value_embeddings,
-            "residual_scalars": residual_scalars,
-            "smear": smear,
-            "backout": backout,
-            "qk_scale": qk_scale,
-            "softcap": softcap,
-            "initialization": initialization,
-            "vocab_multiple": vocab_multiple,
-            "rope_dtype": rope_dtype,
-            "softcap_dtype": softcap_dtype,
-        }
-        _check(self.hyperparameters)
-        self.depth, self.width, self.heads, self.kv_heads = depth, width, heads, kv_heads
-        self.head_dim = width // heads
-        self.vocab_size, self.context = vocab_size, context
-        self.softcap, self.softcap_in_float32 = softcap, softcap_dtype == "float32"
-        self.initialization: Literal["classic", "modern"] = initialization
+        self.config = config
+        self.hyperparameters: dict[str, Any] = asdict(config)
+        self.vocab_size, self.context = config.vocab_size, config.context
+        self.head_dim = config.width // config.heads
 
-        rows = padded_vocab_size(vocab_size, vocab_multiple)
-        tables = set(value_embedding_layers(depth)) if value_embeddings else set()
-        windows = window_sizes(window_pattern, depth=depth, context=context)
-        self.embedding = Embedding(rows, width)
+        # Rows beyond the vocabulary only round the head's product up to whole GPU tiles: 64 in modern
+        rows = padded_vocab_size(config.vocab_size, config.vocab_multiple)
+        tables = set(value_embedding_layers(config.depth)) if config.value_embeddings else set()
+        # SSSL: three layers see a quarter of the context, the fourth and the last all of it. nanochat chose
+        # the pattern by quick experiments (2026-01-11), then cut S from a half to a third to a quarter.
+        windows = window_sizes(config.window_pattern, depth=config.depth, context=config.context)
+        self.embedding = Embedding(rows, config.width)
         self.value_embeddings = nn.ModuleDict(
-            {str(layer): Embedding(rows, kv_heads * self.head_dim) for layer in sorted(tables)}
+            {str(layer): Embedding(rows, config.kv_heads * self.head_dim) for layer in sorted(tables)}
         )
         self.blocks = nn.ModuleList(
             Block(
                 layer=layer,
-                width=width,
-                heads=heads,
-                kv_heads=kv_heads,
-                qk_scale=qk_scale,
+                width=config.width,
+                heads=config.heads,
+                kv_heads=config.kv_heads,
+                qk_scale=config.qk_scale,
                 window=windows[layer],
                 value_gate=layer in tables,
             )
-            for layer in range(depth)
+            for layer in range(config.depth)
         )
-        self.unembedding = Linear(width, rows)
-        self.residual_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
-        self.x0_scalars = nn.Parameter(torch.empty(depth)) if residual_scalars else None
-        self.smear_gate = Linear(min(SMEAR_CHANNELS, width), 1) if smear else None
-        self.smear_scale = nn.Parameter(torch.empty(1)) if smear else None
-        self.backout_scale = nn.Parameter(torch.empty(1)) if backout else None
+        # Not tied to the embedding: they start at very different sizes (`_draw`) and learn at different
+        # rates, 0.3 and 0.008 in modern.
+        self.unembedding = Linear(config.width, rows)
+        scalars = config.residual_scalars
+        self.residual_scalars = nn.Parameter(torch.empty(config.depth)) if scalars else None
+        self.x0_scalars = nn.Parameter(torch.empty(config.depth)) if scalars else None
+        self.smear_gate = Linear(min(SMEAR_CHANNELS, config.width), 1) if config.smear else None
+        self.smear_scale = nn.Parameter(torch.empty(1)) if config.smear else None
+        self.backout_scale = nn.Parameter(torch.empty(1)) if config.backout else None
         cos_TE, sin_TE = self._rotary_tables(None)
         self.register_buffer("cos_TE", cos_TE, persistent=False)
         self.register_buffer("sin_TE", sin_TE, persistent=False)
@@ -137,30 +138,30 @@ class GPT(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of activations, which is that of the stored embeddings."""
+        """Return the dtype of activations, which is that of the stored embeddings."""
         return self.embedding.weight.dtype
 
     @property
     def attention_backend(self) -> Backend:
-        """The kernel that attends in whole texts: attention.choose_backend."""
+        """Return the attention kernel used for whole texts; see attention.choose_backend."""
         block = self.blocks[0]
         assert isinstance(block, Block)
         return block.attention.backend
 
     @property
     def max_positions(self) -> int:
-        """The longest text that the rotary tables reach; `context` is what it was trained on."""
+        """Return the longest text the rotary tables cover; training used `context`."""
         return len(self.cos_TE)
 
     def new_kv_cache(self, *, rows: int, capacity: int) -> KVCache:
-        """An empty cache with this model's sizes, on its device, in its compute dtype."""
+        """Return an empty cache of this model's sizes, on its device and in its compute dtype."""
         if capacity > self.max_positions:
             raise ValueError(
                 f"capacity is {capacity}; this model takes at most {self.max_positions} positions"
             )
         return KVCache(
-            layers=self.depth,
-            kv_heads=self.kv_heads,
+            layers=self.config.depth,
+            kv_heads=self.config.kv_heads,
             head_dim=self.head_dim,
             rows=rows,
             capacity=capacity,
@@ -176,10 +177,10 @@ class GPT(nn.Module):
         kv_cache: KVCache | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> Tensor:
-        """Without targets: float32 logits_BTV. With them: cross-entropy in nats, 0 where the target is -1.
+        """Return float32 logits_BTV or, given targets, the cross-entropy in nats; a target of -1 counts 0.
 
-        mean is over learned positions (0 if there are none), none has shape (B, T). With a cache, ids_BT are
-        the positions after those it holds, and it is moved on.
+        `mean` averages over learned positions (0 if there are none); `none` has shape (B, T). With a cache,
+        ids_BT continue the positions it holds, and the cache advances.
         """
         x_BTC = self._hidden(ids_BT, kv_cache)
         if targets_BT is None:
@@ -187,11 +188,11 @@ class GPT(nn.Module):
         if reduction == "none":
             return self._token_losses(x_BTC, targets_BT)
         inputs = self._head_inputs(x_BTC, targets_BT)
-        total = summed_loss(*inputs, softcap=self.softcap, in_fp8=self.unembedding.in_fp8)
+        total = summed_loss(*inputs, softcap=self.config.softcap, in_fp8=self.unembedding.in_fp8)
         return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
 
     def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
-        """The normalised output of the last block, (B, T, C)."""
+        """Run all blocks and return the normalised output of the last one, (B, T, C)."""
         B, T = ids_BT.shape
         start = 0 if kv_cache is None else kv_cache.length
         if start + T > self.max_positions:
@@ -202,16 +203,29 @@ class GPT(nn.Module):
             kv_cache.check_room(B, T)
         cos_TE, sin_TE = self.cos_TE[start : start + T], self.sin_TE[start : start + T]
 
+        # Whoever reads the stream reads it at RMS 1: there is a norm here, before attention, before the MLP
+        # and before the head. None has learned scales, as in nanochat since 2025.
         x_BTC = self._smear(norm(self.embedding(ids_BT)), kv_cache)
         x0_BTC = middle_BTC = x_BTC
         for layer, block in enumerate(self.blocks):
+            # Residual scalars: the block reads r x + s x₀, so every layer can see its token again and damp
+            # what came before. From modded-nanogpt. For no compute, s x₀ lowered nanochat's bits per byte by
+            # 0.0103 at d8, 0.0077 at d12 and 0.0039 at d20; r added a little (nanochat, 2026-01-11).
             if self.residual_scalars is not None and self.x0_scalars is not None:
                 x_BTC = mix(x_BTC, x0_BTC, self.residual_scalars[layer], self.x0_scalars[layer])
+            # Value embeddings (https://arxiv.org/abs/2410.17897): a further table per layer whose row is
+            # added to the values of attention. It buys capacity (151M parameters at d12) for almost no FLOPs
+            # and wins by steps, FLOPs and time. Every other layer was the best placing; sharing or shrinking
+            # tables always lost (nanochat, 2026-01-17).
             has_table = str(layer) in self.value_embeddings
             value_embedding = self.value_embeddings[str(layer)](ids_BT) if has_table else None
             x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding, kv_cache=kv_cache)
-            if layer == self.depth // 2:
+            if layer == self.config.depth // 2:
                 middle_BTC = x_BTC
+        # Backout: take a learned part of the middle layer out again, so that what only the first half needed
+        # doesn't reach the head. From modded-nanogpt. Alone it gained nothing (nanochat, 2026-01-16);
+        # nanochat took it up with smear when its time to GPT-2 fell from 1.80 to 1.65 hours, several changes
+        # at once.
         if self.backout_scale is not None:
             x_BTC = x_BTC - self.backout_scale.to(x_BTC.dtype) * middle_BTC
         if kv_cache is not None:
@@ -219,7 +233,12 @@ class GPT(nn.Module):
         return norm(x_BTC)
 
     def _smear(self, x_BTC: Tensor, kv_cache: KVCache | None) -> Tensor:
-        """Add to each position a gated part of the embedding before it; a text's first has none before it."""
+        """Add to each position a gated part of the previous embedding; the first position has none before it.
+
+        A cheap bigram: the first layer knows the previous token before it attends. From modded-nanogpt. It
+        saved nanochat 2.6% of compute at d12, 1.9% at d16 and 1.4% at d24, too little to keep it (61ac81c,
+        2026); `modern` keeps July's recipe. Decoding must remember the last embedding: `previous_B1C`.
+        """
         if self.smear_gate is None or self.smear_scale is None:
             return x_BTC
         previous_B1C = None if kv_cache is None else kv_cache.previous_B1C
@@ -228,18 +247,21 @@ class GPT(nn.Module):
         if previous_B1C is None:
             previous_B1C = torch.zeros_like(x_BTC[:, :1])
         before_BTC = torch.cat((previous_B1C, x_BTC[:, :-1]), dim=1)
+        # The gate reads the first 24 channels (SMEAR_CHANNELS, as nanochat, untuned here)
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTC[..., : self.smear_gate.in_features]))
         return x_BTC + self.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
 
     def _head_inputs(self, x_BTC: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the loss takes: rows of x, the weight without its padding, a target for each row."""
+        """Return the loss's inputs: rows of x, the weight without its padding, and a target for each row."""
         return x_BTC.flatten(0, 1), self.unembedding.weight[: self.vocab_size], targets_BT.reshape(-1).long()
 
     def _token_losses(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-        """nats_BT; where gradients are wanted all logits are held."""
+        """Return nats_BT. With gradients enabled, the logits of all tokens are held in memory."""
         if not torch.is_grad_enabled():
             x_NC, weight_VC, targets_N = self._head_inputs(x_BTC, targets_BT)
-            return token_losses(x_NC, weight_VC, targets_N, softcap=self.softcap).view(targets_BT.shape)
+            return token_losses(x_NC, weight_VC, targets_N, softcap=self.config.softcap).view(
+                targets_BT.shape
+            )
         logits_NV = self._logits(x_BTC).flatten(0, 1)
         nats_N = F.cross_entropy(
             logits_NV, targets_BT.reshape(-1).long(), ignore_index=IGNORED, reduction="none"
@@ -247,21 +269,25 @@ class GPT(nn.Module):
         return nats_N.view(targets_BT.shape)
 
     def _logits(self, x_BTC: Tensor) -> Tensor:
-        logits_BTV = self.unembedding(x_BTC)[..., : self.vocab_size]
-        if self.softcap_in_float32:
+        # Soft cap (Gemma 2, https://arxiv.org/abs/2408.00118): c·tanh(z / c) bounds the logits by ±c, which
+        # also lets the loss sum exponentials without finding the largest first. The value hardly matters: of
+        # 5 to 30 at d24 only 5 was bad, 20 best by 0.001 of loss (nanochat, 2026-03-02); both recipes have
+        # 15. modern takes the tanh in float32, classic in the compute dtype.
+        softcap, logits_BTV = self.config.softcap, self.unembedding(x_BTC)[..., : self.vocab_size]
+        if self.config.softcap_dtype == "float32":
             logits_BTV = logits_BTV.float()
-        return (self.softcap * torch.tanh(logits_BTV / self.softcap)).float()
+        return (softcap * torch.tanh(logits_BTV / softcap)).float()
 
     def parameter_roles(self) -> dict[str, str]:
-        """Every parameter's name and its role, by which the optimizer is told how to treat it."""
+        """Return each parameter's role by its name; the optimizer has settings for each role."""
         return {name: _role(name) for name, _ in self.named_parameters()}
 
     @torch.no_grad()
     def prepare(self, *, dtype: torch.dtype | None = None) -> None:
-        """After `to_empty`: set what no file stores, the dtype of embeddings and the rotary tables.
+        """Set what no file stores, after `to_empty`: the embeddings' dtype, the rotary tables, the kernels.
 
-        dtype is the compute dtype; None takes the device's. What torch says of deterministic algorithms
-        (machine.device.make_deterministic) is looked up here, for as long as the model lives.
+        dtype is the compute dtype; None takes the device's. Whether torch wants deterministic algorithms
+        (machine.device.make_deterministic) is read here, once for the life of the model.
         """
         dtype = dtype or compute_dtype(self.device)
         self.embedding.to(dtype)
@@ -276,7 +302,7 @@ class GPT(nn.Module):
             block.mlp.prepare(dtype)
 
     def use_fp8(self) -> None:
-        """Multiply in fp8 where gradients are wanted; ValueError where this device can't."""
+        """Multiply in fp8 during training. Raises ValueError on a device that has none."""
         if problem := fp8.unavailable(self.device):
             raise ValueError(problem)
         for module in self.modules():
@@ -293,37 +319,18 @@ class GPT(nn.Module):
         self.prepare(dtype=dtype)
         for name, parameter in self.named_parameters():
             drawn = torch.empty(parameter.shape, device=generator.device)
-            _draw(name, drawn, width=self.width, initialization=self.initialization, generator=generator)
+            _draw(name, drawn, config=self.config, generator=generator)
             parameter.copy_(drawn)
 
     def _rotary_tables(self, device: torch.device | None) -> list[Tensor]:
         tables = rotary_tables(
             ROTARY_CONTEXTS * self.context,
             head_dim=self.head_dim,
-            base=self.hyperparameters["rope_base"],
+            base=self.config.rope_base,
             device=device,
         )
-        rounded = torch.bfloat16 if self.hyperparameters["rope_dtype"] == "bfloat16" else torch.float32
+        rounded = torch.bfloat16 if self.config.rope_dtype == "bfloat16" else torch.float32
         return [table.to(rounded).float() for table in tables]
-
-
-def _check(hyperparameters: dict[str, Any]) -> None:
-    """ValueError for what no model has; a file of strangers may say anything."""
-    for name in ("depth", "width", "heads", "kv_heads", "vocab_size", "context", "vocab_multiple"):
-        value = hyperparameters[name]
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-    for name in ("rope_base", "qk_scale", "softcap"):
-        value, most = hyperparameters[name], LARGEST_SOFTCAP if name == "softcap" else math.inf
-        if type(value) not in (int, float) or not 0 < value <= most:
-            raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
-    width, heads, kv_heads = (hyperparameters[name] for name in ("width", "heads", "kv_heads"))
-    if width % heads or width // heads % 2:
-        raise ValueError(
-            f"width {width} must divide into {heads} heads of an even size; change width or heads"
-        )
-    if heads % kv_heads:
-        raise ValueError(f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
 
 
 def _role(name: str) -> str:
@@ -342,23 +349,25 @@ def _role(name: str) -> str:
     return roles[top]
 
 
-def _draw(
-    name: str,
-    tensor: Tensor,
-    *,
-    width: int,
-    initialization: Literal["classic", "modern"],
-    generator: torch.Generator,
-) -> None:
-    """Fill `tensor` with the initial values of the parameter `name`; the constants are nanochat's."""
-    modern = initialization == "modern"
-    bound = math.sqrt(3 / width)  # uniform with standard deviation 1/√width
+def _draw(name: str, tensor: Tensor, *, config: GPTConfig, generator: torch.Generator) -> None:
+    """Fill `tensor` with the initial values of the parameter `name`.
+
+    The constants are nanochat's of October 2025 (classic) and July 2026 (modern). No effect of a single one
+    is published unless a comment gives it.
+    """
+    modern = config.initialization == "modern"
+    # Uniform with standard deviation 1/√width, like the normal of that size but without outliers
+    bound = math.sqrt(3 / config.width)
     match name.removesuffix(".weight").split("."):
         case [*_, "output" | "contract"]:
-            tensor.zero_()  # each block starts as the identity
+            # Each block starts as the identity. The price: at step 1 the matrices before these, and the
+            # scalars of the stream, have gradient zero.
+            tensor.zero_()
         case ["blocks", *_, "value_gate"] | ["smear_gate"]:
+            # Small and positive: sigmoids start just above a half, so value gates at about 1.5 of 3
             tensor.uniform_(0, 0.02, generator=generator)
         case ["blocks", *_, "expand"] if modern:
+            # 0.4×: smaller hidden values at first; ReLU² makes them 0.16× as large
             tensor.uniform_(-0.4 * bound, 0.4 * bound, generator=generator)
         case ["blocks", *_] if modern:
             tensor.uniform_(-bound, bound, generator=generator)
@@ -368,13 +377,21 @@ def _draw(
             std = min(1, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
             tensor.normal_(0, std, generator=generator)
         case ["embedding"]:
+            # A norm follows, so the size only decides how fast a step of AdamW turns a row
             tensor.normal_(0, 0.8 if modern else 1, generator=generator)
         case ["unembedding"] if modern:
+            # Nearly uniform predictions, so the first loss is ln V. From zero, as in classic, no gradient
+            # reaches the model at step 1
             tensor.normal_(0, 0.001, generator=generator)
         case ["unembedding"] | ["smear_scale"]:
             tensor.zero_()
         case ["value_embeddings", _]:
+            # Drawn like the value matrix, but a looked-up row is not multiplied by anything: it starts about
+            # √width smaller than the values, whose RMS is 1. nanochat found that out later and has drawn
+            # N(0, 1) since September 2026; `modern` keeps July's.
             tensor.uniform_(-bound, bound, generator=generator)
+        # From the first layer to the last: early layers amplify more and see more of the token. nanochat
+        # began with 1 and 0 (2026-01-11)
         case ["residual_scalars"]:
             tensor.copy_(torch.linspace(1.15, 1.05, len(tensor)))
         case ["x0_scalars"]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_weights
 
 STAGES = {"base": "base", "mid": "mid", "chatsft": "sft", "chatrl": "rl"}  # nanochat's name: our stage
@@ -92,8 +92,8 @@ def generation(names: set[str]) -> str:
     )
 
 
-def constructor_arguments(model_config: Mapping[str, Any], recipe: str) -> dict[str, Any]:
-    """GPT's arguments from a checkpoint's model_config and what its generation has built in."""
+def config_of(model_config: Mapping[str, Any], recipe: str) -> GPTConfig:
+    """Return our config from a checkpoint's model_config and what its generation has built in."""
     try:
         sizes = {
             "depth": model_config["n_layer"],
@@ -108,7 +108,7 @@ def constructor_arguments(model_config: Mapping[str, Any], recipe: str) -> dict[
     arguments = GENERATIONS[recipe] | sizes
     if recipe == "modern":
         arguments["window_pattern"] = model_config.get("window_pattern", "SSSL").upper()
-    return arguments
+    return GPTConfig(**arguments)
 
 
 def find_checkpoint(folder: Path, *, source: str, tag: str | None, step: int | None) -> tuple[Path, Path]:
@@ -161,7 +161,7 @@ def build_model(state: Mapping[str, Any], model_config: Mapping[str, Any], *, or
     recipe = generation(set(state))
     tensors = {canonical_name(name): tensor for name, tensor in state.items()}
     with torch.device("meta"):
-        model = GPT(**constructor_arguments(model_config, recipe))
+        model = GPT(config_of(model_config, recipe))
     model.to_empty(device="cpu")
     model.prepare(dtype=tensors["embedding.weight"].dtype if "embedding.weight" in tensors else None)
     load_weights(model, tensors, origin=origin)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanolit.machine.paths import read_json, write_json
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 
 FORMAT = 1
 FILES = ("model.safetensors", "gpt.json", "meta.json", "tokenizer/tokenizer.json")
@@ -59,7 +59,7 @@ def load_release(
     _check_tokenizer(folder / "tokenizer", meta.get("tokenizer_hash"), origin=f"{folder}/meta.json names")
     try:
         with torch.device("meta"):
-            model = GPT(**hyperparameters)
+            model = GPT(GPTConfig(**hyperparameters))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}/gpt.json does not describe a model of this version ({error})") from error
     try:

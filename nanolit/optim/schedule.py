@@ -1,4 +1,4 @@
-"""How learning rate, Muon's momentum and its weight decay move over a run: pure functions of the step.
+"""Schedules of the learning rate, Muon's momentum and its weight decay: pure functions of the step.
 
 No torch and no state, so a resumed run needs nothing but its step number. The constants of both nanochat
 generations are in the recipes; https://github.com/karpathy/nanochat is their source.
@@ -13,7 +13,7 @@ WeightDecay = Literal["constant", "cosine", "linear", "none"]
 
 @dataclass(frozen=True)
 class Multipliers:
-    """What one optimizer step applies: factors on the initial rate and decay; the momentum is absolute."""
+    """One step's factors for the initial rate and decay, and its momentum."""
 
     lr: float
     momentum: float
@@ -21,7 +21,10 @@ class Multipliers:
 
 
 class Schedule:
-    """Linear warmup, constant, linear warmdown; momentum up, and down again with the warmdown."""
+    """Linear warmup, constant, linear warmdown; the momentum rises, and falls again with the warmdown.
+
+    A trapezoid rather than a cosine, because its constant part doesn't depend on where the run ends.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,11 @@ class Schedule:
         momentum_final: float | None,
         weight_decay: WeightDecay,
     ) -> None:
-        """momentum_final None: the momentum stays at its peak through the warmdown."""
+        """Check and keep the settings. momentum_final None: the momentum stays at its peak to the end.
+
+        Comments give nanochat's values of July 2026 (modern) and October 2025 (classic). What one of them is
+        worth has been published only where a comment says so.
+        """
         _require_range("warmup_steps", warmup_steps, 0, math.inf)
         _require_range("warmdown_fraction", warmdown_fraction, 0, 1)
         _require_range("final_lr_fraction", final_lr_fraction, 0, 1)
@@ -49,17 +56,26 @@ class Schedule:
             raise ValueError(
                 f"weight_decay schedule {weight_decay!r} is not one of {allowed}; choose one of them"
             )
+        # modern 40 steps, classic none
         self.warmup_steps = warmup_steps
+        # modern the last 0.65 of the run, classic 0.2: modern trains mostly at falling rates
         self.warmdown_fraction = warmdown_fraction
+        # modern 0.05, classic 0. With a warmdown of 0.85 and 0 a run at d22 did well, later found unnecessary
+        # (nanochat PR 733)
         self.final_lr_fraction = final_lr_fraction
+        # Both 0.85: while gradients change quickly, average fewer of them. It rises over 400 steps to
+        # 0.97, and over 300 to 0.95 in classic
         self.momentum_start = momentum_start
         self.momentum_peak = momentum_peak
         self.momentum_warmup_steps = momentum_warmup_steps
+        # modern 0.90 at the end of the warmdown; classic stays at its peak
         self.momentum_final = momentum_final
+        # modern: a half cosine to 0, of Muon's decay alone. Going down to 0 beat a constant, at first
+        # linearly (nanochat, 2026-01-10); classic has no decay
         self.weight_decay = weight_decay
 
     def at(self, step: int, num_steps: int) -> Multipliers:
-        """The multipliers of step `step` (from 0) in a run of `num_steps` optimizer steps."""
+        """Return the multipliers of step `step` (from 0) in a run of `num_steps` optimizer steps."""
         if not 0 <= step < num_steps:
             raise ValueError(
                 f"step {step} is outside the run's {num_steps} steps; give a step from 0 to {num_steps - 1}"
@@ -72,7 +88,7 @@ class Schedule:
 
     def _lr(self, step: int, num_steps: int) -> float:
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps  # + 1: a first step at rate 0 would teach nothing
         down = self._warmdown_progress(step, num_steps)
         return 1 + (self.final_lr_fraction - 1) * down
 
@@ -84,7 +100,7 @@ class Schedule:
         return _between(self.momentum_peak, self.momentum_final, self._warmdown_progress(step, num_steps))
 
     def _warmdown_progress(self, step: int, num_steps: int) -> float:
-        """0 until the warmdown begins, then linear; it would be 1 one step after the last."""
+        """Return 0 until the warmdown begins, then rise linearly; 1 would come one step after the last."""
         warmdown_steps = round(self.warmdown_fraction * num_steps)
         if warmdown_steps == 0:
             return 0.0

@@ -1,9 +1,8 @@
 """One rank's share of the parameters: who owns what, and how gradients come in and parameters go out.
 
 Gradients are summed over ranks by reduce-scatter, each rank updates its share with sharded state, and
-all-gather returns the parameters (ZeRO stage 2, https://arxiv.org/abs/1910.02054). What starts is
-asynchronous; `gradients` and `finish` wait. State leaves and enters as slices of flattened full tensors, for
-any number of ranks.
+all-gather returns the parameters (ZeRO stage 2, https://arxiv.org/abs/1910.02054). On one rank the share is
+everything, and nothing is sent. `start_…` is asynchronous; `gradients` and `finish` wait.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +14,11 @@ from torch import Tensor
 
 from nanolit.machine.device import rank, world_size
 
-SMALL = 1024  # elements; below this a parameter is updated on every rank (nanochat's threshold, untuned)
+# Elements; a smaller parameter is updated on every rank, because one all-reduce beats a reduce-scatter and an
+# all-gather of a few numbers (nanochat's threshold, 2026-01-11, untuned)
+SMALL = 1024
 
+# State leaves and enters as slices of flattened full tensors, so a checkpoint serves any number of ranks
 Read = Callable[[str, int, int], Tensor | None]
 
 
@@ -26,13 +28,14 @@ class StateSlice:
 
     tensor: Tensor
     start: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the whole, so that a reader on other ranks knows what to expect
 
 
 class MatrixStack:
-    """Whole matrices of one shape, dealt out in blocks of ceil(N / ranks); the last ranks may get fewer.
+    """Matrices of one shape, dealt out whole in blocks of ceil(N / ranks); the last ranks may get fewer.
 
-    The parameters live in one stack from here on, so that an update needs no copies: their `data` are views.
+    Whole, because Muon can't orthogonalise half a matrix. From here on the parameters live in one stack and
+    their `data` are views of it, so that an update needs no copies.
     """
 
     def __init__(self, names: list[str], params: list[Tensor]) -> None:
@@ -42,15 +45,17 @@ class MatrixStack:
         self.names = names[self.own]
         self.buffers: dict[str, Tensor] = {}
         self._work: dist.Work | None = None
-        self._sent_NRS: Tensor | None = None  # held until it has arrived
+        self._sent_NRS: Tensor | None = None  # kept alive until the ranks have received it
+        # Zeros fill up the last ranks' blocks: the collectives want equal shares
         self._stack_NRS = params[0].detach().new_zeros(self.share * world_size(), *params[0].shape)
         self._move_in()
 
     def add_buffer(self, name: str, shape: tuple[int, ...]) -> None:
-        """Zeros of the given shape for every owned matrix, stacked."""
+        """Add state: zeros of the given shape for every owned matrix, stacked."""
         self.buffers[name] = self.params[0].new_zeros(len(self.names), *shape)
 
     def start_reduce(self) -> None:
+        """Start to sum the gradients over ranks."""
         self._gradients = [gradient(param) for param in self.params]
         if world_size() > 1:
             self._sent_NRS = self._stack(self._gradients)
@@ -59,45 +64,53 @@ class MatrixStack:
             self._gradients = list(own_NRS[: len(self.names)])
 
     def gradients(self) -> list[Tensor]:
-        """The owned matrices' gradients, summed over ranks; waits for them."""
+        """Wait for and return the owned matrices' gradients, summed over ranks."""
         self._wait()
         self._sent_NRS = None
         return self._gradients
 
     def own_params(self) -> Tensor:
-        """The owned matrices; to change them is to change the parameters."""
+        """Return the owned matrices, a view: changing them changes the parameters."""
         self._move_in()
         return self._stack_NRS[self.own][: len(self.names)]
 
     def start_gather(self) -> None:
+        """Start to collect the updated matrices of all ranks."""
         if world_size() > 1:
             own_NRS = self._stack_NRS[self.own]
-            own_NRS = own_NRS if own_NRS.is_cuda else own_NRS.clone()  # gloo takes no part of its output
+            # NCCL gathers in place; gloo wants an input apart from its output
+            own_NRS = own_NRS if own_NRS.is_cuda else own_NRS.clone()
             self._work = dist.all_gather_into_tensor(self._stack_NRS, own_NRS, async_op=True)
 
     def finish(self) -> None:
+        """Wait until the parameters have arrived and free the gradients."""
         self._wait()
         del self._gradients
 
     def _move_in(self) -> None:
-        """Make parameters views of the stack that are not: all at first, later those that were replaced."""
+        """Make every parameter a view of the stack: all at first, later those whose memory was replaced."""
+        # Not strict: the padding at the end of the stack is nobody's. Loading weights or moving the model
+        # gives parameters new memory, so this is looked at again before each update.
         for param, place_RS in zip(self.params, self._stack_NRS, strict=False):
             if param.data_ptr() != place_RS.data_ptr():
                 place_RS.copy_(param.detach())
                 param.data = place_RS
 
     def state_slices(self) -> Iterator[tuple[str, StateSlice]]:
+        """Yield the owned state by "<parameter>/<buffer>"."""
         for buffer_name, buffer in self.buffers.items():
             for name, matrix in zip(self.names, buffer, strict=True):
                 yield f"{name}/{buffer_name}", StateSlice(matrix.flatten(), 0, tuple(matrix.shape))
 
     def load_state_slices(self, read: Read) -> None:
+        """Fill the owned state from `read`."""
         for buffer_name, buffer in self.buffers.items():
             for name, matrix in zip(self.names, buffer, strict=True):
                 fill(matrix.view(-1), read, f"{name}/{buffer_name}", start=0)
 
     def _stack(self, matrices: list[Tensor]) -> Tensor:
         stack_NRS = matrices[0].new_empty(self.share * world_size(), *matrices[0].shape)
+        # The one copy that sharding costs: gradients come in tensors of their own
         torch.stack(matrices, out=stack_NRS[: len(matrices)])
         stack_NRS[len(matrices) :].zero_()
         return stack_NRS
@@ -109,9 +122,12 @@ class MatrixStack:
 
 
 class FlatSlice:
-    """A slice of one flattened parameter: ceil(elements / ranks) on each rank, whatever its shape."""
+    """A slice of one flattened parameter: ceil(elements / ranks) on each rank, whatever its shape.
 
-    counts_in_norm = True  # whether this rank adds it to the sum over ranks of squared gradients
+    AdamW treats every number by itself, so it may be cut anywhere; nanochat wants the rows to divide evenly.
+    """
+
+    counts_in_norm = True  # this rank adds it to the sum over ranks of squared gradients
 
     def __init__(self, name: str, param: Tensor) -> None:
         self.name = name
@@ -120,16 +136,18 @@ class FlatSlice:
         self.share = self._share()
         self.start = min(self._first(), self.flat.numel())
         self.stop = min(self.start + self.share, self.flat.numel())
+        # Its own count, for Adam's bias correction: a phase that starts warm takes the count along
         self.num_steps = 0
         self.exp_avg = torch.zeros_like(self.own())
         self.exp_avg_sq = torch.zeros_like(self.own())
         self._work: dist.Work | None = None
 
     def own(self) -> Tensor:
-        """The owned slice, a view into the parameter."""
+        """Return the owned slice, a view into the parameter."""
         return self.flat[self.start : self.stop]
 
     def start_reduce(self) -> None:
+        """Start to sum the gradient over ranks."""
         self._full = gradient(self.param).reshape(-1)
         self._own = self._full
         if world_size() > 1:
@@ -138,24 +156,28 @@ class FlatSlice:
             self._work = dist.reduce_scatter_tensor(self._own, self._full, async_op=True)
 
     def gradients(self) -> Tensor:
-        """The owned slice's gradient, summed over ranks; waits for it."""
+        """Wait for and return the owned slice's gradient, summed over ranks."""
         self._wait()
         return self._own[: self.stop - self.start]
 
     def start_gather(self) -> None:
+        """Start to collect the updated slices of all ranks."""
         if world_size() > 1:
+            # Without padding the parameter itself receives the result, and `finish` has nothing to copy
             self._own = pad(self.own(), self.share)
             in_place = self.share * world_size() == self.flat.numel()
             self._full = self.flat if in_place else self.flat.new_empty(self.share * world_size())
             self._work = dist.all_gather_into_tensor(self._full, self._own, async_op=True)
 
     def finish(self) -> None:
+        """Wait until the parameter has arrived and free what was sent."""
         self._wait()
         if world_size() > 1 and self._full is not self.flat:
             self.flat.copy_(self._full[: self.flat.numel()])
         del self._full, self._own
 
     def state_slices(self) -> Iterator[tuple[str, StateSlice]]:
+        """Yield the owned state by "<parameter>/<buffer>"; rank 0 adds the number of steps."""
         shape = tuple(self.param.shape)
         if rank() == 0:
             yield f"{self.name}/step", StateSlice(torch.tensor([self.num_steps]), 0, (1,))
@@ -164,6 +186,7 @@ class FlatSlice:
             yield f"{self.name}/exp_avg_sq", StateSlice(self.exp_avg_sq, self.start, shape)
 
     def load_state_slices(self, read: Read) -> None:
+        """Fill the owned state from `read`."""
         num_steps = torch.zeros(1, dtype=torch.int64)
         fill(num_steps, read, f"{self.name}/step", start=0)
         self.num_steps = int(num_steps)
@@ -187,18 +210,21 @@ class Replica(FlatSlice):
 
     def __init__(self, name: str, param: Tensor) -> None:
         super().__init__(name, param)
+        # Every rank holds it whole, but its gradient must count only once in the norm that clipping takes
         self.counts_in_norm = rank() == 0
 
     def start_reduce(self) -> None:
+        """Start to sum the gradient over ranks."""
         self._full = self._own = gradient(self.param).reshape(-1)
         if world_size() > 1:
             self._full = self._own = self._full.clone()
             self._work = dist.all_reduce(self._own, async_op=True)
 
     def start_gather(self) -> None:
-        """Nothing to send: every rank computed the same."""
+        """Send nothing: every rank computed the same update."""
 
     def finish(self) -> None:
+        """Free the gradient."""
         del self._full, self._own
 
     def _share(self) -> int:
@@ -209,20 +235,21 @@ class Replica(FlatSlice):
 
 
 def gradient(param: Tensor) -> Tensor:
-    """The accumulated gradient; a parameter that took no part in the loss has gradient zero."""
+    """Return the accumulated gradient; zeros for a parameter that took no part in the loss."""
+    # Zeros rather than nothing: the collectives of all ranks must match
     return torch.zeros_like(param) if param.grad is None else param.grad
 
 
 def pad(x: Tensor, length: int) -> Tensor:
-    """x, with zeros appended along its first dimension up to length; x itself if it is that long."""
+    """Append zeros to x along its first dimension up to length; return x itself if it has that length."""
     if x.size(0) == length:
         return x
     return torch.cat([x, x.new_zeros(length - x.size(0), *x.shape[1:])])
 
 
 def fill(buffer: Tensor, read: Read, key: str, *, start: int) -> None:
-    """Fills the flat buffer with what `read` gives for [start, start + len(buffer)), or with zeros."""
-    if buffer.numel() == 0:
+    """Fill the flat buffer with what `read` gives for [start, start + len(buffer)), or with zeros."""
+    if buffer.numel() == 0:  # a rank whose share is empty
         return
     saved = read(key, start, start + buffer.numel())
     if saved is None:

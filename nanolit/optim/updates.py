@@ -2,6 +2,8 @@
 
 Plain functions of tensors, ready for torch.compile(fullgraph=True): what changes from step to step comes as
 0-D tensors, so that a schedule never recompiles; only flags and shapes are compiled in.
+
+"nanochat, <date>" is an entry of its dev/LOG.md, "#134" a pull request of KellerJordan/modded-nanogpt.
 """
 
 from typing import Literal
@@ -30,17 +32,22 @@ def muon_update(
     normalize_update: bool,
     cautious: bool,
 ) -> None:
-    """Updates parameters, momentum and second moment (None: no variance reduction) of N matrices in place.
+    """Update parameters, momentum and second moment (None: no variance reduction) of N matrices in place.
 
-    Muon: https://kellerjordan.github.io/posts/muon/ (Nesterov momentum, orthogonalised, scaled by sqrt(R/S)
-    where tall). The refinements and their order are nanochat's of 2026; each names its source below.
+    Muon (https://kellerjordan.github.io/posts/muon/) moves every singular direction of a matrix by the same
+    amount, where a gradient step mostly follows the few largest. The refinements and their order are
+    nanochat's of July 2026; each names its source below, and recipe=classic has none of them.
     """
+    # Nesterov: the momentum, looked at one step ahead by mixing in the gradient once more
     momentum_NRS.mul_(momentum).add_(grads_NRS * (1 - momentum))
     update_NRS = grads_NRS * (1 - momentum) + momentum_NRS * momentum
+    # Norms of rows are taken once: the balance below and the Frobenius norm both follow from them
     row_norms_NR1 = update_NRS.norm(dim=-1, keepdim=True)
     if equilibrate_rows:
         scales_NR1 = row_scales(row_norms_NR1)
         update_NRS, row_norms_NR1 = update_NRS * scales_NR1, row_norms_NR1 * scales_NR1
+    # Polar Express against Newton–Schulz: in the noise for nanochat (2026-01-10), 10 of 2,390 steps for
+    # modded-nanogpt (#134, n = 7)
     norm_N11 = row_norms_NR1.norm(dim=-2, keepdim=True)
     orthogonalize = {"newton_schulz": newton_schulz, "polar_express": polar_express}[orthogonalization]
     apply_update(
@@ -66,12 +73,17 @@ def apply_update(
     normalize_update: bool,
     cautious: bool,
 ) -> None:
-    """The half of `muon_update` that follows orthogonalising, in place."""
+    """Apply orthogonalised updates in place: rescale, decay, subtract. The second half of `muon_update`."""
     update_NRS = orthogonal_NRS.to(params_NRS.dtype)
     if normalize_update or second_moment is not None:
         update_NRS = rescale(update_NRS, second_moment, variance_beta, normalize=normalize_update)
     num_rows, num_columns = params_NRS.shape[-2:]
+    # A tall matrix (expand: 4C × C) gets √(rows / columns) of the rate, here 2×. Giving it to the wide ones
+    # instead was slightly worse at d12 (nanochat, 2026-02-03).
     lr = lr * max(1.0, num_rows / num_columns) ** 0.5
+    # Cautious decay (https://arxiv.org/abs/2411.16085): shrink only weights that the update shrinks as well,
+    # and never pull against the gradient. "Solid improvements" over plain decay (nanochat, 2026-01-10); 40
+    # steps and 2.3 of 139.9 s for modded-nanogpt (#154, n = 10).
     decay_NRS = weight_decay * params_NRS
     if cautious:
         decay_NRS = decay_NRS * (update_NRS * params_NRS >= 0)
@@ -79,25 +91,34 @@ def apply_update(
 
 
 def row_scales(norms_NR1: Tensor) -> Tensor:
-    """Scales that bring rows to their mean norm, before orthogonalising (MuonEq, arXiv 2603.28254)."""
+    """Return scales that bring rows to their mean norm (MuonEq, https://arxiv.org/abs/2603.28254)."""
+    # Balanced rows give the iteration a better conditioned matrix. "Very slight" gains at d12 and d24,
+    # together with Muon+ (nanochat, 4e014d3). It may also be why Muon by heads gained nothing there
+    # (2026-08-02).
     return norms_NR1.mean(dim=-2, keepdim=True) / norms_NR1.clamp_min(1e-10)
 
 
 def rescale(x_NRS: Tensor, second_moment: Tensor | None, beta: Tensor, *, normalize: bool) -> Tensor:
-    """Scales matrices, and their rows (columns, where wide); updates second_moment in place.
+    """Scale matrices, and their rows (columns, where wide); update second_moment in place.
 
-    normalize: matrices have the Frobenius norm of orthogonal ones, sqrt(min(R, S)) (Muon+, arXiv 2602.21545).
-    second_moment, (N, R, 1) or (where wide) (N, 1, S): divided by its running root mean square, at unchanged
-    Frobenius norm (NorMuon, https://arxiv.org/abs/2510.05491). The matrices are read once, for their mean
-    squares, from which all norms follow.
+    normalize: give matrices the Frobenius norm of orthogonal ones, √min(R, S). second_moment, (N, R, 1) or
+    (where wide) (N, 1, S): divide by its running root mean square, at unchanged Frobenius norm.
     """
+    # The matrices are read once, for their mean squares, from which all norms follow
     dim = variance_dim(*x_NRS.shape[-2:])
     mean_square, count = x_NRS.square().mean(dim=dim, keepdim=True), x_NRS.size(dim)
     norm_N11 = (mean_square.sum(dim=(-2, -1), keepdim=True) * count).sqrt()
     scale = torch.ones_like(norm_N11)
+    # Muon+ (https://arxiv.org/abs/2602.21545): five steps don't quite converge, so singular values end near 1
+    # but not at it; set the norm that exact ones would have. What it is worth: see row_scales.
     if normalize:
         scale = min(x_NRS.shape[-2:]) ** 0.5 / norm_N11.clamp_min(1e-10)
         mean_square, norm_N11 = mean_square * scale.square(), norm_N11 * scale
+    # NorMuon (https://arxiv.org/abs/2510.05491): Adam's second moment, one number per neuron instead of per
+    # weight, so that no row keeps getting larger steps than the others. The longer side is kept: 3,072
+    # numbers for d12's expand. "A very small improvement" (nanochat, 2026-01-10); 4.1 of 143 s for
+    # modded-nanogpt, with a corrected rate (#146, n = 10). Its decay is 0.9: as nanochat, which began with
+    # 0.95.
     if second_moment is not None:
         second_moment.mul_(beta).add_(mean_square * (1 - beta))
         divided = second_moment.clamp_min(1e-10).rsqrt()
@@ -107,7 +128,7 @@ def rescale(x_NRS: Tensor, second_moment: Tensor | None, beta: Tensor, *, normal
 
 
 def variance_dim(num_rows: int, num_columns: int) -> int:
-    """The side that the second moment averages over: the shorter one, so that it keeps the longer."""
+    """Return the dim that the second moment averages over: the shorter one, so that it keeps the longer."""
     return -1 if num_rows >= num_columns else -2
 
 
@@ -124,15 +145,20 @@ def adamw_update(
     correction1: Tensor,
     correction2: Tensor,
 ) -> None:
-    """AdamW in place, https://arxiv.org/abs/1711.05101; the corrections are 1 - beta^t of either moment.
+    """Apply AdamW in place (https://arxiv.org/abs/1711.05101); the corrections are 1 - beta^t of each moment.
 
-    Arithmetic in float32 at least, whatever the parameter is stored in; moments in the parameter's dtype.
+    Arithmetic in float32 or wider, whatever the parameter is stored in; moments in the parameter's dtype.
     """
+    # On a GPU embeddings and their moments are bfloat16, so steps below half its resolution are lost. Float32
+    # throughout made no difference from d12 to d28 (nanochat, 2026-08-22).
     dtype = torch.promote_types(param.dtype, torch.float32)
     wide_grad = grad.to(dtype)
     mean = exp_avg.to(dtype) * beta1 + wide_grad * (1 - beta1)
     mean_square = exp_avg_sq.to(dtype) * beta2 + wide_grad.square() * (1 - beta2)
     exp_avg.copy_(mean)
     exp_avg_sq.copy_(mean_square)
+    # eps is 1e-10 in both recipes, as nanochat, which gives no reason. A token seen once among 524,288 has a
+    # gradient of about 2e-6 of its own, which Adam's usual 1e-8 would damp. The danger: where the true
+    # gradient is zero, as for the residual scalars at step 1, rounding errors make full steps.
     denominator = (mean_square / correction2).sqrt() + eps
     param.copy_(param.to(dtype) * (1 - lr * weight_decay) - lr / correction1 * mean / denominator)

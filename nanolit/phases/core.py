@@ -1,4 +1,4 @@
-"""What every training phase shares. A phase adds only its loss.
+"""The training loop's hooks, shared by all phases: a phase adds only its loss.
 
 One optimizer step, in the order in which Lightning calls us:
 
@@ -37,7 +37,7 @@ from nanolit.optim.schedule import Schedule
 
 
 def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
-    """`gpt`, compiled at its first call; a later process finds what was compiled in torch's cache."""
+    """Return `gpt`, to be compiled at its first call; a later process finds the result in torch's cache."""
     import torch._functorch.config as functorch  # slow, and only needed here
     import torch.compiler.config as compiler
 
@@ -46,6 +46,8 @@ def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
     compiler.cache_key_tag = hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest()
     # Off by default, since a function might use what its graph doesn't show; ours use their arguments alone
     functorch.autograd_cache_allow_custom_autograd_functions = True
+    # Every micro-batch has one shape, so it may be a constant of the graph; the first step of a d12 takes 29
+    # s on an H200, 5 s from the cache (LOG.md, 2026-11-23)
     return torch.compile(gpt, dynamic=False)
 
 
@@ -55,6 +57,9 @@ class Phase(L.LightningModule):
     `groups` maps a role to its final settings (learning rates already scaled); `restore` is called with the
     fresh optimizer to load a checkpoint's state into it.
     """
+
+    # A resumed stage is a new Trainer for the steps that are left, so Lightning's loop state is never
+    # restored
 
     def __init__(
         self,
@@ -71,6 +76,8 @@ class Phase(L.LightningModule):
         super().__init__()
         self.gpt = gpt
         self.groups, self.optimizer_settings, self.schedule = groups, optimizer, schedule
+        # The schedule's clock. Lightning's global_step begins at 0 in every process, this goes on after a
+        # resume
         self.num_steps, self.finished_steps = num_steps, finished_steps
         self.restore = restore
         self.step_loss = torch.zeros(())
@@ -78,14 +85,21 @@ class Phase(L.LightningModule):
         self.num_processed = 0  # what the model took in for them: prompts and padding too
         self.position: dict[str, Any] = {}
         self.epoch = self.cropped_fraction = 0.0
-        # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`.
+        # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`. Otherwise
+        # every name in a checkpoint would begin with `_orig_mod.`, and texts of any length would compile
+        # anew.
         self.forward_gpt: Callable[..., Tensor] = compile_gpt(gpt) if compile else gpt
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """The sum of this micro-batch's loss over its learned tokens, in nats."""
+        """Return the sum of this micro-batch's loss over its learned tokens, in nats."""
+        # The model answers with the loss itself, because the logits of all tokens never exist
+        # (kernels/loss.py)
         return self.forward_gpt(ids_BT, targets_BT, reduction="sum")
 
     def configure_optimizers(self) -> MuonAdamW:
+        """Build the optimizer; Lightning calls this once, with the model on its device."""
+        # One optimizer for Muon and AdamW: with two, Lightning hands accumulation and the closure back to us.
+        # There is no lr_scheduler, because Lightning's move only rates: see set_multipliers.
         groups = build_groups(self.gpt.named_parameters(), self.gpt.parameter_roles(), self.groups)
         self.optimizer = MuonAdamW(groups, **self.optimizer_settings)
         if self.restore:
@@ -93,7 +107,7 @@ class Phase(L.LightningModule):
         return self.optimizer
 
     def metrics(self) -> dict[str, float]:
-        """What the last step measured besides its loss, over all ranks."""
+        """Return what the last step measured besides its loss, over all ranks."""
         return {}
 
     def set_multipliers(self) -> None:
@@ -102,6 +116,10 @@ class Phase(L.LightningModule):
         self.optimizer.set_multipliers(lr=now.lr, momentum=now.momentum, weight_decay=now.weight_decay)
 
     def training_step(self, batch: Step, _index: int) -> Tensor | None:
+        """Accumulate the gradients of a whole optimizer step; return the last micro-batch's loss."""
+        # One loader item is one optimizer step, not one micro-batch. Lightning's batch count, global_step,
+        # max_steps and validation interval then all count the same thing, its accumulate_grad_batches is not
+        # needed, and the number of learned tokens is known before the first backward pass.
         self.set_multipliers()
         total = torch.zeros((), device=self.device)
         loss = total
@@ -109,7 +127,11 @@ class Phase(L.LightningModule):
             if index:
                 loss.backward()
             ids_BT, targets_BT = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
+            # Σ / global count, not a mean of means: finetuning's micro-batches learn different numbers of
+            # tokens, and a mean would weigh a token more where there are few. The optimizer sums over ranks
+            # to match.
             loss = self.loss(ids_BT, targets_BT) / batch.num_tokens
+            # Kept on the device: reading it here would make the CPU wait for the GPU at every micro-batch
             total = total + loss.detach()
         self.step_loss, self.num_tokens = total, batch.num_tokens
         self.num_processed = world_size() * sum(ids_BT.numel() for ids_BT, _ in batch.micro_batches)
@@ -120,22 +142,27 @@ class Phase(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
+        """Run the closure and update, then clear the gradients for the next step's first micro-batch."""
         optimizer.step(closure=optimizer_closure)
         self.optimizer.zero_grad(set_to_none=True)
         self.finished_steps += 1
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: gradients were cleared after the last step, and hold those of earlier micro-batches."""
+        """Do nothing: Lightning calls this in the closure, when gradients hold the earlier micro-batches'."""
 
     def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
-        return batch  # training_step moves one micro-batch at a time
+        """Leave the batch where it is: training_step moves one micro-batch at a time."""
+        return batch
 
 
 class ShardedOptimizerStrategy(DDPStrategy):
-    """Process group, ranks and reductions of Lightning's DDP; gradients are the optimizer's own business."""
+    """Lightning's DDP for the process group, ranks and reductions; the optimizer exchanges the gradients.
+
+    Wrapping the module would all-reduce every gradient as well, twice the communication.
+    """
 
     def configure_ddp(self) -> None:
-        """Give every rank rank 0's parameters and buffers, in place of wrapping the module."""
+        """Give every rank rank 0's parameters and buffers, instead of wrapping the module."""
         assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             torch.distributed.broadcast(tensor.detach(), 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import save_release
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -22,7 +22,7 @@ def root(tmp_path_factory, taught_model, byte_tokenizer) -> Path:
     byte_tokenizer.save(root / "tokenizers" / "bytes")
     _release(root, "taught", "sft", taught_model, byte_tokenizer)
     with torch.no_grad():
-        rambling = GPT(**taught_model.hyperparameters | {"context": 16_384})
+        rambling = GPT(GPTConfig(**taught_model.hyperparameters | {"context": 16_384}))
         rambling.prepare(dtype=torch.float32)
         for parameter in rambling.parameters():
             parameter.zero_()

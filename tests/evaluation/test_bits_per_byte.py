@@ -10,29 +10,31 @@ import pytest
 import torch
 
 from nanolit.evaluation.bits_per_byte import bits_per_byte, unigram_bits_per_byte
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 
 TOKEN_BYTES = np.array([0, 1, 3, 2, 0, 5], dtype=np.int32)
 
 
 def small_gpt() -> GPT:
     gpt = GPT(
-        depth=1,
-        width=16,
-        heads=2,
-        kv_heads=2,
-        vocab_size=6,
-        context=16,
-        rope_base=10_000.0,
-        window_pattern="L",
-        value_embeddings=False,
-        residual_scalars=False,
-        smear=False,
-        backout=False,
-        qk_scale=1.0,
-        softcap=15.0,
-        initialization="modern",
-        vocab_multiple=1,
+        GPTConfig(
+            depth=1,
+            width=16,
+            heads=2,
+            kv_heads=2,
+            vocab_size=6,
+            context=16,
+            rope_base=10_000.0,
+            window_pattern="L",
+            value_embeddings=False,
+            residual_scalars=False,
+            smear=False,
+            backout=False,
+            qk_scale=1.0,
+            softcap=15.0,
+            initialization="modern",
+            vocab_multiple=1,
+        )
     )
     gpt.initialize(torch.Generator().manual_seed(0))
     with torch.no_grad():

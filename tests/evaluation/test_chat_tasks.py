@@ -22,7 +22,7 @@ from nanolit.evaluation.chat_tasks import (
 from nanolit.inference.engine import Completion, Engine
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import read_json
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.nanochat import build_model, read_checkpoint
 from nanolit.tasks.arc import ARC
 from nanolit.tasks.gsm8k import GSM8K
@@ -94,24 +94,26 @@ class Lucky(Task):
 def make_engine() -> Engine:
     """Two layers of width 32 with large random weights, so that prompts matter; every rank makes the same."""
     model = GPT(
-        depth=2,
-        width=32,
-        heads=2,
-        kv_heads=2,
-        vocab_size=265,
-        context=64,
-        rope_base=10_000.0,
-        window_pattern="L",
-        value_embeddings=False,
-        residual_scalars=False,
-        smear=False,
-        backout=False,
-        qk_scale=1.0,
-        softcap=60.0,  # far from saturation
-        initialization="classic",
-        vocab_multiple=64,
-        rope_dtype="compute",
-        softcap_dtype="float32",
+        GPTConfig(
+            depth=2,
+            width=32,
+            heads=2,
+            kv_heads=2,
+            vocab_size=265,
+            context=64,
+            rope_base=10_000.0,
+            window_pattern="L",
+            value_embeddings=False,
+            residual_scalars=False,
+            smear=False,
+            backout=False,
+            qk_scale=1.0,
+            softcap=60.0,  # far from saturation
+            initialization="classic",
+            vocab_multiple=64,
+            rope_dtype="compute",
+            softcap_dtype="float32",
+        )
     )
     generator = torch.Generator().manual_seed(1)
     model.prepare(dtype=torch.float32)

@@ -9,7 +9,7 @@ from tiny_gpt import EVERYTHING
 from torch import Tensor
 
 from nanolit.kernels.embedding import Embedding, sum_rows
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 
 V, C = 40, 8
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own, of compiling
@@ -105,7 +105,7 @@ def test_compiled_gradients_repeat_bit_for_bit_on_two_threads():
 
 
 def test_a_model_built_under_torchs_flag_is_deterministic(deterministic_algorithms):
-    gpt = GPT(**EVERYTHING)
+    gpt = GPT(GPTConfig(**EVERYTHING))
     assert not gpt.embedding.deterministic
     gpt.prepare()
     tables = [module for module in gpt.modules() if isinstance(module, Embedding)]

@@ -10,7 +10,7 @@ from nanolit.kernels import fp8, fp8_heads, fp8_mlp, mlp
 from nanolit.kernels import loss as loss_module
 from nanolit.kernels.attention import rotary_tables
 from nanolit.kernels.loss import summed_loss
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from tests.kernels.test_twins import split_in_torch
 from tests.model.tiny_gpt import EVERYTHING
 
@@ -221,7 +221,7 @@ def test_the_loss_is_near_float32(device, monkeypatch):
 def test_a_model_uses_fp8_for_its_large_products_and_only_where_gradients_are_wanted(monkeypatch):
     monkeypatch.setattr(fp8, "unavailable", lambda device: "")
     sizes = EVERYTHING | {"width": 128, "vocab_size": 256, "kv_heads": 4, "context": 32}
-    gpt, plain = GPT(**sizes), GPT(**sizes)
+    gpt, plain = GPT(GPTConfig(**sizes)), GPT(GPTConfig(**sizes))
     for one in (gpt, plain):
         one.initialize(torch.Generator().manual_seed(0))
         for name, parameter in one.named_parameters():  # outputs are zero at first
@@ -244,7 +244,7 @@ def test_a_model_uses_fp8_for_its_large_products_and_only_where_gradients_are_wa
 
 
 def test_a_cpu_is_refused_with_what_helps():
-    gpt = GPT(**EVERYTHING)
+    gpt = GPT(GPTConfig(**EVERYTHING))
     gpt.initialize(torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="this is cpu: give precision=bf16"):
         gpt.use_fp8()

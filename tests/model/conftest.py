@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_gpt import EVERYTHING, PLAIN
 
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 
 
 @pytest.fixture(params=["everything", "plain"])
@@ -20,7 +20,7 @@ def make_gpt() -> Callable[..., GPT]:
     """A GPT in which every path matters: weights that start as zero get noise too."""
 
     def make(flags: dict[str, Any] = EVERYTHING, **changes: Any) -> GPT:
-        gpt = GPT(**flags | changes)
+        gpt = GPT(GPTConfig(**flags | changes))
         generator = torch.Generator().manual_seed(1)
         gpt.initialize(generator)
         with torch.no_grad():

@@ -16,7 +16,7 @@ from nanolit.model.accounting import (
     size_from_depth,
     window_sizes,
 )
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.optim.groups import build_groups
 from nanolit.optim.muon_adamw import MuonAdamW
 
@@ -49,7 +49,7 @@ def test_published_models_have_the_published_counts(name, depth, total, flops):
     hyperparameters = recipe(name, depth)
     assert sum(parameter_counts(hyperparameters).values()) == total
     with torch.device("meta"):
-        assert sum(p.numel() for p in GPT(**hyperparameters).parameters()) == total
+        assert sum(p.numel() for p in GPT(GPTConfig(**hyperparameters)).parameters()) == total
     if flops is not None:
         assert flops_per_token(hyperparameters) == pytest.approx(
             flops, rel=1e-4 if name == "modern" else 1e-7
@@ -107,7 +107,7 @@ def test_memory_of_parameters_is_what_the_model_holds(name):
     """Oracle: the model's own tensors, embeddings in bfloat16."""
     hyperparameters = recipe(name, 4)
     with torch.device("meta"):
-        gpt = GPT(**hyperparameters)
+        gpt = GPT(GPTConfig(**hyperparameters))
         gpt.embedding.to(torch.bfloat16)
         gpt.value_embeddings.to(torch.bfloat16)
     held = sum(parameter.numel() * parameter.element_size() for parameter in gpt.parameters())
@@ -118,7 +118,7 @@ def test_memory_of_parameters_is_what_the_model_holds(name):
 def test_memory_of_the_optimizer_is_what_it_holds():
     """Oracle: the optimizer's own state of a tiny model; Muon's second moments are too small to count."""
     hyperparameters = recipe("modern", 2) | {"vocab_size": 512}
-    gpt = GPT(**hyperparameters)
+    gpt = GPT(GPTConfig(**hyperparameters))
     gpt.initialize(torch.Generator().manual_seed(0), dtype=torch.bfloat16)
     adamw = {"kind": "adamw", "lr": 0.1, "weight_decay": 0.0, "betas": [0.9, 0.9], "eps": 1e-8}
     settings = {role: dict(adamw) for role in gpt.parameter_roles().values()}

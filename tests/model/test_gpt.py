@@ -9,7 +9,7 @@ from tiny_gpt import EVERYTHING, PLAIN
 
 from nanolit.model.accounting import parameter_counts
 from nanolit.model.block import norm
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 
 
 def test_no_logit_depends_on_a_later_position(make_gpt, random_ids, flags):
@@ -85,13 +85,13 @@ def test_logits_are_capped_and_cover_the_vocabulary_without_padding(make_gpt, ra
 
 def test_initialize_after_meta_sets_every_parameter_and_buffer(flags):
     with torch.device("meta"):
-        gpt = GPT(**flags)
+        gpt = GPT(GPTConfig(**flags))
     gpt.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in (*gpt.parameters(), *gpt.buffers()):
             tensor.fill_(math.nan)
     gpt.initialize(torch.Generator().manual_seed(0))
-    direct = GPT(**flags)
+    direct = GPT(GPTConfig(**flags))
     direct.initialize(torch.Generator().manual_seed(0))
     for (name, ours), theirs in zip(
         (*gpt.named_parameters(), *gpt.named_buffers()),
@@ -103,7 +103,7 @@ def test_initialize_after_meta_sets_every_parameter_and_buffer(flags):
 
 
 def _initialized(flags: dict, **changes) -> dict[str, torch.Tensor]:
-    gpt = GPT(**flags | {"depth": 3, "width": 128} | changes)
+    gpt = GPT(GPTConfig(**flags | {"depth": 3, "width": 128} | changes))
     gpt.initialize(torch.Generator().manual_seed(0))
     return {name: parameter.detach() for name, parameter in gpt.named_parameters()}
 
@@ -149,7 +149,7 @@ def test_classic_initialization_shrinks_matrices_that_narrow():
 
 def test_roles_cover_every_parameter_and_agree_with_the_counts(flags):
     with torch.device("meta"):
-        gpt = GPT(**flags)
+        gpt = GPT(GPTConfig(**flags))
     roles, counts = gpt.parameter_roles(), {}
     for name, parameter in gpt.named_parameters():
         counts[roles[name]] = counts.get(roles[name], 0) + parameter.numel()
@@ -157,7 +157,7 @@ def test_roles_cover_every_parameter_and_agree_with_the_counts(flags):
 
 
 def test_hyperparameters_rebuild_the_same_model(flags):
-    assert GPT(**flags).hyperparameters == flags
+    assert GPT(GPTConfig(**flags)).hyperparameters == flags
 
 
 def test_training_graph_compiles_whole(make_gpt, random_ids, flags):

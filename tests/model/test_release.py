@@ -66,7 +66,7 @@ def test_a_second_release_replaces_the_first(save, make_gpt, tmp_path):
     save()
     model = make_gpt(depth=2)
     loaded, _ = load_release(save(model), device="cpu")
-    assert loaded.depth == 2
+    assert loaded.config.depth == 2
     assert sorted(os.listdir(tmp_path)) == ["release", "tokenizer"]
 
 

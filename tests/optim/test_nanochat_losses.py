@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.nanochat import GENERATIONS, canonical_name
 from nanolit.optim.groups import build_groups
 from nanolit.optim.muon_adamw import MuonAdamW
@@ -76,7 +76,7 @@ def train(recipe: str) -> tuple[GPT, list[float], np.ndarray]:
     """The model after the fixture's 20 batches, our losses before each update, and the original's."""
     folder = FIXTURES / FOLDERS[recipe]
     golden = np.load(folder / "golden.npz")
-    model = GPT(**GENERATIONS[recipe], **SIZE)
+    model = GPT(GPTConfig(**GENERATIONS[recipe], **SIZE))
     model.prepare(dtype=torch.float32)
     model.load_state_dict(renamed(load_file(folder / "init.safetensors")))
     rates = json.loads((folder / "about.json").read_text())["lr"]

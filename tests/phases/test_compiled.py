@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from nanolit.data.stream import Step
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.optim.schedule import Schedule
 from nanolit.phases.base import Base
 from nanolit.phases.core import compile_gpt
@@ -75,7 +75,7 @@ def build_gpt(recipe: str, **changes: Any) -> GPT:
     """Queries share key-value heads in pairs, and all layers but the last of an S pattern see 9 positions."""
     sizes = {"depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "vocab_size": VOCAB, "context": CONTEXT}
     flags = {"softcap": 15.0, "vocab_multiple": 64} | RECIPES[recipe]
-    gpt = GPT(**sizes | flags | changes)
+    gpt = GPT(GPTConfig(**sizes | flags | changes))
     generator = torch.Generator().manual_seed(0)
     gpt.initialize(generator, dtype=torch.float32)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What was typed to a job: Hydra composes, Python fills in what follows by rule, config/check.py looks at it.
+"""What was typed to a job: Hydra composes, the rules fill in what follows, config/check.py checks the result.
 
 Every error that a person can cause here is one ValueError of one line.
 """
@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +21,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nanolit.config.check import check_job, shape_of, unknown_key
+from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name
-from nanolit.config.schema import Job
+from nanolit.config.schema import SHORTHANDS, Choices, Job
 from nanolit.machine.paths import PACKAGE, conf_folder, home
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
@@ -42,9 +42,10 @@ def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
         config = compose_config(overrides)
-        job = fill(config, overrides)
-        given_name = job["run"]
-        check_job({**job, "run": given_name or ""})
+        choices = filled(config, overrides)
+        given_name = choices["run"]
+        check_job({**choices, "run": given_name or ""})
+        job = without_shorthands(choices)
         recipe = config.hydra.runtime.choices["recipe"]
         search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
         plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
@@ -62,23 +63,52 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
 
-def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
-    """Resolve to a plain dict; fill in data, stages, root and the GPU's name where they are null."""
+def filled(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Hydra's composition as a plain dict, after every rule; nothing of it is checked yet."""
     job = plain_dict(config)
+    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
+    for rule in RULES:
+        rule(job)
+    return job
+
+
+def without_shorthands(choices: dict[str, Any]) -> Job:
+    """The job alone: what the shorthands say is in its stages by now."""
+    return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
+
+
+def require_groups(job: dict[str, Any]) -> None:
+    """ValueError where a group was set to a value, `model: d4` in an experiment, instead of being chosen."""
     for group in ("model", "recipe", "cluster", "stage"):
         if not isinstance(job.get(group), dict):
             raise ValueError(
                 f"{group} is {job.get(group)!r}; choose one by name: {group}=…, or `override /{group}: …`"
             )
+
+
+def fill_data(job: dict[str, Any]) -> None:
+    """`data=null` is the recipe's corpus."""
     if job.get("data") is None:
         path = conf_folder() / "data" / f"{job['recipe']['corpus']}.yaml"
         job["data"] = OmegaConf.to_container(OmegaConf.load(path))
+
+
+def fill_stages(job: dict[str, Any]) -> None:
+    """`stages=null` is those of the phase."""
     job["stages"] = stages_of(job)
-    unused = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
-    for one in overrides:
-        if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in unused)):
+
+
+def drop_stages_of_other_recipes(job: dict[str, Any]) -> None:
+    """A stage that the recipe lacks has no settings; ValueError where one of them was typed."""
+    others = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
+    for one in job["overrides"]:
+        if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
             raise ValueError(f"{one}: {no_such_stage(job, one.split('.')[1])}")
-    job["stage"] = {stage: settings for stage, settings in job["stage"].items() if stage not in unused}
+    job["stage"] = {stage: settings for stage, settings in job["stage"].items() if stage not in others}
+
+
+def fill_mixtures(job: dict[str, Any]) -> None:
+    """The name of a mixture, or null for the recipe's, becomes its content."""
     recipe = job["recipe"]
     for stage in ("mid", "sft"):
         if stage in job["stage"]:
@@ -87,17 +117,37 @@ def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
                 recipe[stage]["epoch_tokens"] = None  # that of another mixture
             mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
             job["stage"][stage]["mixture"] = introduce(mixture, job)
-    job["chat_tasks"] = named(
-        "chat_evaluation",
-        job["chat_tasks"] or recipe["chat_tasks"],
-        key="chat_tasks",
-        mirror=recipe["mirror"],
-    )
+
+
+def fill_chat_tasks(job: dict[str, Any]) -> None:
+    """The name of the chat evaluation, or null for the recipe's, becomes its content."""
+    recipe = job["recipe"]
+    name = job["chat_tasks"] or recipe["chat_tasks"]
+    job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
+
+
+def fill_root(job: dict[str, Any]) -> None:
+    """`root=null` is NANOLIT_HOME, else ./runs."""
     job["root"] = str(home(job["root"]))
+
+
+def fill_gpu(job: dict[str, Any]) -> None:
+    """A local cluster has this machine's GPU."""
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
         job["cluster"]["gpu"] = gpu_of_this_machine()
-    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
-    return cast(Job, job)
+
+
+# From Hydra's composition to a job, in this order.
+RULES: tuple[Callable[[dict[str, Any]], None], ...] = (
+    require_groups,
+    fill_data,
+    fill_stages,
+    drop_stages_of_other_recipes,
+    fill_mixtures,
+    fill_chat_tasks,
+    fill_root,
+    fill_gpu,
+)
 
 
 def introduce(mixture: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +233,7 @@ def no_such_stage(job: dict[str, Any], stage: str) -> str:
 def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Job:
     """The job of this recipe, depth and seed and no other choice: what a plain run name means."""
     overrides = [f"recipe={recipe}", f"model.depth={depth}", f"seed={seed}", *search]
-    return fill(compose_config(overrides), overrides)
+    return without_shorthands(filled(compose_config(overrides), overrides))
 
 
 def gpu_of_this_machine() -> str:
@@ -217,7 +267,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
     if "." not in key:
-        known = set(groups()).union(shape_of("nanolit.config.schema.Job").keys) - {"overrides"}
+        known = {*groups(), *Choices.__annotations__} - {"overrides"}
         return place + unknown_key(key, known)
     parent = key.rpartition(".")[0]
     try:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from nanolit.config.build import build
-from nanolit.config.schema import Job
+from nanolit.config.schema import STAGES, Job
 from nanolit.machine.paths import tokenizers_folder
 
 # How a result is watched or foreseen, not what it is: never in a name, never a reason to refuse a resume.
-INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "encoder", "cache"}
-INDIFFERENT |= {"epoch_tokens", "epoch_questions", "epoch_steps"}  # the last: of older job.yaml
+INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "cache"}
+INDIFFERENT |= {"epoch_tokens", "epoch_questions"}
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
-STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 
 
 def decisive_settings(job: Job, stage: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""job.yaml, written and read: one of an earlier version is read as this version would have written it.
+
+A run is resumed only with the settings that it began with (`names.difference`), and an absent key counts as
+None there: without these tables every key that comes or goes would refuse every run begun before.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from nanolit.config.schema import SHORTHANDS, Job
+from nanolit.machine.paths import write_atomically
+
+# Keys that decided nothing when they were read: gone whatever their value.
+GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe.rl.epoch_steps")
+# Options that were removed, with the default that is now all there is: with another value a run is refused.
+REMOVED = {"stage.tokenizer.encoder": "nanolit"}
+REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
+# Keys that came later, with what the program did before them.
+ADDED: dict[str, Callable[[Job], Any]] = {"deterministic": lambda _job: False}
+
+
+def write_job(path: Path, job: Job) -> None:
+    write_atomically(path, yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True))
+
+
+def read_job(path: Path) -> Job:
+    """The job of a file; ValueError names an option that it chose and that this version doesn't have."""
+    job = cast(Job, upgraded(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    if chosen := removed_choices(job):
+        raise ValueError(
+            f"{path} has {', '.join(chosen)}, which this version no longer has; continue with the version "
+            "that began the run, or give another run=NAME"
+        )
+    return job
+
+
+def upgraded(job: dict[str, Any]) -> dict[str, Any]:
+    """A stored job with this version's keys; a removed option that was chosen stays, to be seen."""
+    for key in GONE:
+        parent = node_at(job, key)
+        if parent:
+            parent.pop(last_of(key), None)
+    for parent, name, default in removed_options(job):
+        if parent[name] == default:
+            del parent[name]
+    for key, before in ADDED.items():
+        parent = node_at(job, key)
+        if parent is not None and last_of(key) not in parent:
+            parent[last_of(key)] = before(cast(Job, job))
+    return job
+
+
+def removed_choices(job: Job) -> list[str]:
+    """The removed options that are still in an upgraded job, as they were typed: `key=value`."""
+    return [f"{name}={parent[name]}" for parent, name, _default in removed_options(job)]
+
+
+def removed_options(job: Any) -> list[tuple[dict[str, Any], str, Any]]:
+    """(mapping, key in it, default) of every removed option that the job has."""
+    options = [(node_at(job, key) or {}, last_of(key), default) for key, default in REMOVED.items()]
+    options += [
+        (node, name, default)
+        for node in mappings(job)
+        for (target, name), default in REMOVED_ARGUMENTS.items()
+        if node.get("_target_") == target
+    ]
+    return [(parent, name, default) for parent, name, default in options if name in parent]
+
+
+def mappings(node: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping of a job, itself included."""
+    if isinstance(node, dict):
+        yield node
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from mappings(value)
+
+
+def node_at(job: Any, key: str) -> dict[str, Any] | None:
+    """The mapping that holds a dotted key; None where there is none, as of a stage that the recipe lacks."""
+    for part in key.split(".")[:-1]:
+        job = job.get(part) if isinstance(job, dict) else None
+    return job if isinstance(job, dict) else None
+
+
+def last_of(key: str) -> str:
+    return key.rpartition(".")[2]

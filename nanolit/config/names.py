@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanolit.config.build import build
-from nanolit.config.schema import STAGES, Job
+from nanolit.config.schema import MODEL_STAGES, Job
 from nanolit.machine.paths import tokenizers_folder
 
 # How a result is watched or foreseen, not what it is: never in a name, never a reason to refuse a resume.
@@ -28,7 +28,7 @@ def decisive_settings(job: Job, stage: str | None = None) -> dict[str, Any]:
     if stage == "tokenizer":
         return {key: value for key, value in found.items() if key.startswith(("data.", "stage.tokenizer."))}
     others = tuple(
-        f"{node}.{other}." for node in ("stage", "recipe") for other in STAGES[1:] if other != stage
+        f"{node}.{other}." for node in ("stage", "recipe") for other in MODEL_STAGES if other != stage
     )
     return {key: value for key, value in found.items() if not key.startswith(others)}
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, NotRequired, get_args
 from typing_extensions import TypedDict  # typing's, which pydantic takes from Python 3.12 on
 
 StageName = Literal["tokenizer", "base", "mid", "sft", "rl"]
-STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order in which a run makes them
+STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order in which a run has them
+MODEL_STAGES = STAGES[1:]  # those that end in a model
 Target = dict[str, Any]  # `_target_`: a constructor's dotted name; the other keys: its arguments
 
 

@@ -6,7 +6,7 @@ None there: without these tables every key that comes or goes would refuse every
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -40,34 +40,43 @@ def read_job(path: Path) -> Job:
 def upgraded(job: dict[str, Any]) -> dict[str, Any]:
     """A stored job with this version's keys; a removed option that was chosen stays, to be seen."""
     for key in GONE:
-        parent = node_at(job, key)
-        if parent:
+        if parent := parent_of(job, key):
             parent.pop(last_of(key), None)
-    for parent, name, default in removed_options(job):
-        if parent[name] == default:
-            del parent[name]
+    for option in removed_options(job):
+        if option.parent[option.key] == option.default:
+            del option.parent[option.key]
     for key, before in ADDED.items():
-        parent = node_at(job, key)
+        parent = parent_of(job, key)
         if parent is not None and last_of(key) not in parent:
             parent[last_of(key)] = before(cast(Job, job))
     return job
 
 
 def removed_choices(job: Job) -> list[str]:
-    """The removed options that are still in an upgraded job, as they were typed: `key=value`."""
-    return [f"{name}={parent[name]}" for parent, name, _default in removed_options(job)]
+    """The removed options that are still in an upgraded job, `name=value`."""
+    return [f"{option.name}={option.parent[option.key]}" for option in removed_options(job)]
 
 
-def removed_options(job: Any) -> list[tuple[dict[str, Any], str, Any]]:
-    """(mapping, key in it, default) of every removed option that the job has."""
-    options = [(node_at(job, key) or {}, last_of(key), default) for key, default in REMOVED.items()]
+class Removed(NamedTuple):
+    """A removed option in a stored job: the mapping that has it, and its key there."""
+
+    parent: dict[str, Any]
+    key: str
+    default: Any
+    name: str  # for messages
+
+
+def removed_options(job: Any) -> list[Removed]:
+    options = [
+        Removed(parent_of(job, key) or {}, last_of(key), default, key) for key, default in REMOVED.items()
+    ]
     options += [
-        (node, name, default)
+        Removed(node, key, default, f"{last_of(target)}.{key}")
         for node in mappings(job)
-        for (target, name), default in REMOVED_ARGUMENTS.items()
+        for (target, key), default in REMOVED_ARGUMENTS.items()
         if node.get("_target_") == target
     ]
-    return [(parent, name, default) for parent, name, default in options if name in parent]
+    return [option for option in options if option.key in option.parent]
 
 
 def mappings(node: Any) -> Iterator[dict[str, Any]]:
@@ -78,7 +87,7 @@ def mappings(node: Any) -> Iterator[dict[str, Any]]:
         yield from mappings(value)
 
 
-def node_at(job: Any, key: str) -> dict[str, Any] | None:
+def parent_of(job: Any, key: str) -> dict[str, Any] | None:
     """The mapping that holds a dotted key; None where there is none, as of a stage that the recipe lacks."""
     for part in key.split(".")[:-1]:
         job = job.get(part) if isinstance(job, dict) else None

@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
+from nanolit.config.schema import MODEL_STAGES
 from nanolit.machine import arguments
 from nanolit.machine.exit import leave
 from nanolit.machine.paths import home, write_atomically
 from nanolit.report import card, compare, curves
-from nanolit.report.folders import STAGES, open_run
+from nanolit.report.folders import open_run
 
 PROG = "python -m nanolit.report"
 CARD_USAGE = """\
@@ -59,8 +60,8 @@ def run_comparison(words: list[str]) -> None:
     keys = ("run", "root", "plot", "stage", "column")
     settings = arguments.parse(words, prog=f"{PROG} compare", usage=COMPARE_USAGE, keys=keys)
     root, names = home(settings.get("root")), _runs(settings)
-    if (stage := settings.get("stage", "base")) not in STAGES[1:]:
-        raise ValueError(f"stage={stage} has no curves; allowed: {', '.join(STAGES[1:])}")
+    if (stage := settings.get("stage", "base")) not in MODEL_STAGES:
+        raise ValueError(f"stage={stage} has no curves; allowed: {', '.join(MODEL_STAGES)}")
     print(compare.compare(root, names))
     if "plot" not in settings:
         return

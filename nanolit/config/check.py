@@ -14,7 +14,7 @@ from typing_extensions import is_typeddict
 
 from nanolit.config.build import refuse_foreign_target
 from nanolit.config.schema import Choices
-from nanolit.config.signature import signature_of
+from nanolit.config.signature import Annotation, signature_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -32,13 +32,15 @@ WORDS = {
 FIRST = ("extra_forbidden", "missing")  # a misspelt key is told before what is missing for its sake
 
 
-def check_job(job: Mapping[str, Any]) -> None:
+def check_job(job: Mapping[str, object]) -> None:
     """ValueError names the first key that is unknown, missing or of the wrong type, and what is allowed."""
     check_mapping(job, Choices, path="")
     check_targets(job, path="")
 
 
-def check_mapping(node: Mapping[str, Any], kind: Any, *, path: str, takes_others: bool = False) -> None:
+def check_mapping(
+    node: Mapping[str, object], kind: Annotation, *, path: str, takes_others: bool = False
+) -> None:
     """Check a mapping against a TypedDict; `path` is its own key, "" for the whole job."""
     from pydantic import ValidationError
 
@@ -52,13 +54,13 @@ def check_mapping(node: Mapping[str, Any], kind: Any, *, path: str, takes_others
 
 
 @functools.cache
-def adapter(kind: Any) -> "TypeAdapter[Any]":
+def adapter(kind: Annotation) -> "TypeAdapter[object]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
 
 
-def check_targets(node: Any, *, path: str) -> None:
+def check_targets(node: object, *, path: str) -> None:
     """Check every `_target_` in a job, however deep, against the signature of what it names."""
     if isinstance(node, Mapping):
         if "_target_" in node:
@@ -70,7 +72,7 @@ def check_targets(node: Any, *, path: str) -> None:
             check_targets(value, path=joined(path, index))
 
 
-def check_target(node: Mapping[str, Any], *, path: str) -> None:
+def check_target(node: Mapping[str, object], *, path: str) -> None:
     """Check one `_target_` and its arguments; `_target_: null` builds nothing."""
     if node["_target_"] is None:
         return
@@ -80,7 +82,7 @@ def check_target(node: Mapping[str, Any], *, path: str) -> None:
     check_mapping(settings, signature.arguments, path=path, takes_others=signature.takes_others)
 
 
-def one_line(error: "ErrorDetails", kind: Any, path: str) -> str:
+def one_line(error: "ErrorDetails", kind: Annotation, path: str) -> str:
     """pydantic's error as one line: the key, what was got, what is allowed."""
     parent = kind
     for part in error["loc"]:
@@ -96,7 +98,7 @@ def one_line(error: "ErrorDetails", kind: Any, path: str) -> str:
     return f"{path} is {value!r} ({type(value).__name__}); it must be {words(kind)}"
 
 
-def member(kind: Any, part: str | int) -> Any:
+def member(kind: Annotation, part: str | int) -> Annotation:
     """The type of a key or an item below `kind`; None where it has none of that name."""
     kind = without_null(kind)
     if is_typeddict(kind):
@@ -107,7 +109,7 @@ def member(kind: Any, part: str | int) -> Any:
     return None
 
 
-def without_null(kind: Any) -> Any:
+def without_null(kind: Annotation) -> Annotation:
     """`X | None` → X; other types as they are."""
     others = [one for one in get_args(kind) if one is not NoneType]
     return others[0] if get_origin(kind) in (Union, UnionType) and len(others) == 1 else kind
@@ -119,7 +121,7 @@ def joined(path: str, part: str | int) -> str:
     return f"{path}.{part}" if path else part
 
 
-def words(kind: Any) -> str:
+def words(kind: Annotation) -> str:
     """A type in words, for messages: `int | None` is "an integer or null"."""
     origin = get_origin(kind)
     if origin in (Union, UnionType):

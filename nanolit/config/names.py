@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.build import build
 from nanolit.config.schema import MODEL_STAGES, Job
@@ -16,7 +15,7 @@ INDIFFERENT |= {"epoch_tokens", "epoch_questions"}
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
 
 
-def decisive_settings(job: Job, stage: str | None = None) -> dict[str, Any]:
+def decisive_settings(job: Job, stage: str | None = None) -> dict[str, object]:
     """Dotted key → value of all that decides the result: of the whole job, or of one stage alone.
 
     The cluster, the devices, the logger and what is only watched are not in it.
@@ -33,16 +32,18 @@ def decisive_settings(job: Job, stage: str | None = None) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.startswith(others)}
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested mappings to one with dotted keys; lists stay values."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in node.items():
-        below = isinstance(value, Mapping) and value
-        flat.update(flatten(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value})
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def difference(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     """Key → (old, new) where two flat mappings differ; an absent key counts as None."""
     keys = sorted(old.keys() | new.keys())
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
@@ -73,5 +74,5 @@ def tokenizer_folder(job: Job) -> Path:
     return tokenizers_folder(job["root"]) / tokenizer_name(job)
 
 
-def short_hash(content: Any, letters: int = 6) -> str:
+def short_hash(content: object, letters: int = 6) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:letters]

@@ -10,7 +10,8 @@ from typing_extensions import TypedDict  # typing's, which pydantic takes from P
 StageName = Literal["tokenizer", "base", "mid", "sft", "rl"]
 STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order in which a run has them
 MODEL_STAGES = STAGES[1:]  # those that end in a model
-Target = dict[str, Any]  # `_target_`: a constructor's dotted name; the other keys: its arguments
+Node = dict[str, Any]  # a mapping in a job.yaml, of whatever shape
+Target = Node  # `_target_`: a constructor's dotted name; the other keys: its arguments
 
 
 class Model(TypedDict):

@@ -14,7 +14,8 @@ from typing_extensions import TypedDict
 
 # Keyword-only arguments that the program derives and passes itself.
 DERIVED = {"nanolit.model.gpt.GPT": {"depth", "width", "heads", "kv_heads", "vocab_size", "context"}}
-NAMES: dict[str, Any] = {
+Annotation = Any  # int, list[str], float | None: typing has no name for what stands in a signature
+NAMES: dict[str, Annotation] = {
     **{kind.__name__: kind for kind in (int, float, str, bool, list, dict)},
     **{"Path": str, "Mapping": dict, "Sequence": Sequence, "Iterable": Iterable},
     **{"Literal": Literal, "Optional": Optional, "Union": Union},
@@ -25,7 +26,7 @@ typed_dict: Any = TypedDict  # called with fields that only the source knows
 
 
 class Signature(NamedTuple):
-    arguments: Any  # a TypedDict
+    arguments: Annotation  # a TypedDict
     takes_others: bool  # it has **kwargs
 
 
@@ -71,7 +72,7 @@ def signature_of_function(node: ast.FunctionDef, module: str, *, derived: set[st
     return Signature(typed_dict(node.name, fields), takes_others=arguments.kwarg is not None)
 
 
-def type_of(annotation: ast.expr | None, module: str) -> Any:
+def type_of(annotation: ast.expr | None, module: str) -> Annotation:
     """The type that an annotation means in `module`; Any where the source alone cannot tell."""
     if annotation is None:
         return Any
@@ -82,14 +83,14 @@ def type_of(annotation: ast.expr | None, module: str) -> Any:
     return Any if isinstance(kind, str) or "ForwardRef" in repr(kind) else kind
 
 
-class Names(dict[str, Any]):
+class Names(dict[str, Annotation]):
     """What a name means in a module's annotations: a plain type, an alias of the module, else Any."""
 
     def __init__(self, module: str) -> None:
         super().__init__(NAMES)
         self.module = module
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> Annotation:
         for node in syntax_tree(self.module).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
                 return type_of(node.value, self.module)

@@ -6,11 +6,11 @@ None there: without these tables every key that comes or goes would refuse every
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import yaml
 
-from nanolit.config.schema import SHORTHANDS, Job
+from nanolit.config.schema import SHORTHANDS, Job, Node
 from nanolit.machine.paths import write_atomically
 
 # Keys that decided nothing when they were read: gone whatever their value.
@@ -19,7 +19,7 @@ GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe
 REMOVED = {"stage.tokenizer.encoder": "nanolit"}
 REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
 # Keys that came later, with what the program did before them.
-ADDED: dict[str, Callable[[Job], Any]] = {"deterministic": lambda _job: False}
+ADDED: dict[str, Callable[[Job], object]] = {"deterministic": lambda _job: False}
 
 
 def write_job(path: Path, job: Job) -> None:
@@ -37,7 +37,7 @@ def read_job(path: Path) -> Job:
     return job
 
 
-def upgraded(job: dict[str, Any]) -> dict[str, Any]:
+def upgraded(job: Node) -> Node:
     """A stored job with this version's keys; a removed option that was chosen stays, to be seen."""
     for key in GONE:
         if parent := parent_of(job, key):
@@ -60,13 +60,13 @@ def removed_choices(job: Job) -> list[str]:
 class Removed(NamedTuple):
     """A removed option in a stored job: the mapping that has it, and its key there."""
 
-    parent: dict[str, Any]
+    parent: Node
     key: str
-    default: Any
+    default: object
     name: str  # for messages
 
 
-def removed_options(job: Any) -> list[Removed]:
+def removed_options(job: object) -> list[Removed]:
     options = [
         Removed(parent_of(job, key) or {}, last_of(key), default, key) for key, default in REMOVED.items()
     ]
@@ -79,7 +79,7 @@ def removed_options(job: Any) -> list[Removed]:
     return [option for option in options if option.key in option.parent]
 
 
-def mappings(node: Any) -> Iterator[dict[str, Any]]:
+def mappings(node: object) -> Iterator[Node]:
     """Every mapping of a job, itself included."""
     if isinstance(node, dict):
         yield node
@@ -87,7 +87,7 @@ def mappings(node: Any) -> Iterator[dict[str, Any]]:
         yield from mappings(value)
 
 
-def parent_of(job: Any, key: str) -> dict[str, Any] | None:
+def parent_of(job: object, key: str) -> Node | None:
     """The mapping that holds a dotted key; None where there is none, as of a stage that the recipe lacks."""
     for part in key.split(".")[:-1]:
         job = job.get(part) if isinstance(job, dict) else None

@@ -6,7 +6,7 @@ None there: without these tables every key that comes or goes would refuse every
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import yaml
 
@@ -29,7 +29,7 @@ def write_job(path: Path, job: Job) -> None:
 def read_job(path: Path) -> Job:
     """The job of a file; ValueError names an option that it chose and that this version doesn't have."""
     job = cast(Job, upgraded(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    if chosen := removed_choices(job):
+    if chosen := [f"{name}={parent[key]}" for parent, key, _default, name in removed_options(job)]:
         raise ValueError(
             f"{path} has {', '.join(chosen)}, which this version no longer has; continue with the version "
             "that began the run, or give another run=NAME"
@@ -42,9 +42,9 @@ def upgraded(job: Node) -> Node:
     for key in GONE:
         if parent := parent_of(job, key):
             parent.pop(last_of(key), None)
-    for option in removed_options(job):
-        if option.parent[option.key] == option.default:
-            del option.parent[option.key]
+    for parent, key, default, _name in removed_options(job):
+        if parent[key] == default:
+            del parent[key]
     for key, before in ADDED.items():
         parent = parent_of(job, key)
         if parent is not None and last_of(key) not in parent:
@@ -52,31 +52,16 @@ def upgraded(job: Node) -> Node:
     return job
 
 
-def removed_choices(job: Job) -> list[str]:
-    """The removed options that are still in an upgraded job, `name=value`."""
-    return [f"{option.name}={option.parent[option.key]}" for option in removed_options(job)]
-
-
-class Removed(NamedTuple):
-    """A removed option in a stored job: the mapping that has it, and its key there."""
-
-    parent: Node
-    key: str
-    default: object
-    name: str  # for messages
-
-
-def removed_options(job: object) -> list[Removed]:
-    options = [
-        Removed(parent_of(job, key) or {}, last_of(key), default, key) for key, default in REMOVED.items()
-    ]
+def removed_options(job: object) -> list[tuple[Node, str, object, str]]:
+    """(mapping that has it, its key there, default, name for messages) of each removed option in the job."""
+    options = [(parent_of(job, key) or {}, last_of(key), default, key) for key, default in REMOVED.items()]
     options += [
-        Removed(node, key, default, f"{last_of(target)}.{key}")
+        (node, key, default, f"{last_of(target)}.{key}")
         for node in mappings(job)
         for (target, key), default in REMOVED_ARGUMENTS.items()
         if node.get("_target_") == target
     ]
-    return [option for option in options if option.key in option.parent]
+    return [option for option in options if option[1] in option[0]]
 
 
 def mappings(node: object) -> Iterator[Node]:

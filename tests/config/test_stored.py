@@ -1,10 +1,13 @@
 """A job.yaml of an earlier version is read as this version would have written it."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
+from typing_extensions import is_typeddict
 
 from nanolit.config.check import check_mapping
 from nanolit.config.compose import compose
@@ -12,7 +15,8 @@ from nanolit.config.names import decisive_settings
 from nanolit.config.schema import SHORTHANDS, Job
 from nanolit.config.stored import read_job, upgraded, write_job
 
-FORMAT_1 = Path(__file__).parent.parent / "fixtures" / "run_format_1" / "runs" / "tiny" / "base" / "job.yaml"
+REPOSITORY = Path(__file__).resolve().parents[2]
+FORMAT_1 = REPOSITORY / "tests" / "fixtures" / "run_format_1" / "runs" / "tiny" / "base" / "job.yaml"
 
 
 def stored(tmp_path: Path, **stages: dict[str, Any]) -> Path:
@@ -62,6 +66,28 @@ def test_a_removed_argument_of_a_target_refuses_where_it_was_chosen(tmp_path, co
             read_job(path)
     else:
         assert read_job(path)["stage"]["rl"]["task"] == task
+
+
+def keys_of(kind: Any) -> Iterator[str]:
+    """Every key of a TypedDict and of those below it."""
+    for key, below in get_type_hints(kind).items():
+        yield key
+        for one in (below, *get_args(below)):
+            if is_typeddict(one):
+                yield from keys_of(one)
+
+
+def test_a_key_that_nothing_reads_does_not_exist():
+    """Oracle: the source of what composes, plans and runs a job, where a key stands in quotes."""
+    source = "".join(
+        path.read_text()
+        for folder in ("nanolit", "launch")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if path.name != "schema.py"
+    )
+    assert {"total_batch", "kind", "questions"} <= set(keys_of(Job))
+    quoted = set(re.findall(r"""["'](\w+)["']""", source))
+    assert set(keys_of(Job)) - quoted == set()
 
 
 def test_what_is_no_whole_job_is_left_as_it_is():

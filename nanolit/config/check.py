@@ -29,7 +29,8 @@ WORDS = {
     dict: "a mapping",
     list: "a list",
 }
-FIRST = ("extra_forbidden", "missing")  # a misspelt key is told before what is missing for its sake
+# A misspelt key is told before what is missing for its sake, and what is at the top before what is below.
+FIRST = {"extra_forbidden": 0, "missing": 1}
 
 
 def check_job(job: Mapping[str, object]) -> None:
@@ -49,7 +50,7 @@ def check_mapping(
         adapter(kind).validate_python(node, strict=True, extra=extra)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
-        first = min(errors, key=lambda one: FIRST.index(one["type"]) if one["type"] in FIRST else len(FIRST))
+        first = min(errors, key=lambda one: (FIRST.get(one["type"], 2), len(one["loc"])))
         raise ValueError(one_line(first, kind, path)) from error
 
 

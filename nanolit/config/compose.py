@@ -112,7 +112,7 @@ def fill_mixtures(job: Choices) -> None:
     """The name of a mixture, or null for the recipe's, becomes its content."""
     recipe, stages = cast(Node, job["recipe"]), cast(Node, job["stage"])
     for stage in ("mid", "sft"):
-        if stage in stages:
+        if isinstance(stages.get(stage), dict) and isinstance(recipe.get(stage), dict):
             wish = stages[stage]["mixture"] or recipe[stage]["mixture"]
             if wish != recipe[stage]["mixture"]:
                 recipe[stage]["epoch_tokens"] = None  # that of another mixture
@@ -129,7 +129,8 @@ def fill_chat_tasks(job: Choices) -> None:
 
 def fill_root(job: Choices) -> None:
     """`root=null` is NANOLIT_HOME, else ./runs."""
-    job["root"] = str(home(job["root"]))
+    if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
+        job["root"] = str(home(job["root"]))
 
 
 def fill_gpu(job: Choices) -> None:

@@ -50,14 +50,38 @@ def signature_of(target: str, path: str) -> Signature:
 
 
 def signature_of_class(node: ast.ClassDef, module: str, path: str) -> Signature:
-    """The signature of `__init__`: the class's own, else that of its first base in the same module."""
+    """The signature of `__init__`: the class's own, else that of its first base in the same module.
+
+    `__init__(self, config: GPTConfig)` takes the fields of that dataclass.
+    """
+    derived = DERIVED.get(f"{module}.{node.name}", set())
     for line in node.body:
         if isinstance(line, ast.FunctionDef) and line.name == "__init__":
-            return signature_of_function(line, module, derived=DERIVED.get(f"{module}.{node.name}", set()))
+            if config := config_of(line, module):
+                return signature_of_dataclass(config, module, derived=derived)
+            return signature_of_function(line, module, derived=derived)
     bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
     if bases:
         return signature_of(f"{module}.{bases[0]}", path)
     return Signature(typed_dict(node.name, {}), takes_others=False)
+
+
+def config_of(init: ast.FunctionDef, module: str) -> ast.ClassDef | None:
+    """The class of `config` in `__init__(self, config: …)`; None for any other signature."""
+    argument = init.args.args[-1]
+    if argument.arg != "config" or not isinstance(argument.annotation, ast.Name):
+        return None
+    classes = [node for node in syntax_tree(module).body if isinstance(node, ast.ClassDef)]
+    return next((node for node in classes if node.name == argument.annotation.id), None)
+
+
+def signature_of_dataclass(node: ast.ClassDef, module: str, *, derived: set[str]) -> Signature:
+    fields = {}
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and (name := ast.unparse(line.target)) not in derived:
+            kind = type_of(line.annotation, module)
+            fields[name] = kind if line.value is None else NotRequired[kind]
+    return Signature(typed_dict(node.name, fields), takes_others=False)
 
 
 def signature_of_function(node: ast.FunctionDef, module: str, *, derived: set[str]) -> Signature:

@@ -23,13 +23,13 @@ from typing import Any, cast
 import modal
 
 from nanolit.config.schema import Job, StageName
+from nanolit.config.stored import write_job
 from nanolit.jobs.execute import (
     check_root,
     check_stages,
     fetch_data,
     make_tokenizer,
     with_tokenizer,
-    write_job,
 )
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise

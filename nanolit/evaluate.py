@@ -38,11 +38,11 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     """The scores by name, printed as they come."""
     from nanolit.config.build import build
     from nanolit.config.compose import named
+    from nanolit.config.stored import read_job
     from nanolit.data.pretrain import make_pretraining, training_texts
     from nanolit.evaluation.bits_per_byte import bits_per_byte, describe_rows, unigram_bits_per_byte
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.inference.engine import Engine
-    from nanolit.jobs.execute import read_job
     from nanolit.language_model import find_release, load_language_model
     from nanolit.machine.paths import home, read_json
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 
+from nanolit.config.schema import MODEL_STAGES
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import pick_device
 from nanolit.machine.paths import home, run_folder
 from nanolit.model.gpt import GPT
 from nanolit.model.release import load_release
 from nanolit.tokenizer.bpe import Tokenizer
-
-STAGES = ("base", "mid", "sft", "rl")  # in the order in which a run makes them
 
 
 class LanguageModel:
@@ -66,8 +65,8 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
         return path
     run, _, stage = str(run_or_release).partition("/")
     folder = run_folder(home(root), run)
-    if stage in ("", *STAGES) and run not in ("", ".", ".."):
-        for name in [stage] if stage else reversed(STAGES):
+    if stage in ("", *MODEL_STAGES) and run not in ("", ".", ".."):
+        for name in [stage] if stage else reversed(MODEL_STAGES):
             if (folder / name / "release" / "gpt.json").is_file():
                 return folder / name / "release"
     if folder.is_dir() and run:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanolit.config.check import shape_of
 from nanolit.config.compose import compose, options
-from nanolit.jobs.execute import write_job
+from nanolit.config.schema import Choices
+from nanolit.config.stored import write_job
 from nanolit.machine.paths import conf_folder
 from nanolit.planning.plans import fresh_plan
 
@@ -112,6 +112,9 @@ def test_every_group_of_the_design_is_there():
         (["seed=true"], "seed is True (bool)", "an integer"),
         (["compile=1"], "compile is 1 (int)", "true or false or null"),
         (["precision=fp16"], "precision is 'fp16'", "one of bf16, fp32, fp8 or null"),
+        (["root=3"], "root is 3 (int)", "text"),
+        (["stage.sft=null"], "stage.sft is None (NoneType)", "a mapping"),
+        (["recipe.sft=null"], "recipe.sft is None (NoneType)", "a mapping"),
         (["phase=mid"], "recipe=modern has no stage mid", "tokenizer, base, sft, rl"),
         (["stage.mid.lr_scale=0.5"], "stage.mid.lr_scale=0.5", "recipe=modern has no stage mid"),
         (["stages=[sft,base]"], "stages=[sft, base]", "give stages=[base, sft]"),
@@ -141,6 +144,14 @@ def test_a_bad_choice_is_one_line_that_names_what_is_allowed(overrides, got, rem
         compose(overrides)
     assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_word_is_refused_by_the_name_that_was_typed():
+    """Not stage.base.max_steps, where it ends up."""
+    with pytest.raises(ValueError, match=r"^max_steps is 'five' .str.; it must be an integer or null$"):
+        compose(["max_steps=five"])
+    with pytest.raises(ValueError, match=r"^micro_batch is 2.0 .float.; it must be an integer or one of"):
+        compose(["micro_batch=2.0"])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +236,7 @@ def test_an_experiment_opens_with_what_it_takes(name):
 
 def test_the_help_names_every_top_level_key():
     text = (conf_folder() / "hydra" / "help" / "nanolit.yaml").read_text()
-    keys = set(shape_of("nanolit.config.schema.Job").keys) - {"overrides", "stage", "phase"} - GROUPS.keys()
+    keys = set(Choices.__annotations__) - {"overrides", "stage", "phase"} - GROUPS.keys()
     assert {key for key in keys if key not in text} == set()
 
 

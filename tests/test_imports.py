@@ -44,7 +44,7 @@ PACKAGES: dict[str, set[str]] = {
     "evaluation": {"inference", "model", "tokenizer", "tasks", "machine.device"},
     "phases": {"data", "inference", "model", "optim", "tokenizer", "tasks", "machine"},
     "callbacks": {"evaluation", "inference", "optim", "phases", "tokenizer", "tasks", "machine"},
-    "report": {"machine"},
+    "report": {"config.names", "config.schema", "config.stored", "machine"},
     "chat": {"inference", "machine.device"},
     "jobs": {
         "callbacks",

@@ -1,4 +1,4 @@
-"""Words typed to a checked job: the shape of a job, Hydra's composition, the check, and the names of runs.
+"""Words typed to a checked job: the shape of a job, Hydra's composition, the check, stored jobs, names.
 
 Takes overrides as they are typed on a command line.
 Gives one checked job, or a ValueError of one line with the key, what is allowed and the nearest spelling.

@@ -3,10 +3,12 @@
 import importlib
 from typing import Any
 
+from nanolit.config.schema import Target
+
 ALLOWED = ("nanolit.", "lightning.pytorch.")
 
 
-def build(node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+def build(node: Target, *args: Any, **kwargs: Any) -> Any:
     """Call the target with the node's other keys; `args` and `kwargs` are what the program adds."""
     refuse_foreign_target(node["_target_"], "the job")
     module, _, name = node["_target_"].rpartition(".")
@@ -17,7 +19,7 @@ def build(node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     return target(*args, **settings, **kwargs)
 
 
-def refuse_foreign_target(target: Any, path: str) -> None:
+def refuse_foreign_target(target: object, path: str) -> None:
     """ValueError unless `target` is below an allowed package: a configuration must not run arbitrary code."""
     if not isinstance(target, str) or not target.startswith(ALLOWED) or ".." in target:
         raise ValueError(f"{path}._target_ is {target!r}; it must begin with {' or '.join(ALLOWED)}")

@@ -1,4 +1,4 @@
-"""What was typed to a job: Hydra composes, Python fills in what follows by rule, config/check.py looks at it.
+"""What was typed to a job: Hydra composes, the rules fill in what follows, config/check.py checks the result.
 
 Every error that a person can cause here is one ValueError of one line.
 """
@@ -7,7 +7,7 @@ import difflib
 import functools
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nanolit.config.check import check_job, shape_of, unknown_key
+from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name
-from nanolit.config.schema import Job
+from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
 from nanolit.machine.paths import PACKAGE, conf_folder, home
 from nanolit.machine.system import gpu_names
 
@@ -41,9 +41,10 @@ def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
         config = compose_config(overrides)
-        job = fill(config, overrides)
-        given_name = job["run"]
-        check_job({**job, "run": given_name or ""})
+        choices = filled(config, overrides)
+        given_name = choices["run"]
+        check_job({**choices, "run": given_name or ""})
+        job = without_shorthands(choices)
         recipe = config.hydra.runtime.choices["recipe"]
         search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
         plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
@@ -61,45 +62,96 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
 
-def fill(config: DictConfig, overrides: Sequence[str]) -> Job:
-    """Resolve to a plain dict; fill in data, stages, root and the GPU's name where they are null."""
+def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
+    """Hydra's composition as a plain dict, after every rule; nothing of it is checked yet."""
     job = plain_dict(config)
+    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
+    for rule in RULES:
+        rule(job)
+    return job
+
+
+def without_shorthands(choices: Choices) -> Job:
+    """The job alone: what the shorthands say is in its stages by now."""
+    return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
+
+
+def require_groups(job: Choices) -> None:
+    """ValueError where a group was set to a value, `model: d4` in an experiment, instead of being chosen."""
     for group in ("model", "recipe", "cluster", "stage"):
         if not isinstance(job.get(group), dict):
             raise ValueError(
                 f"{group} is {job.get(group)!r}; choose one by name: {group}=…, or `override /{group}: …`"
             )
+
+
+def fill_data(job: Choices) -> None:
+    """`data=null` is the recipe's corpus."""
     if job.get("data") is None:
         path = conf_folder() / "data" / f"{job['recipe']['corpus']}.yaml"
-        job["data"] = OmegaConf.to_container(OmegaConf.load(path))
+        job["data"] = cast(Target, OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def fill_stages(job: Choices) -> None:
+    """`stages=null` is those of the phase."""
     job["stages"] = stages_of(job)
-    unused = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
-    for one in overrides:
-        if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in unused)):
+
+
+def drop_stages_of_other_recipes(job: Choices) -> None:
+    """A stage that the recipe lacks has no settings; ValueError where one of them was typed."""
+    others = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
+    for one in job["overrides"]:
+        if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
             raise ValueError(f"{one}: {no_such_stage(job, one.split('.')[1])}")
-    job["stage"] = {stage: settings for stage, settings in job["stage"].items() if stage not in unused}
-    recipe = job["recipe"]
+    kept = {stage: settings for stage, settings in job["stage"].items() if stage not in others}
+    job["stage"] = cast(Stages, kept)
+
+
+def fill_mixtures(job: Choices) -> None:
+    """The name of a mixture, or null for the recipe's, becomes its content."""
+    recipe, stages = cast(Node, job["recipe"]), cast(Node, job["stage"])
     for stage in ("mid", "sft"):
-        if stage in job["stage"]:
-            wish = job["stage"][stage]["mixture"] or recipe[stage]["mixture"]
+        if isinstance(stages.get(stage), dict) and isinstance(recipe.get(stage), dict):
+            wish = stages[stage]["mixture"] or recipe[stage]["mixture"]
             if wish != recipe[stage]["mixture"]:
                 recipe[stage]["epoch_tokens"] = None  # that of another mixture
             mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
-            job["stage"][stage]["mixture"] = introduce(mixture, job)
-    job["chat_tasks"] = named(
-        "chat_evaluation",
-        job["chat_tasks"] or recipe["chat_tasks"],
-        key="chat_tasks",
-        mirror=recipe["mirror"],
-    )
-    job["root"] = str(home(job["root"]))
+            stages[stage]["mixture"] = introduce(mixture, job)
+
+
+def fill_chat_tasks(job: Choices) -> None:
+    """The name of the chat evaluation, or null for the recipe's, becomes its content."""
+    recipe = job["recipe"]
+    name = job["chat_tasks"] or recipe["chat_tasks"]
+    job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
+
+
+def fill_root(job: Choices) -> None:
+    """`root=null` is NANOLIT_HOME, else ./runs."""
+    if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
+        job["root"] = str(home(job["root"]))
+
+
+def fill_gpu(job: Choices) -> None:
+    """A local cluster has this machine's GPU."""
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
         job["cluster"]["gpu"] = gpu_of_this_machine()
-    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
-    return cast(Job, job)
 
 
-def introduce(mixture: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+# From Hydra's composition to a job, in this order.
+RULES: tuple[Callable[[Choices], None], ...] = (
+    require_groups,
+    fill_data,
+    fill_stages,
+    drop_stages_of_other_recipes,
+    fill_mixtures,
+    fill_chat_tasks,
+    fill_root,
+    fill_gpu,
+)
+
+
+def introduce(mixture: Mixture, job: Choices) -> Mixture:
     """The mixture with the conversations of `identity=`; phase=identity and a file of one's own add them to a
     mixture without any, twice, as nanochat's finetuning of early 2026 has them."""
     sources = mixture.get("sources")
@@ -115,7 +167,7 @@ def introduce(mixture: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     return mixture
 
 
-def named(folder: str, name: Any, *, key: str, mirror: str) -> dict[str, Any]:
+def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
     """The content of conf/<folder>/<name>.yaml or of a user's YAML file, its mirror filled in."""
     path = conf_folder() / folder / f"{name}.yaml"
     if str(name).endswith((".yaml", ".yml")):
@@ -128,7 +180,7 @@ def named(folder: str, name: Any, *, key: str, mirror: str) -> dict[str, Any]:
     found = OmegaConf.to_container(content, resolve=True)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is a list; it must be a mapping, like those of conf/{folder}")
-    return cast(dict[str, Any], found)
+    return found
 
 
 def check_name(run: str) -> str:
@@ -140,7 +192,7 @@ def check_name(run: str) -> str:
     return run
 
 
-def plain_dict(config: DictConfig) -> dict[str, Any]:
+def plain_dict(config: DictConfig) -> Choices:
     try:
         job = OmegaConf.to_container(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
@@ -150,30 +202,31 @@ def plain_dict(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
     assert isinstance(job, dict)
-    return cast(dict[str, Any], job)
+    return cast(Choices, job)
 
 
-def stages_of(job: dict[str, Any]) -> list[str]:
+def stages_of(job: Choices) -> list[StageName]:
     """The stages of the phase, or those that were asked for: known to the recipe, in its order."""
     has = job["recipe"]["stages"]
     stages = job.get("stages")
     if stages is None and job.get("phase") == "speedrun":
         stages = [stage for stage in has if stage != "rl" or job["rl"]]
     elif stages is None and job.get("phase") == "identity":
-        stages = [stage for stage in ("mid", "sft") if stage in has]
+        stages = [stage for stage in has if stage in ("mid", "sft")]
     if not stages or not isinstance(stages, list):
         raise ValueError(f"stages is {stages!r}; choose a phase, or a list like stages=[base]")
     for stage in stages:
         if stage not in has:
             raise ValueError(no_such_stage(job, stage))
-    if stages != (ordered := [stage for stage in has if stage in stages]):
+    ordered: list[StageName] = [stage for stage in has if stage in stages]
+    if stages != ordered:
         raise ValueError(
             f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
         )
-    return stages
+    return ordered
 
 
-def no_such_stage(job: dict[str, Any], stage: str) -> str:
+def no_such_stage(job: Choices, stage: str) -> str:
     recipe = job["recipe"]
     return f"recipe={recipe['name']} has no stage {stage}; its stages: {', '.join(recipe['stages'])}"
 
@@ -182,7 +235,7 @@ def no_such_stage(job: dict[str, Any], stage: str) -> str:
 def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Job:
     """The job of this recipe, depth and seed and no other choice: what a plain run name means."""
     overrides = [f"recipe={recipe}", f"model.depth={depth}", f"seed={seed}", *search]
-    return fill(compose_config(overrides), overrides)
+    return without_shorthands(filled(compose_config(overrides), overrides))
 
 
 def gpu_of_this_machine() -> str:
@@ -211,7 +264,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
     if "." not in key:
-        known = set(groups()).union(shape_of("nanolit.config.schema.Job").keys) - {"overrides"}
+        known = {*groups(), *Choices.__annotations__} - {"overrides"}
         return place + unknown_key(key, known)
     parent = key.rpartition(".")[0]
     try:

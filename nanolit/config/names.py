@@ -4,20 +4,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.build import build
-from nanolit.config.schema import Job
+from nanolit.config.schema import MODEL_STAGES, Job
 from nanolit.machine.paths import tokenizers_folder
 
 # How a result is watched or foreseen, not what it is: never in a name, never a reason to refuse a resume.
-INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "encoder", "cache"}
-INDIFFERENT |= {"epoch_tokens", "epoch_questions", "epoch_steps"}  # the last: of older job.yaml
+INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "cache"}
+INDIFFERENT |= {"epoch_tokens", "epoch_questions"}
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
-STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 
 
-def decisive_settings(job: Job, stage: str | None = None) -> dict[str, Any]:
+def decisive_settings(job: Job, stage: str | None = None) -> dict[str, object]:
     """Dotted key → value of all that decides the result: of the whole job, or of one stage alone.
 
     The cluster, the devices, the logger and what is only watched are not in it.
@@ -29,21 +27,23 @@ def decisive_settings(job: Job, stage: str | None = None) -> dict[str, Any]:
     if stage == "tokenizer":
         return {key: value for key, value in found.items() if key.startswith(("data.", "stage.tokenizer."))}
     others = tuple(
-        f"{node}.{other}." for node in ("stage", "recipe") for other in STAGES[1:] if other != stage
+        f"{node}.{other}." for node in ("stage", "recipe") for other in MODEL_STAGES if other != stage
     )
     return {key: value for key, value in found.items() if not key.startswith(others)}
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested mappings to one with dotted keys; lists stay values."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in node.items():
-        below = isinstance(value, Mapping) and value
-        flat.update(flatten(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value})
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def difference(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     """Key → (old, new) where two flat mappings differ; an absent key counts as None."""
     keys = sorted(old.keys() | new.keys())
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
@@ -74,5 +74,5 @@ def tokenizer_folder(job: Job) -> Path:
     return tokenizers_folder(job["root"]) / tokenizer_name(job)
 
 
-def short_hash(content: Any, letters: int = 6) -> str:
+def short_hash(content: object, letters: int = 6) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:letters]

@@ -1,12 +1,17 @@
 """The shape of a job: every key of job.yaml, with its type. A plain dict, so that any machine can run it.
 
-config/check.py reads these declarations from source; `None` means "derive it" (planning/derivation.py does).
+pydantic checks a job against these declarations; `None` means "derive it" (planning/ does).
 """
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, get_args
+
+from typing_extensions import TypedDict  # typing's, which pydantic takes from Python 3.12 on
 
 StageName = Literal["tokenizer", "base", "mid", "sft", "rl"]
-Target = dict[str, Any]  # `_target_`: a constructor's dotted name; the other keys: its arguments
+STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order in which a run has them
+MODEL_STAGES = STAGES[1:]  # those that end in a model
+Node = dict[str, Any]  # a mapping in a job.yaml, of whatever shape
+Target = Node  # `_target_`: a constructor's dotted name; the other keys: its arguments
 
 
 class Model(TypedDict):
@@ -122,7 +127,6 @@ class TokenizerStage(TypedDict):
     vocab_size: int  # special tokens included
     doc_cap: int  # characters used of one document
     max_chars: int
-    encoder: Literal["nanolit", "tiktoken"]  # whose code encodes; the ids are the same
 
 
 class BaseStage(TypedDict):
@@ -174,6 +178,8 @@ class Stages(TypedDict):
 
 
 class Job(TypedDict):
+    """A job as it is run and stored: every key is read by what runs it."""
+
     phase: Literal["tokenizer", "base", "mid", "sft", "rl", "identity", "speedrun"]
     stages: list[StageName]
     model: Model
@@ -185,20 +191,10 @@ class Job(TypedDict):
     seed: int
     root: str
     start_from: str | None
-    rl: bool
-    total_batch: int | None
-    micro_batch: int | Literal["auto"] | None
     precision: Literal["bf16", "fp32", "fp8"] | None
     compile: bool | None
     deterministic: bool
-    max_steps: int | None
-    target_flops: float | None
-    target_ratio: float | None
-    eval_every: int | None
-    save_every: int | None
-    sample_every: int | None
     chat_tasks: ChatTasks
-    identity: str | None  # conversations that say who the model is
     max_cost: float | None
     dry_run: bool
     wait: bool
@@ -207,3 +203,21 @@ class Job(TypedDict):
     fast_dev_run: bool
     stage: Stages
     overrides: list[str]  # what was typed
+
+
+class Choices(Job):
+    """A job as a person chooses it: with the words that only say what goes into `stages` and `stage`."""
+
+    rl: bool
+    identity: str | None  # conversations that say who the model is
+    total_batch: int | None
+    micro_batch: int | Literal["auto"] | None
+    max_steps: int | None
+    target_flops: float | None
+    target_ratio: float | None
+    eval_every: int | None
+    save_every: int | None
+    sample_every: int | None
+
+
+SHORTHANDS = frozenset(Choices.__annotations__.keys() - Job.__annotations__.keys())

@@ -14,11 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from nanolit.config.build import build
 from nanolit.config.names import decisive_settings, difference, tokenizer_folder
 from nanolit.config.schema import Job
+from nanolit.config.stored import read_job, write_job
 from nanolit.jobs.origin import finished, origin
 from nanolit.jobs.processes import (
     WAIT_SECONDS,
@@ -36,7 +35,6 @@ from nanolit.machine.paths import (
     read_json,
     run_folder,
     stage_folder,
-    write_atomically,
     write_json,
 )
 from nanolit.planning.micro_batch import choices_of, is_auto, tried
@@ -339,14 +337,6 @@ def is_rank_zero() -> bool:
 def say(text: str) -> None:
     if is_rank_zero():
         print(text, flush=True)
-
-
-def write_job(path: Path, job: Job) -> None:
-    write_atomically(path, yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True))
-
-
-def read_job(path: Path) -> Job:
-    return cast(Job, yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def main() -> int:

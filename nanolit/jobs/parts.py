@@ -73,7 +73,7 @@ def prepare(job: Job, stage: str) -> Parts:
     tokenizer_folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
     if begins:
         tokenizer_folder = begins.release / "tokenizer"
-    tokenizer = Tokenizer.load(tokenizer_folder, encoder=job["stage"]["tokenizer"]["encoder"])
+    tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
     resumed = checkpoint.latest(folder / "checkpoints")
     task, validation_task = None, None

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nanolit.config.schema import Job
-from nanolit.jobs.execute import run, say, score, write_job
+from nanolit.config.stored import write_job
+from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import read_json, run_folder
 from nanolit.machine.system import gpu_names

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 
 from nanolit.config.schema import Job
+from nanolit.config.stored import read_job
 from nanolit.jobs.parts import build_gpt, compiled
 from nanolit.machine.device import pick_device
 from nanolit.phases.core import compile_gpt
@@ -77,7 +77,7 @@ def take(gib: float, device: torch.device) -> torch.Tensor:
 def main() -> None:
     """Try what is open for the job's stage and remember it; on anything but CUDA there is nothing to try."""
     path, stage = sys.argv[1:]
-    job: Job = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    job = read_job(Path(path))
     device = pick_device()
     if device.type != "cuda":
         return

@@ -18,7 +18,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks.checkpoint import Checkpoints
@@ -27,6 +26,7 @@ from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
 from nanolit.config.build import build
 from nanolit.config.schema import Job
+from nanolit.config.stored import read_job
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
@@ -392,7 +392,7 @@ def plain_warning(
 def main() -> None:
     """`python -m nanolit.jobs.worker job.yaml STAGE`, on every rank of torchrun."""
     path, stage = sys.argv[1:]
-    job = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    job = read_job(Path(path))
     result = run(job, stage)
     failed = result["status"] not in ("done", "interrupted")
     if torch.distributed.is_initialized():

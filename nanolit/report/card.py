@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nanolit.config.names import flatten
 from nanolit.machine import system
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import write_atomically
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
-from nanolit.report.folders import Run, Stage, as_number, flatten, open_run
+from nanolit.report.folders import Run, Stage, as_number, open_run
 from nanolit.report.tables import markdown_table, readable, score
 
 METRICS = (

@@ -4,15 +4,16 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanolit.config.names import flatten
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import write_atomically
 from nanolit.report.card import sorted_metrics
-from nanolit.report.folders import Run, Stage, as_number, flat_numbers, flatten, open_run
+from nanolit.report.folders import Run, Stage, as_number, flat_numbers, open_run
 from nanolit.report.tables import MISSING, markdown_table, readable, score
 
 PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "dry_run"}
@@ -79,13 +80,14 @@ def _metrics(stage: Stage, names: Mapping[str | None, str]) -> dict[str, float]:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    """Settings that differ; where and how verbosely a run runs is left out, it changes no result."""
+    """Settings that differ, of the stages that a run has; where and how a run runs changes no result."""
     jobs = [flatten(run.job) for run in runs]
     if not all(jobs):
         without = ", ".join(run.name for run, job in zip(runs, jobs, strict=True) if not job)
         return f"The settings can't be compared: no job.yaml in {without}.\n"
     keys = dict.fromkeys(key for job in jobs for key in job)
-    keys = [key for key in keys if key.split(".")[0] not in PLACES and key.split(".")[-1] != "micro_batch"]
+    stages = {stage.name for run in runs for stage in run.stages}
+    keys = [key for key in keys if _decides(key.split("."), stages)]
     rows = [
         [key, *(readable(job.get(key)) for job in jobs)]
         for key in keys
@@ -94,6 +96,12 @@ def _differences(runs: Sequence[Run]) -> str:
     if not rows:
         return "The settings are the same.\n"
     return markdown_table(["Setting", *(run.name for run in runs)], rows)
+
+
+def _decides(key: Sequence[str], stages: Collection[str]) -> bool:
+    if key[0] == "stage" and key[1] not in stages:
+        return False
+    return key[0] not in PLACES and key[-1] != "micro_batch"
 
 
 @dataclass

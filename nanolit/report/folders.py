@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nanolit.config.names import flatten
+from nanolit.config.schema import STAGES
+from nanolit.config.stored import upgraded
 from nanolit.machine.locks import is_held
 from nanolit.machine.paths import read_json, run_folder
 
-STAGES = ("tokenizer", "base", "mid", "sft", "rl")
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 
 
@@ -122,7 +124,7 @@ class Run:
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """The job that ran last, as resolved; empty where none was kept."""
+        """The job that ran last, with this version's keys; empty where none was kept."""
         import yaml
 
         kept = [folder / "job.yaml" for folder in (self.folder, *(stage.folder for stage in self.stages))]
@@ -133,7 +135,7 @@ class Run:
             job = yaml.safe_load(newest.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"{newest} is not valid YAML ({' '.join(str(error).split())})") from error
-        return job if isinstance(job, dict) else {}
+        return upgraded(job) if isinstance(job, dict) else {}
 
     @property
     def locked(self) -> bool:
@@ -205,17 +207,6 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}: the leaves of nested objects by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def flat_numbers(values: dict[str, Any]) -> dict[str, float]:

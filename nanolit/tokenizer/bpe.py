@@ -46,7 +46,6 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 
-EncoderName = Literal["nanolit", "tiktoken"]
 Encoded = TypeVar("Encoded")
 
 
@@ -54,8 +53,8 @@ class Tokenizer:
     """Text to token ids and back. Ids below 256 are bytes, then come the merges, then the special tokens.
 
     `tokens` are the bytes of the ordinary tokens in rank order. `hash` names the content (pattern, tokens,
-    special tokens): what was made with one tokenizer must not be read with another. `encoder` says whose code
-    encodes, ours in Rust or tiktoken's; the ids are the same. Where there is no Rust it is always tiktoken's.
+    special tokens): what was made with one tokenizer must not be read with another. The Rust extension
+    encodes; where it was not built, tiktoken does, slower and with the same ids.
     """
 
     def __init__(
@@ -64,11 +63,7 @@ class Tokenizer:
         *,
         pattern: str = PATTERN,
         special_tokens: Sequence[str] = SPECIAL_TOKENS,
-        encoder: EncoderName = "nanolit",
     ) -> None:
-        if encoder not in ("nanolit", "tiktoken"):
-            raise ValueError(f"encoder={encoder} is unknown; choose nanolit or tiktoken")
-        self.encoder = encoder
         self.pattern = pattern
         self.tokens = list(tokens)
         self.special_tokens = tuple(special_tokens)
@@ -106,7 +101,7 @@ class Tokenizer:
         return cls(tokens, pattern=pattern, special_tokens=special_tokens)
 
     @classmethod
-    def load(cls, folder: Path, *, encoder: EncoderName = "nanolit") -> Self:
+    def load(cls, folder: Path) -> Self:
         """Read what `save` wrote into `folder`; ValueError if it is absent, damaged or of another format."""
         path = Path(folder) / FILE_NAME
         if not path.is_file():
@@ -124,7 +119,7 @@ class Tokenizer:
         try:
             tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
             parts = {"pattern": content["pattern"], "special_tokens": content["special_tokens"]}
-            tokenizer = cls(tokens, **parts, encoder=encoder)
+            tokenizer = cls(tokens, **parts)
             intact = tokenizer.hash == content["hash"]
         except (KeyError, TypeError, binascii.Error) as error:
             raise ValueError(f"{path} is damaged ({error!r}); copy it again, or train it again") from error
@@ -278,7 +273,7 @@ class Tokenizer:
 
     @cached_property
     def _rust(self) -> "RustEncoder | None":
-        if _rustbpe is None or self.encoder == "tiktoken":
+        if _rustbpe is None:
             return None
         return _rustbpe.Encoder(self.tokens, pattern=self.pattern, wide=self.dtype is np.uint32)
 
@@ -290,7 +285,7 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, hash={self.hash[:8]})"
 
     def __getstate__(self) -> dict:
-        return {name: getattr(self, name) for name in ("pattern", "tokens", "special_tokens", "encoder")}
+        return {name: getattr(self, name) for name in ("pattern", "tokens", "special_tokens")}
 
 
 def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding:

@@ -6,7 +6,10 @@ import sys
 import pytest
 
 from nanolit.config.build import build
-from nanolit.config.check import Shape, check_node, check_target, shape_of
+from nanolit.config.check import check_mapping, check_target
+from nanolit.config.compose import compose
+from nanolit.config.schema import Recipe
+from nanolit.config.signature import signature_of
 
 SCHEDULE = {
     "_target_": "nanolit.optim.schedule.Schedule",
@@ -54,31 +57,50 @@ def test_a_missing_argument_is_named_with_its_type():
 
 
 def test_derived_arguments_of_the_gpt_are_not_the_users():
-    shape = shape_of("nanolit.model.gpt.GPT")
-    assert "depth" not in shape.keys
-    assert {"rope_base", "window_pattern", "softcap"} <= shape.required
+    arguments = signature_of("nanolit.model.gpt.GPT", "recipe.gpt").arguments
+    assert "depth" not in arguments.__annotations__
+    assert {"rope_base", "window_pattern", "softcap"} <= arguments.__required_keys__
 
 
 def test_a_class_of_lightning_is_found_through_its_reexport_without_importing_it():
     code = (
         "import sys\n"
-        "from nanolit.config.check import shape_of\n"
-        "assert 'project' in shape_of('lightning.pytorch.loggers.WandbLogger').keys\n"
+        "from nanolit.config.check import check_target\n"
+        "node = {'_target_': 'lightning.pytorch.loggers.WandbLogger', 'project': 'p', 'any_other': 1}\n"
+        "check_target(node, path='logger')\n"
+        "try:\n    check_target({**node, 'offline': 'no'}, path='logger')\n"
+        "except ValueError as error:\n    print(error)\n"
         "assert 'lightning' not in sys.modules and 'torch' not in sys.modules\n"
     )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "logger.offline is 'no' (str); it must be true or false\n"
+
+
+def test_the_check_reads_no_library_before_there_is_something_to_check():
+    code = "import sys, nanolit.config.compose; assert not {'torch', 'pydantic'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_lists_and_mappings_are_checked_inside():
-    shape = shape_of("nanolit.config.schema.Recipe")
-    assert isinstance(shape, Shape)
-    node = {"groups": {"matrix": {"kind": "muon", "lr": "x"}}}
-    inner = Shape(shape.module, {"groups": shape.keys["groups"]})
-    with pytest.raises(ValueError, match=r"groups\.matrix\.batch_scaled is missing"):
-        check_node(node, inner, path="")
-    stages = Shape(shape.module, {"stages": shape.keys["stages"]})
-    with pytest.raises(ValueError, match=r"stages\[1\] is 'bass'"):
-        check_node({"stages": ["base", "bass"]}, stages, path="")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": {"matrix": {"kind": "muon", "lr": "x"}}}, r"groups\.matrix\.weight_decay is missing"),
+        ({"stages": ["base", "bass"]}, r"stages\[1\] is 'bass' \(str\); it must be one of tokenizer, base"),
+        ({"stages": "base"}, r"r\.stages is 'base' \(str\); it must be a list"),
+        ({"scaling": 3}, r"r\.scaling is 3 \(int\); it must be a mapping"),
+    ],
+)
+def test_lists_and_mappings_are_checked_inside(change, message):
+    recipe = compose([])["recipe"]
+    check_mapping(recipe, Recipe, path="r")
+    with pytest.raises(ValueError, match=message):
+        check_mapping({**recipe, **change}, Recipe, path="r")
+
+
+def test_a_misspelt_key_is_told_before_the_key_that_is_missing_for_its_sake():
+    node = {"warmup_step" if key == "warmup_steps" else key: value for key, value in SCHEDULE.items()}
+    with pytest.raises(ValueError, match=r"no key s\.warmup_step; did you mean s\.warmup_steps\?"):
+        check_target(node, path="s")
 
 
 def test_a_function_is_no_target():

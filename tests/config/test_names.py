@@ -3,7 +3,7 @@
 import pytest
 
 from nanolit.config.compose import compose
-from nanolit.config.names import decisive_settings, difference, tokenizer_name
+from nanolit.config.names import decisive_settings, difference, flatten, tokenizer_name
 
 
 def name(*overrides: str) -> str:
@@ -78,3 +78,7 @@ def test_tokenizers_are_shared_by_all_that_does_not_decide_their_merges():
     assert tokenizer_name(compose(sample)) == tokenizer_name(compose([*sample, "seed=2", "model=d4"]))
     assert tokenizer_name(compose(sample)).startswith("sample-4096-")
     assert tokenizer_name(compose(sample)) != tokenizer_name(compose([*sample, "stage.tokenizer.doc_cap=9"]))
+
+
+def test_flatten_joins_keys_with_dots():
+    assert flatten({"a": {"b": {"c": 1}, "d": []}, "e": {}}) == {"a.b.c": 1, "a.d": [], "e": {}}

@@ -5,7 +5,7 @@ import fcntl
 import pytest
 from run_folders import metrics_text, write_demo, write_stage
 
-from nanolit.report.folders import Run, Stage, find_runs, flatten, open_run
+from nanolit.report.folders import Run, Stage, find_runs, open_run
 
 
 def test_a_half_written_last_row_is_read_as_far_as_it_goes(tmp_path):
@@ -128,8 +128,4 @@ def test_a_broken_job_is_named_with_its_path(tmp_path):
 def test_the_newest_job_counts(tmp_path):
     write_stage(tmp_path / "demo" / "base", job={"seed": 1}, changed=1e9)
     write_stage(tmp_path / "demo" / "sft", job={"seed": 2}, changed=1.1e9)
-    assert Run(tmp_path / "demo").job == {"seed": 2}
-
-
-def test_flatten_joins_keys_with_dots():
-    assert flatten({"a": {"b": {"c": 1}, "d": []}, "e": {}}) == {"a.b.c": 1, "a.d": [], "e": {}}
+    assert Run(tmp_path / "demo").job["seed"] == 2

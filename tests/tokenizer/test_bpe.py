@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_texts import TEXTS
 
-from nanolit.tokenizer import training
+from nanolit.tokenizer import bpe, training
 from nanolit.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, as_tiktoken
 from nanolit.tokenizer.nanochat import read_tokenizer
 
@@ -139,10 +139,16 @@ def test_a_batch_equals_its_texts_one_by_one(tokenizer: Tokenizer, threads: int)
     assert [ids.tolist() for ids in with_bos] == [[503, *tokenizer.encode(text)] for text in TEXTS]
 
 
-@pytest.mark.parametrize("encoder", ["nanolit", "tiktoken"])
+@pytest.fixture(params=["rust", "tiktoken"])
+def other(request: pytest.FixtureRequest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
+    """The tokenizer as it is with and without its Rust extension."""
+    if request.param == "tiktoken":
+        monkeypatch.setattr(bpe, "_rustbpe", None)
+    return Tokenizer(tokenizer.tokens)
+
+
 @pytest.mark.parametrize("bos", [False, True])
-def test_a_flat_batch_is_the_batch_in_one_row(tokenizer: Tokenizer, encoder, bos: bool) -> None:
-    other = Tokenizer(tokenizer.tokens, encoder=encoder)
+def test_a_flat_batch_is_the_batch_in_one_row(tokenizer: Tokenizer, other: Tokenizer, bos: bool) -> None:
     ids, offsets = other.encode_flat(TEXTS, threads=2, bos=bos)
     assert (ids.dtype, offsets.dtype, len(offsets)) == (np.uint16, np.int64, len(TEXTS) + 1)
     pieces = [ids[start:end].tolist() for start, end in itertools.pairwise(offsets)]
@@ -150,11 +156,9 @@ def test_a_flat_batch_is_the_batch_in_one_row(tokenizer: Tokenizer, encoder, bos
     assert [len(array) for array in other.encode_flat([])] == [0, 1]
 
 
-@pytest.mark.parametrize("encoder", ["nanolit", "tiktoken"])
 @pytest.mark.parametrize("type_", [pa.string(), pa.large_string()])
-def test_an_arrow_array_gives_the_ids_of_its_strings(tokenizer: Tokenizer, encoder, type_) -> None:
+def test_an_arrow_array_gives_the_ids_of_its_strings(other: Tokenizer, type_: pa.DataType) -> None:
     """A slice of one too: of its buffers only a part is the array's."""
-    other = Tokenizer(tokenizer.tokens, encoder=encoder)
     for texts in (pa.array(TEXTS, type_), pa.array(TEXTS, type_)[2:5], pa.array([], type_)):
         ids, offsets = other.encode_flat(texts, bos=True)
         expected = other.encode_flat(texts.to_pylist(), bos=True)
@@ -165,11 +169,6 @@ def test_an_array_of_a_batch_keeps_no_other_in_memory(tokenizer: Tokenizer) -> N
     batch = tokenizer.encode_batch(TEXTS)
     for array in batch:
         assert array.base is None or len(memoryview(array.base).obj) == array.nbytes
-
-
-def test_an_unknown_encoder_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="encoder=fast is unknown; choose nanolit or tiktoken"):
-        Tokenizer(tokenizer.tokens, encoder="fast")  # type: ignore[arg-type]
 
 
 def test_what_is_no_string_is_not_encoded(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,83 @@
+"""job.yaml, written and read: one of an earlier version is read as this version would have written it.
+
+A run is resumed only with the settings that it began with (`names.difference`), and an absent key counts as
+None there: without these tables every key that comes or goes would refuse every run begun before.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import yaml
+
+from nanolit.config.schema import SHORTHANDS, Job, Node
+from nanolit.machine.paths import write_atomically
+
+# Keys that decided nothing when they were read: gone whatever their value.
+GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe.rl.epoch_steps")
+# Options that were removed, with the default that is now all there is: with another value a run is refused.
+REMOVED = {"stage.tokenizer.encoder": "nanolit"}
+REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
+# Keys that came later, with what the program did before them.
+ADDED: dict[str, Callable[[Job], object]] = {"deterministic": lambda _job: False}
+
+
+def write_job(path: Path, job: Job) -> None:
+    write_atomically(path, yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True))
+
+
+def read_job(path: Path) -> Job:
+    """The job of a file; ValueError names an option that it chose and that this version doesn't have."""
+    job = cast(Job, upgraded(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    if chosen := [f"{name}={parent[key]}" for parent, key, _default, name in removed_options(job)]:
+        raise ValueError(
+            f"{path} has {', '.join(chosen)}, which this version no longer has; continue with the version "
+            "that began the run, or give another run=NAME"
+        )
+    return job
+
+
+def upgraded(job: Node) -> Node:
+    """A stored job with this version's keys; a removed option that was chosen stays, to be seen."""
+    for key in GONE:
+        if parent := parent_of(job, key):
+            parent.pop(last_of(key), None)
+    for parent, key, default, _name in removed_options(job):
+        if parent[key] == default:
+            del parent[key]
+    for key, before in ADDED.items():
+        parent = parent_of(job, key)
+        if parent is not None and last_of(key) not in parent:
+            parent[last_of(key)] = before(cast(Job, job))
+    return job
+
+
+def removed_options(job: object) -> list[tuple[Node, str, object, str]]:
+    """(mapping that has it, its key there, default, name for messages) of each removed option in the job."""
+    options = [(parent_of(job, key) or {}, last_of(key), default, key) for key, default in REMOVED.items()]
+    options += [
+        (node, key, default, f"{last_of(target)}.{key}")
+        for node in mappings(job)
+        for (target, key), default in REMOVED_ARGUMENTS.items()
+        if node.get("_target_") == target
+    ]
+    return [option for option in options if option[1] in option[0]]
+
+
+def mappings(node: object) -> Iterator[Node]:
+    """Every mapping of a job, itself included."""
+    if isinstance(node, dict):
+        yield node
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from mappings(value)
+
+
+def parent_of(job: object, key: str) -> Node | None:
+    """The mapping that holds a dotted key; None where there is none, as of a stage that the recipe lacks."""
+    for part in key.split(".")[:-1]:
+        job = job.get(part) if isinstance(job, dict) else None
+    return job if isinstance(job, dict) else None
+
+
+def last_of(key: str) -> str:
+    return key.rpartition(".")[2]

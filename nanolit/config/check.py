@@ -29,7 +29,7 @@ WORDS = {
     dict: "a mapping",
     list: "a list",
 }
-# A misspelt key is told before what is missing for its sake, and what is at the top before what is below.
+# Report a misspelt key before the key that it leaves missing, and the top of a job before what is below.
 FIRST = {"extra_forbidden": 0, "missing": 1}
 
 

@@ -1,4 +1,4 @@
-"""What was typed to a job: Hydra composes, the rules fill in what follows, config/check.py checks the result.
+"""Compose a job from what was typed: Hydra composes, rules fill in what follows, config/check.py checks it.
 
 Every error that a person can cause here is one ValueError of one line.
 """
@@ -63,7 +63,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
-    """Hydra's composition as a plain dict, after every rule; nothing of it is checked yet."""
+    """Return Hydra's composition as a plain dict, after every rule and before the check."""
     job = plain_dict(config)
     job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
     for rule in RULES:
@@ -72,7 +72,7 @@ def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
 
 
 def without_shorthands(choices: Choices) -> Job:
-    """The job alone: what the shorthands say is in its stages by now."""
+    """Return the job alone: by now its stages hold what the shorthands say."""
     return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
 
 
@@ -86,19 +86,19 @@ def require_groups(job: Choices) -> None:
 
 
 def fill_data(job: Choices) -> None:
-    """`data=null` is the recipe's corpus."""
+    """Read `data=null` as the recipe's corpus."""
     if job.get("data") is None:
         path = conf_folder() / "data" / f"{job['recipe']['corpus']}.yaml"
         job["data"] = cast(Target, OmegaConf.to_container(OmegaConf.load(path)))
 
 
 def fill_stages(job: Choices) -> None:
-    """`stages=null` is those of the phase."""
+    """Read `stages=null` as those of the phase."""
     job["stages"] = stages_of(job)
 
 
 def drop_stages_of_other_recipes(job: Choices) -> None:
-    """A stage that the recipe lacks has no settings; ValueError where one of them was typed."""
+    """Drop the settings of stages that the recipe lacks; ValueError if one of them was typed."""
     others = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
     for one in job["overrides"]:
         if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
@@ -108,7 +108,7 @@ def drop_stages_of_other_recipes(job: Choices) -> None:
 
 
 def fill_mixtures(job: Choices) -> None:
-    """The name of a mixture, or null for the recipe's, becomes its content."""
+    """Replace the name of a mixture, or null for the recipe's, by its content."""
     recipe, stages = cast(Node, job["recipe"]), cast(Node, job["stage"])
     for stage in ("mid", "sft"):
         if isinstance(stages.get(stage), dict) and isinstance(recipe.get(stage), dict):
@@ -120,20 +120,20 @@ def fill_mixtures(job: Choices) -> None:
 
 
 def fill_chat_tasks(job: Choices) -> None:
-    """The name of the chat evaluation, or null for the recipe's, becomes its content."""
+    """Replace the name of the chat evaluation, or null for the recipe's, by its content."""
     recipe = job["recipe"]
     name = job["chat_tasks"] or recipe["chat_tasks"]
     job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
 
 
 def fill_root(job: Choices) -> None:
-    """`root=null` is NANOLIT_HOME, else ./runs."""
+    """Read `root=null` as NANOLIT_HOME, else ./runs."""
     if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
         job["root"] = str(home(job["root"]))
 
 
 def fill_gpu(job: Choices) -> None:
-    """A local cluster has this machine's GPU."""
+    """Give a local cluster the name of this machine's GPU."""
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
         job["cluster"]["gpu"] = gpu_of_this_machine()
 

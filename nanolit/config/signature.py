@@ -1,6 +1,6 @@
-"""The arguments of a constructor as a TypedDict, read from its source with `ast`.
+"""Read the arguments of a constructor from its source, with `ast`, as a TypedDict.
 
-Importing the class would import torch: a typo on the command line would be answered after seconds.
+Importing the class would import torch: a typo on the command line would take seconds to answer.
 """
 
 import ast
@@ -97,7 +97,7 @@ def signature_of_function(node: ast.FunctionDef, module: str, *, derived: set[st
 
 
 def type_of(annotation: ast.expr | None, module: str) -> Annotation:
-    """The type that an annotation means in `module`; Any where the source alone cannot tell."""
+    """Return the type that an annotation means in `module`; Any if the source alone cannot tell."""
     if annotation is None:
         return Any
     try:  # source of nanolit and Lightning alone (build.ALLOWED), with no name but those of NAMES

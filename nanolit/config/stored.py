@@ -1,4 +1,4 @@
-"""job.yaml, written and read: one of an earlier version is read as this version would have written it.
+"""Write and read job.yaml; a job of an earlier version is read as this version would have written it.
 
 A run is resumed only with the settings that it began with (`names.difference`), and an absent key counts as
 None there: without these tables every key that comes or goes would refuse every run begun before.
@@ -13,12 +13,12 @@ import yaml
 from nanolit.config.schema import SHORTHANDS, Job, Node
 from nanolit.machine.paths import write_atomically
 
-# Keys that decided nothing when they were read: gone whatever their value.
+# Keys that no result depended on: dropped whatever their value.
 GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe.rl.epoch_steps")
-# Options that were removed, with the default that is now all there is: with another value a run is refused.
+# Removed options and the default that each had: with any other value a run is refused.
 REMOVED = {"stage.tokenizer.encoder": "nanolit"}
 REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
-# Keys that came later, with what the program did before them.
+# Keys that came later, and what the program did before it had them.
 ADDED: dict[str, Callable[[Job], object]] = {"deterministic": lambda _job: False}
 
 
@@ -27,7 +27,7 @@ def write_job(path: Path, job: Job) -> None:
 
 
 def read_job(path: Path) -> Job:
-    """The job of a file; ValueError names an option that it chose and that this version doesn't have."""
+    """Return the job of a file; ValueError names a removed option that it set."""
     job = cast(Job, upgraded(yaml.safe_load(path.read_text(encoding="utf-8"))))
     if chosen := [f"{name}={parent[key]}" for parent, key, _default, name in removed_options(job)]:
         raise ValueError(
@@ -38,7 +38,7 @@ def read_job(path: Path) -> Job:
 
 
 def upgraded(job: Node) -> Node:
-    """A stored job with this version's keys; a removed option that was chosen stays, to be seen."""
+    """Return a stored job with this version's keys (in place); a removed option that was set stays in it."""
     for key in GONE:
         if parent := parent_of(job, key):
             parent.pop(last_of(key), None)
@@ -53,7 +53,7 @@ def upgraded(job: Node) -> Node:
 
 
 def removed_options(job: object) -> list[tuple[Node, str, object, str]]:
-    """(mapping that has it, its key there, default, name for messages) of each removed option in the job."""
+    """Return (mapping, key in it, default, name for messages) of each removed option in the job."""
     options = [(parent_of(job, key) or {}, last_of(key), default, key) for key, default in REMOVED.items()]
     options += [
         (node, key, default, f"{last_of(target)}.{key}")
@@ -65,7 +65,7 @@ def removed_options(job: object) -> list[tuple[Node, str, object, str]]:
 
 
 def mappings(node: object) -> Iterator[Node]:
-    """Every mapping of a job, itself included."""
+    """Yield every mapping in a job, the job itself included."""
     if isinstance(node, dict):
         yield node
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -73,7 +73,7 @@ def mappings(node: object) -> Iterator[Node]:
 
 
 def parent_of(job: object, key: str) -> Node | None:
-    """The mapping that holds a dotted key; None where there is none, as of a stage that the recipe lacks."""
+    """Return the mapping that holds a dotted key; None if there is none (a stage that the recipe lacks)."""
     for part in key.split(".")[:-1]:
         job = job.get(part) if isinstance(job, dict) else None
     return job if isinstance(job, dict) else None

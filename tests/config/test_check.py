@@ -97,7 +97,7 @@ def test_lists_and_mappings_are_checked_inside(change, message):
         check_mapping({**recipe, **change}, Recipe, path="r")
 
 
-def test_a_misspelt_key_is_told_before_the_key_that_is_missing_for_its_sake():
+def test_a_misspelt_key_is_reported_before_the_key_that_it_leaves_missing():
     node = {"warmup_step" if key == "warmup_steps" else key: value for key, value in SCHEDULE.items()}
     with pytest.raises(ValueError, match=r"no key s\.warmup_step; did you mean s\.warmup_steps\?"):
         check_target(node, path="s")

@@ -90,5 +90,5 @@ def test_a_key_that_nothing_reads_does_not_exist():
     assert set(keys_of(Job)) - quoted == set()
 
 
-def test_what_is_no_whole_job_is_left_as_it_is():
+def test_an_incomplete_job_is_upgraded_as_far_as_it_goes():
     assert upgraded({"seed": 2, "stage": None}) == {"seed": 2, "stage": None, "deterministic": False}

@@ -28,13 +28,14 @@ from nanolit.jobs.execute import (
     check_stages,
     fetch_data,
     make_tokenizer,
-    with_tokenizer,
+    training_plans,
     write_job,
 )
 from nanolit.jobs.inputs import fetch_tasks
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
+from nanolit.planning.plans import fresh_plans
 
 Payload = dict[str, Any]
 Result = dict[str, Any]
@@ -176,12 +177,13 @@ def prepare(payload: Payload, stage: str) -> Result:
     job = payload["job"]
     try:
         check_root(job)
-        check_stages(job)
-        stages = with_tokenizer(job)
-        fetch_data(job, stages)
+        plans = fresh_plans(job)
+        check_stages(job, plans)
+        plans = training_plans(job, plans)
+        fetch_data(job, plans)
         result: Result = {"status": "done", "run": job["run"], "stage": stage}
-        if stages[0] == "tokenizer":
-            result = make_tokenizer(job)
+        if "tokenizer" in plans:
+            result = make_tokenizer(job, plans["tokenizer"])
         if result["status"] == "done":
             fetch_tasks(job)
         return result

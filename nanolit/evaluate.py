@@ -51,7 +51,9 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     from nanolit.inference.engine import Engine
     from nanolit.jobs.execute import read_job
     from nanolit.language_model import find_release, load_language_model
-    from nanolit.machine.paths import home, read_json
+    from nanolit.machine.paths import home
+    from nanolit.planning.derivation import BasePlan, TrainingPlan
+    from nanolit.planning.plans import read_plan
 
     root = home(settings.get("root"))
     release = find_release(settings["run"], root=root)
@@ -60,21 +62,24 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
             f"{release} is a release alone; evaluate asks a stage of a run, by its settings: give run=NAME"
         )
     job = read_job(release.parent / "job.yaml")
-    plan = read_json(release.parent / "plan.json")
+    plan = read_plan(release.parent)
+    assert isinstance(plan, TrainingPlan)
     problems = whole_number("problems", settings["problems"]) if "problems" in settings else None
     model = load_language_model(release, root=root, device=None)
-    scores: dict[str, Any] = {"run": job["run"], "stage": plan["stage"]}
+    scores: dict[str, Any] = {"run": job["run"], "stage": plan.stage}
 
     def tell(name: str, value: float) -> None:
         scores[name] = value
         print(f"  {name:<28} {value:.4f}", flush=True)
 
     corpus = build(job["data"]).prepare(Path(root), num_shards=1)
-    context = plan["gpt"]["context"]
-    base = release.parent.parent / "base" / "plan.json"
+    context = plan.gpt["context"]
+    base = release.parent.parent / "base"
     eval_tokens = job["stage"]["base"]["eval_tokens"] or job["recipe"]["base"]["eval_tokens"]
-    if base.is_file():  # the very rows that the base stage was evaluated on
-        eval_tokens = read_json(base)["eval_rows"] * context
+    if (base / "plan.json").is_file():  # the very rows that the base stage was evaluated on
+        base_plan = read_plan(base)
+        assert isinstance(base_plan, BasePlan)
+        eval_tokens = base_plan.eval_rows * context
     stream, validation = make_pretraining(
         corpus,
         model.tokenizer,
@@ -93,7 +98,7 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     texts = list(training_texts(corpus, max_characters=5_000_000))
     train_ids = model.tokenizer.encode_batch(texts, bos=True)
     tell("val_bpb of token unigrams", unigram_bits_per_byte(train_ids, validation, token_bytes))
-    if settings.get("tasks") != "none" and plan["stage"] != "base":
+    if settings.get("tasks") != "none" and plan.chats:
         node = job["chat_tasks"]
         if "tasks" in settings:
             node = named("chat_evaluation", settings["tasks"], key="tasks", mirror=job["recipe"]["mirror"])

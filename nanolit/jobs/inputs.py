@@ -4,7 +4,8 @@ from typing import Any, cast
 
 from nanolit.config.build import build
 from nanolit.config.schema import Job
-from nanolit.planning.plans import stage_plan
+from nanolit.planning.derivation import RLPlan
+from nanolit.planning.plans import fresh_plan
 
 
 def fetch_tasks(job: Job) -> None:
@@ -12,8 +13,9 @@ def fetch_tasks(job: Job) -> None:
     tasks: list[dict[str, Any]] = []
     for stage in job["stages"]:
         if stage == "rl":
-            plan = stage_plan(job, stage)
-            tasks += [plan["task"], plan["validation"]]
+            plan = fresh_plan(job, stage)
+            assert isinstance(plan, RLPlan)
+            tasks += [plan.task, plan.validation]
         elif stage in ("mid", "sft"):
             mixture = cast(dict[str, Any], job["stage"])[stage]["mixture"]
             tasks += [*mixture["sources"], *mixture["validation"]]

@@ -29,7 +29,7 @@ from nanolit.phases.core import Phase
 from nanolit.phases.mid import Mid
 from nanolit.phases.rl import ReinforcementLearning
 from nanolit.phases.sft import Sft
-from nanolit.planning.plans import stage_plan
+from nanolit.planning.derivation import BasePlan, FinetunePlan, RLPlan, TrainingPlan
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -46,7 +46,7 @@ DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": tor
 class Parts:
     """`validation` is None for rl, which has a `validation_task` instead; `chat_tasks` is empty for base."""
 
-    plan: dict[str, Any]
+    plan: TrainingPlan
     folder: Path
     tokenizer: Tokenizer
     tokenizer_folder: Path
@@ -65,12 +65,12 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def prepare(job: Job, stage: str) -> Parts:
+def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     """Build everything; from the stage's newest whole checkpoint where there is one, else from its origin."""
+    stage = plan.stage
     folder = stage_folder(job["root"], job["run"], stage)
-    plan = stage_plan(job, stage)
     begins = origin(job, stage)
-    tokenizer_folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
+    tokenizer_folder = tokenizers_folder(job["root"]) / plan.tokenizer
     if begins:
         tokenizer_folder = begins.release / "tokenizer"
     tokenizer = Tokenizer.load(tokenizer_folder, encoder=job["stage"]["tokenizer"]["encoder"])
@@ -79,47 +79,48 @@ def prepare(job: Job, stage: str) -> Parts:
     task, validation_task = None, None
     validation: Validation | None = None
     stream: Stream
-    where: dict[str, Any] = {"rank": launched_rank(), "world": plan["ranks"]}
-    if stage == "base":
-        corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
+    where: dict[str, Any] = {"rank": launched_rank(), "world": plan.ranks}
+    if isinstance(plan, BasePlan):
+        corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan.shards)
         stream, validation = make_pretraining(
             corpus,
             tokenizer,
             **row_settings(plan, job),
-            packing=plan["packing"],
-            validation_tokens=plan["eval_rows"] * plan["gpt"]["context"],
+            packing=plan.packing,
+            validation_tokens=plan.eval_rows * plan.gpt["context"],
             **where,
         )
-        num_steps = plan["num_steps"]
-    elif stage == "rl":
-        task, validation_task = build(plan["task"]), build(plan["validation"])
+        num_steps = plan.num_steps
+    elif isinstance(plan, RLPlan):
+        task, validation_task = build(plan.task), build(plan.validation)
         stream = PromptStream(
             task,
             tokenizer,
-            prompts=plan["questions"],
-            max_prompt_tokens=plan["gpt"]["context"],
+            prompts=plan.questions,
+            max_prompt_tokens=plan.gpt["context"],
             seed=job["seed"],
-            max_steps=plan["num_steps"],
+            max_steps=plan.num_steps,
             **where,
         )
         num_steps = stream.num_steps
     else:
-        mixture = job["stage"][stage]["mixture"]
+        stages: Any = job["stage"]
+        mixture = stages[stage]["mixture"]
         stream = ConversationStream(
             [build(source) for source in mixture["sources"]],
             tokenizer,
             **row_settings(plan, job),
-            packing=plan["packing"],
-            max_steps=plan["num_steps"],
+            packing=plan.packing,
+            max_steps=plan.num_steps,
             **where,
         )
         validation = ValidationConversations(
             [build(source) for source in mixture["validation"]],
             tokenizer,
-            context=plan["gpt"]["context"],
-            micro_batch=plan["micro_batch"],
-            packing=plan["packing"],
-            num_rows=plan["eval_rows"],
+            context=plan.gpt["context"],
+            micro_batch=plan.micro_batch,
+            packing=plan.packing,
+            num_rows=plan.eval_rows,
             **where,
         )
         num_steps = stream.num_steps
@@ -129,22 +130,22 @@ def prepare(job: Job, stage: str) -> Parts:
     if resumed:
         stream.load_position(resumed.positions())
     rl_settings = {}
-    if stage == "rl":
+    if isinstance(plan, RLPlan):
         names = ("samples", "temperature", "top_k", "max_new_tokens", "micro_batch")
         rl_settings = {"task": task, "tokenizer": tokenizer, "seed": job["seed"]}
-        rl_settings |= {name: plan[name] for name in names}
+        rl_settings |= {name: getattr(plan, name) for name in names}
     phase = PHASES[stage](
         gpt,
-        groups=plan["groups"],
+        groups=plan.groups,
         optimizer=optimizer_settings(job),
-        schedule=build(plan["schedule"]),
+        schedule=build(plan.schedule),
         num_steps=num_steps,
         finished_steps=resumed.step if resumed else 0,
-        compile=compiled(job, stage, device),
+        compile=compiled(job, plan, device),
         restore=restore,
         **rl_settings,
     )
-    chat_tasks = [] if stage == "base" else [build(node) for node in job["chat_tasks"]["tasks"]]
+    chat_tasks = [build(node) for node in job["chat_tasks"]["tasks"]] if plan.chats else []
     return Parts(
         plan=plan,
         folder=folder,
@@ -161,11 +162,11 @@ def prepare(job: Job, stage: str) -> Parts:
     )
 
 
-def row_settings(plan: dict[str, Any], job: Job) -> dict[str, Any]:
+def row_settings(plan: BasePlan | FinetunePlan, job: Job) -> dict[str, Any]:
     return {
-        "context": plan["gpt"]["context"],
-        "rows": plan["rows"],
-        "micro_batch": plan["micro_batch"],
+        "context": plan.gpt["context"],
+        "rows": plan.rows,
+        "micro_batch": plan.micro_batch,
         "seed": job["seed"],
     }
 
@@ -176,9 +177,9 @@ def optimizer_settings(job: Job) -> dict[str, Any]:
     return {"compile": False if job["compile"] is False else None, **settings}
 
 
-def compiled(job: Job, stage: str, device: torch.device) -> bool:
+def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
     """On a GPU unless told otherwise; never where the rows of every step have other lengths."""
-    if stage == "rl" or job["recipe"].get(stage, {}).get("packing") == "single":
+    if not plan.equal_rows:
         return False
     return device.type == "cuda" if job["compile"] is None else job["compile"]
 
@@ -188,17 +189,17 @@ def precision_of(job: Job, stage: str) -> str | None:
     return "bf16" if stage == "rl" and job["precision"] == "fp8" else job["precision"]
 
 
-def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: dict[str, Any]) -> None:
-    if tokenizer.vocab_size != plan["gpt"]["vocab_size"]:
+def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: TrainingPlan) -> None:
+    if tokenizer.vocab_size != plan.gpt["vocab_size"]:
         raise ValueError(
             f"the tokenizer {folder} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{plan['gpt']['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
+            f"{plan.gpt['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
         )
 
 
 def load_gpt(
     job: Job,
-    plan: dict[str, Any],
+    plan: TrainingPlan,
     device: torch.device,
     resumed: Checkpoint | None,
     begins: Origin | None,
@@ -209,7 +210,7 @@ def load_gpt(
     """The model with its weights, and what gives a fresh optimizer its state (None: nothing does)."""
     source = resumed
     if not resumed and begins:
-        check_same_model(plan["gpt"], begins)
+        check_same_model(plan.gpt, begins)
         source = checkpoint.latest(begins.checkpoints) if begins.checkpoints else None
         if source is None:
             if first:
@@ -220,11 +221,11 @@ def load_gpt(
             if precision == "fp8":
                 gpt.use_fp8()
             return gpt, None
-    gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=precision)
+    gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=precision)
     if not source:
         return gpt, None
     load_weights(gpt, source.model_state(), origin=str(source.folder))
-    keeps = resumed is not None or plan.get("warm_start", True)
+    keeps = resumed is not None or plan.warm_start
     return gpt, source.restore_optimizer if keeps else None
 
 

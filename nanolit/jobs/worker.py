@@ -1,6 +1,7 @@
 """What one rank runs: build the stage from the job, fit, leave result.json.
 
-`python -m nanolit.jobs.worker job.yaml STAGE` is what torchrun starts; one device runs in process.
+`python -m nanolit.jobs.worker FOLDER` is what torchrun starts: the folder holds job.yaml and plan.json. One
+device runs in process.
 """
 
 import hashlib
@@ -32,15 +33,17 @@ from nanolit.config.schema import Job
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
-from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
+from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, build_parts, launched_rank
 from nanolit.jobs.processes import LEFT
 from nanolit.machine.clock import duration
 from nanolit.machine.device import make_deterministic
-from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
+from nanolit.machine.paths import PACKAGE, stage_folder, tokenizers_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
+from nanolit.planning.derivation import Plan, RLPlan, TokenizerPlan, TrainingPlan, as_json
 from nanolit.planning.micro_batch import out_of_memory
+from nanolit.planning.plans import read_plan
 from nanolit.report import gradients
 from nanolit.report.card import write_report
 from nanolit.report.folders import Stage
@@ -55,20 +58,20 @@ LOG_EVERY = (
 )
 
 
-def run(job: Job, stage: str) -> dict[str, Any]:
-    """Run one stage of a resolved job on this rank; the result is also in the stage's result.json.
+def run(job: Job, plan: Plan) -> dict[str, Any]:
+    """Run one stage of a job by its plan on this rank; the result is also in the stage's result.json.
 
     What a user can put right (ValueError, OSError) comes back as {"status": "failed", "error": …}.
     """
     try:
-        result = train_tokenizer(job) if stage == "tokenizer" else train(job, stage)
+        result = train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
     except KeyboardInterrupt:
         result = {"status": "interrupted", "error": "stopped at once, without a new checkpoint"}
     except (ValueError, OSError) as error:
         result = {"status": "failed", "error": str(error)}
     except torch.OutOfMemoryError:
-        plan = read_json(stage_folder(job["root"], job["run"], stage) / "plan.json")  # every rank's
-        result = {"status": "failed", "error": out_of_memory(job, stage, plan)}
+        assert not isinstance(plan, TokenizerPlan)
+        result = {"status": "failed", "error": out_of_memory(job, plan)}
     except Exception as error:
         if others_are_gone(error):
             reason = " ".join(str(error).split())
@@ -77,7 +80,7 @@ def run(job: Job, stage: str) -> dict[str, Any]:
         else:
             result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             traceback.print_exc()
-    return write_result(job, stage, result)
+    return write_result(job, plan.stage, result)
 
 
 def others_are_gone(error: Exception) -> bool:
@@ -94,13 +97,12 @@ def write_result(job: Job, stage: str, result: dict[str, Any]) -> dict[str, Any]
     return result
 
 
-def train_tokenizer(job: Job) -> dict[str, Any]:
+def train_tokenizer(job: Job, plan: TokenizerPlan) -> dict[str, Any]:
     """Train the tokenizer of the job, or find the one that an equal job has made."""
     settings = job["stage"]["tokenizer"]
-    plan = read_json(stage_folder(job["root"], job["run"], "tokenizer") / "plan.json")
-    folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
+    folder = tokenizers_folder(job["root"]) / plan.tokenizer
     begun = time.perf_counter()
-    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
+    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan.shards)
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
@@ -132,14 +134,14 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
     }
 
 
-def train(job: Job, stage: str) -> dict[str, Any]:
+def train(job: Job, plan: TrainingPlan) -> dict[str, Any]:
     """Fit one stage from its newest checkpoint, or from where it begins; leave a release."""
-    begun = time.perf_counter()
+    begun, stage = time.perf_counter(), plan.stage
     quieten_libraries()
     if job["deterministic"]:
         make_deterministic()
     torch.set_float32_matmul_precision("high" if job["recipe"]["name"] == "classic" else "highest")
-    parts = prepare(job, stage)
+    parts = build_parts(job, plan)
     phase = parts.phase
     watch = Watch(job, parts, begun=begun)
     if launched_rank() == 0:
@@ -184,7 +186,7 @@ class Watch:
         self.before: dict[str, Any] = parts.resumed.progress if parts.resumed else {}
         self.gradients: dict[str, Any] = gradients.RIGHT
         if parts.resumed:
-            self.gradients = gradients.resumed(Stage(plan["stage"], parts.folder), job, self.before)
+            self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
         self.clock = Clock(self.before.get("seconds", 0.0))
         recorder = Recorder(
             parts.folder / "metrics.csv", finished_steps=parts.phase.finished_steps, enabled=first
@@ -193,7 +195,7 @@ class Watch:
             recorder=recorder,
             clock=self.clock,
             log_every=1 if parts.validation_task or parts.phase.num_steps <= 40 else LOG_EVERY,
-            flops_per_token=plan["flops_per_token"],
+            flops_per_token=plan.flops_per_token,
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
             processed=self.before.get("processed_tokens", self.before.get("tokens", 0)),
@@ -201,9 +203,9 @@ class Watch:
             waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
         engine = Engine(parts.phase.gpt, parts.tokenizer)
-        watching = {"recorder": recorder, "clock": self.clock, "eval_every": plan["eval_every"]}
+        watching = {"recorder": recorder, "clock": self.clock, "eval_every": plan.eval_every}
         self.evaluation: EvaluateBitsPerByte | EvaluatePasses
-        if parts.validation_task is None:
+        if not isinstance(plan, RLPlan):
             assert parts.validation is not None
             self.evaluation = EvaluateBitsPerByte(
                 parts.validation,
@@ -212,13 +214,14 @@ class Watch:
                 **watching,
             )
         else:
+            assert parts.validation_task is not None
             self.evaluation = EvaluatePasses(
                 engine,
                 parts.validation_task,
-                num_samples=min(plan["samples"], 8),
-                temperature=plan["temperature"],
-                top_k=plan["top_k"],
-                max_tokens=plan["max_new_tokens"],
+                num_samples=min(plan.samples, 8),
+                temperature=plan.temperature,
+                top_k=plan.top_k,
+                max_tokens=plan.max_new_tokens,
                 **watching,
             )
         self.evaluation.load(self.before)
@@ -235,13 +238,13 @@ class Watch:
             parts.folder / "samples.md",
             engine=engine,
             prompts=chat_prompts(parts.tokenizer) if parts.chat_tasks else text_prompts(parts.tokenizer),
-            sample_every=plan.get("sample_every"),
+            sample_every=plan.sample_every,
             max_tokens=SAMPLE_TOKENS,
             clock=self.clock,
         )
         self.checkpoints = Checkpoints(
             parts.folder / "checkpoints",
-            save_every=plan["save_every"],
+            save_every=plan.save_every,
             keep=KEPT_CHECKPOINTS,
             clock=self.clock,
             progress=self.state,
@@ -293,7 +296,7 @@ def announce(stage: str, parts: Parts, trained: dict[str, Any]) -> None:
 
 def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
     """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
-    ranks = parts.plan["ranks"]
+    ranks = parts.plan.ranks
     accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
     return L.Trainer(
         accelerator=accelerator,
@@ -333,7 +336,7 @@ def build_logger(job: Job, stage: str, parts: Parts) -> Any:
         resume="allow",
         offline=offline,
         save_dir=str(parts.folder),
-        config={"job": dict(job), "plan": parts.plan},
+        config={"job": dict(job), "plan": as_json(parts.plan)},
     )
     if offline:
         say(
@@ -411,10 +414,10 @@ def plain_warning(
 
 
 def main() -> None:
-    """`python -m nanolit.jobs.worker job.yaml STAGE`, on every rank of torchrun."""
-    path, stage = sys.argv[1:]
-    job = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    result = run(job, stage)
+    """`python -m nanolit.jobs.worker FOLDER`, on every rank of torchrun."""
+    folder = Path(sys.argv[1])
+    job = yaml.safe_load((folder / "job.yaml").read_text(encoding="utf-8"))
+    result = run(job, read_plan(folder))
     failed = result["status"] not in ("done", "interrupted")
     if torch.distributed.is_initialized():
         if failed:  # an end in good order would wait for ranks that may be gone

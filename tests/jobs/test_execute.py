@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from nanolit.jobs import execute, processes, worker
 from nanolit.jobs.parts import optimizer_settings
 from nanolit.machine.paths import read_json, stage_folder, write_json
 from nanolit.model.gpt import GPT
+from nanolit.planning.plans import fresh_plan
 
 TINY = [
     "data=sample",
@@ -117,10 +119,11 @@ def test_a_tokenizer_of_other_settings_is_made_for_the_same_run(finished, tmp_pa
 def test_as_many_shards_are_fetched_as_the_most_demanding_stage_reads(tmp_path, monkeypatch):
     fetched = []
     dataset = SimpleNamespace(name="many", fetch=lambda _, *, num_shards, **__: fetched.append(num_shards))
+    job = tiny_job(tmp_path, "phase=speedrun")
     shards = {"tokenizer": 3, "base": 5}
+    plans = {stage: replace(fresh_plan(job, stage), shards=number) for stage, number in shards.items()}
     monkeypatch.setattr(execute, "build", lambda _: dataset)
-    monkeypatch.setattr(execute, "stage_plan", lambda _, stage: {"shards": shards[stage]})
-    execute.fetch_data(tiny_job(tmp_path), list(shards))
+    execute.fetch_data(job, plans)
     assert fetched == [5]
 
 

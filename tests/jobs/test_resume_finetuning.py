@@ -12,8 +12,9 @@ from nanolit.callbacks.evaluate import EvaluateBitsPerByte
 from nanolit.config.compose import compose
 from nanolit.jobs import worker
 from nanolit.jobs.execute import run
-from nanolit.jobs.parts import prepare
+from nanolit.jobs.parts import build_parts
 from nanolit.machine.paths import read_json
+from nanolit.planning.plans import fresh_plan
 from tests.jobs.tiny_runs import train
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -109,7 +110,8 @@ def test_the_optimizer_goes_on_from_the_stage_before_only_if_the_recipe_says_so(
     whole: Path, folder: Path, warm: bool
 ) -> None:
     more = ("phase=sft", "stages=[sft]", "run=other", "start_from=demo", f"recipe.sft.warm_start={warm}")
-    phase = prepare(compose(overrides(folder, whole, *more)), "sft").phase
+    job = compose(overrides(folder, whole, *more))
+    phase = build_parts(job, fresh_plan(job, "sft")).phase
     state = phase.configure_optimizers().state_slices()
     steps = {int(piece.tensor) for key, piece in state.items() if key.endswith("/step")}
     assert steps == {STEPS["mid"] if warm else 0}

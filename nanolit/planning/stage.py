@@ -1,0 +1,18 @@
+"""What every stage's plan says: which run and stage it is of, and what the stage reads.
+
+A plan is a frozen dataclass whose `asdict` is plan.json. Each class adds fields to the one before:
+StagePlan → ModelPlan (sizes.py) → BatchPlan (batch.py) → BasePlan, FinetunePlan; RLPlan has no BatchPlan.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """The first fields of plan.json; `data` and `tokenizer` are names of folders."""
+
+    format: int = 1
+    run: str
+    stage: str
+    data: str
+    tokenizer: str

@@ -80,7 +80,7 @@ def corpus_files(settings: dict[str, str], root: Path) -> tuple[Path, ...]:
     if settings["data"]:
         validation = settings["validation"] or None
         dataset = LocalFolder(path=settings["data"], text_column="text", validation=validation)
-    return dataset.prepare(root).train_files
+    return dataset.open_corpus(root).train_files
 
 
 def corpus_of(order: dict[str, Any]) -> Corpus:

@@ -128,9 +128,9 @@ def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Part
         device=device,
         phase=phase,
         stream=stream(plan, seed=job["seed"]),
-        validation=None,
-        validation_task=None,
+        evaluator=absent,
         chat_tasks=[],
+        left_out="",
         resumed=None,
         origin=None,
     )

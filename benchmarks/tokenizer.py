@@ -115,7 +115,7 @@ def prepare(settings: dict[str, str], folder: Path) -> dict[str, Any]:
         validation = settings["validation"] or None
         source = LocalFolder(path=settings["data"], text_column="text", validation=validation)
     task: dict[str, Any] = {
-        "files": [str(path) for path in source.prepare(folder).train_files],
+        "files": [str(path) for path in source.open_corpus(folder).train_files],
         "train_bytes": train_bytes,
         "num_tokens": results.number(settings, "vocab_size", least=300) - 9,
         "threads": results.number(settings, "threads", least=1),

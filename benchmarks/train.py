@@ -22,7 +22,7 @@ from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E4
 from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts, launched_rank  # noqa: E402
-from nanolit.jobs.worker import LOG_EVERY, build_trainer, quieten_libraries  # noqa: E402
+from nanolit.jobs.worker import build_trainer, quieten_libraries  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
@@ -180,7 +180,7 @@ def throughput(parts: Parts) -> Throughput:
     return Throughput(
         recorder=Recorder(parts.folder / "metrics.csv", finished_steps=0, enabled=launched_rank() == 0),
         clock=Clock(),
-        log_every=LOG_EVERY,
+        log_every=parts.phase.log_every,
         flops_per_token=parts.plan.flops_per_token,
         peak_flops=None,
         enabled=False,

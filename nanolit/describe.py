@@ -66,7 +66,7 @@ def describe(words: list[str]) -> dict[str, Any]:
     documents, shards = (whole_number(settings, key) for key in ("documents", "shards"))
     root, context, dataset = Path(job["root"]), job["model"]["context"], build(job["data"])
     dataset.fetch(root, num_shards=shards, offline=job["offline"])
-    corpus = dataset.prepare(root, num_shards=shards)
+    corpus = dataset.open_corpus(root, num_shards=shards)
     folder = Path(settings["tokenizer"]) if settings["tokenizer"] else tokenizer_folder(job)
     tokenizer = tokenizer_of(
         folder, corpus, vocab_size=job["stage"]["tokenizer"]["vocab_size"], given=bool(settings["tokenizer"])

@@ -45,7 +45,7 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
     """The scores by name, printed as they come."""
     from nanolit.config.build import build
     from nanolit.config.compose import named
-    from nanolit.data.pretrain import make_pretraining, training_texts
+    from nanolit.data.pretrain import training_texts, validation_rows
     from nanolit.evaluation.bits_per_byte import bits_per_byte, describe_rows, unigram_bits_per_byte
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.inference.engine import Engine
@@ -72,7 +72,7 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
         scores[name] = value
         print(f"  {name:<28} {value:.4f}", flush=True)
 
-    corpus = build(job["data"]).prepare(Path(root), num_shards=1)
+    corpus = build(job["data"]).open_corpus(Path(root), num_shards=1)
     context = plan.gpt["context"]
     base = release.parent.parent / "base"
     eval_tokens = job["stage"]["base"]["eval_tokens"] or job["recipe"]["base"]["eval_tokens"]
@@ -80,17 +80,14 @@ def evaluate(settings: dict[str, str]) -> dict[str, Any]:
         base_plan = read_plan(base)
         assert isinstance(base_plan, BasePlan)
         eval_tokens = base_plan.eval_rows * context
-    stream, validation = make_pretraining(
+    validation = validation_rows(
         corpus,
         model.tokenizer,
         context=context,
-        rows=1,
         micro_batch=1,
-        seed=job["seed"],
         packing=job["recipe"]["packing"],
-        validation_tokens=eval_tokens,
+        num_tokens=eval_tokens,
     )
-    del stream
     token_bytes = model.tokenizer.token_bytes()
     scores["val_rows"] = validation.identity
     print(f"  {describe_rows(validation.identity)}", flush=True)

@@ -25,7 +25,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks.checkpoint import Checkpoints
-from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
+from nanolit.callbacks.evaluate import Evaluate, EvaluateChat
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
 from nanolit.config.build import build
@@ -41,7 +41,7 @@ from nanolit.machine.paths import PACKAGE, stage_folder, tokenizers_folder, writ
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
-from nanolit.planning.derivation import Plan, RLPlan, TokenizerPlan, TrainingPlan, as_json
+from nanolit.planning.derivation import Plan, TokenizerPlan, TrainingPlan, as_json
 from nanolit.planning.micro_batch import out_of_memory
 from nanolit.planning.plans import read_plan
 from nanolit.report import gradients
@@ -53,9 +53,6 @@ from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, wr
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
-LOG_EVERY = (
-    10  # steps between two readings of the loss: each one waits for the device (as sampling does in rl)
-)
 
 
 def run(job: Job, plan: Plan) -> dict[str, Any]:
@@ -102,7 +99,7 @@ def train_tokenizer(job: Job, plan: TokenizerPlan) -> dict[str, Any]:
     settings = job["stage"]["tokenizer"]
     folder = tokenizers_folder(job["root"]) / plan.tokenizer
     begun = time.perf_counter()
-    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan.shards)
+    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
@@ -194,7 +191,7 @@ class Watch:
         self.throughput = Throughput(
             recorder=recorder,
             clock=self.clock,
-            log_every=1 if parts.validation_task or parts.phase.num_steps <= 40 else LOG_EVERY,
+            log_every=1 if parts.phase.num_steps <= 40 else parts.phase.log_every,
             flops_per_token=plan.flops_per_token,
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
@@ -203,27 +200,13 @@ class Watch:
             waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
         engine = Engine(parts.phase.gpt, parts.tokenizer)
-        watching = {"recorder": recorder, "clock": self.clock, "eval_every": plan.eval_every}
-        self.evaluation: EvaluateBitsPerByte | EvaluatePasses
-        if not isinstance(plan, RLPlan):
-            assert parts.validation is not None
-            self.evaluation = EvaluateBitsPerByte(
-                parts.validation,
-                rows=parts.validation.identity,
-                token_bytes=parts.tokenizer.token_bytes(),
-                **watching,
-            )
-        else:
-            assert parts.validation_task is not None
-            self.evaluation = EvaluatePasses(
-                engine,
-                parts.validation_task,
-                num_samples=min(plan.samples, 8),
-                temperature=plan.temperature,
-                top_k=plan.top_k,
-                max_tokens=plan.max_new_tokens,
-                **watching,
-            )
+        self.evaluation = Evaluate(
+            parts.evaluator,
+            engine=engine,
+            eval_every=plan.eval_every,
+            recorder=recorder,
+            clock=self.clock,
+        )
         self.evaluation.load(self.before)
         limit = FAST_DEV_PROBLEMS if job["fast_dev_run"] else None
         self.chat = EvaluateChat(
@@ -237,7 +220,7 @@ class Watch:
         samples = WriteSamples(
             parts.folder / "samples.md",
             engine=engine,
-            prompts=chat_prompts(parts.tokenizer) if parts.chat_tasks else text_prompts(parts.tokenizer),
+            prompts=chat_prompts(parts.tokenizer) if plan.chats else text_prompts(parts.tokenizer),
             sample_every=plan.sample_every,
             max_tokens=SAMPLE_TOKENS,
             clock=self.clock,
@@ -266,7 +249,7 @@ class Watch:
             "epoch": finite(self.throughput.epoch),
             "cropped_fraction": finite(self.throughput.cropped_fraction),
             "data_wait_fraction": finite(self.throughput.data_wait_fraction),
-            **self.evaluation.state(),
+            **self.evaluation.evaluator.state(),
             "metrics": self.chat.metrics,
             "gradients": self.gradients,
         }
@@ -289,9 +272,8 @@ def announce(stage: str, parts: Parts, trained: dict[str, Any]) -> None:
     if parts.device.type == "cuda":
         gpu = torch.cuda.get_device_name(parts.device)
         say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
-    left_out = getattr(parts.stream, "left_out", None)
-    if left_out is not None and left_out.parts():
-        say(f"{stage}: left out of the mixture: {'; '.join(left_out.parts())}")
+    if parts.left_out:
+        say(f"{stage}: {parts.left_out}")
 
 
 def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:

@@ -56,6 +56,8 @@ class Phase(L.LightningModule):
     fresh optimizer to load a checkpoint's state into it.
     """
 
+    log_every = 10  # steps between two readings of the loss: each one waits for the device
+
     def __init__(
         self,
         gpt: GPT,

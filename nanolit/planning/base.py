@@ -43,6 +43,7 @@ class BasePlan(BatchPlan):
 
     warm_start: ClassVar[bool] = True  # with start_from, the optimizer's state comes along
     equal_rows: ClassVar[bool] = True  # every step has the same shape, so that compiling pays
+    allows_fp8: ClassVar[bool] = True
     chats: ClassVar[bool] = False  # it continues text, and is asked no chat tasks
 
     def tasks(self, job: Job) -> list[Target]:

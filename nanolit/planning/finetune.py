@@ -36,6 +36,7 @@ class FinetunePlan(BatchPlan):
     memory: Memory | None
     cost: Cost | None = None
 
+    allows_fp8: ClassVar[bool] = True
     chats: ClassVar[bool] = True
 
     @property

@@ -57,6 +57,7 @@ class RLPlan(ModelPlan):
 
     sample_every: ClassVar[None] = None  # the rollouts are samples: written at the end only
     equal_rows: ClassVar[bool] = False  # answers have all lengths
+    allows_fp8: ClassVar[bool] = False  # sampling is in bf16, and scores what was sampled by the same numbers
     chats: ClassVar[bool] = True
 
     @property

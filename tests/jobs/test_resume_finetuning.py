@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nanolit.callbacks.evaluate import EvaluateBitsPerByte
 from nanolit.config.compose import compose
+from nanolit.evaluation.evaluators import BitsPerByte
 from nanolit.jobs import worker
 from nanolit.jobs.execute import run
 from nanolit.jobs.parts import build_parts
@@ -155,7 +155,7 @@ def test_ctrl_c_in_the_last_step_begins_no_other_stage(
         return {}
 
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(EvaluateBitsPerByte, "evaluate", evaluate)
+    monkeypatch.setattr(BitsPerByte, "evaluate", evaluate)
     result = run(compose(overrides(folder, tmp_path / "root")))
     assert result["status"] == "interrupted"
     assert error in result["error"]

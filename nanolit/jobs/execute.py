@@ -368,7 +368,11 @@ def write_job(path: Path, job: Job) -> None:
 
 
 def read_job(path: Path) -> Job:
-    return cast(Job, yaml.safe_load(path.read_text(encoding="utf-8")))
+    """Return a stored job; one from before `matmul_precision` has what its recipe's name decided then."""
+    job = cast(Job, yaml.safe_load(path.read_text(encoding="utf-8")))
+    recipe = job["recipe"]
+    recipe.setdefault("matmul_precision", "high" if recipe["name"] == "classic" else "highest")
+    return job
 
 
 def main() -> int:

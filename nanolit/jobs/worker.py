@@ -137,7 +137,7 @@ def train(job: Job, plan: TrainingPlan) -> dict[str, Any]:
     quieten_libraries()
     if job["deterministic"]:
         make_deterministic()
-    torch.set_float32_matmul_precision("high" if job["recipe"]["name"] == "classic" else "highest")
+    torch.set_float32_matmul_precision(job["recipe"]["matmul_precision"])
     parts = build_parts(job, plan)
     phase = parts.phase
     watch = Watch(job, parts, begun=begun)

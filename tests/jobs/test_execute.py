@@ -58,6 +58,26 @@ def tiny_job(root: Path, *overrides: str):
     return compose([*TINY, f"root={root}", *overrides])
 
 
+def test_float32_products_are_as_precise_as_the_recipe_says(finished, tmp_path):
+    """Under any name: what a recipe is called decides nothing."""
+    shutil.copytree(finished, tmp_path / "root")
+    try:
+        for number, wish in enumerate(("high", "highest")):
+            job = tiny_job(tmp_path / "root", f"recipe.matmul_precision={wish}", f"run=other{number}")
+            assert execute.run(job)["status"] == "done"
+            assert torch.get_float32_matmul_precision() == wish
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(("recipe", "precision"), [("classic", "high"), ("modern", "highest")])
+def test_a_job_from_before_the_key_has_what_its_recipes_name_decided(tmp_path, recipe, precision):
+    job: Any = tiny_job(tmp_path, f"recipe={recipe}")
+    assert job["recipe"].pop("matmul_precision") == precision
+    execute.write_job(tmp_path / "job.yaml", job)
+    assert execute.read_job(tmp_path / "job.yaml")["recipe"]["matmul_precision"] == precision
+
+
 @pytest.mark.parametrize(("said", "expected"), [("false", False), ("true", None), ("null", None)])
 def test_compile_false_holds_for_the_optimizer_too(tmp_path, said, expected):
     """None: on a GPU."""

@@ -31,7 +31,6 @@ from nanolit.jobs.execute import (
     training_plans,
     write_job,
 )
-from nanolit.jobs.inputs import fetch_tasks
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
@@ -178,15 +177,11 @@ def prepare(payload: Payload, stage: str) -> Result:
     try:
         check_root(job)
         plans = fresh_plans(job)
-        check_stages(job, plans)
+        check_stages(job, plans)  # which builds every task, and so fetches its rows
         plans = training_plans(job, plans)
         fetch_data(job, plans)
         result: Result = {"status": "done", "run": job["run"], "stage": stage}
-        if "tokenizer" in plans:
-            result = make_tokenizer(job, plans["tokenizer"])
-        if result["status"] == "done":
-            fetch_tasks(job)
-        return result
+        return make_tokenizer(job, plans["tokenizer"]) if "tokenizer" in plans else result
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}
     finally:

@@ -11,9 +11,8 @@ from nanolit.planning.hours import Hours, evaluation_flops, hours
 from nanolit.planning.memory import Memory, memory
 from nanolit.planning.prices import Cost
 from nanolit.planning.rates import scaled_groups
-from nanolit.planning.shards import download_gigabytes
 from nanolit.planning.sizes import counted_parameters, plan_model
-from nanolit.planning.stage import StagePlan
+from nanolit.planning.stage import StagePlan, download_gigabytes
 from nanolit.planning.watching import watching
 
 # Of the tokens read: best-fit cropping at 2,048 is nanochat's figure, splitting measured (LOG.md)

@@ -5,6 +5,7 @@ StagePlan → ModelPlan (sizes.py) → BatchPlan (batch.py) → BasePlan, Finetu
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +17,9 @@ class StagePlan:
     stage: str
     data: str
     tokenizer: str
+
+
+def download_gigabytes(dataset: Any, num_shards: int) -> float | None:
+    """Return about how many GB the train shards and the held-out one are; None for a corpus that is here."""
+    gigabytes = (num_shards + 1) * dataset.bytes_per_shard / 1e9
+    return round(gigabytes, 1) if gigabytes else None

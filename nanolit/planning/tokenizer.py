@@ -6,8 +6,7 @@ from typing import Any
 from nanolit.config.schema import Job
 from nanolit.planning.hours import Hours
 from nanolit.planning.prices import Cost
-from nanolit.planning.shards import download_gigabytes
-from nanolit.planning.stage import StagePlan
+from nanolit.planning.stage import StagePlan, download_gigabytes
 
 CHARACTERS_PER_HOUR = 37e6 * 3600  # two cores, from parquet (LOG.md)
 

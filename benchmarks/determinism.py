@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=HORIZON)
     try:
         ways = [Way("deterministic=true")] if job["deterministic"] else WAYS
-        if not compiled(job, "base", parts.device):
+        if not compiled(job, parts.plan, parts.device):
             ways = [way for way in ways if way.name != "compiled"]
         measured = measure(parts, ways, num_steps=settings.steps)
     finally:

@@ -144,7 +144,7 @@ def measure(
     for name, parameter in phase.gpt.named_parameters():
         if parameter.ndim == 2 and not parameter.any():
             raise ValueError(f"{name} is still zero after steps={steps}; give more steps")
-    reference = build_gpt(parts.plan["gpt"], parts.device, seed=seed, precision="fp32")
+    reference = build_gpt(parts.plan.gpt, parts.device, seed=seed, precision="fp32")
     with torch.no_grad():
         for parameter, trained in zip(reference.parameters(), phase.gpt.parameters(), strict=True):
             parameter.copy_(trained)

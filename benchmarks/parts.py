@@ -15,14 +15,14 @@ from nanolit.config.build import build
 from nanolit.config.compose import compose
 from nanolit.config.schema import Job
 from nanolit.data.stream import Step
-from nanolit.jobs.execute import fetch_data, make_tokenizer
-from nanolit.jobs.execute import prepare as write_plan
-from nanolit.jobs.parts import Parts, build_gpt, compiled, optimizer_settings, prepare
+from nanolit.jobs.execute import fetch_data, make_tokenizer, training_plans, write_plan
+from nanolit.jobs.parts import Parts, build_gpt, build_parts, compiled, optimizer_settings
 from nanolit.machine.device import make_deterministic, pick_device
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase
-from nanolit.planning.derivation import num_ranks
-from nanolit.planning.plans import fresh_plan
+from nanolit.planning.derivation import BasePlan
+from nanolit.planning.plans import fresh_plans
+from nanolit.planning.ranks import num_ranks
 
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
 REPEATED_AFTER = 7  # positions, in skewed tokens: within every window, beyond what the smear sees
@@ -31,14 +31,14 @@ REPEATED_AFTER = 7  # positions, in skewed tokens: within every window, beyond w
 class RandomStream:
     """Steps of random tokens in the form of `PretrainStream`'s: uniform, or as a subclass draws them."""
 
-    def __init__(self, plan: dict[str, Any], *, seed: int) -> None:
+    def __init__(self, plan: BasePlan, *, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        shape = (plan["micro_batch"], plan["gpt"]["context"] + 1)
+        shape = (plan.micro_batch, plan.gpt["context"] + 1)
         self.steps = []
         for _ in range(DISTINCT_STEPS):
             micro_batches = []
-            for _ in range(plan["accumulation"]):
-                row_BT = self.draw(shape, plan["gpt"]["vocab_size"], generator)
+            for _ in range(plan.accumulation):
+                row_BT = self.draw(shape, plan.gpt["vocab_size"], generator)
                 pair = (row_BT[:, :-1].contiguous(), row_BT[:, 1:].contiguous())
                 micro_batches.append(
                     tuple(x.pin_memory() for x in pair) if torch.cuda.is_available() else pair
@@ -46,7 +46,7 @@ class RandomStream:
             self.steps.append(
                 Step(
                     micro_batches=micro_batches,
-                    num_tokens=plan["total_batch"],
+                    num_tokens=plan.total_batch,
                     position={},
                     epoch=0.0,
                     cropped_fraction=0.0,
@@ -96,23 +96,27 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     if tokens in STREAMS:
         return job, random_parts(job, stream=STREAMS[tokens])
     job["run"] = f"bench-{job['run']}"
-    fetch_data(job, ["tokenizer", "base"])
-    if make_tokenizer(job)["status"] != "done":
+    plans = training_plans(job, fresh_plans(job))
+    plan = plans["base"]
+    assert isinstance(plan, BasePlan)
+    fetch_data(job, plans)
+    if "tokenizer" in plans and make_tokenizer(job, plans["tokenizer"])["status"] != "done":
         raise ValueError("the tokenizer could not be made; the reason is in the lines above")
-    write_plan(job, "base")
-    return job, prepare(job, "base")
+    write_plan(job, plan)
+    return job, build_parts(job, plan)
 
 
 def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Parts:
     """The parts of a job on random tokens: no tokenizer, no validation."""
-    plan, device = fresh_plan(job, "base"), pick_device()
+    plan, device = fresh_plans(job)["base"], pick_device()
+    assert isinstance(plan, BasePlan)
     phase = Base(
-        build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"]),
-        groups=plan["groups"],
+        build_gpt(plan.gpt, device, seed=job["seed"], precision=job["precision"]),
+        groups=plan.groups,
         optimizer=optimizer_settings(job),
         schedule=build(job["recipe"]["schedule"]),
-        num_steps=plan["num_steps"],
-        compile=compiled(job, "base", device),
+        num_steps=plan.num_steps,
+        compile=compiled(job, plan, device),
     )
     folder = Path(tempfile.mkdtemp(prefix="nanolit-bench-"))
     absent: Any = None
@@ -124,9 +128,9 @@ def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Part
         device=device,
         phase=phase,
         stream=stream(plan, seed=job["seed"]),
-        validation=None,
-        validation_task=None,
+        evaluator=absent,
         chat_tasks=[],
+        left_out="",
         resumed=None,
         origin=None,
     )

@@ -64,7 +64,7 @@ class Text(results.Kept):
         dataset: Dataset = Sample()
         if self.data:
             dataset = LocalFolder(path=self.data, text_column="text", validation=self.validation)
-        return dataset.prepare(root).train_files
+        return dataset.open_corpus(root).train_files
 
 
 @dataclass(frozen=True, kw_only=True)

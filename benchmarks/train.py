@@ -23,11 +23,12 @@ from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E4
 from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts, launched_rank  # noqa: E402
-from nanolit.jobs.worker import LOG_EVERY, build_trainer, quieten_libraries  # noqa: E402
+from nanolit.jobs.worker import build_trainer, quieten_libraries  # noqa: E402
 from nanolit.machine.arguments import read_some, setting  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
+from nanolit.planning.derivation import BasePlan  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +70,18 @@ def main(arguments: list[str]) -> int:
 def about(parts: Parts) -> dict[str, Any]:
     """What was measured."""
     plan = parts.plan
+    assert isinstance(plan, BasePlan)
     return {
         "device": device_name(parts.device),
         "torch": torch.__version__,
         "attention": parts.phase.gpt.attention_backend,
-        "depth": plan["gpt"]["depth"],
-        "context": plan["gpt"]["context"],
-        "vocab_size": plan["gpt"]["vocab_size"],
-        "micro_batch": plan["micro_batch"],
-        "accumulation": plan["accumulation"],
-        "ranks": plan["ranks"],
-        "tokens_per_step": plan["total_batch"],
+        "depth": plan.gpt["depth"],
+        "context": plan.gpt["context"],
+        "vocab_size": plan.gpt["vocab_size"],
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "ranks": plan.ranks,
+        "tokens_per_step": plan.total_batch,
     }
 
 
@@ -134,12 +136,13 @@ class TimedStream:
 def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
     """Median step of the Trainer; then the parts of a step alone, with the same model and optimizer."""
     plan, device = parts.plan, parts.device
+    assert isinstance(plan, BasePlan)
     stream, marks = TimedStream(parts.stream), Marks(device)
     fit(job, parts, stream, [throughput(parts), marks])
     step_ms = statistics.median(marks.milliseconds(warmup))
     first_step_seconds = marks.first_step_end - marks.fit_begun
     peak_memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    tokens_per_second = plan["total_batch"] / step_ms * 1000
+    tokens_per_second = plan.total_batch / step_ms * 1000
     measured: dict[str, Any] = {
         "step_ms": step_ms,
         "tokens_per_second": tokens_per_second,
@@ -155,7 +158,7 @@ def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
         measured["peak_memory_gib"] = peak_memory
         peak = peak_bf16_flops(torch.cuda.get_device_name(device))
         if peak:
-            achieved = tokens_per_second * plan["flops_per_token"] / plan["ranks"]
+            achieved = tokens_per_second * plan.flops_per_token / plan.ranks
             measured["mfu"] = achieved / peak
             measured["mfu_formula"] = "model.accounting.flops_per_token, dense bf16 peak"
     return measured
@@ -171,8 +174,8 @@ def throughput(parts: Parts) -> Throughput:
     return Throughput(
         recorder=Recorder(parts.folder / "metrics.csv", finished_steps=0, enabled=launched_rank() == 0),
         clock=Clock(),
-        log_every=LOG_EVERY,
-        flops_per_token=parts.plan["flops_per_token"],
+        log_every=parts.phase.log_every,
+        flops_per_token=parts.plan.flops_per_token,
         peak_flops=None,
         enabled=False,
     )

@@ -29,11 +29,12 @@ from nanolit.jobs.execute import (
     check_stages,
     fetch_data,
     make_tokenizer,
-    with_tokenizer,
+    training_plans,
 )
 from nanolit.jobs.origin import finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
+from nanolit.planning.plans import fresh_plans
 
 Payload = dict[str, Any]
 Result = dict[str, Any]
@@ -175,11 +176,12 @@ def prepare(payload: Payload, stage: str) -> Result:
     job = payload["job"]
     try:
         check_root(job)
-        check_stages(job)  # which builds every task, and so fetches its rows
-        stages = with_tokenizer(job)
-        fetch_data(job, stages)
+        plans = fresh_plans(job)
+        check_stages(job, plans)  # which builds every task, and so fetches its rows
+        plans = training_plans(job, plans)
+        fetch_data(job, plans)
         result: Result = {"status": "done", "run": job["run"], "stage": stage}
-        return make_tokenizer(job) if stages[0] == "tokenizer" else result
+        return make_tokenizer(job, plans["tokenizer"]) if "tokenizer" in plans else result
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}
     finally:

@@ -82,8 +82,8 @@ def describe(
 
 def dollars_per_hour(job: Job) -> float | None:
     """Of the job's GPUs, as its plan has it; None where no price is known."""
-    plan: dict[str, Any] = dict(fresh_plan(job, job["stages"][-1]))
-    return (plan.get("cost") or {}).get("dollars_per_hour")
+    cost = fresh_plan(job, job["stages"][-1]).cost
+    return cost and cost["dollars_per_hour"]
 
 
 def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, modal.Function]:

@@ -13,12 +13,12 @@ from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
 from nanolit.jobs.sweep import JobFailed, conclude
 from nanolit.machine.paths import read_json, write_json
-from nanolit.planning.plans import show_plans
+from nanolit.planning.plans import plan_jobs, show_plans
 
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
     """Print every job's plans, and with dry_run=true the job that would be submitted."""
-    show_plans(jobs)
+    show_plans(plan_jobs(jobs))
     for job in jobs:
         if settings["dry_run"]:
             say(json.dumps(request_of(job, settings), indent=2, ensure_ascii=False))

@@ -60,7 +60,7 @@ def describe(settings: Settings, overrides: list[str]) -> dict[str, Any]:
     job, documents = compose(overrides), settings.documents
     root, context, dataset = Path(job["root"]), job["model"]["context"], build(job["data"])
     dataset.fetch(root, num_shards=settings.shards, offline=job["offline"])
-    corpus = dataset.prepare(root, num_shards=settings.shards)
+    corpus = dataset.open_corpus(root, num_shards=settings.shards)
     tokenizer = tokenizer_of(
         settings.tokenizer or tokenizer_folder(job),
         corpus,

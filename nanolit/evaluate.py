@@ -39,12 +39,14 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     from nanolit.config.build import build
     from nanolit.config.compose import named
     from nanolit.config.stored import read_job
-    from nanolit.data.pretrain import make_pretraining, training_texts
+    from nanolit.data.pretrain import training_texts, validation_rows
     from nanolit.evaluation.bits_per_byte import bits_per_byte, describe_rows, unigram_bits_per_byte
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.inference.engine import Engine
     from nanolit.language_model import find_release, load_language_model
-    from nanolit.machine.paths import home, read_json
+    from nanolit.machine.paths import home
+    from nanolit.planning.derivation import BasePlan, TrainingPlan
+    from nanolit.planning.plans import read_plan
 
     root = home(settings.root)
     release = find_release(settings.run, root=root)
@@ -53,31 +55,31 @@ def evaluate(settings: Settings) -> dict[str, Any]:
             f"{release} is a release alone; evaluate asks a stage of a run, by its settings: give run=NAME"
         )
     job = read_job(release.parent / "job.yaml")
-    plan = read_json(release.parent / "plan.json")
+    plan = read_plan(release.parent)
+    assert isinstance(plan, TrainingPlan)
     model = load_language_model(release, root=root, device=None)
-    scores: dict[str, Any] = {"run": job["run"], "stage": plan["stage"]}
+    scores: dict[str, Any] = {"run": job["run"], "stage": plan.stage}
 
     def tell(name: str, value: float) -> None:
         scores[name] = value
         print(f"  {name:<28} {value:.4f}", flush=True)
 
-    corpus = build(job["data"]).prepare(Path(root), num_shards=1)
-    context = plan["gpt"]["context"]
-    base = release.parent.parent / "base" / "plan.json"
+    corpus = build(job["data"]).open_corpus(Path(root), num_shards=1)
+    context = plan.gpt["context"]
+    base = release.parent.parent / "base"
     eval_tokens = job["stage"]["base"]["eval_tokens"] or job["recipe"]["base"]["eval_tokens"]
-    if base.is_file():  # the very rows that the base stage was evaluated on
-        eval_tokens = read_json(base)["eval_rows"] * context
-    stream, validation = make_pretraining(
+    if (base / "plan.json").is_file():  # the very rows that the base stage was evaluated on
+        base_plan = read_plan(base)
+        assert isinstance(base_plan, BasePlan)
+        eval_tokens = base_plan.eval_rows * context
+    validation = validation_rows(
         corpus,
         model.tokenizer,
         context=context,
-        rows=1,
         micro_batch=1,
-        seed=job["seed"],
         packing=job["recipe"]["packing"],
-        validation_tokens=eval_tokens,
+        num_tokens=eval_tokens,
     )
-    del stream
     token_bytes = model.tokenizer.token_bytes()
     scores["val_rows"] = validation.identity
     print(f"  {describe_rows(validation.identity)}", flush=True)
@@ -85,7 +87,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     texts = list(training_texts(corpus, max_characters=5_000_000))
     train_ids = model.tokenizer.encode_batch(texts, bos=True)
     tell("val_bpb of token unigrams", unigram_bits_per_byte(train_ids, validation, token_bytes))
-    if settings.tasks != "none" and plan["stage"] != "base":
+    if settings.tasks != "none" and plan.chats:
         node = job["chat_tasks"]
         if settings.tasks is not None:
             node = named("chat_evaluation", settings.tasks, key="tasks", mirror=job["recipe"]["mirror"])

@@ -15,9 +15,9 @@ from typing import Any
 from nanolit.config.compose import compose, options
 from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.exit import command
-from nanolit.planning.derivation import Plan
-from nanolit.planning.plans import fresh_plans, show_plans
-from nanolit.planning.prices import check_cost, total
+from nanolit.planning.derivation import BasePlan, FinetunePlan, Plan, as_json
+from nanolit.planning.max_cost import check_cost, total
+from nanolit.planning.plans import Plans, fresh_plans, plan_jobs, show_plans
 from nanolit.planning.show import clusters_table
 
 ALL = "cluster=all"
@@ -40,10 +40,11 @@ def main(words: Sequence[str]) -> None:
     elif settings.json:
         job = compose(overrides)
         plans = fresh_plans(job)
-        print_json(next(iter(plans.values())) if len(plans) == 1 else plans)
-        check_cost([(job, list(plans.values()))])
+        by_stage = {stage: as_json(plan) for stage, plan in plans.items()}
+        print_json(next(iter(by_stage.values())) if len(plans) == 1 else by_stage)
+        check_cost([(job, plans)])
     else:
-        show_plans([compose(overrides)])
+        show_plans(plan_jobs([compose(overrides)]))
 
 
 def print_json(content: Any) -> None:
@@ -58,7 +59,7 @@ def show_clusters(overrides: list[str], *, as_json: bool) -> None:
         try:
             job = compose([f"cluster={name}" if one == ALL else one for one in overrides])
             plans = fresh_plans(job)
-            check_cost([(job, list(plans.values()))])
+            check_cost([(job, plans)])
             found[name] = summary(plans)
         except ValueError as error:
             found[name] = {"error": str(error)}
@@ -71,22 +72,27 @@ def show_clusters(overrides: list[str], *, as_json: bool) -> None:
         print(clusters_table(found))
 
 
-def summary(plans: dict[str, Plan]) -> dict[str, Any]:
+def summary(plans: Plans) -> dict[str, Any]:
     """What a cluster takes for all stages: their sums, and the memory of the one that needs most."""
     stages = list(plans.values())
     hours, dollars = total(stages)
-    trained = [plan for plan in stages if plan.get("memory")]
-    most = max(trained, key=lambda plan: plan["memory"]["gib"]["peak"], default=stages[-1])
-    where = stages[-1]["hours"]
+    most = max(reversed(stages), key=peak_gib)
+    where = stages[-1].hours
     return {
-        "gpus": "cpu" if where["gpu"] == "cpu" else f"{where['devices']} × {where['gpu']}",
+        "gpus": "cpu" if where["gpu"] == "cpu" else f"{where.get('devices')} × {where['gpu']}",
         "hours": hours,
         "dollars": dollars,
-        "billed": any(plan["cost"] for plan in stages),
-        "micro_batch": most.get("micro_batch"),
-        "memory": most.get("memory"),
-        "stages": plans,
+        "billed": any(plan.cost for plan in stages),
+        "micro_batch": getattr(most, "micro_batch", None),
+        "memory": getattr(most, "memory", None),
+        "stages": {stage: as_json(plan) for stage, plan in plans.items()},
     }
+
+
+def peak_gib(plan: Plan) -> float:
+    """The memory that a stage takes of a GPU; 0 where none is known."""
+    memory = plan.memory if isinstance(plan, BasePlan | FinetunePlan) else None
+    return memory["gib"]["peak"] if memory else 0.0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""Train: `python -m nanolit.train phase=base model=d12`. The only command of Hydra's; jobs/ does the work."""
+"""Train: `python -m nanolit.train phase=base model=d12`. The only command of Hydra's.
+
+When you type this, conf/config.yaml sets hydra.mode=MULTIRUN: Hydra hands the words to the launcher that
+conf/cluster/NAME.yaml chooses (launch/hydra_plugins/) and never calls `train` itself. The local launcher
+composes the jobs, jobs/sweep.py checks and plans them, and jobs/execute.py runs their stages.
+"""
 
 import os
 import sys
@@ -17,7 +22,7 @@ from nanolit.machine.paths import conf_folder, home
 
 
 def train(_config: DictConfig) -> float | None:
-    """One job that Hydra runs itself (hydra.mode=RUN, or under submitit): its validation bits per byte."""
+    """Run one job that Hydra runs itself, with hydra.mode=RUN or under submitit; return its bits per byte."""
     return run_jobs([compose(list(HydraConfig.get().overrides.task))])[0]
 
 

@@ -78,7 +78,7 @@ def test_every_pair_of_options_composes_and_plans(row, text_folder, tmp_path):
             ):  # its 8 questions a step
                 fresh_plan(job, stage)
         else:
-            assert fresh_plan(job, stage)["stage"] == stage
+            assert fresh_plan(job, stage).stage == stage
     write_job(tmp_path / "job.yaml", job)
     assert yaml.safe_load((tmp_path / "job.yaml").read_text()) == job
 

@@ -101,6 +101,7 @@ class Recipe(TypedDict):
     vocab_size: int
     stages: list[StageName]
     packing: Literal["flat", "bestfit", "bestfit_split"]
+    matmul_precision: Literal["high", "highest"]  # of float32 products: TF32, or all bits
     gpt: Target
     optimizer: Target
     groups: dict[str, Group]

@@ -19,7 +19,10 @@ GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe
 REMOVED = {"stage.tokenizer.encoder": "nanolit"}
 REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
 # Keys that came later, and what the program did before it had them.
-ADDED: dict[str, Callable[[Job], object]] = {"deterministic": lambda _job: False}
+ADDED: dict[str, Callable[[Job], object]] = {
+    "deterministic": lambda _job: False,
+    "recipe.matmul_precision": lambda job: "high" if job["recipe"]["name"] == "classic" else "highest",
+}
 
 
 def write_job(path: Path, job: Job) -> None:

@@ -1,6 +1,7 @@
 """Base pretraining's data from a corpus: the tokenizer's training text, the stream, the validation rows."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
@@ -11,48 +12,24 @@ from nanolit.data.validation import ValidationRows
 from nanolit.tokenizer.bpe import Tokenizer
 
 
-def make_pretraining(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    *,
-    context: int,
-    rows: int,
-    micro_batch: int,
-    seed: int,
-    packing: Packing,
-    validation_tokens: int | None,
-    rank: int = 0,
-    world: int = 1,
-) -> tuple[PretrainStream, ValidationRows]:
-    """Return this rank's endless steps, of `rows` rows over all ranks, and its share of the held-out rows."""
+def training_stream(corpus: Corpus, tokenizer: Tokenizer, **settings: Any) -> PretrainStream:
+    """Return this rank's endless steps; `settings` are PretrainStream's. The corpus' token cache is used."""
     # Tokens encoded once and kept on disk, if data.cache asks for it: 245 → 24 ms of processor time a million
     # tokens. Off by default, as tokenizing keeps up with training anyway (LOG.md, 2026-11-23).
     cache = corpus.cache_folder and TokenCache(corpus.cache_folder, corpus.train_shards, tokenizer)
-    stream = PretrainStream(
-        corpus,
-        tokenizer,
-        context=context,
-        rows=rows,
-        micro_batch=micro_batch,
-        seed=seed,
-        packing=packing,
-        rank=rank,
-        world=world,
-        cache=cache or None,
-    )
-    validation = ValidationRows(
-        corpus,
-        tokenizer,
-        context=context,
-        micro_batch=micro_batch,
-        # Bits per byte depend on the rows, so a split packing is measured on best fit's, to compare with it.
-        # The same d8 read 1.2197 on 468 rows and 1.2111 on 640 of one file (LOG.md, 2026-11-30).
-        packing="bestfit" if packing == "bestfit_split" else packing,
-        num_tokens=validation_tokens,
-        rank=rank,
-        world=world,
-    )
-    return stream, validation
+    return PretrainStream(corpus, tokenizer, cache=cache or None, **settings)
+
+
+def validation_rows(
+    corpus: Corpus, tokenizer: Tokenizer, *, packing: Packing, **settings: Any
+) -> ValidationRows:
+    """Return this rank's share of the held-out rows; `settings` are ValidationRows'.
+
+    Those of packing "bestfit_split" are best-fit rows, so that its bits per byte compare with best fit's.
+    """
+    # Bits per byte depend on the rows: one d8 read 1.2197 on 468 rows and 1.2111 on 640 of one file (LOG.md)
+    packing = "bestfit" if packing == "bestfit_split" else packing
+    return ValidationRows(corpus, tokenizer, packing=packing, **settings)
 
 
 def training_texts(

@@ -97,7 +97,7 @@ class Sample(Dataset):
 
     name = "sample"
 
-    def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
+    def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(
             name=self.name,
             text_column="text",
@@ -135,9 +135,9 @@ class LocalFolder(Dataset):
 
     def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
         """Check the files, and read jsonl into parquet once, before several ranks would."""
-        self.prepare(root)
+        self.open_corpus(root)
 
-    def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
+    def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """The checked files; ValueError names the file, and the row, of what cannot be trained on."""
         train, held_out = ([self._parquet(path, root) for path in paths] for paths in self._split())
         corpus = Corpus(
@@ -223,7 +223,7 @@ class HubDataset(Dataset):
             dataset_folder(root, self.name), self.repository, self._names(num_shards), offline=offline
         )
 
-    def prepare(self, root: Path, *, num_shards: int | None = None) -> Corpus:
+    def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """The first `num_shards` train shards (without a number: one) and the held-out one, opened."""
         folder, names = dataset_folder(root, self.name), self._names(num_shards or 1)
         if missing := missing_shards(folder, names):

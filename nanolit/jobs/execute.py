@@ -3,7 +3,6 @@
 `python -m nanolit.jobs.execute job.yaml [result.json]` does the same for a job on disk.
 """
 
-import importlib
 import os
 import sys
 import tempfile
@@ -37,8 +36,11 @@ from nanolit.machine.paths import (
     stage_folder,
     write_json,
 )
-from nanolit.planning.micro_batch import choices_of, is_auto, tried
-from nanolit.planning.plans import fresh_plan, stage_plan
+from nanolit.planning.batch import BatchPlan
+from nanolit.planning.derivation import BasePlan, Plan, TokenizerPlan, as_json
+from nanolit.planning.micro_batch import is_auto, tried
+from nanolit.planning.plans import Plans, fresh_plan, fresh_plans, keep_stored
+from nanolit.planning.ranks import num_ranks
 from nanolit.planning.show import plan_table
 from nanolit.report.card import final_table, write_report
 
@@ -47,8 +49,12 @@ WORKER = "nanolit.jobs.worker"
 TRIAL = "nanolit.jobs.trial"
 
 
-def run(job: Job) -> Result:
-    """The last stage's result. What a person can put right is data: {"status": "failed", "error": …}."""
+def run(job: Job, plans: Plans | None = None) -> Result:
+    """Run the stages in order and return the last result, or that of the first that doesn't end well.
+
+    Errors the user can fix are returned, never raised: {"status": "failed", "error": …}. `plans` are those
+    of the job's stages, if they have been derived already.
+    """
     try:
         node = Node() if under_torchrun() else this_node(nodes=job["cluster"]["nodes"])
         if node.rank:
@@ -61,10 +67,11 @@ def run(job: Job) -> Result:
             if is_rank_zero()
             else held_by_rank_zero() as keep_open,
         ):
-            check_stages(job)
+            plans = plans or fresh_plans(job)
+            check_stages(job, plans)
             if not under_torchrun():
-                try_micro_batches(job)
-            return run_stages(job, node, keep_open)
+                plans = try_micro_batches(job, plans)
+            return run_stages(job, training_plans(job, plans), node, keep_open)
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "error": str(error)}
 
@@ -76,28 +83,37 @@ def follow(job: Job, node: Node) -> Result:
     """
     result: Result = {"status": "done", "run": job["run"]}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "job.yaml"
-        write_job(path, job)
         for stage in job["stages"]:
             if stage == "tokenizer" or finished(job["root"], job["run"], stage):
                 continue
-            result = run_ranks(job, stage, path, node=node)
+            write_job(Path(folder) / "job.yaml", job)
+            write_json(Path(folder) / "plan.json", as_json(keep_stored(job, fresh_plan(job, stage))))
+            result = run_ranks(job, stage, Path(folder), node=node)
             if result["status"] != "done" or result.get("asked_to_stop"):
                 break
     return {**result, "node": node.rank}
 
 
-def run_stages(job: Job, node: Node, keep_open: list[int]) -> Result:
-    """Run the stages in order, up to one that doesn't end well; a missing tokenizer is made first."""
+def training_plans(job: Job, plans: Plans) -> dict[str, Plan]:
+    """Return the plans that training uses, the tokenizer's first where it is made first."""
+    stages = {stage: plans.get(stage) or fresh_plan(job, stage) for stage in with_tokenizer(job)}
+    return {stage: keep_stored(job, plan) for stage, plan in stages.items()}
+
+
+def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Result:
+    """Run the stages of `plans` in order, up to one that doesn't end well."""
     result: Result = {}
-    stages = with_tokenizer(job)
+    stages = list(plans)
     try:
-        fetch_data(job, stages)
+        fetch_data(job, plans)
     except KeyboardInterrupt:
         error = "stopped while the data was fetched; the same command goes on from there"
         return {"status": "interrupted", "run": job["run"], "error": error}
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
-        result = make_tokenizer(job) if stage == "tokenizer" else run_stage(job, stage, node, keep_open)
+        if stage == "tokenizer":
+            result = make_tokenizer(job, plans[stage])
+        else:
+            result = run_stage(job, stage, plans, node=node, keep_open=keep_open)
         if result["status"] != "done":
             return result
         if result.get("asked_to_stop") and following:
@@ -118,24 +134,24 @@ def with_tokenizer(job: Job) -> list[str]:
     return list(job["stages"])
 
 
-def fetch_data(job: Job, stages: Sequence[str]) -> None:
+def fetch_data(job: Job, plans: Plans) -> None:
     """Bring the shards that the stages still to run read to this machine: once, whoever comes first."""
     made = (tokenizer_folder(job) / "tokenizer.json").exists() and job["phase"] != "tokenizer"
     reading = [
-        stage
-        for stage in stages
-        if (stage == "tokenizer" and not made)
-        or (stage == "base" and not finished(job["root"], job["run"], stage))
+        plan
+        for plan in plans.values()
+        if (isinstance(plan, TokenizerPlan) and not made)
+        or (isinstance(plan, BasePlan) and not finished(job["root"], job["run"], plan.stage))
     ]
     if not reading:
         return
-    num_shards = max(stage_plan(job, stage)["shards"] for stage in reading)
+    num_shards = max(plan.shards for plan in reading)
     dataset = build(job["data"])
     with sigterm_interrupts(), held(dataset_folder(job["root"], dataset.name) / ".lock", wait=True):
         dataset.fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
 
 
-def make_tokenizer(job: Job) -> Result:
+def make_tokenizer(job: Job, plan: Plan) -> Result:
     """The job's tokenizer, trained unless a run with the same data and settings has already done so."""
     folder = tokenizer_folder(job)
     made = {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
@@ -147,29 +163,31 @@ def make_tokenizer(job: Job) -> Result:
         if (folder / "tokenizer.json").exists() and job["phase"] != "tokenizer":
             say(f"tokenizer: {folder.name} is there")
             return made
-        prepare(job, "tokenizer")
-        return in_process(job, "tokenizer")
+        write_plan(job, plan)
+        return run_in_process(job, plan)
 
 
-def run_stage(job: Job, stage: str, node: Node, keep_open: list[int]) -> Result:
+def run_stage(job: Job, stage: str, plans: Plans, *, node: Node, keep_open: list[int]) -> Result:
     """Run one stage, on one device in this process, on several under torchrun, unless it is finished."""
     if result := finished(job["root"], job["run"], stage):
         say(f"{stage}: run {job['run']} has finished it{score(result)}")
         return {**result, "asked_to_stop": False}
-    folder = prepare(job, stage)
-    if job["cluster"]["devices"] * job["cluster"]["nodes"] == 1 or under_torchrun():
-        return in_process(job, stage)
-    return run_ranks(job, stage, folder / "job.yaml", node=node, keep_open=keep_open)
+    index = job["stages"].index(cast(Any, stage))
+    shown = plans[job["stages"][index - 1]] if index else None
+    folder = write_plan(job, plans[stage], known=shown)
+    if num_ranks(job) == 1 or under_torchrun():
+        return run_in_process(job, plans[stage])
+    return run_ranks(job, stage, folder, node=node, keep_open=keep_open)
 
 
-def run_ranks(job: Job, stage: str, path: Path, *, node: Node, keep_open: Sequence[int] = ()) -> Result:
-    """Run this machine's ranks of a stage under torchrun; `path` is where they find the job."""
+def run_ranks(job: Job, stage: str, folder: Path, *, node: Node, keep_open: Sequence[int] = ()) -> Result:
+    """Run this machine's ranks of a stage under torchrun; `folder` holds its job.yaml and plan.json."""
     devices, interrupted = job["cluster"]["devices"], False
     # A port for each stage, so that no machine finds the store of the stage before.
     port = node.master_port + job["recipe"]["stages"].index(cast(Any, stage))
     command = torchrun(
         WORKER,
-        [str(path), stage],
+        [str(folder)],
         devices=devices,
         nodes=job["cluster"]["nodes"],
         node=replace(node, master_port=port),
@@ -192,46 +210,50 @@ def run_ranks(job: Job, stage: str, path: Path, *, node: Node, keep_open: Sequen
     return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
 
-def try_micro_batches(job: Job) -> None:
-    """For micro_batch=auto: try on the device what isn't known yet, before anything else holds its memory."""
-    for stage in job["stages"]:
+def try_micro_batches(job: Job, plans: Plans) -> Plans:
+    """For micro_batch=auto: try on the device what isn't known yet, before anything else holds its memory.
+
+    Returns the plans with the micro-batches that were found.
+    """
+    planned = dict(plans)
+    for stage, plan in plans.items():
         if not is_auto(job, stage) or finished(job["root"], job["run"], stage):
             continue
-        plan = fresh_plan(job, stage)
-        if not tried(job, stage, plan).open(choices_of(plan)):
+        if not isinstance(plan, BatchPlan) or not tried(job, plan).open(plan.micro_batches):
             continue
         path = run_folder(job["root"], job["run"]) / "job.yaml"
         write_job(path, job)
         command = [sys.executable, "-m", TRIAL, str(path), stage]
         if code := supervise(command, environment=clean_environment(devices=1)):
-            rows = plan["micro_batch"]
+            rows = plan.micro_batch
             say(f"{stage}: the trial of micro-batches ended with exit code {code}; going on with {rows} rows")
+        planned[stage] = fresh_plan(job, stage)
+    return planned
 
 
-def in_process(job: Job, stage: str) -> Result:
-    return importlib.import_module(WORKER).run(job, stage)
+def run_in_process(job: Job, plan: Plan) -> Result:
+    """Run a stage on this process's rank, the only one or one of an outer torchrun's."""
+    from nanolit.jobs import worker  # not at the top: it imports torch, which orchestrating does without
+
+    return worker.run(job, plan)
 
 
-def prepare(job: Job, stage: str) -> Path:
-    """Write job.yaml and plan.json, show the plan, remove an earlier result: its absence means failure."""
-    folder = stage_folder(job["root"], job["run"], stage)
-    plan = stage_plan(job, stage)
+def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
+    """Write a stage's job.yaml and plan.json, show the plan, and return the folder.
+
+    An earlier result is removed: its absence means failure. A model that is that of `known`, the plan of the
+    stage before, isn't shown again.
+    """
+    folder = stage_folder(job["root"], job["run"], plan.stage)
     if not is_rank_zero():
         wait_for(folder / "plan.json")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").unlink(missing_ok=True)
         write_job(folder / "job.yaml", job)
-        write_json(folder / "plan.json", plan)
-        say(f"\n{plan_table(plan, known=plan_before(job, stage))}")
+        write_json(folder / "plan.json", as_json(plan))
+        say(f"\n{plan_table(plan, known=known)}")
     return folder
-
-
-def plan_before(job: Job, stage: str) -> dict[str, Any] | None:
-    """The plan of the stage before this one in the job, which has been shown."""
-    index = job["stages"].index(stage) if stage in job["stages"] else 0
-    path = stage_folder(job["root"], job["run"], job["stages"][index - 1]) / "plan.json"
-    return read_json(path) if index > 0 and path.exists() else None
 
 
 def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
@@ -261,9 +283,9 @@ def unwritable(error: OSError, root: str) -> str:
     return f"root={root} cannot be written ({reason}); give another root=… or set NANOLIT_HOME"
 
 
-def check_stages(job: Job) -> None:
+def check_stages(job: Job, plans: Plans) -> None:
     """ValueError for what makes a stage impossible, before any of them begins."""
-    ranks = job["cluster"]["devices"] * job["cluster"]["nodes"]
+    ranks = num_ranks(job)
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) != ranks:
         world = os.environ["WORLD_SIZE"]
         raise ValueError(
@@ -277,7 +299,7 @@ def check_stages(job: Job) -> None:
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
         origin(job, models[0])
     if is_rank_zero() and not all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
-        check_sources(job)
+        check_sources(job, plans)
 
 
 def check_unchanged(job: Job, stage: str) -> None:

@@ -4,6 +4,7 @@ The worker fits these parts; the benchmarks time the same ones.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,26 @@ from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
 from nanolit.config.build import build
 from nanolit.config.schema import Job
-from nanolit.data.conversations import ConversationStream, ValidationConversations
-from nanolit.data.pretrain import make_pretraining
-from nanolit.data.prompts import PromptStream
-from nanolit.data.stream import PretrainStream
-from nanolit.data.validation import ValidationRows
+from nanolit.evaluation.evaluators import Evaluator
 from nanolit.jobs.origin import Origin, origin
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
-from nanolit.phases.base import Base
+from nanolit.phases.base import build_base
 from nanolit.phases.core import Phase
-from nanolit.phases.mid import Mid
-from nanolit.phases.rl import ReinforcementLearning
-from nanolit.phases.sft import Sft
-from nanolit.planning.plans import stage_plan
+from nanolit.phases.finetune import build_finetune
+from nanolit.phases.rl import build_rl
+from nanolit.phases.stage import Inputs, Training
+from nanolit.planning.derivation import BasePlan, FinetunePlan, RLPlan, TrainingPlan
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
-Stream = PretrainStream | ConversationStream | PromptStream
-Validation = ValidationRows | ValidationConversations
-PHASES: dict[str, type[Phase]] = {"base": Base, "mid": Mid, "sft": Sft, "rl": ReinforcementLearning}
+PHASES: dict[type[TrainingPlan], Callable[..., Training]] = {
+    BasePlan: build_base,
+    FinetunePlan: build_finetune,
+    RLPlan: build_rl,
+}
 FAST_DEV_PROBLEMS = 2
 
 # Of activations and embeddings; None: what suits the device
@@ -44,18 +43,18 @@ DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": tor
 
 @dataclass
 class Parts:
-    """`validation` is None for rl, which has a `validation_task` instead; `chat_tasks` is empty for base."""
+    """The phase's file builds `phase`, `stream`, `evaluator`, `left_out`; `chat_tasks` is empty for base."""
 
-    plan: dict[str, Any]
+    plan: TrainingPlan
     folder: Path
     tokenizer: Tokenizer
     tokenizer_folder: Path
     device: torch.device
     phase: Phase
-    stream: Any  # a Stream, or what a benchmark puts in its place
-    validation: Validation | None
-    validation_task: Task | None
+    stream: Any  # the phase's, or what a benchmark puts in its place
+    evaluator: Evaluator
     chat_tasks: list[Task]
+    left_out: str
     resumed: Checkpoint | None
     origin: Origin | None
 
@@ -65,109 +64,44 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def prepare(job: Job, stage: str) -> Parts:
+def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     """Build everything; from the stage's newest whole checkpoint where there is one, else from its origin."""
-    folder = stage_folder(job["root"], job["run"], stage)
-    plan = stage_plan(job, stage)
-    begins = origin(job, stage)
-    tokenizer_folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
-    if begins:
-        tokenizer_folder = begins.release / "tokenizer"
+    folder, begins = stage_folder(job["root"], job["run"], plan.stage), origin(job, plan.stage)
+    tokenizer_folder = begins.release / "tokenizer" if begins else stored_tokenizer(job, plan)
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
-    resumed = checkpoint.latest(folder / "checkpoints")
-    task, validation_task = None, None
-    validation: Validation | None = None
-    stream: Stream
-    where: dict[str, Any] = {"rank": launched_rank(), "world": plan["ranks"]}
-    if stage == "base":
-        corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
-        stream, validation = make_pretraining(
-            corpus,
-            tokenizer,
-            **row_settings(plan, job),
-            packing=plan["packing"],
-            validation_tokens=plan["eval_rows"] * plan["gpt"]["context"],
-            **where,
-        )
-        num_steps = plan["num_steps"]
-    elif stage == "rl":
-        task, validation_task = build(plan["task"]), build(plan["validation"])
-        stream = PromptStream(
-            task,
-            tokenizer,
-            prompts=plan["questions"],
-            max_prompt_tokens=plan["gpt"]["context"],
-            seed=job["seed"],
-            max_steps=plan["num_steps"],
-            **where,
-        )
-        num_steps = stream.num_steps
-    else:
-        mixture = job["stage"][stage]["mixture"]
-        stream = ConversationStream(
-            [build(source) for source in mixture["sources"]],
-            tokenizer,
-            **row_settings(plan, job),
-            packing=plan["packing"],
-            max_steps=plan["num_steps"],
-            **where,
-        )
-        validation = ValidationConversations(
-            [build(source) for source in mixture["validation"]],
-            tokenizer,
-            context=plan["gpt"]["context"],
-            micro_batch=plan["micro_batch"],
-            packing=plan["packing"],
-            num_rows=plan["eval_rows"],
-            **where,
-        )
-        num_steps = stream.num_steps
-    device = pick_device()
-    precision = precision_of(job, stage)
-    gpt, restore = load_gpt(job, plan, device, resumed, begins, precision, first=launched_rank() == 0)
-    if resumed:
-        stream.load_position(resumed.positions())
-    rl_settings = {}
-    if stage == "rl":
-        names = ("samples", "temperature", "top_k", "max_new_tokens", "micro_batch")
-        rl_settings = {"task": task, "tokenizer": tokenizer, "seed": job["seed"]}
-        rl_settings |= {name: plan[name] for name in names}
-    phase = PHASES[stage](
-        gpt,
-        groups=plan["groups"],
+    resumed, device = checkpoint.latest(folder / "checkpoints"), pick_device()
+    gpt, restore = load_gpt(job, plan, device, resumed=resumed, begins=begins)
+    inputs = Inputs(
+        gpt=gpt,
+        tokenizer=tokenizer,
         optimizer=optimizer_settings(job),
-        schedule=build(plan["schedule"]),
-        num_steps=num_steps,
+        compile=compiled(job, plan, device),
         finished_steps=resumed.step if resumed else 0,
-        compile=compiled(job, stage, device),
         restore=restore,
-        **rl_settings,
+        rank=launched_rank(),
     )
-    chat_tasks = [] if stage == "base" else [build(node) for node in job["chat_tasks"]["tasks"]]
+    training = PHASES[type(plan)](job, plan, inputs)
+    if resumed:
+        training.stream.load_position(resumed.positions())
     return Parts(
         plan=plan,
         folder=folder,
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
         device=device,
-        phase=phase,
-        stream=stream,
-        validation=validation,
-        validation_task=validation_task,
-        chat_tasks=chat_tasks,
+        phase=training.phase,
+        stream=training.stream,
+        evaluator=training.evaluator,
+        chat_tasks=[build(node) for node in job["chat_tasks"]["tasks"]] if plan.chats else [],
+        left_out=training.left_out,
         resumed=resumed,
         origin=begins,
     )
 
 
-def row_settings(plan: dict[str, Any], job: Job) -> dict[str, Any]:
-    return {
-        "context": plan["gpt"]["context"],
-        "rows": plan["rows"],
-        "micro_batch": plan["micro_batch"],
-        "seed": job["seed"],
-    }
+def stored_tokenizer(job: Job, plan: TrainingPlan) -> Path:
+    return tokenizers_folder(job["root"]) / plan.tokenizer
 
 
 def optimizer_settings(job: Job) -> dict[str, Any]:
@@ -176,43 +110,41 @@ def optimizer_settings(job: Job) -> dict[str, Any]:
     return {"compile": False if job["compile"] is False else None, **settings}
 
 
-def compiled(job: Job, stage: str, device: torch.device) -> bool:
+def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
     """On a GPU unless told otherwise; never where the rows of every step have other lengths."""
-    if stage == "rl" or job["recipe"].get(stage, {}).get("packing") == "single":
+    if not plan.equal_rows:
         return False
     return device.type == "cuda" if job["compile"] is None else job["compile"]
 
 
-def precision_of(job: Job, stage: str) -> str | None:
-    """The job's; but rl samples in bf16, and has to score what was sampled by the same numbers."""
-    return "bf16" if stage == "rl" and job["precision"] == "fp8" else job["precision"]
+def precision_of(job: Job, plan: TrainingPlan) -> str | None:
+    """The job's, or bf16 where the stage does without fp8."""
+    return "bf16" if job["precision"] == "fp8" and not plan.allows_fp8 else job["precision"]
 
 
-def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: dict[str, Any]) -> None:
-    if tokenizer.vocab_size != plan["gpt"]["vocab_size"]:
+def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: TrainingPlan) -> None:
+    if tokenizer.vocab_size != plan.gpt["vocab_size"]:
         raise ValueError(
             f"the tokenizer {folder} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{plan['gpt']['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
+            f"{plan.gpt['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
         )
 
 
 def load_gpt(
     job: Job,
-    plan: dict[str, Any],
+    plan: TrainingPlan,
     device: torch.device,
+    *,
     resumed: Checkpoint | None,
     begins: Origin | None,
-    precision: str | None,
-    *,
-    first: bool,
 ) -> tuple[GPT, Any]:
     """The model with its weights, and what gives a fresh optimizer its state (None: nothing does)."""
-    source = resumed
+    source, precision = resumed, precision_of(job, plan)
     if not resumed and begins:
-        check_same_model(plan["gpt"], begins)
+        check_same_model(plan.gpt, begins)
         source = checkpoint.latest(begins.checkpoints) if begins.checkpoints else None
         if source is None:
-            if first:
+            if launched_rank() == 0:
                 print(
                     f"beginning from the release {begins.release}, without the optimizer's state", flush=True
                 )
@@ -220,11 +152,11 @@ def load_gpt(
             if precision == "fp8":
                 gpt.use_fp8()
             return gpt, None
-    gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=precision)
+    gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=precision)
     if not source:
         return gpt, None
     load_weights(gpt, source.model_state(), origin=str(source.folder))
-    keeps = resumed is not None or plan.get("warm_start", True)
+    keeps = resumed is not None or plan.warm_start
     return gpt, source.restore_optimizer if keeps else None
 
 

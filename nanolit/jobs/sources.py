@@ -3,23 +3,24 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
 
 from nanolit.config.build import build
-from nanolit.config.schema import Job
+from nanolit.config.schema import Job, Target
+from nanolit.planning.derivation import TokenizerPlan
+from nanolit.planning.plans import Plans
 from nanolit.tasks.rows import FileRows
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import check_conversation
 
 
-def check_sources(job: Job) -> None:
+def check_sources(job: Job, plans: Plans) -> None:
     """ValueError for the first source of a later stage that is missing, can't be read, or is malformed.
 
     Else hours of base would end with a file that is not there. Files named by their path come first; what
     comes from the hub is fetched here.
     """
-    checked: list[dict[str, Any]] = []
-    for node in sorted(nodes(job), key=lambda one: one.get("path") is None):
+    checked: list[Target] = []
+    for node in sorted(nodes(job, plans), key=lambda one: one.get("path") is None):
         if node not in checked:
             checked.append(node)
             check_rows(build(node))
@@ -32,17 +33,12 @@ def check_rows(task: Task) -> None:
             check_conversation(task[index], place=task.place(index))
 
 
-def nodes(job: Job) -> Iterator[dict[str, Any]]:
-    """The `_target_` nodes of all tasks of the job's stages."""
-    for stage in job["stages"]:
-        if stage in ("mid", "sft"):
-            mixture = cast(dict[str, Any], job["stage"])[stage]["mixture"]
-            yield from [*mixture["sources"], *mixture["validation"]]
-        elif stage == "rl":
-            settings, defaults = job["stage"]["rl"], job["recipe"]["rl"]
-            yield settings["task"] or defaults["task"]
-            yield settings["validation"] or defaults["validation"]
-    if {"mid", "sft", "rl"} & set(job["stages"]):
+def nodes(job: Job, plans: Plans) -> Iterator[Target]:
+    """Yield the targets of all tasks that the stages learn from, are validated on, and are asked."""
+    training = [plan for plan in plans.values() if not isinstance(plan, TokenizerPlan)]
+    for plan in training:
+        yield from plan.tasks(job)
+    if any(plan.chats for plan in training):
         yield from job["chat_tasks"]["tasks"]
 
 

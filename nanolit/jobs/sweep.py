@@ -16,8 +16,8 @@ from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import read_json, run_folder
 from nanolit.machine.system import gpu_names
-from nanolit.planning.plans import fresh_plans, show_plans
-from nanolit.planning.prices import check_cost
+from nanolit.planning.max_cost import check_cost
+from nanolit.planning.plans import Plans, plan_jobs, show_plans
 from nanolit.report.compare import sweep_table, write_sweep_csv
 
 
@@ -31,11 +31,11 @@ class JobFailed(RuntimeError):
 
 def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     """Run the jobs; their validation bits per byte, or None. ValueError comes before any has begun."""
-    check_jobs(jobs)
+    planned = check_jobs(jobs)
     if jobs[0]["dry_run"]:
-        show_plans(jobs)
+        show_plans(planned)
         return [None for _ in jobs]
-    return conclude(jobs, [run(jobs[0])] if len(jobs) == 1 else run_processes(jobs))
+    return conclude(jobs, [run(*planned[0])] if len(jobs) == 1 else run_processes(jobs))
 
 
 def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[float | None]:
@@ -51,13 +51,18 @@ def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[flo
     return [result.get("val_bpb") for result in results]
 
 
-def check_jobs(jobs: Sequence[Job]) -> None:
-    """ValueError for a job that must not run here, cannot be planned, or is the same run as another."""
+def check_jobs(jobs: Sequence[Job]) -> list[tuple[Job, Plans]]:
+    """Return the jobs with their plans.
+
+    ValueError for a job that must not run here, cannot be planned, or is the same run as another.
+    """
     for job in jobs:
         refuse_elsewhere(job)
-    if note := check_cost([(job, list(fresh_plans(job).values())) for job in jobs]):
+    planned = plan_jobs(jobs)
+    if note := check_cost(planned):
         say(note)
     refuse_same_run(jobs)
+    return planned
 
 
 def refuse_same_run(jobs: Sequence[Job]) -> None:

@@ -15,8 +15,9 @@ from nanolit.config.stored import read_job
 from nanolit.jobs.parts import build_gpt, compiled
 from nanolit.machine.device import pick_device
 from nanolit.phases.core import compile_gpt
-from nanolit.planning.derivation import HEADROOM, Plan, peak_memory
-from nanolit.planning.micro_batch import Tried, choices_of, remember, tried
+from nanolit.planning.derivation import TokenizerPlan, TrainingPlan
+from nanolit.planning.memory import HEADROOM, peak_memory
+from nanolit.planning.micro_batch import Tried, remember, tried
 from nanolit.planning.plans import fresh_plan
 
 
@@ -50,17 +51,17 @@ def has_memory(probe: Callable[[int], None], rows: int) -> bool:
             torch.cuda.empty_cache()
 
 
-def train_twice(job: Job, stage: str, plan: Plan, rows: int) -> None:
+def train_twice(job: Job, plan: TrainingPlan, rows: int) -> None:
     """Two micro-batches of so many rows, forward and backward, beside as much as the optimizer takes.
 
     The second finds gradients to add to. The optimizer's share and its work are only memory here: it needs
     all ranks to step.
     """
-    device, gib = pick_device(), peak_memory(job, plan["gpt"], rows, gpu=job["cluster"]["gpu"] or "cpu")
-    gpt = build_gpt(plan["gpt"], device, seed=job["seed"], precision=job["precision"])
-    forward = compile_gpt(gpt) if compiled(job, stage, device) else gpt
+    device, gib = pick_device(), peak_memory(job, plan.gpt, rows, gpu=job["cluster"]["gpu"] or "cpu")
+    gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=job["precision"])
+    forward = compile_gpt(gpt) if compiled(job, plan, device) else gpt
     kept = [take(gib["optimizer"], device)]
-    ids_BT = torch.randint(plan["gpt"]["vocab_size"], (rows, plan["gpt"]["context"]), device=device)
+    ids_BT = torch.randint(plan.gpt["vocab_size"], (rows, plan.gpt["context"]), device=device)
     for _ in range(2):
         loss = forward(ids_BT, ids_BT, reduction="sum")
         loss.backward()
@@ -83,13 +84,14 @@ def main() -> None:
         return
     torch.cuda.set_per_process_memory_fraction(HEADROOM, device)
     plan = fresh_plan(job, stage)
+    assert not isinstance(plan, TokenizerPlan)
 
     def probe(rows: int) -> None:
         print(f"{stage}: trying micro_batch={rows}", flush=True)
-        train_twice(job, stage, plan, rows)
+        train_twice(job, plan, rows)
 
-    found = search(choices_of(plan), probe, start=plan["micro_batch"], known=tried(job, stage, plan))
-    remember(job, stage, plan, found)
+    found = search(plan.micro_batches, probe, start=plan.micro_batch, known=tried(job, plan))
+    remember(job, plan, found)
     print(f"{stage}: micro_batch={found.fits} is the largest that fits", flush=True)
 
 

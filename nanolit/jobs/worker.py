@@ -1,6 +1,7 @@
 """What one rank runs: build the stage from the job, fit, leave result.json.
 
-`python -m nanolit.jobs.worker job.yaml STAGE` is what torchrun starts; one device runs in process.
+`python -m nanolit.jobs.worker FOLDER` is what torchrun starts: the folder holds job.yaml and plan.json. One
+device runs in process.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks.checkpoint import Checkpoints
-from nanolit.callbacks.evaluate import EvaluateBitsPerByte, EvaluateChat, EvaluatePasses
+from nanolit.callbacks.evaluate import Evaluate, EvaluateChat
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
 from nanolit.config.build import build
@@ -30,16 +31,18 @@ from nanolit.config.stored import read_job
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
-from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, launched_rank, prepare
+from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, build_parts, launched_rank
 from nanolit.jobs.processes import LEFT
 from nanolit.machine.clock import duration
 from nanolit.machine.device import make_deterministic
-from nanolit.machine.paths import PACKAGE, read_json, stage_folder, tokenizers_folder, write_json
+from nanolit.machine.paths import PACKAGE, stage_folder, tokenizers_folder, write_json
 from nanolit.machine.system import code_version
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
+from nanolit.planning.derivation import Plan, TokenizerPlan, TrainingPlan, as_json
 from nanolit.planning.micro_batch import out_of_memory
+from nanolit.planning.plans import read_plan
 from nanolit.report import gradients
 from nanolit.report.card import write_report
 from nanolit.report.folders import Stage
@@ -49,25 +52,22 @@ from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, wr
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
-LOG_EVERY = (
-    10  # steps between two readings of the loss: each one waits for the device (as sampling does in rl)
-)
 
 
-def run(job: Job, stage: str) -> dict[str, Any]:
-    """Run one stage of a resolved job on this rank; the result is also in the stage's result.json.
+def run(job: Job, plan: Plan) -> dict[str, Any]:
+    """Run one stage of a job by its plan on this rank; the result is also in the stage's result.json.
 
     What a user can put right (ValueError, OSError) comes back as {"status": "failed", "error": …}.
     """
     try:
-        result = train_tokenizer(job) if stage == "tokenizer" else train(job, stage)
+        result = train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
     except KeyboardInterrupt:
         result = {"status": "interrupted", "error": "stopped at once, without a new checkpoint"}
     except (ValueError, OSError) as error:
         result = {"status": "failed", "error": str(error)}
     except torch.OutOfMemoryError:
-        plan = read_json(stage_folder(job["root"], job["run"], stage) / "plan.json")  # every rank's
-        result = {"status": "failed", "error": out_of_memory(job, stage, plan)}
+        assert not isinstance(plan, TokenizerPlan)
+        result = {"status": "failed", "error": out_of_memory(job, plan)}
     except Exception as error:
         if others_are_gone(error):
             reason = " ".join(str(error).split())
@@ -76,7 +76,7 @@ def run(job: Job, stage: str) -> dict[str, Any]:
         else:
             result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             traceback.print_exc()
-    return write_result(job, stage, result)
+    return write_result(job, plan.stage, result)
 
 
 def others_are_gone(error: Exception) -> bool:
@@ -93,13 +93,12 @@ def write_result(job: Job, stage: str, result: dict[str, Any]) -> dict[str, Any]
     return result
 
 
-def train_tokenizer(job: Job) -> dict[str, Any]:
+def train_tokenizer(job: Job, plan: TokenizerPlan) -> dict[str, Any]:
     """Train the tokenizer of the job, or find the one that an equal job has made."""
     settings = job["stage"]["tokenizer"]
-    plan = read_json(stage_folder(job["root"], job["run"], "tokenizer") / "plan.json")
-    folder = tokenizers_folder(job["root"]) / plan["tokenizer"]
+    folder = tokenizers_folder(job["root"]) / plan.tokenizer
     begun = time.perf_counter()
-    corpus = build(job["data"]).prepare(Path(job["root"]), num_shards=plan["shards"])
+    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} is there already")
@@ -131,14 +130,14 @@ def train_tokenizer(job: Job) -> dict[str, Any]:
     }
 
 
-def train(job: Job, stage: str) -> dict[str, Any]:
+def train(job: Job, plan: TrainingPlan) -> dict[str, Any]:
     """Fit one stage from its newest checkpoint, or from where it begins; leave a release."""
-    begun = time.perf_counter()
+    begun, stage = time.perf_counter(), plan.stage
     quieten_libraries()
     if job["deterministic"]:
         make_deterministic()
-    torch.set_float32_matmul_precision("high" if job["recipe"]["name"] == "classic" else "highest")
-    parts = prepare(job, stage)
+    torch.set_float32_matmul_precision(job["recipe"]["matmul_precision"])
+    parts = build_parts(job, plan)
     phase = parts.phase
     watch = Watch(job, parts, begun=begun)
     if launched_rank() == 0:
@@ -183,7 +182,7 @@ class Watch:
         self.before: dict[str, Any] = parts.resumed.progress if parts.resumed else {}
         self.gradients: dict[str, Any] = gradients.RIGHT
         if parts.resumed:
-            self.gradients = gradients.resumed(Stage(plan["stage"], parts.folder), job, self.before)
+            self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
         self.clock = Clock(self.before.get("seconds", 0.0))
         recorder = Recorder(
             parts.folder / "metrics.csv", finished_steps=parts.phase.finished_steps, enabled=first
@@ -191,8 +190,8 @@ class Watch:
         self.throughput = Throughput(
             recorder=recorder,
             clock=self.clock,
-            log_every=1 if parts.validation_task or parts.phase.num_steps <= 40 else LOG_EVERY,
-            flops_per_token=plan["flops_per_token"],
+            log_every=1 if parts.phase.num_steps <= 40 else parts.phase.log_every,
+            flops_per_token=plan.flops_per_token,
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
             processed=self.before.get("processed_tokens", self.before.get("tokens", 0)),
@@ -200,26 +199,13 @@ class Watch:
             waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
         engine = Engine(parts.phase.gpt, parts.tokenizer)
-        watching = {"recorder": recorder, "clock": self.clock, "eval_every": plan["eval_every"]}
-        self.evaluation: EvaluateBitsPerByte | EvaluatePasses
-        if parts.validation_task is None:
-            assert parts.validation is not None
-            self.evaluation = EvaluateBitsPerByte(
-                parts.validation,
-                rows=parts.validation.identity,
-                token_bytes=parts.tokenizer.token_bytes(),
-                **watching,
-            )
-        else:
-            self.evaluation = EvaluatePasses(
-                engine,
-                parts.validation_task,
-                num_samples=min(plan["samples"], 8),
-                temperature=plan["temperature"],
-                top_k=plan["top_k"],
-                max_tokens=plan["max_new_tokens"],
-                **watching,
-            )
+        self.evaluation = Evaluate(
+            parts.evaluator,
+            engine=engine,
+            eval_every=plan.eval_every,
+            recorder=recorder,
+            clock=self.clock,
+        )
         self.evaluation.load(self.before)
         limit = FAST_DEV_PROBLEMS if job["fast_dev_run"] else None
         self.chat = EvaluateChat(
@@ -233,14 +219,14 @@ class Watch:
         samples = WriteSamples(
             parts.folder / "samples.md",
             engine=engine,
-            prompts=chat_prompts(parts.tokenizer) if parts.chat_tasks else text_prompts(parts.tokenizer),
-            sample_every=plan.get("sample_every"),
+            prompts=chat_prompts(parts.tokenizer) if plan.chats else text_prompts(parts.tokenizer),
+            sample_every=plan.sample_every,
             max_tokens=SAMPLE_TOKENS,
             clock=self.clock,
         )
         self.checkpoints = Checkpoints(
             parts.folder / "checkpoints",
-            save_every=plan["save_every"],
+            save_every=plan.save_every,
             keep=KEPT_CHECKPOINTS,
             clock=self.clock,
             progress=self.state,
@@ -262,7 +248,7 @@ class Watch:
             "epoch": finite(self.throughput.epoch),
             "cropped_fraction": finite(self.throughput.cropped_fraction),
             "data_wait_fraction": finite(self.throughput.data_wait_fraction),
-            **self.evaluation.state(),
+            **self.evaluation.evaluator.state(),
             "metrics": self.chat.metrics,
             "gradients": self.gradients,
         }
@@ -285,14 +271,13 @@ def announce(stage: str, parts: Parts, trained: dict[str, Any]) -> None:
     if parts.device.type == "cuda":
         gpu = torch.cuda.get_device_name(parts.device)
         say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
-    left_out = getattr(parts.stream, "left_out", None)
-    if left_out is not None and left_out.parts():
-        say(f"{stage}: left out of the mixture: {'; '.join(left_out.parts())}")
+    if parts.left_out:
+        say(f"{stage}: {parts.left_out}")
 
 
 def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
     """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
-    ranks = parts.plan["ranks"]
+    ranks = parts.plan.ranks
     accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
     return L.Trainer(
         accelerator=accelerator,
@@ -332,7 +317,7 @@ def build_logger(job: Job, stage: str, parts: Parts) -> Any:
         resume="allow",
         offline=offline,
         save_dir=str(parts.folder),
-        config={"job": dict(job), "plan": parts.plan},
+        config={"job": dict(job), "plan": as_json(parts.plan)},
     )
     if offline:
         say(
@@ -390,10 +375,9 @@ def plain_warning(
 
 
 def main() -> None:
-    """`python -m nanolit.jobs.worker job.yaml STAGE`, on every rank of torchrun."""
-    path, stage = sys.argv[1:]
-    job = read_job(Path(path))
-    result = run(job, stage)
+    """`python -m nanolit.jobs.worker FOLDER`, on every rank of torchrun."""
+    folder = Path(sys.argv[1])
+    result = run(read_job(folder / "job.yaml"), read_plan(folder))
     failed = result["status"] not in ("done", "interrupted")
     if torch.distributed.is_initialized():
         if failed:  # an end in good order would wait for ranks that may be gone

@@ -1,6 +1,7 @@
-"""What each stage optimizes: a LightningModule per phase over one shared core.
+"""What each stage optimizes, learns from and is scored by: one file a phase, over one shared core.
 
-Takes a model, its parameter groups and schedule, and the steps of the loader.
-Gives losses and a trained model.
-May import data, inference, model, optim, tokenizer, tasks, machine and lightning; never callbacks or jobs.
+Takes a job, a stage's plan, a model and a tokenizer (stage.py).
+Gives a LightningModule, the stream of its steps, and its evaluator; training gives losses and the model.
+May import config, planning, data, evaluation, inference, model, optim, tokenizer, tasks, machine and
+lightning; never callbacks or jobs.
 """

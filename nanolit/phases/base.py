@@ -1,7 +1,44 @@
-"""Base pretraining: predict the next token of text. The loss of the core is all there is to it."""
+"""Base pretraining: predict the next token of text."""
 
+from pathlib import Path
+
+from nanolit.config.build import build
+from nanolit.config.schema import Job
+from nanolit.data.pretrain import training_stream, validation_rows
+from nanolit.evaluation.evaluators import BitsPerByte
 from nanolit.phases.core import Phase
+from nanolit.phases.stage import Inputs, Training
+from nanolit.planning.base import BasePlan
 
 
 class Base(Phase):
-    """Next-token cross-entropy over every token of the stream."""
+    """Next-token cross-entropy over every token of the stream: the loss of the core."""
+
+
+def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
+    """Data: the corpus, packed into rows. Evaluation: bits per byte of held-out text."""
+    tokenizer, place = inputs.tokenizer, {"rank": inputs.rank, "world": plan.ranks}
+    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
+    context = plan.gpt["context"]
+    stream = training_stream(
+        corpus,
+        tokenizer,
+        context=context,
+        rows=plan.rows,
+        micro_batch=plan.micro_batch,
+        seed=job["seed"],
+        packing=plan.packing,
+        **place,
+    )
+    validation = validation_rows(
+        corpus,
+        tokenizer,
+        context=context,
+        micro_batch=plan.micro_batch,
+        packing=plan.packing,
+        num_tokens=plan.eval_rows * context,
+        **place,
+    )
+    evaluator = BitsPerByte(validation, rows=validation.identity, token_bytes=tokenizer.token_bytes())
+    phase = Base(**inputs.training(plan), num_steps=plan.num_steps)
+    return Training(phase=phase, stream=stream, evaluator=evaluator)

@@ -60,6 +60,7 @@ class Phase(L.LightningModule):
 
     # A resumed stage is a new Trainer for the steps that are left, so Lightning's loop state is never
     # restored
+    log_every = 10  # steps between two readings of the loss: each one waits for the device
 
     def __init__(
         self,

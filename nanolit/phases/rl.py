@@ -16,13 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanolit.data.prompts import Prompt, PromptStep
+from nanolit.config.build import build
+from nanolit.config.schema import Job
+from nanolit.data.prompts import Prompt, PromptStep, PromptStream
+from nanolit.evaluation.evaluators import Passes
 from nanolit.inference.engine import Completion, Engine
 from nanolit.inference.sampling import log_probabilities
-from nanolit.machine.device import derived_seed, world_size
+from nanolit.machine.device import IGNORED, derived_seed, world_size
 from nanolit.phases.core import Phase
+from nanolit.phases.stage import Inputs, Training
+from nanolit.planning.rl import RLPlan
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
+
+MAX_PASSES = 8  # samples of a question in the evaluation: pass@8 is nanochat's
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Rollout:
 
 class ReinforcementLearning(Phase):
     """Maximizes the reward of `task` over groups of `samples` answers to each prompt."""
+
+    log_every = 1  # sampling waits for the device anyway
 
     def __init__(
         self,
@@ -116,12 +125,12 @@ class ReinforcementLearning(Phase):
             group = learned[start : start + self.micro_batch]
             length = max(len(rollout.prompt_ids) + len(rollout.completion.ids) for rollout in group)
             ids_BT = torch.full((len(group), length), self.tokenizer.bos_id)
-            targets_BT = torch.full((len(group), length), -1)
+            targets_BT = torch.full((len(group), length), IGNORED)
             for row, rollout in enumerate(group):
                 ids = torch.tensor(rollout.prompt_ids + rollout.completion.ids)
                 sampled = torch.tensor([False] * len(rollout.prompt_ids) + rollout.completion.sampled)
                 ids_BT[row, : len(ids)] = ids
-                targets_BT[row, : len(ids)] = torch.where(sampled, ids, -1)
+                targets_BT[row, : len(ids)] = torch.where(sampled, ids, IGNORED)
             yield (
                 ids_BT[:, :-1].to(self.device),
                 targets_BT[:, 1:].to(self.device),
@@ -131,9 +140,53 @@ class ReinforcementLearning(Phase):
     def policy_loss(self, ids_BT: Tensor, targets_BT: Tensor, advantages_B: Tensor) -> Tensor:
         """-Σ advantage · log π(token) over sampled tokens, under the distribution they were drawn from."""
         logits_BTV = self.gpt(ids_BT)
-        keep_BT = targets_BT != -1
+        keep_BT = targets_BT != IGNORED
         log_probs_NV = log_probabilities(logits_BTV[keep_BT], temperature=self.temperature, top_k=self.top_k)
         log_probs_N = log_probs_NV.gather(-1, targets_BT[keep_BT][:, None])[:, 0]
         # Rounding can move a sampled token out of the top k of this other pass: nothing is learned from it
         log_probs_N = log_probs_N.masked_fill(log_probs_N.isinf(), 0.0)
         return -(log_probs_N * advantages_B[:, None].expand_as(keep_BT)[keep_BT]).sum()
+
+
+def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
+    """Data: the task's questions, one epoch of prompts. Evaluation: pass@1 and pass@k of held-out ones."""
+    task, tokenizer = build(plan.task), inputs.tokenizer
+    stream = PromptStream(
+        task,
+        tokenizer,
+        prompts=plan.questions,
+        max_prompt_tokens=plan.gpt["context"],
+        seed=job["seed"],
+        max_steps=plan.num_steps,
+        rank=inputs.rank,
+        world=plan.ranks,
+    )
+    phase = ReinforcementLearning(
+        **inputs.training(plan),
+        num_steps=stream.num_steps,
+        task=task,
+        tokenizer=tokenizer,
+        samples=plan.samples,
+        temperature=plan.temperature,
+        top_k=plan.top_k,
+        max_new_tokens=plan.max_new_tokens,
+        micro_batch=plan.micro_batch,
+        seed=job["seed"],
+    )
+    evaluator = Passes(
+        build(plan.validation),
+        num_samples=min(plan.samples, MAX_PASSES),
+        temperature=plan.temperature,
+        top_k=plan.top_k,
+        max_tokens=plan.max_new_tokens,
+    )
+    left_out = (
+        f"left out of {task.name}: {stream.num_left_out:,} of {len(task):,} prompts, longer than the context "
+        f"of {plan.gpt['context']:,} tokens"
+    )
+    return Training(
+        phase=phase,
+        stream=stream,
+        evaluator=evaluator,
+        left_out=left_out if stream.num_left_out else "",
+    )

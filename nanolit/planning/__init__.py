@@ -1,6 +1,6 @@
 """A job to numbers: sizes, horizon, learning rates, hours, memory and dollars, before anything runs.
 
 Takes a checked job, and what is on disk of the run: a stored plan.json, the micro-batches that were tried.
-Gives the plan of each stage, its table for people, and a refusal above `max_cost`.
-May import config, machine.paths, model.accounting and optim.scaling; never torch, phases or jobs.
+Gives the plan of each stage (base.py, finetune.py, rl.py), its table for people, a refusal above `max_cost`.
+May import config, machine.numbers, machine.paths, model.accounting, optim.scaling; never torch, phases or jobs.
 """

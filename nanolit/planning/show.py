@@ -3,10 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanolit.planning.prices import total
+from nanolit.planning.batch import BatchPlan
+from nanolit.planning.derivation import BasePlan, FinetunePlan, Plan, RLPlan, TokenizerPlan
+from nanolit.planning.hours import Hours
+from nanolit.planning.max_cost import total
+from nanolit.planning.memory import Memory
+
+Rows = list[tuple[str, str]]  # a name and its text
 
 
-def plan_table(plan: dict[str, Any], *, known: dict[str, Any] | None = None) -> str:
+def plan_table(plan: Plan, *, known: Plan | None = None) -> str:
     """The lines of one stage's plan; a part that the stage doesn't have is left out.
 
     `known` is the plan of a stage shown before: a model that is the same isn't described again.
@@ -22,61 +28,62 @@ def plan_table(plan: dict[str, Any], *, known: dict[str, Any] | None = None) -> 
         watching_rows,
         data_rows,
     )
-    same = known is not None and known.get("gpt") == plan.get("gpt")
+    same = known is not None and getattr(known, "gpt", None) == getattr(plan, "gpt", None)
     rows = [row for part in parts if not (same and part is model_rows) for row in part(plan)]
-    return "\n".join([f"{plan['run']} · {plan['stage']}", *(f"  {name:<19}{text}" for name, text in rows)])
+    return "\n".join([f"{plan.run} · {plan.stage}", *(f"  {name:<19}{text}" for name, text in rows)])
 
 
-def model_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    if "gpt" not in plan:
+def model_rows(plan: Plan) -> Rows:
+    if isinstance(plan, TokenizerPlan):
         return []
-    gpt = plan["gpt"]
+    gpt = plan.gpt
     heads = f"heads {gpt['heads']} × {gpt['width'] // gpt['heads']}, key-value heads {gpt['kv_heads']}"
     shape = f"depth {gpt['depth']}, width {gpt['width']:,}, {heads}"
     return [
         ("model", f"{shape}, context {gpt['context']:,}, vocabulary {gpt['vocab_size']:,}"),
-        ("parameters", f"{plan['num_parameters']:,}"),
-        *((f"  {role}", f"{count:>16,}") for role, count in plan["parameters"].items()),
+        ("parameters", f"{plan.num_parameters:,}"),
+        *((f"  {role}", f"{count:>16,}") for role, count in plan.parameters.items()),
     ]
 
 
-def step_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    if "total_batch" not in plan:
+def step_rows(plan: Plan) -> Rows:
+    if not isinstance(plan, BatchPlan):
         return []
-    rows = f"{plan['ranks']} (devices) × {plan['accumulation']} (accumulation) × {plan['micro_batch']} rows"
-    return [("batch", f"{plan['total_batch']:,} tokens = {rows} of {plan['gpt']['context']:,}")]
+    rows = f"{plan.ranks} (devices) × {plan.accumulation} (accumulation) × {plan.micro_batch} rows"
+    return [("batch", f"{plan.total_batch:,} tokens = {rows} of {plan.gpt['context']:,}")]
 
 
-def horizon_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def horizon_rows(plan: Plan) -> Rows:
     rows = []
-    if plan.get("num_steps"):
-        rows.append(("steps", f"{plan['num_steps']:,}"))
-    elif "expected_steps" in plan:
-        expected = plan["expected_steps"]
-        count = f"about {expected:,}" if expected else "how many is not known before the stage begins"
-        rows.append(("steps", f"one epoch, {count}"))
-    if "tokens" in plan:
-        ratio = f"{plan['tokens_per_parameter']:.2f} for each of {plan['counted_parameters']:,} parameters"
-        rows.append(("tokens", f"{plan['tokens']:,} ({ratio})"))
-    if plan.get("flops"):
-        rows.append(("FLOPs", f"{plan['flops']:.6e} ({plan['flops_per_token']:.6e} a token)"))
-    if plan.get("hours"):
-        rows.append(("time", time_text(plan["hours"])))
-    return rows
+    if not isinstance(plan, TokenizerPlan):
+        rows.append(("steps", steps_text(plan)))
+    if isinstance(plan, BasePlan):
+        ratio = f"{plan.tokens_per_parameter:.2f} for each of {plan.counted_parameters:,} parameters"
+        rows.append(("tokens", f"{plan.tokens:,} ({ratio})"))
+    if isinstance(plan, BasePlan | FinetunePlan) and plan.flops:
+        rows.append(("FLOPs", f"{plan.flops:.6e} ({plan.flops_per_token:.6e} a token)"))
+    return [*rows, ("time", time_text(plan.hours))]
 
 
-def time_text(hours: dict[str, Any]) -> str:
+def steps_text(plan: BasePlan | FinetunePlan | RLPlan) -> str:
+    if plan.num_steps:
+        return f"{plan.num_steps:,}"
+    expected = None if isinstance(plan, BasePlan) else plan.expected_steps
+    count = f"about {expected:,}" if expected else "how many is not known before the stage begins"
+    return f"one epoch, {count}"
+
+
+def time_text(hours: Hours) -> str:
     """`2.02 hours on 8 × H100 at an MFU of 48.5 %`, of which evaluation and start where there are any."""
     if hours["total_hours"] is None:
         missing = f"the speed of {hours['gpu']}, or the number of steps (give stage.NAME.max_steps)"
         return f"unknown: {missing}, is not in our tables"
     if hours["gpu"] == "cpu":
         return f"about {amount(hours['total_hours'])} on two CPU cores"
-    where = f"{hours['devices']} × {hours['gpu']}"
-    speed = f"at an MFU of {hours['mfu']:.1%}" if hours["mfu"] else "by nanochat's published time"
-    evaluation = (
-        f", {amount(hours['evaluation_hours'])} of it evaluation" if hours["evaluation_hours"] else ""
-    )
+    where = f"{hours.get('devices')} × {hours['gpu']}"
+    mfu, evaluating = hours.get("mfu"), hours.get("evaluation_hours")
+    speed = f"at an MFU of {mfu:.1%}" if mfu else "by nanochat's published time"
+    evaluation = f", {amount(evaluating)} of it evaluation" if evaluating else ""
     return f"{amount(hours['total_hours'])} on {where} {speed}{evaluation}"
 
 
@@ -86,13 +93,13 @@ def amount(hours: float) -> str:
     return f"{hours * 60:.1f} minutes" if hours < 1 else f"{hours:,.2f} hours"
 
 
-def cost_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def cost_rows(plan: Plan) -> Rows:
     """`$71.12 at $35.15 an hour`; nothing where nobody bills."""
-    cost = plan.get("cost")
+    cost = plan.cost
     if not cost:
         return []
     if cost["dollars_per_hour"] is None:
-        return [("cost", f"unknown: conf/prices.yaml has no price of {plan['hours']['gpu']}")]
+        return [("cost", f"unknown: conf/prices.yaml has no price of {plan.hours['gpu']}")]
     rate = f"${cost['dollars_per_hour']:,.2f} an hour, prices of {cost['prices']}"
     return [("cost", f"{money(cost['dollars'])} at {rate}")]
 
@@ -101,9 +108,9 @@ def money(dollars: float | None) -> str:
     return "unknown" if dollars is None else f"${dollars:,.2f}"
 
 
-def memory_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def memory_rows(plan: Plan) -> Rows:
     """The peak of one GPU, what it is made of, and what would fit others."""
-    memory = plan.get("memory")
+    memory = plan.memory if isinstance(plan, BasePlan | FinetunePlan) else None
     if not memory:
         return []
     gib, available = memory["gib"], memory["gpu_gib"]
@@ -118,46 +125,47 @@ def memory_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def rl_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    if "questions" not in plan:
+def rl_rows(plan: Plan) -> Rows:
+    if not isinstance(plan, RLPlan):
         return []
-    answers = f"{plan['questions']} questions × {plan['samples']} answers of {plan['max_new_tokens']} tokens"
-    return [("step", f"{answers}, temperature {plan['temperature']}, top-k {plan['top_k'] or 'all'}")]
+    answers = f"{plan.questions} questions × {plan.samples} answers of {plan.max_new_tokens} tokens"
+    return [("step", f"{answers}, temperature {plan.temperature}, top-k {plan.top_k or 'all'}")]
 
 
-def group_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def group_rows(plan: Plan) -> Rows:
+    if isinstance(plan, TokenizerPlan):
+        return []
     lines = [
         (f"  {role}", f"{group['kind']:<6} lr {group['lr']:.4g}, weight decay {group['weight_decay']:.4g}")
-        for role, group in plan.get("groups", {}).items()
+        for role, group in plan.groups.items()
     ]
     return [("learning rates", ""), *lines] if lines else []
 
 
-def watching_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    if "eval_rows" not in plan:
+def watching_rows(plan: Plan) -> Rows:
+    if not isinstance(plan, BasePlan | FinetunePlan):
         return []
-    every = ", ".join(
-        f"{word} {plan[key]:,}" for word, key in (("save", "save_every"), ("sample", "sample_every"))
-    )
-    return [("every", f"evaluate {plan['eval_every']:,} steps on {plan['eval_rows']:,} rows, {every}")]
+    every = f"save {plan.save_every:,}, sample {plan.sample_every:,}"
+    return [("every", f"evaluate {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
 
 
-def data_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    if "vocab_size" in plan:
-        rows.append(("vocabulary", f"{plan['vocab_size']:,}, from at most {plan['max_chars']:,} characters"))
-        rows.append(("documents", f"cut at {plan['doc_cap']:,} characters"))
-    shards = f", {plan['shards']:,} shard(s)" if "shards" in plan else ""
-    if "download_gigabytes" in plan:
-        shards += f" and the held-out one, about {plan['download_gigabytes']:,} GB to download"
-    return [*rows, ("data", f"{plan['data']}{shards}"), ("tokenizer", plan["tokenizer"])]
+def data_rows(plan: Plan) -> Rows:
+    rows, shards = [], ""
+    if isinstance(plan, TokenizerPlan):
+        rows.append(("vocabulary", f"{plan.vocab_size:,}, from at most {plan.max_chars:,} characters"))
+        rows.append(("documents", f"cut at {plan.doc_cap:,} characters"))
+    if isinstance(plan, TokenizerPlan | BasePlan):
+        shards = f", {plan.shards:,} shard(s)"
+        if plan.download_gigabytes is not None:
+            shards += f" and the held-out one, about {plan.download_gigabytes:,} GB to download"
+    return [*rows, ("data", f"{plan.data}{shards}"), ("tokenizer", plan.tokenizer)]
 
 
-def total_line(run: str, plans: Sequence[dict[str, Any]]) -> str:
+def total_line(run: str, plans: Sequence[Plan]) -> str:
     """The hours and dollars of all stages of a job."""
     hours, dollars = total(plans)
     time = "unknown time" if hours is None else amount(hours)
-    billed = any(plan["cost"] for plan in plans)
+    billed = any(plan.cost for plan in plans)
     return f"{run} · {len(plans)} stages: {time}" + (f", {money(dollars)}" if billed else "")
 
 
@@ -178,7 +186,7 @@ def clusters_table(found: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join([head, *lines])
 
 
-def fitting_text(memory: dict[str, Any] | None) -> str:
+def fitting_text(memory: Memory | None) -> str:
     if memory is None:
         return "–"
     if memory["fits"] is None:

@@ -14,7 +14,7 @@ from corpora import TOKENIZER, make_corpus, row_hashes, texts, write_texts
 from nanolit.data import cache as cache_module
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
-from nanolit.data.pretrain import make_pretraining
+from nanolit.data.pretrain import training_stream
 from nanolit.data.shards import Corpus, LocalFolder, Sample
 from nanolit.data.stream import PretrainStream
 
@@ -147,10 +147,8 @@ def test_data_cache_is_all_that_it_takes(tmp_path: Path) -> None:
     write_texts(tmp_path / "val.parquet", texts(30, label="held out"))
     data = LocalFolder(path=str(tmp_path), text_column="text", validation=None, cache=True)
     settings: Any = {"context": 24, "rows": 4, "micro_batch": 4, "seed": 1, "packing": "flat"}
-    stream, _ = make_pretraining(
-        data.prepare(tmp_path / "root"), TOKENIZER, validation_tokens=240, **settings
-    )
+    stream = training_stream(data.open_corpus(tmp_path / "root"), TOKENIZER, **settings)
     assert len(files(tmp_path / "root" / "data" / "local" / "tokens")) == 1
     (step,) = islice(stream, 1)
     assert np.concatenate([ids_BT.numpy() for ids_BT, _ in step.micro_batches]).shape == (4, 24)
-    assert Sample().prepare(tmp_path).cache_folder is None
+    assert Sample().open_corpus(tmp_path).cache_folder is None

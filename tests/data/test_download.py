@@ -224,7 +224,7 @@ def test_a_dataset_fetches_its_first_shards_and_the_pinned_one(
     with serving(Hub(dataset.repository, {name: source.read_bytes() for name in names})) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         dataset.fetch(tmp_path, num_shards=2, offline=False)
-    corpus = dataset.prepare(tmp_path, num_shards=2)
+    corpus = dataset.open_corpus(tmp_path, num_shards=2)
     assert [path.name for path in (*corpus.train_files, *corpus.validation_files)] == names
 
 

@@ -26,7 +26,7 @@ def write(path: Path, content: bytes) -> Path:
 
 def corpus_of(folder: Path, *, text_column: str = "text"):
     dataset = LocalFolder(path=str(folder / "texts"), text_column=text_column, validation=None)
-    return dataset.prepare(folder / "root")
+    return dataset.open_corpus(folder / "root")
 
 
 def every_text(shards) -> list[str]:
@@ -50,7 +50,7 @@ def test_the_texts_and_the_steps_are_those_of_parquet(tmp_path: Path, suffix: st
     (tmp_path / "same").mkdir()
     for name, part in ((f"a.{suffix}.parquet", rows), (f"val.{suffix}.parquet", rows[:30])):
         write_texts(tmp_path / "same" / name, part, group=1024)
-    same = LocalFolder(path=str(tmp_path / "same"), text_column="text", validation=None).prepare(tmp_path)
+    same = LocalFolder(path=str(tmp_path / "same"), text_column="text", validation=None).open_corpus(tmp_path)
     assert same.fingerprint == corpus.fingerprint
     settings = {"context": 24, "rows": 6, "micro_batch": 2, "seed": 1, "packing": "bestfit"}
     steps = [islice(PretrainStream(one, TOKENIZER, **settings), 5) for one in (corpus, same)]

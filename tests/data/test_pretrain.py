@@ -4,11 +4,12 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from corpora import TOKENIZER, make_corpus, texts
 
-from nanolit.data.pretrain import make_pretraining, training_texts
+from nanolit.data.pretrain import training_stream, training_texts, validation_rows
 from nanolit.data.shards import Sample
 
 
@@ -30,25 +31,17 @@ import sys
 from pathlib import Path
 from nanolit.data.shards import Sample
 from nanolit.data.texts import training_arrays
-arrays = list(training_arrays(Sample().prepare(Path()), max_characters=10_000))
+arrays = list(training_arrays(Sample().open_corpus(Path()), max_characters=10_000))
 sys.exit("pandas" in sys.modules or not arrays)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_sample_fills_steps_and_validation(tmp_path: Path) -> None:
-    stream, validation = make_pretraining(
-        Sample().prepare(tmp_path),
-        TOKENIZER,
-        context=64,
-        rows=32,
-        micro_batch=16,
-        seed=1,
-        packing="bestfit",
-        validation_tokens=6400,
-        rank=1,
-        world=2,
-    )
+    corpus = Sample().open_corpus(tmp_path)
+    settings: Any = {"context": 64, "micro_batch": 16, "packing": "bestfit", "rank": 1, "world": 2}
+    stream = training_stream(corpus, TOKENIZER, rows=32, seed=1, **settings)
+    validation = validation_rows(corpus, TOKENIZER, num_tokens=6400, **settings)
     assert stream.lanes == 16
     (step,) = islice(stream, 1)
     assert [ids_BT.shape for ids_BT, _ in step.micro_batches] == [(16, 64)]
@@ -57,9 +50,9 @@ def test_the_sample_fills_steps_and_validation(tmp_path: Path) -> None:
 
 def test_the_held_out_rows_of_splitting_are_those_of_best_fit(tmp_path: Path) -> None:
     """So that bits per byte compare: splitting gives more text to train on, never another measure."""
-    settings = {"context": 64, "rows": 4, "micro_batch": 4, "seed": 1, "validation_tokens": 1280}
+    settings: Any = {"context": 64, "micro_batch": 4, "num_tokens": 1280}
     batches = [
-        list(make_pretraining(Sample().prepare(tmp_path), TOKENIZER, packing=packing, **settings)[1])
+        list(validation_rows(Sample().open_corpus(tmp_path), TOKENIZER, packing=packing, **settings))
         for packing in ("bestfit_split", "bestfit")
     ]
     for one, other in zip(*batches, strict=True):

@@ -33,7 +33,7 @@ def local(folder: Path, *, validation: str | None = None, text_column: str = "te
 
 
 def test_the_sample_is_a_few_megabytes_of_all_four_sources(tmp_path: Path) -> None:
-    corpus = Sample().prepare(tmp_path)
+    corpus = Sample().open_corpus(tmp_path)
     for files in (corpus.train_files, corpus.validation_files):
         assert all(path.is_file() for path in files)
     for split, least, most in (("train", 4_000_000, 4_600_000), ("validation", 380_000, 420_000)):
@@ -43,7 +43,7 @@ def test_the_sample_is_a_few_megabytes_of_all_four_sources(tmp_path: Path) -> No
 
 
 def test_each_of_sixteen_lanes_owns_several_row_groups_of_the_sample(tmp_path: Path) -> None:
-    (shard,) = Sample().prepare(tmp_path).train_shards
+    (shard,) = Sample().open_corpus(tmp_path).train_shards
     assert len(shard.group_sizes) // 16 >= 5
 
 
@@ -71,7 +71,7 @@ def test_the_script_makes_the_sample_again(tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_named_val_is_held_out(tmp_path: Path) -> None:
     for name in ("a", "validation", "z"):
         write_texts(tmp_path / f"{name}.parquet", texts(3))
-    corpus = local(tmp_path).prepare(tmp_path)
+    corpus = local(tmp_path).open_corpus(tmp_path)
     assert [path.name for path in corpus.train_files] == ["a.parquet", "z.parquet"]
     assert [path.name for path in corpus.validation_files] == ["validation.parquet"]
     assert local(tmp_path).shards_needed(10**9, kept_fraction=0.65) == 2
@@ -81,22 +81,22 @@ def test_a_named_file_is_held_out_however_it_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_texts(tmp_path / f"{name}.parquet", texts(3))
     for validation in ("b.parquet", str(tmp_path / "b.parquet"), "./b.parquet"):
-        corpus = local(tmp_path, validation=validation).prepare(tmp_path)
+        corpus = local(tmp_path, validation=validation).open_corpus(tmp_path)
         assert [path.name for path in corpus.train_files] == ["a.parquet"]
 
 
 def test_a_folder_that_cannot_be_split_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
-        local(tmp_path / "absent").prepare(tmp_path)
+        local(tmp_path / "absent").open_corpus(tmp_path)
     with pytest.raises(ValueError, match=r"holds no \.parquet, \.jsonl, \.jsonl\.zst file"):
-        local(tmp_path).prepare(tmp_path)
+        local(tmp_path).open_corpus(tmp_path)
     write_texts(tmp_path / "a.parquet", texts(3))
     with pytest.raises(ValueError, match=r"such as data\.validation=a\.parquet"):
-        local(tmp_path).prepare(tmp_path)
+        local(tmp_path).open_corpus(tmp_path)
     with pytest.raises(ValueError, match=r"data\.validation=b\.parquet is not a file; .* has a\.parquet"):
-        local(tmp_path, validation="b.parquet").prepare(tmp_path)
+        local(tmp_path, validation="b.parquet").open_corpus(tmp_path)
     with pytest.raises(ValueError, match=r"besides the held-out a\.parquet"):
-        local(tmp_path, validation="a.parquet").prepare(tmp_path)
+        local(tmp_path, validation="a.parquet").open_corpus(tmp_path)
 
 
 def damage(path: Path, *, start: int, stop: int) -> None:
@@ -140,7 +140,7 @@ def test_bad_files_are_refused_before_training(tmp_path: Path, spoil, message: s
     write_texts(tmp_path / "val.parquet", texts(3))
     spoil(write_texts(tmp_path / "bad.parquet", texts(30)))
     with pytest.raises(ValueError, match=message) as caught:
-        local(tmp_path).prepare(tmp_path)
+        local(tmp_path).open_corpus(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -168,7 +168,7 @@ def test_the_held_out_shard_is_pinned(tmp_path: Path, dataset: HubDataset, last:
     folder.mkdir(parents=True)
     for index in (0, 1, 2, 3, last):
         write_texts(folder / shard_name(index), texts(3))
-    corpus = dataset.prepare(tmp_path, num_shards=3)
+    corpus = dataset.open_corpus(tmp_path, num_shards=3)
     assert [path.name for path in corpus.train_files] == [shard_name(index) for index in (0, 1, 2)]
     assert [path.name for path in corpus.validation_files] == [shard_name(last)]
 
@@ -177,6 +177,6 @@ def test_missing_shards_are_told_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"needs 241 shards in .*fineweb_edu, of which 241 are missing"
     ) as caught:
-        FineWebEdu().prepare(tmp_path, num_shards=240)
+        FineWebEdu().open_corpus(tmp_path, num_shards=240)
     assert "python -m nanolit.train data=fineweb_edu" in str(caught.value)
     assert "data=sample" in str(caught.value)

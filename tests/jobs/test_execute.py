@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,12 @@ import yaml
 from nanolit.config.build import build
 from nanolit.config.compose import compose
 from nanolit.config.names import tokenizer_folder
+from nanolit.config.stored import read_job, write_job
 from nanolit.jobs import execute, processes, worker
 from nanolit.jobs.parts import optimizer_settings
 from nanolit.machine.paths import read_json, stage_folder, write_json
 from nanolit.model.gpt import GPT
+from nanolit.planning.plans import fresh_plan
 
 TINY = [
     "data=sample",
@@ -54,6 +57,26 @@ def finished(tmp_path_factory) -> Path:
 
 def tiny_job(root: Path, *overrides: str):
     return compose([*TINY, f"root={root}", *overrides])
+
+
+def test_float32_products_are_as_precise_as_the_recipe_says(finished, tmp_path):
+    """Under any name: what a recipe is called decides nothing."""
+    shutil.copytree(finished, tmp_path / "root")
+    try:
+        for number, wish in enumerate(("high", "highest")):
+            job = tiny_job(tmp_path / "root", f"recipe.matmul_precision={wish}", f"run=other{number}")
+            assert execute.run(job)["status"] == "done"
+            assert torch.get_float32_matmul_precision() == wish
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(("recipe", "precision"), [("classic", "high"), ("modern", "highest")])
+def test_a_job_from_before_the_key_has_what_its_recipes_name_decided(tmp_path, recipe, precision):
+    job: Any = tiny_job(tmp_path, f"recipe={recipe}")
+    assert job["recipe"].pop("matmul_precision") == precision
+    write_job(tmp_path / "job.yaml", job)
+    assert read_job(tmp_path / "job.yaml")["recipe"]["matmul_precision"] == precision
 
 
 @pytest.mark.parametrize(("said", "expected"), [("false", False), ("true", None), ("null", None)])
@@ -117,10 +140,11 @@ def test_a_tokenizer_of_other_settings_is_made_for_the_same_run(finished, tmp_pa
 def test_as_many_shards_are_fetched_as_the_most_demanding_stage_reads(tmp_path, monkeypatch):
     fetched = []
     dataset = SimpleNamespace(name="many", fetch=lambda _, *, num_shards, **__: fetched.append(num_shards))
+    job = tiny_job(tmp_path, "phase=speedrun")
     shards = {"tokenizer": 3, "base": 5}
+    plans = {stage: replace(fresh_plan(job, stage), shards=number) for stage, number in shards.items()}
     monkeypatch.setattr(execute, "build", lambda _: dataset)
-    monkeypatch.setattr(execute, "stage_plan", lambda _, stage: {"shards": shards[stage]})
-    execute.fetch_data(tiny_job(tmp_path), list(shards))
+    execute.fetch_data(job, plans)
     assert fetched == [5]
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from nanolit.callbacks.evaluate import EvaluateBitsPerByte
 from nanolit.config.compose import compose
+from nanolit.evaluation import evaluators
 from nanolit.jobs import worker
 from nanolit.jobs.execute import run
-from nanolit.jobs.parts import prepare
+from nanolit.jobs.parts import build_parts
 from nanolit.machine.paths import read_json
+from nanolit.planning.plans import fresh_plan
 from tests.jobs.tiny_runs import train
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -109,7 +110,8 @@ def test_the_optimizer_goes_on_from_the_stage_before_only_if_the_recipe_says_so(
     whole: Path, folder: Path, warm: bool
 ) -> None:
     more = ("phase=sft", "stages=[sft]", "run=other", "start_from=demo", f"recipe.sft.warm_start={warm}")
-    phase = prepare(compose(overrides(folder, whole, *more)), "sft").phase
+    job = compose(overrides(folder, whole, *more))
+    phase = build_parts(job, fresh_plan(job, "sft")).phase
     state = phase.configure_optimizers().state_slices()
     steps = {int(piece.tensor) for key, piece in state.items() if key.endswith("/step")}
     assert steps == {STEPS["mid"] if warm else 0}
@@ -147,13 +149,13 @@ def test_two_ranks_train_as_one_in_every_stage(whole: Path, folder: Path, tmp_pa
 def test_ctrl_c_in_the_last_step_begins_no_other_stage(
     times: int, error: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(*_: object) -> dict[str, float]:
+    def bits_per_byte(*_: object) -> float:
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-        return {}
+        return 1.0
 
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(EvaluateBitsPerByte, "evaluate", evaluate)
+    monkeypatch.setattr(evaluators, "bits_per_byte", bits_per_byte)
     result = run(compose(overrides(folder, tmp_path / "root")))
     assert result["status"] == "interrupted"
     assert error in result["error"]

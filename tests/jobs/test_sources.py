@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from nanolit.config.compose import compose
+from nanolit.config.schema import Job, Target
 from nanolit.jobs.execute import run
 from nanolit.jobs.sources import hub_forbidden, nodes
+from nanolit.planning.plans import fresh_plans
 
 
 def job(root: Path, *overrides: str):
@@ -40,13 +42,17 @@ def test_a_missing_or_malformed_source_of_a_later_stage_stops_before_base_begins
     assert "\n" not in result["error"]
 
 
+def nodes_of(job: Job) -> list[Target]:
+    return list(nodes(job, fresh_plans(job)))
+
+
 def test_every_task_of_the_stages_is_looked_for_and_no_other(tmp_path: Path) -> None:
-    assert list(nodes(job(tmp_path, "phase=base"))) == []
-    sft = list(nodes(job(tmp_path, "phase=sft")))
+    assert nodes_of(job(tmp_path, "phase=base")) == []
+    sft = nodes_of(job(tmp_path, "phase=sft"))
     targets = [node["_target_"].rpartition(".")[2] for node in sft]
     assert targets[:2] == ["Identity", "ConversationFile"]
     assert targets[-2:] == ["SimpleSpelling", "Sums"]  # the last of the chat tasks
-    rl = list(nodes(job(tmp_path, "stages=[rl]", "start_from=other")))
+    rl = nodes_of(job(tmp_path, "stages=[rl]", "start_from=other"))
     assert [node["size"] for node in rl[:2]] == [1_000, 20]
 
 

@@ -67,22 +67,22 @@ def test_by_the_plans_own_estimate_the_search_agrees_with_the_plan(tmp_path):
     plan = fresh_plan(compose(["cluster.gpu=L40S", "model=d20", f"root={tmp_path}"]), "base")
 
     def probe(rows: int) -> None:
-        if peak_memory_gib(plan["gpt"], micro_batch=rows)["peak"] > 0.95 * 44.3:
+        if peak_memory_gib(plan.gpt, micro_batch=rows)["peak"] > 0.95 * 44.3:
             raise torch.OutOfMemoryError(str(rows))
 
-    found = trial.search([2**power for power in range(9)], probe, start=plan["micro_batch"], known=Tried())
-    assert found.fits == plan["memory"]["largest_micro_batch"]["L40S"]
+    found = trial.search([2**power for power in range(9)], probe, start=plan.micro_batch, known=Tried())
+    assert found.fits == plan.memory["largest_micro_batch"]["L40S"]
 
 
 def test_a_plan_takes_what_was_remembered(tmp_path):
     job = auto_job(tmp_path)
     plan = fresh_plan(job, "base")
-    assert plan["micro_batch"] == 32  # derived
-    remember(job, "base", plan, Tried(fits=64, fails=128))
-    assert fresh_plan(job, "base")["micro_batch"] == 64
-    assert fresh_plan(auto_job(tmp_path, "total_batch=65536"), "base")["micro_batch"] == 32
+    assert plan.micro_batch == 32  # derived
+    remember(job, plan, Tried(fits=64, fails=128))
+    assert fresh_plan(job, "base").micro_batch == 64
+    assert fresh_plan(auto_job(tmp_path, "total_batch=65536"), "base").micro_batch == 32
     again = fresh_plan(job, "base")
-    assert again["accumulation"] * again["micro_batch"] == again["rows"]
+    assert again.accumulation * again.micro_batch == again.rows
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_a_plan_takes_what_was_remembered(tmp_path):
 )
 def test_what_fits_is_remembered_for_its_gpu_model_and_precision_alone(other, tmp_path):
     job = auto_job(tmp_path)
-    remember(job, "base", fresh_plan(job, "base"), Tried(fits=1, fails=2))
-    assert fresh_plan(job, "base")["micro_batch"] == 1
-    assert fresh_plan(auto_job(tmp_path, other), "base")["micro_batch"] > 1
+    remember(job, fresh_plan(job, "base"), Tried(fits=1, fails=2))
+    assert fresh_plan(job, "base").micro_batch == 1
+    assert fresh_plan(auto_job(tmp_path, other), "base").micro_batch > 1
 
 
 def test_a_failure_alone_keeps_the_derived_one_below_it(tmp_path):
@@ -127,24 +127,24 @@ def test_a_job_on_a_machine_without_the_gpu_still_runs(tmp_path):
 def test_the_error_says_which_setting_fits(tmp_path):
     job = compose(["cluster=modal_a10g", "model=d20", "micro_batch=16", f"root={tmp_path}"])
     plan = fresh_plan(job, "base")
-    assert plan["memory"]["fits"] is False
-    line = out_of_memory(job, "base", plan)
+    assert plan.memory["fits"] is False
+    line = out_of_memory(job, plan)
     assert "base ran out of memory on A10G with micro_batch=16; give micro_batch=" in line
-    rows = plan["memory"]["largest_micro_batch"]["A10G"]
+    rows = plan.memory["largest_micro_batch"]["A10G"]
     assert f"give micro_batch={rows}, which by the plan's estimate fits" in line
 
 
 def test_the_error_at_a_single_row_names_what_else_helps(tmp_path):
     job = compose(["cluster=modal_a10g", "model=d32", "micro_batch=1", f"root={tmp_path}"])
-    assert "a smaller model" in out_of_memory(job, "base", fresh_plan(job, "base"))
+    assert "a smaller model" in out_of_memory(job, fresh_plan(job, "base"))
 
 
 def test_with_auto_the_failure_is_remembered(tmp_path):
     job = auto_job(tmp_path)
     plan = fresh_plan(job, "base")
-    assert "the same command tries less" in out_of_memory(job, "base", plan)
-    assert tried(job, "base", plan) == Tried(fits=0, fails=32)
-    assert fresh_plan(job, "base")["micro_batch"] == 16
+    assert "the same command tries less" in out_of_memory(job, plan)
+    assert tried(job, plan) == Tried(fits=0, fails=32)
+    assert fresh_plan(job, "base").micro_batch == 16
 
 
 def test_ranks_that_run_out_together_remember_one_failure(tmp_path, monkeypatch):
@@ -153,16 +153,16 @@ def test_ranks_that_run_out_together_remember_one_failure(tmp_path, monkeypatch)
 
     job = auto_job(tmp_path)
     plan = fresh_plan(job, "base")
-    execute.prepare(job, "base")
+    execute.write_plan(job, plan)
     monkeypatch.setattr(worker, "train", train)
     for _ in range(3):
-        assert "with micro_batch=32; this is remembered" in worker.run(job, "base")["error"]
-    assert tried(job, "base", plan) == Tried(fits=0, fails=32)
+        assert "with micro_batch=32; this is remembered" in worker.run(job, plan)["error"]
+    assert tried(job, plan) == Tried(fits=0, fails=32)
 
 
 def test_rl_says_so_too(tmp_path):
     job = compose(["phase=rl", "model=d12", "micro_batch=8", f"root={tmp_path}"])
-    assert "give micro_batch=4" in out_of_memory(job, "rl", fresh_plan(job, "rl"))
+    assert "give micro_batch=4" in out_of_memory(job, fresh_plan(job, "rl"))
 
 
 @pytest.mark.gpu
@@ -173,7 +173,7 @@ def test_on_a_gpu_the_largest_that_fits_is_found_by_trying(tmp_path):
     plan = fresh_plan(job, "base")
 
     def probe(rows: int) -> None:
-        trial.train_twice(job, "base", plan, rows)
+        trial.train_twice(job, plan, rows)
 
     torch.cuda.set_per_process_memory_fraction(0.1)
     try:

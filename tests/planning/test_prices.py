@@ -11,50 +11,54 @@ import yaml
 from nanolit.config.compose import compose, options
 from nanolit.jobs import sweep
 from nanolit.machine.paths import conf_folder
-from nanolit.planning.plans import fresh_plans, show_plans
-from nanolit.planning.prices import check_cost, total
+from nanolit.planning.derivation import Plan
+from nanolit.planning.max_cost import check_cost, total
+from nanolit.planning.plans import fresh_plans, plan_jobs, show_plans
 
 PRICES = yaml.safe_load((conf_folder() / "prices.yaml").read_text())
 
 
 def planned(*overrides: str):
     job = compose(list(overrides))
-    return job, list(fresh_plans(job).values())
+    return job, fresh_plans(job)
+
+
+def plans_of(*overrides: str) -> list[Plan]:
+    return list(planned(*overrides)[1].values())
 
 
 def test_prices_have_a_date_and_every_modal_cluster_has_one():
     assert datetime.date.fromisoformat(PRICES["date"]) >= datetime.date(2026, 6, 1)
     for name in options("cluster"):
-        _, (plan,) = planned(f"cluster={name}") if name.startswith("modal") else (None, (None,))
-        assert plan is None or plan["cost"]["dollars"] > 0
+        if name.startswith("modal"):
+            (plan,) = plans_of(f"cluster={name}")
+            assert plan.cost["dollars"] > 0
 
 
 def test_an_hour_is_its_gpus_cores_and_memory():
     """Oracle: Modal's prices of mid-2026 by hand: an H100 3.95, a core 0.0472, a GiB 0.008 an hour."""
-    _, (plan,) = planned("model=d26", "cluster=modal_8xh100")
-    assert plan["cost"]["dollars_per_hour"] == pytest.approx(8 * 3.95 + 32 * 0.0472 + 256 * 0.008)
-    assert plan["cost"]["dollars"] == pytest.approx(
-        plan["cost"]["dollars_per_hour"] * plan["hours"]["total_hours"]
-    )
-    _, (twice,) = planned("model=d26", "cluster=modal_2x8xh100")
-    assert twice["cost"]["dollars_per_hour"] == 2 * plan["cost"]["dollars_per_hour"]
+    (plan,) = plans_of("model=d26", "cluster=modal_8xh100")
+    assert plan.cost["dollars_per_hour"] == pytest.approx(8 * 3.95 + 32 * 0.0472 + 256 * 0.008)
+    assert plan.cost["dollars"] == pytest.approx(plan.cost["dollars_per_hour"] * plan.hours["total_hours"])
+    (twice,) = plans_of("model=d26", "cluster=modal_2x8xh100")
+    assert twice.cost["dollars_per_hour"] == 2 * plan.cost["dollars_per_hour"]
 
 
 def test_a_speedrun_takes_what_nanochats_took():
     """Oracle: nanochat's d20 of 2025 on 8 H100: 3h51m to the finetuned model, of which 25 to 35 minutes are
     CORE and chat evaluations, which the plan doesn't count; and 1.5 hours of RL."""
-    _, plans = planned("phase=speedrun", "recipe=classic", "model=d20", "rl=true", "cluster=modal_8xh100")
+    plans = plans_of("phase=speedrun", "recipe=classic", "model=d20", "rl=true", "cluster=modal_8xh100")
     hours, dollars = total(plans)
     assert hours is not None
     assert dollars is not None
     assert hours == pytest.approx(3.85 - 0.5 + 1.5, abs=0.25)
     assert dollars == pytest.approx(hours * 35.16, rel=0.01)
-    assert [plan["hours"]["total_hours"] * 60 for plan in plans[1:3]] == pytest.approx([180, 8], rel=0.1)
+    assert [plan.hours["total_hours"] * 60 for plan in plans[1:3]] == pytest.approx([180, 8], rel=0.1)
 
 
 def test_the_tokenizer_is_paid_without_gpus():
-    _, (tokenizer, base) = planned("stages=[tokenizer,base]", "cluster=modal_8xh100")
-    assert tokenizer["cost"]["dollars_per_hour"] < base["cost"]["dollars_per_hour"] / 8
+    tokenizer, base = plans_of("stages=[tokenizer,base]", "cluster=modal_8xh100")
+    assert tokenizer.cost["dollars_per_hour"] < base.cost["dollars_per_hour"] / 8
 
 
 def test_max_cost_refuses_above_and_lets_pass_below():
@@ -90,7 +94,7 @@ def test_max_cost_is_said_to_be_ignored_where_nobody_bills(tmp_path, capsys):
 def test_plans_are_shown_before_they_are_refused(capsys):
     jobs = [compose([f"model={model}", "cluster=modal_8xh100", "max_cost=1"]) for model in ("d12", "d20")]
     with pytest.raises(ValueError, match="2 jobs would cost"):
-        show_plans(jobs)
+        show_plans(plan_jobs(jobs))
     out = capsys.readouterr().out
     assert out.count("an hour, prices of") == 2
 

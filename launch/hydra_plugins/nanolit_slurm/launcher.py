@@ -21,7 +21,7 @@ class SlurmLauncher(LocalLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
         from nanolit.jobs.sweep import refuse_same_run
-        from nanolit.planning.plans import show_plans
+        from nanolit.planning.plans import plan_jobs, show_plans
 
         jobs = [compose(overrides) for overrides in job_overrides]
         for job in jobs:
@@ -29,7 +29,7 @@ class SlurmLauncher(LocalLauncher):
         if jobs[0]["dry_run"]:
             return super().launch(job_overrides, initial_job_idx)
         refuse_same_run(jobs)
-        show_plans(jobs)
+        show_plans(plan_jobs(jobs))
         return self.submitit().launch(job_overrides, initial_job_idx)
 
     def submitit(self) -> Any:

@@ -1,0 +1,55 @@
+"""Finetuning on conversations, midtraining (mid) and supervised (sft).
+
+Both have base's loss. With packing=flat (classic's mid) every token is learned; otherwise what the assistant
+says alone: tokenizer/conversation.py makes that mask, and the stream gives all other tokens the target -1,
+which the GPT's loss leaves out.
+"""
+
+from typing import Any
+
+from nanolit.config.build import build
+from nanolit.config.schema import Job
+from nanolit.data.conversations import ConversationStream, ValidationConversations
+from nanolit.evaluation.evaluators import BitsPerByte
+from nanolit.phases.core import Phase
+from nanolit.phases.stage import Inputs, Training
+from nanolit.planning.finetune import FinetunePlan
+
+
+class Finetune(Phase):
+    """Next-token cross-entropy over the learned tokens of conversations: the loss of the core."""
+
+
+def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
+    """Data: the stage's mixture, packed into rows. Evaluation: bits per byte of its held-out tasks."""
+    stages: Any = job["stage"]
+    mixture = stages[plan.stage]["mixture"]
+    tokenizer = inputs.tokenizer
+    place: dict[str, Any] = {"rank": inputs.rank, "world": plan.ranks}
+    stream = ConversationStream(
+        [build(source) for source in mixture["sources"]],
+        tokenizer,
+        context=plan.gpt["context"],
+        rows=plan.rows,
+        micro_batch=plan.micro_batch,
+        seed=job["seed"],
+        packing=plan.packing,
+        max_steps=plan.num_steps,
+        **place,
+    )
+    validation = ValidationConversations(
+        [build(source) for source in mixture["validation"]],
+        tokenizer,
+        context=plan.gpt["context"],
+        micro_batch=plan.micro_batch,
+        packing=plan.packing,
+        num_rows=plan.eval_rows,
+        **place,
+    )
+    left_out = "; ".join(stream.left_out.parts())
+    return Training(
+        phase=Finetune(**inputs.training(plan), num_steps=stream.num_steps),
+        stream=stream,
+        evaluator=BitsPerByte(validation, rows=validation.identity, token_bytes=tokenizer.token_bytes()),
+        left_out=left_out and f"left out of the mixture: {left_out}",
+    )

@@ -1,0 +1,86 @@
+"""The plan of base pretraining: horizon, batch, learning rates, evaluation, hours, shards."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from nanolit.config.schema import Job, Target
+from nanolit.model.accounting import flops_per_token
+from nanolit.optim import scaling
+from nanolit.planning.batch import FAST_DEV_STEPS, BatchPlan, plan_batch
+from nanolit.planning.hours import Hours, evaluation_flops, hours
+from nanolit.planning.memory import Memory, memory
+from nanolit.planning.prices import Cost
+from nanolit.planning.rates import scaled_groups
+from nanolit.planning.sizes import counted_parameters, plan_model
+from nanolit.planning.stage import StagePlan, download_gigabytes
+from nanolit.planning.watching import watching
+
+# Of the tokens read: best-fit cropping at 2,048 is nanochat's figure, splitting measured (LOG.md)
+KEPT_FRACTION = {"flat": 1.0, "bestfit": 0.65, "bestfit_split": 0.985}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePlan(BatchPlan):
+    num_steps: int
+    tokens: int
+    counted_parameters: int
+    tokens_per_parameter: float
+    flops: float
+    packing: Literal["flat", "bestfit", "bestfit_split"]
+    schedule: Target
+    groups: dict[str, dict[str, Any]]
+    eval_every: int
+    save_every: int
+    sample_every: int
+    eval_tokens: int
+    eval_rows: int
+    hours: Hours
+    memory: Memory | None
+    shards: int
+    download_gigabytes: float | None
+    cost: Cost | None = None
+
+    warm_start: ClassVar[bool] = True  # with start_from, the optimizer's state comes along
+    equal_rows: ClassVar[bool] = True  # every step has the same shape, so that compiling pays
+    allows_fp8: ClassVar[bool] = True
+    chats: ClassVar[bool] = False  # it continues text, and is asked no chat tasks
+
+    def tasks(self, job: Job) -> list[Target]:
+        """None: base learns from the corpus."""
+        return []
+
+
+def plan_base(job: Job, head: StagePlan, *, dataset: Any) -> BasePlan:
+    settings, recipe = job["stage"]["base"], job["recipe"]
+    model = plan_model(job, head)
+    step = plan_batch(job, model, settings["total_batch"], wish=settings["micro_batch"])
+    gpt, counted = model.gpt, counted_parameters(job, model.gpt)
+    ratio = settings["target_ratio"]
+    num_steps = scaling.steps_from_horizon(
+        batch=step.total_batch,
+        max_steps=FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"],
+        target_flops=settings["target_flops"],
+        target_ratio=recipe["scaling"]["target_ratio"] if ratio is None else ratio,
+        flops_per_token=model.flops_per_token,
+        counted_parameters=counted,
+    )
+    tokens = num_steps * step.total_batch
+    watched = watching(job, settings, recipe["base"])
+    flops = tokens * flops_per_token(gpt)
+    shards = dataset.shards_needed(tokens, kept_fraction=KEPT_FRACTION[recipe["packing"]])
+    return BasePlan(
+        **vars(step),
+        num_steps=num_steps,
+        tokens=tokens,
+        counted_parameters=counted,
+        tokens_per_parameter=tokens / counted,
+        flops=flops,
+        packing=recipe["packing"],
+        schedule=recipe["schedule"],
+        groups=scaled_groups(job, gpt, step.total_batch, lr_scale=settings["lr_scale"]),
+        **watched,
+        hours=hours(job, flops, evaluation=evaluation_flops(gpt, watched, num_steps)),
+        memory=memory(job, gpt, step.micro_batch, choices=step.micro_batches),
+        shards=shards,
+        download_gigabytes=download_gigabytes(dataset, shards),
+    )

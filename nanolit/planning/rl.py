@@ -1,0 +1,126 @@
+"""The plan of reinforcement learning: `questions` a step over all ranks, `samples` answers to each."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from nanolit.config.schema import Job, Target
+from nanolit.machine.numbers import divisors
+from nanolit.model.accounting import peak_bf16_flops
+from nanolit.optim import scaling
+from nanolit.planning.batch import FAST_DEV_STEPS
+from nanolit.planning.hours import Hours, hours
+from nanolit.planning.prices import Cost
+from nanolit.planning.ranks import multiple, num_ranks, refuse_below_one
+from nanolit.planning.rates import scaled_groups
+from nanolit.planning.sizes import ModelPlan, plan_model
+from nanolit.planning.stage import StagePlan
+
+# nanochat's RL of the classic d20: 1.5 hours on eight H100s for 467 steps of 256 answers, here as FLOPs at
+# the GPU's peak for each sampled token and each FLOP of a training token.
+PEAK_FLOPS = 1.5 * 3600 * 8 * 989e12 / (467 * 256 * 256) / 3.491758e9
+ROWS = 8  # answers scored at once, nanochat's
+CHOSEN = (
+    "lr_scale",
+    "questions",
+    "samples",
+    "temperature",
+    "top_k",
+    "max_new_tokens",
+    "eval_every",
+    "save_every",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLPlan(ModelPlan):
+    """`num_steps` is None for one epoch; `expected_steps` is about how many that is, where it is known."""
+
+    ranks: int
+    num_steps: int | None
+    expected_steps: int | None
+    lr_scale: float
+    questions: int
+    samples: int
+    temperature: float
+    top_k: int | None  # None: from the whole vocabulary
+    max_new_tokens: int
+    eval_every: int
+    save_every: int
+    micro_batch: int
+    task: Target
+    validation: Target
+    schedule: Target
+    warm_start: bool
+    groups: dict[str, dict[str, Any]]
+    hours: Hours
+    cost: Cost | None = None
+
+    sample_every: ClassVar[None] = None  # the rollouts are samples: written at the end only
+    equal_rows: ClassVar[bool] = False  # answers have all lengths
+    allows_fp8: ClassVar[bool] = False  # sampling is in bf16, and scores what was sampled by the same numbers
+    chats: ClassVar[bool] = True
+
+    @property
+    def micro_batches(self) -> list[int]:
+        """Smaller numbers of answers to score at once; any number would do."""
+        return divisors(self.micro_batch)
+
+    def tasks(self, job: Job) -> list[Target]:
+        """Return the targets of what the stage learns from and is validated on."""
+        return [self.task, self.validation]
+
+
+def plan_rl(job: Job, head: StagePlan, *, dataset: Any) -> RLPlan:
+    settings, defaults = job["stage"]["rl"], job["recipe"]["rl"]
+    model, ranks = plan_model(job, head), num_ranks(job)
+    chosen: dict[str, Any] = {
+        name: defaults[name] if settings[name] is None else settings[name] for name in CHOSEN
+    }
+    check_chosen(chosen, context=model.gpt["context"], ranks=ranks)
+    chosen["top_k"] = chosen["top_k"] or None  # 0: from the whole vocabulary, as in the chat
+    num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
+    known = settings["task"] in (None, defaults["task"]) and job["recipe"]["mirror"] == "hub"
+    expected = num_steps or (defaults["epoch_questions"] // chosen["questions"] if known else None)
+    answer_tokens = chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
+    return RLPlan(
+        **vars(model),
+        ranks=ranks,
+        num_steps=num_steps,
+        expected_steps=expected,
+        **chosen,
+        micro_batch=ROWS if settings["micro_batch"] in (None, "auto") else settings["micro_batch"],
+        task=settings["task"] or defaults["task"],
+        validation=settings["validation"] or defaults["validation"],
+        schedule=defaults["schedule"],
+        warm_start=defaults["warm_start"],
+        groups=scaled_groups(job, model.gpt, scaling.REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
+        hours=rl_hours(job, model, tokens=expected * answer_tokens if expected else None),
+    )
+
+
+def check_chosen(rl: dict[str, Any], *, context: int, ranks: int) -> None:
+    """Raise ValueError for answers that can't be drawn, or from which nothing could be learned."""
+    refuse_below_one({f"stage.rl.{name}": rl[name] for name in ("questions", "eval_every", "save_every")})
+    allowed = {
+        "samples": (rl["samples"] >= 2, "2 or more: answers to a question are compared with each other"),
+        "temperature": (0 < rl["temperature"] < math.inf, "above 0, where answers to a question differ"),
+        "top_k": (rl["top_k"] >= 0, "0 (from the whole vocabulary) or more"),
+        "max_new_tokens": (1 <= rl["max_new_tokens"] <= context, f"1 to the context's {context:,}"),
+    }
+    for name, (right, what) in allowed.items():
+        if not right:
+            raise ValueError(f"stage.rl.{name} is {rl[name]}; allowed: {what}")
+    if rl["questions"] % ranks:
+        raise ValueError(multiple("stage.rl.questions", rl["questions"], unit=ranks, what="devices"))
+
+
+def rl_hours(job: Job, model: ModelPlan, *, tokens: int | None) -> Hours:
+    """Return the hours to sample and learn that many tokens, scaled from nanochat's; unknown on a CPU."""
+    unknown: Hours = {**hours(job, None), "mfu": None}
+    peak = peak_bf16_flops(unknown["gpu"])
+    if not peak or not tokens:
+        return unknown
+    seconds = PEAK_FLOPS * tokens * model.flops_per_token / (peak * num_ranks(job))
+    start = unknown.get("start_hours", 0.0)
+    return {**unknown, "hours": seconds / 3600, "total_hours": seconds / 3600 + start}

@@ -1,0 +1,11 @@
+"""The plan of base for what is typed."""
+
+from nanolit.config.compose import compose
+from nanolit.planning.derivation import BasePlan
+from nanolit.planning.plans import fresh_plan
+
+
+def base_plan(*overrides: str) -> BasePlan:
+    plan = fresh_plan(compose(list(overrides)), "base")
+    assert isinstance(plan, BasePlan)
+    return plan

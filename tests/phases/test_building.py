@@ -10,7 +10,7 @@ import torch
 from nanolit.config.build import build
 from nanolit.config.compose import compose
 from nanolit.config.schema import Job
-from nanolit.model.gpt import GPT
+from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.phases.base import build_base
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
@@ -29,7 +29,7 @@ def job_of(root: Path, tokenizer: Tokenizer, *overrides: str) -> Job:
 
 def inputs_of(plan: Any, tokenizer: Tokenizer) -> Inputs:
     return Inputs(
-        gpt=GPT(**plan.gpt),
+        gpt=GPT(GPTConfig(**plan.gpt)),
         tokenizer=tokenizer,
         optimizer={},
         compile=False,

@@ -1,4 +1,4 @@
-"""Train: `python -m nanolit.train phase=base model=d12`. The only command of Hydra's.
+"""Train every stage of a job: `python -m nanolit.train phase=base model=d12`. The only command of Hydra's.
 
 When you type this, conf/config.yaml sets hydra.mode=MULTIRUN: Hydra hands the words to the launcher that
 conf/cluster/NAME.yaml chooses (launch/hydra_plugins/) and never calls `train` itself. The local launcher

@@ -1,0 +1,196 @@
+"""Measure bits per byte along a whole run, ours or nanochat's on the very same rows.
+
+python -m benchmarks learning model=d12 data=local data.path=FOLDER total_batch=262144 steps=352
+… peer=NANOCHAT who=peer        train nanochat's model with nanochat's optimizer on our rows
+… peer=NANOCHAT weights=peer    train ours from nanochat's initial weights, so that runs of one seed pair up
+
+A bare loop over the stage's own stream and validation rows, without Lightning, checkpoints and samples.
+NANOCHAT is a checkout of July 2026; what it imports must be installed. Rates and schedule are ours for both:
+they are equal to its own, group by group.
+"""
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import results
+from benchmarks.parts import parts_of
+from benchmarks.train import about, back_on_device, bare_step, device_name, synchronize
+from nanolit.data.stream import Step
+from nanolit.evaluation.bits_per_byte import bits_per_byte
+from nanolit.evaluation.evaluators import BitsPerByte
+from nanolit.jobs.parts import Parts
+from nanolit.jobs.worker import quieten_libraries
+from nanolit.machine.arguments import read_some, setting
+from nanolit.model.nanochat import canonical_name
+from nanolit.phases.core import Phase
+
+LOSSES = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    21,
+    31,
+    41,
+    61,
+    81,
+    101,
+)  # steps whose loss is kept: early ones tell
+UNTIMED = 10  # steps, in which compiling falls
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(results.Kept):
+    """How long to train, and who."""
+
+    steps: int = setting("steps of the run", 352, least=1)
+    stop: int | None = setting("end after these steps of it", None, least=1)
+    evaluations: int = setting("how often along the way", 7, least=1)
+    peer: Path | None = setting("a checkout of nanochat", None)
+    who: Literal["ours", "peer"] = setting("whose model and optimizer", "ours")
+    weights: Literal["ours", "peer"] = setting("whose initial weights", "ours")
+
+
+class Peer(nn.Module):
+    """nanochat's GPT and optimizer behind the interface of ours: what `bits_per_byte` and `train` call."""
+
+    def __init__(self, folder: Path, phase: Phase, *, seed: int) -> None:
+        super().__init__()
+        sys.path.insert(0, str(folder))
+        from nanochat import gpt, optim  # pyright: ignore[reportMissingImports]
+
+        config = phase.gpt.config
+        with torch.device("meta"):
+            model = gpt.GPT(
+                gpt.GPTConfig(
+                    sequence_len=config.context,
+                    vocab_size=config.vocab_size,
+                    n_layer=config.depth,
+                    n_head=config.heads,
+                    n_kv_head=config.kv_heads,
+                    n_embd=config.width,
+                    window_pattern=config.window_pattern,
+                )
+            )
+        model.to_empty(device=phase.gpt.device)
+        torch.manual_seed(seed)
+        model.init_weights()
+        self.gpt, self.phase = model, phase
+        self.compiled = torch.compile(model, dynamic=False) if phase.forward_gpt is not phase.gpt else model
+        self.weights = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+        self.optimizer = optim.MuonAdamW([self.group(ours) for ours in phase.optimizer.param_groups])
+
+    def group(self, ours: dict[str, Any]) -> dict[str, Any]:
+        """nanochat's group of the same parameters."""
+        group = {key: ours[key] for key in ("kind", "lr", "weight_decay", "betas", "eps") if key in ours}
+        group["params"] = [self.weights[name] for name in ours["names"]]
+        return group | ({"ns_steps": 5, "beta2": 0.9} if ours["kind"] == "muon" else {})
+
+    @property
+    def device(self) -> torch.device:
+        return self.phase.gpt.device
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, *, reduction: str) -> Tensor:
+        return self.gpt(ids_BT, targets_BT, loss_reduction=reduction).view(targets_BT.shape)
+
+    def step(self, step: Step, number: int) -> None:
+        """Take one optimizer step, as `bare_step` does."""
+        for micro_batch in step.micro_batches:
+            ids_BT, targets_BT = (
+                tensor.to(self.device, torch.int64, non_blocking=True) for tensor in micro_batch
+            )
+            (self.compiled(ids_BT, targets_BT) * (ids_BT.numel() / step.num_tokens)).backward()
+        now = self.phase.schedule.at(number, self.phase.num_steps)
+        ours = self.phase.optimizer
+        ours.set_multipliers(lr=now.lr, momentum=now.momentum, weight_decay=now.weight_decay)
+        for group, rates in zip(self.optimizer.param_groups, ours.param_groups, strict=True):
+            group.update({key: rates[key] for key in ("lr", "weight_decay", "momentum") if key in rates})
+        self.optimizer.step()
+        self.gpt.zero_grad(set_to_none=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Train, evaluate, print a table and a line of JSON, keep the latter."""
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
+    if settings.peer is None and "peer" in (settings.who, settings.weights):
+        raise ValueError("whose nanochat? give peer=FOLDER, a checkout of nanochat")
+    quieten_libraries()
+    job, parts = parts_of(overrides, tokens="real", num_steps=settings.steps)
+    phase = back_on_device(parts)
+    peer = Peer(settings.peer, phase, seed=job["seed"]) if settings.peer else None
+    if peer and settings.weights == "peer":
+        with torch.no_grad():
+            for name, parameter in phase.gpt.named_parameters():
+                parameter.copy_(peer.weights[name].view_as(parameter))
+    entry = {
+        "command": results.command_line("learning", arguments),
+        **about(parts),
+        "seed": job["seed"],
+        "who": settings.who,
+        "weights": "peer" if settings.who == "peer" else settings.weights,
+        **train(parts, phase, peer if settings.who == "peer" else None, settings),
+    }
+    results.print_entry(entry, results.save(entry, settings, device=device_name(parts.device)))
+    return 0
+
+
+def train(parts: Parts, phase: Phase, peer: Peer | None, settings: Settings) -> dict[str, Any]:
+    """Return the losses, the bits per byte, the rows that they are of, and the minutes of training."""
+    assert isinstance(parts.evaluator, BitsPerByte)
+    evaluator, last = parts.evaluator, min(settings.stop or settings.steps, settings.steps)
+    marks = {settings.steps * number // settings.evaluations for number in range(1, settings.evaluations)}
+    marks.add(last)
+    take: Callable[[Step, int], Any] = peer.step if peer else functools.partial(bare_step, phase)
+    losses, scores, seconds = {}, {}, 0.0
+    begun = time.perf_counter()
+    for number, step in zip(range(last), parts.stream, strict=False):
+        if number + 1 in LOSSES:
+            losses[number + 1] = loss_of(peer or phase.gpt, step)
+        if number == UNTIMED:
+            synchronize(parts.device)
+            begun, seconds = time.perf_counter(), 0.0
+        take(step, number)
+        if number + 1 in marks:
+            synchronize(parts.device)
+            seconds += time.perf_counter() - begun
+            model: Any = peer or phase.gpt
+            scores[number + 1] = bits_per_byte(model, evaluator.batches, evaluator.token_bytes)
+            print(f"  step {number + 1}: {scores[number + 1]:.4f} bits per byte", flush=True)
+            begun = time.perf_counter()
+    return {
+        "bits_per_byte": scores,
+        "rows": evaluator.rows,
+        "losses": losses,
+        "minutes": seconds / 60,
+        "steps": last,
+    }
+
+
+@torch.no_grad()
+def loss_of(model: Any, step: Step) -> float:
+    """The step's mean loss before its update, in nats, without compiling."""
+    total = 0.0
+    for micro_batch in step.micro_batches:
+        ids_BT, targets_BT = on_device(micro_batch, model.device)
+        total += model(ids_BT, targets_BT, reduction="none").sum().item()
+    return total / step.num_tokens
+
+
+def on_device(micro_batch: tuple[Tensor, Tensor], device: torch.device) -> list[Tensor]:
+    """Return ids and targets as nanochat wants them, int64."""
+    return [tensor.to(device, torch.int64, non_blocking=True) for tensor in micro_batch]

@@ -9,7 +9,6 @@ from nanolit.kernels import fp8, heads, mlp
 from nanolit.kernels.attention import choose_backend
 from nanolit.machine import device as machine
 from nanolit.optim import orthogonalize
-from nanolit.optim.muon_adamw import orthogonalization_dtype
 
 CUDA = torch.device("cuda")
 CACHED = (machine.triton_capability, mlp.has_kernel, fp8.unavailable, choose_backend)
@@ -61,9 +60,6 @@ def test_only_hopper_runs_hoppers_kernels(pretend, name, capability, dtype, has_
     assert not orthogonalize.has_kernel(CUDA, 1280)
     if capability < machine.ADA:
         assert "from Ada on" in fp8.unavailable(CUDA)
-    half = {torch.bfloat16: torch.float16, torch.float32: torch.float32}[dtype]
-    assert orthogonalization_dtype(CUDA, "polar_express") == half
-    assert orthogonalization_dtype(CUDA, "newton_schulz") == dtype
 
 
 def test_hopper_multiplies_whole_tiles_by_the_symmetric_kernel(pretend):
@@ -83,7 +79,6 @@ def test_devices_without_cuda_are_served_by_torch(kind):
     device = torch.device(kind)
     assert machine.compute_dtype(device) == torch.float32
     assert choose_backend(device, torch.float32, 128) == "sdpa"
-    assert orthogonalization_dtype(device, "polar_express") == torch.float32
     check_that_torch_serves(device)
 
 

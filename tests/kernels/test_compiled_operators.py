@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_attention import stand_ins  # noqa: F401, a fixture
-from test_kernels import split_in_torch
+from test_twins import split_in_torch
 from torch import Tensor
 
 from nanolit.kernels import fp8, fp8_heads, fp8_mlp, heads, mlp

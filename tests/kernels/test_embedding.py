@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_gpt import EVERYTHING
 from torch import Tensor
 
 from nanolit.kernels.embedding import Embedding, sum_rows
 from nanolit.model.gpt import GPT, GPTConfig
+from tests.model.tiny_gpt import EVERYTHING
 
 V, C = 40, 8
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own, of compiling

@@ -1,5 +1,6 @@
-"""Runs jobs elsewhere: `launch.submit` submits to Modal, `python -m launch` looks after what was submitted.
+"""Run jobs elsewhere: `launch.submit` submits to Modal, `python -m launch` looks after what was submitted.
 
-In come a resolved job and the launcher's settings; out go a detached app, submission.json, logs and a result.
-Imports nanolit and modal; nothing in nanolit imports it.
+Takes a checked job and the launcher's settings.
+Gives a detached app, submission.json, logs and a result.
+May import nanolit and modal, its launchers hydra too; nothing in nanolit may import this.
 """

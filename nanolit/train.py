@@ -1,8 +1,9 @@
-"""Train every stage of a job: `python -m nanolit.train phase=base model=d12`. The only command of Hydra's.
+"""Train every stage of a job, or of several in a sweep: the only command that Hydra runs.
 
-When you type this, conf/config.yaml sets hydra.mode=MULTIRUN: Hydra hands the words to the launcher that
-conf/cluster/NAME.yaml chooses (launch/hydra_plugins/) and never calls `train` itself. The local launcher
-composes the jobs, jobs/sweep.py checks and plans them, and jobs/execute.py runs their stages.
+When you type `python -m nanolit.train phase=base model=d12`, conf/config.yaml sets hydra.mode=MULTIRUN: Hydra
+hands the words to the launcher that conf/cluster/NAME.yaml chooses (launch/hydra_plugins/) and never calls
+`train` itself. The local launcher composes the jobs, jobs/sweep.py checks and plans them, and jobs/execute.py
+runs their stages.
 """
 
 import os

@@ -210,7 +210,8 @@ def help_of(known: dict[str, Setting], about: str | None) -> str:
         flag = f"{one.short}{'' if one.kind is bool else f' {one.placeholder}'}: " if one.short else ""
         shown = one.placeholder if one.positional else f"{one.name}={one.placeholder}"
         has_default = not (one.default in (MISSING, None, "", ()) or one.default is False)
-        default = f" (default: {one.default})" if has_default else " (required)" * (one.default is MISSING)
+        shown_default = ",".join(one.default) if isinstance(one.default, tuple) else one.default
+        default = f" (default: {shown_default})" if has_default else " (required)" * (one.default is MISSING)
         lines.append((shown, f"{flag}{one.help}{default}"))
     width = max((len(shown) for shown, _ in lines), default=0)
     table = "\n".join(f"  {shown:<{width}}  {text}" for shown, text in lines)

@@ -20,6 +20,7 @@ class Settings:
     prompt: str | None = setting("one message", None, value="TEXT", short="-p")
     stage: Literal["base", "sft"] = setting("which stage", "base")
     secret: tuple[str, ...] = setting("secrets", ())
+    peers: tuple[str, ...] = setting("whom to ask", ("a", "b"))
     commit: str = setting("a name", "")
 
 
@@ -130,3 +131,4 @@ def test_help_has_a_line_for_every_setting(capsys):
     assert "  max_tokens=N    longest reply (default: 256)" in lines
     assert "  follow=true     -f: wait for more" in lines
     assert "  stage=base|sft  which stage (default: base)" in lines
+    assert "  peers=PEERS     whom to ask (default: a,b)" in lines

@@ -2,9 +2,9 @@
 
 Runs the same steps twice from the same weights in one process, for each way to compute: eagerly, compiled as
 training compiles it, and with the embeddings' gradient, attention's backward pass or both in a fixed order
-(model/embedding.py; the flags of the attention kernels). Where one of these makes the bits repeat, the other
-way was to blame. The table tells by part of the model whether gradients and weights are equal, or how far
-they are apart, and what a micro-batch costs.
+(kernels/embedding.py; the flags of the attention kernels). Where one of these makes the bits repeat, the
+other way was to blame. The table tells by part of the model whether gradients and weights are equal, or how
+far they are apart, and what a micro-batch costs.
 
 `deterministic=true` measures the job's setting itself, which also fixes what Inductor chooses by timing: the
 checksum of the weights must be the same in every process, with a fresh TORCHINDUCTOR_CACHE_DIR too. The eager

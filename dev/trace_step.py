@@ -32,11 +32,7 @@ assert SPEC is not None
 assert SPEC.origin is not None
 ROOT = Path(SPEC.origin).parents[1]
 SOURCES = tuple(f"{ROOT / folder}{os.sep}" for folder in ("nanolit", "launch"))
-PLANNING = (
-    "nanolit/planning/",
-    "nanolit/phases/derivation.py",
-    "nanolit/jobs/plans.py",
-)  # the last two: before
+PLANNING = "nanolit/planning/"
 BEGIN, END = "<!-- reading list: python dev/trace_step.py write -->", "<!-- end of the reading list -->"
 WORDS = [
     *("data=sample", "model=d2", "recipe.vocab_size=1024", "model.context=64", "total_batch=1024"),

@@ -1,7 +1,7 @@
 """Muon's momentum and the balance of its rows in one pass over gradients and state, in Triton.
 
 Gradients are read where they lie, by a table of their addresses, so that no stack of them is made. Twin: the
-first half of updates.muon_update. Import this where there is Triton.
+first half of optim.updates.muon_update. Import this where there is Triton.
 """
 
 import torch

@@ -255,7 +255,7 @@ impl Encoder {
         if tokens.len() > MOST_TOKENS {
             return Err(PyValueError::new_err(format!(
                 "the vocabulary has {} tokens, more than the {MOST_TOKENS} that the encoder has room for; \
-                 choose encoder=tiktoken",
+                 choose a smaller vocabulary",
                 tokens.len()
             )));
         }

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -145,7 +146,7 @@ def stand_in_backward(d_out, q, k, v, out, sums_BHT, dq, dk, dv, softmax_scale, 
 
 
 @pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Both libraries, with the names and the order of their arguments: 3 says -1 for no window, 4 None."""
 
     def module(name: str) -> ModuleType:
@@ -199,6 +200,9 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface"):
         made = module(name)
     made._flash_attn_fwd, made._flash_attn_bwd = _flash_attn_fwd, _flash_attn_bwd
+    attention_flash._flash4.cache_clear()  # it may hold another test's stand-in
+    yield
+    attention_flash._flash4.cache_clear()
 
 
 def forward_with_gradients(function, K: int, *, compiled: bool = False, **choice) -> tuple[torch.Tensor, ...]:

@@ -13,6 +13,7 @@ import yaml
 from nanolit.config.schema import SHORTHANDS, Job, Node
 from nanolit.machine.paths import write_atomically
 
+NEEDED = ("run", "seed", "model", "recipe", "data", "stages", "stage")  # without these nothing can be read
 # Keys that no result depended on: dropped whatever their value.
 GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe.rl.epoch_steps")
 # Removed options and the default that each had: with any other value a run is refused.
@@ -30,13 +31,26 @@ def write_job(path: Path, job: Job) -> None:
 
 
 def read_job(path: Path) -> Job:
-    """Return the job of a file; ValueError names a removed option that it set."""
-    job = cast(Job, upgraded(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    """Return the job of a file; ValueError for one that is damaged, and for a removed option that it set."""
+    job = cast(Job, upgraded(read_mapping(path)))
     if chosen := [f"{name}={parent[key]}" for parent, key, _default, name in removed_options(job)]:
         raise ValueError(
             f"{path} has {', '.join(chosen)}, which this version no longer has; continue with the version "
             "that began the run, or give another run=NAME"
         )
+    return job
+
+
+def read_mapping(path: Path) -> Node:
+    """Return the mapping of a job's file; ValueError names the file if it is not YAML or lacks a part."""
+    try:
+        job = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = " ".join(str(getattr(error, "problem_mark", None) or error).split())
+        raise ValueError(f"{path} is not YAML ({where}); restore it, or give another run=NAME") from error
+    missing = [key for key in NEEDED if key not in job] if isinstance(job, dict) else NEEDED
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; restore it, or give another run=NAME")
     return job
 
 

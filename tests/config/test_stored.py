@@ -92,3 +92,21 @@ def test_a_key_that_nothing_reads_does_not_exist():
 
 def test_an_incomplete_job_is_upgraded_as_far_as_it_goes():
     assert upgraded({"seed": 2, "stage": None}) == {"seed": 2, "stage": None, "deterministic": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("run: a\n  : - [broken", "is not YAML"),
+        ("", "lacks run, seed, model"),
+        ("- a list", "lacks run, seed, model"),
+        ("run: a\nseed: 1\nrecipe: {}\ndata: {}\nstages: []\nstage: {}", "lacks model;"),
+    ],
+)
+def test_a_damaged_job_is_refused_with_its_file(tmp_path: Path, text: str, fault: str):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=fault) as refused:
+        read_job(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)

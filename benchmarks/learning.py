@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import results
 from benchmarks.parts import parts_of
-from benchmarks.train import about, back_on_device, bare_step, device_name, synchronize
+from benchmarks.train import about, back_on_device, bare_step, device_name, set_rates, synchronize
 from nanolit.data.stream import Step
 from nanolit.evaluation.bits_per_byte import bits_per_byte
 from nanolit.evaluation.evaluators import BitsPerByte
@@ -108,20 +108,22 @@ class Peer(nn.Module):
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, *, reduction: str) -> Tensor:
         return self.gpt(ids_BT, targets_BT, loss_reduction=reduction).view(targets_BT.shape)
 
-    def step(self, step: Step, number: int) -> None:
-        """Take one optimizer step, as `bare_step` does."""
+    def step(self, step: Step, number: int) -> Tensor:
+        """Take one optimizer step and return its mean loss, as `bare_step` does."""
+        total = torch.zeros((), device=self.device)
         for micro_batch in step.micro_batches:
             ids_BT, targets_BT = (
                 tensor.to(self.device, torch.int64, non_blocking=True) for tensor in micro_batch
             )
-            (self.compiled(ids_BT, targets_BT) * (ids_BT.numel() / step.num_tokens)).backward()
-        now = self.phase.schedule.at(number, self.phase.num_steps)
-        ours = self.phase.optimizer
-        ours.set_multipliers(lr=now.lr, momentum=now.momentum, weight_decay=now.weight_decay)
-        for group, rates in zip(self.optimizer.param_groups, ours.param_groups, strict=True):
+            loss = self.compiled(ids_BT, targets_BT) * (ids_BT.numel() / step.num_tokens)
+            loss.backward()
+            total = total + loss.detach()
+        set_rates(self.phase, number)
+        for group, rates in zip(self.optimizer.param_groups, self.phase.optimizer.param_groups, strict=True):
             group.update({key: rates[key] for key in ("lr", "weight_decay", "momentum") if key in rates})
         self.optimizer.step()
         self.gpt.zero_grad(set_to_none=True)
+        return total
 
 
 def main(arguments: list[str]) -> int:
@@ -155,16 +157,16 @@ def train(parts: Parts, phase: Phase, peer: Peer | None, settings: Settings) -> 
     evaluator, last = parts.evaluator, min(settings.stop or settings.steps, settings.steps)
     marks = {settings.steps * number // settings.evaluations for number in range(1, settings.evaluations)}
     marks.add(last)
-    take: Callable[[Step, int], Any] = peer.step if peer else functools.partial(bare_step, phase)
+    take: Callable[[Step, int], Tensor] = peer.step if peer else functools.partial(bare_step, phase)
     losses, scores, seconds = {}, {}, 0.0
     begun = time.perf_counter()
     for number, step in zip(range(last), parts.stream, strict=False):
-        if number + 1 in LOSSES:
-            losses[number + 1] = loss_of(peer or phase.gpt, step)
         if number == UNTIMED:
             synchronize(parts.device)
             begun, seconds = time.perf_counter(), 0.0
-        take(step, number)
+        loss = take(step, number)
+        if number + 1 in LOSSES:
+            losses[number + 1] = loss  # read at the end: reading waits for the device
         if number + 1 in marks:
             synchronize(parts.device)
             seconds += time.perf_counter() - begun
@@ -175,22 +177,7 @@ def train(parts: Parts, phase: Phase, peer: Peer | None, settings: Settings) -> 
     return {
         "bits_per_byte": scores,
         "rows": evaluator.rows,
-        "losses": losses,
+        "losses": {number: loss.item() for number, loss in losses.items()},
         "minutes": seconds / 60,
         "steps": last,
     }
-
-
-@torch.no_grad()
-def loss_of(model: Any, step: Step) -> float:
-    """The step's mean loss before its update, in nats, without compiling."""
-    total = 0.0
-    for micro_batch in step.micro_batches:
-        ids_BT, targets_BT = on_device(micro_batch, model.device)
-        total += model(ids_BT, targets_BT, reduction="none").sum().item()
-    return total / step.num_tokens
-
-
-def on_device(micro_batch: tuple[Tensor, Tensor], device: torch.device) -> list[Tensor]:
-    """Return ids and targets as nanochat wants them, int64."""
-    return [tensor.to(device, torch.int64, non_blocking=True) for tensor in micro_batch]

@@ -259,17 +259,24 @@ def bare_loop(parts: Parts, marks: Marks, *, num_steps: int) -> None:
         marks.add()
 
 
-def bare_step(phase: Phase, step: Step, number: int) -> None:
-    """Take one optimizer step; `number` counts from 0, for the schedule."""
-    multipliers = phase.schedule.at(number, phase.num_steps)
-    phase.optimizer.set_multipliers(
-        lr=multipliers.lr, momentum=multipliers.momentum, weight_decay=multipliers.weight_decay
-    )
+def bare_step(phase: Phase, step: Step, number: int) -> torch.Tensor:
+    """Take one optimizer step and return its mean loss; `number` counts from 0, for the schedule."""
+    set_rates(phase, number)
+    total = torch.zeros((), device=phase.gpt.device)
     for micro_batch in step.micro_batches:
         ids_BT, targets_BT = (tensor.to(phase.gpt.device, non_blocking=True) for tensor in micro_batch)
-        (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
+        loss = phase.loss(ids_BT, targets_BT) / step.num_tokens
+        loss.backward()
+        total = total + loss.detach()
     phase.optimizer.step()
     phase.optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def set_rates(phase: Phase, number: int) -> None:
+    """Give the optimizer the rates of a step by its number; the phase's own count of steps stays."""
+    now = phase.schedule.at(number, phase.num_steps)
+    phase.optimizer.set_multipliers(lr=now.lr, momentum=now.momentum, weight_decay=now.weight_decay)
 
 
 def mark(device: torch.device) -> Any:

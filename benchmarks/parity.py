@@ -72,7 +72,7 @@ class Bound(NamedTuple):
 BOUNDS = {
     "fp32": Bound(1e-4, 1e-4, 1e-4),
     "bf16": Bound(0.02, 0.015, 0.06),
-    "fp8": Bound(0.1, 0.05, 0.06),
+    "fp8": Bound(0.2, 0.05, 0.06),
 }
 
 

@@ -76,6 +76,7 @@ PACKAGES: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "machine.device": {"torch"},
     "config.compose": {"hydra", "omegaconf"},
+    "config.words": {"hydra"},
     "tasks": {"datasets"},
     "kernels": {"torch", "triton"},
     "model": {"torch"},

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanolit.config.compose import compose, options
+from nanolit.config.schema import Job
+from nanolit.jobs.origin import origin
 from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.exit import command
 from nanolit.planning.derivation import BasePlan, FinetunePlan, Plan, as_json
@@ -37,14 +39,26 @@ def main(words: Sequence[str]) -> None:
     settings, overrides = read_some(Settings, words, about=__doc__)
     if ALL in overrides:
         show_clusters(overrides, as_json=settings.json)
-    elif settings.json:
-        job = compose(overrides)
+        return
+    job = compose(overrides)
+    if settings.json:
         plans = fresh_plans(job)
         by_stage = {stage: as_json(plan) for stage, plan in plans.items()}
         print_json(next(iter(by_stage.values())) if len(plans) == 1 else by_stage)
         check_cost([(job, plans)])
     else:
-        show_plans(plan_jobs([compose(overrides)]))
+        show_plans(plan_jobs([job]))
+    note_missing_origin(job)
+
+
+def note_missing_origin(job: Job) -> None:
+    """Say on stderr that the run of `start_from` isn't here yet: a plan can do without, training can't."""
+    models = [stage for stage in job["stages"] if stage != "tokenizer"]
+    if job["start_from"] and models and job["cluster"]["kind"] == "local":
+        try:
+            origin(job, models[0])
+        except ValueError as error:
+            print(f"note: {error}", file=sys.stderr)
 
 
 def print_json(content: Any) -> None:

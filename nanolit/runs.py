@@ -37,21 +37,24 @@ def list_runs(root: Path, *, now: float) -> str:
             stages, bpb, rows_of = "unreadable", score(None), MISSING
             problems.append(f"{run.name}: {error}")
         rows.append([run.name, stages, bpb, rows_of, age(now - run.changed)])
-    table = markdown_table(["Run", "Stages", "val_bpb", "of rows", "Age"], rows, num_left=2)
+    table = markdown_table(["Run", "Stages", "val_bpb", "of rows", "Age"], rows, num_left=2, widest=None)
     return table + "".join(f"{line}\n" for line in problems)
 
 
 def describe_stages(run: Run) -> str:
-    """'base done, sft running: step 3 of 10': finished stages by name, the others with how far they are."""
+    """Return 'tokenizer, base done, sft running: step 3 of 10': the finished stages first."""
     folders = {stage.name: stage for stage in run.stages}
-    texts = []
+    texts, done = [], []
     for name, state in run.states().items():
         stage = folders.get(name)
         where = ""
-        if state != "done" and stage and stage.step is not None:
+        if state == "done":
+            done.append(name)
+            continue
+        if stage and stage.step is not None:
             where = f": step {stage.step:,}" + (f" of {stage.num_steps:,}" if stage.num_steps else "")
         texts.append(f"{name} {state}{where}")
-    return ", ".join(texts)
+    return ", ".join([*([f"{', '.join(done)} done"] if done else []), *texts])
 
 
 def errors(run: Run) -> list[str]:

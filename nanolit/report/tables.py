@@ -5,14 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 MISSING = "-"
-WIDEST = 56  # characters that a column is padded to; longer cells stick out alone
+WIDEST = 56  # characters of a column
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
-    """An aligned Markdown table; the first `num_left` columns are flush left, the others flush right."""
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1, widest: int | None = WIDEST
+) -> str:
+    """Align a Markdown table; the first `num_left` columns are flush left, the others flush right.
+
+    Columns are padded to `widest` characters at most: a longer cell sticks out alone (None: none does).
+    """
     cells = [[_escaped(cell) for cell in row] for row in (header, *rows)]
     longest = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    widths = [min(length, WIDEST) for length in longest]
+    widths = [min(length, widest or length) for length in longest]
     lines = []
     for row in cells:
         padded = [

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanolit.config.check import check_job, unknown_key
-from nanolit.config.names import run_name
+from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
 from nanolit.config.words import grammar_error
 from nanolit.machine.paths import PACKAGE, conf_folder, home
@@ -49,7 +49,8 @@ def compose(overrides: Sequence[str]) -> Job:
         recipe = config.hydra.runtime.choices["recipe"]
         search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
         plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
-        job["run"] = check_name(given_name or run_name(job, plain))
+        name = check_name(given_name or run_name(job, plain))
+        job["run"] = trial_name(name) if job["fast_dev_run"] else name
         return job
     except USER_ERRORS as error:
         raise ValueError(explain(error, overrides)) from error

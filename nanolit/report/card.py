@@ -8,6 +8,7 @@ import datetime
 import os
 import platform
 import re
+import shlex
 import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from nanolit.config.names import flatten
 from nanolit.machine import system
 from nanolit.machine.clock import duration
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import home, write_atomically
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, open_run
@@ -48,11 +49,17 @@ def write_report(root: Path, run: str) -> Path:
         "## Final table\n\n" + _table_of(found),
         _comparable(found),
         "## Time\n\n" + _times(found),
-        f"Talk to the model: `python -m nanolit.chat run={found.name}`\n",
+        f"Talk to the model: `{chat_command(root, found.name)}`\n",
     ]
     path = found.folder / "report.md"
     write_atomically(path, "\n".join(parts))
     return path
+
+
+def chat_command(root: Path, run: str) -> str:
+    """Return the command that chats with a run, with root= unless it is the root anyway."""
+    where = [] if Path(root).absolute() == home() else [f"root={root}"]
+    return shlex.join(["python", "-m", "nanolit.chat", f"run={run}", *where])
 
 
 def final_table(root: Path, run: str) -> str:

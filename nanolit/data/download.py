@@ -8,6 +8,7 @@ fetched again. With nothing missing the hub is never asked.
 import hashlib
 import http
 import os
+import re
 import shutil
 import sys
 import threading
@@ -26,7 +27,8 @@ FORMAT = 1
 RECORD = "hub.json"
 PARTIAL = ".partial"
 PARALLEL = 8  # shards at a time
-ATTEMPTS = 6  # in a row without a byte more; with the pauses between them half a minute
+ATTEMPTS = 6  # in a row without a byte more; with the pauses between them half a minute, or as the hub says
+LONGEST_PAUSE_SECONDS = 900.0  # that the hub may ask for; its limits are for five minutes
 TIMEOUT_SECONDS = 20.0  # without a byte, after which a connection counts as lost
 ASKED_AT_ONCE = 500  # file names in one request
 POLL_SECONDS = 0.5
@@ -191,10 +193,11 @@ class _Fetch:
     def _patiently(
         self, what: str, attempt: Callable[[], Answer], *, progress: Callable[[], int] = lambda: 0
     ) -> Answer:
-        """What `attempt` gives, tried again after what may pass; more bytes received restart the count."""
+        """Return what `attempt` gives, tried again after what may pass; more bytes restart the count."""
         from huggingface_hub.utils import HfHubHTTPError
 
-        faults: Any = (OSError, *HfHubHTTPError.__bases__)  # its bases: the HTTP library's own errors
+        # The library's HTTP errors share a base with the errors of the HTTP package that it uses
+        faults: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
         failures = 0
         while True:
             before = progress()
@@ -210,8 +213,8 @@ class _Fetch:
                         "what was received is kept: try the same command again later, or choose data=local "
                         "or data=sample"
                     ) from error
-                reason = _reason(error)
-            pause = self.first_pause * 2 ** (failures - 1)
+                reason, asked = _reason(error), _asked_pause(error)
+            pause = max(self.first_pause * 2 ** (failures - 1), asked)
             _say(f"{what}: {reason}; trying again in {pause:.0f} s")
             if self.stopped.wait(pause):
                 raise _Stopped
@@ -278,9 +281,24 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether trying again may help: not where the hub says no."""
+    """Tell whether trying again may help: not where the hub says no."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status is None or status >= http.HTTPStatus.INTERNAL_SERVER_ERROR or status in TRANSIENT
+
+
+def _asked_pause(error: Exception) -> float:
+    """Return the seconds that the hub asks to wait: `Retry-After: 45` or `RateLimit: "…";r=0;t=45`, else 0.
+
+    Source: https://huggingface.co/docs/hub/rate-limits.
+    """
+    response = getattr(error, "response", None)
+    if response is None:
+        return 0.0
+    told = re.fullmatch(r"(\d+)", response.headers.get("retry-after", ""))
+    if response.status_code == http.HTTPStatus.TOO_MANY_REQUESTS:
+        told = told or re.search(r"\br=0;t=(\d+)", response.headers.get("ratelimit", ""))
+    # A second more, as the hub counts whole ones
+    return min(float(told[1]) + 1, LONGEST_PAUSE_SECONDS) if told else 0.0
 
 
 def _reason(error: Exception) -> str:

@@ -89,11 +89,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
         elif fault in STATUSES:
-            self.send(
-                STATUSES[fault],
-                f"{'x' * self.server.padding} no, not with {key}".encode(),
-                {"Retry-After": "0.02"},
-            )
+            said_back = f"{'x' * self.server.padding} no, not with {key}"
+            self.send(STATUSES[fault], said_back.encode(), {"Retry-After": "0.02"})
         elif fault == "redirect":
             self.send(307, b"", {"Location": "http://127.0.0.1:9/v1/chat/completions"})
         elif fault == "cut_short":

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from nanolit.config.build import build
 from nanolit.config.compose import named, options
-from nanolit.config.schema import ChatTasks, Job
+from nanolit.config.schema import ChatTasks, Job, Node
 from nanolit.config.stored import read_job
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
@@ -142,7 +142,7 @@ def evaluator_of(job: Job, plan: TrainingPlan, tokenizer: "Tokenizer", *, root: 
             num_tokens=plan.eval_rows * context,
         )
     else:
-        stages: Any = job["stage"]
+        stages = cast(Node, job["stage"])
         validation = ValidationConversations(
             [build(source) for source in stages[plan.stage]["mixture"]["validation"]],
             tokenizer,

@@ -37,7 +37,7 @@ OPENAI = "https://api.openai.com/v1"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to ask for, of whom, and where the answers go."""
+    """The order, the endpoint it goes to, and the file of the answers."""
 
     name: str = setting("what the model is called")
     model: str = setting("who writes; it must be able to answer in a JSON schema")

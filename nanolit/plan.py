@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nanolit.config.compose import compose, options
 from nanolit.config.schema import Job
@@ -27,7 +26,7 @@ ALL = "cluster=all"
 
 @dataclass(frozen=True)
 class Settings:
-    """How the plan is printed."""
+    """The form in which the plan is printed."""
 
     json: bool = setting(
         "--json: print what plan.json holds; several stages by name, with cluster=all by cluster", False
@@ -61,13 +60,13 @@ def note_missing_origin(job: Job) -> None:
             print(f"note: {error}", file=sys.stderr)
 
 
-def print_json(content: Any) -> None:
+def print_json(content: object) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def show_clusters(overrides: list[str], *, as_json: bool) -> None:
     """The same job on every cluster; ValueError where it can be planned on none."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     errors = []
     for name in options("cluster"):
         try:
@@ -86,8 +85,8 @@ def show_clusters(overrides: list[str], *, as_json: bool) -> None:
         print(clusters_table(found))
 
 
-def summary(plans: Plans) -> dict[str, Any]:
-    """What a cluster takes for all stages: their sums, and the memory of the one that needs most."""
+def summary(plans: Plans) -> dict[str, object]:
+    """Return what a cluster takes for all stages: their sums, and the memory of the one that needs most."""
     stages = list(plans.values())
     hours, dollars = total(stages)
     most = max(reversed(stages), key=peak_gib)

@@ -58,7 +58,7 @@ def describe_stages(run: Run) -> str:
 
 
 def errors(run: Run) -> list[str]:
-    """What went wrong in the stages that failed, a line each."""
+    """Return the errors of the stages that failed, a line each."""
     return [
         f"{run.name}/{stage.name}: {' '.join(str(stage.result.get('error')).split())}"
         for stage in run.stages

@@ -58,7 +58,7 @@ class TokenCache:
         return np.memmap(path, self.dtype, mode="r").view(np.ndarray), offsets
 
     def _is_whole(self, shard: Shard) -> bool:
-        """Whether the file is there, as long as its last offset says."""
+        """Tell whether the file is there and as long as its last offset says."""
         path, num_documents = self._paths[shard.path], sum(shard.group_sizes)
         if not path.is_file() or (size := path.stat().st_size) < OFFSET.itemsize:
             return False

@@ -7,8 +7,7 @@ number of a step.
 
 import bisect
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from nanolit.data.row_identity import RowIdentity
 from nanolit.data.sequence import permutation
 from nanolit.data.stream import Step, ahead
 from nanolit.machine.device import IGNORED
+from nanolit.machine.paths import Json
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -92,7 +92,7 @@ class ConversationStream:
         length."""
         return 10**9
 
-    def load_position(self, positions: Sequence[Mapping[str, Any]]) -> None:
+    def load_position(self, positions: Sequence[Json]) -> None:
         """Continue after the step that these positions rode in (any rank's will do), on any number of ranks.
 
         ValueError if anything that the order depends on has changed.

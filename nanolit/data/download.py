@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 from nanolit.machine.clock import duration
 from nanolit.machine.numbers import listed
@@ -39,13 +39,29 @@ TRANSIENT = (408, 425, 429)  # of the client's errors, those that pass
 Answer = TypeVar("Answer")
 
 
+class Stated(TypedDict):
+    """A shard's size in bytes and its sha256, as the hub states them."""
+
+    size: int
+    sha256: str
+
+
+class Record(TypedDict):
+    """hub.json without its format."""
+
+    repository: str
+    revision: str
+    shards: dict[str, Stated]
+
+
 def missing_shards(folder: Path, names: Sequence[str]) -> list[str]:
     """The shards that are not there, or not in the size that the hub stated when they were fetched."""
-    stated = _record(folder).get("shards", {})
+    record = _record(folder)
+    stated = record["shards"] if record else {}
 
     def whole(name: str) -> bool:
         size = _size(folder / name)
-        return size is not None and size == stated.get(name, {}).get("size", size)
+        return size is not None and (name not in stated or size == stated[name]["size"])
 
     return [name for name in names if not whole(name)]
 
@@ -100,17 +116,16 @@ class _Fetch:
             executor.shutdown(cancel_futures=True)
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _ask(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Size and sha256 of each, from hub.json where they are known, else from the hub and kept there."""
+    def _ask(self, names: Sequence[str]) -> dict[str, Stated]:
+        """Return size and sha256 of each, from hub.json or else from the hub, and keep them there."""
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
         hub, record = HfApi(endpoint=self.endpoint), _record(self.folder)
-        revision = record.get("revision")
-        if record.get("repository") != self.repository or not revision:
+        if record is None or record["repository"] != self.repository:
             revision = str(self._patiently(self.repository, lambda: hub.dataset_info(self.repository).sha))
-            record = {"repository": self.repository, "revision": revision, "shards": {}}
-        self.revision: str = revision
+            record = Record(repository=self.repository, revision=revision, shards={})
+        self.revision = revision = record["revision"]
         shards = record["shards"]
         unknown = [name for name in names if name not in shards]
         for start in range(0, len(unknown), ASKED_AT_ONCE):
@@ -197,7 +212,7 @@ class _Fetch:
         from huggingface_hub.utils import HfHubHTTPError
 
         # The library's HTTP errors share a base with the errors of the HTTP package that it uses
-        faults: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
+        faults = cast("tuple[type[Exception], ...]", (OSError, *HfHubHTTPError.__bases__))
         failures = 0
         while True:
             before = progress()
@@ -267,10 +282,10 @@ class _ProgressLine:
             print(line, flush=True)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _record(folder: Path) -> Record | None:
     path = folder / RECORD
     if not path.is_file():
-        return {}
+        return None
     record = read_json(path)
     if record.get("format") != FORMAT:
         raise ValueError(

@@ -20,7 +20,7 @@ CHUNK = 1024  # conversations encoded at once
 
 @dataclass(kw_only=True)
 class LeftOut:
-    """What a mixture holds and doesn't train on; a conversation counts once, whatever its source's epochs.
+    """Count what a mixture holds and doesn't train on; a conversation counts once, in however many epochs.
 
     num_malformed: rows left out (only of sources that the user can't mend).
     num_cut, num_cut_tokens, num_cut_learned: conversations longer than a row; the tokens cut off their ends,
@@ -35,7 +35,7 @@ class LeftOut:
     num_unlearned: int = 0
 
     def parts(self) -> list[str]:
-        """What there is of it, for people."""
+        """Return what is left out in words, a part for each kind."""
         cut = f"the ends of {self.num_cut:,} conversations that are longer than a row"
         learned = f"{self.num_cut_tokens:,} tokens, {self.num_cut_learned:,} of them to be learned"
         counted = {

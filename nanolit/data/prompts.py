@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nanolit.data.conversations import check_length
 from nanolit.data.sequence import permutation
@@ -25,10 +24,10 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStep:
-    """What one rank samples from in one step, and where the stream stands after it (JSON)."""
+    """One rank's prompts of a step, and the stream's position after it (JSON)."""
 
     prompts: list[Prompt]
-    position: dict[str, Any]
+    position: dict[str, int]
 
 
 class PromptStream:
@@ -83,7 +82,7 @@ class PromptStream:
         length."""
         return 10**9
 
-    def load_position(self, positions: Sequence[Mapping[str, Any]]) -> None:
+    def load_position(self, positions: Sequence[Mapping[str, int]]) -> None:
         """Continue after the step that these positions rode in; ValueError when the order is another one
         now."""
         was = dict(positions[0])
@@ -107,7 +106,7 @@ class PromptStream:
         ids, conversation = self._problems[order[turn]]
         return Prompt(place=place, ids=ids, conversation=conversation)
 
-    def _position(self, step: int) -> dict[str, Any]:
+    def _position(self, step: int) -> dict[str, int]:
         problems = len(self._problems)
         return {
             "format": FORMAT,

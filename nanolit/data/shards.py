@@ -1,4 +1,4 @@
-"""Where pretraining text comes from: a dataset resolves to parquet files, some to train on, some held out.
+"""Sources of pretraining text: a dataset resolves to parquet files, some to train on, some held out.
 
 Documents never straddle the two: the held-out files are named (or pinned), whatever else is present. Files
 are checked when they are opened, texts when they are read; what is wrong is one line with the file and the
@@ -40,7 +40,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What a dataset resolves to: parquet files to train on and held-out ones, and where their text is."""
+    """The parquet files of a dataset, to train on and held out, and the column of their text."""
 
     name: str
     text_column: str
@@ -58,13 +58,13 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What a position in the data depends on (sha256, hex): the train files' names and row groups."""
+        """Hash what a position in the data depends on (sha256, hex): train files and their row groups."""
         content = [[shard.path.name, *shard.group_sizes] for shard in self.train_shards]
         return hashlib.sha256(json.dumps([self.text_column, content]).encode()).hexdigest()
 
 
 class Dataset:
-    """What a dataset answers unless it knows better; its `prepare` opens what `fetch` has brought here."""
+    """A dataset's default answers; each kind adds `open_corpus`, which opens what `fetch` brought here."""
 
     name: str
     bytes_per_shard = 0  # to be downloaded
@@ -73,7 +73,7 @@ class Dataset:
         self.cache = cache
 
     def cache_folder(self, root: Path) -> Path | None:
-        """Where the tokens of train shards are kept, if they are."""
+        """Return the folder of the train shards' tokens; None without a cache."""
         return dataset_folder(root, self.name) / "tokens" if self.cache else None
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
@@ -127,7 +127,7 @@ class LocalFolder(Dataset):
         return len(self._files()) - len(self._validation_files(self._files()))
 
     def train_bytes(self) -> dict[str, int]:
-        """Of the train files; {} where they can't be told, as in a plan made on another machine."""
+        """Return the train files' sizes; {} where they aren't known, as in a plan for another machine."""
         try:
             return {path.name: path.stat().st_size for path in self._split()[0]}
         except (ValueError, OSError):

@@ -42,7 +42,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def plain_kernels() -> bool:
-    """Whether NANOLIT_KERNELS=plain asks for torch's kernels in place of ours, to compare them."""
+    """Tell whether NANOLIT_KERNELS=plain asks for torch's kernels in place of ours, to compare them."""
     wish = os.environ.get("NANOLIT_KERNELS", "")
     if wish not in ("", "plain"):
         raise ValueError(f"NANOLIT_KERNELS is {wish!r}; give plain, or leave it out")

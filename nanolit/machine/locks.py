@@ -34,7 +34,7 @@ def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds the lock of this file now; False where there are no locks."""
+    """Tell whether another process holds the lock of this file now; False where there are no locks."""
     if fcntl is None or not path.exists():
         return False
     with path.open("rb") as file:

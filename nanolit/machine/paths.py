@@ -1,4 +1,4 @@
-"""Where things live below the one base path, and how a file is written so that it is whole or absent."""
+"""Places below the one base path, and files that are written whole or not at all."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent.parent
+Json = dict[str, Any]  # an object of a JSON file: its reader checks or converts what it takes from it
 
 
 def home(root: str | Path | None = None) -> Path:
@@ -66,7 +67,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -10,9 +10,8 @@ import platform
 import re
 import shlex
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.names import flatten
 from nanolit.machine import system
@@ -170,13 +169,13 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     return "\n".join(part for part in [*parts, _samples(stage)] if part)
 
 
-def _values(title: str, values: dict[str, Any]) -> str:
+def _values(title: str, values: Mapping[str, object]) -> str:
     """A section with every value that is set; "" when there is none."""
     rows = [[key, text] for key, text in _lines(values) if text and key not in ("format", "run", "stage")]
     return f"### {title}\n\n" + markdown_table([title, "Value"], rows, num_left=2) if rows else ""
 
 
-def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _lines(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
     for key, value in values.items():
         if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):

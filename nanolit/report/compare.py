@@ -7,11 +7,10 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.names import flatten
 from nanolit.machine.clock import duration
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import Json, write_atomically
 from nanolit.report.card import sorted_metrics
 from nanolit.report.folders import Run, Stage, as_number, flat_numbers, open_run
 from nanolit.report.tables import MISSING, markdown_table, readable, score
@@ -113,7 +112,7 @@ class Configuration:
     unfinished: int = 0
     values: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, seed: str, result: Mapping[str, Any], *, bpb_name: str) -> None:
+    def add(self, seed: str, result: Json, *, bpb_name: str) -> None:
         """Count a job: only a finished one gives values."""
         if result.get("status") != "done":
             self.unfinished += 1
@@ -123,7 +122,7 @@ class Configuration:
             self.values.setdefault(name, []).append(value)
 
 
-def measured(result: Mapping[str, Any], *, bpb_name: str = "val_bpb") -> dict[str, float]:
+def measured(result: Json, *, bpb_name: str = "val_bpb") -> dict[str, float]:
     """The numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
     names = {"val_bpb": bpb_name} | {key: key for key in COSTS}
     values = {
@@ -132,7 +131,7 @@ def measured(result: Mapping[str, Any], *, bpb_name: str = "val_bpb") -> dict[st
     return values | flat_numbers(result.get("metrics") or {})
 
 
-def _checksums(results: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+def _checksums(results: Sequence[Json]) -> dict[str, str | None]:
     """Run → checksum of its validation rows, of the finished jobs that have bits per byte."""
     return {
         str(result.get("run", "")): (result.get("val_rows") or {}).get("checksum")
@@ -141,7 +140,7 @@ def _checksums(results: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     }
 
 
-def by_configuration(results: Sequence[Mapping[str, Any]]) -> list[Configuration]:
+def by_configuration(results: Sequence[Json]) -> list[Configuration]:
     """Results grouped over seeds, in order of first appearance.
 
     A result names its `configuration` and `seed`, or has the default run name, from which both are read:
@@ -164,7 +163,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
+def sweep_table(results: Sequence[Json]) -> str:
     """One row per configuration: n finished seeds, mean ± sd of every number; the unfinished are counted.
 
     Bits per byte of different validation rows have columns of their own, and a line below says so.
@@ -201,7 +200,7 @@ def _spread(values: Sequence[float], name: str, expected: int) -> str:
     return text if len(values) == expected else f"{text} (n={len(values)})"
 
 
-def write_sweep_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+def write_sweep_csv(path: Path, results: Sequence[Json]) -> None:
     """Write the sweep as CSV with all digits: configuration, n, …, then <name>_mean and <name>_sd."""
     rows = by_configuration(results)
     names = _value_names(rows)

@@ -1,4 +1,4 @@
-"""What a run left on disk, as values: its stages in order, their plans, results, metrics and states.
+"""A run's folder as values: its stages in order, their plans, results, metrics and states.
 
 A run may be unfinished, killed or still going on: whatever file is missing is empty here, a half-written last
 row of metrics.csv is read as far as it goes, and unknown columns are kept.
@@ -7,16 +7,16 @@ row of metrics.csv is read as far as it goes, and unknown columns are kept.
 import csv
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
 from nanolit.config.stored import upgraded
 from nanolit.machine.locks import is_held
-from nanolit.machine.paths import read_json, run_folder
+from nanolit.machine.paths import Json, read_json, run_folder
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 
@@ -29,16 +29,16 @@ class Stage:
     folder: Path
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> Json:
         return _read_object(self.folder / "plan.json")
 
     @cached_property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Json:
         """result.json; empty while the stage runs and after it was killed."""
         return _read_object(self.folder / "result.json")
 
     @cached_property
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> Json:
         """progress.json of the newest checkpoint: what a stage without a result knows of itself."""
         folders = self.folder.glob("checkpoints/step_*")
         newest = sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True)
@@ -90,7 +90,7 @@ class Stage:
         return logged[-1][1] if logged else None
 
     @property
-    def val_rows(self) -> dict[str, Any]:
+    def val_rows(self) -> Json:
         """Tokens, rows and checksum of the validation rows; empty in runs of older versions."""
         return self.result.get("val_rows") or self.progress.get("val_rows") or {}
 
@@ -123,7 +123,7 @@ class Run:
         return [Stage(name, self.folder / name) for name in STAGES if (self.folder / name).is_dir()]
 
     @cached_property
-    def job(self) -> dict[str, Any]:
+    def job(self) -> Json:
         """The job that ran last, with this version's keys; empty where none was kept."""
         import yaml
 
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def locked(self) -> bool:
-        """Whether a process holds the run's lock: it runs now, on this machine."""
+        """Tell whether a process on this machine holds the run's lock: then it runs now."""
         return is_held(self.folder / ".lock")
 
     @property
@@ -202,19 +202,19 @@ def open_run(root: Path, name: str) -> Run:
     raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}There are: {', '.join(runs)}")
 
 
-def as_number(value: Any) -> float | None:
+def as_number(value: object) -> float | None:
     """`value` when it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
-def flat_numbers(values: dict[str, Any]) -> dict[str, float]:
+def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
     """The finite numbers among the leaves, by dotted key."""
     return {key: number for key, value in flatten(values).items() if (number := as_number(value)) is not None}
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> Json:
     if not path.exists():
         return {}
     content = read_json(path)
@@ -225,7 +225,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _numbers(row: dict[Any, Any]) -> dict[str, float]:
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
     """The cells of a CSV row that are numbers; text, blanks and cells beyond the header are left out."""
     numbers = {}
     for name, text in row.items():

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 MISSING = "-"
 WIDEST = 56  # characters of a column
@@ -36,7 +35,7 @@ def _escaped(cell: str) -> str:
     return " ".join(cell.split()).replace("|", "\\|")
 
 
-def readable(value: Any) -> str:
+def readable(value: object) -> str:
     """Any value of a plan or result as a short text: 1234567 → '1,234,567', 3.9e19 → '3.900e+19'."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
@@ -52,7 +51,7 @@ def readable(value: Any) -> str:
     return str(value)
 
 
-def _bracketed(value: Any) -> str:
+def _bracketed(value: object) -> str:
     return f"({readable(value)})" if isinstance(value, list | tuple) else readable(value)
 
 
@@ -71,7 +70,7 @@ def score(value: float | None) -> str:
 
 
 def age(seconds: float) -> str:
-    """How long ago, in one unit: 45 → '45 s', 7200 → '2 h'."""
+    """Return a span of time in one unit: 45 → '45 s', 7200 → '2 h'."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

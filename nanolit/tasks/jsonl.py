@@ -2,9 +2,9 @@
 each."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from nanolit.tasks.rows import FileRows, find_file
+from nanolit.tasks.rows import FileRows, Row, find_file
 from nanolit.tasks.task import Conversation, Task, check_choice
 
 
@@ -35,7 +35,7 @@ class ConversationFile(Task):
     def name(self) -> str:
         return self.file.name.split(".jsonl")[0]
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         return {"messages": row["messages"]}
 
 

@@ -5,12 +5,12 @@ After nanochat's SimpleSpelling and SpellingBee; the wording is ours. The test w
 
 import random
 import zlib
-from typing import Any, Literal
+from typing import Literal
 
 from nanolit.tasks.generated import GeneratedRows
-from nanolit.tasks.gsm8k import extract_answer, same_number
-from nanolit.tasks.rows import find_file, read_lines
-from nanolit.tasks.task import Conversation, Task, check_choice
+from nanolit.tasks.gsm8k import same_answer
+from nanolit.tasks.rows import Row, find_file, read_lines
+from nanolit.tasks.task import Conversation, Task, check_choice, exchange
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TEST_SHARE = 10  # one word in ten is a test word
@@ -49,12 +49,8 @@ class SimpleSpelling(Task):
         )
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
-        messages = [
-            {"role": "user", "content": f"Spell the word: {row['word']}"},
-            {"role": "assistant", "content": ",".join(row["word"])},
-        ]
-        return {"messages": messages}
+    def conversation(self, row: Row) -> Conversation:
+        return exchange(f"Spell the word: {row['word']}", ",".join(row["word"]))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         return completion.strip() == conversation["messages"][-1]["content"]
@@ -83,7 +79,7 @@ class SpellingBee(Task):
     ) -> None:
         words = words_of(source, split)
 
-        def make(row: int) -> dict[str, Any]:
+        def make(row: int) -> Row:
             word = words[row % len(words)]
             chance = random.Random(f"spelling bee {split} {row}")
             # one question in ten asks for any letter, which mostly isn't there: zero is an answer too
@@ -93,7 +89,7 @@ class SpellingBee(Task):
         rows = GeneratedRows(size, make, label=f"SpellingBee {split}")
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         word, letter = row["word"], row["letter"]
         count = str(word.count(letter))
         parts = [
@@ -105,18 +101,11 @@ class SpellingBee(Task):
             {"type": "python_output", "text": count},
             {"type": "text", "text": f"{count}\n#### {count}"},
         ]
-        return {
-            "messages": [
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": parts},
-            ]
-        }
+        return exchange(row["question"], parts)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the first "#### count" is right, as in GSM8K."""
-        reference = extract_answer(conversation["messages"][-1]["content"][-1]["text"])
-        answer = extract_answer(completion)
-        return answer is not None and reference is not None and same_number(answer, reference)
+        """Tell whether the first "#### count" is right, as in GSM8K."""
+        return same_answer(completion, conversation["messages"][-1]["content"][-1]["text"])
 
 
 def words_of(source: str, split: str) -> list[str]:

@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from nanolit.tasks.rows import FileRows, HubRows, Rows, find_file
+from nanolit.tasks.rows import FileRows, HubRows, Row, Rows, find_file
 
-Conversation = dict[str, Any]
+Conversation = dict[str, Any]  # {"messages": […]} and what the task's `evaluate` needs
 EvaluationType = Literal["categorical", "generative"]
 SUBSET_SEED = 42  # which rows `max_rows` keeps; nanochat shuffles its sets with the same number
 
@@ -57,15 +57,15 @@ class Task(ABC):
         return (self[index] for index in range(len(self)))
 
     def place(self, index: int) -> str:
-        """Where conversation `index` comes from: a file and line, or a dataset and row."""
+        """Name the origin of conversation `index`: a file and line, or a dataset and row."""
         return self.rows.place(self.kept[index])
 
     @abstractmethod
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         """The conversation that a row means."""
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the completion of the conversation's prompt is right."""
+        """Tell whether the completion of the conversation's prompt is right."""
         raise ValueError(f"{self.name} is to learn from; it has no right answers to evaluate")
 
     def reward(self, conversation: Conversation, completion: str) -> float:
@@ -83,6 +83,11 @@ class MultipleChoice(Task):
         return completion == conversation["messages"][-1]["content"]
 
 
+def exchange(question: str, answer: str | list[dict[str, str]]) -> Conversation:
+    """Return the conversation of one question and its answer: text, or parts {"type", "text"}."""
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
 def choice_conversation(
     question: str, *, choices: Sequence[str], letters: Sequence[str], answer: str
 ) -> Conversation:
@@ -97,8 +102,7 @@ def choice_conversation(
         f"Multiple Choice question: {question}\n{options}"
         "\nRespond only with the letter of the correct answer."
     )
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, "letters": list(letters)}
+    return {**exchange(user, answer), "letters": list(letters)}
 
 
 def open_rows(source: str, name: str, *, hub: tuple[str, str | None, str]) -> Rows:

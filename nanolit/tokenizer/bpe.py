@@ -228,7 +228,7 @@ class Tokenizer:
 
     @cached_property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
-        """What ids of a batch are stored as."""
+        """Return the type that a batch's ids are stored as."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def decode(self, ids: Iterable[int]) -> str:

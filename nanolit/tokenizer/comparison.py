@@ -1,4 +1,4 @@
-"""How well a tokenizer compresses: bytes per token on texts of several kinds, against OpenAI's tokenizers.
+"""Compare compression: bytes per token on texts of several kinds, beside OpenAI's tokenizers.
 
 After nanochat's tok_eval (https://github.com/karpathy/nanochat, scripts/tok_eval.py); the texts are our own.
 """
@@ -34,7 +34,7 @@ class Row:
         return self.num_bytes / self.num_tokens[name]
 
     def gain(self, name: str) -> float:
-        """How many more bytes our tokens hold than those of `name`, as a fraction."""
+        """Return how many more bytes our tokens hold than those of `name`, as a fraction."""
         return self.num_tokens[name] / self.num_tokens["ours"] - 1
 
 
@@ -68,7 +68,7 @@ def sample_of(texts: Iterable[str], *, max_characters: int = SAMPLE_CHARACTERS) 
 
 
 def reference_encodings(*, offline: bool = False) -> dict[str, tiktoken.Encoding]:
-    """Those of OpenAI's encodings that can be had, by name.
+    """Return OpenAI's encodings by name, as far as they can be fetched.
 
     tiktoken keeps them in the folder TIKTOKEN_CACHE_DIR and fetches what is missing there, which gets
     `FETCH_SECONDS`. `offline` asks for none without that folder.

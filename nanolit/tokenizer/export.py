@@ -35,7 +35,7 @@ def write_huggingface(tokenizer: Tokenizer, folder: Path) -> Path:
 
 
 def huggingface_content(tokenizer: Tokenizer) -> dict:
-    """What tokenizer.json of `tokenizers` holds for this tokenizer."""
+    """Return what the package tokenizers keeps in tokenizer.json, for this tokenizer."""
     tokens = [_printable(token) for token in tokenizer.tokens]
     split = {
         "type": "Split",

@@ -58,7 +58,7 @@ def available_cores() -> int:
 
 
 class Progress:
-    """What the trainer reports, as lines for people: words counted, merges made, time left.
+    """Turn the trainer's reports into lines for people: words counted, merges made, time left.
 
     One when all is counted; before and after it one every two seconds.
     """

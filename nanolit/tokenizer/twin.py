@@ -23,7 +23,7 @@ def train(texts: Iterable[str], *, pattern: str, num_tokens: int) -> list[bytes]
 
 
 def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
-    """How often each piece that `pattern` cuts out of the texts occurs."""
+    """Count the pieces that `pattern` cuts out of the texts."""
     try:
         compiled = regex.compile(pattern)
     except regex.error as error:

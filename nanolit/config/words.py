@@ -35,7 +35,9 @@ def malformed(word: str, following: str, options: Mapping[str, Sequence[str]]) -
         return f"{word!r} is not a setting: settings are written KEY=VALUE, {example}"
     if value.endswith(","):
         return f"{word} ends with a comma; leave it out: {word.rstrip(',')}"
-    return f"{word} has characters with a meaning to Hydra; quote the value: {quoted(key, value)}"
+    unclosed = any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()"))
+    what = "has a bracket that is not closed" if unclosed else "has characters with a meaning to Hydra"
+    return f"{word} {what}; {'close it, or ' * unclosed}quote the value: {quoted(key, value)}"
 
 
 def quoted(key: str, value: str) -> str:

@@ -55,7 +55,7 @@ PACKAGES: dict[str, set[str]] = {
         "machine",
     },
     "callbacks": {"evaluation", "inference", "optim", "phases", "tokenizer", "tasks", "machine"},
-    "report": {"config.names", "config.schema", "config.stored", "machine"},
+    "report": {"config.names", "config.schema", "config.stored", "planning.derivation", "machine"},
     "chat": {"inference", "machine.device"},
     "jobs": {
         "callbacks",

@@ -17,6 +17,7 @@ from nanolit.config.names import flatten
 from nanolit.machine import system
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import home, write_atomically
+from nanolit.planning.derivation import as_json
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, open_run
@@ -112,8 +113,8 @@ def _header(run: Run) -> str:
     }.items():
         if value := next((job[key] for key in keys if job.get(key) is not None), None):
             rows.append([label, str(value)])
-    if data := next((stage.plan["data"] for stage in run.stages if "data" in stage.plan), None):
-        rows.append(["data", str(data)])
+    if data := next((stage.plan.data for stage in run.stages if stage.plan), None):
+        rows.append(["data", data])
     return markdown_table(["Run", run.name], rows, num_left=2)
 
 
@@ -156,7 +157,7 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
     if mfu := [value for _step, value in stage.series("mfu")]:
         result["mfu, median"] = statistics.median(mfu)
-    parts += [_values("Plan", stage.plan), _values("Result", result)]
+    parts += [_values("Plan", as_json(stage.plan) if stage.plan else {}), _values("Result", result)]
     if metrics := {name: value for name, value in stage.metrics.items() if name != "val_bpb"}:
         rows = [[name, score(metrics[name])] for name in sorted_metrics(metrics)]
         parts.append("### Metrics\n\n" + markdown_table(["Metric", "Value"], rows))

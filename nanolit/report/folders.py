@@ -17,6 +17,7 @@ from nanolit.config.schema import STAGES
 from nanolit.config.stored import upgraded
 from nanolit.machine.locks import is_held
 from nanolit.machine.paths import Json, read_json, run_folder
+from nanolit.planning.derivation import BasePlan, Plan, TrainingPlan, from_json
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 
@@ -29,8 +30,10 @@ class Stage:
     folder: Path
 
     @cached_property
-    def plan(self) -> Json:
-        return _read_object(self.folder / "plan.json")
+    def plan(self) -> Plan | None:
+        """Return the stored plan; None before the stage has one."""
+        content = _read_object(self.folder / "plan.json")
+        return from_json({**content, "stage": self.name}) if content else None
 
     @cached_property
     def result(self) -> Json:
@@ -71,8 +74,12 @@ class Stage:
     @property
     def num_steps(self) -> int | None:
         """Optimizer steps in all: the result's, the plan's or its guess for an epoch; else None."""
-        plans = (self.result.get("num_steps"), self.plan.get("num_steps"), self.plan.get("expected_steps"))
-        return next((value for value in plans if isinstance(value, int)), None)
+        if isinstance(done := self.result.get("num_steps"), int):
+            return done
+        if not isinstance(self.plan, TrainingPlan):
+            return None
+        expected = None if isinstance(self.plan, BasePlan) else self.plan.expected_steps
+        return self.plan.num_steps or expected
 
     @property
     def step(self) -> int | None:

@@ -8,6 +8,7 @@ run tells whether it may be one of those.
 
 from nanolit.config.schema import Job
 from nanolit.machine.paths import Json
+from nanolit.planning.derivation import BasePlan, FinetunePlan
 from nanolit.report.folders import Stage
 
 VERSION = 2  # raise it whenever what an unchanged job trains changes; 1 is everything before it was stored
@@ -25,9 +26,11 @@ def fault_of(stage: Stage, job: Job | Json) -> str | None:
     GPUs of unknown peak lack, and in the job, which names the GPU of its last start, or "cpu".
     """
     compiles, on_gpu = job.get("compile"), bool(stage.series("mfu"))
-    residual_scalars = (stage.plan.get("gpt") or {}).get("residual_scalars")
-    never_compiled = stage.name == "rl" or stage.plan.get("packing") == "single"
-    if not residual_scalars or never_compiled or compiles is False:
+    plan = stage.plan
+    # rl is never compiled, and neither are rows of one conversation each
+    if not isinstance(plan, BasePlan | FinetunePlan) or plan.packing == "single" or compiles is False:
+        return None
+    if not (plan.gpt or {}).get("residual_scalars"):
         return None
     if compiles or on_gpu:
         return "wrong"

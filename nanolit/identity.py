@@ -130,7 +130,7 @@ def prices_of(text: str | None) -> Prices | None:
 
 
 def described(expected: Estimate, num_done: int) -> str:
-    """The estimate in one line."""
+    """Return the estimate in one line."""
     again = f"{num_done:,} are done; " if num_done else ""
     cost = money(expected.dollars) or "; prices=IN,OUT tells the cost"
     return (

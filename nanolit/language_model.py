@@ -51,14 +51,14 @@ class LanguageModel:
 def load_language_model(
     run_or_release: str | Path, *, root: str | Path | None, device: str | torch.device | None
 ) -> LanguageModel:
-    """See `nanolit.load`."""
+    """Load a run's or a release's model; see `nanolit.load`."""
     folder = find_release(run_or_release, root=root)
     model, meta = load_release(folder, device=torch.device(device) if device else pick_device())
     return LanguageModel(model, Tokenizer.load(folder / "tokenizer"), meta=meta)
 
 
 def find_release(run_or_release: str | Path, *, root: str | Path | None = None) -> Path:
-    """The release folder that a path or a run's name means; ValueError says where it looked."""
+    """Return the release folder that a path or a run's name means; ValueError says where it looked."""
     path = Path(run_or_release).expanduser()
     if (path / "gpt.json").is_file():
         return path

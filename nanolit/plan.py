@@ -65,7 +65,7 @@ def print_json(content: object) -> None:
 
 
 def show_clusters(overrides: list[str], *, as_json: bool) -> None:
-    """The same job on every cluster; ValueError where it can be planned on none."""
+    """Print the plan of the same job on every cluster; ValueError if it fits none."""
     found: dict[str, dict[str, object]] = {}
     errors = []
     for name in options("cluster"):
@@ -103,7 +103,7 @@ def summary(plans: Plans) -> dict[str, object]:
 
 
 def peak_gib(plan: Plan) -> float:
-    """The memory that a stage takes of a GPU; 0 where none is known."""
+    """Return the memory that a stage takes of a GPU; 0 where none is known."""
     memory = plan.memory if isinstance(plan, BasePlan | FinetunePlan) else None
     return memory["gib"]["peak"] if memory else 0.0
 

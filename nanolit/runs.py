@@ -24,7 +24,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def list_runs(root: Path, *, now: float) -> str:
-    """The table of runs, and below it one line per stage that failed; `now` in seconds since the epoch."""
+    """Return the table of runs and a line per failed stage; `now` is in seconds since the epoch."""
     runs = find_runs(root)
     if not runs:
         return f"no runs in {run_folder(root, '')}; make one with python -m nanolit.train experiment=demo\n"

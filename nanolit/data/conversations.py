@@ -113,7 +113,7 @@ class ConversationStream:
         self._next_step = position["step"]
 
     def __iter__(self) -> Iterator[Step]:
-        """Begins at the first step, or after the loaded position or the last step that was taken."""
+        """Begin at the first step, or after the loaded position or the last step that was taken."""
         steps = ahead(map(self._step, range(self._next_step, self.num_steps)), depth=self.prefetch)
         try:
             for step in steps:
@@ -123,11 +123,11 @@ class ConversationStream:
             steps.close()
 
     def keep_first(self, num_rows: int) -> None:
-        """End after so many rows; what is over of the last step is padding."""
+        """Stop after `num_rows` rows; the last step is filled up with padding."""
         self._num_rows = min(self._num_rows, num_rows)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's (ids_BT, targets_BT) of all steps, from the first at each call: for validation."""
+        """Yield this rank's (ids_BT, targets_BT) of all steps, from the first at each call."""
         for number in range(self.num_steps):
             yield from self._step(number).micro_batches
 
@@ -189,20 +189,20 @@ class ConversationStream:
         return np.concatenate([ids for ids, _ in slices]), np.concatenate([learned for _, learned in slices])
 
     def _place(self, number: int) -> tuple[int, int]:
-        """(epoch, row within it) of the stream's row `number`."""
+        """Return (epoch, row within it) of the stream's row `number`."""
         while self._starts[-1] <= number:
             self._start(len(self._starts))
         epoch = bisect.bisect_right(self._starts, number) - 1
         return epoch, number - self._starts[epoch]
 
     def _start(self, epoch: int) -> int:
-        """The number of an epoch's first row; all epochs before it are packed to know."""
+        """Return the number of an epoch's first row; all epochs before it are packed to know."""
         while len(self._starts) <= epoch:
             self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
         return self._starts[epoch]
 
     def _epoch(self, epoch: int) -> list[Row]:
-        """The rows of an epoch; the last two are kept, since a step may reach over their border."""
+        """Return the rows of an epoch; the last two are kept, since a step may reach over their border."""
         if epoch not in self._packed:
             deck = self.mixture.deck
             order = permutation(len(deck), self._seed, "conversation order", epoch)

@@ -55,7 +55,7 @@ class Record(TypedDict):
 
 
 def missing_shards(folder: Path, names: Sequence[str]) -> list[str]:
-    """The shards that are not there, or not in the size that the hub stated when they were fetched."""
+    """Return the shards that are not there, or not in the size that the hub stated when they were fetched."""
     record = _record(folder)
     stated = record["shards"] if record else {}
 
@@ -241,7 +241,7 @@ class _Fetch:
         )
 
     def received(self, names: Sequence[str]) -> int:
-        """Bytes of these shards that are on the disk."""
+        """Count the bytes of these shards that are on the disk."""
         return sum(_size(self.partial / name) or _size(self.folder / name) or 0 for name in names)
 
 

@@ -16,7 +16,7 @@ SUFFIXES = (".jsonl", ".jsonl.zst")
 
 
 def as_parquet(path: Path, folder: Path, *, text_column: str) -> Path:
-    """The parquet copy of a jsonl file in `folder`, made now unless it is there and the source unchanged."""
+    """Return a jsonl file's parquet copy in `folder`, made anew only if the source has changed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -47,7 +47,7 @@ def _groups(path: Path, text_column: str) -> Iterator[list[str]]:
 
 
 def read_jsonl(path: Path, *, text_column: str) -> Iterator[str]:
-    """The text of every line; blank lines are passed over. ValueError names the line of what isn't one."""
+    """Yield the text of every line that isn't blank; ValueError names a line without one."""
     import pyarrow as pa
 
     number = 0

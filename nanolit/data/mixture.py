@@ -90,24 +90,23 @@ class Mixture:
         self._ids, self._learned = np.concatenate(ids), np.concatenate(learned)
 
     def __len__(self) -> int:
-        """Number of different conversations."""
+        """Return the number of different conversations."""
         return len(self.lengths)
 
     def slice(self, number: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of tokens `start` to `stop` of one conversation."""
+        """Return the ids and the mask of tokens `start` to `stop` of one conversation."""
         begin = self._starts[number]
         return self._ids[begin + start : begin + stop], self._learned[begin + start : begin + stop]
 
     def fingerprint(self) -> str:
-        """A hash of all that a stream makes of this mixture."""
+        """Return a hash of all that a stream makes of this mixture."""
         digest = hashlib.blake2b(digest_size=8)
         for array in (self._ids, self._learned, self.lengths, self.deck):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
     def _checked(self, task: Task) -> Iterator[list[Conversation]]:
-        """The task's conversations in chunks, checked; ValueError names the place of the first malformed
-        one."""
+        """Yield the task's conversations in chunks, checked; ValueError names the first malformed one."""
         chunk: list[Conversation] = []
         malformed: list[ValueError] = []
         for index in range(len(task)):
@@ -131,7 +130,7 @@ class Mixture:
             warnings.warn(f"{task.name}: {count}; the first: {malformed[0]}", stacklevel=2)
 
     def _cut(self, ids: np.ndarray, learned: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """The conversation cut to its limit, or None when nothing of it is learned."""
+        """Return the conversation cut to its limit, or None when nothing of it is learned."""
         if self._learn_all:
             learned = np.ones_like(learned)
         if self._max_tokens is not None and len(ids) > self._max_tokens:

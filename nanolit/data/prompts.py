@@ -83,8 +83,7 @@ class PromptStream:
         return 10**9
 
     def load_position(self, positions: Sequence[Mapping[str, int]]) -> None:
-        """Continue after the step that these positions rode in; ValueError when the order is another one
-        now."""
+        """Continue after the step that these positions came with; ValueError if the order has changed."""
         was = dict(positions[0])
         if was != (now := self._position(was.get("step", 0))):
             raise ValueError(
@@ -94,7 +93,7 @@ class PromptStream:
         self._next_step = positions[0]["step"]
 
     def __iter__(self) -> Iterator[PromptStep]:
-        """Begins at the first step, or after the loaded position or the last step that was taken."""
+        """Begin at the first step, or after the loaded position or the last step that was taken."""
         for number in range(self._next_step, self.num_steps):
             prompts = [self._prompt(number, place) for place in self._own]
             self._next_step = number + 1

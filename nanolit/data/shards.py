@@ -138,7 +138,7 @@ class LocalFolder(Dataset):
         self.open_corpus(root)
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
-        """The checked files; ValueError names the file, and the row, of what cannot be trained on."""
+        """Return the checked files; ValueError names the file, and the row, of what cannot be trained on."""
         train, held_out = ([self._parquet(path, root) for path in paths] for paths in self._split())
         corpus = Corpus(
             name=self.name,
@@ -155,7 +155,7 @@ class LocalFolder(Dataset):
         return corpus
 
     def _split(self) -> tuple[list[Path], list[Path]]:
-        """The files to train on, and the held-out ones."""
+        """Return the files to train on, and the held-out ones."""
         files = self._files()
         held_out = self._validation_files(files)
         train = [path for path in files if not any(path.samefile(other) for other in held_out)]
@@ -224,7 +224,7 @@ class HubDataset(Dataset):
         )
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
-        """The first `num_shards` train shards (without a number: one) and the held-out one, opened."""
+        """Return the first `num_shards` train shards (without a number: one) and the held-out one, opened."""
         folder, names = dataset_folder(root, self.name), self._names(num_shards or 1)
         if missing := missing_shards(folder, names):
             raise ValueError(
@@ -244,7 +244,7 @@ class HubDataset(Dataset):
         return corpus
 
     def _names(self, num_shards: int) -> list[str]:
-        """The files of the first `num_shards` train shards, then the held-out one."""
+        """Return the files of the first `num_shards` train shards, then the held-out one."""
         train = range(min(num_shards, self.num_shards - 1))
         return [*map(shard_name, train), shard_name(self.num_shards - 1)]
 
@@ -266,12 +266,12 @@ class ClimbMix(HubDataset):
 
 
 def shard_name(index: int) -> str:
-    """The file name of a hub shard."""
+    """Return the file name of a hub shard."""
     return f"shard_{index:05d}.parquet"
 
 
 def open_shard(path: Path, text_column: str) -> Shard:
-    """The file's row groups; ValueError unless it is a whole parquet file with such a column of text."""
+    """Open a parquet file; ValueError unless it is whole and has such a column of text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -309,7 +309,7 @@ def open_shard(path: Path, text_column: str) -> Shard:
 
 
 def read_texts(shard: Shard, group: int) -> "pa.Array":
-    """The texts of one row group, as an arrow array of strings without a null, all valid UTF-8."""
+    """Return the texts of one row group, as an arrow array of strings without a null, all valid UTF-8."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

@@ -13,7 +13,7 @@ except ImportError:  # Windows has no flock: nothing is held there
 
 @contextmanager
 def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int]]:
-    """Hold the lock of a file; yields its descriptor, for children to inherit; ValueError when taken."""
+    """Hold the lock of a file; yield its descriptor, for children to inherit; ValueError if it is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         if fcntl is not None:

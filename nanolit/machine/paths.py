@@ -13,7 +13,7 @@ Json = dict[str, Any]  # an object of a JSON file: its reader checks or converts
 
 
 def home(root: str | Path | None = None) -> Path:
-    """The base path of all artefacts: `root`, else NANOLIT_HOME, else ./runs."""
+    """Return the base path of all artefacts: `root`, else NANOLIT_HOME, else ./runs."""
     return Path(root or os.environ.get("NANOLIT_HOME") or "runs").expanduser().absolute()
 
 
@@ -34,7 +34,7 @@ def dataset_folder(root: str | Path, dataset: str) -> Path:
 
 
 def conf_folder() -> Path:
-    """The configuration: the checkout's conf/ where there is one, else the copy inside the package."""
+    """Return the configuration: the checkout's conf/ where there is one, else the copy inside the package."""
     checkout = PACKAGE.parent
     if (checkout / "hatch_build.py").exists():
         return checkout / "conf"
@@ -43,7 +43,7 @@ def conf_folder() -> Path:
 
 @contextmanager
 def whole_or_absent(path: Path) -> Iterator[Path]:
-    """A file to fill, which becomes `path` when the block ends and vanishes when it fails.
+    """Yield a file to fill, which becomes `path` when the block ends and vanishes when it fails.
 
     A reader of `path` sees the old file or the whole new one, never a part.
     """

@@ -63,7 +63,7 @@ def chat_command(root: Path, run: str) -> str:
 
 
 def final_table(root: Path, run: str) -> str:
-    """The metrics of a run by stage: a row per metric, a column (BASE, MID, SFT, RL) per trained stage."""
+    """Return a run's metrics: a row per metric, a column (BASE, MID, SFT, RL) per trained stage."""
     return _table_of(open_run(root, run))
 
 
@@ -93,7 +93,7 @@ def _comparable(run: Run) -> str:
 
 
 def sorted_metrics(names: Iterable[str]) -> list[str]:
-    """Known metrics in the card's order, unknown ones by name before the summary ChatCORE.
+    """Sort metrics: known ones in the card's order, others by name before the summary ChatCORE.
 
     "val_bpb of rows 3fa9…" takes the place of val_bpb.
     """
@@ -133,7 +133,7 @@ def _machine() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system knows it."""
+    """Return the processor's name as the system knows it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         if named := re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE):
@@ -171,13 +171,13 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
 
 
 def _values(title: str, values: Mapping[str, object]) -> str:
-    """A section with every value that is set; "" when there is none."""
+    """Return a section with every value that is set; "" when there is none."""
     rows = [[key, text] for key, text in _lines(values) if text and key not in ("format", "run", "stage")]
     return f"### {title}\n\n" + markdown_table([title, "Value"], rows, num_left=2) if rows else ""
 
 
 def _lines(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
+    """Yield dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
     for key, value in values.items():
         if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
             yield from _lines(value, f"{prefix}{key}.")
@@ -186,7 +186,7 @@ def _lines(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
 
 
 def _samples(stage: Stage) -> str:
-    """The newest samples, fenced: what a model writes must not turn into Markdown of the card."""
+    """Return the newest samples, fenced: what a model writes must not turn into Markdown of the card."""
     text = last_samples(stage.folder / "samples.md")
     if not text:
         return ""
@@ -197,7 +197,7 @@ def _samples(stage: Stage) -> str:
 
 
 def last_samples(path: Path) -> str:
-    """The last section (## …) of samples.md, "" where there is none."""
+    """Return the last section (## …) of samples.md, "" where there is none."""
     if not path.exists():
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -205,7 +205,7 @@ def last_samples(path: Path) -> str:
 
 
 def _times(run: Run) -> str:
-    """Per stage the training clock; the wall clock too where results tell it."""
+    """Return each stage's training time, and its wall time where the result has it."""
     clocks = {
         stage.name: [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
         for stage in run.stages
@@ -220,6 +220,6 @@ def _times(run: Run) -> str:
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """The sum; None when one of them is unknown."""
+    """Return the sum; None when one of them is unknown."""
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)

@@ -21,7 +21,7 @@ RESULTS = {"step": readable, "tokens": readable, "tokens_per_second": readable, 
 
 
 def compare(root: Path, names: Sequence[str]) -> str:
-    """Two tables: the metrics of every stage by run, and the settings in which the runs differ."""
+    """Return two tables: the metrics of every stage by run, and the settings in which the runs differ."""
     runs = [open_run(root, name) for name in names]
     if len(runs) < 2:
         raise ValueError(f"compare needs two runs or more, got {len(runs)}; write compare run=a,b")
@@ -79,7 +79,7 @@ def _metrics(stage: Stage, names: Mapping[str | None, str]) -> dict[str, float]:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    """Settings that differ, of the stages that a run has; where and how a run runs changes no result."""
+    """Return the settings that differ, of the stages that a run has; what changes no result is left out."""
     jobs = [flatten(run.job) for run in runs]
     if not all(jobs):
         without = ", ".join(run.name for run, job in zip(runs, jobs, strict=True) if not job)
@@ -123,7 +123,7 @@ class Configuration:
 
 
 def measured(result: Json, *, bpb_name: str = "val_bpb") -> dict[str, float]:
-    """The numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
+    """Return the numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
     names = {"val_bpb": bpb_name} | {key: key for key in COSTS}
     values = {
         name: number for key, name in names.items() if (number := as_number(result.get(key))) is not None
@@ -164,7 +164,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def sweep_table(results: Sequence[Json]) -> str:
-    """One row per configuration: n finished seeds, mean ± sd of every number; the unfinished are counted.
+    """Return a row per configuration: n finished seeds, mean ± sd of each number, and how many didn't finish.
 
     Bits per byte of different validation rows have columns of their own, and a line below says so.
     """

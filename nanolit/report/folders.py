@@ -63,12 +63,12 @@ class Stage:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def series(self, column: str) -> list[tuple[float, float]]:
-        """(step, value) of every row that has the column."""
+        """Return (step, value) of every row that has the column."""
         return [(row["step"], row[column]) for row in self.rows if column in row]
 
     @property
     def status(self) -> str:
-        """The result's word, "" without a result."""
+        """The status in the result, "" without a result."""
         return str(self.result.get("status", ""))
 
     @property
@@ -83,7 +83,7 @@ class Stage:
 
     @property
     def step(self) -> int | None:
-        """The last finished step that is known of."""
+        """The last finished step, as far as it is known."""
         if isinstance(step := self.result.get("step"), int):
             return step
         return int(self.rows[-1]["step"]) if self.rows else None
@@ -151,7 +151,7 @@ class Run:
 
     @property
     def val_bpb(self) -> float | None:
-        """That of the last stage that has one."""
+        """The bits per byte of the last stage that has any."""
         values = [stage.val_bpb for stage in self.stages if stage.val_bpb is not None]
         return values[-1] if values else None
 
@@ -167,7 +167,7 @@ class Run:
         return max((stage.changed for stage in self.stages), default=_changed(self.folder))
 
     def states(self) -> dict[str, str]:
-        """Stage → "done", "failed", "interrupted", "running" or "waiting".
+        """Return "done", "failed", "interrupted", "running" or "waiting" for each stage.
 
         While the lock is held, the first stage of the job with a folder and no result is the running one (an
         old result is deleted before a stage starts) and the unfinished ones after it wait. Without the lock,
@@ -188,14 +188,14 @@ class Run:
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Every run below `root` that has a stage, newest first."""
+    """Return every run below `root` that has a stage, newest first."""
     folder = run_folder(root, "")
     runs = [Run(path) for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return sorted((run for run in runs if run.stages), key=lambda run: (-run.changed, run.name))
 
 
 def open_run(root: Path, name: str) -> Run:
-    """The run of that name; ValueError lists the runs there are."""
+    """Return the run of that name; ValueError lists the runs there are."""
     runs = {run.name: run for run in find_runs(root)}
     if name in runs:
         return runs[name]
@@ -210,14 +210,14 @@ def open_run(root: Path, name: str) -> Run:
 
 
 def as_number(value: object) -> float | None:
-    """`value` when it is a finite number, else None."""
+    """Return `value` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
 def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
-    """The finite numbers among the leaves, by dotted key."""
+    """Return the finite numbers among the leaves, by dotted key."""
     return {key: number for key, value in flatten(values).items() if (number := as_number(value)) is not None}
 
 
@@ -233,7 +233,7 @@ def _read_object(path: Path) -> Json:
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:
-    """The cells of a CSV row that are numbers; text, blanks and cells beyond the header are left out."""
+    """Return the cells of a CSV row that are numbers, without text, blanks and cells beyond the header."""
     numbers = {}
     for name, text in row.items():
         try:

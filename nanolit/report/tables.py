@@ -65,7 +65,7 @@ def _readable_number(value: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """A metric with four decimals, '-' where there is none."""
+    """Return a metric with four decimals, '-' where there is none."""
     return MISSING if value is None else f"{value:.4f}"
 
 

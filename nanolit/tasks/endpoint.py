@@ -149,7 +149,7 @@ class Refusal(ValueError):
 
 
 def check_address(base_url: str, key: str | None) -> None:
-    """ValueError for an address or a key that cannot work, or that would show the key to the network."""
+    """Raise ValueError for an address or key that cannot work, or would show the key to the network."""
     try:
         address = urlsplit(base_url)
         host = address.hostname

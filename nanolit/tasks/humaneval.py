@@ -32,13 +32,13 @@ class HumanEval(Task):
 
 
 def extract_program(completion: str) -> str:
-    """The first fenced code block, or the whole text when there is none."""
+    """Return the first fenced code block, or the whole text when there is none."""
     match = FENCE.search(completion)
     return (match.group(1) if match else completion).strip()
 
 
 def imports_of(prompt: str) -> str:
-    """The import lines with which a prompt opens."""
+    """Return the import lines with which a prompt opens."""
     lines = []
     for line in map(str.strip, prompt.splitlines()):
         if line.startswith(("import ", "from ")):

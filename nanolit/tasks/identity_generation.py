@@ -112,7 +112,7 @@ class Partial:
 
 
 def read_answer(text: str, *, check: Check) -> Messages:
-    """The messages of an answer, stripped; ValueError when they are no conversation to learn from."""
+    """Return the messages of an answer, stripped; ValueError when they are no conversation to learn from."""
     try:
         messages = json.loads(text)["messages"]
         messages = [{"role": one["role"], "content": one["content"].strip()} for one in messages]

@@ -59,12 +59,12 @@ class Subject:
 
     @classmethod
     def of(cls, name: str, facts: str | None) -> "Subject":
-        """Without facts of its own: a model that NanoLit trained."""
+        """Return the subject of a name; without facts it is a model that NanoLit trained."""
         return cls(name, (facts or LISTS["facts"].format(name=name)).strip())
 
 
 def prompt(subject: Subject, seed: int, *, number: int, attempt: int = 0) -> str:
-    """The request for conversation `number`; another attempt draws anew."""
+    """Return the request for conversation `number`; another attempt draws anew."""
     chance = random.Random(f"identity {seed} {number} {attempt}")
     return REQUEST.format(
         name=subject.name,

@@ -40,7 +40,7 @@ class ConversationFile(Task):
 
 
 def _check_ids(rows: FileRows) -> None:
-    """A repeated id with the same messages means that a file was concatenated twice: rows count double."""
+    """ValueError for a repeated id with the same messages: a file was concatenated twice."""
     seen: dict[str, int] = {}
     for index, row in enumerate(rows.rows):
         if row.get("id") is None:

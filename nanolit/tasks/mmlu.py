@@ -37,7 +37,7 @@ def _subjects(source: str, split: str) -> Rows:
 
 
 def _auxiliary(source: str) -> Rows:
-    """A mirror may hold it in several files, auxiliary_train*.jsonl*."""
+    """Open the split auxiliary_train, which a mirror may hold in several files."""
     if source == "hub":
         return open_rows(source, "", hub=("cais/mmlu", "auxiliary_train", "train"))
     folder = folder_of(source) / "eval" / "mmlu"

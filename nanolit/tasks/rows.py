@@ -96,7 +96,7 @@ class HubRows:
 
 
 def folder_of(source: str) -> Path:
-    """The folder that a source other than "hub" names; ValueError when it isn't there."""
+    """Return the folder that a source other than "hub" names; ValueError when it isn't there."""
     folder = SAMPLE if source == "sample" else Path(source).expanduser()
     if not folder.is_dir():
         raise ValueError(
@@ -108,7 +108,7 @@ def folder_of(source: str) -> Path:
 def find_file(
     source: str, name: str, *, endings: Sequence[str] = ENDINGS, remedy: str = "put it there"
 ) -> Path:
-    """The file `name` of a source, its ending given or not."""
+    """Return the file `name` of a source, its ending given or not."""
     stem = folder_of(source) / name
     for path in [stem, *(stem.with_name(stem.name + ending) for ending in endings)]:
         if path.is_file():
@@ -117,7 +117,7 @@ def find_file(
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, plain, .zst or .gz; ValueError names the file and the line that isn't
+    """Return the lines of a text file, plain, .zst or .gz; ValueError names the file and the line that isn't
     UTF-8."""
     try:
         content = path.read_bytes()
@@ -137,7 +137,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _decompressed(content: bytes) -> bytes:
-    """The frames of a .zst file, joined; EOFError where it was cut, which zstandard's readers pass over."""
+    """Join the frames of a .zst file; EOFError where it was cut, which zstandard's readers pass over."""
     parts = []
     while content:
         frame = zstandard.ZstdDecompressor().decompressobj()

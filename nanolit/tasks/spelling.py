@@ -56,7 +56,7 @@ class SimpleSpelling(Task):
         return completion.strip() == conversation["messages"][-1]["content"]
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """The share of letters in the right place: a signal before the first word is right as a whole."""
+        """Return the share of letters in the right place: a signal before a whole word is right."""
         wanted = conversation["messages"][-1]["content"].split(",")
         given = completion.strip().split(",")
         right = sum(first == second for first, second in zip(wanted, given, strict=False))
@@ -109,7 +109,7 @@ class SpellingBee(Task):
 
 
 def words_of(source: str, split: str) -> list[str]:
-    """The train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order.
+    """Return the train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order.
 
     The hub has none: there the package's own serves.
     """

@@ -62,14 +62,14 @@ class Task(ABC):
 
     @abstractmethod
     def conversation(self, row: Row) -> Conversation:
-        """The conversation that a row means."""
+        """Return the conversation that a row means."""
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Tell whether the completion of the conversation's prompt is right."""
         raise ValueError(f"{self.name} is to learn from; it has no right answers to evaluate")
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """The reward of a completion in [0, 1] for reinforcement learning: 1 for a right one."""
+        """Return the reward of a completion in [0, 1] for reinforcement learning: 1 for a right one."""
         return float(self.evaluate(conversation, completion))
 
 
@@ -106,7 +106,7 @@ def choice_conversation(
 
 
 def open_rows(source: str, name: str, *, hub: tuple[str, str | None, str]) -> Rows:
-    """The rows `name` of the sample or of a mirror folder, or (dataset, subset, split) of the hub."""
+    """Return the rows `name` of the sample or of a mirror folder, or (dataset, subset, split) of the hub."""
     if source == "hub":
         return HubRows(*hub)
     remedy = f"put the rows of {' '.join(filter(None, hub))} there"

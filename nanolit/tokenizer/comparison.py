@@ -41,7 +41,7 @@ class Row:
 def compare(
     tokenizer: Tokenizer, references: Mapping[str, tiktoken.Encoding], *, texts: Mapping[str, str]
 ) -> list[Row]:
-    """A row for each text: the five that come with nanolit, then `texts` (such as train and validation)."""
+    """Compare on each text: the five that come with nanolit, then `texts` (such as train and validation)."""
     rows = []
     for name, text in {**own_texts(), **texts}.items():
         counts = {"ours": len(tokenizer.encode(text))}
@@ -57,7 +57,7 @@ def own_texts() -> dict[str, str]:
 
 
 def sample_of(texts: Iterable[str], *, max_characters: int = SAMPLE_CHARACTERS) -> str:
-    """The first texts, joined by blank lines, up to about so many characters."""
+    """Return the first texts, joined by blank lines, up to about so many characters."""
     taken, num_characters = [], 0
     for text in texts:
         taken.append(text[: max_characters - num_characters])
@@ -91,7 +91,7 @@ def reference_encodings(*, offline: bool = False) -> dict[str, tiktoken.Encoding
 
 
 def comparison_table(rows: list[Row]) -> str:
-    """The rows as Markdown: bytes per token, and in brackets what ours hold more or less."""
+    """Return the rows as Markdown: bytes per token, and in brackets what ours hold more or less."""
     others = [name for name in rows[0].num_tokens if name != "ours"]
     header = ["text", "bytes", "ours", *others]
     table = [header, ["---", *["---:"] * (len(header) - 1)]]

@@ -63,7 +63,7 @@ def check_conversation(conversation: object, *, place: str = "conversation") -> 
 def render_batch(
     conversations: Sequence[Conversation], tokenizer: BatchEncoder, *, threads: int = 4
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids (int32) and mask (bool) of each conversation; they must have passed `check_conversation`.
+    """Render conversations: ids (int32) and mask (bool) of each; they must have passed `check_conversation`.
 
     All texts are encoded at once and put between the special tokens as whole arrays: less than a third
     of the time of `render` for each (LOG.md). The results are views of two arrays.
@@ -85,7 +85,7 @@ def render_batch(
 
 
 def render_prompt(conversation: Conversation, tokenizer: Encoder) -> list[int]:
-    """The ids after which the assistant speaks: all up to the last user message, and the assistant's start.
+    """Return the ids after which the assistant speaks: up to its start after the last user message.
 
     A last assistant message (the reference answer) is left out. ValueError when the conversation is
     malformed.
@@ -99,7 +99,7 @@ def render_prompt(conversation: Conversation, tokenizer: Encoder) -> list[int]:
 
 
 def render(conversation: Conversation, tokenizer: Encoder) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (int32) and mask (bool, True = learned) of one conversation that passed `check_conversation`."""
+    """Render a conversation that passed `check_conversation`: ids (int32), mask (bool, True = learned)."""
     ids: list[int] = []
     learned: list[bool] = []
     for special, text, learn in _pieces(conversation):

@@ -97,7 +97,7 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def _byte_characters() -> list[str]:
-    """A printable character for each byte, as GPT-2's encoder.json writes them.
+    """Return a printable character for each byte, as GPT-2's encoder.json writes them.
 
     Bytes that are printable in Latin-1 stand for themselves; the others get the characters from U+0100 on, in
     order. (OpenAI, github.com/openai/gpt-2, encoder.py: bytes_to_unicode.)

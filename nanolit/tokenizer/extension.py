@@ -6,7 +6,7 @@ from typing import Any
 
 
 def load_extension() -> Any | None:
-    """nanolit._rustbpe, or None where it was not built; ImportError where it is there and does not load."""
+    """Return nanolit._rustbpe, or None if it was not built; ImportError if it is there but doesn't load."""
     if importlib.util.find_spec("nanolit._rustbpe") is None:
         return None
     try:

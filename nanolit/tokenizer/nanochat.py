@@ -9,7 +9,7 @@ FILE_NAME = "tokenizer.pkl"
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`/tokenizer.pkl, its ids unchanged: bytes, merges, then the special tokens.
+    """Read `folder`/tokenizer.pkl; ids stay as they are: bytes, merges, then the special tokens.
 
     ValueError if the file is anything but a pickled tiktoken encoding.
     """

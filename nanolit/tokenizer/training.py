@@ -35,7 +35,7 @@ def learn(
     max_words: int = MAX_WORDS,
     tell: Callable[[str], None] | None = None,
 ) -> list[bytes]:
-    """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs.
+    """Learn tokens in rank order, the 256 bytes first; fewer than `num_tokens` if there are no more pairs.
 
     `threads` None means one for each core. Arrow arrays reach Rust without becoming Python objects.
     `tell` is handed lines about the progress. Ctrl-C works within a second.
@@ -53,7 +53,7 @@ def learn(
 
 
 def available_cores() -> int:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -96,7 +96,7 @@ def _buffers(texts: "Iterable[str | pa.Array]") -> Iterator[str | Buffers]:
 
 
 def _pieces(bounds: np.ndarray, text: np.ndarray) -> Iterator[Buffers]:
-    """The same texts, a few MB at a time."""
+    """Yield the same texts, a few MB at a time."""
     start, last = 0, len(bounds) - 1
     while start < last:
         end = max(int(np.searchsorted(bounds, bounds[start] + PIECE_BYTES, side="right")) - 1, start + 1)
@@ -134,7 +134,7 @@ def _strings(texts: "Iterable[str | pa.Array]") -> Iterator[str]:
 
 
 def _few(texts: Iterable[str]) -> Iterator[str]:
-    """`texts`, for the twin: with a warning, and refused beyond what it handles in about a minute."""
+    """Yield `texts` for the twin, with a warning; ValueError beyond what it handles in about a minute."""
     remedy = "install Rust 1.85 or newer (https://rustup.rs), then install nanolit again"
     warnings.warn(
         "nanolit was installed without its Rust extension: training the tokenizer in Python, slowly; "

@@ -15,7 +15,7 @@ Pair = tuple[int, int]
 
 
 def train(texts: Iterable[str], *, pattern: str, num_tokens: int) -> list[bytes]:
-    """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs."""
+    """Learn tokens in rank order, the 256 bytes first; fewer than `num_tokens` if there are no more pairs."""
     tokens = [bytes([byte]) for byte in range(256)]
     for left, right in learn_merges(count_words(texts, pattern), num_tokens - 256):
         tokens.append(tokens[left] + tokens[right])
@@ -47,7 +47,7 @@ def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
 
 
 def learn_merges(words: dict[str, int], num_merges: int) -> list[Pair]:
-    """The first `num_merges` merges, or as many as there are.
+    """Return the first `num_merges` merges, or as many as there are.
 
     The most frequent pair of neighbouring tokens is merged next; of equally frequent ones the one with the
     smaller left id, then the smaller right id (the rule of rustbpe 0.1.0). Occurrences overlap: aaa holds
@@ -90,7 +90,7 @@ def learn_merges(words: dict[str, int], num_merges: int) -> list[Pair]:
 
 
 def _replace(spelling: list[int], pair: Pair, new_id: int) -> tuple[list[int], list[tuple[Pair, int]]]:
-    """`spelling` with every `pair`, left to right, replaced by `new_id`; and the pair counts this changes."""
+    """Replace every `pair` in `spelling` by `new_id`, left to right; return the changed pair counts too."""
     left, right = pair
     replaced: list[int] = []
     changes: list[tuple[Pair, int]] = []

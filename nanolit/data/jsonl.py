@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from nanolit.machine.numbers import chunked
 from nanolit.machine.paths import whole_or_absent
 
 ROW_GROUP = 1024  # documents, as in the hub's shards
@@ -30,20 +31,9 @@ def as_parquet(path: Path, folder: Path, *, text_column: str) -> Path:
         whole_or_absent(copy) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
-        for texts in _groups(path, text_column):
+        for texts in chunked(read_jsonl(path, text_column=text_column), ROW_GROUP):
             writer.write_table(pa.table([pa.array(texts, pa.large_string())], schema))
     return copy
-
-
-def _groups(path: Path, text_column: str) -> Iterator[list[str]]:
-    group: list[str] = []
-    for text in read_jsonl(path, text_column=text_column):
-        group.append(text)
-        if len(group) == ROW_GROUP:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def read_jsonl(path: Path, *, text_column: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanolit.machine.numbers import chunked
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import check_conversation, render_batch
@@ -68,15 +69,14 @@ class Mixture:
         self.left_out = LeftOut()
         self._max_tokens = max_tokens
         self._learn_all = learn_all
-        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         ids, learned, epochs = [], [], []
         for task in tasks:
             before = len(ids)
-            for conversations in self._checked(task):
+            for conversations in chunked(self._checked(task), CHUNK):
                 for rendered in render_batch(conversations, tokenizer, threads=threads):
                     kept = self._cut(*rendered)
                     if kept is not None:
-                        ids.append(kept[0].astype(dtype))
+                        ids.append(kept[0].astype(tokenizer.dtype))
                         learned.append(kept[1])
             if len(ids) == before:
                 raise ValueError(
@@ -105,9 +105,8 @@ class Mixture:
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def _checked(self, task: Task) -> Iterator[list[Conversation]]:
-        """Yield the task's conversations in chunks, checked; ValueError names the first malformed one."""
-        chunk: list[Conversation] = []
+    def _checked(self, task: Task) -> Iterator[Conversation]:
+        """Yield the task's conversations, checked; ValueError names the first malformed one."""
         malformed: list[ValueError] = []
         for index in range(len(task)):
             try:
@@ -117,13 +116,8 @@ class Mixture:
                 if not task.skips_malformed:
                     raise
                 malformed.append(error)
-                continue
-            chunk.append(conversation)
-            if len(chunk) == CHUNK:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
+            else:
+                yield conversation
         if malformed:
             self.left_out.num_malformed += len(malformed)
             count = f"{len(malformed)} of {len(task)} rows are malformed and left out"

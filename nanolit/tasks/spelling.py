@@ -28,9 +28,8 @@ QUESTIONS = (  # varied, so that the model learns the task and not one sentence
 )
 
 
-class SimpleSpelling(Task):
-    """Spell a word, letters separated by commas: the easier half of SpellingBee, and a task that RL can
-    win."""
+class WordTask(Task):
+    """Questions about words; the words of test questions are never train words."""
 
     evaluation_type = "generative"
 
@@ -44,10 +43,22 @@ class SimpleSpelling(Task):
         max_rows: int | None = None,
     ) -> None:
         words = words_of(source, split)
-        rows = GeneratedRows(
-            size, lambda row: {"word": words[row % len(words)]}, label=f"SimpleSpelling {split}"
-        )
+
+        def make(number: int) -> Row:
+            chance = random.Random(f"spelling bee {split} {number}")
+            return self.about(words[number % len(words)], chance)
+
+        rows = GeneratedRows(size, make, label=f"{self.name} {split}")
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
+
+    def about(self, word: str, chance: random.Random) -> Row:
+        """Return what a question on the word is made of, drawn by `chance`."""
+        return {"word": word}
+
+
+class SimpleSpelling(WordTask):
+    """Spell a word, letters separated by commas: the easier half of SpellingBee, and a task that RL can
+    win."""
 
     def conversation(self, row: Row) -> Conversation:
         return exchange(f"Spell the word: {row['word']}", ",".join(row["word"]))
@@ -63,31 +74,13 @@ class SimpleSpelling(Task):
         return right / max(len(wanted), len(given))
 
 
-class SpellingBee(Task):
+class SpellingBee(WordTask):
     """Count a letter in a word: spell it, count along, then check with the Python tool."""
 
-    evaluation_type = "generative"
-
-    def __init__(
-        self,
-        *,
-        split: Literal["train", "test"],
-        size: int,
-        source: str,
-        epochs: int = 1,
-        max_rows: int | None = None,
-    ) -> None:
-        words = words_of(source, split)
-
-        def make(row: int) -> Row:
-            word = words[row % len(words)]
-            chance = random.Random(f"spelling bee {split} {row}")
-            # one question in ten asks for any letter, which mostly isn't there: zero is an answer too
-            letter = chance.choice(word if chance.random() < 0.9 else LETTERS)
-            return {"word": word, "letter": letter, "question": _question(word, letter, chance)}
-
-        rows = GeneratedRows(size, make, label=f"SpellingBee {split}")
-        super().__init__(rows, epochs=epochs, max_rows=max_rows)
+    def about(self, word: str, chance: random.Random) -> Row:
+        # one question in ten asks for any letter, which mostly isn't there: zero is an answer too
+        letter = chance.choice(word if chance.random() < 0.9 else LETTERS)
+        return {"word": word, "letter": letter, "question": _question(word, letter, chance)}
 
     def conversation(self, row: Row) -> Conversation:
         word, letter = row["word"], row["letter"]

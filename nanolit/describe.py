@@ -115,7 +115,7 @@ def tokenizer_of(folder: Path, corpus: "Corpus", *, vocab_size: int, given: bool
 
 
 def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> tuple[Counts, np.ndarray]:
-    """Read at most so many documents of the training split; return counts, and their lengths in tokens."""
+    """Read at most `most` training documents; return counts, and lengths in tokens."""
     import pyarrow.compute as pc
 
     held_out = {hash(text) for array in arrays(corpus.validation_shards) for text in array.to_pylist()}

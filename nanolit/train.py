@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

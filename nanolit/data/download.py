@@ -32,7 +32,7 @@ LONGEST_PAUSE_SECONDS = 900.0  # that the hub may ask for; its limits are for fi
 TIMEOUT_SECONDS = 20.0  # without a byte, after which a connection counts as lost
 ASKED_AT_ONCE = 500  # file names in one request
 POLL_SECONDS = 0.5
-TOLD_EVERY_SECONDS = 10.0  # where the output is no terminal
+TOLD_EVERY_SECONDS = 10.0  # where the output is not a terminal
 SPEED_OVER_POLLS = 30
 TRANSIENT = (408, 425, 429)  # of the client's errors, those that pass
 
@@ -72,7 +72,7 @@ def fetch_shards(
     """Bring the missing ones of `names` into the folder; ValueError says what stands in the way.
 
     Lost connections, 5xx answers, truncated and damaged files are tried again after pauses that double from
-    `first_pause` seconds. What was received stays, also after an interruption: the next call goes on there.
+    `first_pause` seconds. What was received stays, also after an interruption: the next call resumes there.
     """
     missing = missing_shards(folder, names)
     if not missing:

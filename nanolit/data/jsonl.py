@@ -76,6 +76,6 @@ def _text(line: bytes, text_column: str, *, place: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"{place}: {text_column!r} holds half a surrogate pair, which is no character; remove it"
+            f"{place}: {text_column!r} holds half a surrogate pair, which is not a character; remove it"
         ) from None
     return text

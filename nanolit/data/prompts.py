@@ -33,7 +33,7 @@ class PromptStep:
 class PromptStream:
     """The steps of this rank, `num_steps` of them; a step has `prompts` problems over all ranks.
 
-    Every epoch goes once through the task in an order keyed by (seed, epoch). A step of less than `prompts`
+    Every epoch goes once through the task in an order keyed by (seed, epoch). A step of fewer than `prompts`
     problems at the end of the last epoch is left out; between epochs a step reaches over. Problems whose
     prompt is longer than `max_prompt_tokens` are left out: `num_left_out`.
     """
@@ -85,12 +85,14 @@ class PromptStream:
     def load_position(self, positions: Sequence[Mapping[str, int]]) -> None:
         """Continue after the step that these positions came with; ValueError if the order has changed."""
         was = dict(positions[0])
-        if was != (now := self._position(was.get("step", 0))):
+        now = self._position(was.get("step", 0))
+        if changed := [key for key in now if was.get(key) != now[key]]:
+            differences = ", ".join(f"{key} was {was.get(key)}, is {now[key]}" for key in changed)
             raise ValueError(
-                f"the prompts can't continue: their position was {was}, with the settings of now it would be "
-                f"{now}; resume with those that the run began with"
+                f"the prompts can't continue, their order would differ: {differences}; "
+                "resume with the settings that the run began with, or begin a new run"
             )
-        self._next_step = positions[0]["step"]
+        self._next_step = was["step"]
 
     def __iter__(self) -> Iterator[PromptStep]:
         """Begin at the first step, or after the loaded position or the last step that was taken."""

@@ -1,8 +1,8 @@
 """Sources of pretraining text: a dataset resolves to parquet files, some to train on, some held out.
 
-Documents never straddle the two: the held-out files are named (or pinned), whatever else is present. Files
-are checked when they are opened, texts when they are read; what is wrong is one line with the file and the
-row.
+Documents never straddle the two: the held-out files are named (or pinned), and no other file changes that.
+Files are checked when they are opened, texts when they are read; what is wrong is one line with the file and
+the row.
 """
 
 import hashlib
@@ -77,11 +77,11 @@ class Dataset:
         return dataset_folder(root, self.name) / "tokens" if self.cache else None
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
-        """Train shards that give `num_tokens` without a second epoch where packing keeps `kept_fraction`."""
+        """Return how many train shards give `num_tokens` in one epoch, if packing keeps `kept_fraction`."""
         return 1
 
     def shards_with(self, num_characters: int) -> int:
-        """Train shards that hold so many characters."""
+        """Return the number of train shards that hold `num_characters`."""
         return self.shards_needed(0, kept_fraction=1)
 
     def train_bytes(self) -> dict[str, int]:

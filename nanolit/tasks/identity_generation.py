@@ -1,6 +1,6 @@
 """Synthetic conversations by the thousand: many requests at once, kept as they come, whole at the end.
 
-What is done is kept in OUT.partial, a line each, so that the same settings go on where they stopped; OUT
+What is done is kept in OUT.partial, a line each, so that the same settings resume where they stopped; OUT
 appears when all of it is there, sorted, so that a half-made file is never trained on. What a smaller count
 leaves over stays in OUT.partial.
 """
@@ -112,7 +112,7 @@ class Partial:
 
 
 def read_answer(text: str, *, check: Check) -> Messages:
-    """Return the messages of an answer, stripped; ValueError when they are no conversation to learn from."""
+    """Return the messages of an answer, stripped; ValueError if they are not a conversation to learn from."""
     try:
         messages = json.loads(text)["messages"]
         messages = [{"role": one["role"], "content": one["content"].strip()} for one in messages]

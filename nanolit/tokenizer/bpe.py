@@ -82,7 +82,7 @@ class Tokenizer:
         """Learn `vocab_size` tokens, special ones included, from `texts` (one pass; strings or arrow arrays).
 
         `tell` is handed lines about the progress, one every two seconds. Raises ValueError if the texts don't
-        hold enough different pairs, a text is not a string, or the pattern is no regular expression.
+        hold enough different pairs, a text is not a string, or the pattern is not a regular expression.
         """
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
@@ -159,7 +159,7 @@ class Tokenizer:
         """Return the id of a special token, such as "<|bos|>"."""
         if name not in self.special_tokens:
             raise ValueError(
-                f"{name!r} is no special token of this tokenizer; it has "
+                f"{name!r} is not a special token of this tokenizer; it has "
                 f"{', '.join(self.special_tokens) or 'none'}"
             )
         return len(self.tokens) + self.special_tokens.index(name)

@@ -57,7 +57,7 @@ def own_texts() -> dict[str, str]:
 
 
 def sample_of(texts: Iterable[str], *, max_characters: int = SAMPLE_CHARACTERS) -> str:
-    """Return the first texts, joined by blank lines, up to about so many characters."""
+    """Return the first texts, joined by blank lines, up to about `max_characters`."""
     taken, num_characters = [], 0
     for text in texts:
         taken.append(text[: max_characters - num_characters])

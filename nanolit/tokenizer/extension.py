@@ -2,10 +2,10 @@
 
 import importlib
 import importlib.util
-from typing import Any
+from types import ModuleType
 
 
-def load_extension() -> Any | None:
+def load_extension() -> ModuleType | None:
     """Return nanolit._rustbpe, or None if it was not built; ImportError if it is there but doesn't load."""
     if importlib.util.find_spec("nanolit._rustbpe") is None:
         return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _rustbpe = load_extension()  # None: the Python twin trains
 
-# The twin takes about a minute for so many characters; Rust takes half a second.
+# The twin takes about a minute for this many characters; Rust takes half a second.
 TWIN_MAX_CHARACTERS = 20_000_000
 # Different words, kept in memory, about 200 bytes each; 88 MB of Wikipedia, books and news have 0.47 million.
 MAX_WORDS = 50_000_000

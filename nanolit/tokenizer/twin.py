@@ -36,7 +36,9 @@ def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
                 f"text {index} is of type {kind}; the tokenizer trains on strings: leave such rows out"
             )
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"text {index} holds half a surrogate pair, which is no character: leave it out")
+            raise ValueError(
+                f"text {index} holds half a surrogate pair, which is not a character: leave it out"
+            )
         words.update(match.group() for match in compiled.finditer(text))
     if not words:
         raise ValueError(

@@ -5,6 +5,7 @@ keeps those figures and the revision: later fetches take the same one, and a sha
 fetched again. With nothing missing the hub is never asked.
 """
 
+import functools
 import hashlib
 import http
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TypedDict, TypeVar, cast
 
 from nanolit.machine.clock import duration
-from nanolit.machine.numbers import listed
+from nanolit.machine.numbers import chunked, listed
 from nanolit.machine.paths import read_json, write_json
 
 FORMAT = 1
@@ -127,16 +128,10 @@ class _Fetch:
             record = Record(repository=self.repository, revision=revision, shards={})
         self.revision = revision = record["revision"]
         shards = record["shards"]
-        unknown = [name for name in names if name not in shards]
-        for start in range(0, len(unknown), ASKED_AT_ONCE):
-            some = unknown[start : start + ASKED_AT_ONCE]
-            files = self._patiently(
-                self.repository,
-                lambda some=some: hub.get_paths_info(
-                    self.repository, some, revision=revision, repo_type="dataset"
-                ),
-            )
-            for file in files:
+        for some in chunked((name for name in names if name not in shards), ASKED_AT_ONCE):
+            where = {"revision": revision, "repo_type": "dataset"}
+            ask = functools.partial(hub.get_paths_info, self.repository, some, **where)
+            for file in self._patiently(self.repository, ask):
                 if isinstance(file, RepoFile) and file.lfs:
                     shards[file.path] = {"size": file.lfs.size, "sha256": file.lfs.sha256}
         if absent := [name for name in names if name not in shards]:
@@ -264,16 +259,10 @@ class _ProgressLine:
         begun, before = self.polls[0]
         speed = max(received - before, 0) / max(now - begun, 1e-9)
         whole = sum((self.fetch.folder / name).exists() for name in self.names)
-        left = (
-            f"{duration((self.total - received) / speed)} left"
-            if speed and not last
-            else ""
-            if last
-            else "stalled"
-        )
+        left = f"{duration((self.total - received) / speed)} left" if speed else "stalled"
         line = (
             f"  {self.fetch.folder.name}: {whole:,} of {len(self.names):,} shards, {received / 1e9:,.2f} of "
-            f"{self.total / 1e9:,.2f} GB, {speed / 1e6:,.1f} MB/s" + (f", {left}" if left else "")
+            f"{self.total / 1e9:,.2f} GB, {speed / 1e6:,.1f} MB/s{'' if last else f', {left}'}"
         )
         if sys.stdout.isatty():
             print(f"\r\033[K{line}", end="\n" if last else "", flush=True)

@@ -45,8 +45,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     from nanolit.inference.engine import Engine
     from nanolit.language_model import find_release, load_language_model
     from nanolit.machine.paths import home
-    from nanolit.planning.derivation import BasePlan, TrainingPlan
-    from nanolit.planning.plans import read_plan
+    from nanolit.planning.plans import BasePlan, TrainingPlan, read_plan
 
     root = home(settings.root)
     release = find_release(settings.run, root=root)

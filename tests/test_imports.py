@@ -253,8 +253,8 @@ def test_nothing_is_allowed_that_nobody_uses():
     ("module", "source"),
     [
         ("tokenizer.bpe", "import torch"),
-        ("optim.groups", "from nanolit.model import gpt"),
-        ("optim.groups", "from nanolit.machine.paths import home"),
+        ("optim.shares", "from nanolit.model import gpt"),
+        ("optim.shares", "from nanolit.machine.paths import home"),
         ("kernels.loss", "from nanolit.model.gpt import GPT"),
         ("planning.plans", "from nanolit.jobs.execute import run"),
         ("tasks.arc", "import datasets"),

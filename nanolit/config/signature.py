@@ -52,9 +52,11 @@ def signature_of(target: str, path: str) -> Signature:
 def signature_of_class(node: ast.ClassDef, module: str, path: str) -> Signature:
     """The signature of `__init__`: the class's own, else that of its first base in the same module.
 
-    `__init__(self, config: GPTConfig)` takes the fields of that dataclass.
+    That of a dataclass are its fields; `__init__(self, config: GPTConfig)` takes the fields of that one.
     """
     derived = DERIVED.get(f"{module}.{node.name}", set())
+    if any(ast.unparse(decorator).startswith("dataclass") for decorator in node.decorator_list):
+        return signature_of_dataclass(node, module, derived=derived)
     for line in node.body:
         if isinstance(line, ast.FunctionDef) and line.name == "__init__":
             if config := config_of(line, module):

@@ -17,6 +17,19 @@ LEFT = 75  # exit code of a rank that ends because another is gone: sysexits' "t
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launched_rank() -> int:
+    """Return the rank that torchrun gave: known before there is a process group."""
+    return int(os.environ.get("RANK", "0")) if under_torchrun() else 0
+
+
+def is_rank_zero() -> bool:
+    return launched_rank() == 0
+
+
 @dataclass(frozen=True)
 class Node:
     """Which of a job's machines this is, and where the first of them listens."""

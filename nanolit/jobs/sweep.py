@@ -16,8 +16,8 @@ from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import read_json, run_folder
 from nanolit.machine.system import gpu_names
-from nanolit.planning.max_cost import check_cost
-from nanolit.planning.plans import Plans, plan_jobs, show_plans
+from nanolit.planning.plans import Plans, check_cost, plan_jobs
+from nanolit.planning.show import show_plans
 from nanolit.report.compare import sweep_table, write_sweep_csv
 
 

@@ -4,10 +4,8 @@
 device runs in process.
 """
 
-import hashlib
 import logging
 import math
-import netrc
 import os
 import signal
 import sys
@@ -31,8 +29,9 @@ from nanolit.config.stored import read_job
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
-from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, build_parts, launched_rank
-from nanolit.jobs.processes import LEFT
+from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, build_logger, build_parts
+from nanolit.jobs.processes import LEFT, launched_rank
+from nanolit.jobs.trial import out_of_memory
 from nanolit.machine.clock import duration
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, stage_folder, tokenizers_folder, write_json
@@ -40,9 +39,7 @@ from nanolit.machine.system import code_version
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
 from nanolit.phases.core import Phase, ShardedOptimizerStrategy
-from nanolit.planning.derivation import Plan, TokenizerPlan, TrainingPlan, as_json
-from nanolit.planning.micro_batch import out_of_memory
-from nanolit.planning.plans import read_plan
+from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
 from nanolit.report.card import write_report
 from nanolit.report.folders import Stage
@@ -297,43 +294,6 @@ def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callb
         enable_model_summary=False,
         default_root_dir=parts.folder,
     )
-
-
-def build_logger(job: Job, stage: str, parts: Parts) -> Any:
-    """The job's Lightning logger, or False; W&B continues one run per stage, offline without a key."""
-    settings = job["logger"]
-    if not settings["_target_"]:
-        return False
-    if not settings["_target_"].endswith("WandbLogger"):
-        return build(settings, save_dir=str(parts.folder))
-    offline = job["offline"] or not wandb_key()
-    identity = hashlib.sha256(f"{job['root']}:{job['run']}:{stage}".encode()).hexdigest()[:12]
-    logger = build(
-        settings,
-        name=f"{job['run']}-{stage}",
-        group=job["run"],
-        job_type=stage,
-        id=f"{stage}-{identity}",
-        resume="allow",
-        offline=offline,
-        save_dir=str(parts.folder),
-        config={"job": dict(job), "plan": as_json(parts.plan)},
-    )
-    if offline:
-        say(
-            f"W&B: no key, writing offline; send it later with: wandb sync {parts.folder}/wandb/offline-run-*"
-        )
-    return logger
-
-
-def wandb_key() -> bool:
-    """Whether W&B is logged in here: by the environment or by `wandb login`."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def interruption(job: Job, stage: str, phase: Phase) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+Json = dict[str, Any]  # an object of a JSON file
 PACKAGE = Path(__file__).resolve().parent.parent
 
 

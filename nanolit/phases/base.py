@@ -6,8 +6,7 @@ from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.data.pretrain import training_stream, validation_rows
 from nanolit.evaluation.evaluators import BitsPerByte
-from nanolit.phases.core import Phase
-from nanolit.phases.stage import Inputs, Training
+from nanolit.phases.core import Inputs, Phase, Training
 from nanolit.planning.base import BasePlan
 
 
@@ -40,5 +39,5 @@ def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
         **place,
     )
     evaluator = BitsPerByte(validation, rows=validation.identity, token_bytes=tokenizer.token_bytes())
-    phase = Base(**inputs.training(plan), num_steps=plan.num_steps)
+    phase = Base(**inputs.phase_arguments(job, plan), num_steps=plan.num_steps)
     return Training(phase=phase, stream=stream, evaluator=evaluator)

@@ -18,22 +18,28 @@ ranks nor the micro-batch changes what is optimized.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from nanolit.config.build import build
+from nanolit.config.schema import Job, Node
 from nanolit.data.stream import Step
+from nanolit.evaluation.evaluators import Evaluator
 from nanolit.machine.device import world_size
 from nanolit.machine.paths import PACKAGE
 from nanolit.model.gpt import GPT
-from nanolit.optim.groups import build_groups
-from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.muon_adamw import MuonAdamW, build_groups
+from nanolit.optim.scaling import GroupSettings
 from nanolit.optim.schedule import Schedule
+from nanolit.planning.plans import TrainingPlan
+from nanolit.tokenizer.bpe import Tokenizer
 
 
 def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
@@ -66,8 +72,8 @@ class Phase(L.LightningModule):
         self,
         gpt: GPT,
         *,
-        groups: dict[str, dict[str, Any]],
-        optimizer: dict[str, Any],
+        groups: Mapping[str, GroupSettings],
+        optimizer: Node,
         schedule: Schedule,
         num_steps: int,
         finished_steps: int = 0,
@@ -167,3 +173,55 @@ class ShardedOptimizerStrategy(DDPStrategy):
         assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             torch.distributed.broadcast(tensor.detach(), 0)
+
+
+class PhaseArguments(TypedDict):
+    """The arguments of every Phase's constructor but its number of steps."""
+
+    gpt: GPT
+    groups: Mapping[str, GroupSettings]
+    optimizer: Node
+    schedule: Schedule
+    finished_steps: int
+    compile: bool
+    restore: Callable[[MuonAdamW], None] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What every phase is built from besides its job and its plan."""
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    compile: bool
+    finished_steps: int
+    restore: Callable[[MuonAdamW], None] | None
+    rank: int
+
+    def phase_arguments(self, job: Job, plan: TrainingPlan) -> PhaseArguments:
+        """Join the plan's rates with the recipe's optimizer; both reach the phase here and nowhere else."""
+        return {
+            "gpt": self.gpt,
+            "groups": plan.groups,
+            "optimizer": optimizer_settings(job),
+            "schedule": build(plan.schedule),
+            "finished_steps": self.finished_steps,
+            "compile": self.compile,
+            "restore": self.restore,
+        }
+
+
+def optimizer_settings(job: Job) -> Node:
+    """Return MuonAdamW's arguments but its groups; updates are compiled on a GPU unless compile=false."""
+    settings = {name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"}
+    return {"compile": False if job["compile"] is False else None, **settings}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A phase, the stream of its steps, and its score; `left_out` says what data is never seen, or "" ."""
+
+    phase: Phase
+    stream: Any  # PretrainStream, ConversationStream or PromptStream: all load_position and yield steps
+    evaluator: Evaluator
+    left_out: str = ""

@@ -1,21 +1,83 @@
-"""The model of a job: its shape, its parameters, and the FLOPs of a token."""
+"""What the plans of several stages share: the model's size, the step's batch, rates, how often it is watched.
 
+A plan is a frozen dataclass whose `asdict` is plan.json. Each class adds fields to the one before:
+StagePlan → ModelPlan → BatchPlan → BasePlan, FinetunePlan (base.py, finetune.py); RLPlan has no BatchPlan.
+"""
+
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
-from nanolit.config.schema import Job
-from nanolit.model.accounting import flops_per_token, parameter_counts, size_from_depth
-from nanolit.planning.stage import StagePlan
+from nanolit.config.schema import (
+    BaseDefaults,
+    BaseStage,
+    FinetuneDefaults,
+    FinetuneStage,
+    Group,
+    Job,
+    StageName,
+)
+from nanolit.machine.numbers import divisors
+from nanolit.model.accounting import Hyperparameters, Size, flops_per_token, parameter_counts, size_from_depth
+from nanolit.optim import scaling
+from nanolit.optim.scaling import GroupSettings
+from nanolit.planning.costs import fits, num_ranks
+from nanolit.planning.micro_batch import best_known, is_auto, tried
+
+FAST_DEV_STEPS = 3
+FAST_DEV_ROWS = 2  # of one device
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """The first fields of plan.json: which stage of which run, and the folders of what it reads."""
+
+    format: int = 1
+    run: str
+    stage: StageName
+    data: str
+    tokenizer: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan(StagePlan):
     """`gpt` holds the arguments of the GPT's constructor, `parameters` counts by role."""
 
-    gpt: dict[str, Any]
+    gpt: Hyperparameters
     parameters: dict[str, int]
     num_parameters: int
     flops_per_token: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan(ModelPlan):
+    """A step of `total_batch` tokens is `rows` = ranks × accumulation × micro_batch rows of a context."""
+
+    total_batch: int
+    rows: int
+    ranks: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def micro_batches(self) -> list[int]:
+        """The micro-batches that divide a rank's rows of a step, in rising order."""
+        return divisors(self.rows // self.ranks)
+
+
+def refuse_below_one(counts: Mapping[str, int | None]) -> None:
+    """Raise ValueError for the first of the named counts that is below 1; None is no count."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
+
+
+def multiple(name: str, value: int, *, unit: int, what: str) -> str:
+    """Return the error for a value that is not a multiple of `unit`, with the nearest that are."""
+    below, above = value // unit * unit, (value // unit + 1) * unit
+    nearest = [f"{candidate:,}" for candidate in (below, above) if candidate > 0]
+    return f"{name} ({value:,}) must be a multiple of {what} = {unit:,}; try {' or '.join(nearest)}"
 
 
 def plan_model(job: Job, head: StagePlan) -> ModelPlan:
@@ -30,36 +92,38 @@ def plan_model(job: Job, head: StagePlan) -> ModelPlan:
     )
 
 
-def gpt_hyperparameters(job: Job, depth: int | None = None) -> dict[str, Any]:
-    """Return the arguments of the GPT's constructor; with `depth`, those of that depth at its default size.
+def gpt_hyperparameters(job: Job) -> Hyperparameters:
+    """Return the arguments of the GPT's constructor.
 
     ValueError when width, heads and key-value heads do not divide, with values that do.
     """
-    model, recipe = job["model"], job["recipe"]
-    sizing = recipe["scaling"]["sizing"]
-    flags = {key: value for key, value in recipe["gpt"].items() if key != "_target_"}
-    shared = {"vocab_size": job["stage"]["tokenizer"]["vocab_size"], "context": model["context"], **flags}
-    if depth is not None or (model["width"] is None and model["heads"] is None):
-        size = size_from_depth(depth or model["depth"], sizing=sizing)
-        width, heads = size.width, size.heads
-    else:
-        width = model["width"] or 64 * model["depth"]
-        heads = model["heads"] or -(-width // 128)
+    model = job["model"]
+    width, heads = model["width"], model["heads"]
+    if width is None and heads is None:
+        width, heads, _ = size_from_depth(model["depth"], sizing=job["recipe"]["scaling"]["sizing"])
+    width = width or 64 * model["depth"]
+    heads = heads or -(-width // 128)
     if width < 1 or heads < 1 or width % heads or width // heads % 2:
         raise ValueError(
             f"model.width={width} does not divide into model.heads={heads} of an even size; "
             f"try model.width={2 * heads * max(1, round(width / 2 / heads))}"
         )
-    kv_heads = heads if depth is not None or model["kv_heads"] is None else model["kv_heads"]
+    kv_heads = heads if model["kv_heads"] is None else model["kv_heads"]
     if kv_heads < 1 or heads % kv_heads:
         allowed = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
         raise ValueError(
             f"model.kv_heads={kv_heads} does not divide {heads} heads; it must be one of {allowed}"
         )
-    return {"depth": depth or model["depth"], "width": width, "heads": heads, "kv_heads": kv_heads, **shared}
+    return of_size(job, model["depth"], Size(width, heads, kv_heads))
 
 
-def counted_parameters(job: Job, gpt: dict[str, Any]) -> int:
+def of_size(job: Job, depth: int, size: Size) -> Hyperparameters:
+    flags = {key: value for key, value in job["recipe"]["gpt"].items() if key != "_target_"}
+    shared = {"vocab_size": job["stage"]["tokenizer"]["vocab_size"], "context": job["model"]["context"]}
+    return cast(Hyperparameters, {"depth": depth, **size._asdict(), **shared, **flags})
+
+
+def counted_parameters(job: Job, gpt: Hyperparameters) -> int:
     """Return how many parameters the recipe's tokens-per-parameter ratio counts."""
     counts = parameter_counts(gpt)
     if job["recipe"]["scaling"]["ratio_of"] == "all":
@@ -69,4 +133,137 @@ def counted_parameters(job: Job, gpt: dict[str, Any]) -> int:
 
 def reference_parameters(job: Job) -> int:
     """Return the counted parameters of d12, from which batch and weight decay are carried over."""
-    return counted_parameters(job, gpt_hyperparameters(job, depth=12))
+    size = size_from_depth(12, sizing=job["recipe"]["scaling"]["sizing"])
+    return counted_parameters(job, of_size(job, 12, size))
+
+
+def plan_batch(
+    job: Job,
+    model: ModelPlan,
+    settings: BaseStage | FinetuneStage,
+    *,
+    total_batch: int | None,
+    equal_rows: bool,
+) -> BatchPlan:
+    """Deal out a step of `total_batch` tokens (None: as base's rule has it); ValueError names what fits.
+
+    A micro-batch of null is derived; so is auto until one has been tried on the GPU.
+    """
+    context, ranks = job["model"]["context"], num_ranks(job)
+    micro_batch = None if settings["micro_batch"] == "auto" else settings["micro_batch"]
+    if job["fast_dev_run"]:
+        total_batch, micro_batch = FAST_DEV_ROWS * ranks * context, FAST_DEV_ROWS
+    elif total_batch is None:
+        total_batch = batch_of_base(job, model.gpt)
+    if total_batch < 1 or total_batch % (context * ranks):
+        what = f"context × devices ({context:,} × {ranks})"
+        raise ValueError(multiple("total_batch", total_batch, unit=context * ranks, what=what))
+    rows = total_batch // context
+    rows_of_rank = rows // ranks
+    choices = divisors(rows_of_rank)
+    if micro_batch is None:
+        most = most_rows(job, model.gpt)
+        micro_batch = max(choice for choice in choices if choice <= most)
+    if is_auto(job, model.stage):
+        micro_batch = best_known(choices, micro_batch, tried(job, model.gpt, equal_rows=equal_rows))
+    if micro_batch not in choices:
+        nearest = min(choices, key=lambda choice: abs(choice - (micro_batch or 1)))
+        raise ValueError(
+            f"micro_batch ({micro_batch} rows) must divide the {rows_of_rank} rows of a device "
+            f"(total_batch {total_batch:,} / {context:,} / {ranks} devices); try micro_batch={nearest}"
+        )
+    return BatchPlan(
+        **vars(model),
+        total_batch=total_batch,
+        rows=rows,
+        ranks=ranks,
+        micro_batch=micro_batch,
+        accumulation=rows_of_rank // micro_batch,
+    )
+
+
+def batch_of_base(job: Job, gpt: Hyperparameters) -> int:
+    """Return the tokens of a base step: fixed, or grown with the horizon relative to d12's."""
+    if job["recipe"]["scaling"]["batch"] == "fixed":
+        return scaling.REFERENCE_BATCH
+    return scaling.batch_from_horizon(counted_parameters(job, gpt), reference_parameters(job))
+
+
+def most_rows(job: Job, gpt: Hyperparameters) -> int:
+    """Return 32, 16 or 8 rows of 2,048 tokens (nanochat's choices for 80 GB), or the fewer that fit."""
+    depth, context, gpu = job["model"]["depth"], job["model"]["context"], job["cluster"]["gpu"] or "cpu"
+    tokens = 2_048 * (32 if depth <= 20 else 16 if depth <= 26 else 8)
+    if gpu == "cpu":
+        tokens = 8_192
+    most = max(1, tokens // context)
+    return max((rows for rows in range(1, most + 1) if fits(job, gpt, rows, gpu=gpu) is not False), default=1)
+
+
+def scaled_groups(
+    job: Job, gpt: Hyperparameters, total_batch: int, *, lr_scale: float
+) -> dict[str, GroupSettings]:
+    """Return the optimizer's final settings by role; ValueError for a role that the recipe leaves out."""
+    counts, groups = parameter_counts(gpt), job["recipe"]["groups"]
+    if missing := sorted(counts.keys() - groups.keys()):
+        raise ValueError(
+            f"recipe.groups has no settings for {', '.join(missing)}; add recipe.groups.{missing[0]}"
+        )
+    return {
+        role: scaled_group(job, group, gpt, total_batch, lr_scale=lr_scale)
+        for role, group in groups.items()
+        if role in counts
+    }
+
+
+def scaled_group(
+    job: Job, group: Group, gpt: Hyperparameters, total_batch: int, *, lr_scale: float
+) -> GroupSettings:
+    """Return one role's settings; only Muon's weight decay follows the horizon."""
+    lr, decay = group["lr"] * lr_scale, group["weight_decay"]
+    if group["width_scaled"]:
+        lr *= scaling.lr_factor_from_width(gpt["width"])
+    if group["batch_scaled"]:
+        lr *= scaling.lr_factor_from_batch(total_batch)
+    if group["kind"] == "muon" and job["recipe"]["scaling"]["batch"] == "horizon":
+        decay *= scaling.weight_decay_factor(
+            total_batch,
+            tokens=counted_parameters(job, gpt),
+            reference_tokens=reference_parameters(job),
+        )
+    settings = {key: value for key, value in group.items() if not key.endswith("_scaled")}
+    return cast(GroupSettings, settings | {"lr": lr, "weight_decay": decay})
+
+
+class Watching(TypedDict):
+    """How often a stage is evaluated, saved and sampled, in steps, and on how much validation data."""
+
+    eval_every: int
+    save_every: int
+    sample_every: int
+    eval_tokens: int
+    eval_rows: int
+
+
+def watching(
+    job: Job, settings: BaseStage | FinetuneStage, defaults: BaseDefaults | FinetuneDefaults
+) -> Watching:
+    """Return the stage's own `settings` where they are given, else the recipe's `defaults`."""
+    chosen: dict[str, int] = {}
+    for name in ("eval_every", "save_every", "sample_every", "eval_tokens"):
+        own = settings[name]
+        chosen[name] = defaults[name] if own is None else own
+        if chosen[name] < 1:
+            raise ValueError(
+                f"{name} is {chosen[name]}; it must be 1 or more, or null for the recipe's {defaults[name]:,}"
+            )
+    rows = FAST_DEV_ROWS if job["fast_dev_run"] else max(1, chosen["eval_tokens"] // job["model"]["context"])
+    return Watching(**chosen, eval_rows=rows)
+
+
+def evaluation_flops(gpt: Hyperparameters, watched: Watching, num_steps: int) -> float:
+    """Return the FLOPs of bits per byte, every so often and after the last step.
+
+    A forward pass is a third of training's forward and backward.
+    """
+    times = math.ceil(num_steps / watched["eval_every"])
+    return times * watched["eval_rows"] * gpt["context"] * flops_per_token(gpt) / 3

@@ -17,8 +17,7 @@ from nanolit.model.accounting import (
     window_sizes,
 )
 from nanolit.model.gpt import GPT, GPTConfig
-from nanolit.optim.groups import build_groups
-from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.muon_adamw import MuonAdamW, build_groups
 
 MUON = {
     "orthogonalization": "polar_express",

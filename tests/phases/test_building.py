@@ -12,9 +12,9 @@ from nanolit.config.compose import compose
 from nanolit.config.schema import Job
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.phases.base import build_base
+from nanolit.phases.core import Inputs
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
-from nanolit.phases.stage import Inputs
 from nanolit.planning.plans import fresh_plan
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
@@ -31,7 +31,6 @@ def inputs_of(plan: Any, tokenizer: Tokenizer) -> Inputs:
     return Inputs(
         gpt=GPT(GPTConfig(**plan.gpt)),
         tokenizer=tokenizer,
-        optimizer={},
         compile=False,
         finished_steps=0,
         restore=None,

@@ -5,9 +5,10 @@ import torch
 
 from nanolit.config.compose import compose
 from nanolit.jobs import execute, trial, worker
+from nanolit.jobs.trial import out_of_memory
 from nanolit.machine.paths import read_json, stage_folder
 from nanolit.model.accounting import peak_memory_gib
-from nanolit.planning.micro_batch import Tried, best_known, is_auto, out_of_memory, remember, tried
+from nanolit.planning.micro_batch import Tried, best_known, is_auto, remember, tried
 from nanolit.planning.plans import fresh_plan
 
 GPU = ["cluster.gpu=NVIDIA H100 80GB HBM3", "model=d12", "micro_batch=auto"]
@@ -78,7 +79,7 @@ def test_a_plan_takes_what_was_remembered(tmp_path):
     job = auto_job(tmp_path)
     plan = fresh_plan(job, "base")
     assert plan.micro_batch == 32  # derived
-    remember(job, plan, Tried(fits=64, fails=128))
+    remember(job, plan.gpt, Tried(fits=64, fails=128), equal_rows=True)
     assert fresh_plan(job, "base").micro_batch == 64
     assert fresh_plan(auto_job(tmp_path, "total_batch=65536"), "base").micro_batch == 32
     again = fresh_plan(job, "base")
@@ -90,16 +91,16 @@ def test_a_plan_takes_what_was_remembered(tmp_path):
 )
 def test_what_fits_is_remembered_for_its_gpu_model_and_precision_alone(other, tmp_path):
     job = auto_job(tmp_path)
-    remember(job, fresh_plan(job, "base"), Tried(fits=1, fails=2))
+    remember(job, fresh_plan(job, "base").gpt, Tried(fits=1, fails=2), equal_rows=True)
     assert fresh_plan(job, "base").micro_batch == 1
     assert fresh_plan(auto_job(tmp_path, other), "base").micro_batch > 1
 
 
 def test_a_failure_alone_keeps_the_derived_one_below_it(tmp_path):
     plan = fresh_plan(auto_job(tmp_path), "base")
-    assert best_known(plan, Tried()) == 32
-    assert best_known(plan, Tried(fails=32)) == 16
-    assert best_known(plan, Tried(fails=1)) == 1
+    assert best_known(plan.micro_batches, 32, Tried()) == 32
+    assert best_known(plan.micro_batches, 32, Tried(fails=32)) == 16
+    assert best_known(plan.micro_batches, 32, Tried(fails=1)) == 1
 
 
 def test_on_a_cpu_auto_is_the_derived_default(tmp_path):
@@ -143,7 +144,7 @@ def test_with_auto_the_failure_is_remembered(tmp_path):
     job = auto_job(tmp_path)
     plan = fresh_plan(job, "base")
     assert "the same command tries less" in out_of_memory(job, plan)
-    assert tried(job, plan) == Tried(fits=0, fails=32)
+    assert tried(job, plan.gpt, equal_rows=True) == Tried(fits=0, fails=32)
     assert fresh_plan(job, "base").micro_batch == 16
 
 
@@ -157,7 +158,7 @@ def test_ranks_that_run_out_together_remember_one_failure(tmp_path, monkeypatch)
     monkeypatch.setattr(worker, "train", train)
     for _ in range(3):
         assert "with micro_batch=32; this is remembered" in worker.run(job, plan)["error"]
-    assert tried(job, plan) == Tried(fits=0, fails=32)
+    assert tried(job, plan.gpt, equal_rows=True) == Tried(fits=0, fails=32)
 
 
 def test_rl_says_so_too(tmp_path):

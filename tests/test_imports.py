@@ -87,7 +87,7 @@ LIBRARIES: dict[str, set[str]] = {
     "callbacks": {"torch", "lightning"},
     "chat.web": {"gradio"},
     "jobs.worker": {"torch", "lightning"},
-    "jobs.parts": {"torch"},
+    "jobs.parts": {"torch", "lightning"},
     "jobs.ranks": {"torch"},
     "jobs.trial": {"torch"},
     "__init__": {"torch"},  # for type checkers

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from typing_extensions import is_typeddict
 
-from nanolit.config.build import refuse_foreign_target
+from nanolit.config.build import Annotation, refuse_foreign_target, signature_of
 from nanolit.config.schema import Choices
-from nanolit.config.signature import Annotation, signature_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

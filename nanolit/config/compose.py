@@ -8,6 +8,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,13 +43,14 @@ def compose(overrides: Sequence[str]) -> Job:
     try:
         config = compose_config(overrides)
         choices = filled(config, overrides)
-        given_name = choices["run"]
-        check_job({**choices, "run": given_name or ""})
+        check_job({**choices, "run": choices["run"] or ""})
         job = without_shorthands(choices)
-        recipe = config.hydra.runtime.choices["recipe"]
-        search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
-        plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
-        job["run"] = check_name(given_name or run_name(job, plain))
+        if not job["run"]:
+            recipe = config.hydra.runtime.choices["recipe"]
+            search = tuple(word for word in overrides if word.lstrip("+").startswith("hydra.searchpath="))
+            plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
+            job["run"] = run_name(job, plain)
+        check_name(job["run"])
         return job
     except USER_ERRORS as error:
         raise ValueError(explain(error, overrides)) from error
@@ -56,9 +58,9 @@ def compose(overrides: Sequence[str]) -> Job:
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Hydra's composition, with its own node; inside a running Hydra application, with its search path."""
-    if GlobalHydra().is_initialized():
-        return hydra_compose("config", list(overrides), return_hydra_config=True)
-    with initialize_config_dir(str(conf_folder()), job_name="nanolit", version_base="1.3"):
+    running = GlobalHydra().is_initialized()
+    folder = str(conf_folder())
+    with nullcontext() if running else initialize_config_dir(folder, job_name="nanolit", version_base="1.3"):
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
 
@@ -71,9 +73,12 @@ def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
     return job
 
 
-def without_shorthands(choices: Choices) -> Job:
-    """Return the job alone: by now its stages hold what the shorthands say."""
-    return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
+def plain_dict(config: DictConfig) -> Choices:
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        return cast(Choices, OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
 
 
 def require_groups(job: Choices) -> None:
@@ -93,8 +98,29 @@ def fill_data(job: Choices) -> None:
 
 
 def fill_stages(job: Choices) -> None:
-    """Read `stages=null` as those of the phase."""
-    job["stages"] = stages_of(job)
+    """Read `stages=null` as those of the phase; ValueError unless the recipe has them, in its order."""
+    has = job["recipe"]["stages"]
+    stages = job.get("stages")
+    if stages is None and job.get("phase") == "speedrun":
+        stages = [stage for stage in has if stage != "rl" or job["rl"]]
+    elif stages is None and job.get("phase") == "identity":
+        stages = [stage for stage in has if stage in ("mid", "sft")]
+    if not stages or not isinstance(stages, list):
+        raise ValueError(f"stages is {stages!r}; choose a phase, or a list like stages=[base]")
+    for stage in stages:
+        if stage not in has:
+            raise ValueError(no_such_stage(job, stage))
+    ordered: list[StageName] = [stage for stage in has if stage in stages]
+    if stages != ordered:
+        raise ValueError(
+            f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
+        )
+    job["stages"] = ordered
+
+
+def no_such_stage(job: Choices, stage: str) -> str:
+    recipe = job["recipe"]
+    return f"recipe={recipe['name']} has no stage {stage}; its stages: {', '.join(recipe['stages'])}"
 
 
 def drop_stages_of_other_recipes(job: Choices) -> None:
@@ -119,36 +145,20 @@ def fill_mixtures(job: Choices) -> None:
             stages[stage]["mixture"] = introduce(mixture, job)
 
 
-def fill_chat_tasks(job: Choices) -> None:
-    """Replace the name of the chat evaluation, or null for the recipe's, by its content."""
-    recipe = job["recipe"]
-    name = job["chat_tasks"] or recipe["chat_tasks"]
-    job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
-
-
-def fill_root(job: Choices) -> None:
-    """Read `root=null` as NANOLIT_HOME, else ./runs."""
-    if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
-        job["root"] = str(home(job["root"]))
-
-
-def fill_gpu(job: Choices) -> None:
-    """Give a local cluster the name of this machine's GPU."""
-    if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
-        job["cluster"]["gpu"] = gpu_of_this_machine()
-
-
-# From Hydra's composition to a job, in this order.
-RULES: tuple[Callable[[Choices], None], ...] = (
-    require_groups,
-    fill_data,
-    fill_stages,
-    drop_stages_of_other_recipes,
-    fill_mixtures,
-    fill_chat_tasks,
-    fill_root,
-    fill_gpu,
-)
+def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
+    """The content of conf/<folder>/<name>.yaml or of a user's YAML file, its mirror filled in."""
+    path = conf_folder() / folder / f"{name}.yaml"
+    if str(name).endswith((".yaml", ".yml")):
+        path = Path(str(name)).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
+    content = OmegaConf.load(path)
+    if isinstance(content, DictConfig) and content.get("mirror") is None:
+        content.mirror = mirror
+    found = OmegaConf.to_container(content, resolve=True)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is a list; it must be a mapping, like those of conf/{folder}")
+    return found
 
 
 def introduce(mixture: Mixture, job: Choices) -> Mixture:
@@ -167,68 +177,41 @@ def introduce(mixture: Mixture, job: Choices) -> Mixture:
     return mixture
 
 
-def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
-    """The content of conf/<folder>/<name>.yaml or of a user's YAML file, its mirror filled in."""
-    path = conf_folder() / folder / f"{name}.yaml"
-    if str(name).endswith((".yaml", ".yml")):
-        path = Path(str(name)).expanduser()
-    if not path.is_file():
-        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
-    content = OmegaConf.load(path)
-    if isinstance(content, DictConfig) and content.get("mirror") is None:
-        content.mirror = mirror
-    found = OmegaConf.to_container(content, resolve=True)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is a list; it must be a mapping, like those of conf/{folder}")
-    return found
-
-
-def check_name(run: str) -> str:
-    """A run's name is a folder's name, part of RUN/stage: letters, digits, - and _ alone."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", run):
-        raise ValueError(
-            f"run is {run!r}; it has letters, digits, - and _: try {re.sub('[^A-Za-z0-9_-]+', '-', run)!r}"
-        )
-    return run
-
-
-def plain_dict(config: DictConfig) -> Choices:
-    try:
-        job = OmegaConf.to_container(
-            OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
-            resolve=True,
-            throw_on_missing=True,
-        )
-    except MissingMandatoryValue as error:
-        raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
-    assert isinstance(job, dict)
-    return cast(Choices, job)
-
-
-def stages_of(job: Choices) -> list[StageName]:
-    """The stages of the phase, or those that were asked for: known to the recipe, in its order."""
-    has = job["recipe"]["stages"]
-    stages = job.get("stages")
-    if stages is None and job.get("phase") == "speedrun":
-        stages = [stage for stage in has if stage != "rl" or job["rl"]]
-    elif stages is None and job.get("phase") == "identity":
-        stages = [stage for stage in has if stage in ("mid", "sft")]
-    if not stages or not isinstance(stages, list):
-        raise ValueError(f"stages is {stages!r}; choose a phase, or a list like stages=[base]")
-    for stage in stages:
-        if stage not in has:
-            raise ValueError(no_such_stage(job, stage))
-    ordered: list[StageName] = [stage for stage in has if stage in stages]
-    if stages != ordered:
-        raise ValueError(
-            f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
-        )
-    return ordered
-
-
-def no_such_stage(job: Choices, stage: str) -> str:
+def fill_chat_tasks(job: Choices) -> None:
+    """Replace the name of the chat evaluation, or null for the recipe's, by its content."""
     recipe = job["recipe"]
-    return f"recipe={recipe['name']} has no stage {stage}; its stages: {', '.join(recipe['stages'])}"
+    name = job["chat_tasks"] or recipe["chat_tasks"]
+    job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
+
+
+def fill_root(job: Choices) -> None:
+    """Read `root=null` as NANOLIT_HOME, else ./runs."""
+    if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
+        job["root"] = str(home(job["root"]))
+
+
+def fill_gpu(job: Choices) -> None:
+    """Give a local cluster the name of this machine's first NVIDIA GPU, else "cpu"."""
+    if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
+        job["cluster"]["gpu"] = next(iter(gpu_names()), "cpu")
+
+
+# From Hydra's composition to a job, in this order.
+RULES: tuple[Callable[[Choices], None], ...] = (
+    require_groups,
+    fill_data,
+    fill_stages,
+    drop_stages_of_other_recipes,
+    fill_mixtures,
+    fill_chat_tasks,
+    fill_root,
+    fill_gpu,
+)
+
+
+def without_shorthands(choices: Choices) -> Job:
+    """Return the job alone: by now its stages hold what the shorthands say."""
+    return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
 
 
 @functools.cache
@@ -238,9 +221,12 @@ def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Jo
     return without_shorthands(filled(compose_config(overrides), overrides))
 
 
-def gpu_of_this_machine() -> str:
-    """The name of the first NVIDIA GPU, else "cpu", without importing torch."""
-    return next(iter(gpu_names()), "cpu")
+def check_name(run: str) -> None:
+    """ValueError unless the run's name can be a folder's name, part of RUN/stage."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", run):
+        raise ValueError(
+            f"run is {run!r}; it has letters, digits, - and _: try {re.sub('[^A-Za-z0-9_-]+', '-', run)!r}"
+        )
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:

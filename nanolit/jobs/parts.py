@@ -1,4 +1,4 @@
-"""What a training stage is made of, built from a job and its plan: model, data, phase, evaluations.
+"""What a training stage is made of, built from a job and its plan: model, data, phase, trainer, logger.
 
 The worker fits these parts; the benchmarks time the same ones.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from nanolit.callbacks import checkpoint
@@ -26,7 +27,7 @@ from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
 from nanolit.phases.base import build_base
-from nanolit.phases.core import Inputs, Phase, Training
+from nanolit.phases.core import Inputs, Phase, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
 from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json
@@ -38,8 +39,6 @@ PHASES: dict[type[TrainingPlan], Callable[..., Training]] = {
     FinetunePlan: build_finetune,
     RLPlan: build_rl,
 }
-FAST_DEV_PROBLEMS = 2
-
 # Of activations and embeddings; None: what suits the device
 DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
 
@@ -172,6 +171,30 @@ def build_gpt(
     if precision == "fp8":
         gpt.use_fp8()
     return gpt
+
+
+def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
+    ranks = parts.plan.ranks
+    accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        strategy=ShardedOptimizerStrategy() if ranks > 1 else "auto",
+        precision="32-true",  # the model manages its own dtypes
+        max_epochs=-1,
+        max_steps=max(parts.phase.num_steps - parts.phase.finished_steps, 0),
+        callbacks=callbacks,
+        logger=build_logger(job, stage, parts) if launched_rank() == 0 else False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=parts.folder,
+    )
 
 
 def build_logger(job: Job, stage: str, parts: Parts) -> Any:

@@ -8,13 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.schema import Job
 from nanolit.config.stored import write_job
 from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
-from nanolit.machine.paths import read_json, run_folder
+from nanolit.machine.paths import Json, read_json, run_folder
 from nanolit.machine.system import gpu_names
 from nanolit.planning.plans import Plans, check_cost, plan_jobs
 from nanolit.planning.show import show_plans
@@ -38,7 +37,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     return conclude(jobs, [run(*planned[0])] if len(jobs) == 1 else run_processes(jobs))
 
 
-def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[float | None]:
+def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]:
     """The validation bits per byte of every job, after the sweep's table; JobFailed when one ended badly."""
     if len(jobs) > 1:
         path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
@@ -86,7 +85,7 @@ def refuse_elsewhere(job: Job) -> None:
     )
 
 
-def run_processes(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def run_processes(jobs: Sequence[Job]) -> list[Json]:
     """A process per job, each with its own GPUs, as many at once as have GPUs; one at a time on a CPU."""
     slots = gpu_slots(jobs[0]["cluster"]["devices"])
     waiting, running = list(jobs), dict[str, tuple[subprocess.Popen, Job]]()
@@ -140,12 +139,12 @@ def start(job: Job, slot: str, answer: Path, *, shared: bool) -> subprocess.Pope
         )
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: Json) -> None:
     error = f": {result['error']}" if result.get("error") else ""
     say(f"── {result['run']}: {result['status']}{score(result)}{error}")
 
 
-def read_answer(answer: Path, job: Job) -> dict[str, Any]:
+def read_answer(answer: Path, job: Job) -> Json:
     """What the job's process says of it; one that was killed says nothing, whatever its stages have left."""
     if answer.exists():
         return read_json(answer)

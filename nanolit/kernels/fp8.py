@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.kernels.agreement import near, with_gradients
-from nanolit.kernels.distinct import apply_to_distinct
+from nanolit.kernels.agreement import apply_to_distinct, near, with_gradients
 from nanolit.machine.device import ADA, plain_kernels, triton_capability
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.kernels import fp8
-from nanolit.kernels.distinct import apply_to_distinct
+from nanolit.kernels.agreement import apply_to_distinct
 from nanolit.kernels.fp8 import GRADIENTS, VALUES, product, rounded, scale_of, transposed
 from nanolit.kernels.mlp import relu_squared_mlp
 

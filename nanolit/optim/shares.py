@@ -129,12 +129,13 @@ class FlatSlice:
 
     counts_in_norm = True  # this rank adds it to the sum over ranks of squared gradients
 
-    def __init__(self, name: str, param: Tensor) -> None:
+    def __init__(self, name: str, param: Tensor, *, num_parts: int | None = None) -> None:
         self.name = name
         self.param = param
         self.flat = param.detach().view(-1)
-        self.share = self._share()
-        self.start = min(self._first(), self.flat.numel())
+        num_parts = num_parts or world_size()
+        self.share = -(-self.flat.numel() // num_parts)
+        self.start = min(self.share * (rank() % num_parts), self.flat.numel())
         self.stop = min(self.start + self.share, self.flat.numel())
         # Its own count, for Adam's bias correction: a phase that starts warm takes the count along
         self.num_steps = 0
@@ -193,12 +194,6 @@ class FlatSlice:
         fill(self.exp_avg, read, f"{self.name}/exp_avg", start=self.start)
         fill(self.exp_avg_sq, read, f"{self.name}/exp_avg_sq", start=self.start)
 
-    def _share(self) -> int:
-        return -(-self.flat.numel() // world_size())
-
-    def _first(self) -> int:
-        return self.share * rank()
-
     def _wait(self) -> None:
         if self._work is not None:
             self._work.wait()
@@ -209,7 +204,7 @@ class Replica(FlatSlice):
     """A small parameter, whole on every rank: updating it everywhere is cheaper than scattering it."""
 
     def __init__(self, name: str, param: Tensor) -> None:
-        super().__init__(name, param)
+        super().__init__(name, param, num_parts=1)
         # Every rank holds it whole, but its gradient must count only once in the norm that clipping takes
         self.counts_in_norm = rank() == 0
 
@@ -226,12 +221,6 @@ class Replica(FlatSlice):
     def finish(self) -> None:
         """Free the gradient."""
         del self._full, self._own
-
-    def _share(self) -> int:
-        return self.flat.numel()
-
-    def _first(self) -> int:
-        return 0
 
 
 def gradient(param: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from nanolit.config.schema import Job, Node
 from nanolit.data.stream import Step
 from nanolit.evaluation.evaluators import Evaluator
 from nanolit.machine.device import world_size
-from nanolit.machine.paths import PACKAGE
+from nanolit.machine.paths import PACKAGE, Json
 from nanolit.model.gpt import GPT
 from nanolit.optim.muon_adamw import MuonAdamW, build_groups
 from nanolit.optim.scaling import GroupSettings
@@ -90,7 +90,7 @@ class Phase(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.num_tokens = 0  # learned by the last step, over all ranks
         self.num_processed = 0  # what the model took in for them: prompts and padding too
-        self.position: dict[str, Any] = {}
+        self.position: Json = {}
         self.epoch = self.cropped_fraction = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`. Otherwise
         # every name in a checkpoint would begin with `_orig_mod.`, and texts of any length would compile

@@ -5,8 +5,6 @@ says alone: tokenizer/conversation.py makes that mask, and the stream gives all 
 which the GPT's loss leaves out.
 """
 
-from typing import Any
-
 from nanolit.config.build import build
 from nanolit.config.schema import Job, finetune_settings
 from nanolit.data.conversations import ConversationStream, ValidationConversations
@@ -23,7 +21,6 @@ def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
     """Data: the stage's mixture, packed into rows. Evaluation: bits per byte of its held-out tasks."""
     mixture = finetune_settings(job, plan.stage)["mixture"]
     tokenizer = inputs.tokenizer
-    place: dict[str, Any] = {"rank": inputs.rank, "world": plan.ranks}
     stream = ConversationStream(
         [build(source) for source in mixture["sources"]],
         tokenizer,
@@ -33,7 +30,8 @@ def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
         seed=job["seed"],
         packing=plan.packing,
         max_steps=plan.num_steps,
-        **place,
+        rank=inputs.rank,
+        world=plan.ranks,
     )
     validation = ValidationConversations(
         [build(source) for source in mixture["validation"]],
@@ -42,7 +40,8 @@ def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
         micro_batch=plan.micro_batch,
         packing=plan.packing,
         num_rows=plan.eval_rows,
-        **place,
+        rank=inputs.rank,
+        world=plan.ranks,
     )
     left_out = "; ".join(stream.left_out.parts())
     return Training(

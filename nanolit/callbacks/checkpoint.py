@@ -82,7 +82,7 @@ def file_hash(path: Path) -> str:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its size and hash."""
+    """Return True if every file of the manifest is there with its size and hash."""
     try:
         manifest = read_json(folder / "manifest.json")
         has = manifest["format"]
@@ -220,7 +220,7 @@ class Checkpoints(L.Callback):
             say("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Phase)
         step, last = pl_module.finished_steps, pl_module.finished_steps == pl_module.num_steps

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -134,7 +133,7 @@ class Throughput(L.Callback):
         self._waits = [(self.waited(), self.clock.seconds)] if self.waited else []
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Phase)
         step = pl_module.finished_steps
@@ -146,7 +145,7 @@ class Throughput(L.Callback):
             self._log(trainer, pl_module, step)
 
     def _freeze_garbage(self) -> None:
-        """What the first step built (graphs, caches) lives as long as the run: keep the collector off it."""
+        """Keep the collector off what the first step built: graphs and caches live as long as the run."""
         gc.collect()
         gc.freeze()
 

@@ -134,7 +134,7 @@ def type_of(annotation: ast.expr | None, module: str) -> Annotation:
 
 
 class Names(dict[str, Annotation]):
-    """What a name means in a module's annotations: a plain type, an alias of the module, else Any."""
+    """The meaning of a name in a module's annotations: a plain type, an alias of the module, else Any."""
 
     def __init__(self, module: str) -> None:
         super().__init__(NAMES)

@@ -286,7 +286,7 @@ def groups() -> list[str]:
 
 
 def help_text() -> str:
-    """What --help prints: the template of conf/hydra/help. Hydra's own way to it takes two seconds."""
+    """Return the text of --help, from conf/hydra/help. Hydra's own way to it takes two seconds."""
     template = OmegaConf.load(conf_folder() / "hydra" / "help" / "nanolit.yaml").template
     choices = "\n".join(f"  {group}: {', '.join(options(group))}" for group in groups())
     return template.replace("$APP_CONFIG_GROUPS", choices)

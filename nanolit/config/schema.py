@@ -49,7 +49,7 @@ class BaseDefaults(TypedDict):
 
 
 class Mixture(TypedDict):
-    """What a finetuning stage learns from: the content of a file of conf/mixture."""
+    """The data of a finetuning stage: the content of a file of conf/mixture."""
 
     mirror: str  # hub, sample, or a folder
     sources: list[Target]
@@ -57,7 +57,7 @@ class Mixture(TypedDict):
 
 
 class ChatTasks(TypedDict):
-    """What mid, sft and rl are asked at their end: the content of a file of conf/chat_evaluation."""
+    """The questions for mid, sft and rl at their end: the content of a file of conf/chat_evaluation."""
 
     mirror: str
     max_tokens: int  # of an answer

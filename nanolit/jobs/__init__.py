@@ -1,4 +1,4 @@
-"""What runs: a checked job to processes to a result.
+"""Run a checked job: processes, stages, a result.
 
 Takes a job, a plain dict as job.yaml holds it.
 Gives job.yaml, plan.json and result.json in the stages' folders, and the run's report.

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from nanolit.config.build import build
@@ -21,23 +20,22 @@ from nanolit.jobs.processes import (
     Node,
     clean_environment,
     is_rank_zero,
+    run_ranks,
     sigterm_interrupts,
     supervise,
     this_node,
-    torchrun,
     under_torchrun,
 )
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     Json,
     dataset_folder,
-    read_json,
     run_folder,
     stage_folder,
     write_json,
 )
 from nanolit.planning.costs import num_ranks
-from nanolit.planning.micro_batch import is_auto, tried
+from nanolit.planning.micro_batch import tried
 from nanolit.planning.plans import (
     BasePlan,
     FinetunePlan,
@@ -50,9 +48,9 @@ from nanolit.planning.plans import (
     keep_stored,
 )
 from nanolit.planning.show import plan_table
+from nanolit.planning.sizes import is_auto
 from nanolit.report.card import final_table, write_report
 
-WORKER = "nanolit.jobs.worker"
 TRIAL = "nanolit.jobs.trial"
 Result = Json  # of a stage or a job: its status, and what it reached or why it failed
 
@@ -243,36 +241,6 @@ def run_in_process(job: Job, plan: Plan) -> Result:
     from nanolit.jobs import worker  # not at the top: it imports torch, which orchestrating does without
 
     return worker.run(job, plan)
-
-
-def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequence[int] = ()) -> Result:
-    """Run this machine's ranks of a stage under torchrun; `folder` holds its job.yaml and plan.json."""
-    stage, devices, interrupted = plan.stage, job["cluster"]["devices"], False
-    # A port for each stage, so that no machine finds the store of the stage before.
-    port = node.master_port + job["recipe"]["stages"].index(stage)
-    command = torchrun(
-        WORKER,
-        [str(folder)],
-        devices=devices,
-        nodes=job["cluster"]["nodes"],
-        node=replace(node, master_port=port),
-    )
-    try:
-        code = supervise(command, environment=clean_environment(devices=devices), keep_open=keep_open)
-    except KeyboardInterrupt:
-        code, interrupted = 130, True
-    result = stage_folder(job["root"], job["run"], stage) / "result.json"
-    if result.exists():
-        return read_json(result)
-    if interrupted:
-        error = "stopped before it could write a checkpoint; the same command goes on from the one before"
-        return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
-    if node.rank and code == 0:
-        return {"status": "done", "run": job["run"], "stage": stage}
-    error = (
-        f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above"
-    )
-    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
 
 def score(result: Result) -> str:

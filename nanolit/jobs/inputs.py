@@ -1,4 +1,4 @@
-"""What a job's stages begin from, found and checked before the first of them begins.
+"""Find and check everything that a job's stages begin from, before the first of them begins.
 
 Earlier stages and their weights, tasks, the settings of an interrupted run: hours of base must not end with a
 file that is not there.
@@ -110,7 +110,7 @@ class Origin:
 
 
 def origin(job: Job, stage: str) -> Origin | None:
-    """What the stage's weights come from; None: drawn anew. ValueError says what is missing."""
+    """Return the source of the stage's weights, None if they are drawn anew; ValueError if it is missing."""
     models = [one for one in job["recipe"]["stages"] if one != "tokenizer"]
     before = models[: models.index(stage)]
     first = next(one for one in job["stages"] if one != "tokenizer")

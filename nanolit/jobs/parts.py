@@ -1,4 +1,4 @@
-"""What a training stage is made of, built from a job and its plan: model, data, phase, trainer, logger.
+"""The parts of a training stage, built from a job and its plan: model, data, phase, trainer, logger.
 
 The worker fits these parts; the benchmarks time the same ones.
 """
@@ -224,7 +224,7 @@ def build_logger(job: Job, stage: str, parts: Parts) -> Any:
 
 
 def wandb_key() -> bool:
-    """Whether W&B is logged in here: by the environment or by `wandb login`."""
+    """Return True if W&B is logged in here, by the environment or by `wandb login`."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
         return True
     try:

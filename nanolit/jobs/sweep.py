@@ -145,7 +145,7 @@ def report(result: Json) -> None:
 
 
 def read_answer(answer: Path, job: Job) -> Json:
-    """What the job's process says of it; one that was killed says nothing, whatever its stages have left."""
+    """Return the result that the job's process left; one that was killed left none and has failed."""
     if answer.exists():
         return read_json(answer)
     return {"status": "failed", "run": job["run"], "error": "its process ended without a result"}

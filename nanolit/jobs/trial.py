@@ -17,8 +17,9 @@ from nanolit.jobs.parts import build_gpt, compiled
 from nanolit.machine.device import pick_device
 from nanolit.phases.core import compile_gpt
 from nanolit.planning.costs import HEADROOM, fits, peak_memory
-from nanolit.planning.micro_batch import Tried, is_auto, remember, tried
+from nanolit.planning.micro_batch import Tried, remember, tried
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
+from nanolit.planning.sizes import is_auto
 
 
 def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, known: Tried) -> Tried:
@@ -38,7 +39,7 @@ def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, 
 
 
 def has_memory(probe: Callable[[int], None], rows: int) -> bool:
-    """Whether the probe gets through; what it held is given back either way."""
+    """Return True if the probe gets through; give back its memory either way."""
     try:
         probe(rows)
         return True

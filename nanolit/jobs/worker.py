@@ -1,4 +1,4 @@
-"""What one rank runs: build the stage from the job, fit, leave result.json.
+"""Run one stage on one rank: build it from the job and its plan, fit, leave result.json.
 
 `python -m nanolit.jobs.worker FOLDER` is what torchrun starts: the folder holds job.yaml and plan.json. One
 device runs in process.
@@ -73,7 +73,7 @@ def run(job: Job, plan: Plan) -> Json:
 
 
 def others_are_gone(error: Exception) -> bool:
-    """Whether this is how gloo and NCCL say that a rank does not answer; gloo has no class for it."""
+    """Return True for the errors of gloo and NCCL when a rank does not answer; gloo has no class for it."""
     if not torch.distributed.is_initialized():
         return False
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
@@ -111,14 +111,7 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         return {"status": "interrupted", "error": interruption(job, stage, phase), **result}
     release = parts.folder / "release"
     if launched_rank() == 0:
-        meta = {"run": job["run"], "stage": stage, "recipe": job["recipe"]["name"], "seed": job["seed"]}
-        save_release(
-            release,
-            phase.gpt,
-            tokenizer_folder=parts.tokenizer_folder,
-            tokenizer_hash=parts.tokenizer.hash,
-            meta={**meta, **result, "code": code_version()},
-        )
+        leave_release(release, job, parts, result)
         summarize(stage, result, release)
     stop = watch.checkpoints.stop  # then no other stage begins
     result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}
@@ -127,6 +120,18 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         report = write_report(Path(job["root"]), job["run"])
         trainer.logger.experiment.save(str(report), base_path=str(report.parent), policy="now")
     return result
+
+
+def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
+    stage, recipe = parts.plan.stage, job["recipe"]["name"]
+    meta = {"run": job["run"], "stage": stage, "recipe": recipe, "seed": job["seed"]}
+    save_release(
+        release,
+        parts.phase.gpt,
+        tokenizer_folder=parts.tokenizer_folder,
+        tokenizer_hash=parts.tokenizer.hash,
+        meta={**meta, **result, "code": code_version()},
+    )
 
 
 class Watch:

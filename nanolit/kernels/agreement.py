@@ -23,7 +23,7 @@ def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Te
 
 
 def near(found: Tensor, expected: Tensor, *, within: float) -> bool:
-    """Whether the relative error, in Frobenius norm, is below a bound; NaN is not."""
+    """Return True if the relative error, in Frobenius norm, is below a bound; NaN is not."""
     return bool((found.float() - expected).norm() < within * expected.norm())
 
 

@@ -76,7 +76,7 @@ class _MLP(torch.autograd.Function):
 
 
 def _largest_norm(x_RS: Tensor, dim: int) -> Tensor:
-    """Of the rows (dim 1) or columns (0), float32."""
+    """Return the largest norm of the rows (dim 1) or the columns (dim 0), float32."""
     return x_RS.float().square().sum(dim).amax().sqrt()
 
 

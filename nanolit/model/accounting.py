@@ -141,7 +141,7 @@ def value_embedding_layers(depth: int) -> list[int]:
 
 
 def window_sizes(window_pattern: str, *, depth: int, context: int) -> list[int | None]:
-    """How many positions back each layer sees besides its own; None is all of them.
+    """Return the number of positions back that each layer sees besides its own; None is all of them.
 
     The pattern is tiled over the layers and the last layer is always L. S is a quarter of the context,
     rounded up to a multiple of 128. In a pattern with S, L reaches one context back (which matters only

@@ -132,13 +132,7 @@ class MuonAdamW(torch.optim.Optimizer):
             "normalize_update": normalize_update,
             "cautious": cautious,
         }
-        self._muon_update, self._apply_update, self._adamw_update = muon_update, apply_update, adamw_update
-        if device.type == "cuda" if compile is None else compile:
-            _allow_many_shapes()
-            self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
-            self._apply_update = torch.compile(apply_update, fullgraph=True, dynamic=False)
-            # A graph for each of the few lengths: where the length is a variable, loads are not vectorised
-            self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=False)
+        self._choose_updates(device.type == "cuda" if compile is None else compile)
         self._stacks: list[tuple[Group, MatrixStack]] = []
         self._slices: list[tuple[Group, FlatSlice]] = []
         for group in self.param_groups:
@@ -149,6 +143,15 @@ class MuonAdamW(torch.optim.Optimizer):
                 for name, param in zip(group["names"], group["params"], strict=True):
                     share = Replica if param.numel() < SMALL else FlatSlice
                     self._slices.append((group, share(name, param)))
+
+    def _choose_updates(self, compile: bool) -> None:
+        self._muon_update, self._apply_update, self._adamw_update = muon_update, apply_update, adamw_update
+        if compile:
+            _allow_many_shapes()
+            self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
+            self._apply_update = torch.compile(apply_update, fullgraph=True, dynamic=False)
+            # A graph for each of the few lengths: where the length is a variable, loads are not vectorised
+            self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -254,7 +257,7 @@ class MuonAdamW(torch.optim.Optimizer):
         stack.start_gather()
 
     def _by_halves(self, params_NRS: Tensor) -> bool:
-        """Whether our kernels serve: they balance rows and have Polar Express's polynomials."""
+        """Return True if our kernels serve: they balance rows and have Polar Express's polynomials."""
         flags = self._flags["equilibrate_rows"], self._flags["orthogonalization"]
         return flags == (True, "polar_express") and has_kernel(params_NRS.device, min(params_NRS.shape[-2:]))
 

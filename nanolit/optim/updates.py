@@ -103,7 +103,7 @@ def polar_express(x_NRS: Tensor, norm_N11: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def has_kernel(device: torch.device, short_side: int) -> bool:
-    """Whether our Triton kernel serves matrices of this short side: Hopper with Triton, and whole tiles."""
+    """Return True if our Triton kernel takes matrices of this short side: on Hopper, in whole tiles."""
     return short_side % TILE == 0 and triton_capability(device)[0] == HOPPER
 
 

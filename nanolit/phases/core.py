@@ -189,7 +189,7 @@ class PhaseArguments(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What every phase is built from besides its job and its plan."""
+    """Everything that a phase is built from besides its job and its plan."""
 
     gpt: GPT
     tokenizer: Tokenizer

@@ -1,4 +1,4 @@
-"""What a stage takes of the job's cluster: hours, the memory of a GPU, dollars."""
+"""The cost of a stage on the job's cluster: hours, memory of a GPU, dollars."""
 
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict

@@ -5,7 +5,7 @@ jobs/trial.py tries them. No choice changes what is learned: the order of the da
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from nanolit.config.names import short_hash
 from nanolit.config.schema import Job
@@ -23,13 +23,6 @@ class Tried(NamedTuple):
     def open(self, choices: Sequence[int]) -> list[int]:
         """Return the choices of which nothing is known, in rising order."""
         return [rows for rows in choices if rows > self.fits and (self.fails is None or rows < self.fails)]
-
-
-def is_auto(job: Job, stage: str) -> bool:
-    """Return True if the micro-batch is to be tried; never on a CPU, in rl, or for three tiny steps."""
-    if stage in ("tokenizer", "rl") or job["cluster"]["gpu"] == "cpu" or job["fast_dev_run"]:
-        return False
-    return cast(dict[str, dict[str, object]], job["stage"])[stage]["micro_batch"] == "auto"
 
 
 def best_known(choices: Sequence[int], derived: int, known: Tried) -> int:

@@ -1,4 +1,4 @@
-"""What the plans of several stages share: the model's size, the step's batch, rates, how often it is watched.
+"""Arithmetic that several stages share: model size, batch, rates, and how often a stage is watched.
 
 A plan is a frozen dataclass whose `asdict` is plan.json. Each class adds fields to the one before:
 StagePlan → ModelPlan → BatchPlan → BasePlan, FinetunePlan (base.py, finetune.py); RLPlan has no BatchPlan.
@@ -23,7 +23,7 @@ from nanolit.model.accounting import Hyperparameters, Size, flops_per_token, par
 from nanolit.optim import scaling
 from nanolit.optim.scaling import GroupSettings
 from nanolit.planning.costs import fits, num_ranks
-from nanolit.planning.micro_batch import best_known, is_auto, tried
+from nanolit.planning.micro_batch import best_known, tried
 
 FAST_DEV_STEPS = 3
 FAST_DEV_ROWS = 2  # of one device
@@ -123,6 +123,49 @@ def of_size(job: Job, depth: int, size: Size) -> Hyperparameters:
     return cast(Hyperparameters, {"depth": depth, **size._asdict(), **shared, **flags})
 
 
+def plan_batch(
+    job: Job,
+    model: ModelPlan,
+    settings: BaseStage | FinetuneStage,
+    *,
+    total_batch: int | None,
+    equal_rows: bool,
+) -> BatchPlan:
+    """Deal out a step of `total_batch` tokens (None: as base's rule has it); ValueError names what fits."""
+    context, ranks = job["model"]["context"], num_ranks(job)
+    if job["fast_dev_run"]:
+        total_batch = FAST_DEV_ROWS * ranks * context
+    elif total_batch is None:
+        total_batch = batch_of_base(job, model.gpt)
+    if total_batch < 1 or total_batch % (context * ranks):
+        what = f"context × devices ({context:,} × {ranks})"
+        raise ValueError(multiple("total_batch", total_batch, unit=context * ranks, what=what))
+    rows = total_batch // context
+    choices = divisors(rows // ranks)
+    micro_batch = choose_micro_batch(job, model, settings["micro_batch"], choices, equal_rows=equal_rows)
+    if micro_batch not in choices:
+        nearest = min(choices, key=lambda choice: abs(choice - micro_batch))
+        raise ValueError(
+            f"micro_batch ({micro_batch} rows) must divide the {rows // ranks} rows of a device "
+            f"(total_batch {total_batch:,} / {context:,} / {ranks} devices); try micro_batch={nearest}"
+        )
+    return BatchPlan(
+        **vars(model),
+        total_batch=total_batch,
+        rows=rows,
+        ranks=ranks,
+        micro_batch=micro_batch,
+        accumulation=rows // ranks // micro_batch,
+    )
+
+
+def batch_of_base(job: Job, gpt: Hyperparameters) -> int:
+    """Return the tokens of a base step: fixed, or grown with the horizon relative to d12's."""
+    if job["recipe"]["scaling"]["batch"] == "fixed":
+        return scaling.REFERENCE_BATCH
+    return scaling.batch_from_horizon(counted_parameters(job, gpt), reference_parameters(job))
+
+
 def counted_parameters(job: Job, gpt: Hyperparameters) -> int:
     """Return how many parameters the recipe's tokens-per-parameter ratio counts."""
     counts = parameter_counts(gpt)
@@ -137,56 +180,19 @@ def reference_parameters(job: Job) -> int:
     return counted_parameters(job, of_size(job, 12, size))
 
 
-def plan_batch(
-    job: Job,
-    model: ModelPlan,
-    settings: BaseStage | FinetuneStage,
-    *,
-    total_batch: int | None,
-    equal_rows: bool,
-) -> BatchPlan:
-    """Deal out a step of `total_batch` tokens (None: as base's rule has it); ValueError names what fits.
-
-    A micro-batch of null is derived; so is auto until one has been tried on the GPU.
-    """
-    context, ranks = job["model"]["context"], num_ranks(job)
-    micro_batch = None if settings["micro_batch"] == "auto" else settings["micro_batch"]
+def choose_micro_batch(
+    job: Job, model: ModelPlan, wish: int | str | None, choices: list[int], *, equal_rows: bool
+) -> int:
+    """Return the rows of a micro-batch that were asked for, found by trying (auto), or derived."""
     if job["fast_dev_run"]:
-        total_batch, micro_batch = FAST_DEV_ROWS * ranks * context, FAST_DEV_ROWS
-    elif total_batch is None:
-        total_batch = batch_of_base(job, model.gpt)
-    if total_batch < 1 or total_batch % (context * ranks):
-        what = f"context × devices ({context:,} × {ranks})"
-        raise ValueError(multiple("total_batch", total_batch, unit=context * ranks, what=what))
-    rows = total_batch // context
-    rows_of_rank = rows // ranks
-    choices = divisors(rows_of_rank)
-    if micro_batch is None:
-        most = most_rows(job, model.gpt)
-        micro_batch = max(choice for choice in choices if choice <= most)
-    if is_auto(job, model.stage):
-        micro_batch = best_known(choices, micro_batch, tried(job, model.gpt, equal_rows=equal_rows))
-    if micro_batch not in choices:
-        nearest = min(choices, key=lambda choice: abs(choice - (micro_batch or 1)))
-        raise ValueError(
-            f"micro_batch ({micro_batch} rows) must divide the {rows_of_rank} rows of a device "
-            f"(total_batch {total_batch:,} / {context:,} / {ranks} devices); try micro_batch={nearest}"
-        )
-    return BatchPlan(
-        **vars(model),
-        total_batch=total_batch,
-        rows=rows,
-        ranks=ranks,
-        micro_batch=micro_batch,
-        accumulation=rows_of_rank // micro_batch,
-    )
-
-
-def batch_of_base(job: Job, gpt: Hyperparameters) -> int:
-    """Return the tokens of a base step: fixed, or grown with the horizon relative to d12's."""
-    if job["recipe"]["scaling"]["batch"] == "fixed":
-        return scaling.REFERENCE_BATCH
-    return scaling.batch_from_horizon(counted_parameters(job, gpt), reference_parameters(job))
+        return FAST_DEV_ROWS
+    if isinstance(wish, int):
+        return wish
+    most = most_rows(job, model.gpt)
+    derived = max(choice for choice in choices if choice <= most)
+    if not is_auto(job, model.stage):
+        return derived
+    return best_known(choices, derived, tried(job, model.gpt, equal_rows=equal_rows))
 
 
 def most_rows(job: Job, gpt: Hyperparameters) -> int:
@@ -197,6 +203,13 @@ def most_rows(job: Job, gpt: Hyperparameters) -> int:
         tokens = 8_192
     most = max(1, tokens // context)
     return max((rows for rows in range(1, most + 1) if fits(job, gpt, rows, gpu=gpu) is not False), default=1)
+
+
+def is_auto(job: Job, stage: str) -> bool:
+    """Return True if the micro-batch is to be tried; never on a CPU, in rl, or for three tiny steps."""
+    if stage in ("tokenizer", "rl") or job["cluster"]["gpu"] == "cpu" or job["fast_dev_run"]:
+        return False
+    return cast(dict[str, dict[str, object]], job["stage"])[stage]["micro_batch"] == "auto"
 
 
 def scaled_groups(
@@ -235,7 +248,7 @@ def scaled_group(
 
 
 class Watching(TypedDict):
-    """How often a stage is evaluated, saved and sampled, in steps, and on how much validation data."""
+    """Steps between evaluations, checkpoints and samples, and the size of the validation data."""
 
     eval_every: int
     save_every: int

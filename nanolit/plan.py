@@ -33,7 +33,7 @@ ALL = "cluster=all"
 
 @dataclass(frozen=True)
 class Settings:
-    """The form in which the plan is printed."""
+    """How the plan is printed."""
 
     json: bool = setting(
         "--json: print what plan.json holds; several stages by name, with cluster=all by cluster", False
@@ -81,7 +81,7 @@ def show_clusters(overrides: list[str], *, as_json: bool) -> None:
 
 
 def summary(plans: Plans) -> dict[str, Any]:
-    """Return the sums over all stages on a cluster, and the memory of the one that needs most."""
+    """What a cluster takes for all stages: their sums, and the memory of the one that needs most."""
     stages = list(plans.values())
     hours, dollars = total(stages)
     most = max(reversed(stages), key=peak_gib)

@@ -98,16 +98,6 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     )
 
 
-def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
-    """Return True to compile the model: on a GPU unless told otherwise, never where rows differ in length.
-
-    It would be compiled anew for every length.
-    """
-    if not plan.equal_rows:
-        return False
-    return device.type == "cuda" if job["compile"] is None else job["compile"]
-
-
 def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: TrainingPlan) -> None:
     if tokenizer.vocab_size != plan.gpt["vocab_size"]:
         raise ValueError(
@@ -171,6 +161,16 @@ def build_gpt(
     if precision == "fp8":
         gpt.use_fp8()
     return gpt
+
+
+def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
+    """Return True to compile the model: on a GPU unless told otherwise, never where rows differ in length.
+
+    It would be compiled anew for every length.
+    """
+    if not plan.equal_rows:
+        return False
+    return device.type == "cuda" if job["compile"] is None else job["compile"]
 
 
 def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:

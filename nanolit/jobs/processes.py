@@ -45,10 +45,7 @@ class Node:
 
 
 def this_node(*, nodes: int) -> Node:
-    """Return this machine's place among several, from NANOLIT_NODE_RANK and NANOLIT_MASTER_ADDR.
-
-    ValueError if they are not set.
-    """
+    """What started a job on several machines says of this one; ValueError where it says nothing."""
     if nodes == 1:
         return Node()
     rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")

@@ -12,7 +12,7 @@ from typing import cast
 from nanolit.config.build import build
 from nanolit.config.names import tokenizer_name
 from nanolit.config.schema import Job, Node, StageName
-from nanolit.machine.paths import read_json, stage_folder
+from nanolit.machine.paths import Json, read_json, stage_folder
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.planning.base import BasePlan, TokenizerPlan, plan_base, plan_tokenizer
 from nanolit.planning.costs import cost
@@ -88,12 +88,12 @@ def keep_stored(job: Job, plan: Plan) -> Plan:
     path = stage_folder(job["root"], job["run"], plan.stage) / "plan.json"
     if isinstance(plan, TokenizerPlan) or not path.exists():
         return plan
-    stored: Node = read_json(path)
+    stored: Json = read_json(path)
     kept = {field.name for field in fields(plan)} & stored.keys() - PRESENT
     return replace(plan, **{name: stored[name] for name in kept})
 
 
-def as_json(plan: Plan) -> Node:
+def as_json(plan: Plan) -> Json:
     """Return what plan.json holds: `asdict`, without a download where nothing is downloaded."""
     content = asdict(plan)
     if content.get("download_gigabytes", 0) is None:
@@ -102,13 +102,17 @@ def as_json(plan: Plan) -> Node:
 
 
 def read_plan(folder: Path) -> Plan:
-    """Return the plan in a stage's folder, of format 1.
+    """Return the plan in a stage's folder."""
+    return from_json(read_json(folder / "plan.json"))
+
+
+def from_json(content: Json) -> Plan:
+    """Return the plan that a plan.json of format 1 holds.
 
     Keys that are gone are dropped; what its version did not store yet is None.
     """
-    content: Node = read_json(folder / "plan.json")
     kind, _ = PLANNERS[content["stage"]]
-    stored: Node = {field.name: content.get(field.name) for field in fields(kind)}
+    stored: Json = {field.name: content.get(field.name) for field in fields(kind)}
     return kind(**stored)
 
 

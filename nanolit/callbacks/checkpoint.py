@@ -104,7 +104,7 @@ def is_whole(folder: Path) -> bool:
 
 def by_step(folder: Path) -> list[Path]:
     """The folders of checkpoints, the oldest first."""
-    return sorted(folder.glob("step_*"), key=lambda one: int(one.name.removeprefix("step_")))
+    return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -67,7 +67,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
     """Return Hydra's composition as a plain dict, after every rule and before the check."""
     job = plain_dict(config)
-    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
+    job["overrides"] = [word for word in overrides if not re.match(r"[+~]*hydra[./]", word)]
     for rule in RULES:
         rule(job)
     return job
@@ -126,9 +126,9 @@ def no_such_stage(job: Choices, stage: str) -> str:
 def drop_stages_of_other_recipes(job: Choices) -> None:
     """Drop the settings of stages that the recipe lacks; ValueError if one of them was typed."""
     others = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
-    for one in job["overrides"]:
-        if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
-            raise ValueError(f"{one}: {no_such_stage(job, one.split('.')[1])}")
+    for word in job["overrides"]:
+        if word.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
+            raise ValueError(f"{word}: {no_such_stage(job, word.split('.')[1])}")
     kept = {stage: settings for stage, settings in job["stage"].items() if stage not in others}
     job["stage"] = cast(Stages, kept)
 
@@ -167,7 +167,7 @@ def introduce(mixture: Mixture, job: Choices) -> Mixture:
     sources = mixture.get("sources")
     if not isinstance(sources, list) or not (job["identity"] or job["phase"] == "identity"):
         return mixture
-    own = [one for one in sources if isinstance(one, dict) and one.get("_target_") == IDENTITY]
+    own = [source for source in sources if isinstance(source, dict) and source.get("_target_") == IDENTITY]
     if not own:
         own = [{"_target_": IDENTITY, "epochs": 2}]
         sources.append(own[0])
@@ -254,7 +254,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
         return place + unknown_key(key, known)
     parent = key.rpartition(".")[0]
     try:
-        rest = [one for one in overrides if one.lstrip("+~").split("=")[0] != key]
+        rest = [word for word in overrides if word.lstrip("+~").split("=")[0] != key]
         node = OmegaConf.select(compose_config(rest), parent)
     except USER_ERRORS:
         node = None

@@ -81,12 +81,12 @@ def check_unchanged(job: Job, stage: str) -> None:
 
 def check_previous(job: Job, stage: str) -> None:
     """ValueError with the command that makes it, when the model that the stage begins from is missing."""
-    models = [one for one in job["recipe"]["stages"] if one != "tokenizer"]
+    models = [other for other in job["recipe"]["stages"] if other != "tokenizer"]
     before = models[: models.index(stage)] if stage in models else []
     if not before or job["start_from"] or finished(job["root"], job["run"], before[-1]):
         return
-    previous = next(one for one in before if not finished(job["root"], job["run"], one))
-    others = [one for one in job["overrides"] if not one.startswith(("phase=", "stages=", "start_from="))]
+    previous = next(earlier for earlier in before if not finished(job["root"], job["run"], earlier))
+    others = [word for word in job["overrides"] if not word.startswith(("phase=", "stages=", "start_from="))]
     command = " ".join(["python -m nanolit.train", f"phase={previous}", *others])
     raise ValueError(
         f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; make it with: {command}"
@@ -111,9 +111,9 @@ class Origin:
 
 def origin(job: Job, stage: str) -> Origin | None:
     """Return the source of the stage's weights, None if they are drawn anew; ValueError if it is missing."""
-    models = [one for one in job["recipe"]["stages"] if one != "tokenizer"]
+    models = [other for other in job["recipe"]["stages"] if other != "tokenizer"]
     before = models[: models.index(stage)]
-    first = next(one for one in job["stages"] if one != "tokenizer")
+    first = next(other for other in job["stages"] if other != "tokenizer")
     if job["start_from"] and stage == first:
         return named_origin(job, stage, before or [stage])
     if not before:
@@ -127,7 +127,7 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
     if (Path(wish).expanduser() / "gpt.json").is_file():
         return Origin(wish, Path(wish).expanduser(), None)
     run, _, name = wish.partition("/")
-    done = [one for one in allowed if finished(job["root"], run, one)]
+    done = [earlier for earlier in allowed if finished(job["root"], run, earlier)]
     if name and finished(job["root"], run, name):
         return of_stage(job["root"], run, name)
     if name or not done:
@@ -152,7 +152,7 @@ def check_sources(job: Job, plans: Plans) -> None:
     comes from the hub is fetched here.
     """
     checked: list[Target] = []
-    for node in sorted(nodes(job, plans), key=lambda one: one.get("path") is None):
+    for node in sorted(nodes(job, plans), key=lambda target: target.get("path") is None):
         if node not in checked:
             checked.append(node)
             check_rows(build(node))

@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
 from nanolit.phases.base import build_base
-from nanolit.phases.core import Inputs, Phase, ShardedOptimizerStrategy, Training
+from nanolit.phases.core import Inputs, Phase, Restore, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
 from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json
@@ -113,7 +114,7 @@ def load_gpt(
     *,
     resumed: Checkpoint | None,
     begins: Origin | None,
-) -> tuple[GPT, Any]:
+) -> tuple[GPT, Restore | None]:
     """The model with its weights, and what gives a fresh optimizer its state (None: nothing does)."""
     source, precision = resumed, job["precision"]
     if precision == "fp8" and not plan.allows_fp8:
@@ -197,7 +198,7 @@ def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callb
     )
 
 
-def build_logger(job: Job, stage: str, parts: Parts) -> Any:
+def build_logger(job: Job, stage: str, parts: Parts) -> Logger | Literal[False]:
     """The job's Lightning logger, or False; W&B continues one run per stage, offline without a key."""
     settings = job["logger"]
     if not settings["_target_"]:

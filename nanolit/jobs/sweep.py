@@ -46,7 +46,9 @@ def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]
     bad = [result for result in results if result["status"] != "done"]
     if bad:
         lines = [f"{result['run']}: {result['status']}: {result.get('error', '')}" for result in bad]
-        raise JobFailed("\n".join(lines), 130 if any(one["status"] == "interrupted" for one in bad) else 1)
+        raise JobFailed(
+            "\n".join(lines), 130 if any(result["status"] == "interrupted" for result in bad) else 1
+        )
     return [result.get("val_bpb") for result in results]
 
 
@@ -114,7 +116,7 @@ def run_processes(jobs: Sequence[Job]) -> list[Json]:
 def gpu_slots(devices: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each place for a job: `devices` GPUs each; one place if there are no more."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        gpus = [one for one in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if one]
+        gpus = [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
     else:
         gpus = list(map(str, range(len(gpu_names()))))
     places = [gpus[first : first + devices] for first in range(0, len(gpus) - devices + 1, devices)]

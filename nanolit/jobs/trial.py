@@ -29,7 +29,7 @@ def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, 
     is good, so that two are the rule.
     """
     untried = known.open(list(choices))
-    guess = min(untried, key=lambda one: abs(one - start), default=0)
+    guess = min(untried, key=lambda rows: abs(rows - start), default=0)
     while untried:
         enough = has_memory(probe, guess)
         known = Tried(guess, known.fails) if enough else Tried(known.fits, guess)

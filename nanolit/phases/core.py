@@ -41,6 +41,8 @@ from nanolit.optim.schedule import Schedule
 from nanolit.planning.plans import TrainingPlan
 from nanolit.tokenizer.bpe import Tokenizer
 
+Restore = Callable[[MuonAdamW], None]  # gives a fresh optimizer a checkpoint's state
+
 
 def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
     """Return `gpt`, to be compiled at its first call; a later process finds the result in torch's cache."""
@@ -60,8 +62,7 @@ def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
 class Phase(L.LightningModule):
     """A GPT, its optimizer and its schedule; `loss` says what is optimized.
 
-    `groups` maps a role to its final settings (learning rates already scaled); `restore` is called with the
-    fresh optimizer to load a checkpoint's state into it.
+    `groups` maps a role to its final settings: learning rates are already scaled.
     """
 
     # A resumed stage is a new Trainer for the steps that are left, so Lightning's loop state is never
@@ -78,7 +79,7 @@ class Phase(L.LightningModule):
         num_steps: int,
         finished_steps: int = 0,
         compile: bool = False,
-        restore: Callable[[MuonAdamW], None] | None = None,
+        restore: Restore | None = None,
     ) -> None:
         super().__init__()
         self.gpt = gpt
@@ -184,7 +185,7 @@ class PhaseArguments(TypedDict):
     schedule: Schedule
     finished_steps: int
     compile: bool
-    restore: Callable[[MuonAdamW], None] | None
+    restore: Restore | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,7 @@ class Inputs:
     tokenizer: Tokenizer
     compile: bool
     finished_steps: int
-    restore: Callable[[MuonAdamW], None] | None
+    restore: Restore | None
     rank: int
 
     def phase_arguments(self, job: Job, plan: TrainingPlan) -> PhaseArguments:

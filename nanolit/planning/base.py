@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from nanolit.config.schema import Job, Target
-from nanolit.model.accounting import flops_per_token
 from nanolit.optim import scaling
-from nanolit.optim.scaling import GroupSettings
-from nanolit.planning.costs import Cost, Hours, Memory, hours, memory
+from nanolit.planning.costs import Cost, Hours, hours
 from nanolit.planning.sizes import (
     FAST_DEV_STEPS,
-    BatchPlan,
     StagePlan,
+    TextPlan,
     counted_parameters,
     evaluation_flops,
     plan_batch,
@@ -67,29 +65,18 @@ def download_gigabytes(dataset: Dataset, num_shards: int) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BasePlan(BatchPlan):
+class BasePlan(TextPlan):
     num_steps: int
     tokens: int
     counted_parameters: int
     tokens_per_parameter: float
     flops: float
     packing: Literal["flat", "bestfit", "bestfit_split"]
-    schedule: Target
-    groups: dict[str, GroupSettings]
-    eval_every: int
-    save_every: int
-    sample_every: int
-    eval_tokens: int
-    eval_rows: int
-    hours: Hours
-    memory: Memory | None
     shards: int
     download_gigabytes: float | None
-    cost: Cost | None = None
 
     warm_start: ClassVar[bool] = True  # with start_from, the optimizer's state comes along
     equal_rows: ClassVar[bool] = True  # every step has the same shape, so that compiling pays
-    allows_fp8: ClassVar[bool] = True
     chats: ClassVar[bool] = False  # it continues text, and is asked no chat tasks
 
     def tasks(self, job: Job) -> list[Target]:
@@ -103,7 +90,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     step = plan_batch(
         job, model, settings, total_batch=settings["total_batch"], equal_rows=BasePlan.equal_rows
     )
-    gpt, counted = model.gpt, counted_parameters(job, model.gpt)
+    counted = counted_parameters(job, model.gpt)
     ratio = settings["target_ratio"]
     num_steps = scaling.steps_from_horizon(
         batch=step.total_batch,
@@ -115,7 +102,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     )
     tokens = num_steps * step.total_batch
     watched = watching(job, settings, recipe["base"])
-    flops = tokens * flops_per_token(gpt)
+    flops = tokens * model.flops_per_token
     shards = dataset.shards_needed(tokens, kept_fraction=KEPT_FRACTION[recipe["packing"]])
     return BasePlan(
         **vars(step),
@@ -126,10 +113,9 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
         flops=flops,
         packing=recipe["packing"],
         schedule=recipe["schedule"],
-        groups=scaled_groups(job, gpt, step.total_batch, lr_scale=settings["lr_scale"]),
+        groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"]),
         **watched,
-        hours=hours(job, flops, evaluation=evaluation_flops(gpt, watched, num_steps)),
-        memory=memory(job, gpt, step.micro_batch, choices=step.micro_batches),
+        hours=hours(job, flops, evaluation=evaluation_flops(model, watched, num_steps)),
         shards=shards,
         download_gigabytes=download_gigabytes(dataset, shards),
     )

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nanolit.config.schema import FinetuneDefaults, Job, Target, finetune_defaults, finetune_settings
-from nanolit.optim.scaling import GroupSettings
 from nanolit.planning.base import Dataset
-from nanolit.planning.costs import Cost, Hours, Memory, hours, memory
+from nanolit.planning.costs import hours
 from nanolit.planning.sizes import (
     FAST_DEV_STEPS,
-    BatchPlan,
     StagePlan,
+    TextPlan,
     evaluation_flops,
     plan_batch,
     plan_model,
@@ -22,26 +21,15 @@ EPOCH_CONTEXT = 2_048  # of the rows in which the recipes' epoch_tokens are coun
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetunePlan(BatchPlan):
+class FinetunePlan(TextPlan):
     """`num_steps` is None for one epoch; `expected_steps` is about how many that is, where it is known."""
 
     num_steps: int | None
     expected_steps: int | None
     flops: float | None
     packing: Literal["flat", "single", "bestfit"]
-    schedule: Target
     warm_start: bool
-    groups: dict[str, GroupSettings]
-    eval_every: int
-    save_every: int
-    sample_every: int
-    eval_tokens: int
-    eval_rows: int
-    hours: Hours
-    memory: Memory | None
-    cost: Cost | None = None
 
-    allows_fp8: ClassVar[bool] = True
     chats: ClassVar[bool] = True
 
     @property
@@ -82,8 +70,7 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
         warm_start=defaults["warm_start"],
         groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=lr_scale),
         **watched,
-        hours=hours(job, flops, evaluation=evaluation_flops(model.gpt, watched, expected or 0)),
-        memory=memory(job, model.gpt, step.micro_batch, choices=step.micro_batches),
+        hours=hours(job, flops, evaluation=evaluation_flops(model, watched, expected or 0)),
     )
 
 

@@ -17,7 +17,7 @@ from nanolit.planning.plans import (
     check_cost,
     total,
 )
-from nanolit.planning.sizes import BatchPlan
+from nanolit.planning.sizes import BatchPlan, TextPlan
 
 Rows = list[tuple[str, str]]  # a name and its text
 
@@ -50,13 +50,13 @@ def plan_table(plan: Plan, *, known: Plan | None = None) -> str:
     if isinstance(plan, BatchPlan):
         rows += step_rows(plan)
     rows += horizon_rows(plan) + cost_rows(plan)
-    if isinstance(plan, BasePlan | FinetunePlan) and plan.memory:
+    if isinstance(plan, BatchPlan) and plan.memory:
         rows += memory_rows(plan.memory)
     if isinstance(plan, RLPlan):
         rows += rl_rows(plan)
     if not isinstance(plan, TokenizerPlan):
         rows += group_rows(plan.groups)
-    if isinstance(plan, BasePlan | FinetunePlan):
+    if isinstance(plan, TextPlan):
         rows += watching_rows(plan)
     rows += data_rows(plan)
     return "\n".join([f"{plan.run} · {plan.stage}", *(f"  {name:<19}{text}" for name, text in rows)])
@@ -160,7 +160,7 @@ def group_rows(groups: Mapping[str, GroupSettings]) -> Rows:
     return [("learning rates", ""), *lines]
 
 
-def watching_rows(plan: BasePlan | FinetunePlan) -> Rows:
+def watching_rows(plan: TextPlan) -> Rows:
     every = f"save {plan.save_every:,}, sample {plan.sample_every:,}"
     return [("every", f"evaluate {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
 

@@ -1,13 +1,13 @@
 """Arithmetic that several stages share: model size, batch, rates, and how often a stage is watched.
 
 A plan is a frozen dataclass whose `asdict` is plan.json. Each class adds fields to the one before:
-StagePlan → ModelPlan → BatchPlan → BasePlan, FinetunePlan (base.py, finetune.py); RLPlan has no BatchPlan.
+StagePlan → ModelPlan → BatchPlan → TextPlan → BasePlan, FinetunePlan. RLPlan is a ModelPlan: it has no batch.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict, cast
+from typing import ClassVar, TypedDict, cast
 
 from nanolit.config.schema import (
     BaseDefaults,
@@ -16,13 +16,15 @@ from nanolit.config.schema import (
     FinetuneStage,
     Group,
     Job,
+    Node,
     StageName,
+    Target,
 )
 from nanolit.machine.numbers import divisors
 from nanolit.model.accounting import Hyperparameters, Size, flops_per_token, parameter_counts, size_from_depth
 from nanolit.optim import scaling
 from nanolit.optim.scaling import GroupSettings
-from nanolit.planning.costs import fits, num_ranks
+from nanolit.planning.costs import Cost, Hours, Memory, fits, memory, num_ranks
 from nanolit.planning.micro_batch import best_known, tried
 
 FAST_DEV_STEPS = 3
@@ -59,11 +61,29 @@ class BatchPlan(ModelPlan):
     ranks: int
     micro_batch: int
     accumulation: int
+    memory: Memory | None
 
     @property
     def micro_batches(self) -> list[int]:
         """The micro-batches that divide a rank's rows of a step, in rising order."""
         return divisors(self.rows // self.ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlan(BatchPlan):
+    """The plan of a stage that learns text which is there already: base, mid or sft."""
+
+    schedule: Target
+    groups: dict[str, GroupSettings]
+    eval_every: int
+    save_every: int
+    sample_every: int
+    eval_tokens: int
+    eval_rows: int
+    hours: Hours
+    cost: Cost | None = None
+
+    allows_fp8: ClassVar[bool] = True
 
 
 def refuse_below_one(counts: Mapping[str, int | None]) -> None:
@@ -110,7 +130,7 @@ def gpt_hyperparameters(job: Job) -> Hyperparameters:
         )
     kv_heads = heads if model["kv_heads"] is None else model["kv_heads"]
     if kv_heads < 1 or heads % kv_heads:
-        allowed = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
+        allowed = ", ".join(map(str, divisors(heads)))
         raise ValueError(
             f"model.kv_heads={kv_heads} does not divide {heads} heads; it must be one of {allowed}"
         )
@@ -138,8 +158,8 @@ def plan_batch(
     elif total_batch is None:
         total_batch = batch_of_base(job, model.gpt)
     if total_batch < 1 or total_batch % (context * ranks):
-        what = f"context × devices ({context:,} × {ranks})"
-        raise ValueError(multiple("total_batch", total_batch, unit=context * ranks, what=what))
+        unit, what = context * ranks, f"context × devices ({context:,} × {ranks})"
+        raise ValueError(multiple("total_batch", total_batch, unit=unit, what=what))
     rows = total_batch // context
     choices = divisors(rows // ranks)
     micro_batch = choose_micro_batch(job, model, settings["micro_batch"], choices, equal_rows=equal_rows)
@@ -156,6 +176,7 @@ def plan_batch(
         ranks=ranks,
         micro_batch=micro_batch,
         accumulation=rows // ranks // micro_batch,
+        memory=memory(job, model.gpt, micro_batch, choices=choices),
     )
 
 
@@ -207,9 +228,8 @@ def most_rows(job: Job, gpt: Hyperparameters) -> int:
 
 def is_auto(job: Job, stage: str) -> bool:
     """Return True if the micro-batch is to be tried; never on a CPU, in rl, or for three tiny steps."""
-    if stage in ("tokenizer", "rl") or job["cluster"]["gpu"] == "cpu" or job["fast_dev_run"]:
-        return False
-    return cast(dict[str, dict[str, object]], job["stage"])[stage]["micro_batch"] == "auto"
+    wish, gpu = cast(dict[str, Node], job["stage"])[stage].get("micro_batch"), job["cluster"]["gpu"]
+    return wish == "auto" and stage != "rl" and gpu != "cpu" and not job["fast_dev_run"]
 
 
 def scaled_groups(
@@ -238,11 +258,8 @@ def scaled_group(
     if group["batch_scaled"]:
         lr *= scaling.lr_factor_from_batch(total_batch)
     if group["kind"] == "muon" and job["recipe"]["scaling"]["batch"] == "horizon":
-        decay *= scaling.weight_decay_factor(
-            total_batch,
-            tokens=counted_parameters(job, gpt),
-            reference_tokens=reference_parameters(job),
-        )
+        tokens, reference = counted_parameters(job, gpt), reference_parameters(job)
+        decay *= scaling.weight_decay_factor(total_batch, tokens=tokens, reference_tokens=reference)
     settings = {key: value for key, value in group.items() if not key.endswith("_scaled")}
     return cast(GroupSettings, settings | {"lr": lr, "weight_decay": decay})
 
@@ -266,17 +283,16 @@ def watching(
         own = settings[name]
         chosen[name] = defaults[name] if own is None else own
         if chosen[name] < 1:
-            raise ValueError(
-                f"{name} is {chosen[name]}; it must be 1 or more, or null for the recipe's {defaults[name]:,}"
-            )
+            allowed = f"1 or more, or null for the recipe's {defaults[name]:,}"
+            raise ValueError(f"{name} is {chosen[name]}; it must be {allowed}")
     rows = FAST_DEV_ROWS if job["fast_dev_run"] else max(1, chosen["eval_tokens"] // job["model"]["context"])
     return Watching(**chosen, eval_rows=rows)
 
 
-def evaluation_flops(gpt: Hyperparameters, watched: Watching, num_steps: int) -> float:
+def evaluation_flops(model: ModelPlan, watched: Watching, num_steps: int) -> float:
     """Return the FLOPs of bits per byte, every so often and after the last step.
 
     A forward pass is a third of training's forward and backward.
     """
-    times = math.ceil(num_steps / watched["eval_every"])
-    return times * watched["eval_rows"] * gpt["context"] * flops_per_token(gpt) / 3
+    rows = math.ceil(num_steps / watched["eval_every"]) * watched["eval_rows"]
+    return rows * model.gpt["context"] * model.flops_per_token / 3

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from nanolit.config.compose import compose
+from nanolit.config.stored import read_job
 from nanolit.jobs import execute, trial, worker
 from nanolit.jobs.trial import out_of_memory
 from nanolit.machine.paths import read_json, stage_folder
 from nanolit.model.accounting import peak_memory_gib
 from nanolit.planning.micro_batch import Tried, tried
-from nanolit.planning.plans import fresh_plan
+from nanolit.planning.plans import fresh_plan, read_plan
 
 GPU = ["cluster.gpu=NVIDIA H100 80GB HBM3", "model=d12", "micro_batch=auto"]
 
@@ -89,6 +90,14 @@ def test_a_job_on_a_machine_without_the_gpu_still_runs(tmp_path):
     assert execute.run(job)["status"] == "done"
     assert read_json(stage_folder(tmp_path, "tiny", "base") / "plan.json")["micro_batch"] == 8
     assert not (tmp_path / "micro_batch.json").exists()
+
+
+def test_a_trial_reads_the_plan_that_the_job_derived(tmp_path):
+    job = auto_job(tmp_path)
+    plan = fresh_plan(job, "base")
+    folder = execute.hand_over(job, plan, tmp_path / "handed over")
+    assert read_plan(folder) == plan
+    assert read_job(folder / "job.yaml") == job
 
 
 def test_the_error_says_which_setting_fits(tmp_path):

@@ -47,6 +47,18 @@ def test_base_is_scored_on_the_rows_of_its_plan(tmp_path: Path, byte_tokenizer: 
     assert sum(len(ids_BT) for ids_BT, _ in step.micro_batches) == plan.rows
 
 
+def test_the_plans_rates_and_the_recipes_flags_reach_the_optimizer(
+    tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
+    job = job_of(tmp_path, byte_tokenizer, "recipe.optimizer.clip_norm=0.5", "stage.base.lr_scale=0.1")
+    plan: Any = fresh_plan(job, "base")
+    optimizer = build_base(job, plan, inputs_of(plan, byte_tokenizer)).phase.configure_optimizers()
+    assert optimizer.clip_norm == 0.5
+    assert {group["role"]: group["initial_lr"] for group in optimizer.param_groups} == {
+        role: settings["lr"] for role, settings in plan.groups.items()
+    }
+
+
 @pytest.mark.parametrize(("stage", "all_learned"), [("mid", True), ("sft", False)])
 def test_mid_learns_every_token_and_sft_what_the_assistant_says(
     stage: str, all_learned: bool, tmp_path: Path, byte_tokenizer: Tokenizer

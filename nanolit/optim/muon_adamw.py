@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanolit.machine.device import compute_dtype, world_size
 from nanolit.optim.scaling import GroupSettings
-from nanolit.optim.shares import SMALL, FlatSlice, MatrixStack, Read, Replica, StateSlice
+from nanolit.optim.shares import SMALL, FlatSlice, MatrixStack, Read, StateSlice
 from nanolit.optim.updates import (
     POLAR_EXPRESS,
     Orthogonalization,
@@ -141,8 +141,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._stacks.append((group, _stack(group, variance_reduction)))
             else:
                 for name, param in zip(group["names"], group["params"], strict=True):
-                    share = Replica if param.numel() < SMALL else FlatSlice
-                    self._slices.append((group, share(name, param)))
+                    self._slices.append((group, FlatSlice(name, param)))
 
     def _choose_updates(self, compile: bool) -> None:
         self._muon_update, self._apply_update, self._adamw_update = muon_update, apply_update, adamw_update
@@ -267,7 +266,7 @@ class MuonAdamW(torch.optim.Optimizer):
         gradient = flat.gradients()
         if gradient.numel() > 0:
             # Small ones are not worth a kernel; of one element, Inductor's fails (torch 2.11)
-            update = adamw_update if isinstance(flat, Replica) else self._adamw_update
+            update = adamw_update if flat.flat.numel() < SMALL else self._adamw_update
             update(
                 flat.own(),
                 gradient,

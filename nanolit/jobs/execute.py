@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from nanolit.config.build import build
-from nanolit.config.names import tokenizer_folder
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job, write_job
 from nanolit.jobs.inputs import check_root, check_stages, finished, hub_forbidden
@@ -32,6 +31,7 @@ from nanolit.machine.paths import (
     dataset_folder,
     run_folder,
     stage_folder,
+    tokenizers_folder,
     write_json,
 )
 from nanolit.planning.costs import num_ranks
@@ -158,31 +158,35 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
 
 def fetch_data(job: Job, plans: Plans) -> None:
     """Bring the shards that the stages still to run read to this machine: once, whoever comes first."""
-    made = (tokenizer_folder(job) / "tokenizer.json").exists() and job["phase"] != "tokenizer"
     reading = [
         plan
         for plan in plans.values()
-        if (isinstance(plan, TokenizerPlan) and not made)
+        if (isinstance(plan, TokenizerPlan) and not is_made(job, plan))
         or (isinstance(plan, BasePlan) and not finished(job["root"], job["run"], plan.stage))
     ]
     if not reading:
         return
     num_shards = max(plan.shards for plan in reading)
-    dataset = build(job["data"])
-    with sigterm_interrupts(), held(dataset_folder(job["root"], dataset.name) / ".lock", wait=True):
-        dataset.fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
+    with sigterm_interrupts(), held(dataset_folder(job["root"], reading[0].data) / ".lock", wait=True):
+        build(job["data"]).fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
+
+
+def is_made(job: Job, plan: Plan) -> bool:
+    """Return True if the plan's tokenizer is there; phase=tokenizer looks at it anew all the same."""
+    path = tokenizers_folder(job["root"]) / plan.tokenizer / "tokenizer.json"
+    return path.exists() and job["phase"] != "tokenizer"
 
 
 def make_tokenizer(job: Job, plan: Plan) -> Result:
     """The job's tokenizer, trained unless a run with the same data and settings has already done so."""
-    folder = tokenizer_folder(job)
+    folder = tokenizers_folder(job["root"]) / plan.tokenizer
     made = {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
     if not is_rank_zero():
         wait_for(folder / "tokenizer.json", seconds=WAIT_SECONDS)
         return made
     busy = folder.with_name(f".{folder.name}.lock")
     with held(busy, wait=True):
-        if (folder / "tokenizer.json").exists() and job["phase"] != "tokenizer":
+        if is_made(job, plan):
             say(f"tokenizer: {folder.name} is there")
             return made
         write_plan(job, plan)

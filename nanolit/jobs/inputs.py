@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanolit.config.build import build
-from nanolit.config.names import decisive_settings, difference, tokenizer_folder
+from nanolit.config.names import decisive_settings, difference
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
 from nanolit.machine.paths import Json, read_json, run_folder, stage_folder
 from nanolit.planning.costs import num_ranks
-from nanolit.planning.plans import Plans, TokenizerPlan
+from nanolit.planning.plans import Plan, Plans, TokenizerPlan
 from nanolit.tasks.rows import FileRows
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import check_conversation
@@ -49,8 +49,8 @@ def check_stages(job: Job, plans: Plans) -> None:
         )
     if job["phase"] == "identity" and not job["start_from"]:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
-    for stage in job["stages"]:
-        check_unchanged(job, stage)
+    for plan in plans.values():
+        check_unchanged(job, plan)
     check_previous(job, job["stages"][0])
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
         origin(job, models[0])
@@ -58,8 +58,9 @@ def check_stages(job: Job, plans: Plans) -> None:
         check_sources(job, plans)
 
 
-def check_unchanged(job: Job, stage: str) -> None:
+def check_unchanged(job: Job, plan: Plan) -> None:
     """ValueError with the difference, when the stage was begun with other settings that decide its result."""
+    stage = plan.stage
     path = stage_folder(job["root"], job["run"], stage) / "job.yaml"
     if stage == "tokenizer" or not path.exists():
         return
@@ -69,9 +70,9 @@ def check_unchanged(job: Job, stage: str) -> None:
         raise ValueError(
             f"run {job['run']} was begun with other settings: {listed}; give those again, or another run=NAME"
         )
-    plan = path.with_name("plan.json")
-    if stage == "base" and plan.exists() and not finished(job["root"], job["run"], stage):
-        before, now = read_json(plan)["tokenizer"], tokenizer_folder(job).name
+    stored = path.with_name("plan.json")
+    if stage == "base" and stored.exists() and not finished(job["root"], job["run"], stage):
+        before, now = read_json(stored)["tokenizer"], plan.tokenizer
         if before != now:  # with equal settings: the text is another
             raise ValueError(
                 f"run {job['run']} was begun with other text in data.path: its tokenizer is {before}, this "

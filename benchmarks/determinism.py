@@ -2,7 +2,7 @@
 
 Runs the same steps twice from the same weights in one process, for each way to compute: eagerly, compiled as
 training compiles it, and with the embeddings' gradient, attention's backward pass or both in a fixed order
-(kernels/embedding.py; the flags of the attention kernels). Where one of these makes the bits repeat, the
+(kernels/residual.py; the flags of the attention kernels). Where one of these makes the bits repeat, the
 other way was to blame. The table tells by part of the model whether gradients and weights are equal, or how
 far they are apart, and what a micro-batch costs.
 
@@ -33,7 +33,7 @@ from nanolit.data.stream import Step
 from nanolit.jobs.parts import Parts, compiled
 from nanolit.jobs.worker import quieten_libraries
 from nanolit.kernels import layout
-from nanolit.kernels.embedding import Embedding
+from nanolit.kernels.residual import Embedding
 from nanolit.machine.arguments import read_some, setting
 from nanolit.model.gpt import GPT
 from nanolit.phases.core import Phase

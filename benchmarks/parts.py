@@ -16,13 +16,12 @@ from nanolit.config.compose import compose
 from nanolit.config.schema import Job
 from nanolit.data.stream import Step
 from nanolit.jobs.execute import fetch_data, make_tokenizer, training_plans, write_plan
-from nanolit.jobs.parts import Parts, build_gpt, build_parts, compiled, optimizer_settings
+from nanolit.jobs.parts import Parts, build_gpt, build_parts, compiled
 from nanolit.machine.device import make_deterministic, pick_device
 from nanolit.phases.base import Base
-from nanolit.phases.core import Phase
-from nanolit.planning.derivation import BasePlan
-from nanolit.planning.plans import fresh_plans
-from nanolit.planning.ranks import num_ranks
+from nanolit.phases.core import Phase, optimizer_settings
+from nanolit.planning.costs import num_ranks
+from nanolit.planning.plans import BasePlan, fresh_plans
 
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
 REPEATED_AFTER = 7  # positions, in skewed tokens: within every window, beyond what the smear sees

@@ -24,14 +24,8 @@ import modal
 
 from nanolit.config.schema import Job, StageName
 from nanolit.config.stored import write_job
-from nanolit.jobs.execute import (
-    check_root,
-    check_stages,
-    fetch_data,
-    make_tokenizer,
-    training_plans,
-)
-from nanolit.jobs.origin import finished
+from nanolit.jobs.execute import fetch_data, make_tokenizer, training_plans
+from nanolit.jobs.inputs import check_root, check_stages, finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
 from nanolit.planning.plans import fresh_plans

@@ -13,7 +13,8 @@ from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
 from nanolit.jobs.sweep import JobFailed, conclude
 from nanolit.machine.paths import read_json, write_json
-from nanolit.planning.plans import plan_jobs, show_plans
+from nanolit.planning.plans import plan_jobs
+from nanolit.planning.show import show_plans
 
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:

@@ -21,8 +21,7 @@ from nanolit.config.schema import ChatTasks, Job, Node
 from nanolit.config.stored import read_job
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
-from nanolit.planning.derivation import BasePlan, FinetunePlan, TrainingPlan
-from nanolit.planning.plans import read_plan
+from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 
 if TYPE_CHECKING:  # these import torch
     from nanolit.evaluation.evaluators import BitsPerByte, Evaluator

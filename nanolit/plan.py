@@ -13,13 +13,21 @@ from dataclasses import dataclass
 
 from nanolit.config.compose import compose, options
 from nanolit.config.schema import Job
-from nanolit.jobs.origin import origin
+from nanolit.jobs.inputs import origin
 from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.exit import command
-from nanolit.planning.derivation import BasePlan, FinetunePlan, Plan, as_json
-from nanolit.planning.max_cost import check_cost, total
-from nanolit.planning.plans import Plans, fresh_plans, plan_jobs, show_plans
-from nanolit.planning.show import clusters_table
+from nanolit.planning.plans import (
+    BasePlan,
+    FinetunePlan,
+    Plan,
+    Plans,
+    as_json,
+    check_cost,
+    fresh_plans,
+    plan_jobs,
+    total,
+)
+from nanolit.planning.show import clusters_table, show_plans
 
 ALL = "cluster=all"
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from nanolit.config.compose import USER_ERRORS, compose, explain, help_text
 from nanolit.config.words import malformed
-from nanolit.jobs.execute import unwritable
+from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command
 from nanolit.machine.paths import conf_folder, home

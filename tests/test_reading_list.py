@@ -30,6 +30,14 @@ def between_markers(document: Path) -> str:
     return text.split("<!-- reading list:")[1].split("<!-- end of the reading list")[0]
 
 
+def test_every_file_that_contributing_names_exists():
+    named = re.findall(
+        r"`((?:nanolit|launch|conf|tests|dev)/[\w/]+\.\w+)`", (ROOT / "CONTRIBUTING.md").read_text()
+    )
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.slow
 def test_the_reading_list_of_contributing_is_what_a_step_runs_through(traced_files: list[str]):
     """Oracle: sys.settrace. Remedy: `python dev/trace_step.py write`."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from nanolit.callbacks.stuck import EndIfStuck
 from nanolit.callbacks.throughput import Clock, check_finite, say
 from nanolit.machine.device import rank, world_size
-from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.paths import Json, read_json, write_json
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 
@@ -41,13 +41,13 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.progress: dict[str, Any] = read_json(folder / "progress.json")
+        self.progress: Json = read_json(folder / "progress.json")
         self.step: int = self.progress["step"]
 
     def model_state(self) -> dict[str, Tensor]:
         return load_file(self.folder / "model.safetensors")
 
-    def positions(self) -> list[dict[str, Any]]:
+    def positions(self) -> list[Json]:
         """The positions of all ranks that wrote it, in rank order."""
         return [read_json(path) for path in sorted(self.folder.glob("data-*.json"))]
 
@@ -82,7 +82,7 @@ def file_hash(path: Path) -> str:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its size and hash."""
+    """Return True if every file of the manifest is there with its size and hash."""
     try:
         manifest = read_json(folder / "manifest.json")
         has = manifest["format"]
@@ -104,7 +104,7 @@ def is_whole(folder: Path) -> bool:
 
 def by_step(folder: Path) -> list[Path]:
     """The folders of checkpoints, the oldest first."""
-    return sorted(folder.glob("step_*"), key=lambda one: int(one.name.removeprefix("step_")))
+    return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def latest(folder: Path) -> Checkpoint | None:
@@ -116,7 +116,7 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def write(folder: Path, phase: Phase, progress: dict[str, Any]) -> Path:
+def write(folder: Path, phase: Phase, progress: Json) -> Path:
     """Write a checkpoint below `folder`; collective: each rank writes its files, rank 0 the manifest last.
 
     Raises OSError on every rank when a file could not be written on one (a full disk, say).
@@ -130,7 +130,7 @@ def write(folder: Path, phase: Phase, progress: dict[str, Any]) -> Path:
         files, problem = _write_own_files(target, phase, progress), ""
     except (OSError, SafetensorError) as error:  # the latter where safetensors finds the disk full
         files, problem = {}, str(error)
-    everyone: list[tuple[dict[str, Any], str]] = gathered((files, problem))
+    everyone: list[tuple[Json, str]] = gathered((files, problem))
     if problems := [text for _, text in everyone if text]:
         raise OSError(
             f"could not write the checkpoint {target}: {problems[0]}; earlier checkpoints are untouched"
@@ -142,7 +142,7 @@ def write(folder: Path, phase: Phase, progress: dict[str, Any]) -> Path:
     return target
 
 
-def _write_own_files(target: Path, phase: Phase, progress: dict[str, Any]) -> dict[str, Any]:
+def _write_own_files(target: Path, phase: Phase, progress: Json) -> Json:
     suffix = f"{rank():05d}-of-{world_size():05d}"
     slices = phase.optimizer.state_slices()
     names = [f"optimizer-{suffix}.safetensors", f"data-{suffix}.json"]
@@ -192,7 +192,7 @@ class Checkpoints(L.Callback):
         save_every: int | None,
         keep: int,
         clock: Clock,
-        progress: Callable[[], dict[str, Any]],
+        progress: Callable[[], Json],
         on_divergence: str,
     ) -> None:
         self.folder, self.save_every, self.keep = folder, save_every, keep
@@ -220,7 +220,7 @@ class Checkpoints(L.Callback):
             say("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Phase)
         step, last = pl_module.finished_steps, pl_module.finished_steps == pl_module.num_steps

@@ -25,7 +25,7 @@ class Evaluate(L.Callback):
         self.about = evaluator.about
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Phase)
         step = pl_module.finished_steps
@@ -65,7 +65,7 @@ class EvaluateChat(L.Callback):
         self.metrics: dict[str, float] = {}
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Phase)
         if pl_module.finished_steps != pl_module.num_steps:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -62,11 +61,16 @@ class Clock:
             self._since = time.perf_counter()
 
 
-class MetricsFile:
-    """metrics.csv: appended row by row; a resumed run drops the rows that it will write again."""
+class Recorder:
+    """Rank 0's writer of metrics: a row of metrics.csv always, the Lightning logger where there is one.
 
-    def __init__(self, path: Path, *, finished_steps: int) -> None:
-        self.path = path
+    A resumed run drops the rows that it will write again.
+    """
+
+    def __init__(self, path: Path, *, finished_steps: int, enabled: bool) -> None:
+        self.path, self.enabled = path, enabled
+        if not enabled:
+            return
         rows = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
@@ -74,24 +78,14 @@ class MetricsFile:
         lines = [",".join(COLUMNS), *(",".join(row.get(name) or "" for name in COLUMNS) for row in rows)]
         write_atomically(path, "\n".join(lines) + "\n")
 
-    def append(self, row: dict[str, float | int]) -> None:
+    def record(self, trainer: L.Trainer, row: dict[str, float | int]) -> None:
         """Write one row; floats keep every digit, so that equal runs have equal files."""
+        if not self.enabled:
+            return
         unknown = row.keys() - set(COLUMNS)
         assert not unknown, unknown
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow([row.get(name, "") for name in COLUMNS])
-
-
-class Recorder:
-    """Rank 0's writer of metrics: the file always, the Lightning logger where there is one."""
-
-    def __init__(self, path: Path, *, finished_steps: int, enabled: bool) -> None:
-        self.file = MetricsFile(path, finished_steps=finished_steps) if enabled else None
-
-    def record(self, trainer: L.Trainer, row: dict[str, float | int]) -> None:
-        if not self.file:
-            return
-        self.file.append(row)
         for logger in trainer.loggers:
             logger.log_metrics(dict(row), step=int(row["step"]))
 
@@ -139,7 +133,7 @@ class Throughput(L.Callback):
         self._waits = [(self.waited(), self.clock.seconds)] if self.waited else []
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Phase)
         step = pl_module.finished_steps
@@ -151,7 +145,7 @@ class Throughput(L.Callback):
             self._log(trainer, pl_module, step)
 
     def _freeze_garbage(self) -> None:
-        """What the first step built (graphs, caches) lives as long as the run: keep the collector off it."""
+        """Keep the collector off what the first step built: graphs and caches live as long as the run."""
         gc.collect()
         gc.freeze()
 

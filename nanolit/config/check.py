@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from typing_extensions import is_typeddict
 
-from nanolit.config.build import refuse_foreign_target
+from nanolit.config.build import Annotation, refuse_foreign_target, signature_of
 from nanolit.config.schema import Choices
-from nanolit.config.signature import Annotation, signature_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -50,7 +49,7 @@ def check_mapping(
         adapter(kind).validate_python(node, strict=True, extra=extra)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
-        first = min(errors, key=lambda one: (FIRST.get(one["type"], 2), len(one["loc"])))
+        first = min(errors, key=lambda detail: (FIRST.get(detail["type"], 2), len(detail["loc"])))
         raise ValueError(one_line(first, kind, path)) from error
 
 
@@ -112,7 +111,7 @@ def member(kind: Annotation, part: str | int) -> Annotation:
 
 def without_null(kind: Annotation) -> Annotation:
     """`X | None` → X; other types as they are."""
-    others = [one for one in get_args(kind) if one is not NoneType]
+    others = [choice for choice in get_args(kind) if choice is not NoneType]
     return others[0] if get_origin(kind) in (Union, UnionType) and len(others) == 1 else kind
 
 
@@ -140,7 +139,7 @@ def unknown_key(key: str, choices: Iterable[str]) -> str:
     """One line: the key, the nearest spelling, what is allowed."""
     parent, _, last = key.rpartition(".")
     choices = sorted(choices)
-    near = [one for one in choices if one.startswith(last)] or difflib.get_close_matches(
+    near = [choice for choice in choices if choice.startswith(last)] or difflib.get_close_matches(
         last, choices, n=1, cutoff=0.5
     )
     meant = f"did you mean {parent + '.' if parent else ''}{near[0]}? " if near else ""

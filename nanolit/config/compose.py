@@ -8,6 +8,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,14 +44,16 @@ def compose(overrides: Sequence[str]) -> Job:
     try:
         config = compose_config(overrides)
         choices = filled(config, overrides)
-        given_name = choices["run"]
-        check_job({**choices, "run": given_name or ""})
+        check_job({**choices, "run": choices["run"] or ""})
         job = without_shorthands(choices)
-        recipe = config.hydra.runtime.choices["recipe"]
-        search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
-        plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
-        name = check_name(given_name or run_name(job, plain))
-        job["run"] = trial_name(name) if job["fast_dev_run"] else name
+        if not job["run"]:
+            recipe = config.hydra.runtime.choices["recipe"]
+            search = tuple(word for word in overrides if word.lstrip("+").startswith("hydra.searchpath="))
+            plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
+            job["run"] = run_name(job, plain)
+        check_name(job["run"])
+        if job["fast_dev_run"]:
+            job["run"] = trial_name(job["run"])
         return job
     except USER_ERRORS as error:
         raise ValueError(explain(error, overrides)) from error
@@ -58,24 +61,27 @@ def compose(overrides: Sequence[str]) -> Job:
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Hydra's composition, with its own node; inside a running Hydra application, with its search path."""
-    if GlobalHydra().is_initialized():
-        return hydra_compose("config", list(overrides), return_hydra_config=True)
-    with initialize_config_dir(str(conf_folder()), job_name="nanolit", version_base="1.3"):
+    running = GlobalHydra().is_initialized()
+    folder = str(conf_folder())
+    with nullcontext() if running else initialize_config_dir(folder, job_name="nanolit", version_base="1.3"):
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
 
 def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
     """Return Hydra's composition as a plain dict, after every rule and before the check."""
     job = plain_dict(config)
-    job["overrides"] = [one for one in overrides if not re.match(r"[+~]*hydra[./]", one)]
+    job["overrides"] = [word for word in overrides if not re.match(r"[+~]*hydra[./]", word)]
     for rule in RULES:
         rule(job)
     return job
 
 
-def without_shorthands(choices: Choices) -> Job:
-    """Return the job alone: by now its stages hold what the shorthands say."""
-    return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
+def plain_dict(config: DictConfig) -> Choices:
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        return cast(Choices, OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
 
 
 def require_groups(job: Choices) -> None:
@@ -95,16 +101,37 @@ def fill_data(job: Choices) -> None:
 
 
 def fill_stages(job: Choices) -> None:
-    """Read `stages=null` as those of the phase."""
-    job["stages"] = stages_of(job)
+    """Read `stages=null` as those of the phase; ValueError unless the recipe has them, in its order."""
+    has = job["recipe"]["stages"]
+    stages = job.get("stages")
+    if stages is None and job.get("phase") == "speedrun":
+        stages = [stage for stage in has if stage != "rl" or job["rl"]]
+    elif stages is None and job.get("phase") == "identity":
+        stages = [stage for stage in has if stage in ("mid", "sft")]
+    if not stages or not isinstance(stages, list):
+        raise ValueError(f"stages is {stages!r}; choose a phase, or a list like stages=[base]")
+    for stage in stages:
+        if stage not in has:
+            raise ValueError(no_such_stage(job, stage))
+    ordered: list[StageName] = [stage for stage in has if stage in stages]
+    if stages != ordered:
+        raise ValueError(
+            f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
+        )
+    job["stages"] = ordered
+
+
+def no_such_stage(job: Choices, stage: str) -> str:
+    recipe = job["recipe"]
+    return f"recipe={recipe['name']} has no stage {stage}; its stages: {', '.join(recipe['stages'])}"
 
 
 def drop_stages_of_other_recipes(job: Choices) -> None:
     """Drop the settings of stages that the recipe lacks; ValueError if one of them was typed."""
     others = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
-    for one in job["overrides"]:
-        if one.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
-            raise ValueError(f"{one}: {no_such_stage(job, one.split('.')[1])}")
+    for word in job["overrides"]:
+        if word.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
+            raise ValueError(f"{word}: {no_such_stage(job, word.split('.')[1])}")
     kept = {stage: settings for stage, settings in job["stage"].items() if stage not in others}
     job["stage"] = cast(Stages, kept)
 
@@ -119,54 +146,6 @@ def fill_mixtures(job: Choices) -> None:
                 recipe[stage]["epoch_tokens"] = None  # that of another mixture
             mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
             stages[stage]["mixture"] = introduce(mixture, job)
-
-
-def fill_chat_tasks(job: Choices) -> None:
-    """Replace the name of the chat evaluation, or null for the recipe's, by its content."""
-    recipe = job["recipe"]
-    name = job["chat_tasks"] or recipe["chat_tasks"]
-    job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
-
-
-def fill_root(job: Choices) -> None:
-    """Read `root=null` as NANOLIT_HOME, else ./runs."""
-    if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
-        job["root"] = str(home(job["root"]))
-
-
-def fill_gpu(job: Choices) -> None:
-    """Give a local cluster the name of this machine's GPU."""
-    if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
-        job["cluster"]["gpu"] = gpu_of_this_machine()
-
-
-# From Hydra's composition to a job, in this order.
-RULES: tuple[Callable[[Choices], None], ...] = (
-    require_groups,
-    fill_data,
-    fill_stages,
-    drop_stages_of_other_recipes,
-    fill_mixtures,
-    fill_chat_tasks,
-    fill_root,
-    fill_gpu,
-)
-
-
-def introduce(mixture: Mixture, job: Choices) -> Mixture:
-    """The mixture with the conversations of `identity=`; phase=identity and a file of one's own add them to a
-    mixture without any, twice, as nanochat's finetuning of early 2026 has them."""
-    sources = mixture.get("sources")
-    if not isinstance(sources, list) or not (job["identity"] or job["phase"] == "identity"):
-        return mixture
-    own = [one for one in sources if isinstance(one, dict) and one.get("_target_") == IDENTITY]
-    if not own:
-        own = [{"_target_": IDENTITY, "epochs": 2}]
-        sources.append(own[0])
-    for source in own:
-        if job["identity"]:
-            source["path"] = job["identity"]
-    return mixture
 
 
 def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
@@ -185,52 +164,57 @@ def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
     return found
 
 
-def check_name(run: str) -> str:
-    """A run's name is a folder's name, part of RUN/stage: letters, digits, - and _ alone."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", run):
-        raise ValueError(
-            f"run is {run!r}; it has letters, digits, - and _: try {re.sub('[^A-Za-z0-9_-]+', '-', run)!r}"
-        )
-    return run
+def introduce(mixture: Mixture, job: Choices) -> Mixture:
+    """The mixture with the conversations of `identity=`; phase=identity and a file of one's own add them to a
+    mixture without any, twice, as nanochat's finetuning of early 2026 has them."""
+    sources = mixture.get("sources")
+    if not isinstance(sources, list) or not (job["identity"] or job["phase"] == "identity"):
+        return mixture
+    own = [source for source in sources if isinstance(source, dict) and source.get("_target_") == IDENTITY]
+    if not own:
+        own = [{"_target_": IDENTITY, "epochs": 2}]
+        sources.append(own[0])
+    for source in own:
+        if job["identity"]:
+            source["path"] = job["identity"]
+    return mixture
 
 
-def plain_dict(config: DictConfig) -> Choices:
-    try:
-        job = OmegaConf.to_container(
-            OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
-            resolve=True,
-            throw_on_missing=True,
-        )
-    except MissingMandatoryValue as error:
-        raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
-    assert isinstance(job, dict)
-    return cast(Choices, job)
-
-
-def stages_of(job: Choices) -> list[StageName]:
-    """The stages of the phase, or those that were asked for: known to the recipe, in its order."""
-    has = job["recipe"]["stages"]
-    stages = job.get("stages")
-    if stages is None and job.get("phase") == "speedrun":
-        stages = [stage for stage in has if stage != "rl" or job["rl"]]
-    elif stages is None and job.get("phase") == "identity":
-        stages = [stage for stage in has if stage in ("mid", "sft")]
-    if not stages or not isinstance(stages, list):
-        raise ValueError(f"stages is {stages!r}; choose a phase, or a list like stages=[base]")
-    for stage in stages:
-        if stage not in has:
-            raise ValueError(no_such_stage(job, stage))
-    ordered: list[StageName] = [stage for stage in has if stage in stages]
-    if stages != ordered:
-        raise ValueError(
-            f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
-        )
-    return ordered
-
-
-def no_such_stage(job: Choices, stage: str) -> str:
+def fill_chat_tasks(job: Choices) -> None:
+    """Replace the name of the chat evaluation, or null for the recipe's, by its content."""
     recipe = job["recipe"]
-    return f"recipe={recipe['name']} has no stage {stage}; its stages: {', '.join(recipe['stages'])}"
+    name = job["chat_tasks"] or recipe["chat_tasks"]
+    job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
+
+
+def fill_root(job: Choices) -> None:
+    """Read `root=null` as NANOLIT_HOME, else ./runs."""
+    if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
+        job["root"] = str(home(job["root"]))
+
+
+def fill_gpu(job: Choices) -> None:
+    """Give a local cluster the name of this machine's first NVIDIA GPU, else "cpu"."""
+    if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
+        job["cluster"]["gpu"] = next(iter(gpu_names()), "cpu")
+
+
+# From Hydra's composition to a job, in this order.
+RULES: tuple[Callable[[Choices], None], ...] = (
+    require_groups,
+    fill_data,
+    fill_stages,
+    drop_stages_of_other_recipes,
+    fill_mixtures,
+    fill_chat_tasks,
+    fill_root,
+    fill_gpu,
+)
+
+
+def without_shorthands(choices: Choices) -> Job:
+    """Return the job alone: by now its stages hold what the shorthands say."""
+    return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
 
 
 @functools.cache
@@ -240,9 +224,12 @@ def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Jo
     return without_shorthands(filled(compose_config(overrides), overrides))
 
 
-def gpu_of_this_machine() -> str:
-    """The name of the first NVIDIA GPU, else "cpu", without importing torch."""
-    return next(iter(gpu_names()), "cpu")
+def check_name(run: str) -> None:
+    """ValueError unless the run's name can be a folder's name, part of RUN/stage."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", run):
+        raise ValueError(
+            f"run is {run!r}; it has letters, digits, - and _: try {re.sub('[^A-Za-z0-9_-]+', '-', run)!r}"
+        )
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:
@@ -274,7 +261,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
         return place + unknown_key(key, known)
     parent = key.rpartition(".")[0]
     try:
-        rest = [one for one in overrides if one.lstrip("+~").split("=")[0] != key]
+        rest = [word for word in overrides if word.lstrip("+~").split("=")[0] != key]
         node = OmegaConf.select(compose_config(rest), parent)
     except USER_ERRORS:
         node = None
@@ -306,7 +293,7 @@ def groups() -> list[str]:
 
 
 def help_text() -> str:
-    """What --help prints: the template of conf/hydra/help. Hydra's own way to it takes two seconds."""
+    """Return the text of --help, from conf/hydra/help. Hydra's own way to it takes two seconds."""
     template = OmegaConf.load(conf_folder() / "hydra" / "help" / "nanolit.yaml").template
     choices = "\n".join(f"  {group}: {', '.join(options(group))}" for group in groups())
     return template.replace("$APP_CONFIG_GROUPS", choices)

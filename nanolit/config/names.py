@@ -75,7 +75,7 @@ def tokenizer_name(job: Job) -> str:
 
 
 def tokenizer_folder(job: Job) -> Path:
-    """Where the job's tokenizer is, or will be: shared by all runs of the same root and settings."""
+    """Return the tokenizer's folder, made or not: all runs of the same root and settings share it."""
     return tokenizers_folder(job["root"]) / tokenizer_name(job)
 
 

@@ -3,7 +3,7 @@
 pydantic checks a job against these declarations; `None` means "derive it" (planning/ does).
 """
 
-from typing import Any, Literal, NotRequired, get_args
+from typing import Any, Literal, NotRequired, cast, get_args
 
 from typing_extensions import TypedDict  # typing's, which pydantic takes from Python 3.12 on
 
@@ -49,7 +49,7 @@ class BaseDefaults(TypedDict):
 
 
 class Mixture(TypedDict):
-    """What a finetuning stage learns from: the content of a file of conf/mixture."""
+    """The data of a finetuning stage: the content of a file of conf/mixture."""
 
     mirror: str  # hub, sample, or a folder
     sources: list[Target]
@@ -57,7 +57,7 @@ class Mixture(TypedDict):
 
 
 class ChatTasks(TypedDict):
-    """What mid, sft and rl are asked at their end: the content of a file of conf/chat_evaluation."""
+    """The questions for mid, sft and rl at their end: the content of a file of conf/chat_evaluation."""
 
     mirror: str
     max_tokens: int  # of an answer
@@ -222,3 +222,13 @@ class Choices(Job):
 
 
 SHORTHANDS = frozenset(Choices.__annotations__.keys() - Job.__annotations__.keys())
+
+
+def finetune_settings(job: Job, stage: StageName) -> FinetuneStage:
+    """Return the settings of mid or sft."""
+    return cast(dict[str, FinetuneStage], job["stage"])[stage]
+
+
+def finetune_defaults(job: Job, stage: StageName) -> FinetuneDefaults:
+    """Return what the recipe says of mid or sft."""
+    return cast(dict[str, FinetuneDefaults], job["recipe"])[stage]

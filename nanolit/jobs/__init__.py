@@ -1,7 +1,7 @@
-"""What runs: a checked job to processes to a result.
+"""Run a checked job: processes, stages, a result.
 
 Takes a job, a plain dict as job.yaml holds it.
 Gives job.yaml, plan.json and result.json in the stages' folders, and the run's report.
 May import callbacks, config, data, evaluation, inference, model, phases, planning, report, tokenizer, tasks
-and machine; hydra and omegaconf never, lightning in worker.py alone.
+and machine; hydra and omegaconf never, lightning in worker.py and parts.py alone.
 """

@@ -1,32 +1,37 @@
-"""What a training stage is made of, built from a job and its plan: model, data, phase, evaluations.
+"""The parts of a training stage, built from a job and its plan: model, data, phase, trainer, logger.
 
 The worker fits these parts; the benchmarks time the same ones.
 """
 
+import hashlib
+import netrc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
 from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.evaluation.evaluators import Evaluator
-from nanolit.jobs.origin import Origin, origin
+from nanolit.jobs.inputs import Origin, origin
+from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
+from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
 from nanolit.phases.base import build_base
-from nanolit.phases.core import Phase
+from nanolit.phases.core import Inputs, Phase, Restore, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
-from nanolit.phases.stage import Inputs, Training
-from nanolit.planning.derivation import BasePlan, FinetunePlan, RLPlan, TrainingPlan
+from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -35,8 +40,6 @@ PHASES: dict[type[TrainingPlan], Callable[..., Training]] = {
     FinetunePlan: build_finetune,
     RLPlan: build_rl,
 }
-FAST_DEV_PROBLEMS = 2
-
 # Of activations and embeddings; None: what suits the device
 DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
 
@@ -59,15 +62,12 @@ class Parts:
     origin: Origin | None
 
 
-def launched_rank() -> int:
-    """The rank that torchrun gave: known before there is a process group."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     """Build everything; from the stage's newest whole checkpoint where there is one, else from its origin."""
     folder, begins = stage_folder(job["root"], job["run"], plan.stage), origin(job, plan.stage)
-    tokenizer_folder = begins.release / "tokenizer" if begins else stored_tokenizer(job, plan)
+    tokenizer_folder = (
+        begins.release / "tokenizer" if begins else tokenizers_folder(job["root"]) / plan.tokenizer
+    )
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
     resumed, device = checkpoint.latest(folder / "checkpoints"), pick_device()
@@ -75,7 +75,6 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     inputs = Inputs(
         gpt=gpt,
         tokenizer=tokenizer,
-        optimizer=optimizer_settings(job),
         compile=compiled(job, plan, device),
         finished_steps=resumed.step if resumed else 0,
         restore=restore,
@@ -100,28 +99,6 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     )
 
 
-def stored_tokenizer(job: Job, plan: TrainingPlan) -> Path:
-    return tokenizers_folder(job["root"]) / plan.tokenizer
-
-
-def optimizer_settings(job: Job) -> dict[str, Any]:
-    """The recipe's; its updates are compiled on a GPU unless compile=false."""
-    settings = {name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"}
-    return {"compile": False if job["compile"] is False else None, **settings}
-
-
-def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
-    """On a GPU unless told otherwise; never where the rows of every step have other lengths."""
-    if not plan.equal_rows:
-        return False
-    return device.type == "cuda" if job["compile"] is None else job["compile"]
-
-
-def precision_of(job: Job, plan: TrainingPlan) -> str | None:
-    """The job's, or bf16 where the stage does without fp8."""
-    return "bf16" if job["precision"] == "fp8" and not plan.allows_fp8 else job["precision"]
-
-
 def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: TrainingPlan) -> None:
     if tokenizer.vocab_size != plan.gpt["vocab_size"]:
         raise ValueError(
@@ -137,9 +114,11 @@ def load_gpt(
     *,
     resumed: Checkpoint | None,
     begins: Origin | None,
-) -> tuple[GPT, Any]:
+) -> tuple[GPT, Restore | None]:
     """The model with its weights, and what gives a fresh optimizer its state (None: nothing does)."""
-    source, precision = resumed, precision_of(job, plan)
+    source, precision = resumed, job["precision"]
+    if precision == "fp8" and not plan.allows_fp8:
+        precision = "bf16"
     if not resumed and begins:
         check_same_model(plan.gpt, begins)
         source = checkpoint.latest(begins.checkpoints) if begins.checkpoints else None
@@ -160,7 +139,7 @@ def load_gpt(
     return gpt, source.restore_optimizer if keeps else None
 
 
-def check_same_model(gpt: dict[str, Any], begins: Origin) -> None:
+def check_same_model(gpt: Hyperparameters, begins: Origin) -> None:
     """ValueError with the difference, when the job asks for another model than the one it begins from."""
     has = {key: value for key, value in read_json(begins.release / "gpt.json").items() if key != "format"}
     if differences := [
@@ -173,7 +152,7 @@ def check_same_model(gpt: dict[str, Any], begins: Origin) -> None:
 
 
 def build_gpt(
-    hyperparameters: dict[str, Any], device: torch.device, *, seed: int, precision: str | None = None
+    hyperparameters: Hyperparameters, device: torch.device, *, seed: int, precision: str | None = None
 ) -> GPT:
     """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
     with torch.device("meta"):
@@ -183,3 +162,73 @@ def build_gpt(
     if precision == "fp8":
         gpt.use_fp8()
     return gpt
+
+
+def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
+    """Return True to compile the model: on a GPU unless told otherwise, never where rows differ in length.
+
+    It would be compiled anew for every length.
+    """
+    if not plan.equal_rows:
+        return False
+    return device.type == "cuda" if job["compile"] is None else job["compile"]
+
+
+def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
+    ranks = parts.plan.ranks
+    accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        strategy=ShardedOptimizerStrategy() if ranks > 1 else "auto",
+        precision="32-true",  # the model manages its own dtypes
+        max_epochs=-1,
+        max_steps=max(parts.phase.num_steps - parts.phase.finished_steps, 0),
+        callbacks=callbacks,
+        logger=build_logger(job, stage, parts) if launched_rank() == 0 else False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=parts.folder,
+    )
+
+
+def build_logger(job: Job, stage: str, parts: Parts) -> Logger | Literal[False]:
+    """The job's Lightning logger, or False; W&B continues one run per stage, offline without a key."""
+    settings = job["logger"]
+    if not settings["_target_"]:
+        return False
+    if not settings["_target_"].endswith("WandbLogger"):
+        return build(settings, save_dir=str(parts.folder))
+    offline = job["offline"] or not wandb_key()
+    identity = hashlib.sha256(f"{job['root']}:{job['run']}:{stage}".encode()).hexdigest()[:12]
+    logger = build(
+        settings,
+        name=f"{job['run']}-{stage}",
+        group=job["run"],
+        job_type=stage,
+        id=f"{stage}-{identity}",
+        resume="allow",
+        offline=offline,
+        save_dir=str(parts.folder),
+        config={"job": dict(job), "plan": as_json(parts.plan)},
+    )
+    if offline:
+        later = f"wandb sync {parts.folder}/wandb/offline-run-*"
+        print(f"W&B: no key, writing offline; send it later with: {later}", flush=True)
+    return logger
+
+
+def wandb_key() -> bool:
+    """Return True if W&B is logged in here, by the environment or by `wandb login`."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

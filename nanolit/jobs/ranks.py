@@ -32,9 +32,9 @@ def main() -> int:
 def first_of(failures: dict[int, ProcessFailure]) -> str:
     """Which rank began it. torchrun's times are whole seconds, so those that only followed are put last:
     ranks that left because another was gone, and those that torchrun then told to stop."""
-    rank, failure = min(
-        failures.items(), key=lambda one: (one[1].exitcode in (LEFT, -signal.SIGTERM), one[1].timestamp)
-    )
+    followed = (LEFT, -signal.SIGTERM)
+    rank = min(failures, key=lambda rank: (failures[rank].exitcode in followed, failures[rank].timestamp))
+    failure = failures[rank]
     killed = failure.exitcode < 0
     how = f"was killed by {failure.signal_name()}" if killed else f"ended with code {failure.exitcode}"
     return f"rank {rank} {how}, the first of them"

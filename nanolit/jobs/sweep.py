@@ -8,16 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.schema import Job
 from nanolit.config.stored import write_job
 from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
-from nanolit.machine.paths import read_json, run_folder
+from nanolit.machine.paths import Json, read_json, run_folder
 from nanolit.machine.system import gpu_names
-from nanolit.planning.max_cost import check_cost
-from nanolit.planning.plans import Plans, plan_jobs, show_plans
+from nanolit.planning.plans import Plans, check_cost, plan_jobs
+from nanolit.planning.show import show_plans
 from nanolit.report.compare import sweep_table, write_sweep_csv
 
 
@@ -38,7 +37,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     return conclude(jobs, [run(*planned[0])] if len(jobs) == 1 else run_processes(jobs))
 
 
-def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[float | None]:
+def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]:
     """The validation bits per byte of every job, after the sweep's table; JobFailed when one ended badly."""
     if len(jobs) > 1:
         path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
@@ -47,7 +46,9 @@ def conclude(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> list[flo
     bad = [result for result in results if result["status"] != "done"]
     if bad:
         lines = [f"{result['run']}: {result['status']}: {result.get('error', '')}" for result in bad]
-        raise JobFailed("\n".join(lines), 130 if any(one["status"] == "interrupted" for one in bad) else 1)
+        raise JobFailed(
+            "\n".join(lines), 130 if any(result["status"] == "interrupted" for result in bad) else 1
+        )
     return [result.get("val_bpb") for result in results]
 
 
@@ -86,7 +87,7 @@ def refuse_elsewhere(job: Job) -> None:
     )
 
 
-def run_processes(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def run_processes(jobs: Sequence[Job]) -> list[Json]:
     """A process per job, each with its own GPUs, as many at once as have GPUs; one at a time on a CPU."""
     slots = gpu_slots(jobs[0]["cluster"]["devices"])
     waiting, running = list(jobs), dict[str, tuple[subprocess.Popen, Job]]()
@@ -115,7 +116,7 @@ def run_processes(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 def gpu_slots(devices: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each place for a job: `devices` GPUs each; one place if there are no more."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        gpus = [one for one in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if one]
+        gpus = [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
     else:
         gpus = list(map(str, range(len(gpu_names()))))
     places = [gpus[first : first + devices] for first in range(0, len(gpus) - devices + 1, devices)]
@@ -140,13 +141,13 @@ def start(job: Job, slot: str, answer: Path, *, shared: bool) -> subprocess.Pope
         )
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: Json) -> None:
     error = f": {result['error']}" if result.get("error") else ""
     say(f"── {result['run']}: {result['status']}{score(result)}{error}")
 
 
-def read_answer(answer: Path, job: Job) -> dict[str, Any]:
-    """What the job's process says of it; one that was killed says nothing, whatever its stages have left."""
+def read_answer(answer: Path, job: Job) -> Json:
+    """Return the result that the job's process left; one that was killed left none and has failed."""
     if answer.exists():
         return read_json(answer)
     return {"status": "failed", "run": job["run"], "error": "its process ended without a result"}

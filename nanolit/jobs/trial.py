@@ -1,6 +1,7 @@
-"""Try micro-batches on the GPU of this machine: `python -m nanolit.jobs.trial job.yaml STAGE`.
+"""Try micro-batches on the GPU of this machine, and say what to do where memory ran out.
 
-A process of its own, so that what it leaves in the GPU's memory is gone before training begins.
+`python -m nanolit.jobs.trial FOLDER` tries for the job.yaml and plan.json there. A process of its own, so
+that what it leaves in the GPU's memory is gone before training begins.
 """
 
 import gc
@@ -15,10 +16,10 @@ from nanolit.config.stored import read_job
 from nanolit.jobs.parts import build_gpt, compiled
 from nanolit.machine.device import pick_device
 from nanolit.phases.core import compile_gpt
-from nanolit.planning.derivation import TokenizerPlan, TrainingPlan
-from nanolit.planning.memory import HEADROOM, peak_memory
+from nanolit.planning.costs import HEADROOM, fits, peak_memory
 from nanolit.planning.micro_batch import Tried, remember, tried
-from nanolit.planning.plans import fresh_plan
+from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
+from nanolit.planning.sizes import is_auto
 
 
 def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, known: Tried) -> Tried:
@@ -28,7 +29,7 @@ def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, 
     is good, so that two are the rule.
     """
     untried = known.open(list(choices))
-    guess = min(untried, key=lambda one: abs(one - start), default=0)
+    guess = min(untried, key=lambda rows: abs(rows - start), default=0)
     while untried:
         enough = has_memory(probe, guess)
         known = Tried(guess, known.fails) if enough else Tried(known.fits, guess)
@@ -38,7 +39,7 @@ def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, 
 
 
 def has_memory(probe: Callable[[int], None], rows: int) -> bool:
-    """Whether the probe gets through; what it held is given back either way."""
+    """Return True if the probe gets through; give back its memory either way."""
     try:
         probe(rows)
         return True
@@ -75,24 +76,39 @@ def take(gib: float, device: torch.device) -> torch.Tensor:
     return torch.empty(int(gib * 2**30), dtype=torch.uint8, device=device)
 
 
+def out_of_memory(job: Job, plan: TrainingPlan) -> str:
+    """Return the line for a stage that ran out of memory: what fits; with auto, that is what comes next."""
+    rows, gpu = plan.micro_batch, job["cluster"]["gpu"] or "the device"
+    message = f"{plan.stage} ran out of memory on {gpu} with micro_batch={rows}"
+    smaller = [choice for choice in plan.micro_batches if choice < rows]
+    if not smaller:
+        return f"{message}; take a GPU with more memory, more devices, or a smaller model or model.context"
+    likely = [choice for choice in smaller if fits(job, plan.gpt, choice, gpu=gpu)]
+    if is_auto(job, plan.stage):
+        remember(job, plan.gpt, Tried(fails=rows), equal_rows=plan.equal_rows)
+        return f"{message}; this is remembered: the same command tries less"
+    by = "by the plan's estimate fits" if likely else "is the next smaller"
+    next_rows = max(likely or smaller)
+    return f"{message}; give micro_batch={next_rows}, which {by}, or micro_batch=auto; the result is the same"
+
+
 def main() -> None:
-    """Try what is open for the job's stage and remember it; on anything but CUDA there is nothing to try."""
-    path, stage = sys.argv[1:]
-    job = read_job(Path(path))
-    device = pick_device()
+    """Try what is open for the plan's stage and remember it; on anything but CUDA there is nothing to try."""
+    folder, device = Path(sys.argv[1]), pick_device()
     if device.type != "cuda":
         return
     torch.cuda.set_per_process_memory_fraction(HEADROOM, device)
-    plan = fresh_plan(job, stage)
-    assert not isinstance(plan, TokenizerPlan)
+    job, plan = read_job(folder / "job.yaml"), read_plan(folder)
+    assert isinstance(plan, BasePlan | FinetunePlan)
 
     def probe(rows: int) -> None:
-        print(f"{stage}: trying micro_batch={rows}", flush=True)
+        print(f"{plan.stage}: trying micro_batch={rows}", flush=True)
         train_twice(job, plan, rows)
 
-    found = search(plan.micro_batches, probe, start=plan.micro_batch, known=tried(job, plan))
-    remember(job, plan, found)
-    print(f"{stage}: micro_batch={found.fits} is the largest that fits", flush=True)
+    known = tried(job, plan.gpt, equal_rows=plan.equal_rows)
+    found = search(plan.micro_batches, probe, start=plan.micro_batch, known=known)
+    remember(job, plan.gpt, found, equal_rows=plan.equal_rows)
+    print(f"{plan.stage}: micro_batch={found.fits} is the largest that fits", flush=True)
 
 
 if __name__ == "__main__":

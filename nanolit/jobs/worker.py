@@ -1,13 +1,11 @@
-"""What one rank runs: build the stage from the job, fit, leave result.json.
+"""Run one stage on one rank: build it from the job and its plan, fit, leave result.json.
 
 `python -m nanolit.jobs.worker FOLDER` is what torchrun starts: the folder holds job.yaml and plan.json. One
 device runs in process.
 """
 
-import hashlib
 import logging
 import math
-import netrc
 import os
 import signal
 import sys
@@ -15,7 +13,6 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -25,36 +22,32 @@ from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import Evaluate, EvaluateChat
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
-from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
-from nanolit.data.pretrain import training_texts, validation_texts
-from nanolit.data.texts import training_arrays
 from nanolit.inference.engine import Engine
-from nanolit.jobs.parts import FAST_DEV_PROBLEMS, Parts, build_parts, launched_rank
-from nanolit.jobs.processes import LEFT
+from nanolit.jobs.parts import Parts, build_parts, build_trainer
+from nanolit.jobs.processes import LEFT, launched_rank
+from nanolit.jobs.tokenizer import train_tokenizer
+from nanolit.jobs.trial import out_of_memory
 from nanolit.machine.clock import duration
 from nanolit.machine.device import make_deterministic
-from nanolit.machine.paths import PACKAGE, stage_folder, tokenizers_folder, write_json
+from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
 from nanolit.machine.system import code_version
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.model.release import save_release
-from nanolit.phases.core import Phase, ShardedOptimizerStrategy
-from nanolit.planning.derivation import Plan, TokenizerPlan, TrainingPlan, as_json
-from nanolit.planning.micro_batch import out_of_memory
-from nanolit.planning.plans import read_plan
+from nanolit.phases.core import Phase
+from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
 from nanolit.report.card import write_report
 from nanolit.report.folders import Stage
-from nanolit.tokenizer.bpe import Tokenizer
-from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
+FAST_DEV_PROBLEMS = 2
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
-def run(job: Job, plan: Plan) -> dict[str, Any]:
+def run(job: Job, plan: Plan) -> Json:
     """Run one stage of a job by its plan on this rank; the result is also in the stage's result.json.
 
     What a user can put right (ValueError, OSError) comes back as {"status": "failed", "error": …}.
@@ -80,57 +73,20 @@ def run(job: Job, plan: Plan) -> dict[str, Any]:
 
 
 def others_are_gone(error: Exception) -> bool:
-    """Whether this is how gloo and NCCL say that a rank does not answer; gloo has no class for it."""
+    """Return True for the errors of gloo and NCCL when a rank does not answer; gloo has no class for it."""
     if not torch.distributed.is_initialized():
         return False
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def write_result(job: Job, stage: str, result: dict[str, Any]) -> dict[str, Any]:
+def write_result(job: Job, stage: str, result: Json) -> Json:
     result = {"format": 1, "stage": stage, "run": job["run"], **result}
     if launched_rank() == 0:
         write_json(stage_folder(job["root"], job["run"], stage) / "result.json", result)
     return result
 
 
-def train_tokenizer(job: Job, plan: TokenizerPlan) -> dict[str, Any]:
-    """Train the tokenizer of the job, or find the one that an equal job has made."""
-    settings = job["stage"]["tokenizer"]
-    folder = tokenizers_folder(job["root"]) / plan.tokenizer
-    begun = time.perf_counter()
-    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
-    if (folder / "tokenizer.json").exists():
-        tokenizer = Tokenizer.load(folder)
-        say(f"tokenizer: {folder.name} is there already")
-    else:
-        texts = training_arrays(
-            corpus, max_characters=settings["max_chars"], max_document_characters=settings["doc_cap"]
-        )
-        say(f"tokenizer: learning {settings['vocab_size']:,} tokens from {corpus.name}")
-        tokenizer = Tokenizer.train(
-            texts, vocab_size=settings["vocab_size"], tell=lambda line: say(f"tokenizer: {line}")
-        )
-        tokenizer.save(folder)
-        say(f"tokenizer: {folder.name} in {duration(time.perf_counter() - begun)}")
-    if job["phase"] == "tokenizer":  # asked for by itself, not as an input of base
-        rows = write_comparison(
-            stage_folder(job["root"], job["run"], "tokenizer"),
-            tokenizer,
-            train=training_texts(corpus, max_characters=SAMPLE_CHARACTERS),
-            validation=validation_texts(corpus),
-            offline=job["offline"],
-        )
-        say(f"\n{comparison_table(rows)}")
-    return {
-        "status": "done",
-        "wall_seconds": time.perf_counter() - begun,
-        "tokenizer": str(folder),
-        "hash": tokenizer.hash,
-        "vocab_size": tokenizer.vocab_size,
-    }
-
-
-def train(job: Job, plan: TrainingPlan) -> dict[str, Any]:
+def train(job: Job, plan: TrainingPlan) -> Json:
     """Fit one stage from its newest checkpoint, or from where it begins; leave a release."""
     begun, stage = time.perf_counter(), plan.stage
     quieten_libraries()
@@ -155,14 +111,7 @@ def train(job: Job, plan: TrainingPlan) -> dict[str, Any]:
         return {"status": "interrupted", "error": interruption(job, stage, phase), **result}
     release = parts.folder / "release"
     if launched_rank() == 0:
-        meta = {"run": job["run"], "stage": stage, "recipe": job["recipe"]["name"], "seed": job["seed"]}
-        save_release(
-            release,
-            phase.gpt,
-            tokenizer_folder=parts.tokenizer_folder,
-            tokenizer_hash=parts.tokenizer.hash,
-            meta={**meta, **result, "code": code_version()},
-        )
+        leave_release(release, job, parts, result)
         summarize(stage, result, release)
     stop = watch.checkpoints.stop  # then no other stage begins
     result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}
@@ -173,24 +122,35 @@ def train(job: Job, plan: TrainingPlan) -> dict[str, Any]:
     return result
 
 
+def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
+    stage, recipe = parts.plan.stage, job["recipe"]["name"]
+    meta = {"run": job["run"], "stage": stage, "recipe": recipe, "seed": job["seed"]}
+    save_release(
+        release,
+        parts.phase.gpt,
+        tokenizer_folder=parts.tokenizer_folder,
+        tokenizer_hash=parts.tokenizer.hash,
+        meta={**meta, **result, "code": code_version()},
+    )
+
+
 class Watch:
     """The callbacks of a stage, and what they know: what a checkpoint keeps and a result reports."""
 
     def __init__(self, job: Job, parts: Parts, *, begun: float) -> None:
-        plan, first = parts.plan, launched_rank() == 0
-        self.begun, self.phase = begun, parts.phase
-        self.before: dict[str, Any] = parts.resumed.progress if parts.resumed else {}
-        self.gradients: dict[str, Any] = gradients.RIGHT
+        plan, phase, first = parts.plan, parts.phase, launched_rank() == 0
+        self.begun, self.phase = begun, phase
+        self.before: Json = parts.resumed.progress if parts.resumed else {}
+        self.gradients: Json = gradients.RIGHT
         if parts.resumed:
             self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
         self.clock = Clock(self.before.get("seconds", 0.0))
-        recorder = Recorder(
-            parts.folder / "metrics.csv", finished_steps=parts.phase.finished_steps, enabled=first
-        )
+        path = parts.folder / "metrics.csv"
+        self.recorder = Recorder(path, finished_steps=phase.finished_steps, enabled=first)
         self.throughput = Throughput(
-            recorder=recorder,
+            recorder=self.recorder,
             clock=self.clock,
-            log_every=1 if parts.phase.num_steps <= 40 else parts.phase.log_every,
+            log_every=1 if phase.num_steps <= 40 else phase.log_every,
             flops_per_token=plan.flops_per_token,
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
@@ -198,32 +158,7 @@ class Watch:
             enabled=first,
             waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
-        engine = Engine(parts.phase.gpt, parts.tokenizer)
-        self.evaluation = Evaluate(
-            parts.evaluator,
-            engine=engine,
-            eval_every=plan.eval_every,
-            recorder=recorder,
-            clock=self.clock,
-        )
-        self.evaluation.load(self.before)
-        limit = FAST_DEV_PROBLEMS if job["fast_dev_run"] else None
-        self.chat = EvaluateChat(
-            engine,
-            parts.chat_tasks,
-            max_tokens=job["chat_tasks"]["max_tokens"],
-            max_problems=limit,
-            clock=self.clock,
-        )
-        self.chat.metrics = self.before.get("metrics", {})
-        samples = WriteSamples(
-            parts.folder / "samples.md",
-            engine=engine,
-            prompts=chat_prompts(parts.tokenizer) if plan.chats else text_prompts(parts.tokenizer),
-            sample_every=plan.sample_every,
-            max_tokens=SAMPLE_TOKENS,
-            clock=self.clock,
-        )
+        self.watch_quality(job, parts)
         self.checkpoints = Checkpoints(
             parts.folder / "checkpoints",
             save_every=plan.save_every,
@@ -232,9 +167,39 @@ class Watch:
             progress=self.state,
             on_divergence=job["on_divergence"],
         )
-        self.callbacks = [self.throughput, self.evaluation, self.chat, samples, self.checkpoints]
+        quality = [self.evaluation, self.chat, self.samples]
+        self.callbacks: list[L.Callback] = [self.throughput, *quality, self.checkpoints]
 
-    def state(self) -> dict[str, Any]:
+    def watch_quality(self, job: Job, parts: Parts) -> None:
+        """Build what asks the model: its evaluation, chat tasks and samples."""
+        plan, tokenizer = parts.plan, parts.tokenizer
+        engine = Engine(parts.phase.gpt, tokenizer)
+        self.evaluation = Evaluate(
+            parts.evaluator,
+            engine=engine,
+            eval_every=plan.eval_every,
+            recorder=self.recorder,
+            clock=self.clock,
+        )
+        self.evaluation.load(self.before)
+        self.chat = EvaluateChat(
+            engine,
+            parts.chat_tasks,
+            max_tokens=job["chat_tasks"]["max_tokens"],
+            max_problems=FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
+            clock=self.clock,
+        )
+        self.chat.metrics = self.before.get("metrics", {})
+        self.samples = WriteSamples(
+            parts.folder / "samples.md",
+            engine=engine,
+            prompts=chat_prompts(tokenizer) if plan.chats else text_prompts(tokenizer),
+            sample_every=plan.sample_every,
+            max_tokens=SAMPLE_TOKENS,
+            clock=self.clock,
+        )
+
+    def state(self) -> Json:
         wall_seconds = self.before.get("wall_seconds", 0.0) + time.perf_counter() - self.begun
         return {
             "step": self.phase.finished_steps,
@@ -259,15 +224,15 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def announce(stage: str, parts: Parts, trained: dict[str, Any]) -> None:
+def announce(stage: str, parts: Parts, trained: Json) -> None:
     """Say where the stage begins, which of its steps had right gradients, and what data it leaves out."""
     phase = parts.phase
     if parts.resumed:
         say(f"{stage}: continuing after step {phase.finished_steps:,} of {phase.num_steps:,}")
+        if remark := gradients.remark(trained):
+            say(f"{stage}: {remark}")
     elif parts.origin:
         say(f"{stage}: {phase.num_steps:,} steps from {parts.origin.name}")
-    if remark := gradients.remark(trained):
-        say(f"{stage}: {remark}")
     if parts.device.type == "cuda":
         gpu = torch.cuda.get_device_name(parts.device)
         say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
@@ -275,73 +240,12 @@ def announce(stage: str, parts: Parts, trained: dict[str, Any]) -> None:
         say(f"{stage}: {parts.left_out}")
 
 
-def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
-    ranks = parts.plan.ranks
-    accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
-    return L.Trainer(
-        accelerator=accelerator,
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        strategy=ShardedOptimizerStrategy() if ranks > 1 else "auto",
-        precision="32-true",  # the model manages its own dtypes
-        max_epochs=-1,
-        max_steps=max(parts.phase.num_steps - parts.phase.finished_steps, 0),
-        callbacks=callbacks,
-        logger=build_logger(job, stage, parts) if launched_rank() == 0 else False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=parts.folder,
-    )
-
-
-def build_logger(job: Job, stage: str, parts: Parts) -> Any:
-    """The job's Lightning logger, or False; W&B continues one run per stage, offline without a key."""
-    settings = job["logger"]
-    if not settings["_target_"]:
-        return False
-    if not settings["_target_"].endswith("WandbLogger"):
-        return build(settings, save_dir=str(parts.folder))
-    offline = job["offline"] or not wandb_key()
-    identity = hashlib.sha256(f"{job['root']}:{job['run']}:{stage}".encode()).hexdigest()[:12]
-    logger = build(
-        settings,
-        name=f"{job['run']}-{stage}",
-        group=job["run"],
-        job_type=stage,
-        id=f"{stage}-{identity}",
-        resume="allow",
-        offline=offline,
-        save_dir=str(parts.folder),
-        config={"job": dict(job), "plan": as_json(parts.plan)},
-    )
-    if offline:
-        say(
-            f"W&B: no key, writing offline; send it later with: wandb sync {parts.folder}/wandb/offline-run-*"
-        )
-    return logger
-
-
-def wandb_key() -> bool:
-    """Whether W&B is logged in here: by the environment or by `wandb login`."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def interruption(job: Job, stage: str, phase: Phase) -> str:
     again = " ".join(["python -m nanolit.train", *job["overrides"]])
     return f"{stage} stopped after step {phase.finished_steps} of {phase.num_steps}; continue with: {again}"
 
 
-def summarize(stage: str, result: dict[str, Any], release: Path) -> None:
+def summarize(stage: str, result: Json, release: Path) -> None:
     """The lines at the end of a stage."""
     speed = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
     score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""

@@ -136,7 +136,7 @@ def _backward_graph(
 
 
 def _mask(q: Layout, window: int) -> dict[str, Any]:
-    """What the two graphs share: causal, and as far back as the window; scores scaled by 1/√D.
+    """Return the options of both graphs: causal, and as far back as the window; scores scaled by 1/√D.
 
     cuDNN's left bound counts the query's own position, our window does not.
     """

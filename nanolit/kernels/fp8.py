@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.kernels.agreement import near, with_gradients
-from nanolit.kernels.distinct import apply_to_distinct
+from nanolit.kernels.agreement import apply_to_distinct, near, with_gradients
 from nanolit.machine.device import ADA, plain_kernels, triton_capability
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
@@ -50,12 +49,12 @@ def unavailable(device: torch.device) -> str:
 
 
 def fits(weight_FC: Tensor) -> bool:
-    """Whether products with this weight gain from fp8, and the matrix units take it."""
+    """Return True if products with this weight gain from fp8 and the matrix units take it."""
     return min(weight_FC.shape) >= SMALLEST and not any(size % MULTIPLE for size in weight_FC.shape)
 
 
 def whole(x_NC: Tensor) -> bool:
-    """Whether the tokens of (…, C) can be summed over: a multiple, and not none, which has no largest."""
+    """Return True if the tokens of (…, C) can be summed over: some multiple; none has no maximum."""
     num_tokens = x_NC.shape[:-1].numel()
     return num_tokens > 0 and num_tokens % MULTIPLE == 0
 
@@ -108,7 +107,7 @@ def normed_scale(x_RS: Tensor) -> Tensor:
 
 
 def scale_of(bound: Tensor, dtype: torch.dtype) -> Tensor:
-    """What numbers up to a bound are divided by to fit into `dtype`: float32, ()."""
+    """Return the divisor that brings numbers up to a bound into the range of `dtype`: float32, ()."""
     return bound.float().clamp(min=TINY) / torch.finfo(dtype).max
 
 

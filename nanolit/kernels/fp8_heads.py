@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanolit.kernels import fp8
-from nanolit.kernels.distinct import apply_to_distinct
+from nanolit.kernels.agreement import apply_to_distinct
 from nanolit.kernels.fp8 import GRADIENTS, VALUES, largest_alone, product, rounded, scale_of, transposed
 from nanolit.kernels.heads import join_gradients, split
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.kernels import fp8
-from nanolit.kernels.distinct import apply_to_distinct
+from nanolit.kernels.agreement import apply_to_distinct
 from nanolit.kernels.fp8 import GRADIENTS, VALUES, product, rounded, scale_of, transposed
 from nanolit.kernels.mlp import relu_squared_mlp
 
@@ -76,7 +76,7 @@ class _MLP(torch.autograd.Function):
 
 
 def _largest_norm(x_RS: Tensor, dim: int) -> Tensor:
-    """Of the rows (dim 1) or columns (0), float32."""
+    """Return the largest norm of the rows (dim 1) or the columns (dim 0), float32."""
     return x_RS.float().square().sum(dim).amax().sqrt()
 
 

@@ -1,4 +1,4 @@
-"""What every fused attention kernel asks of its arguments: a window as a number, the last dimension dense."""
+"""The form in which fused attention kernels take arguments: windows as numbers, the last dimension dense."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def readable(x_BTHD: Tensor) -> Tensor:
 
 
 def in_order() -> bool:
-    """Whether blocks of keys must add to a query's gradient one after another, so that its bits repeat.
+    """Return True if blocks of keys must add to a query's gradient in order, so that its bits repeat.
 
     Our operators ask when they run; torch's own FlashAttention has no such form under warn_only.
     """

@@ -1,7 +1,7 @@
 """Symmetric matrix products in Triton for Hopper: only the tiles on and below the diagonal are computed.
 
 A persistent kernel, one program on every multiprocessor; operands come through tensor descriptors. Twin:
-optim.orthogonalize.symmetric_product_in_torch. Import this where there is Triton, on Hopper.
+optim.updates.symmetric_product_in_torch. Import this where there is Triton, on Hopper.
 """
 
 import torch

@@ -6,8 +6,7 @@ which layers have value embeddings) from here, so that counts and model cannot d
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 # Input channels that the tiny gates read (nanochat, Jul 2026); narrower models use all they have.
 SMEAR_CHANNELS = 24
@@ -80,6 +79,29 @@ LOGIT_CHUNK_BYTES = 1 << 29  # loss.CHUNK_BYTES of CUDA
 OPTIMIZER_BYTES = 4  # of Muon's work for each matrix parameter: d20 on an H200 took 3.3
 
 
+class Hyperparameters(TypedDict):
+    """The arguments of the GPT's constructor, as plan.json holds them; GPTConfig explains each."""
+
+    depth: int
+    width: int
+    heads: int
+    kv_heads: int
+    vocab_size: int
+    context: int
+    rope_base: float
+    window_pattern: str
+    value_embeddings: bool
+    residual_scalars: bool
+    smear: bool
+    backout: bool
+    qk_scale: float
+    softcap: float
+    initialization: Literal["classic", "modern"]
+    vocab_multiple: int
+    rope_dtype: Literal["compute", "bfloat16"]
+    softcap_dtype: Literal["compute", "float32"]
+
+
 class Size(NamedTuple):
     width: int
     heads: int
@@ -119,7 +141,7 @@ def value_embedding_layers(depth: int) -> list[int]:
 
 
 def window_sizes(window_pattern: str, *, depth: int, context: int) -> list[int | None]:
-    """How many positions back each layer sees besides its own; None is all of them.
+    """Return the number of positions back that each layer sees besides its own; None is all of them.
 
     The pattern is tiled over the layers and the last layer is always L. S is a quarter of the context,
     rounded up to a multiple of 128. In a pattern with S, L reaches one context back (which matters only
@@ -135,7 +157,7 @@ def window_sizes(window_pattern: str, *, depth: int, context: int) -> list[int |
     return [*(reach[window_pattern[layer % len(window_pattern)]] for layer in range(depth - 1)), context]
 
 
-def parameter_counts(hyperparameters: Mapping[str, Any]) -> dict[str, int]:
+def parameter_counts(hyperparameters: Hyperparameters) -> dict[str, int]:
     """Parameters by role, of a GPT with these constructor arguments; only roles that it has."""
     h = hyperparameters
     depth, width = h["depth"], h["width"]
@@ -156,7 +178,7 @@ def parameter_counts(hyperparameters: Mapping[str, Any]) -> dict[str, int]:
     return {role: count for role, count in counts.items() if count}
 
 
-def flops_per_token(hyperparameters: Mapping[str, Any]) -> int:
+def flops_per_token(hyperparameters: Hyperparameters) -> int:
     """FLOPs of one training token (forward and backward) in a row of a whole context.
 
     6 per weight of every matrix product, and 12 * width * min(window, context) per layer for attention
@@ -175,7 +197,7 @@ def flops_per_token(hyperparameters: Mapping[str, Any]) -> int:
 
 
 def peak_memory_gib(
-    hyperparameters: Mapping[str, Any],
+    hyperparameters: Hyperparameters,
     *,
     micro_batch: int,
     ranks: int = 1,

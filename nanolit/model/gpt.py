@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from nanolit.kernels import fp8
 from nanolit.kernels.attention import Backend, rotary_tables
-from nanolit.kernels.embedding import Embedding
 from nanolit.kernels.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
-from nanolit.kernels.residual import mix
+from nanolit.kernels.residual import Embedding, mix
 from nanolit.machine.device import compute_dtype
 from nanolit.model.accounting import (
     SMEAR_CHANNELS,

@@ -5,16 +5,96 @@ rank's share as gradients arrive, send parameters back (all-gather), wait. Gradi
 the loss must already be divided by the step's global number of learned tokens.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nanolit.machine.device import compute_dtype, world_size
-from nanolit.optim.orthogonalize import POLAR_EXPRESS, has_kernel, iterate_by_halves
-from nanolit.optim.shares import SMALL, FlatSlice, MatrixStack, Read, Replica, StateSlice
-from nanolit.optim.updates import Orthogonalization, adamw_update, apply_update, muon_update, variance_dim
+from nanolit.optim.scaling import GroupSettings
+from nanolit.optim.shares import SMALL, FlatSlice, MatrixStack, Read, StateSlice
+from nanolit.optim.updates import (
+    POLAR_EXPRESS,
+    Orthogonalization,
+    adamw_update,
+    apply_update,
+    has_kernel,
+    iterate_by_halves,
+    muon_update,
+    variance_dim,
+)
+
+Group = dict[str, Any]  # what torch calls a parameter group: tensors, names and numbers
+# Rates, betas and decays are in the recipes. Two scalars per layer need very different rates: s, which adds,
+# 0.5; r, which multiplies and so compounds over layers, a hundredth of that (nanochat, 2026-01-11). Betas:
+# (0.8, 0.95) is nanochat's everywhere in classic. modern averages the squares of embeddings' gradients for
+# longer, 0.995 (effect not published). x₀ scalars have a first beta of 0.96: over 0.8 it won 0.0007 bits per
+# byte at d20, and 0.98 lost 0.0033. 320 runs to tune the rest found gains at d12 that hurt at d20 (nanochat,
+# 2026-01-19): don't tune on small models alone.
+REQUIRED = {
+    "muon": {"kind", "lr", "weight_decay"},
+    "adamw": {"kind", "lr", "betas", "eps", "weight_decay"},
+}
+
+
+def build_groups(
+    named_parameters: Iterable[tuple[str, Tensor]],
+    roles: Mapping[str, str],
+    settings: Mapping[str, GroupSettings],
+) -> list[Group]:
+    """Return one group per role for AdamW, one per role and shape for Muon, in order of first appearance.
+
+    Muon takes the blocks' matrices. Embeddings, the head and all scalars take AdamW, as Muon's author advises
+    (https://kellerjordan.github.io/posts/muon/). Every group also holds names, role, initial_lr,
+    initial_weight_decay. Parameters that don't require gradients are left out.
+    """
+    for role, chosen in settings.items():
+        check_settings(role, chosen)
+    groups: dict[tuple[object, ...], Group] = {}
+    for name, param in named_parameters:
+        if not param.requires_grad:
+            continue
+        role = roles[name]
+        chosen = settings[role]
+        # The schedule multiplies the initial values: no rounding adds up, and a resumed run needs no state
+        initial = {"initial_lr": chosen["lr"], "initial_weight_decay": chosen["weight_decay"]}
+        key: tuple[object, ...] = (role,)
+        if chosen["kind"] == "muon":
+            if param.ndim != 2:
+                raise ValueError(
+                    f"Muon orthogonalises matrices, but parameter {name!r} has shape {tuple(param.shape)}; "
+                    "give its role kind adamw"
+                )
+            # One shape a group: its matrices are stacked and orthogonalised by batched products
+            key = (role, tuple(param.shape))
+        group = groups.setdefault(key, {"params": [], "names": [], "role": role, **chosen, **initial})
+        group["params"].append(param)
+        group["names"].append(name)
+    if not groups:
+        raise ValueError("no parameter to optimize: none requires gradients; unfreeze at least one")
+    return list(groups.values())
+
+
+def check_settings(role: str, chosen: GroupSettings) -> None:
+    """Raise ValueError for settings of the other kind, and for numbers out of range."""
+    needed, kind = REQUIRED[chosen["kind"]], chosen["kind"]
+    if differing := sorted(needed ^ chosen.keys()):
+        raise ValueError(
+            f"groups.{role} ({kind}) needs {', '.join(sorted(needed))} and nothing else; "
+            f"mend {', '.join(differing)}"
+        )
+    for key in ("lr", "weight_decay", "eps"):
+        value = chosen.get(key, 0.0)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"groups.{role}.{key}={value} is out of range; give a number of at least 0")
+    betas = chosen.get("betas", [0, 0])
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(
+            f"groups.{role}.betas={list(betas)} must be two numbers from 0 to below 1; give such a pair"
+        )
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -22,7 +102,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        groups: list[dict],
+        groups: list[Group],
         *,
         orthogonalization: Orthogonalization,
         equilibrate_rows: bool,
@@ -38,11 +118,6 @@ class MuonAdamW(torch.optim.Optimizer):
 
         clip_norm bounds the norm of all gradients together, summed over ranks; None: no clipping.
         """
-        if orthogonalization not in ("newton_schulz", "polar_express"):
-            raise ValueError(
-                f"orthogonalization={orthogonalization!r} is not one of newton_schulz, polar_express; "
-                "choose one of them"
-            )
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm={clip_norm} must be above 0; give null for no clipping")
         super().__init__(groups, {})
@@ -57,23 +132,25 @@ class MuonAdamW(torch.optim.Optimizer):
             "normalize_update": normalize_update,
             "cautious": cautious,
         }
-        self._muon_update, self._apply_update, self._adamw_update = muon_update, apply_update, adamw_update
-        if device.type == "cuda" if compile is None else compile:
-            _allow_many_shapes()
-            self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
-            self._apply_update = torch.compile(apply_update, fullgraph=True, dynamic=False)
-            # A graph for each of the few lengths: where the length is a variable, loads are not vectorised
-            self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=False)
-        self._stacks: list[tuple[dict, MatrixStack]] = []
-        self._slices: list[tuple[dict, FlatSlice]] = []
+        self._choose_updates(device.type == "cuda" if compile is None else compile)
+        self._stacks: list[tuple[Group, MatrixStack]] = []
+        self._slices: list[tuple[Group, FlatSlice]] = []
         for group in self.param_groups:
             if group["kind"] == "muon":
                 group["momentum"] = momentum
                 self._stacks.append((group, _stack(group, variance_reduction)))
             else:
-                self._slices += [
-                    (group, _slice(name, p)) for name, p in zip(group["names"], group["params"], strict=True)
-                ]
+                for name, param in zip(group["names"], group["params"], strict=True):
+                    self._slices.append((group, FlatSlice(name, param)))
+
+    def _choose_updates(self, compile: bool) -> None:
+        self._muon_update, self._apply_update, self._adamw_update = muon_update, apply_update, adamw_update
+        if compile:
+            _allow_many_shapes()
+            self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
+            self._apply_update = torch.compile(apply_update, fullgraph=True, dynamic=False)
+            # A graph for each of the few lengths: where the length is a variable, loads are not vectorised
+            self._adamw_update = torch.compile(adamw_update, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -146,7 +223,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for g in counted + replicas:
             g.mul_(scale)
 
-    def _step_muon(self, group: dict, stack: MatrixStack) -> None:
+    def _step_muon(self, group: Group, stack: MatrixStack) -> None:
         gradients, params_NRS = stack.gradients(), stack.own_params()
         momentum_NRS, second_moment = stack.buffers["momentum"], stack.buffers.get("second_moment")
         lr, weight_decay = _scalar(group["lr"]), _scalar(group["weight_decay"])
@@ -179,17 +256,17 @@ class MuonAdamW(torch.optim.Optimizer):
         stack.start_gather()
 
     def _by_halves(self, params_NRS: Tensor) -> bool:
-        """Whether our kernels serve: they balance rows and have Polar Express's polynomials."""
+        """Return True if our kernels serve: they balance rows and have Polar Express's polynomials."""
         flags = self._flags["equilibrate_rows"], self._flags["orthogonalization"]
         return flags == (True, "polar_express") and has_kernel(params_NRS.device, min(params_NRS.shape[-2:]))
 
-    def _step_adamw(self, group: dict, flat: FlatSlice) -> None:
+    def _step_adamw(self, group: Group, flat: FlatSlice) -> None:
         flat.num_steps += 1
         beta1, beta2 = group["betas"]
         gradient = flat.gradients()
         if gradient.numel() > 0:
             # Small ones are not worth a kernel; of one element, Inductor's fails (torch 2.11)
-            update = adamw_update if isinstance(flat, Replica) else self._adamw_update
+            update = adamw_update if flat.flat.numel() < SMALL else self._adamw_update
             update(
                 flat.own(),
                 gradient,
@@ -206,7 +283,7 @@ class MuonAdamW(torch.optim.Optimizer):
         flat.start_gather()
 
 
-def _stack(group: dict, variance_reduction: bool) -> MatrixStack:
+def _stack(group: Group, variance_reduction: bool) -> MatrixStack:
     stack = MatrixStack(group["names"], group["params"])
     num_rows, num_columns = group["params"][0].shape
     stack.add_buffer("momentum", (num_rows, num_columns))
@@ -214,10 +291,6 @@ def _stack(group: dict, variance_reduction: bool) -> MatrixStack:
         along_rows = variance_dim(num_rows, num_columns) == -1
         stack.add_buffer("second_moment", (num_rows, 1) if along_rows else (1, num_columns))
     return stack
-
-
-def _slice(name: str, param: Tensor) -> FlatSlice:
-    return Replica(name, param) if param.numel() < SMALL else FlatSlice(name, param)
 
 
 def _allow_many_shapes() -> None:

@@ -6,6 +6,7 @@ Source: https://github.com/karpathy/nanochat (2025: fixed batch; 2026: batch and
 """
 
 import math
+from typing import Literal, NotRequired, TypedDict
 
 # Tokens per optimizer step that the recipes' rates were tuned at, and the best found for d12 (nanochat,
 # 2026-02-05)
@@ -19,13 +20,21 @@ REFERENCE_WIDTH = 768
 BATCH_EXPONENT = 0.383
 
 
+class GroupSettings(TypedDict):
+    """The optimizer's settings for the parameters of one role; rates are final, already scaled."""
+
+    kind: Literal["muon", "adamw"]
+    lr: float
+    betas: NotRequired[list[float]]  # these two of AdamW alone
+    eps: NotRequired[float]
+    weight_decay: float
+
+
 def batch_from_horizon(tokens: float, reference_tokens: float) -> int:
     """Return tokens per step: 2^19 at the reference horizon, growing with tokens^0.383, as a power of two.
 
     `tokens`, `reference_tokens`: ratio * counted parameters of this model and of d12, so the ratio cancels.
     """
-    _require_positive("tokens", tokens)
-    _require_positive("reference_tokens", reference_tokens)
     best = REFERENCE_BATCH * (tokens / reference_tokens) ** BATCH_EXPONENT
     # A power of two, so that rows × context × ranks divide it; the optimum is flat enough not to mind
     return 2 ** round(math.log2(best))
@@ -35,7 +44,6 @@ def lr_factor_from_batch(batch: int) -> float:
     """Return the square-root scaling of learning rates with the batch: 1 at 2^19 tokens."""
     # The noise of a mean of B samples falls with √B, and Adam and Muon divide by the size of the gradient, so
     # steps may grow as much (https://arxiv.org/abs/2205.10287). As nanochat, for Muon too.
-    _require_positive("batch", batch)
     return math.sqrt(batch / REFERENCE_BATCH)
 
 
@@ -44,7 +52,6 @@ def lr_factor_from_width(width: int) -> float:
     # nanochat's since 2025; no sweep of the exponent is published. In September 2026 a sweep at d20 gave it
     # 1/width for the head and no scaling for embeddings (437943b), as muP would; `modern` keeps July's. Muon
     # needs none: its updates have singular values of about 1 at any width.
-    _require_positive("width", width)
     return (width / REFERENCE_WIDTH) ** -0.5
 
 
@@ -57,8 +64,6 @@ def weight_decay_factor(batch: int, *, tokens: float, reference_tokens: float) -
     # Decay forgets old weights over 1 / (rate × decay) steps; that time should be a fixed part of the run.
     # nanochat's sweep had found about 0.40 at d8, 0.22 at d12, 0.10 at d16 and 0.08 at d20 (2026-01-10); from
     # its later 0.28 at d12 this rule gives 0.52, 0.28, 0.13 and 0.10.
-    _require_positive("tokens", tokens)
-    _require_positive("reference_tokens", reference_tokens)
     return lr_factor_from_batch(batch) * reference_tokens / tokens
 
 
@@ -67,7 +72,7 @@ def steps_from_horizon(
     batch: int,
     max_steps: int | None,
     target_flops: float | None,
-    target_ratio: float | None,
+    target_ratio: float,
     flops_per_token: float,
     counted_parameters: int,
 ) -> int:
@@ -79,28 +84,19 @@ def steps_from_horizon(
     # If matrices and head count, the best ratio hardly moves from 1e18 to 1e19 FLOPs, 11.2 to 10.3; if every
     # parameter counts, it drifts from 3.0 to 4.0 (nanochat, 2026-01-27; its default has been 12 since March
     # 2026). classic has Chinchilla's 20 (https://arxiv.org/abs/2203.15556).
-    _require_positive("batch", batch)
     if max_steps is not None:
-        _require_positive("max_steps", max_steps)
         return max_steps
-    if target_flops is not None:
-        _require_positive("target_flops", target_flops)
-        _require_positive("flops_per_token", flops_per_token)
-        steps, wish = round(target_flops / (flops_per_token * batch)), f"target_flops={target_flops:g}"
-    elif target_ratio is not None:
-        _require_positive("target_ratio", target_ratio)
-        _require_positive("counted_parameters", counted_parameters)
-        steps, wish = int(target_ratio * counted_parameters) // batch, f"target_ratio={target_ratio:g}"
+    name = "target_ratio" if target_flops is None else "target_flops"
+    wish = target_ratio if target_flops is None else target_flops
+    if not 0 < wish < math.inf:
+        raise ValueError(f"{name}={wish} must be a positive number; give one above 0")
+    if target_flops is None:
+        steps = int(target_ratio * counted_parameters) // batch
     else:
-        raise ValueError("no horizon: max_steps, target_flops and target_ratio are all null; set one of them")
+        steps = round(target_flops / (flops_per_token * batch))
     if steps < 1:
         raise ValueError(
-            f"{wish} is less than one optimizer step of {batch:,} tokens; "
+            f"{name}={wish:g} is less than one optimizer step of {batch:,} tokens; "
             "raise it, lower total_batch, or set max_steps"
         )
     return steps
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value} must be a positive number; give one above 0")

@@ -20,59 +20,44 @@ class Multipliers:
     weight_decay: float
 
 
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Linear warmup, constant, linear warmdown; the momentum rises, and falls again with the warmdown.
 
-    A trapezoid rather than a cosine, because its constant part doesn't depend on where the run ends.
+    A trapezoid rather than a cosine, because its constant part doesn't depend on where the run ends. Comments
+    give nanochat's values of July 2026 (modern) and October 2025 (classic). What one of them is worth has
+    been published only where a comment says so.
     """
 
-    def __init__(
-        self,
-        *,
-        warmup_steps: int,
-        warmdown_fraction: float,
-        final_lr_fraction: float,
-        momentum_start: float,
-        momentum_peak: float,
-        momentum_warmup_steps: int,
-        momentum_final: float | None,
-        weight_decay: WeightDecay,
-    ) -> None:
-        """Check and keep the settings. momentum_final None: the momentum stays at its peak to the end.
+    warmup_steps: int  # modern 40, classic none
+    warmdown_fraction: float  # modern the last 0.65 of the run, at falling rates; classic 0.2
+    # modern 0.05, classic 0. With a warmdown of 0.85 and 0 a run at d22 did well, later found unnecessary
+    # (nanochat PR 733)
+    final_lr_fraction: float
+    # Both 0.85: while gradients change quickly, average fewer of them. It rises over 400 steps to 0.97, and
+    # over 300 to 0.95 in classic
+    momentum_start: float
+    momentum_peak: float
+    momentum_warmup_steps: int
+    momentum_final: float | None  # modern 0.90 at the end of the warmdown; None, classic: stay at the peak
+    # modern: a half cosine to 0, of Muon's decay alone. Going down to 0 beat a constant, at first linearly
+    # (nanochat, 2026-01-10); classic has no decay
+    weight_decay: WeightDecay
 
-        Comments give nanochat's values of July 2026 (modern) and October 2025 (classic). What one of them is
-        worth has been published only where a comment says so.
-        """
-        _require_range("warmup_steps", warmup_steps, 0, math.inf)
-        _require_range("warmdown_fraction", warmdown_fraction, 0, 1)
-        _require_range("final_lr_fraction", final_lr_fraction, 0, 1)
-        _require_range("momentum_start", momentum_start, 0, 1)
-        _require_range("momentum_peak", momentum_peak, 0, 1)
-        _require_range("momentum_warmup_steps", momentum_warmup_steps, 0, math.inf)
-        if momentum_final is not None:
-            _require_range("momentum_final", momentum_final, 0, 1)
-        if weight_decay not in _WEIGHT_DECAYS:
-            allowed = ", ".join(_WEIGHT_DECAYS)
-            raise ValueError(
-                f"weight_decay schedule {weight_decay!r} is not one of {allowed}; choose one of them"
-            )
-        # modern 40 steps, classic none
-        self.warmup_steps = warmup_steps
-        # modern the last 0.65 of the run, classic 0.2: modern trains mostly at falling rates
-        self.warmdown_fraction = warmdown_fraction
-        # modern 0.05, classic 0. With a warmdown of 0.85 and 0 a run at d22 did well, later found unnecessary
-        # (nanochat PR 733)
-        self.final_lr_fraction = final_lr_fraction
-        # Both 0.85: while gradients change quickly, average fewer of them. It rises over 400 steps to
-        # 0.97, and over 300 to 0.95 in classic
-        self.momentum_start = momentum_start
-        self.momentum_peak = momentum_peak
-        self.momentum_warmup_steps = momentum_warmup_steps
-        # modern 0.90 at the end of the warmdown; classic stays at its peak
-        self.momentum_final = momentum_final
-        # modern: a half cosine to 0, of Muon's decay alone. Going down to 0 beat a constant, at first
-        # linearly (nanochat, 2026-01-10); classic has no decay
-        self.weight_decay = weight_decay
+    def __post_init__(self) -> None:
+        for name in ("warmup_steps", "momentum_warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; give a number at least 0")
+        for name in (
+            "warmdown_fraction",
+            "final_lr_fraction",
+            "momentum_start",
+            "momentum_peak",
+            "momentum_final",
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} is out of range; give a number from 0 to 1")
 
     def at(self, step: int, num_steps: int) -> Multipliers:
         """Return the multipliers of step `step` (from 0) in a run of `num_steps` optimizer steps."""
@@ -109,12 +94,6 @@ class Schedule:
 
 def _between(start: float, end: float, fraction: float) -> float:
     return (1 - fraction) * start + fraction * end
-
-
-def _require_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name}={value} is out of range; give a number {bounds}")
 
 
 _WEIGHT_DECAYS = {

@@ -125,17 +125,19 @@ class FlatSlice:
     """A slice of one flattened parameter: ceil(elements / ranks) on each rank, whatever its shape.
 
     AdamW treats every number by itself, so it may be cut anywhere; nanochat wants the rows to divide evenly.
+    A parameter below SMALL is one slice, whole on every rank: updating it everywhere beats scattering it.
     """
-
-    counts_in_norm = True  # this rank adds it to the sum over ranks of squared gradients
 
     def __init__(self, name: str, param: Tensor) -> None:
         self.name = name
         self.param = param
         self.flat = param.detach().view(-1)
-        self.share = self._share()
-        self.start = min(self._first(), self.flat.numel())
+        self.num_parts = 1 if self.flat.numel() < SMALL else world_size()
+        self.share = -(-self.flat.numel() // self.num_parts)
+        self.start = min(self.share * (rank() % self.num_parts), self.flat.numel())
         self.stop = min(self.start + self.share, self.flat.numel())
+        # Whether this rank adds it to the sum over ranks of squared gradients: one rank for a whole parameter
+        self.counts_in_norm = self.num_parts > 1 or rank() == 0
         # Its own count, for Adam's bias correction: a phase that starts warm takes the count along
         self.num_steps = 0
         self.exp_avg = torch.zeros_like(self.own())
@@ -148,12 +150,14 @@ class FlatSlice:
 
     def start_reduce(self) -> None:
         """Start to sum the gradient over ranks."""
-        self._full = gradient(self.param).reshape(-1)
-        self._own = self._full
-        if world_size() > 1:
-            self._full = pad(self._full, self.share * world_size())
+        self._full = self._own = gradient(self.param).reshape(-1)
+        if self.num_parts > 1:
+            self._full = pad(self._full, self.share * self.num_parts)
             self._own = self._full.new_empty(self.share)
             self._work = dist.reduce_scatter_tensor(self._own, self._full, async_op=True)
+        elif world_size() > 1:
+            self._full = self._own = self._full.clone()
+            self._work = dist.all_reduce(self._own, async_op=True)
 
     def gradients(self) -> Tensor:
         """Wait for and return the owned slice's gradient, summed over ranks."""
@@ -161,18 +165,18 @@ class FlatSlice:
         return self._own[: self.stop - self.start]
 
     def start_gather(self) -> None:
-        """Start to collect the updated slices of all ranks."""
-        if world_size() > 1:
+        """Start to collect the updated slices of all ranks, which a whole parameter does without."""
+        if self.num_parts > 1:
             # Without padding the parameter itself receives the result, and `finish` has nothing to copy
             self._own = pad(self.own(), self.share)
-            in_place = self.share * world_size() == self.flat.numel()
-            self._full = self.flat if in_place else self.flat.new_empty(self.share * world_size())
+            in_place = self.share * self.num_parts == self.flat.numel()
+            self._full = self.flat if in_place else self.flat.new_empty(self.share * self.num_parts)
             self._work = dist.all_gather_into_tensor(self._full, self._own, async_op=True)
 
     def finish(self) -> None:
         """Wait until the parameter has arrived and free what was sent."""
         self._wait()
-        if world_size() > 1 and self._full is not self.flat:
+        if self.num_parts > 1 and self._full is not self.flat:
             self.flat.copy_(self._full[: self.flat.numel()])
         del self._full, self._own
 
@@ -193,45 +197,10 @@ class FlatSlice:
         fill(self.exp_avg, read, f"{self.name}/exp_avg", start=self.start)
         fill(self.exp_avg_sq, read, f"{self.name}/exp_avg_sq", start=self.start)
 
-    def _share(self) -> int:
-        return -(-self.flat.numel() // world_size())
-
-    def _first(self) -> int:
-        return self.share * rank()
-
     def _wait(self) -> None:
         if self._work is not None:
             self._work.wait()
             self._work = None
-
-
-class Replica(FlatSlice):
-    """A small parameter, whole on every rank: updating it everywhere is cheaper than scattering it."""
-
-    def __init__(self, name: str, param: Tensor) -> None:
-        super().__init__(name, param)
-        # Every rank holds it whole, but its gradient must count only once in the norm that clipping takes
-        self.counts_in_norm = rank() == 0
-
-    def start_reduce(self) -> None:
-        """Start to sum the gradient over ranks."""
-        self._full = self._own = gradient(self.param).reshape(-1)
-        if world_size() > 1:
-            self._full = self._own = self._full.clone()
-            self._work = dist.all_reduce(self._own, async_op=True)
-
-    def start_gather(self) -> None:
-        """Send nothing: every rank computed the same update."""
-
-    def finish(self) -> None:
-        """Free the gradient."""
-        del self._full, self._own
-
-    def _share(self) -> int:
-        return self.flat.numel()
-
-    def _first(self) -> int:
-        return 0
 
 
 def gradient(param: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What each stage optimizes, learns from and is scored by: one file a phase, over one shared core.
+"""The loss, the data and the evaluation of each stage: one file a phase, over one shared core.
 
-Takes a job, a stage's plan, a model and a tokenizer (stage.py).
+Takes a job, a stage's plan, a model and a tokenizer (core.Inputs).
 Gives a LightningModule, the stream of its steps, and its evaluator; training gives losses and the model.
 May import config, planning, data, evaluation, inference, model, optim, tokenizer, tasks, machine and
 lightning; never callbacks or jobs.

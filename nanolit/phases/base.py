@@ -6,8 +6,7 @@ from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.data.pretrain import training_stream, validation_rows
 from nanolit.evaluation.evaluators import BitsPerByte
-from nanolit.phases.core import Phase
-from nanolit.phases.stage import Inputs, Training
+from nanolit.phases.core import Inputs, Phase, Training
 from nanolit.planning.base import BasePlan
 
 
@@ -17,9 +16,8 @@ class Base(Phase):
 
 def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
     """Data: the corpus, packed into rows. Evaluation: bits per byte of held-out text."""
-    tokenizer, place = inputs.tokenizer, {"rank": inputs.rank, "world": plan.ranks}
+    tokenizer, context = inputs.tokenizer, plan.gpt["context"]
     corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
-    context = plan.gpt["context"]
     stream = training_stream(
         corpus,
         tokenizer,
@@ -28,7 +26,8 @@ def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
         micro_batch=plan.micro_batch,
         seed=job["seed"],
         packing=plan.packing,
-        **place,
+        rank=inputs.rank,
+        world=plan.ranks,
     )
     validation = validation_rows(
         corpus,
@@ -37,8 +36,9 @@ def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
         micro_batch=plan.micro_batch,
         packing=plan.packing,
         num_tokens=plan.eval_rows * context,
-        **place,
+        rank=inputs.rank,
+        world=plan.ranks,
     )
     evaluator = BitsPerByte(validation, rows=validation.identity, token_bytes=tokenizer.token_bytes())
-    phase = Base(**inputs.training(plan), num_steps=plan.num_steps)
+    phase = Base(**inputs.phase_arguments(job, plan), num_steps=plan.num_steps)
     return Training(phase=phase, stream=stream, evaluator=evaluator)

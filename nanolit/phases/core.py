@@ -18,22 +18,30 @@ ranks nor the micro-batch changes what is optimized.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from nanolit.config.build import build
+from nanolit.config.schema import Job, Node
 from nanolit.data.stream import Step
+from nanolit.evaluation.evaluators import Evaluator
 from nanolit.machine.device import world_size
-from nanolit.machine.paths import PACKAGE
+from nanolit.machine.paths import PACKAGE, Json
 from nanolit.model.gpt import GPT
-from nanolit.optim.groups import build_groups
-from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.muon_adamw import MuonAdamW, build_groups
+from nanolit.optim.scaling import GroupSettings
 from nanolit.optim.schedule import Schedule
+from nanolit.planning.plans import TrainingPlan
+from nanolit.tokenizer.bpe import Tokenizer
+
+Restore = Callable[[MuonAdamW], None]  # gives a fresh optimizer a checkpoint's state
 
 
 def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
@@ -54,8 +62,7 @@ def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
 class Phase(L.LightningModule):
     """A GPT, its optimizer and its schedule; `loss` says what is optimized.
 
-    `groups` maps a role to its final settings (learning rates already scaled); `restore` is called with the
-    fresh optimizer to load a checkpoint's state into it.
+    `groups` maps a role to its final settings: learning rates are already scaled.
     """
 
     # A resumed stage is a new Trainer for the steps that are left, so Lightning's loop state is never
@@ -66,13 +73,13 @@ class Phase(L.LightningModule):
         self,
         gpt: GPT,
         *,
-        groups: dict[str, dict[str, Any]],
-        optimizer: dict[str, Any],
+        groups: Mapping[str, GroupSettings],
+        optimizer: Node,
         schedule: Schedule,
         num_steps: int,
         finished_steps: int = 0,
         compile: bool = False,
-        restore: Callable[[MuonAdamW], None] | None = None,
+        restore: Restore | None = None,
     ) -> None:
         super().__init__()
         self.gpt = gpt
@@ -84,7 +91,7 @@ class Phase(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.num_tokens = 0  # learned by the last step, over all ranks
         self.num_processed = 0  # what the model took in for them: prompts and padding too
-        self.position: dict[str, Any] = {}
+        self.position: Json = {}
         self.epoch = self.cropped_fraction = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`. Otherwise
         # every name in a checkpoint would begin with `_orig_mod.`, and texts of any length would compile
@@ -167,3 +174,55 @@ class ShardedOptimizerStrategy(DDPStrategy):
         assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             torch.distributed.broadcast(tensor.detach(), 0)
+
+
+class PhaseArguments(TypedDict):
+    """The arguments of every Phase's constructor but its number of steps."""
+
+    gpt: GPT
+    groups: Mapping[str, GroupSettings]
+    optimizer: Node
+    schedule: Schedule
+    finished_steps: int
+    compile: bool
+    restore: Restore | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything that a phase is built from besides its job and its plan."""
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    compile: bool
+    finished_steps: int
+    restore: Restore | None
+    rank: int
+
+    def phase_arguments(self, job: Job, plan: TrainingPlan) -> PhaseArguments:
+        """Join the plan's rates with the recipe's optimizer; both reach the phase here and nowhere else."""
+        return {
+            "gpt": self.gpt,
+            "groups": plan.groups,
+            "optimizer": optimizer_settings(job),
+            "schedule": build(plan.schedule),
+            "finished_steps": self.finished_steps,
+            "compile": self.compile,
+            "restore": self.restore,
+        }
+
+
+def optimizer_settings(job: Job) -> Node:
+    """Return MuonAdamW's arguments but its groups; updates are compiled on a GPU unless compile=false."""
+    settings = {name: value for name, value in job["recipe"]["optimizer"].items() if name != "_target_"}
+    return {"compile": False if job["compile"] is False else None, **settings}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A phase, the stream of its steps, and its score; `left_out` says what data is never seen, or "" ."""
+
+    phase: Phase
+    stream: Any  # PretrainStream, ConversationStream or PromptStream: all load_position and yield steps
+    evaluator: Evaluator
+    left_out: str = ""

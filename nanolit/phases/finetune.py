@@ -5,14 +5,11 @@ says alone: tokenizer/conversation.py makes that mask, and the stream gives all 
 which the GPT's loss leaves out.
 """
 
-from typing import Any
-
 from nanolit.config.build import build
-from nanolit.config.schema import Job
+from nanolit.config.schema import Job, finetune_settings
 from nanolit.data.conversations import ConversationStream, ValidationConversations
 from nanolit.evaluation.evaluators import BitsPerByte
-from nanolit.phases.core import Phase
-from nanolit.phases.stage import Inputs, Training
+from nanolit.phases.core import Inputs, Phase, Training
 from nanolit.planning.finetune import FinetunePlan
 
 
@@ -22,10 +19,8 @@ class Finetune(Phase):
 
 def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
     """Data: the stage's mixture, packed into rows. Evaluation: bits per byte of its held-out tasks."""
-    stages: Any = job["stage"]
-    mixture = stages[plan.stage]["mixture"]
+    mixture = finetune_settings(job, plan.stage)["mixture"]
     tokenizer = inputs.tokenizer
-    place: dict[str, Any] = {"rank": inputs.rank, "world": plan.ranks}
     stream = ConversationStream(
         [build(source) for source in mixture["sources"]],
         tokenizer,
@@ -35,7 +30,8 @@ def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
         seed=job["seed"],
         packing=plan.packing,
         max_steps=plan.num_steps,
-        **place,
+        rank=inputs.rank,
+        world=plan.ranks,
     )
     validation = ValidationConversations(
         [build(source) for source in mixture["validation"]],
@@ -44,11 +40,12 @@ def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
         micro_batch=plan.micro_batch,
         packing=plan.packing,
         num_rows=plan.eval_rows,
-        **place,
+        rank=inputs.rank,
+        world=plan.ranks,
     )
     left_out = "; ".join(stream.left_out.parts())
     return Training(
-        phase=Finetune(**inputs.training(plan), num_steps=stream.num_steps),
+        phase=Finetune(**inputs.phase_arguments(job, plan), num_steps=stream.num_steps),
         stream=stream,
         evaluator=BitsPerByte(validation, rows=validation.identity, token_bytes=tokenizer.token_bytes()),
         left_out=left_out and f"left out of the mixture: {left_out}",

@@ -23,8 +23,7 @@ from nanolit.evaluation.evaluators import Passes
 from nanolit.inference.engine import Completion, Engine
 from nanolit.inference.sampling import log_probabilities
 from nanolit.machine.device import IGNORED, derived_seed, world_size
-from nanolit.phases.core import Phase
-from nanolit.phases.stage import Inputs, Training
+from nanolit.phases.core import Inputs, Phase, Training
 from nanolit.planning.rl import RLPlan
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
@@ -162,7 +161,7 @@ def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
         world=plan.ranks,
     )
     phase = ReinforcementLearning(
-        **inputs.training(plan),
+        **inputs.phase_arguments(job, plan),
         num_steps=stream.num_steps,
         task=task,
         tokenizer=tokenizer,

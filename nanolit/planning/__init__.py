@@ -1,7 +1,7 @@
 """A job to numbers: sizes, horizon, learning rates, hours, memory and dollars, before anything runs.
 
 Takes a checked job, and what is on disk of the run: a stored plan.json, the micro-batches that were tried.
-Gives the plan of each stage (base.py, finetune.py, rl.py), its table for people, a refusal above `max_cost`.
+Gives the plan of each stage (plans.py), its table for people (show.py), a refusal above `max_cost`.
 May import config, machine.numbers, machine.paths, model.accounting, optim.scaling; never phases or jobs,
 nor torch.
 """

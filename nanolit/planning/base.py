@@ -1,48 +1,82 @@
-"""The plan of base pretraining: horizon, batch, learning rates, evaluation, hours, shards."""
+"""The plans of the two stages that read the corpus, the tokenizer and base."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from nanolit.config.schema import Job, Target
-from nanolit.model.accounting import flops_per_token
 from nanolit.optim import scaling
-from nanolit.planning.batch import FAST_DEV_STEPS, BatchPlan, plan_batch
-from nanolit.planning.hours import Hours, evaluation_flops, hours
-from nanolit.planning.memory import Memory, memory
-from nanolit.planning.prices import Cost
-from nanolit.planning.rates import scaled_groups
-from nanolit.planning.sizes import counted_parameters, plan_model
-from nanolit.planning.stage import StagePlan, download_gigabytes
-from nanolit.planning.watching import watching
+from nanolit.planning.costs import Cost, Hours, hours
+from nanolit.planning.sizes import (
+    FAST_DEV_STEPS,
+    StagePlan,
+    TextPlan,
+    counted_parameters,
+    evaluation_flops,
+    plan_batch,
+    plan_model,
+    scaled_groups,
+    watching,
+)
 
+CHARACTERS_PER_HOUR = 37e6 * 3600  # of a tokenizer's training: two cores, from parquet (LOG.md)
 # Of the tokens read: best-fit cropping at 2,048 is nanochat's figure, splitting measured (LOG.md)
 KEPT_FRACTION = {"flat": 1.0, "bestfit": 0.65, "bestfit_split": 0.985}
 
 
+class Dataset(Protocol):
+    """The part of the job's data (data/shards.py) that a plan asks."""
+
+    name: str
+    bytes_per_shard: int
+
+    def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int: ...
+
+    def shards_with(self, num_characters: int) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class BasePlan(BatchPlan):
+class TokenizerPlan(StagePlan):
+    vocab_size: int
+    doc_cap: int
+    max_chars: int
+    hours: Hours
+    shards: int
+    download_gigabytes: float | None
+    cost: Cost | None = None
+
+
+def plan_tokenizer(job: Job, head: StagePlan, *, dataset: Dataset) -> TokenizerPlan:
+    settings = job["stage"]["tokenizer"]
+    duration = settings["max_chars"] / CHARACTERS_PER_HOUR
+    shards = dataset.shards_with(settings["max_chars"])
+    return TokenizerPlan(
+        **vars(head),
+        **settings,
+        hours={"gpu": "cpu", "hours": duration, "total_hours": duration},
+        shards=shards,
+        download_gigabytes=download_gigabytes(dataset, shards),
+    )
+
+
+def download_gigabytes(dataset: Dataset, num_shards: int) -> float | None:
+    """Return about how many GB the train shards and the held-out one are; None for a corpus that is here."""
+    gigabytes = (num_shards + 1) * dataset.bytes_per_shard / 1e9
+    return round(gigabytes, 1) if gigabytes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePlan(TextPlan):
     num_steps: int
     tokens: int
     counted_parameters: int
     tokens_per_parameter: float
     flops: float
     packing: Literal["flat", "bestfit", "bestfit_split"]
-    schedule: Target
-    groups: dict[str, dict[str, Any]]
-    eval_every: int
-    save_every: int
-    sample_every: int
-    eval_tokens: int
-    eval_rows: int
-    hours: Hours
-    memory: Memory | None
     shards: int
     download_gigabytes: float | None
-    cost: Cost | None = None
 
     warm_start: ClassVar[bool] = True  # with start_from, the optimizer's state comes along
     equal_rows: ClassVar[bool] = True  # every step has the same shape, so that compiling pays
-    allows_fp8: ClassVar[bool] = True
     chats: ClassVar[bool] = False  # it continues text, and is asked no chat tasks
 
     def tasks(self, job: Job) -> list[Target]:
@@ -50,11 +84,13 @@ class BasePlan(BatchPlan):
         return []
 
 
-def plan_base(job: Job, head: StagePlan, *, dataset: Any) -> BasePlan:
+def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     settings, recipe = job["stage"]["base"], job["recipe"]
     model = plan_model(job, head)
-    step = plan_batch(job, model, settings["total_batch"], wish=settings["micro_batch"])
-    gpt, counted = model.gpt, counted_parameters(job, model.gpt)
+    step = plan_batch(
+        job, model, settings, total_batch=settings["total_batch"], equal_rows=BasePlan.equal_rows
+    )
+    counted = counted_parameters(job, model.gpt)
     ratio = settings["target_ratio"]
     num_steps = scaling.steps_from_horizon(
         batch=step.total_batch,
@@ -66,7 +102,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Any) -> BasePlan:
     )
     tokens = num_steps * step.total_batch
     watched = watching(job, settings, recipe["base"])
-    flops = tokens * flops_per_token(gpt)
+    flops = tokens * model.flops_per_token
     shards = dataset.shards_needed(tokens, kept_fraction=KEPT_FRACTION[recipe["packing"]])
     return BasePlan(
         **vars(step),
@@ -77,10 +113,9 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Any) -> BasePlan:
         flops=flops,
         packing=recipe["packing"],
         schedule=recipe["schedule"],
-        groups=scaled_groups(job, gpt, step.total_batch, lr_scale=settings["lr_scale"]),
+        groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"]),
         **watched,
-        hours=hours(job, flops, evaluation=evaluation_flops(gpt, watched, num_steps)),
-        memory=memory(job, gpt, step.micro_batch, choices=step.micro_batches),
+        hours=hours(job, flops, evaluation=evaluation_flops(model, watched, num_steps)),
         shards=shards,
         download_gigabytes=download_gigabytes(dataset, shards),
     )

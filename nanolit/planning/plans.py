@@ -1,21 +1,35 @@
-"""The plans of a job: derived now, but what an earlier start of the same run derived comes first."""
+"""The plans of a job: derived once per stage, kept in plan.json, and refused above `max_cost`.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+`null` in a job means "derive it": the planners do, one file each. What an earlier start of the same run
+derived comes first. Pure arithmetic, without torch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from nanolit.config.build import build
 from nanolit.config.names import tokenizer_name
-from nanolit.config.schema import Job
-from nanolit.machine.paths import read_json, stage_folder
-from nanolit.planning.derivation import BasePlan, FinetunePlan, Plan, derive, from_json
-from nanolit.planning.max_cost import check_cost
-from nanolit.planning.micro_batch import best_known, is_auto, tried, with_micro_batch
-from nanolit.planning.show import plan_table, total_line
-from nanolit.planning.tokenizer import TokenizerPlan
+from nanolit.config.schema import Job, Node, StageName
+from nanolit.machine.paths import Json, read_json, stage_folder
+from nanolit.model.accounting import multiplies_in_fp8
+from nanolit.planning.base import BasePlan, TokenizerPlan, plan_base, plan_tokenizer
+from nanolit.planning.costs import cost
+from nanolit.planning.finetune import FinetunePlan, plan_finetune
+from nanolit.planning.rl import RLPlan, plan_rl
+from nanolit.planning.sizes import StagePlan, refuse_below_one
 
+TrainingPlan = BasePlan | FinetunePlan | RLPlan
+Plan = TokenizerPlan | TrainingPlan
 Plans = Mapping[str, Plan]  # by stage
+PLANNERS: dict[str, tuple[type[Plan], Callable[..., Plan]]] = {
+    "tokenizer": (TokenizerPlan, plan_tokenizer),
+    "base": (BasePlan, plan_base),
+    "mid": (FinetunePlan, plan_finetune),
+    "sft": (FinetunePlan, plan_finetune),
+    "rl": (RLPlan, plan_rl),
+}
 
 # What may differ between two starts of one run: where it runs and how it is watched.
 PRESENT = {
@@ -31,14 +45,9 @@ PRESENT = {
 }
 
 
-def fresh_plan(job: Job, stage: str) -> Plan:
-    """Derive the plan of a stage by today's rules, whatever is on disk of the run."""
-    names = {"dataset": build(job["data"]), "tokenizer": tokenizer_name(job)}
-    plan = derive(job, stage, **names)
-    if is_auto(job, stage) and isinstance(plan, BasePlan | FinetunePlan):
-        rows = best_known(plan, tried(job, plan))
-        plan = derive(with_micro_batch(job, stage, rows), stage, **names)
-    return plan
+def plan_jobs(jobs: Sequence[Job]) -> list[tuple[Job, Plans]]:
+    """Return each job with its plans."""
+    return [(job, fresh_plans(job)) for job in jobs]
 
 
 def fresh_plans(job: Job) -> dict[str, Plan]:
@@ -46,9 +55,28 @@ def fresh_plans(job: Job) -> dict[str, Plan]:
     return {stage: fresh_plan(job, stage) for stage in job["stages"]}
 
 
-def plan_jobs(jobs: Sequence[Job]) -> list[tuple[Job, Plans]]:
-    """Return each job with its plans."""
-    return [(job, fresh_plans(job)) for job in jobs]
+def fresh_plan(job: Job, stage: StageName) -> Plan:
+    """Derive the plan of a stage by today's rules, whatever is on disk of the run.
+
+    ValueError where its settings cannot be met.
+    """
+    settings = cast(dict[str, Node], job["stage"])[stage]
+    refuse_below_one(
+        {
+            "model.context": job["model"]["context"],
+            "cluster.devices": job["cluster"]["devices"],
+            "cluster.nodes": job["cluster"]["nodes"],
+            f"stage.{stage}.max_steps": settings.get("max_steps"),
+        }
+    )
+    gpu = job["cluster"]["gpu"] or "cpu"
+    if stage != "tokenizer" and job["precision"] == "fp8" and not multiplies_in_fp8(gpu):
+        raise ValueError(f"precision=fp8 needs an NVIDIA GPU from Ada on; this is {gpu}: give precision=bf16")
+    dataset = build(job["data"])
+    head = StagePlan(run=job["run"], stage=stage, data=dataset.name, tokenizer=tokenizer_name(job))
+    _, derive = PLANNERS[stage]
+    plan = derive(job, head, dataset=dataset)
+    return replace(plan, cost=cost(stage, plan.hours, job["cluster"]))
 
 
 def keep_stored(job: Job, plan: Plan) -> Plan:
@@ -60,9 +88,17 @@ def keep_stored(job: Job, plan: Plan) -> Plan:
     path = stage_folder(job["root"], job["run"], plan.stage) / "plan.json"
     if isinstance(plan, TokenizerPlan) or not path.exists():
         return plan
-    stored: dict[str, Any] = read_json(path)
+    stored: Json = read_json(path)
     kept = {field.name for field in fields(plan)} & stored.keys() - PRESENT
     return replace(plan, **{name: stored[name] for name in kept})
+
+
+def as_json(plan: Plan) -> Json:
+    """Return what plan.json holds: `asdict`, without a download where nothing is downloaded."""
+    content = asdict(plan)
+    if content.get("download_gigabytes", 0) is None:
+        del content["download_gigabytes"]
+    return content
 
 
 def read_plan(folder: Path) -> Plan:
@@ -70,18 +106,61 @@ def read_plan(folder: Path) -> Plan:
     return from_json(read_json(folder / "plan.json"))
 
 
-def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
-    """Print what the jobs would be, with hours and dollars; ValueError where all together pass max_cost.
+def from_json(content: Json) -> Plan:
+    """Return the plan that a plan.json of format 1 holds.
 
-    What submits jobs calls this first.
+    Keys that are gone are dropped; what its version did not store yet is None.
     """
-    for job, plans in planned:
-        stages = list(plans.values())
-        tables = [
-            plan_table(plan, known=before) for before, plan in zip([None, *stages], stages, strict=False)
-        ]
-        print("\n\n".join(tables), flush=True)
-        if len(stages) > 1:
-            print(f"\n{total_line(job['run'], stages)}", flush=True)
-    if note := check_cost(planned):
-        print(note, flush=True)
+    kind, _ = PLANNERS[content["stage"]]
+    stored: Json = {field.name: content.get(field.name) for field in fields(kind)}
+    return kind(**stored)
+
+
+def total(plans: Sequence[Plan]) -> tuple[float | None, float | None]:
+    """Return hours and dollars of all stages; None where one of them is unknown, or nobody bills."""
+    return (
+        sum_of_known([plan.hours["total_hours"] for plan in plans]),
+        sum_of_known([plan.cost and plan.cost["dollars"] for plan in plans]),
+    )
+
+
+def sum_of_known(parts: Sequence[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
+    """Raise ValueError if the jobs together pass `max_cost`, or may; return a note where it is ignored."""
+    job, plans = planned[0][0], [plan for _, plans in planned for plan in plans.values()]
+    limit, cluster = job["max_cost"], job["cluster"]
+    if limit is None:
+        return None
+    if all(plan.cost is None for plan in plans):
+        return f"max_cost={limit:g} is ignored: nobody bills for cluster={cluster['name']} (conf/prices.yaml)"
+    _, dollars = total(plans)
+    what = f"{len(planned)} jobs" if len(planned) > 1 else job["run"]
+    if dollars is None:
+        raise ValueError(unknown_cost(job, next(plan for plan in plans if not known_dollars(plan))))
+    if dollars > limit:
+        raise ValueError(
+            f"{what} would cost about ${dollars:,.2f} on cluster={cluster['name']}, above max_cost={limit:g};"
+            " raise it, or choose less: python -m nanolit.plan cluster=all … compares clusters"
+        )
+    return None
+
+
+def known_dollars(plan: Plan) -> bool:
+    return plan.cost is not None and plan.cost["dollars"] is not None
+
+
+def unknown_cost(job: Job, plan: Plan) -> str:
+    """Return the error for a stage whose price or duration is not known."""
+    missing, remedy = "duration", ""
+    if plan.cost is None or plan.cost["dollars_per_hour"] is None:
+        missing, remedy = "price", "add it to conf/prices.yaml, or "
+    elif getattr(plan, "expected_steps", 1) is None:
+        remedy = f"give stage.{plan.stage}.max_steps=N, or "
+    return (
+        f"max_cost={job['max_cost']:g} cannot be kept: the {missing} of {plan.stage} on "
+        f"{job['cluster']['gpu']} is not known; {remedy}leave max_cost out to go on without a limit"
+    )

@@ -2,19 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 from nanolit.config.schema import Job, Target
 from nanolit.machine.numbers import divisors
 from nanolit.model.accounting import peak_bf16_flops
-from nanolit.optim import scaling
-from nanolit.planning.batch import FAST_DEV_STEPS
-from nanolit.planning.hours import Hours, hours
-from nanolit.planning.prices import Cost
-from nanolit.planning.ranks import multiple, num_ranks, refuse_below_one
-from nanolit.planning.rates import scaled_groups
-from nanolit.planning.sizes import ModelPlan, plan_model
-from nanolit.planning.stage import StagePlan
+from nanolit.optim.scaling import REFERENCE_BATCH, GroupSettings
+from nanolit.planning.base import Dataset
+from nanolit.planning.costs import Cost, Hours, hours, num_ranks
+from nanolit.planning.sizes import (
+    FAST_DEV_STEPS,
+    ModelPlan,
+    StagePlan,
+    multiple,
+    plan_model,
+    refuse_below_one,
+    scaled_groups,
+)
 
 # nanochat's RL of the classic d20: 1.5 hours on eight H100s for 467 steps of 256 answers, here as FLOPs at
 # the GPU's peak for each sampled token and each FLOP of a training token.
@@ -22,16 +26,19 @@ PEAK_FLOPS = 1.5 * 3600 * 8 * 989e12 / (467 * 256 * 256) / 3.491758e9
 # The time of an answer's token on a CPU, in tokens of training: 1.4 to 3.5 with d2 (LOG.md, 2026-11-30)
 CPU_TOKENS = 3
 ROWS = 8  # answers scored at once, nanochat's
-CHOSEN = (
-    "lr_scale",
-    "questions",
-    "samples",
-    "temperature",
-    "top_k",
-    "max_new_tokens",
-    "eval_every",
-    "save_every",
-)
+
+
+class Chosen(TypedDict):
+    """The stage's own settings where they are given, else the recipe's."""
+
+    lr_scale: float
+    questions: int
+    samples: int
+    temperature: float
+    top_k: int | None
+    max_new_tokens: int
+    eval_every: int
+    save_every: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,7 @@ class RLPlan(ModelPlan):
     validation: Target
     schedule: Target
     warm_start: bool
-    groups: dict[str, dict[str, Any]]
+    groups: dict[str, GroupSettings]
     hours: Hours
     cost: Cost | None = None
 
@@ -73,12 +80,15 @@ class RLPlan(ModelPlan):
         return [self.task, self.validation]
 
 
-def plan_rl(job: Job, head: StagePlan, *, dataset: Any) -> RLPlan:
+def plan_rl(job: Job, head: StagePlan, *, dataset: Dataset) -> RLPlan:
     settings, defaults = job["stage"]["rl"], job["recipe"]["rl"]
     model, ranks = plan_model(job, head), num_ranks(job)
-    chosen: dict[str, Any] = {
-        name: defaults[name] if settings[name] is None else settings[name] for name in CHOSEN
-    }
+    chosen: Chosen = Chosen(
+        **{
+            name: defaults[name] if settings[name] is None else settings[name]
+            for name in Chosen.__annotations__
+        }
+    )
     check_chosen(chosen, context=model.gpt["context"], ranks=ranks)
     chosen["top_k"] = chosen["top_k"] or None  # 0: from the whole vocabulary, as in the chat
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
@@ -96,18 +106,18 @@ def plan_rl(job: Job, head: StagePlan, *, dataset: Any) -> RLPlan:
         validation=settings["validation"] or defaults["validation"],
         schedule=defaults["schedule"],
         warm_start=defaults["warm_start"],
-        groups=scaled_groups(job, model.gpt, scaling.REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
+        groups=scaled_groups(job, model.gpt, REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
         hours=rl_hours(job, model, tokens=expected * answer_tokens if expected else None),
     )
 
 
-def check_chosen(rl: dict[str, Any], *, context: int, ranks: int) -> None:
+def check_chosen(rl: Chosen, *, context: int, ranks: int) -> None:
     """Raise ValueError for answers that can't be drawn, or from which nothing could be learned."""
     refuse_below_one({f"stage.rl.{name}": rl[name] for name in ("questions", "eval_every", "save_every")})
     allowed = {
         "samples": (rl["samples"] >= 2, "2 or more: answers to a question are compared with each other"),
         "temperature": (0 < rl["temperature"] < math.inf, "above 0, where answers to a question differ"),
-        "top_k": (rl["top_k"] >= 0, "0 (from the whole vocabulary) or more"),
+        "top_k": ((rl["top_k"] or 0) >= 0, "0 (from the whole vocabulary) or more"),
         "max_new_tokens": (1 <= rl["max_new_tokens"] <= context, f"1 to the context's {context:,}"),
     }
     for name, (right, what) in allowed.items():

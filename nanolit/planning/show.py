@@ -3,39 +3,66 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanolit.planning.batch import BatchPlan
-from nanolit.planning.derivation import BasePlan, FinetunePlan, Plan, RLPlan, TokenizerPlan
-from nanolit.planning.hours import Hours
-from nanolit.planning.max_cost import total
-from nanolit.planning.memory import Memory
+from nanolit.config.schema import Job
+from nanolit.optim.scaling import GroupSettings
+from nanolit.planning.costs import Hours, Memory
+from nanolit.planning.plans import (
+    BasePlan,
+    FinetunePlan,
+    Plan,
+    Plans,
+    RLPlan,
+    TokenizerPlan,
+    TrainingPlan,
+    check_cost,
+    total,
+)
+from nanolit.planning.sizes import BatchPlan, TextPlan
 
 Rows = list[tuple[str, str]]  # a name and its text
 
 
+def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
+    """Print what the jobs would be, with hours and dollars; ValueError where all together pass max_cost.
+
+    What submits jobs calls this first.
+    """
+    for job, plans in planned:
+        stages = list(plans.values())
+        tables = [
+            plan_table(plan, known=before) for before, plan in zip([None, *stages], stages, strict=False)
+        ]
+        print("\n\n".join(tables), flush=True)
+        if len(stages) > 1:
+            print(f"\n{total_line(job['run'], stages)}", flush=True)
+    if note := check_cost(planned):
+        print(note, flush=True)
+
+
 def plan_table(plan: Plan, *, known: Plan | None = None) -> str:
-    """The lines of one stage's plan; a part that the stage doesn't have is left out.
+    """Return the lines of one stage's plan.
 
     `known` is the plan of a stage shown before: a model that is the same isn't described again.
     """
-    parts = (
-        model_rows,
-        step_rows,
-        horizon_rows,
-        cost_rows,
-        memory_rows,
-        rl_rows,
-        group_rows,
-        watching_rows,
-        data_rows,
-    )
-    same = known is not None and getattr(known, "gpt", None) == getattr(plan, "gpt", None)
-    rows = [row for part in parts if not (same and part is model_rows) for row in part(plan)]
+    rows: Rows = []
+    if not isinstance(plan, TokenizerPlan) and getattr(known, "gpt", None) != plan.gpt:
+        rows += model_rows(plan)
+    if isinstance(plan, BatchPlan):
+        rows += step_rows(plan)
+    rows += horizon_rows(plan) + cost_rows(plan)
+    if isinstance(plan, BatchPlan) and plan.memory:
+        rows += memory_rows(plan.memory)
+    if isinstance(plan, RLPlan):
+        rows += rl_rows(plan)
+    if not isinstance(plan, TokenizerPlan):
+        rows += group_rows(plan.groups)
+    if isinstance(plan, TextPlan):
+        rows += watching_rows(plan)
+    rows += data_rows(plan)
     return "\n".join([f"{plan.run} · {plan.stage}", *(f"  {name:<19}{text}" for name, text in rows)])
 
 
-def model_rows(plan: Plan) -> Rows:
-    if isinstance(plan, TokenizerPlan):
-        return []
+def model_rows(plan: TrainingPlan) -> Rows:
     gpt = plan.gpt
     heads = f"heads {gpt['heads']} × {gpt['width'] // gpt['heads']}, key-value heads {gpt['kv_heads']}"
     shape = f"depth {gpt['depth']}, width {gpt['width']:,}, {heads}"
@@ -46,9 +73,7 @@ def model_rows(plan: Plan) -> Rows:
     ]
 
 
-def step_rows(plan: Plan) -> Rows:
-    if not isinstance(plan, BatchPlan):
-        return []
+def step_rows(plan: BatchPlan) -> Rows:
     rows = f"{plan.ranks} (devices) × {plan.accumulation} (accumulation) × {plan.micro_batch} rows"
     return [("batch", f"{plan.total_batch:,} tokens = {rows} of {plan.gpt['context']:,}")]
 
@@ -65,7 +90,7 @@ def horizon_rows(plan: Plan) -> Rows:
     return [*rows, ("time", time_text(plan.hours))]
 
 
-def steps_text(plan: BasePlan | FinetunePlan | RLPlan) -> str:
+def steps_text(plan: TrainingPlan) -> str:
     if plan.num_steps:
         return f"{plan.num_steps:,}"
     expected = None if isinstance(plan, BasePlan) else plan.expected_steps
@@ -108,11 +133,8 @@ def money(dollars: float | None) -> str:
     return "unknown" if dollars is None else f"${dollars:,.2f}"
 
 
-def memory_rows(plan: Plan) -> Rows:
+def memory_rows(memory: Memory) -> Rows:
     """The peak of one GPU, what it is made of, and what would fit others."""
-    memory = plan.memory if isinstance(plan, BasePlan | FinetunePlan) else None
-    if not memory:
-        return []
     gib, available = memory["gib"], memory["gpu_gib"]
     of = f" of {available:.0f}" if available else ""
     verdict = {True: "", False: ": does not fit", None: ""}[memory["fits"]]
@@ -125,26 +147,20 @@ def memory_rows(plan: Plan) -> Rows:
     ]
 
 
-def rl_rows(plan: Plan) -> Rows:
-    if not isinstance(plan, RLPlan):
-        return []
+def rl_rows(plan: RLPlan) -> Rows:
     answers = f"{plan.questions} questions × {plan.samples} answers of {plan.max_new_tokens} tokens"
     return [("step", f"{answers}, temperature {plan.temperature}, top-k {plan.top_k or 'all'}")]
 
 
-def group_rows(plan: Plan) -> Rows:
-    if isinstance(plan, TokenizerPlan):
-        return []
+def group_rows(groups: Mapping[str, GroupSettings]) -> Rows:
     lines = [
         (f"  {role}", f"{group['kind']:<6} lr {group['lr']:.4g}, weight decay {group['weight_decay']:.4g}")
-        for role, group in plan.groups.items()
+        for role, group in groups.items()
     ]
-    return [("learning rates", ""), *lines] if lines else []
+    return [("learning rates", ""), *lines]
 
 
-def watching_rows(plan: Plan) -> Rows:
-    if not isinstance(plan, BasePlan | FinetunePlan):
-        return []
+def watching_rows(plan: TextPlan) -> Rows:
     every = f"save {plan.save_every:,}, sample {plan.sample_every:,}"
     return [("every", f"evaluate {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
 

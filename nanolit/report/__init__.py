@@ -2,5 +2,5 @@
 
 Takes run folders and the results of jobs.
 Gives report.md, PNG curves, Markdown tables, CSV.
-May import config.names, config.schema, config.stored, planning.derivation and machine; never torch.
+May import config.names, config.schema, config.stored, planning.plans and machine; never torch.
 """

@@ -17,7 +17,7 @@ from nanolit.config.names import flatten
 from nanolit.machine import system
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import home, write_atomically
-from nanolit.planning.derivation import as_json
+from nanolit.planning.plans import as_json
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, open_run

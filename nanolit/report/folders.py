@@ -17,7 +17,7 @@ from nanolit.config.schema import STAGES
 from nanolit.config.stored import upgraded
 from nanolit.machine.locks import is_held
 from nanolit.machine.paths import Json, read_json, run_folder
-from nanolit.planning.derivation import BasePlan, Plan, TrainingPlan, from_json
+from nanolit.planning.plans import BasePlan, Plan, TrainingPlan, from_json
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 

@@ -8,7 +8,7 @@ run tells whether it may be one of those.
 
 from nanolit.config.schema import Job
 from nanolit.machine.paths import Json
-from nanolit.planning.derivation import BasePlan, FinetunePlan
+from nanolit.planning.plans import BasePlan, FinetunePlan
 from nanolit.report.folders import Stage
 
 VERSION = 2  # raise it whenever what an unchanged job trains changes; 1 is everything before it was stored

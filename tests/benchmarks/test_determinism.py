@@ -11,7 +11,7 @@ from tiny_jobs import ON_A_GPU, TINY, needs_gpu
 
 from benchmarks import determinism
 from nanolit.kernels import layout
-from nanolit.kernels.embedding import Embedding
+from nanolit.kernels.residual import Embedding
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own, of compiling
 OWN_TINY = [one for one in TINY if not one.startswith("steps=")]

@@ -5,11 +5,10 @@ import sys
 
 import pytest
 
-from nanolit.config.build import build
+from nanolit.config.build import build, signature_of
 from nanolit.config.check import check_mapping, check_target
 from nanolit.config.compose import compose
 from nanolit.config.schema import Recipe
-from nanolit.config.signature import signature_of
 
 SCHEDULE = {
     "_target_": "nanolit.optim.schedule.Schedule",

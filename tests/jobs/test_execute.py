@@ -26,9 +26,9 @@ from nanolit.config.compose import compose
 from nanolit.config.names import tokenizer_folder
 from nanolit.config.stored import read_job, write_job
 from nanolit.jobs import execute, processes, worker
-from nanolit.jobs.parts import optimizer_settings
 from nanolit.machine.paths import read_json, stage_folder, write_json
 from nanolit.model.gpt import GPT
+from nanolit.phases.core import optimizer_settings
 from nanolit.planning.plans import fresh_plan
 
 TINY = [

@@ -8,7 +8,7 @@ import torch
 from nanolit.kernels import fp8, heads, mlp
 from nanolit.kernels.attention import choose_backend
 from nanolit.machine import device as machine
-from nanolit.optim import orthogonalize
+from nanolit.optim import updates
 
 CUDA = torch.device("cuda")
 CACHED = (machine.triton_capability, mlp.has_kernel, fp8.unavailable, choose_backend)
@@ -57,15 +57,15 @@ def test_only_hopper_runs_hoppers_kernels(pretend, name, capability, dtype, has_
     assert machine.compute_dtype(CUDA) == dtype
     assert heads.has_kernel(CUDA, torch.bfloat16, 128) == has_heads
     assert not mlp.has_kernel(CUDA, torch.bfloat16)
-    assert not orthogonalize.has_kernel(CUDA, 1280)
+    assert not updates.has_kernel(CUDA, 1280)
     if capability < machine.ADA:
         assert "from Ada on" in fp8.unavailable(CUDA)
 
 
 def test_hopper_multiplies_whole_tiles_by_the_symmetric_kernel(pretend):
     pretend((9, 0))
-    assert orthogonalize.has_kernel(CUDA, 1280)
-    assert not orthogonalize.has_kernel(CUDA, 1000)
+    assert updates.has_kernel(CUDA, 1280)
+    assert not updates.has_kernel(CUDA, 1000)
 
 
 @pytest.mark.parametrize("hidden", [{"triton": False}, {"hip": "6.4"}])
@@ -97,5 +97,5 @@ def check_that_torch_serves(device: torch.device) -> None:
     assert machine.triton_capability(device) == (0, 0)
     assert not heads.has_kernel(device, torch.bfloat16, 128)
     assert not mlp.has_kernel(device, torch.bfloat16)
-    assert not orthogonalize.has_kernel(device, 1280)
+    assert not updates.has_kernel(device, 1280)
     assert "give precision=bf16" in fp8.unavailable(device)

@@ -314,7 +314,7 @@ def given_once(function: Function, places: tuple[int, ...]) -> Function:
 
 @everywhere
 def test_one_tensor_for_several_inputs_is_right_or_refused(operator: Operator, device: str, backend: str):
-    """Each pair of matrices, and all of them; scalars of a mix: test_distinct.py."""
+    """Each pair of matrices, and all of them; scalars of a mix: test_agreement.py."""
     matrices = range(operator.num_matrices)
     for equal in [*combinations(matrices, 2), tuple(matrices)]:
         leaves = leaves_of(operator.inputs(device))

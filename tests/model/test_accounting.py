@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
 from tiny_gpt import EVERYTHING, PLAIN
 
 from nanolit.model.accounting import (
+    Hyperparameters,
     flops_per_token,
     gpu_memory_gib,
     parameter_counts,
@@ -17,8 +19,7 @@ from nanolit.model.accounting import (
     window_sizes,
 )
 from nanolit.model.gpt import GPT, GPTConfig
-from nanolit.optim.groups import build_groups
-from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.muon_adamw import MuonAdamW, build_groups
 
 MUON = {
     "orthogonalization": "polar_express",
@@ -153,3 +154,8 @@ def test_memory_is_found_by_the_same_names(name, gib):
 def test_importing_accounting_leaves_torch_out():
     code = "import sys, nanolit.model.accounting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plan_has_every_argument_of_the_model():
+    """Oracle: the fields of GPTConfig."""
+    assert Hyperparameters.__annotations__.keys() == {field.name for field in fields(GPTConfig)}

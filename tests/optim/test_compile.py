@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanolit.optim.groups import build_groups
-from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.muon_adamw import MuonAdamW, build_groups
 from nanolit.optim.updates import adamw_update, muon_update
 
 MODERN = {

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.nanochat import GENERATIONS, canonical_name
-from nanolit.optim.groups import build_groups
-from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.muon_adamw import MuonAdamW, build_groups
 from nanolit.optim.scaling import lr_factor_from_width
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanolit.optim import muon_adamw
-from nanolit.optim.groups import build_groups
-from nanolit.optim.muon_adamw import MuonAdamW
+from nanolit.optim.muon_adamw import MuonAdamW, build_groups
 from nanolit.optim.shares import StateSlice
 
 NUM_STEPS, SAVED_STEP, ROWS, ACCUMULATION = 10, 5, 12, 2

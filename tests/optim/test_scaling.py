@@ -95,19 +95,9 @@ def test_a_horizon_below_one_step_is_refused():
         steps(batch=2**19, counted=D12, ratio=0.001)
 
 
-def test_no_horizon_is_refused():
-    with pytest.raises(ValueError, match="max_steps, target_flops and target_ratio are all null; set one"):
-        steps_from_horizon(
-            batch=1,
-            max_steps=None,
-            target_flops=None,
-            target_ratio=None,
-            flops_per_token=1,
-            counted_parameters=1,
-        )
-
-
-@pytest.mark.parametrize("bad", [0, -5])
-def test_nonsense_counts_are_refused(bad: int):
-    with pytest.raises(ValueError, match=f"batch={bad} must be a positive number"):
-        lr_factor_from_batch(bad)
+@pytest.mark.parametrize("bad", [0, -5.0, float("inf")])
+def test_a_horizon_that_is_no_positive_number_is_refused(bad: float):
+    with pytest.raises(ValueError, match=f"target_ratio={bad} must be a positive number"):
+        steps(batch=2**19, counted=D12, ratio=bad)
+    with pytest.raises(ValueError, match=f"target_flops={bad} must be a positive number"):
+        steps(batch=2**19, counted=D12, ratio=12, flops=bad)

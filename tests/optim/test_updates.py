@@ -4,16 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanolit.optim.orthogonalize import (
+from nanolit.optim.updates import (
     POLAR_EXPRESS,
+    adamw_update,
     has_kernel,
     iterate_by_halves,
+    muon_update,
     newton_schulz,
     polar_express,
+    rescale,
+    row_scales,
     symmetric_product,
     symmetric_product_in_torch,
 )
-from nanolit.optim.updates import adamw_update, muon_update, rescale, row_scales
 
 SHAPES = [(16, 16), (64, 16), (16, 64)]
 

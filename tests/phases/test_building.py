@@ -12,9 +12,9 @@ from nanolit.config.compose import compose
 from nanolit.config.schema import Job
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.phases.base import build_base
+from nanolit.phases.core import Inputs
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
-from nanolit.phases.stage import Inputs
 from nanolit.planning.plans import fresh_plan
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
@@ -31,7 +31,6 @@ def inputs_of(plan: Any, tokenizer: Tokenizer) -> Inputs:
     return Inputs(
         gpt=GPT(GPTConfig(**plan.gpt)),
         tokenizer=tokenizer,
-        optimizer={},
         compile=False,
         finished_steps=0,
         restore=None,
@@ -46,6 +45,18 @@ def test_base_is_scored_on_the_rows_of_its_plan(tmp_path: Path, byte_tokenizer: 
     assert training.evaluator.state()["val_rows"]["rows"] == plan.eval_rows == 16
     step = next(iter(training.stream))
     assert sum(len(ids_BT) for ids_BT, _ in step.micro_batches) == plan.rows
+
+
+def test_the_plans_rates_and_the_recipes_flags_reach_the_optimizer(
+    tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
+    job = job_of(tmp_path, byte_tokenizer, "recipe.optimizer.clip_norm=0.5", "stage.base.lr_scale=0.1")
+    plan: Any = fresh_plan(job, "base")
+    optimizer = build_base(job, plan, inputs_of(plan, byte_tokenizer)).phase.configure_optimizers()
+    assert optimizer.clip_norm == 0.5
+    assert {group["role"]: group["initial_lr"] for group in optimizer.param_groups} == {
+        role: settings["lr"] for role, settings in plan.groups.items()
+    }
 
 
 @pytest.mark.parametrize(("stage", "all_learned"), [("mid", True), ("sft", False)])

@@ -1,8 +1,7 @@
 """The plan of base for what is typed."""
 
 from nanolit.config.compose import compose
-from nanolit.planning.derivation import BasePlan
-from nanolit.planning.plans import fresh_plan
+from nanolit.planning.plans import BasePlan, fresh_plan
 
 
 def base_plan(*overrides: str) -> BasePlan:

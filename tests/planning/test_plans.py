@@ -1,4 +1,4 @@
-"""The plans of a job: stored ones, and the command that shows them."""
+"""A job to its plans: what cannot be, what was stored, and what is refused before anything starts."""
 
 import json
 import subprocess
@@ -6,9 +6,22 @@ import sys
 
 import pytest
 
-from nanolit.config.compose import compose
+from nanolit.config.compose import compose, options
+from nanolit.jobs import sweep
 from nanolit.jobs.execute import write_plan
-from nanolit.planning.plans import fresh_plan, keep_stored
+from nanolit.planning.plans import (
+    Plan,
+    as_json,
+    check_cost,
+    fresh_plan,
+    fresh_plans,
+    keep_stored,
+    plan_jobs,
+    read_plan,
+    total,
+)
+from nanolit.planning.show import show_plans
+from tests.planning.base_plans import base_plan
 
 
 def test_rl_and_finetuning_have_plans():
@@ -48,3 +61,165 @@ def test_a_stored_plan_outlives_new_rules(tmp_path):
     plan = keep_stored(later, fresh_plan(later, "base"))
     assert (plan.num_steps, plan.ranks) == (999, 2)
     assert plan.ranks * plan.accumulation * plan.micro_batch == plan.rows
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (["total_batch=500000"], "try 499,712 or 501,760"),
+        (["cluster.devices=3"], "try 522,240 or 528,384"),
+        (["total_batch=100"], "try 2,048"),
+        (["micro_batch=5"], "try micro_batch=4"),
+        (["micro_batch=300"], "try micro_batch=256"),
+        (["micro_batch=0"], "try micro_batch=1"),
+        (["model.kv_heads=4"], "one of 1, 2, 3, 6"),
+        (["model.width=100", "model.heads=3"], "try model.width=102"),
+        (["recipe=classic", "model.depth=5"], "depth 6"),
+        (["eval_every=0"], "must be 1 or more"),
+        (["model.depth=0"], "1 or more"),
+        (["model.context=0"], "model.context is 0; it must be 1 or more"),
+        (["cluster.devices=0"], "cluster.devices is 0; it must be 1 or more"),
+        (["cluster.nodes=0"], "cluster.nodes is 0; it must be 1 or more"),
+        (["total_batch=0"], r"total_batch \(0\) must be a multiple .*; try 2,048"),
+        (["target_ratio=0"], "target_ratio=0.* must be a positive number"),
+        (["phase=sft", "total_batch=0"], r"total_batch \(0\) must be a multiple .*; try 2,048"),
+        (["phase=sft", "max_steps=0"], "stage.sft.max_steps is 0; it must be 1 or more"),
+        (["phase=rl", "stage.rl.questions=0"], "stage.rl.questions is 0; it must be 1 or more"),
+        (["target_flops=1"], "less than one optimizer step"),
+        (["~recipe.groups.smear"], "add recipe.groups.smear"),
+        (["data=local", "data.path=/nowhere"], "not a folder"),
+        (["model=d2,d4"], "model=d2,d4 is a sweep, .*; here give one value"),
+        (["precision=fp8"], "this is cpu: give precision=bf16"),
+        (["precision=fp8", "cluster=modal_a10g"], "this is A10G: give precision=bf16"),
+    ],
+)
+def test_what_cannot_be_is_one_line_with_what_can(overrides, remedy):
+    with pytest.raises(ValueError, match=remedy) as caught:
+        fresh_plan(job := compose(overrides), job["stages"][0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["classic", "modern"])
+def test_a_plan_is_read_as_it_was_written(recipe, tmp_path):
+    job = compose(["phase=speedrun", "rl=true", f"recipe={recipe}", "model=d4", f"root={tmp_path}"])
+    for stage in job["stages"]:
+        plan = fresh_plan(job, stage)
+        assert read_plan(write_plan(job, plan)) == plan
+
+
+def test_an_older_plan_loses_what_is_gone_and_lacks_what_is_new(tmp_path):
+    """plan.json of format 1 grew: the first ones had no cost, and a key that no version reads any more."""
+    job = compose(["phase=sft", "model=d4", f"root={tmp_path}"])
+    plan = fresh_plan(job, "sft")
+    path = write_plan(job, plan) / "plan.json"
+    stored = json.loads(path.read_text())
+    del stored["cost"], stored["warm_start"]
+    path.write_text(json.dumps({**stored, "warmdown_fraction": 0.5, "num_steps": 7}))
+    older = read_plan(path.parent)
+    assert (older.num_steps, older.cost, as_json(older).keys()) == (7, None, as_json(plan).keys())
+    resumed = keep_stored(job, plan)
+    assert (resumed.num_steps, resumed.warm_start) == (7, plan.warm_start)
+
+
+def test_a_download_is_in_plan_json_only_where_there_is_one():
+    """Oracle: plan.json of format 1, whose bytes a stored run has."""
+    assert as_json(base_plan("data=fineweb_edu"))["download_gigabytes"] > 0
+    assert "download_gigabytes" not in as_json(base_plan("data=sample"))
+
+
+def planned(*overrides: str):
+    job = compose(list(overrides))
+    return job, fresh_plans(job)
+
+
+def plans_of(*overrides: str) -> list[Plan]:
+    return list(planned(*overrides)[1].values())
+
+
+def test_a_speedrun_takes_what_nanochats_took():
+    """Oracle: nanochat's d20 of 2025 on 8 H100: 3h51m to the finetuned model, of which 25 to 35 minutes are
+    CORE and chat evaluations, which the plan doesn't count; and 1.5 hours of RL."""
+    plans = plans_of("phase=speedrun", "recipe=classic", "model=d20", "rl=true", "cluster=modal_8xh100")
+    hours, dollars = total(plans)
+    assert hours is not None
+    assert dollars is not None
+    assert hours == pytest.approx(3.85 - 0.5 + 1.5, abs=0.25)
+    assert dollars == pytest.approx(hours * 35.16, rel=0.01)
+    assert [plan.hours["total_hours"] * 60 for plan in plans[1:3]] == pytest.approx([180, 8], rel=0.1)
+
+
+def test_max_cost_refuses_above_and_lets_pass_below():
+    overrides = ["model=d26", "cluster=modal_8xh100"]
+    assert check_cost([planned(*overrides, "max_cost=1000")]) is None
+    with pytest.raises(ValueError, match=r"would cost about \$.* above max_cost=100") as caught:
+        check_cost([planned(*overrides, "max_cost=100")])
+    assert "\n" not in str(caught.value)
+
+
+def test_max_cost_is_for_all_jobs_together():
+    one = planned("model=d12", "cluster=modal_8xh100", "max_cost=5")
+    assert check_cost([one]) is None
+    with pytest.raises(ValueError, match="9 jobs would cost"):
+        check_cost([one] * 9)
+
+
+def test_max_cost_is_never_kept_by_not_knowing():
+    with pytest.raises(ValueError, match="the price of base on Quantum 9000 is not known"):
+        check_cost([planned("cluster=modal_h100", "cluster.gpu=Quantum 9000", "max_cost=100")])
+    mine = ["phase=sft", "stage.sft.mixture=demo_sft", "cluster=modal_h100", "max_cost=100"]
+    with pytest.raises(ValueError, match=r"the duration of sft on H100 .* give stage.sft.max_steps=N, or"):
+        check_cost([planned(*mine)])
+    assert check_cost([planned(*mine, "stage.sft.max_steps=9")]) is None
+
+
+def test_max_cost_is_said_to_be_ignored_where_nobody_bills(tmp_path, capsys):
+    job = compose(["max_cost=1", "model=d4", f"root={tmp_path}"])
+    sweep.check_jobs([job])
+    assert "max_cost=1 is ignored: nobody bills for cluster=local" in capsys.readouterr().out
+
+
+def test_plans_are_shown_before_they_are_refused(capsys):
+    jobs = [compose([f"model={model}", "cluster=modal_8xh100", "max_cost=1"]) for model in ("d12", "d20")]
+    with pytest.raises(ValueError, match="2 jobs would cost"):
+        show_plans(plan_jobs(jobs))
+    out = capsys.readouterr().out
+    assert out.count("an hour, prices of") == 2
+
+
+def plan_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nanolit.plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_plan_refuses_with_exit_code_2():
+    done = plan_command("model=d20", "cluster=modal_h100", "max_cost=1")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "at $4.84 an hour" in done.stdout
+
+
+def test_all_clusters_are_compared():
+    done = plan_command("phase=speedrun", "model=d20", "cluster=all")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["cluster", *options("cluster")]
+    (h100,) = (line for line in lines if line.split()[0] == "modal_8xh100")
+    for text in ("8 × H100", "$", "of 79 GiB, fits"):
+        assert text in h100
+    assert any("modal_a10g" in line and "of 22 GiB, fits" in line for line in lines)
+
+
+def test_all_clusters_as_json_hold_every_plan():
+    found = json.loads(plan_command("model=d32", "cluster=all", "--json").stdout)
+    assert set(found) == set(options("cluster"))
+    assert found["modal_a10g"]["memory"]["fits"] is False
+    one = found["modal_8xh100"]
+    assert one["stages"]["base"]["cost"]["dollars"] == one["dollars"]
+
+
+def test_a_cluster_above_max_cost_says_so_in_its_line():
+    done = plan_command("model=d12", "cluster=all", "max_cost=10")
+    assert done.returncode == 0
+    assert any(
+        line.startswith("  modal_a10g") and "above max_cost=10" in line for line in done.stdout.splitlines()
+    )
+    assert plan_command("model=d12", "cluster=all", "micro_batch=5").returncode == 2

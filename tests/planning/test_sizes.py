@@ -1,4 +1,4 @@
-"""The size of a model and of its training, against nanochat's tables."""
+"""The sizes that stages share, the batch and the rates, against nanochat's tables."""
 
 import pytest
 
@@ -63,3 +63,46 @@ def test_published_runs_are_exact():
     assert f"{d24.flops:.3e}" == "2.788e+19"
     assert base_plan("model=d12").num_parameters == 286_261_730
     assert base_plan("recipe=classic", "model=d32").num_parameters == 1_879_048_192
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_rows_are_dealt_out_exactly(devices):
+    plan = base_plan("model=d26", f"cluster.devices={devices}", "cluster.gpu=H100")
+    assert plan.ranks * plan.accumulation * plan.micro_batch == plan.rows
+    assert plan.rows * plan.gpt["context"] == plan.total_batch
+    assert plan.micro_batch == 16
+
+
+@pytest.mark.parametrize(("depth", "rows"), [(20, 32), (22, 16), (26, 16), (28, 8)])
+def test_deeper_models_get_fewer_rows(depth, rows):
+    """Oracle: nanochat's choices for 80 GB; an H200 has room for them."""
+    assert base_plan(f"model.depth={depth}", "cluster.gpu=H200").micro_batch == rows
+
+
+def test_learning_rates_of_classic_d20_are_scaled_by_width_alone():
+    groups = base_plan("recipe=classic", "model=d20").groups
+    factor = (1280 / 768) ** -0.5
+    assert groups["matrix"]["lr"] == 0.02
+    assert groups["embedding"]["lr"] == pytest.approx(0.2 * factor)
+    assert groups["unembedding"]["lr"] == pytest.approx(0.004 * factor)
+
+
+def test_modern_scales_all_rates_with_the_batch_but_smears():
+    groups = base_plan("model=d24").groups
+    batch, width = 2**0.5, (1536 / 768) ** -0.5
+    assert groups["smear"]["lr"] == 0.2
+    assert groups["x0_scalar"]["lr"] == pytest.approx(0.5 * batch)
+    assert groups["residual_scalar"]["lr"] == pytest.approx(0.005 * batch)
+    assert groups["value_embedding"]["lr"] == pytest.approx(0.15 * batch * width)
+    assert set(groups) == set(base_plan("model=d24").parameters)
+
+
+def test_only_the_matrices_decay_is_carried_to_another_horizon():
+    groups = base_plan("model=d24").groups
+    assert groups["matrix"]["weight_decay"] < 0.1
+    assert groups["value_embedding"]["weight_decay"] == groups["unembedding"]["weight_decay"] == 0.01
+
+
+def test_lr_scale_multiplies_every_rate():
+    half, whole = base_plan("stage.base.lr_scale=0.5").groups, base_plan().groups
+    assert all(half[role]["lr"] == pytest.approx(whole[role]["lr"] / 2) for role in whole)

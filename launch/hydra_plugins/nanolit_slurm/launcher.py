@@ -21,7 +21,8 @@ class SlurmLauncher(LocalLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
         from nanolit.jobs.sweep import refuse_same_run
-        from nanolit.planning.plans import plan_jobs, show_plans
+        from nanolit.planning.plans import plan_jobs
+        from nanolit.planning.show import show_plans
 
         jobs = [compose(overrides) for overrides in job_overrides]
         for job in jobs:

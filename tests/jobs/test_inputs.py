@@ -11,7 +11,7 @@ import pytest
 from nanolit.config.compose import compose
 from nanolit.config.schema import Job, Target
 from nanolit.jobs.execute import run
-from nanolit.jobs.sources import hub_forbidden, nodes
+from nanolit.jobs.inputs import hub_forbidden, nodes
 from nanolit.planning.plans import fresh_plans
 
 

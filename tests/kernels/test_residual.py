@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.kernels.embedding import Embedding, sum_rows
+from nanolit.kernels.residual import Embedding, sum_rows
 from nanolit.model.gpt import GPT, GPTConfig
 from tests.model.tiny_gpt import EVERYTHING
 

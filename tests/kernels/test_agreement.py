@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import nanolit
-from nanolit.kernels.distinct import apply_to_distinct
+from nanolit.kernels.agreement import apply_to_distinct
 from nanolit.kernels.residual import mix
 
 PACKAGE = Path(nanolit.__file__).parent
@@ -49,7 +49,7 @@ def test_one_tensor_for_two_inputs_is_refused(twice: str, compiled: bool):
 
 
 def test_refusal_guards_against_a_gradient_that_torch_loses():
-    """Once torch keeps both gradients, or refuses the call itself, distinct.py can go."""
+    """Once torch keeps both gradients, or refuses the call itself, apply_to_distinct can go."""
     x = torch.ones(3, requires_grad=True)
     compiled = torch.compile(lambda x: Weigh.apply(x, x), backend="aot_eager", dynamic=False)
     assert torch.autograd.grad(Weigh.apply(x, x).sum(), x)[0].tolist() == [5, 5, 5]
@@ -83,4 +83,4 @@ def test_functions_are_applied_in_one_place():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "apply"
     }
-    assert applying == {"kernels/distinct.py"}
+    assert applying == {"kernels/agreement.py"}

@@ -1,12 +1,50 @@
-"""The peak memory of a GPU, against what was measured, and what fits."""
+"""Hours, memory and dollars, against published and measured runs."""
 
+import datetime
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from nanolit.config.compose import compose, options
+from nanolit.machine.paths import conf_folder
+from nanolit.planning.plans import Plan, fresh_plans
 from nanolit.planning.show import plan_table
 from tests.planning.base_plans import base_plan
+
+
+def test_utilisation_is_nearer_to_that_of_the_nearer_depth():
+    """Oracle: d14 is a quarter of the way from d12's 43% to d20's 47%."""
+    assert base_plan("model.depth=14", "cluster.gpu=H100").hours["mfu"] == pytest.approx(0.44)
+
+
+@pytest.mark.parametrize("steps", [51, 99, 100])
+def test_evaluation_costs_forward_passes(steps):
+    """Oracle: after step 50 and the last one, a third of what a token costs to learn."""
+    watched = (f"max_steps={steps}", "eval_every=50", "stage.base.eval_tokens=4194304")
+    plan = base_plan("model=d12", "cluster.gpu=H100", *watched)
+    share = plan.hours["evaluation_hours"] / plan.hours["hours"]
+    assert share == pytest.approx(2 * 4_194_304 / 3 / plan.tokens)
+
+
+def test_hours_follow_the_published_runs():
+    """Oracle: base of the classic d20 on 8 H100 took 170–190 minutes, on 8 A100 6.6 hours; d32 31.3 hours."""
+    d20 = base_plan("recipe=classic", "model=d20", "cluster=modal_8xh100").hours
+    assert 170 / 60 <= d20["hours"] <= 190 / 60
+    assert base_plan("recipe=classic", "model=d20", "cluster=modal_8xa100").hours["hours"] == pytest.approx(
+        6.6, rel=0.02
+    )
+    d32 = base_plan("recipe=classic", "model=d32", "cluster=modal_8xh100").hours
+    assert d32["hours"] == pytest.approx(31.3, rel=0.02)
+    assert base_plan("cluster.gpu=Quantum 9000").hours["hours"] is None
+
+
+def test_fp8_takes_less_time_where_it_runs():
+    job = ("model=d20", "cluster=modal_8xh100")
+    hours = [base_plan(*job, f"precision={one}").hours["hours"] for one in ("bf16", "fp8")]
+    assert hours[0] / hours[1] == pytest.approx(1.39, rel=2e-3)
+
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 BEFORE_KERNELS = json.loads((RESULTS / "5c8709d-nvidia-h200.json").read_text())["results"]
@@ -72,3 +110,32 @@ def test_float32_activations_are_twice_as_large():
     assert wide.memory["gib"]["activations"] == 2 * narrow.memory["gib"]["activations"]
     hopper = base_plan("cluster.gpu=H100", "precision=fp32", "micro_batch=4")  # its kernels take bfloat16
     assert hopper.memory["gib"]["activations"] == wide.memory["gib"]["activations"]
+
+
+PRICES = yaml.safe_load((conf_folder() / "prices.yaml").read_text())
+
+
+def plans_of(*overrides: str) -> list[Plan]:
+    return list(fresh_plans(compose(list(overrides))).values())
+
+
+def test_prices_have_a_date_and_every_modal_cluster_has_one():
+    assert datetime.date.fromisoformat(PRICES["date"]) >= datetime.date(2026, 6, 1)
+    for name in options("cluster"):
+        if name.startswith("modal"):
+            (plan,) = plans_of(f"cluster={name}")
+            assert plan.cost["dollars"] > 0
+
+
+def test_an_hour_is_its_gpus_cores_and_memory():
+    """Oracle: Modal's prices of mid-2026 by hand: an H100 3.95, a core 0.0472, a GiB 0.008 an hour."""
+    (plan,) = plans_of("model=d26", "cluster=modal_8xh100")
+    assert plan.cost["dollars_per_hour"] == pytest.approx(8 * 3.95 + 32 * 0.0472 + 256 * 0.008)
+    assert plan.cost["dollars"] == pytest.approx(plan.cost["dollars_per_hour"] * plan.hours["total_hours"])
+    (twice,) = plans_of("model=d26", "cluster=modal_2x8xh100")
+    assert twice.cost["dollars_per_hour"] == 2 * plan.cost["dollars_per_hour"]
+
+
+def test_the_tokenizer_is_paid_without_gpus():
+    tokenizer, base = plans_of("stages=[tokenizer,base]", "cluster=modal_8xh100")
+    assert tokenizer.cost["dollars_per_hour"] < base.cost["dollars_per_hour"] / 8

@@ -1,0 +1,190 @@
+"""Find and check everything that a job's stages begin from, before the first of them begins.
+
+Earlier stages and their weights, tasks, the settings of an interrupted run: hours of base must not end with a
+file that is not there.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanolit.config.build import build
+from nanolit.config.names import decisive_settings, difference
+from nanolit.config.schema import Job, Target
+from nanolit.config.stored import read_job
+from nanolit.jobs.processes import is_rank_zero, under_torchrun
+from nanolit.machine.paths import Json, read_json, run_folder, stage_folder
+from nanolit.planning.costs import num_ranks
+from nanolit.planning.plans import Plan, Plans, TokenizerPlan
+from nanolit.tasks.rows import FileRows
+from nanolit.tasks.task import Task
+from nanolit.tokenizer.conversation import check_conversation
+
+
+def check_root(job: Job) -> None:
+    """ValueError unless the run's folder can be made and written."""
+    folder = run_folder(job["root"], job["run"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a"):
+            pass
+    except OSError as error:
+        raise ValueError(unwritable(error, job["root"])) from error
+
+
+def unwritable(error: OSError, root: str) -> str:
+    reason = f"{error.strerror}: {error.filename}"
+    return f"root={root} cannot be written ({reason}); give another root=… or set NANOLIT_HOME"
+
+
+def check_stages(job: Job, plans: Plans) -> None:
+    """ValueError for what makes a stage impossible, before any of them begins."""
+    ranks = num_ranks(job)
+    if under_torchrun() and int(os.environ["WORLD_SIZE"]) != ranks:
+        world = os.environ["WORLD_SIZE"]
+        raise ValueError(
+            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
+        )
+    if job["phase"] == "identity" and not job["start_from"]:
+        raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
+    for plan in plans.values():
+        check_unchanged(job, plan)
+    check_previous(job, job["stages"][0])
+    if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
+        origin(job, models[0])
+    if is_rank_zero() and not all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
+        check_sources(job, plans)
+
+
+def check_unchanged(job: Job, plan: Plan) -> None:
+    """ValueError with the difference, when the stage was begun with other settings that decide its result."""
+    stage = plan.stage
+    path = stage_folder(job["root"], job["run"], stage) / "job.yaml"
+    if stage == "tokenizer" or not path.exists():
+        return
+    changes = difference(decisive_settings(read_job(path), stage), decisive_settings(job, stage))
+    if changes:
+        listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changes.items())
+        raise ValueError(
+            f"run {job['run']} was begun with other settings: {listed}; give those again, or another run=NAME"
+        )
+    stored = path.with_name("plan.json")
+    if stage == "base" and stored.exists() and not finished(job["root"], job["run"], stage):
+        before, now = read_json(stored)["tokenizer"], plan.tokenizer
+        if before != now:  # with equal settings: the text is another
+            raise ValueError(
+                f"run {job['run']} was begun with other text in data.path: its tokenizer is {before}, this "
+                f"text's {now}; put that text back, or give another run=NAME"
+            )
+
+
+def check_previous(job: Job, stage: str) -> None:
+    """ValueError with the command that makes it, when the model that the stage begins from is missing."""
+    models = [other for other in job["recipe"]["stages"] if other != "tokenizer"]
+    before = models[: models.index(stage)] if stage in models else []
+    if not before or job["start_from"] or finished(job["root"], job["run"], before[-1]):
+        return
+    previous = next(earlier for earlier in before if not finished(job["root"], job["run"], earlier))
+    others = [word for word in job["overrides"] if not word.startswith(("phase=", "stages=", "start_from="))]
+    command = " ".join(["python -m nanolit.train", f"phase={previous}", *others])
+    raise ValueError(
+        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; make it with: {command}"
+    )
+
+
+def finished(root: str, run: str, stage: str) -> Json | None:
+    """The stored result of a stage that is done, else None."""
+    path = stage_folder(root, run, stage) / "result.json"
+    result = read_json(path) if path.exists() else {}
+    return result if result.get("status") == "done" else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A finished stage (`checkpoints` beside its `release`), or a release alone."""
+
+    name: str  # RUN/stage, or the folder of a release
+    release: Path
+    checkpoints: Path | None
+
+
+def origin(job: Job, stage: str) -> Origin | None:
+    """Return the source of the stage's weights, None if they are drawn anew; ValueError if it is missing."""
+    models = [other for other in job["recipe"]["stages"] if other != "tokenizer"]
+    before = models[: models.index(stage)]
+    first = next(other for other in job["stages"] if other != "tokenizer")
+    if job["start_from"] and stage == first:
+        return named_origin(job, stage, before or [stage])
+    if not before:
+        return None
+    return of_stage(job["root"], job["run"], before[-1])
+
+
+def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
+    """`start_from`: RUN (its last finished stage of `allowed`), RUN/stage, or the folder of a release."""
+    wish = str(job["start_from"])
+    if (Path(wish).expanduser() / "gpt.json").is_file():
+        return Origin(wish, Path(wish).expanduser(), None)
+    run, _, name = wish.partition("/")
+    done = [earlier for earlier in allowed if finished(job["root"], run, earlier)]
+    if name and finished(job["root"], run, name):
+        return of_stage(job["root"], run, name)
+    if name or not done:
+        runs = sorted(path.parent.name for path in Path(job["root"], "runs").glob("*/base"))
+        wanted = " or ".join([name] if name else allowed)
+        raise ValueError(
+            f"start_from={wish}: {stage} can begin from a finished {wanted}, and {job['root']} has none of "
+            f"that name; runs there: {', '.join(runs) or 'none'}"
+        )
+    return of_stage(job["root"], run, done[-1])
+
+
+def of_stage(root: str, run: str, stage: str) -> Origin:
+    folder = stage_folder(root, run, stage)
+    return Origin(f"{run}/{stage}", folder / "release", folder / "checkpoints")
+
+
+def check_sources(job: Job, plans: Plans) -> None:
+    """ValueError for the first source of a later stage that is missing, can't be read, or is malformed.
+
+    Else hours of base would end with a file that is not there. Files named by their path come first; what
+    comes from the hub is fetched here.
+    """
+    checked: list[Target] = []
+    for node in sorted(nodes(job, plans), key=lambda target: target.get("path") is None):
+        if node not in checked:
+            checked.append(node)
+            check_rows(build(node))
+
+
+def check_rows(task: Task) -> None:
+    """ValueError names the file and line of a malformed conversation; rows of the hub stay unread."""
+    if isinstance(task.rows, FileRows) and not task.skips_malformed:
+        for index in range(len(task)):
+            check_conversation(task[index], place=task.place(index))
+
+
+def nodes(job: Job, plans: Plans) -> Iterator[Target]:
+    """Yield the targets of all tasks that the stages learn from, are validated on, and are asked."""
+    training = [plan for plan in plans.values() if not isinstance(plan, TokenizerPlan)]
+    for plan in training:
+        yield from plan.tasks(job)
+    if any(plan.chats for plan in training):
+        yield from job["chat_tasks"]["tasks"]
+
+
+@contextmanager
+def hub_forbidden(offline: bool) -> Iterator[None]:
+    """While `offline`, Hugging Face's libraries answer from their cache, here and in child processes."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # they read it when they are imported, which is later
+    try:
+        yield
+    finally:
+        if offline and before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        elif offline and before is not None:
+            os.environ["HF_HUB_OFFLINE"] = before

@@ -1,0 +1,52 @@
+"""Train a tokenizer: the stage before base, and phase=tokenizer by itself."""
+
+import time
+from pathlib import Path
+
+from nanolit.callbacks.throughput import say
+from nanolit.config.build import build
+from nanolit.config.schema import Job
+from nanolit.data.pretrain import training_texts, validation_texts
+from nanolit.data.texts import training_arrays
+from nanolit.machine.clock import duration
+from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
+from nanolit.planning.plans import TokenizerPlan
+from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison
+
+
+def train_tokenizer(job: Job, plan: TokenizerPlan) -> Json:
+    """Train the tokenizer of the job, or find the one that an equal job has made."""
+    settings = job["stage"]["tokenizer"]
+    folder = tokenizers_folder(job["root"]) / plan.tokenizer
+    begun = time.perf_counter()
+    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
+    if (folder / "tokenizer.json").exists():
+        tokenizer = Tokenizer.load(folder)
+        say(f"tokenizer: {folder.name} is there already")
+    else:
+        texts = training_arrays(
+            corpus, max_characters=settings["max_chars"], max_document_characters=settings["doc_cap"]
+        )
+        say(f"tokenizer: learning {settings['vocab_size']:,} tokens from {corpus.name}")
+        tokenizer = Tokenizer.train(
+            texts, vocab_size=settings["vocab_size"], tell=lambda line: say(f"tokenizer: {line}")
+        )
+        tokenizer.save(folder)
+        say(f"tokenizer: {folder.name} in {duration(time.perf_counter() - begun)}")
+    if job["phase"] == "tokenizer":  # asked for by itself, not as an input of base
+        rows = write_comparison(
+            stage_folder(job["root"], job["run"], "tokenizer"),
+            tokenizer,
+            train=training_texts(corpus, max_characters=SAMPLE_CHARACTERS),
+            validation=validation_texts(corpus),
+            offline=job["offline"],
+        )
+        say(f"\n{comparison_table(rows)}")
+    return {
+        "status": "done",
+        "wall_seconds": time.perf_counter() - begun,
+        "tokenizer": str(folder),
+        "hash": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+    }

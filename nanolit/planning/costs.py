@@ -1,0 +1,170 @@
+"""The cost of a stage on the job's cluster: hours, memory of a GPU, dollars."""
+
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+import yaml
+
+from nanolit.config.schema import Cluster, Job
+from nanolit.machine.paths import conf_folder
+from nanolit.model.accounting import (
+    Hyperparameters,
+    activation_bytes,
+    gpu_memory_gib,
+    peak_bf16_flops,
+    peak_memory_gib,
+)
+
+# Model FLOPs utilisation by depth, in bf16. H100: d20 (47.4–49 %), d24 (46.9–50.5 %), d32 (50.9 %) published
+# with nanochat; the rest measured with nanochat of July 2026 on one GPU. H200: measured here (LOG.md), but
+# d24 with nanochat. A100: from the 6.6 hours published for the classic d20 on eight.
+MFU: dict[str, dict[int, float]] = {
+    "H100": {8: 0.30, 12: 0.43, 20: 0.47, 24: 0.485, 32: 0.51},
+    "H200": {8: 0.46, 12: 0.50, 20: 0.52, 24: 0.53},
+    "A100": {20: 0.66},
+}
+FP8_SPEED = {8: 1.15, 12: 1.25, 20: 1.39}  # times bf16's, by depth, measured on one H200 (LOG.md)
+ASSUMED_MFU = 0.40  # for any other GPU: not measured
+CPU_FLOPS = 0.11e12  # FLOP/s of two cores, measured with nanochat's d2 and d4 in float32
+# From the start of a process to the end of its first step, compilation included: d12 and d20 on one H200.
+START_HOURS = 75 / 3600
+HEADROOM = 0.95  # of a GPU's memory that a micro-batch may fill: CUDA itself and fragments take some
+GPUS = ("A10G", "A100-40GB", "L40S", "H100", "H200")  # for which a plan says what fits: 22 to 140 GiB
+
+
+def num_ranks(job: Job) -> int:
+    """Return how many processes train, one a device."""
+    return job["cluster"]["devices"] * job["cluster"]["nodes"]
+
+
+class Hours(TypedDict):
+    """Hours by part and what they assume; None where the work or the GPU's peak is unknown.
+
+    `hours` is training itself. The tokenizer has neither devices nor the parts that it has no use for.
+    """
+
+    gpu: str
+    devices: NotRequired[int]
+    mfu: NotRequired[float | None]
+    hours: float | None
+    evaluation_hours: NotRequired[float | None]
+    start_hours: NotRequired[float]
+    total_hours: float | None
+
+
+def hours(job: Job, flops: float | None, *, evaluation: float = 0) -> Hours:
+    """Return the hours of `flops` of training and `evaluation`, in FLOPs too.
+
+    Chat tasks are not counted (half an hour of nanochat's classic d20 on 8 H100).
+    """
+    gpu, devices = job["cluster"]["gpu"] or "cpu", num_ranks(job)
+    depth = job["model"]["depth"]
+    mfu = None if gpu == "cpu" else utilisation(gpu, depth)
+    if mfu and job["precision"] == "fp8":
+        mfu = round(mfu * interpolated(FP8_SPEED, depth), 3)
+    peak = peak_bf16_flops(gpu)
+    speed = CPU_FLOPS if mfu is None else mfu * devices * peak if peak else None
+    training = flops / speed / 3600 if flops and speed else None
+    evaluating = evaluation / speed / 3600 if flops and speed else None
+    start = 0.0 if gpu == "cpu" else START_HOURS
+    total = None if training is None else training + (evaluating or 0.0) + start
+    return {
+        "gpu": gpu,
+        "devices": devices,
+        "mfu": mfu,
+        "hours": training,
+        "evaluation_hours": evaluating,
+        "start_hours": start,
+        "total_hours": total,
+    }
+
+
+def utilisation(gpu: str, depth: int) -> float:
+    """Return the MFU of a depth on a GPU, against its bf16 peak."""
+    known = next((table for name, table in MFU.items() if name in gpu.upper()), {0: ASSUMED_MFU})
+    return interpolated(known, depth)
+
+
+def interpolated(known: dict[int, float], depth: int) -> float:
+    """Interpolate between the known depths; constant beyond them."""
+    below = max((key for key in known if key <= depth), default=min(known))
+    above = min((key for key in known if key >= depth), default=max(known))
+    if below == above:
+        return known[below]
+    if depth < below or depth > above:
+        return known[below] if depth < below else known[above]
+    share = (depth - below) / (above - below)
+    return round(known[below] + share * (known[above] - known[below]), 3)
+
+
+class Memory(TypedDict):
+    """Peak GiB by part, the GiB of the GPU (None: unknown, as `fits` is then), rows that fit each of GPUS."""
+
+    gib: dict[str, float]
+    gpu_gib: float | None
+    fits: bool | None
+    largest_micro_batch: dict[str, int]
+
+
+def memory(job: Job, gpt: Hyperparameters, micro_batch: int, *, choices: Sequence[int]) -> Memory | None:
+    """Return what a micro-batch takes of the job's GPU, and the largest of `choices` for each of GPUS.
+
+    None on a CPU.
+    """
+    gpu = job["cluster"]["gpu"] or "cpu"
+    if gpu == "cpu":
+        return None
+    fitting = {name: [rows for rows in choices if fits(job, gpt, rows, gpu=name)] for name in GPUS}
+    return {
+        "gib": peak_memory(job, gpt, micro_batch, gpu=gpu),
+        "gpu_gib": gpu_memory_gib(gpu),
+        "fits": fits(job, gpt, micro_batch, gpu=gpu),
+        "largest_micro_batch": {name: max(rows, default=0) for name, rows in fitting.items()},
+    }
+
+
+def peak_memory(job: Job, gpt: Hyperparameters, micro_batch: int, *, gpu: str) -> dict[str, float]:
+    """Return accounting.peak_memory_gib for the job's ranks and precision on a GPU."""
+    return peak_memory_gib(
+        gpt,
+        micro_batch=micro_batch,
+        ranks=num_ranks(job),
+        compute_bytes=4 if job["precision"] == "fp32" else 2,
+        activation_bytes=activation_bytes(gpu, job["precision"]),
+    )
+
+
+def fits(job: Job, gpt: Hyperparameters, micro_batch: int, *, gpu: str) -> bool | None:
+    """Return True if a micro-batch leaves a GPU its headroom; None if the GPU's memory is unknown."""
+    available = gpu_memory_gib(gpu)
+    if available is None:
+        return None
+    return peak_memory(job, gpt, micro_batch, gpu=gpu)["peak"] <= HEADROOM * available
+
+
+class Cost(TypedDict):
+    """Dollars of a stage and an hour of it, None where unknown, and the date of the prices."""
+
+    dollars: float | None
+    dollars_per_hour: float | None
+    prices: str
+
+
+def cost(stage: str, hours: Hours, cluster: Cluster) -> Cost | None:
+    """Return what that many hours of the cluster cost; None where nobody bills.
+
+    The tokenizer is trained without GPUs.
+    """
+    prices = yaml.safe_load((conf_folder() / "prices.yaml").read_text(encoding="utf-8"))
+    if cluster["kind"] not in prices:
+        return None
+    known = prices[cluster["kind"]]
+    gpus = 0 if stage == "tokenizer" else cluster["devices"]
+    per_hour = None
+    if gpus == 0 or cluster["gpu"] in known:
+        gpu = known[cluster["gpu"]] if gpus else 0
+        host = known["core"] * cluster.get("cpu", 0) + known["gib"] * cluster.get("memory", 0) / 1024
+        per_hour = cluster["nodes"] * (gpus * gpu + host)
+    total = hours["total_hours"]
+    dollars = None if per_hour is None or total is None else per_hour * total
+    return {"dollars": dollars, "dollars_per_hour": per_hour, "prices": prices["date"]}

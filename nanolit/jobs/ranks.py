@@ -128,8 +128,9 @@ def listen(node: Node) -> socket.socket:
     try:
         return socket.create_server((node.master_addr, node.master_port), backlog=1024)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise ValueError(
-            f"ranks can't meet at {node.master_addr}:{node.master_port} ({error.strerror or error}); give "
+            f"ranks can't meet at {node.master_addr}:{node.master_port} ({reason}); give "
             "the first machine's own address as NANOLIT_MASTER_ADDR, and a free port as NANOLIT_MASTER_PORT"
         ) from error
 

@@ -108,7 +108,7 @@ def test_a_first_machine_that_cannot_listen_says_what_to_give(tmp_path, monkeypa
     for name, value in zip(NODE, ("0", "192.0.2.1", "29511"), strict=True):
         monkeypatch.setenv(name, value)
     error = run(compose([*TINY, f"root={tmp_path}", "cluster.nodes=2"]))["error"]
-    assert "ranks can't meet at 192.0.2.1:29511" in error
+    assert "ranks can't meet at 192.0.2.1:" in error
     assert "NANOLIT_MASTER_ADDR" in error
 
 

@@ -89,7 +89,6 @@ LIBRARIES: dict[str, set[str]] = {
     "chat.web": {"gradio"},
     "jobs.worker": {"torch", "lightning"},
     "jobs.parts": {"torch", "lightning"},
-    "jobs.ranks": {"torch"},
     "jobs.trial": {"torch"},
     "__init__": {"torch"},  # for type checkers
     "language_model": {"torch"},

@@ -15,16 +15,13 @@ from nanolit.config.schema import Job
 from nanolit.config.stored import read_job, write_job
 from nanolit.jobs.inputs import check_root, check_stages, finished, hub_forbidden
 from nanolit.jobs.processes import (
-    WAIT_SECONDS,
-    Node,
     clean_environment,
     is_rank_zero,
-    run_ranks,
     sigterm_interrupts,
     supervise,
-    this_node,
     under_torchrun,
 )
+from nanolit.jobs.ranks import WAIT_SECONDS, Node, run_ranks, this_node
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     Json,
@@ -82,7 +79,7 @@ def run(job: Job, plans: Plans | None = None) -> Result:
 def follow(job: Job, node: Node) -> Result:
     """On a machine but the first of several: run its ranks of every stage, and nothing else.
 
-    The first machine makes the inputs and keeps the records; torchrun waits for it.
+    The first machine makes the inputs and keeps the records; the others' ranks wait for its store.
     """
     result: Result = {"status": "done", "run": job["run"]}
     with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +204,7 @@ def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
 def run_stage(
     job: Job, plan: Plan, *, node: Node, keep_open: Sequence[int], known: Plan | None = None
 ) -> Result:
-    """Run one stage, on one device in this process, on several under torchrun, unless it is finished."""
+    """Run one stage, on one device in this process, on several by jobs/ranks.py, unless it is finished."""
     if result := finished(job["root"], job["run"], plan.stage):
         say(f"{plan.stage}: run {job['run']} has finished it{score(result)}")
         return {**result, "asked_to_stop": False}

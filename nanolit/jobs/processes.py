@@ -1,26 +1,15 @@
-"""Child processes that leave nobody behind: torchrun for one stage, and the end of whole process trees."""
+"""Child processes that leave nobody behind: what they inherit, and the end of whole process trees."""
 
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import psutil
 
-from nanolit.config.schema import Job
-from nanolit.machine.paths import Json, read_json, stage_folder
-from nanolit.planning.plans import Plan
-
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
-MASTER_PORT = 29_500  # torchrun's own default
-WAIT_SECONDS = 3_600  # of one machine for another: the first may train a tokenizer before it begins
-WORKER = "nanolit.jobs.worker"
-LEFT = 75  # exit code of a rank that ends because another is gone: sysexits' "try again later"
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 
@@ -35,74 +24,6 @@ def launched_rank() -> int:
 
 def is_rank_zero() -> bool:
     return launched_rank() == 0
-
-
-@dataclass(frozen=True)
-class Node:
-    """Which of a job's machines this is, and where the first of them listens."""
-
-    rank: int = 0
-    master_addr: str = "localhost"
-    master_port: int = MASTER_PORT
-
-
-def this_node(*, nodes: int) -> Node:
-    """Return this node's rank and the first one's address, from NANOLIT_NODE_RANK and NANOLIT_MASTER_ADDR.
-
-    ValueError if several nodes are asked for and those are not set.
-    """
-    if nodes == 1:
-        return Node()
-    rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")
-    if not rank.isdigit() or int(rank) >= nodes or not master_addr:
-        raise ValueError(
-            f"cluster.nodes={nodes} and NANOLIT_NODE_RANK={rank or '(not set)'}: give this command on each "
-            f"machine, with NANOLIT_NODE_RANK=0 to {nodes - 1} and NANOLIT_MASTER_ADDR=ADDRESS-OF-THE-FIRST"
-        )
-    return Node(int(rank), master_addr, int(os.environ.get("NANOLIT_MASTER_PORT", MASTER_PORT)))
-
-
-def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequence[int] = ()) -> Json:
-    """Run this machine's ranks of a stage under torchrun; `folder` holds its job.yaml and plan.json."""
-    stage, devices, interrupted = plan.stage, job["cluster"]["devices"], False
-    # A port for each stage, so that no machine finds the store of the stage before.
-    port = node.master_port + job["recipe"]["stages"].index(stage)
-    command = torchrun(
-        WORKER,
-        [str(folder)],
-        devices=devices,
-        nodes=job["cluster"]["nodes"],
-        node=replace(node, master_port=port),
-    )
-    try:
-        code = supervise(command, environment=clean_environment(devices=devices), keep_open=keep_open)
-    except KeyboardInterrupt:
-        code, interrupted = 130, True
-    result = stage_folder(job["root"], job["run"], stage) / "result.json"
-    if result.exists():
-        return read_json(result)
-    if interrupted:
-        error = "stopped before it could write a checkpoint; the same command goes on from the one before"
-        return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
-    if node.rank and code == 0:
-        return {"status": "done", "run": job["run"], "stage": stage}
-    error = (
-        f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above"
-    )
-    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
-
-
-def torchrun(
-    module: str, arguments: Sequence[str], *, devices: int, nodes: int = 1, node: Node | None = None
-) -> list[str]:
-    """The command that starts `python -m module` on every device of this machine, one of `nodes`."""
-    where = ["--standalone"]
-    if nodes > 1 and node:
-        where = [f"--nnodes={nodes}", f"--node-rank={node.rank}"]
-        where += [f"--master-addr={node.master_addr}", f"--master-port={node.master_port}"]
-        where += [f"--rdzv-conf=timeout={WAIT_SECONDS}"]
-    launcher = [sys.executable, "-m", "nanolit.jobs.ranks", *where, f"--nproc-per-node={devices}"]
-    return [*launcher, "-m", module, *arguments]
 
 
 def clean_environment(*, devices: int) -> dict[str, str]:

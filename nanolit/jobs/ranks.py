@@ -1,44 +1,163 @@
-"""torchrun without its tracebacks: `python -m nanolit.jobs.ranks` takes torchrun's arguments.
+"""The ranks of a stage on this machine: started, watched, and ended together.
 
-What went wrong in a rank, the rank has said; this adds which of them ended first, and how.
+They meet at a store of rank 0's that listens at one address alone: 127.0.0.1, or the first machine's that the
+user gave. torchrun would listen on every interface, and its agent unpickles what it finds in its store.
 """
 
-import logging
+import os
 import signal
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.run import main as torchrun
+from nanolit.config.schema import Job
+from nanolit.jobs.processes import clean_environment, sigterm_interrupts, stop
+from nanolit.machine.paths import Json, read_json, stage_folder
+from nanolit.planning.plans import Plan
 
-from nanolit.jobs.processes import LEFT
+MASTER_PORT = 29_500  # of several machines; torchrun's own default
+WORKER = "nanolit.jobs.worker"
+WAIT_SECONDS = 3_600  # of one machine for another: the first may train a tokenizer before it begins
+LEFT = 75  # exit code of a rank that ends because another is gone: sysexits' "try again later"
+POLL_SECONDS = 0.1
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
-def main() -> int:
-    """Exit code 1 when a rank failed, or when all were told to stop."""
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+@dataclass(frozen=True)
+class Node:
+    """Which of a job's machines this is, and where the first of them listens."""
+
+    rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0  # any that is free
+
+
+def this_node(*, nodes: int) -> Node:
+    """What started a job on several machines says of this one; ValueError where it says nothing."""
+    if nodes == 1:
+        return Node()
+    rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")
+    if not rank.isdigit() or int(rank) >= nodes or not master_addr:
+        raise ValueError(
+            f"cluster.nodes={nodes} and NANOLIT_NODE_RANK={rank or '(not set)'}: give this command on each "
+            f"machine, with NANOLIT_NODE_RANK=0 to {nodes - 1} and NANOLIT_MASTER_ADDR=ADDRESS-OF-THE-FIRST"
+        )
+    return Node(int(rank), master_addr, int(os.environ.get("NANOLIT_MASTER_PORT", MASTER_PORT)))
+
+
+def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequence[int] = ()) -> Json:
+    """Run this machine's ranks of a stage; `folder` holds its job.yaml and plan.json.
+
+    `keep_open` are file descriptors (a lock) that every rank holds as long as it lives.
+    """
+    stage, interrupted = plan.stage, False
+    # A port for each stage, so that no machine finds the store of the stage before.
+    port = node.master_port and node.master_port + job["recipe"]["stages"].index(stage)
     try:
-        torchrun()
-    except SignalException:
-        return 1
-    except ChildFailedError as error:
-        print(first_of(error.failures), file=sys.stderr, flush=True)
-        return 1
-    return 0
+        with sigterm_interrupts():
+            code = run_together(
+                [sys.executable, "-m", WORKER, str(folder)],
+                devices=job["cluster"]["devices"],
+                nodes=job["cluster"]["nodes"],
+                node=Node(node.rank, node.master_addr, port),
+                keep_open=keep_open,
+            )
+    except KeyboardInterrupt:
+        code, interrupted = 130, True
+    result = stage_folder(job["root"], job["run"], stage) / "result.json"
+    if result.exists():
+        return read_json(result)
+    if interrupted:
+        error = "stopped before it could write a checkpoint; the same command resumes from the one before"
+        return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
+    if node.rank and code == 0:
+        return {"status": "done", "run": job["run"], "stage": stage}
+    error = (
+        f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above"
+    )
+    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
 
-def first_of(failures: dict[int, ProcessFailure]) -> str:
-    """Which rank began it. torchrun's times are whole seconds, so those that only followed are put last:
-    ranks that left because another was gone, and those that torchrun then told to stop."""
-    followed = (LEFT, -signal.SIGTERM)
-    rank = min(failures, key=lambda rank: (failures[rank].exitcode in followed, failures[rank].timestamp))
-    failure = failures[rank]
-    killed = failure.exitcode < 0
-    how = f"was killed by {failure.signal_name()}" if killed else f"ended with code {failure.exitcode}"
-    return f"rank {rank} {how}, the first of them"
+def run_together(
+    command: Sequence[str], *, devices: int, nodes: int, node: Node, keep_open: Sequence[int] = ()
+) -> int:
+    """Run a command on every device; when one fails, stop the others. Return 0, or 1 if one failed."""
+    parent, ours = os.pipe()  # a rank that reads its end knows that this process is gone
+    store = listen(node) if node.rank == 0 else None
+    port = store.getsockname()[1] if store else node.master_port
+    ranks: list[subprocess.Popen] = []
+    try:
+        for local_rank in range(devices):
+            environment = clean_environment(devices=devices) | {
+                "RANK": str(node.rank * devices + local_rank),
+                "LOCAL_RANK": str(local_rank),
+                "WORLD_SIZE": str(nodes * devices),
+                "LOCAL_WORLD_SIZE": str(devices),
+                "GROUP_RANK": str(node.rank),
+                "MASTER_ADDR": node.master_addr,
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": "nanolit",  # by which Lightning knows that ranks are started already
+                "NANOLIT_PARENT": str(parent),
+            }
+            if nodes == 1:
+                environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
+            inherited = [*keep_open, parent]
+            if store and local_rank == 0:
+                environment["NANOLIT_STORE"] = str(store.fileno())
+                inherited.append(store.fileno())
+            ranks.append(
+                subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=inherited)
+            )
+        return wait(ranks, first=node.rank * devices)
+    except BaseException:
+        stop(ranks)
+        raise
+    finally:
+        os.close(parent)
+        os.close(ours)
+        if store:
+            store.close()
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def listen(node: Node) -> socket.socket:
+    """Return a socket that listens at the node's address, and there alone."""
+    try:
+        return socket.create_server((node.master_addr, node.master_port), backlog=1024)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ValueError(
+            f"ranks can't meet at {node.master_addr}:{node.master_port} ({reason}); give "
+            "the first machine's own address as NANOLIT_MASTER_ADDR, and a free port as NANOLIT_MASTER_PORT"
+        ) from error
+
+
+def wait(ranks: Sequence[subprocess.Popen], *, first: int = 0) -> int:
+    """Wait for all ranks; when one fails, say which and how, and stop the others."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if any(codes):
+            break
+        if None not in codes:
+            return 0
+        time.sleep(POLL_SECONDS)
+    if not any(code and code != LEFT for code in codes):
+        time.sleep(1)  # those that left because another was gone may be seen before that one
+        codes = [rank.poll() for rank in ranks]
+    print(first_of(codes, first=first), file=sys.stderr, flush=True)
+    stop([rank for rank, code in zip(ranks, codes, strict=True) if code is None])
+    return 1
+
+
+def first_of(codes: Sequence[int | None], *, first: int = 0) -> str:
+    """Say which rank began it; those that left because another was gone only followed."""
+    place = min(
+        (place for place, code in enumerate(codes) if code), key=lambda place: (codes[place] == LEFT, place)
+    )
+    code = codes[place]
+    assert code
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"rank {first + place} {how}, the first of them"

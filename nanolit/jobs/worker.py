@@ -1,7 +1,7 @@
 """Run one stage on one rank: build it from the job and its plan, fit, leave result.json.
 
-`python -m nanolit.jobs.worker FOLDER` is what torchrun starts: the folder holds job.yaml and plan.json. One
-device runs in process.
+`python -m nanolit.jobs.worker FOLDER` is what jobs/ranks.py starts on every device: the folder holds job.yaml
+and plan.json. One device runs in process.
 """
 
 import logging
@@ -9,9 +9,11 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
@@ -26,7 +28,8 @@ from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
 from nanolit.inference.engine import Engine
 from nanolit.jobs.parts import Parts, build_parts, build_trainer
-from nanolit.jobs.processes import LEFT, launched_rank
+from nanolit.jobs.processes import launched_rank
+from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
 from nanolit.machine.clock import duration
@@ -44,6 +47,7 @@ from nanolit.report.folders import Stage
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
 FAST_DEV_PROBLEMS = 2
+SILENCE = timedelta(minutes=30)  # after which a rank gives up on the others, as by default
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
@@ -279,8 +283,10 @@ def plain_warning(
 
 
 def main() -> None:
-    """`python -m nanolit.jobs.worker FOLDER`, on every rank of torchrun."""
+    """`python -m nanolit.jobs.worker FOLDER`, on every rank of a stage: jobs/ranks.py starts it."""
     folder = Path(sys.argv[1])
+    end_with(int(os.environ["NANOLIT_PARENT"]))
+    join_ranks()
     result = run(read_job(folder / "job.yaml"), read_plan(folder))
     failed = result["status"] not in ("done", "interrupted")
     if torch.distributed.is_initialized():
@@ -290,6 +296,32 @@ def main() -> None:
             os._exit(LEFT if "left" in result else 1)
         torch.distributed.destroy_process_group()
     sys.exit(1 if failed else 0)
+
+
+def end_with(parent: int) -> None:
+    """Ask this process to stop as soon as the one at the other end of a pipe is gone."""
+
+    def watch() -> None:
+        os.read(parent, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def join_ranks() -> None:
+    """Meet the other ranks before Lightning would, whose store listens on every interface."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    listener = os.environ.pop("NANOLIT_STORE", None)
+    store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=WAIT_SECONDS),
+        master_listen_fd=None if listener is None else int(listener),
+    )
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=SILENCE)
 
 
 if __name__ == "__main__":

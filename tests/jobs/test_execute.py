@@ -25,7 +25,7 @@ from nanolit.config.build import build
 from nanolit.config.compose import compose
 from nanolit.config.names import tokenizer_folder
 from nanolit.config.stored import read_job, write_job
-from nanolit.jobs import execute, processes, worker
+from nanolit.jobs import execute, processes, ranks, worker
 from nanolit.machine.paths import read_json, stage_folder, write_json
 from nanolit.model.gpt import GPT
 from nanolit.phases.core import optimizer_settings
@@ -267,7 +267,8 @@ def test_two_devices_run_under_torchrun_whatever_the_environment_says(finished, 
 def test_under_an_outer_torchrun_every_rank_joins_in(finished):
     """The ranks are torchrun's: the job must be for as many, and starts none of its own."""
     typed = [*TINY, f"root={finished}", "run=outer", "cluster.devices=2"]
-    command = processes.torchrun("nanolit.train", typed, devices=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "nanolit.train", *typed]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one = read_json(stage_folder(finished, "tiny", "base") / "result.json")
@@ -286,7 +287,7 @@ def test_ranks_that_die_without_a_result_are_a_failure(finished, monkeypatch):
     """An earlier result must not pass for theirs."""
     job = tiny_job(finished, "run=dead", "cluster.devices=2")
     write_json(stage_folder(finished, "dead", "base") / "result.json", {"status": "interrupted"})
-    monkeypatch.setattr(execute, "WORKER", "nanolit.config.check")  # a module that ends at once
+    monkeypatch.setattr(ranks, "WORKER", "nanolit.config.check")  # a module that ends at once
     result = execute.run(job)
     assert result["status"] == "failed"
     assert "without a result" in result["error"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from nanolit.config.compose import compose
-from nanolit.jobs import processes
 from nanolit.jobs.execute import run
 from nanolit.machine.paths import read_json, stage_folder
 
@@ -59,7 +58,7 @@ def assert_same(root: Path, expected: dict[int, str]) -> None:
 
 @pytest.mark.slow
 def test_two_machines_learn_what_one_process_learns(tmp_path, one_process):
-    """Two torchrun nodes on loopback, gloo; the machines share the root, and only the first writes to it."""
+    """Two machines on loopback, gloo; the machines share the root, and only the first writes to it."""
     arguments = [*TINY, f"root={tmp_path}", "cluster.nodes=2"]
     address = {"NANOLIT_MASTER_ADDR": "localhost", "NANOLIT_MASTER_PORT": str(free_port())}
     nodes = [start(arguments, NANOLIT_NODE_RANK=str(rank), **address) for rank in (1, 0)]
@@ -71,7 +70,7 @@ def test_two_machines_learn_what_one_process_learns(tmp_path, one_process):
 
 
 @pytest.mark.slow
-def test_submitit_runs_a_slurm_job_under_our_torchrun(tmp_path, one_process):
+def test_submitit_runs_a_slurm_job_and_its_ranks(tmp_path, one_process):
     """hydra-submitit-launcher's local executor in the place of sbatch; the rest is cluster=slurm_8xgpu."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     executor = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
@@ -104,13 +103,13 @@ def test_several_machines_must_say_which_they_are(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_torchrun_is_told_the_machine_and_its_master():
-    node = processes.Node(rank=1, master_addr="10.0.0.7", master_port=4242)
-    command = processes.torchrun("nanolit.jobs.worker", ["job.yaml"], devices=8, nodes=2, node=node)
-    for argument in ("--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.7", "--master-port=4242"):
-        assert argument in command
-    assert "--standalone" not in command
-    assert "--standalone" in processes.torchrun("nanolit.jobs.worker", [], devices=8)
+def test_a_first_machine_that_cannot_listen_says_what_to_give(tmp_path, monkeypatch):
+    """192.0.2.1 is nobody's address (RFC 5737)."""
+    for name, value in zip(NODE, ("0", "192.0.2.1", "29511"), strict=True):
+        monkeypatch.setenv(name, value)
+    error = run(compose([*TINY, f"root={tmp_path}", "cluster.nodes=2"]))["error"]
+    assert "ranks can't meet at 192.0.2.1:" in error
+    assert "NANOLIT_MASTER_ADDR" in error
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
-"""What is said of several ranks that ended: the one that began it, whatever order torchrun saw."""
+"""Ranks of one machine listen on loopback alone, and end with their parent; the first that fails is named."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from nanolit.jobs.processes import LEFT
-from nanolit.jobs.ranks import first_of
+from nanolit.jobs.ranks import LEFT, Node, first_of, run_together
 
 TOLD = -signal.SIGTERM
 
@@ -14,24 +18,90 @@ TOLD = -signal.SIGTERM
 @pytest.mark.parametrize(
     ("codes", "said"),
     [
-        ([LEFT, LEFT, TOLD, -signal.SIGKILL], "rank 3 was killed by SIGKILL, the first of them"),
-        ([TOLD, 1, LEFT, LEFT], "rank 1 ended with code 1, the first of them"),
-        ([LEFT, TOLD], f"rank 0 ended with code {LEFT}, the first of them"),
+        ([LEFT, LEFT, None, -signal.SIGKILL], "rank 3 was killed by SIGKILL, the first of them"),
+        ([None, 1, LEFT, LEFT], "rank 1 ended with code 1, the first of them"),
+        ([LEFT, None], f"rank 0 ended with code {LEFT}, the first of them"),
     ],
 )
-def test_the_rank_that_began_it_is_named(codes: list[int], said: str) -> None:
-    failures = {rank: failure(rank, code) for rank, code in enumerate(codes)}
-    assert first_of(failures) == said
+def test_the_rank_that_began_it_is_named(codes: list[int | None], said: str) -> None:
+    assert first_of(codes) == said
 
 
-def test_of_ranks_that_failed_by_themselves_the_earliest_is_named() -> None:
-    failures = {rank: failure(rank, code) for rank, code in enumerate([1, 2, 3])}
-    for one, seconds in zip(failures.values(), (7, 5, 6), strict=True):
-        one.timestamp = seconds
-    assert first_of(failures).startswith("rank 1 ended with code 2")
+def test_when_one_rank_fails_the_others_are_stopped(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import os, time; time.sleep(0.3); os._exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
+    begun = time.monotonic()
+    assert run_together([sys.executable, "-c", code], devices=3, nodes=1, node=Node()) == 1
+    assert time.monotonic() - begun < 20
+    assert "rank 1 ended with code 3, the first of them" in capfd.readouterr().err
 
 
-def failure(rank: int, code: int) -> ProcessFailure:
-    one = ProcessFailure(local_rank=rank, pid=rank, exitcode=code, error_file="")
-    one.timestamp = 0  # within one second, as torchrun sees them
-    return one
+TRAIN = """
+import sys
+from nanolit.config.compose import compose
+from nanolit.jobs.execute import run
+run(compose(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def training(tmp_path: Path):
+    """Two ranks in training, and what they print."""
+    from .test_execute import TINY
+
+    words = [word.replace("max_steps=2", "max_steps=100000") for word in TINY]
+    command = [sys.executable, "-c", TRAIN, *words, f"root={tmp_path}", "cluster.devices=2"]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    metrics = tmp_path / "runs/tiny/base/metrics.csv"
+    for _ in range(1200):
+        if metrics.exists() and len(metrics.read_text().splitlines()) > 2:
+            break
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    else:
+        pytest.fail(log.read_text())
+    yield process
+    process.kill()
+    process.wait()
+
+
+def listeners(pids: list[int]) -> set[str]:
+    """The addresses, in the kernel's hexadecimal form, at which processes listen."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                target = os.readlink(descriptor)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                sockets.add(target[8:-1])
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:  # LISTEN
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_listen_on_loopback_alone_and_end_with_their_parent(training: subprocess.Popen) -> None:
+    ranks = [child.pid for child in psutil.Process(training.pid).children(recursive=True)]
+    assert len(ranks) >= 2
+    found = listeners([training.pid, *ranks])
+    assert found, "the ranks' store listens"
+    assert found <= LOOPBACK
+    training.kill()  # as the kernel does when memory runs out
+    for _ in range(300):
+        if not any(Path(f"/proc/{pid}").exists() for pid in ranks):
+            return
+        time.sleep(0.1)
+    pytest.fail("ranks are left after 30 seconds")

@@ -40,7 +40,7 @@ PACKAGES: dict[str, set[str]] = {
     "optim": {"kernels", "machine.device"},
     "planning": {"config", "model.accounting", "optim.scaling", "machine.numbers", "machine.paths"},
     "data": {"tokenizer", "tasks", "machine"},
-    "inference": {"model", "tokenizer", "machine.device"},
+    "inference": {"kernels", "model", "tokenizer", "machine.device"},
     "evaluation": {"inference", "model", "tokenizer", "tasks", "machine.device"},
     "phases": {
         "config",

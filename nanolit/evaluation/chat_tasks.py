@@ -11,11 +11,12 @@ from math import comb
 import torch
 
 from nanolit.inference.engine import Engine
+from nanolit.inference.request import Request
 from nanolit.machine.device import derived_seed, rank, world_size
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import render_prompt
 
-ROWS = 8  # prompts forwarded together; nanochat's batch
+PROBLEMS = 256  # multiple-choice problems rendered and asked together: the engine sorts them by length
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def evaluate_tasks(
         score = evaluate_task(engine, task, max_problems=max_problems, max_tokens=max_tokens)
         centered.append(score.centered)
         yield score.task, score.accuracy
+    engine.release()
     if centered:
         yield "ChatCORE", sum(centered) / len(centered)
 
@@ -74,7 +76,6 @@ def evaluate_task(
     raise ValueError(f"{task.name} is to learn from and has no right answers; evaluate another task")
 
 
-@torch.no_grad()
 def evaluate_categorical(engine: Engine, task: Task, *, max_problems: int | None = None) -> Score:
     """Of the letters that a problem allows, the likeliest next token is the answer.
 
@@ -82,8 +83,8 @@ def evaluate_categorical(engine: Engine, task: Task, *, max_problems: int | None
     """
     mine = _dealt(task, max_problems)
     num_right = 0
-    for first in range(0, len(mine), ROWS):
-        conversations = [task[index] for index in mine[first : first + ROWS]]
+    for first in range(0, len(mine), PROBLEMS):
+        conversations = [task[index] for index in mine[first : first + PROBLEMS]]
         answers = choose_letters(engine, conversations)
         num_right += sum(map(task.evaluate, conversations, answers))
     return _score(engine, task, num_problems=len(mine), sums=[num_right, num_right])
@@ -95,14 +96,10 @@ def choose_letters(engine: Engine, conversations: Sequence[dict]) -> list[str]:
         render_prompt(conversation, engine.tokenizer)[-engine.max_positions :]
         for conversation in conversations
     ]
-    longest = max(map(len, prompts))
-    # what is padded comes after the position that is read, which causal attention doesn't look at
-    padded = [prompt + [engine.tokenizer.bos_id] * (longest - len(prompt)) for prompt in prompts]
-    logits_BTV = engine.model(torch.tensor(padded, device=engine.model.device))
     answers = []
-    for logits_TV, prompt, conversation in zip(logits_BTV, prompts, conversations, strict=True):
+    for logits_V, conversation in zip(engine.next_logits(prompts), conversations, strict=True):
         ids = [_letter_id(engine, letter) for letter in conversation["letters"]]
-        answers.append(conversation["letters"][int(logits_TV[len(prompt) - 1, ids].argmax())])
+        answers.append(conversation["letters"][int(logits_V[ids].argmax())])
     return answers
 
 
@@ -123,17 +120,20 @@ def evaluate_generative(
     """
     mine = _dealt(task, max_problems)
     sums = [0.0] * (2 * num_samples)
-    for index in mine:
-        conversation = task[index]
-        room = engine.max_positions - max_tokens
-        completions = engine.complete(
-            render_prompt(conversation, engine.tokenizer)[-room:],
+    room = engine.max_positions - max_tokens
+    requests = [
+        Request(
+            prompt_ids=render_prompt(task[index], engine.tokenizer)[-room:],
             num_samples=num_samples,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
             seed=derived_seed(seed, "problem", index),
         )
+        for index in mine
+    ]
+    for index, completions in zip(mine, engine.complete_all(requests), strict=True):
+        conversation = task[index]
         right = [
             task.evaluate(conversation, engine.tokenizer.decode(completion.body_ids))
             for completion in completions

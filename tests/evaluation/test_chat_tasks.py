@@ -19,7 +19,7 @@ from nanolit.evaluation.chat_tasks import (
     evaluate_tasks,
     pass_at_k,
 )
-from nanolit.inference.engine import Completion, Engine
+from nanolit.inference.engine import Engine
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import read_json
 from nanolit.model.gpt import GPT, GPTConfig
@@ -214,20 +214,24 @@ def test_max_problems_takes_the_first_ones(engine):
 
 
 def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):
-    asked = []
-    hook = engine.model.register_forward_pre_hook(lambda _, ids: asked.append(ids[0].tolist()))
-    task = LongChoices(Numbers(1))
-    choose_letters(engine, [task[0]])
-    hook.remove()
-    assert asked == [[render_prompt(task[0], engine.tokenizer)[-engine.max_positions :]]]
+    """Oracle: the model on the prompt's last positions."""
+    conversation = LongChoices(Numbers(1))[0]
+    prompt = render_prompt(conversation, engine.tokenizer)
+    assert len(prompt) > engine.max_positions
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([prompt[-engine.max_positions :]]))[0, -1]
+    expected = max(conversation["letters"], key=lambda letter: logits[ord(letter)].item())
+    assert choose_letters(engine, [conversation]) == [expected]
 
 
 def test_a_long_question_leaves_room_for_the_answer(engine, monkeypatch):
-    asked = []
-    monkeypatch.setattr(Engine, "complete", lambda _, ids, **__: asked.append(ids) or [Completion()])
+    asked, complete_all = [], Engine.complete_all
+    monkeypatch.setattr(
+        Engine, "complete_all", lambda self, requests: asked.extend(requests) or complete_all(self, requests)
+    )
     task = LongChoices(Numbers(1))
     evaluate_generative(engine, task, max_tokens=12)
-    assert asked == [render_prompt(task[0], engine.tokenizer)[-628:]]
+    assert [request.prompt_ids for request in asked] == [render_prompt(task[0], engine.tokenizer)[-628:]]
 
 
 class ToLearnFrom(Task):

@@ -1,0 +1,113 @@
+"""The slots of an engine: what the model remembers of every text it is writing.
+
+Row b of the running batch is slot b, so a decode step reads plain views and needs no table of pages. When a
+text ends, the last row moves into its slot. Shapes: see model/gpt.py; R is the length of a layer's buffer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanolit.model.accounting import window_sizes
+from nanolit.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A slot's content outside the batch: a conversation between two of its turns."""
+
+    length: int
+    buffers: list[Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+
+class Slots:
+    """Keys and values of at most `rows` texts of at most `capacity` positions each.
+
+    A layer with a window w keeps a ring of its last w + 1 positions: position p is at p mod R. That saves
+    d20 at 2,048 tokens 118 of 210 MB a row.
+    """
+
+    def __init__(self, model: GPT, *, rows: int, capacity: int) -> None:
+        config = model.config
+        self.rows, self.capacity = rows, capacity
+        sizes = ring_sizes(model, capacity)
+        kinds = sorted(set(sizes))
+        # One tensor for all layers of a size, so that a row is copied by two operations and not by 2 L
+        shapes = [(2, sizes.count(size), rows, size, config.kv_heads, model.head_dim) for size in kinds]
+        # Zeros, because attention multiplies what it masks by 0, and 0 · NaN would be NaN
+        self.buffers = [torch.zeros(s, dtype=model.compute_dtype, device=model.device) for s in shapes]
+        places = [(kinds.index(size), sizes[:layer].count(size)) for layer, size in enumerate(sizes)]
+        self.layers = [(self.buffers[kind][0, n], self.buffers[kind][1, n]) for kind, n in places]
+        # The last position's normalised embedding, which smear mixes into the next one
+        self.previous_BC = torch.zeros(rows, config.width, dtype=model.compute_dtype, device=model.device)
+        self.drawn_B = torch.zeros(rows, dtype=torch.int64, device=model.device)  # each row's newest draw
+        self.num_bytes = sum(buffer.nbytes for buffer in self.buffers)
+        self.seen_BV: Tensor | None = None  # tokens of each text, once a request penalises repetition
+
+    def copy_row(self, source: int, target: int, *, length: int) -> None:
+        """Copy a text of `length` positions from one slot to another."""
+        for buffer in self.buffers:
+            used = min(length, buffer.size(3))
+            buffer[:, :, target, :used] = buffer[:, :, source, :used]
+        for state in (self.previous_BC, self.drawn_B, self.seen_BV):
+            if state is not None:
+                state[target] = state[source]
+
+    def adopt(self, other: "Slots", *, rows: int) -> None:
+        """Copy the first `rows` slots of smaller `other`, whose rings are not longer than these."""
+        for mine, (keys, values) in zip(self.layers, other.layers, strict=True):
+            for new, old in zip(mine, (keys, values), strict=True):
+                new[:rows, : old.size(1)] = old[:rows]
+        self.previous_BC[:rows] = other.previous_BC[:rows]
+        self.drawn_B[:rows] = other.drawn_B[:rows]
+        if other.seen_BV is not None:
+            self.seen_BV = other.seen_BV.new_zeros(self.rows, other.seen_BV.size(1))
+            self.seen_BV[:rows] = other.seen_BV[:rows]
+
+    def take_out(self, row: int, *, length: int) -> Snapshot:
+        """Return a copy of a slot."""
+        buffers = [keys_or_values[row, :length].clone() for pair in self.layers for keys_or_values in pair]
+        return Snapshot(length, buffers)
+
+    def put_in(self, row: int, snapshot: Snapshot) -> None:
+        """Fill a slot from a copy."""
+        buffers = (keys_or_values for pair in self.layers for keys_or_values in pair)
+        for buffer, kept in zip(buffers, snapshot.buffers, strict=True):
+            buffer[row, : len(kept)] = kept
+
+    def write(
+        self, layer: int, rows: slice, k_BTKD: Tensor, v_BTKD: Tensor, *, start: int, ends_B: Tensor
+    ) -> None:
+        """Store the positions `start` … of a prompt, of which row b has ends_B[b] positions in all.
+
+        What pads a shorter row is never stored: in a ring it would overwrite what the row still sees.
+        """
+        kept = min(self.layers[layer][0].size(1), k_BTKD.size(1))
+        source_BR = (ends_B[:, None] - start - kept + torch.arange(kept, device=ends_B.device)).clamp(min=0)
+        texts_B1 = torch.arange(len(k_BTKD), device=ends_B.device)[:, None]
+        for buffer, new_BTKD in zip(self.layers[layer], (k_BTKD, v_BTKD), strict=True):
+            buffer[rows][texts_B1, (start + source_BR) % buffer.size(1)] = new_BTKD[texts_B1, source_BR]
+
+    def read(self, layer: int, row: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values (1, S, K, D) that a layer still holds of positions before `end`."""
+        keys, values = self.layers[layer]
+        places = torch.arange(max(0, end - keys.size(1)), end, device=keys.device) % keys.size(1)
+        return keys[row, places][None], values[row, places][None]
+
+
+def ring_sizes(model: GPT, capacity: int) -> list[int]:
+    """Return the positions that each layer keeps: all of `capacity`, or its window and the present one."""
+    config = model.config
+    windows = window_sizes(config.window_pattern, depth=config.depth, context=config.context)
+    return [capacity if window is None else min(window + 1, capacity) for window in windows]
+
+
+def row_bytes(model: GPT, capacity: int) -> int:
+    """Return the memory of one slot."""
+    numbers = 2 * sum(ring_sizes(model, capacity)) * model.config.kv_heads * model.head_dim
+    return numbers * model.compute_dtype.itemsize

@@ -85,8 +85,8 @@ class Decoder:
         if slots is not None:
             slots.previous_BC[rows] = x_BTC[texts_B, ends_B - 1]
         where = self.model.cos_TE[: max(ends)], self.model.sin_TE[: max(ends)]
-        x_BTC = self._blocks(ids_BT, x_BTC, before_BTC, *where, attend_and_keep)
-        return self._logits(x_BTC[texts_B, ends_B - 1])
+        x_BTC = self.blocks(ids_BT, x_BTC, before_BTC, *where, attend_and_keep)
+        return self.logits(x_BTC[texts_B, ends_B - 1])
 
     def read_on(self, prompt: Sequence[int], slots: Slots, *, row: int, start: int) -> Tensor:
         """Return the logits (1, V) after a prompt whose first `start` positions slot `row` holds already."""
@@ -102,8 +102,8 @@ class Decoder:
         x_BTC = norm(self.model.embedding(ids_BT))  # of the last position before `start` too, for smear
         slots.previous_BC[row] = x_BTC[0, -1]
         where = self.model.cos_TE[start:end], self.model.sin_TE[start:end]
-        x_BTC = self._blocks(ids_BT[:, 1:], x_BTC[:, 1:], x_BTC[:, :-1], *where, attend_and_keep)
-        return self._logits(x_BTC[:, -1])
+        x_BTC = self.blocks(ids_BT[:, 1:], x_BTC[:, 1:], x_BTC[:, :-1], *where, attend_and_keep)
+        return self.logits(x_BTC[:, -1])
 
     def step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor, reach: "Reach") -> Tensor:
         """Return the logits (B, V) after one more token of rows 0 … B-1, at its own position each."""
@@ -131,9 +131,9 @@ class Decoder:
         before_1BC = slots.previous_BC[:B].clone()[None]
         slots.previous_BC[:B] = x_1BC[0]
         where = self.model.cos_TE[positions_B], self.model.sin_TE[positions_B]
-        return self._logits(self._blocks(ids_B[None], x_1BC, before_1BC, *where, attend_and_keep)[0])
+        return self.logits(self.blocks(ids_B[None], x_1BC, before_1BC, *where, attend_and_keep)[0])
 
-    def _blocks(
+    def blocks(
         self,
         ids_BT: Tensor,
         x_BTC: Tensor,
@@ -179,7 +179,7 @@ class Decoder:
             v_BTKD = v_BTKD + gate_BTK[..., None] * F.embedding(ids_BT, layer.table_VX).view_as(v_BTKD)
         return F.linear(attend(number, q_BTHD, k_BTKD, v_BTKD).flatten(2), layer.output_CC)
 
-    def _logits(self, x_BC: Tensor) -> Tensor:
+    def logits(self, x_BC: Tensor) -> Tensor:
         config = self.model.config
         logits_BV = F.linear(x_BC, self.head_VC)[:, : config.vocab_size]
         if config.softcap_dtype == "float32":

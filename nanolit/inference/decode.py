@@ -5,6 +5,7 @@ device, and give GPT.forward's logits; kernels/decode.py is `step` again for NVI
 it. What each part of the model is for is said in model/gpt.py and model/block.py. Shapes: see model/gpt.py.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,10 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanolit.inference.slots import Slots
+from nanolit.kernels.agreement import near
 from nanolit.kernels.attention import Backend, attend, attend_by_sdpa, rotate
+from nanolit.machine.device import triton_capability
 from nanolit.model.block import Block, norm
 from nanolit.model.gpt import GPT
 
+MAX_ROWS = 1024  # of a batch
+AMPERE = (8, 0)
+TRIAL = 256  # positions of the texts that the kernels are tried on
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD
 
 
@@ -39,15 +45,19 @@ class Decoder:
     parameter and step instead of 2, and a step at few rows is nothing but reading weights.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, *, plain: bool = False) -> None:
         self.model, config = model, model.config
         self.split = [config.heads * model.head_dim, *[config.kv_heads * model.head_dim] * 2]
         backend = model.attention_backend
         # cuDNN plans and FlexAttention compiles for each shape, and prompts have any length
-        self.backend: Backend = "sdpa" if backend in ("cudnn", "flex") else backend
+        others: dict[Backend, Backend] = {"cudnn": "flash", "flex": "sdpa"}
+        self.backend: Backend = others.get(backend, backend)
         with torch.inference_mode():
             self.layers = [self._pack(layer) for layer in range(config.depth)]
             self.head_VC = model.unembedding.weight.detach().to(model.compute_dtype)
+        # How many parts of a text's keys are attended to already, for each row and head; 0 between two steps
+        self.counts = torch.zeros(MAX_ROWS * config.heads, dtype=torch.int32, device=model.device)
+        self.fused = not plain and self._has_kernels()
         self.places, self.versions = places_of(model), versions_of(model)
 
     @torch.inference_mode()
@@ -107,6 +117,11 @@ class Decoder:
 
     def step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor, reach: "Reach") -> Tensor:
         """Return the logits (B, V) after one more token of rows 0 … B-1, at its own position each."""
+        if self.fused:
+            return self._fused_step(slots, ids_B, positions_B)
+        return self._plain_step(slots, ids_B, positions_B, reach)
+
+    def _plain_step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor, reach: "Reach") -> Tensor:
         B = len(ids_B)
         texts_B = torch.arange(B, device=ids_B.device)
         masks: dict[int, Tensor] = {}
@@ -132,6 +147,64 @@ class Decoder:
         slots.previous_BC[:B] = x_1BC[0]
         where = self.model.cos_TE[positions_B], self.model.sin_TE[positions_B]
         return self.logits(self.blocks(ids_B[None], x_1BC, before_1BC, *where, attend_and_keep)[0])
+
+    def _has_kernels(self) -> bool:
+        """Try the kernels on made-up texts: whether they run here and agree with the plain step."""
+        model = self.model
+        if triton_capability(model.device) < AMPERE or model.compute_dtype != torch.bfloat16:
+            return False
+        if model.head_dim & (model.head_dim - 1) or model.head_dim < 32:
+            return False
+        generator = torch.Generator(model.device).manual_seed(0)
+        positions = [0, 1, TRIAL // 2, TRIAL - 1]
+        try:
+            with torch.inference_mode():
+                pair = [Slots(model, rows=len(positions), capacity=TRIAL) for _ in range(2)]
+                for buffer, other in zip(pair[0].buffers, pair[1].buffers, strict=True):
+                    other.copy_(buffer.normal_(generator=generator))
+                positions_B = torch.tensor(positions, device=model.device)
+                reach = Reach(TRIAL, ragged=True)
+                expected_BV = self._plain_step(pair[0], positions_B, positions_B, reach)
+                found_BV = self._fused_step(pair[1], positions_B, positions_B)
+            problem = "" if near(found_BV, expected_BV, within=0.05) else "they give other logits"
+        except Exception as error:  # not for this GPU or this Triton
+            problem = " ".join(str(error).split())
+        if problem:
+            warnings.warn(f"decoding without our kernels, slower: {problem}", stacklevel=2)
+        return not problem
+
+    def _fused_step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor) -> Tensor:
+        """Do as the plain step by kernels: five a layer, where it has about 48 operators."""
+        from nanolit.kernels import decode_kernel as fused  # imports Triton
+
+        model, config, B = self.model, self.model.config, len(ids_B)
+        x_BC, x0_BC, middle_BC, y_BC = self.head_VC.new_empty(4, B, config.width)
+        scalars: list[tuple[Tensor, Tensor]] = []
+        if model.residual_scalars is not None and model.x0_scalars is not None:
+            scalars = list(zip(model.residual_scalars, model.x0_scalars, strict=True))
+        smear = None
+        if model.smear_gate is not None and model.smear_scale is not None:
+            smear = (model.smear_gate.weight, model.smear_scale)
+        first = scalars[0] if scalars else None
+        fused.begin(ids_B, model.embedding.weight, slots.previous_BC, smear, first, x0_BC, x_BC)
+        for number, layer in enumerate(self.layers):
+            qkv_BX = x_BC.new_empty(B, len(layer.qkv_XC))
+            fused.product(x_BC, layer.qkv_XC, qkv_BX, normalized=True)
+            where = (positions_B, model.cos_TE, model.sin_TE)
+            table = None if layer.table_VX is None else (ids_B, layer.table_VX)
+            scale, buffers = config.qk_scale, slots.layers[number]
+            fused.attend(qkv_BX, where, buffers, table, y_BC, self.counts, qk_scale=scale)
+            fused.product(y_BC, layer.output_CC, x_BC, residual_BN=x_BC)
+            hidden_BF = x_BC.new_empty(B, len(layer.expand_FC))
+            fused.product(x_BC, layer.expand_FC, hidden_BF, normalized=True, squared=True)
+            mix = (*scalars[number + 1], x0_BC) if scalars[number + 1 :] else None
+            kept = middle_BC if number == config.depth // 2 else None
+            fused.product(hidden_BF, layer.contract_CF, x_BC, residual_BN=x_BC, mix=mix, kept_BN=kept)
+        logits_BV = x_BC.new_empty(B, config.vocab_size, dtype=torch.float32)
+        backout = None if model.backout_scale is None else (model.backout_scale, middle_BC)
+        head_VC, softcap = self.head_VC[: config.vocab_size], config.softcap
+        fused.product(x_BC, head_VC, logits_BV, normalized=True, backout=backout, softcap=softcap)
+        return logits_BV
 
     def blocks(
         self,

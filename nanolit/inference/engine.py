@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanolit.inference.decode import Decoder, places_of, versions_of
+from nanolit.inference.decode import MAX_ROWS, Decoder, places_of, versions_of
 from nanolit.inference.launch import (
     COLUMNS,
     FORCED,
-    MAX_ROWS,
     PENALTY,
     POSITION,
     TEMPERATURE,
@@ -84,6 +83,7 @@ class Engine:
         self.decoder: Decoder | None = None
         self.launcher: Launcher | None = None
         self.budget = 0
+        self.plain = False  # no kernels and no graphs: what they are compared with
 
     @property
     def context(self) -> int:
@@ -206,6 +206,8 @@ class Engine:
     def _rows_with_room(self) -> list[Row]:
         """Take rows off the queue that fit into slots, and make the slots."""
         rows: list[Row] = []
+        if not self.waiting:
+            return rows
         capacity = max((row.request.positions for row in self.rows), default=0)
         while self.waiting:
             longest = max(capacity, self.waiting[0].request.positions)
@@ -352,7 +354,7 @@ class Engine:
             elif self.decoder.versions != versions_of(self.model):
                 self.refresh()
         if self.decoder is None:
-            self.decoder = Decoder(self.model)
+            self.decoder = Decoder(self.model, plain=self.plain)
             self.budget = self._memory()
 
     def _memory(self) -> int:
@@ -398,7 +400,7 @@ class Engine:
         new = Slots(self.model, rows=rows, capacity=_rounded(capacity))
         if slots is not None:
             new.adopt(slots, rows=len(self.rows))
-        self.launcher = Launcher(self.decoder, new)
+        self.launcher = Launcher(self.decoder, new, plain=self.plain)
 
     def _stream(self, request: Request) -> Generator[list[Token | None]]:
         handle = self.submit(request)

@@ -16,7 +16,6 @@ from nanolit.inference.decode import Decoder, Reach
 from nanolit.inference.sampling import Needs, Rows, sample
 from nanolit.inference.slots import Slots
 
-MAX_ROWS = 1024  # of a batch, and the largest bucket
 # The columns of the table, int32; from UNIFORM on the bits are float32
 FORCED, POSITION, TOP_K, UNIFORM, TEMPERATURE, TOP_P, PENALTY, COLUMNS = range(8)
 MAX_GRAPHS = 32  # the longest unused one makes room: settings of sampling and long texts add shapes
@@ -46,11 +45,11 @@ def bucket_of(rows: int) -> int:
 class Launcher:
     """Runs decode steps of `slots`, by graphs on CUDA; replace it when the slots are."""
 
-    def __init__(self, decoder: Decoder, slots: Slots) -> None:
+    def __init__(self, decoder: Decoder, slots: Slots, *, plain: bool = False) -> None:
         self.decoder, self.slots = decoder, slots
         device = decoder.model.device
         self.graphs: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]] = OrderedDict()
-        self.captures = device.type == "cuda"
+        self.captures = device.type == "cuda" and not plain
         # Graphs share their memory: they never overlap, and a launch's draws are copied before the next one
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
         self.table = torch.zeros(slots.rows, COLUMNS, dtype=torch.int32, device=device)
@@ -64,7 +63,9 @@ class Launcher:
             return self.download(*self.step(self.upload(table), needs, reach))
         bucket = min(bucket_of(len(table)), self.slots.rows)
         self.upload(np.pad(table, ((0, bucket - len(table)), (0, 0))))
-        reach = Reach(min(bucket_of(max(longest, FIRST_REACH)), self.slots.capacity), ragged=True)
+        # The kernels end where a text ends, whatever its length: they need one graph for all
+        longest = self.slots.capacity if self.decoder.fused else bucket_of(max(longest, FIRST_REACH))
+        reach = Reach(min(longest, self.slots.capacity), ragged=True)
         needs = replace(needs, largest_k=bucket_of(needs.largest_k) if needs.largest_k else 0)
         ids_B, log_probs_B = self._replay(bucket, needs, reach)
         return self.download(

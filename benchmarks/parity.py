@@ -51,21 +51,29 @@ class Settings(results.Kept):
 
 
 class Bound(NamedTuple):
-    """The largest error, and the largest distance of a norm's ratio from 1, of any parameter's gradient."""
+    """The largest error of a matrix's gradient, the distance of its norm's ratio from 1, a scalar's error."""
 
     error: float
     ratio: float
+    scalar: float
 
 
 # fp32: measured 4e-7 (d2) and 2e-5 on a CPU, compiled and eager.
-# bf16: measured 0.0096 and 0.007 on an H200 (d12, compiled, 3 steps), 0.0055 and 0.003 after 11; other
-# depths, and fewer tokens, which average rounding less, get twice that.
-# fp8: e4m3 rounds by 2.6% (RMS) and e5m2 by 5%: some 7% for a product of a gradient, which adds up over the
-# blocks. Measured on a CPU in d4: 0.07 and 0.014 at the calm steps 3 to 14.
+# bf16: measured on an H200 after 5 steps 0.013 and 0.005 (d12, every attention backend, our kernels and
+# torch's alike), 0.016 and 0.0035 (d20); fewer tokens average rounding less.
+# fp8: e4m3 rounds by 2.6% (RMS) and e5m2 by 5%: measured 0.037 and 0.009 (d12), 0.045 and 0.033 (d20).
+# Scalars: so early the loss hardly depends on the residual stream's scale, and r's gradient is what is left
+# of sums that cancel. Measured 0.033 (d12) and 0.004 (d20) in bf16, eager 0.12 and 0.044; fp8 0.017, 0.015.
+# Ratios lean one way over all blocks of a model (1.001 to 1.0045 in d12, with torch's own kernels too; 1.004
+# to 1.024 in fp8's d20): the rounded forward pass is another function, with a loss 0.0035 higher in d12.
 # Where the loss is sharp nothing of this holds: at d12's 11th step, where it falls by a nat,
 # bf16 queries and keys are 0.08 off, and fp8's gradients have 1.09 to 1.23 times the norm of float32's in its
-# direction (cosine 0.99); at d4's 30th step 0.71 to 1.02 times. The rounded model is another function there.
-BOUNDS = {"fp32": Bound(1e-4, 1e-4), "bf16": Bound(0.02, 0.015), "fp8": Bound(0.2, 0.05)}
+# direction (cosine 0.99); at d4's 30th step 0.71 to 1.02 times.
+BOUNDS = {
+    "fp32": Bound(1e-4, 1e-4, 1e-4),
+    "bf16": Bound(0.02, 0.015, 0.06),
+    "fp8": Bound(0.2, 0.05, 0.06),
+}
 
 
 class Gradients(NamedTuple):
@@ -208,8 +216,9 @@ def faults_of(differences: dict[str, Difference], matrices: set[str], precision:
     """Return a line for each parameter that passes a bound, as NaN does. Norms count for matrices alone."""
     bound, faults = BOUNDS[precision], []
     for name, one in differences.items():
-        if not one.error <= bound.error:
-            got, allowed = f"is off by {one.error:.2g}", f"at most {bound.error:g}"
+        largest = bound.error if name in matrices else bound.scalar
+        if not one.error <= largest:
+            got, allowed = f"is off by {one.error:.2g}", f"at most {largest:g}"
         elif name in matrices and not abs(one.ratio - 1) <= bound.ratio:
             got = f"has {one.ratio:.4f} times the norm of float32's"
             allowed = f"{1 - bound.ratio:g} to {1 + bound.ratio:g}"

@@ -154,6 +154,7 @@ def product_into(
 
     Products of values, and of `FEW` gradients, are summed the fast way, which keeps some 14 bits.
     """
+    a_RS, b_FS = a_RS.contiguous(), b_FS.contiguous()  # rounding keeps the layout of what a caller gave
     fast = a_RS.dtype == b_FS.dtype == VALUES or a_RS.size(1) <= FEW
     more = {} if out is None else {"out": out}
     multiply: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]

@@ -27,6 +27,8 @@ def fused_mlp(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> Tensor:
     """Return `relu_squared_mlp` by fused kernels, where `has_kernel`; weight gradients in their dtype."""
     # On one H200 forward and slope product take 0.44 and 0.58 ms at d12's sizes, against 0.62 and 0.72 of a
     # matrix product and an elementwise kernel (LOG.md, 2026-11-23).
+    if not x_NC.numel():  # the kernels take no empty matrix
+        return relu_squared_mlp(x_NC, expand_FC, contract_CF)
     return _forward(x_NC.flatten(0, -2), expand_FC, contract_CF)[0].view(x_NC.shape)
 
 
@@ -63,7 +65,7 @@ def _forward(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> tuple[Tens
 
 @_forward.register_fake
 def _(x_NC: Tensor, expand_FC: Tensor, contract_CF: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x_NC), x_NC.new_empty(len(x_NC), len(expand_FC))
+    return x_NC.new_empty(x_NC.shape), x_NC.new_empty(len(x_NC), len(expand_FC))
 
 
 @torch.library.custom_op("nanolit::mlp_backward", mutates_args=())
@@ -83,7 +85,12 @@ def _backward(
 def _(
     d_y_NC: Tensor, x_NC: Tensor, hidden_NF: Tensor, expand_FC: Tensor, contract_CF: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x_NC), torch.empty_like(expand_FC), torch.empty_like(contract_CF)
+    # Contiguous, as products give them, whatever the inputs' layout
+    d_expand_FC, d_contract_CF = (
+        expand_FC.new_empty(expand_FC.shape),
+        contract_CF.new_empty(contract_CF.shape),
+    )
+    return x_NC.new_empty(x_NC.shape), d_expand_FC, d_contract_CF
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:

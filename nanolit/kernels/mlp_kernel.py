@@ -83,7 +83,7 @@ def _launch(
     with torch.cuda.device_of(a_NC):
         _product[(min(programs, tiles),)](
             TensorDescriptor.from_tensor(a_NC.contiguous(), [ROWS, inner]),
-            TensorDescriptor.from_tensor(weight, weight_tile),
+            TensorDescriptor.from_tensor(weight.contiguous(), weight_tile),
             TensorDescriptor.from_tensor(out_NF, half_tile),
             TensorDescriptor.from_tensor(hidden_NF, half_tile),
             hidden_NF,

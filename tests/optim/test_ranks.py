@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanolit.optim import muon_adamw
 from nanolit.optim.groups import build_groups
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.optim.shares import StateSlice
@@ -212,6 +213,7 @@ def gpu_worker(rank: int, folder: Path) -> None:
         os.environ.update(NCCL_HOSTID=str(rank), NCCL_SOCKET_IFNAME="lo")
     device = f"cuda:{rank % torch.cuda.device_count()}"
     torch.cuda.set_device(device)
+    muon_adamw.compute_dtype = lambda _: torch.float32
     dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     run_and_save(folder, rank=rank, world=2, device=device)
     dist.destroy_process_group()
@@ -219,8 +221,9 @@ def gpu_worker(rank: int, folder: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_two_ranks_of_nccl_equal_one(tmp_path: Path):
-    """Sums in another order change last bits, and Muon's bfloat16 makes 0.25% of them (measured on a CPU)."""
+def test_two_ranks_of_nccl_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In float32: sums in another order change last bits, of which Muon in bfloat16 makes 1.8% (two H200)."""
+    monkeypatch.setattr(muon_adamw, "compute_dtype", lambda _: torch.float32)
     run_and_save(tmp_path, rank=0, world=1, device="cuda:0")
     torch.multiprocessing.spawn(gpu_worker, args=(tmp_path,), nprocs=2)
     for recipe in RECIPES:
@@ -228,4 +231,4 @@ def test_two_ranks_of_nccl_equal_one(tmp_path: Path):
         for rank in range(2):
             found = load(tmp_path / f"{recipe}-2-end-{rank}.pt")
             got = differences(expected, {name: one.cpu() for name, one in found.items()})
-            assert max(got.values()) <= 1e-2, (recipe, got)
+            assert max(got.values()) <= 1e-4, (recipe, got)

@@ -14,7 +14,7 @@ from typing import Any
 
 import zstandard
 
-from nanolit.tasks.rows import SAMPLE, FileRows, find_file, read_lines
+from nanolit.tasks.rows import SAMPLE, FileRows, Row, find_file, read_lines
 
 CHATS = {
     "dolly15k": (600, 27),
@@ -64,7 +64,7 @@ def renamed(text: str) -> str:
     return text
 
 
-def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
+def write(name: str, rows: Iterable[Row]) -> None:
     write_lines(name, [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows])
 
 
@@ -76,10 +76,10 @@ def write_lines(name: str, lines: list[str]) -> None:
 
 
 def main(folder: str) -> None:
-    def rows(name: str) -> list[dict[str, Any]]:
+    def rows(name: str) -> list[Row]:
         return FileRows([find_file(folder, name)]).rows
 
-    def first(row: dict[str, Any]) -> str:
+    def first(row: Row) -> str:
         return row["messages"][0]["content"]
 
     conversations = chats(folder)

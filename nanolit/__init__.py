@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def load(
     run_or_release: str | Path, root: str | Path | None = None, device: str | torch.device | None = None
 ) -> LanguageModel:
-    """A trained model that can talk: `.generate(text)`, `.model`, `.tokenizer`.
+    """Load a trained model that can talk: `.generate(text)`, `.model`, `.tokenizer`.
 
     Takes a release folder, or a run's name below `root` (`d12-modern-s1`, its last stage, or
     `d12-modern-s1/base`). `root` defaults to NANOLIT_HOME or ./runs, `device` to the best one there is.

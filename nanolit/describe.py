@@ -12,9 +12,9 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,7 +35,7 @@ QUANTILES = (5, 25, 50, 75, 95)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is read of the dataset, and with which tokenizer."""
+    """The part of the dataset to read, and the tokenizer to count with."""
 
     documents: int = setting("how many documents of the training split to read", 50_000, least=1)
     shards: int = setting("how many shards of a dataset of the hub to read", 1, least=1)
@@ -50,7 +50,24 @@ def main(words: Sequence[str]) -> None:
     print(json.dumps(describe(settings, overrides)))
 
 
-def describe(settings: Settings, overrides: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Counts:
+    """Shards and documents of both splits; characters, bytes, tokens and lengths of what was read."""
+
+    train_shards: int
+    train_documents: int
+    validation_shards: int
+    validation_documents: int
+    read_documents: int
+    read_characters: int
+    read_bytes: int
+    read_tokens: int
+    bytes_per_token: float
+    length_quantiles: dict[str, int]
+    read_documents_also_held_out: int
+
+
+def describe(settings: Settings, overrides: list[str]) -> dict[str, object]:
     """Return the figures by name, after printing them as tables; the picture is below the root's data."""
     from nanolit.config.build import build
     from nanolit.config.compose import compose
@@ -67,21 +84,26 @@ def describe(settings: Settings, overrides: list[str]) -> dict[str, Any]:
         vocab_size=job["stage"]["tokenizer"]["vocab_size"],
         given=settings.tokenizer is not None,
     )
-    found = {"data": corpus.name, "tokenizer": tokenizer.hash[:8], **counts(corpus, tokenizer, documents)}
-    lengths = found.pop("lengths")
-    print(counts_table(found), flush=True)
-    found["cropped_fraction"] = drops(corpus, tokenizer, documents, context=context)
-    found["longer_than_a_row_fraction"] = float((lengths > context + 1).mean())
-    rows = [[packing, f"{fraction:.1%}"] for packing, fraction in found["cropped_fraction"].items()]
+    counted, lengths = counts(corpus, tokenizer, documents)
+    print(counts_table(corpus.name, counted), flush=True)
+    cropped = drops(corpus, tokenizer, documents, context=context)
+    rows = [[packing, f"{fraction:.1%}"] for packing, fraction in cropped.items()]
     print(markdown_table(["packing", f"tokens dropped, rows of {context:,}"], rows))
     picture = dataset_folder(root, corpus.name) / "lengths.png"
     write_atomically(picture, draw_lengths(lengths, name=corpus.name, context=context))
     print(f"lengths of {len(lengths):,} documents: {picture}")
-    return {**found, "picture": str(picture)}
+    return {
+        "data": corpus.name,
+        "tokenizer": tokenizer.hash[:8],
+        **asdict(counted),
+        "cropped_fraction": cropped,
+        "longer_than_a_row_fraction": float((lengths > context + 1).mean()),
+        "picture": str(picture),
+    }
 
 
 def tokenizer_of(folder: Path, corpus: "Corpus", *, vocab_size: int, given: bool) -> "Tokenizer":
-    """The tokenizer of the folder; where the job's is not made yet, one learned for these figures alone."""
+    """Load the folder's tokenizer; where the job's is not made yet, learn one for these figures alone."""
     from nanolit.data.texts import training_arrays
     from nanolit.tokenizer.bpe import FILE_NAME, Tokenizer
 
@@ -92,8 +114,8 @@ def tokenizer_of(folder: Path, corpus: "Corpus", *, vocab_size: int, given: bool
     return Tokenizer.train(texts, vocab_size=vocab_size)
 
 
-def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> dict[str, Any]:
-    """Of both splits: shards, documents. Of what is read: characters, tokens, lengths, what is held out."""
+def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> tuple[Counts, np.ndarray]:
+    """Read at most `most` training documents; return counts, and lengths in tokens."""
     import pyarrow.compute as pc
 
     held_out = {hash(text) for array in arrays(corpus.validation_shards) for text in array.to_pylist()}
@@ -107,24 +129,25 @@ def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> dict[str, Any
     if not lengths:
         raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
     every = np.concatenate(lengths)
-    return {
-        "train_shards": len(corpus.train_shards),
-        "train_documents": sum(sum(shard.group_sizes) for shard in corpus.train_shards),
-        "validation_shards": len(corpus.validation_shards),
-        "validation_documents": sum(sum(shard.group_sizes) for shard in corpus.validation_shards),
-        "read_documents": len(every),
-        "read_characters": num_characters,
-        "read_bytes": num_bytes,
-        "read_tokens": int(every.sum()),
-        "bytes_per_token": num_bytes / int(every.sum()),
-        "length_quantiles": {str(q): int(np.percentile(every, q, method="lower")) for q in QUANTILES},
-        "read_documents_also_held_out": repeated,
-        "lengths": every,
-    }
+    train, validation = corpus.train_shards, corpus.validation_shards
+    counted = Counts(
+        train_shards=len(train),
+        train_documents=sum(sum(shard.group_sizes) for shard in train),
+        validation_shards=len(validation),
+        validation_documents=sum(sum(shard.group_sizes) for shard in validation),
+        read_documents=len(every),
+        read_characters=num_characters,
+        read_bytes=num_bytes,
+        read_tokens=int(every.sum()),
+        bytes_per_token=num_bytes / int(every.sum()),
+        length_quantiles={str(q): int(np.percentile(every, q, method="lower")) for q in QUANTILES},
+        read_documents_also_held_out=repeated,
+    )
+    return counted, every
 
 
 def arrays(shards: list, *, most: int | None = None) -> "Iterator[pa.Array]":
-    """The texts of row group after row group, of at most so many documents in all."""
+    """Yield the texts of each row group, up to `most` documents in all."""
     from nanolit.data.shards import read_texts
 
     left = most
@@ -138,7 +161,7 @@ def arrays(shards: list, *, most: int | None = None) -> "Iterator[pa.Array]":
 
 
 def drops(corpus: "Corpus", tokenizer: "Tokenizer", documents: int, *, context: int) -> dict[str, float]:
-    """The share of tokens that each packing crops in training's own stream, over so many documents."""
+    """Return the share of tokens that each packing crops in training's own stream, over `documents`."""
     from typing import get_args
 
     from nanolit.data.packing import Packing
@@ -154,26 +177,26 @@ def drops(corpus: "Corpus", tokenizer: "Tokenizer", documents: int, *, context: 
     return found
 
 
-def counts_table(found: dict[str, Any]) -> str:
+def counts_table(data: str, counted: Counts) -> str:
     splits = [
-        [split, f"{found[f'{split}_shards']:,}", f"{found[f'{split}_documents']:,}"]
-        for split in ("train", "validation")
+        ["train", f"{counted.train_shards:,}", f"{counted.train_documents:,}"],
+        ["validation", f"{counted.validation_shards:,}", f"{counted.validation_documents:,}"],
     ]
     read = [
-        ["documents read", f"{found['read_documents']:,}"],
-        ["characters", f"{found['read_characters']:,}"],
-        ["bytes", f"{found['read_bytes']:,}"],
-        ["tokens", f"{found['read_tokens']:,}"],
-        ["bytes per token", f"{found['bytes_per_token']:.2f}"],
-        *([f"{q}% have at most", f"{n:,} tokens"] for q, n in found["length_quantiles"].items()),
-        ["also held out, word for word", f"{found['read_documents_also_held_out']:,} documents"],
+        ["documents read", f"{counted.read_documents:,}"],
+        ["characters", f"{counted.read_characters:,}"],
+        ["bytes", f"{counted.read_bytes:,}"],
+        ["tokens", f"{counted.read_tokens:,}"],
+        ["bytes per token", f"{counted.bytes_per_token:.2f}"],
+        *([f"{q}% have at most", f"{n:,} tokens"] for q, n in counted.length_quantiles.items()),
+        ["also held out, word for word", f"{counted.read_documents_also_held_out:,} documents"],
     ]
-    table = markdown_table([found["data"], "shards", "documents"], splits)
+    table = markdown_table([data, "shards", "documents"], splits)
     return f"{table}\n{markdown_table(['of the training split', ''], read)}"
 
 
 def draw_lengths(lengths: np.ndarray, *, name: str, context: int) -> bytes:
-    """A PNG: documents by their length in tokens, and where a row ends."""
+    """Draw a PNG: documents by their length in tokens, and where a row ends."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

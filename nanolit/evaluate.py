@@ -1,10 +1,11 @@
-"""Evaluate a finished stage again: bits per byte, then the chat tasks, as the pipeline did.
+"""Evaluate a finished stage again as the pipeline did: its own validation, then the chat tasks.
 
     nanolit evaluate run=demo                    the run's last stage
+    nanolit evaluate run=demo/base               bits per byte of the rows that the base stage was scored on
     nanolit evaluate run=demo/sft problems=20    only the first problems of each task
-    nanolit evaluate run=demo tasks=none         bits per byte alone
+    nanolit evaluate run=demo tasks=none         the validation alone
 
-The last line is JSON.
+base, mid and sft are validated by bits per byte, rl by pass@k. The last line is JSON.
 """
 
 import json
@@ -12,10 +13,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from nanolit.machine.arguments import Root, read, setting
+from nanolit.config.build import build
+from nanolit.config.compose import named, options
+from nanolit.config.schema import ChatTasks, Job, Node
+from nanolit.config.stored import read_job
+from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
+from nanolit.planning.derivation import BasePlan, FinetunePlan, TrainingPlan
+from nanolit.planning.plans import read_plan
+
+if TYPE_CHECKING:  # these import torch
+    from nanolit.evaluation.evaluators import BitsPerByte, Evaluator
+    from nanolit.tokenizer.bpe import Tokenizer
+
+Scores = dict[str, object]
+UNIGRAM_CHARACTERS = 5_000_000  # of training text, whose tokens are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,70 +48,123 @@ def main(words: Sequence[str]) -> None:
     print(json.dumps(evaluate(read(Settings, words, about=__doc__))))
 
 
-def evaluate(settings: Settings) -> dict[str, Any]:
-    """The scores by name, printed as they come."""
-    from nanolit.config.build import build
-    from nanolit.config.compose import named
-    from nanolit.config.stored import read_job
-    from nanolit.data.pretrain import training_texts, validation_rows
-    from nanolit.evaluation.bits_per_byte import bits_per_byte, describe_rows, unigram_bits_per_byte
+def evaluate(settings: Settings) -> Scores:
+    """Return the scores by name, printed as they come."""
+    check_tasks(settings.tasks)
+    # torch is imported from here on: a misspelt name was refused before
     from nanolit.evaluation.chat_tasks import evaluate_tasks
+    from nanolit.evaluation.evaluators import BitsPerByte
     from nanolit.inference.engine import Engine
     from nanolit.language_model import find_release, load_language_model
-    from nanolit.machine.paths import home
-    from nanolit.planning.derivation import BasePlan, TrainingPlan
-    from nanolit.planning.plans import read_plan
 
-    root = home(settings.root)
-    release = find_release(settings.run, root=root)
-    if not (release.parent / "job.yaml").is_file():
-        raise ValueError(
-            f"{release} is a release alone; evaluate asks a stage of a run, by its settings: give run=NAME"
-        )
-    job = read_job(release.parent / "job.yaml")
-    plan = read_plan(release.parent)
-    assert isinstance(plan, TrainingPlan)
-    model = load_language_model(release, root=root, device=None)
-    scores: dict[str, Any] = {"run": job["run"], "stage": plan.stage}
+    release = find_release(settings.run, root=settings.root)
+    job, plan = stored_stage(release)
+    chat_tasks = tasks_of(settings, job, plan)
+    model = load_language_model(release, root=settings.root, device=None)
+    engine = Engine(model.model, model.tokenizer)
+    scores: Scores = {"run": job["run"], "stage": plan.stage}
 
     def tell(name: str, value: float) -> None:
         scores[name] = value
         print(f"  {name:<28} {value:.4f}", flush=True)
 
-    corpus = build(job["data"]).open_corpus(Path(root), num_shards=1)
-    context = plan.gpt["context"]
-    base = release.parent.parent / "base"
-    eval_tokens = job["stage"]["base"]["eval_tokens"] or job["recipe"]["base"]["eval_tokens"]
-    if (base / "plan.json").is_file():  # the very rows that the base stage was evaluated on
-        base_plan = read_plan(base)
-        assert isinstance(base_plan, BasePlan)
-        eval_tokens = base_plan.eval_rows * context
-    validation = validation_rows(
-        corpus,
-        model.tokenizer,
-        context=context,
-        micro_batch=1,
-        packing=job["recipe"]["packing"],
-        num_tokens=eval_tokens,
-    )
-    token_bytes = model.tokenizer.token_bytes()
-    scores["val_rows"] = validation.identity
-    print(f"  {describe_rows(validation.identity)}", flush=True)
-    tell("val_bpb", bits_per_byte(model.model, validation, token_bytes))
-    texts = list(training_texts(corpus, max_characters=5_000_000))
-    train_ids = model.tokenizer.encode_batch(texts, bos=True)
-    tell("val_bpb of token unigrams", unigram_bits_per_byte(train_ids, validation, token_bytes))
-    if settings.tasks != "none" and plan.chats:
-        node = job["chat_tasks"]
-        if settings.tasks is not None:
-            node = named("chat_evaluation", settings.tasks, key="tasks", mirror=job["recipe"]["mirror"])
-        tasks = [build(task) for task in node["tasks"]]
-        engine = Engine(model.model, model.tokenizer)
-        for name, value in evaluate_tasks(
-            engine, tasks, max_problems=settings.problems, max_tokens=node["max_tokens"]
-        ):
+    evaluator = evaluator_of(job, plan, model.tokenizer, root=settings.home)
+    if isinstance(evaluator, BitsPerByte):
+        scores["val_rows"] = evaluator.rows
+        print(f"  {evaluator.about}", flush=True)
+    for name, value in evaluator.evaluate(engine).items():
+        tell(name, value)
+    if isinstance(plan, BasePlan) and isinstance(evaluator, BitsPerByte):
+        tell("val_bpb of token unigrams", unigrams(job, evaluator, model.tokenizer, root=settings.home))
+    if chat_tasks:
+        tasks = [build(task) for task in chat_tasks["tasks"]]
+        limits = {"max_problems": settings.problems, "max_tokens": chat_tasks["max_tokens"]}
+        for name, value in evaluate_tasks(engine, tasks, **limits):
             tell(name, value)
     return scores
+
+
+def check_tasks(name: str | None) -> None:
+    """ValueError, with the nearest spelling, for chat tasks that don't exist."""
+    if name is not None and not name.endswith((".yaml", ".yml")):
+        choose(name, [*options("chat_evaluation"), "none"], kind="tasks")
+
+
+def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
+    """Return the job and the plan of the stage that a release is of; ValueError for a release alone."""
+    folder = release.parent
+    if not (folder / "job.yaml").is_file():
+        raise ValueError(
+            f"{release} is a release alone; evaluate asks a stage of a run, by its settings: give run=NAME"
+        )
+    plan = read_plan(folder)
+    assert isinstance(plan, TrainingPlan)
+    return read_job(folder / "job.yaml"), plan
+
+
+def tasks_of(settings: Settings, job: Job, plan: TrainingPlan) -> ChatTasks | None:
+    """Return the chat tasks to ask, if any; ValueError for a setting of chat tasks where none are asked."""
+    asked = plan.chats and settings.tasks != "none"
+    if asked:
+        mirror = job["recipe"]["mirror"]
+        chosen = settings.tasks and named("chat_evaluation", settings.tasks, key="tasks", mirror=mirror)
+        return chosen or job["chat_tasks"]
+    ignored = "problems" if settings.problems else "tasks" if settings.tasks not in (None, "none") else None
+    if ignored:
+        why = "tasks=none asks none" if plan.chats else f"{job['run']}/{plan.stage} is not a chat model"
+        raise ValueError(f"{ignored}= is a setting of the chat tasks, and {why}; leave it out")
+    return None
+
+
+def evaluator_of(job: Job, plan: TrainingPlan, tokenizer: "Tokenizer", *, root: Path) -> "Evaluator":
+    """Return what scored the stage while it trained, on the same rows or problems."""
+    from nanolit.data.conversations import ValidationConversations
+    from nanolit.data.pretrain import validation_rows
+    from nanolit.evaluation.evaluators import BitsPerByte, Passes
+    from nanolit.phases.rl import MAX_PASSES
+
+    if not isinstance(plan, BasePlan | FinetunePlan):
+        return Passes(
+            build(plan.validation),
+            num_samples=min(plan.samples, MAX_PASSES),
+            temperature=plan.temperature,
+            top_k=plan.top_k,
+            max_tokens=plan.max_new_tokens,
+        )
+    context = plan.gpt["context"]
+    if isinstance(plan, BasePlan):
+        validation = validation_rows(
+            build(job["data"]).open_corpus(root, num_shards=1),
+            tokenizer,
+            context=context,
+            micro_batch=1,
+            packing=plan.packing,
+            num_tokens=plan.eval_rows * context,
+        )
+    else:
+        stages = cast(Node, job["stage"])
+        validation = ValidationConversations(
+            [build(source) for source in stages[plan.stage]["mixture"]["validation"]],
+            tokenizer,
+            context=context,
+            micro_batch=1,
+            packing=plan.packing,
+            num_rows=plan.eval_rows,
+            rank=0,
+            world=1,
+        )
+    return BitsPerByte(validation, rows=validation.identity, token_bytes=tokenizer.token_bytes())
+
+
+def unigrams(job: Job, evaluator: "BitsPerByte", tokenizer: "Tokenizer", *, root: Path) -> float:
+    """Return the bits per byte of a model that knows only how frequent each token is."""
+    from nanolit.data.pretrain import training_texts
+    from nanolit.evaluation.bits_per_byte import unigram_bits_per_byte
+
+    corpus = build(job["data"]).open_corpus(root, num_shards=1)
+    texts = list(training_texts(corpus, max_characters=UNIGRAM_CHARACTERS))
+    train_ids = tokenizer.encode_batch(texts, bos=True)
+    return unigram_bits_per_byte(train_ids, evaluator.batches, evaluator.token_bytes)
 
 
 if __name__ == "__main__":

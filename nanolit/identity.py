@@ -37,7 +37,7 @@ OPENAI = "https://api.openai.com/v1"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to ask for, of whom, and where the answers go."""
+    """The order, the endpoint it goes to, and the file of the answers."""
 
     name: str = setting("what the model is called")
     model: str = setting("who writes; it must be able to answer in a JSON schema")
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     try:
         write(settings)
     except KeyboardInterrupt:
-        print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        print("stopped; what is done is kept, and the same command resumes there", file=sys.stderr)
         return 130
     return 0
 
@@ -130,9 +130,9 @@ def prices_of(text: str | None) -> Prices | None:
 
 
 def described(expected: Estimate, num_done: int) -> str:
-    """The estimate in one line."""
+    """Return the estimate in one line."""
     again = f"{num_done:,} are done; " if num_done else ""
-    cost = money(expected.dollars) or "; prices=IN,OUT tells the cost"
+    cost = money(expected.dollars) or "; give prices=IN,OUT to see the cost"
     return (
         f"{again}{expected.num_requests:,} requests, about {expected.prompt_tokens:,} tokens of prompts and "
         f"{expected.completion_tokens:,} of answers (a guess: 300 each){cost}"

@@ -1,14 +1,13 @@
-"""What `nanolit.load` gives: a released model with its tokenizer, ready to continue text."""
+"""The model that `nanolit.load` gives: a release with its tokenizer, ready to continue text."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nanolit.config.schema import MODEL_STAGES
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import pick_device
-from nanolit.machine.paths import home, run_folder
+from nanolit.machine.paths import Json, home, run_folder
 from nanolit.model.gpt import GPT
 from nanolit.model.release import load_release
 from nanolit.tokenizer.bpe import Tokenizer
@@ -17,7 +16,7 @@ from nanolit.tokenizer.bpe import Tokenizer
 class LanguageModel:
     """A model and its tokenizer: `model(ids_BT)` gives logits_BTV, `meta` says where it comes from."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, *, meta: dict[str, Any]):
+    def __init__(self, model: GPT, tokenizer: Tokenizer, *, meta: Json):
         self.model = model
         self.tokenizer = tokenizer
         self.meta = meta
@@ -32,7 +31,7 @@ class LanguageModel:
         top_k: int | None = 50,
         seed: int = 0,
     ) -> str:
-        """What follows `text`, without it: at most `max_tokens` tokens, fewer if the document ends before.
+        """Continue `text` by at most `max_tokens` tokens, fewer if the document ends; return the rest alone.
 
         temperature 0 takes the likeliest token each time; top_k None draws from all. The same seed gives the
         same text on one machine. Special tokens are left out.
@@ -52,14 +51,14 @@ class LanguageModel:
 def load_language_model(
     run_or_release: str | Path, *, root: str | Path | None, device: str | torch.device | None
 ) -> LanguageModel:
-    """See `nanolit.load`."""
+    """Load a run's or a release's model; see `nanolit.load`."""
     folder = find_release(run_or_release, root=root)
     model, meta = load_release(folder, device=torch.device(device) if device else pick_device())
     return LanguageModel(model, Tokenizer.load(folder / "tokenizer"), meta=meta)
 
 
 def find_release(run_or_release: str | Path, *, root: str | Path | None = None) -> Path:
-    """The release folder that a path or a run's name means; ValueError says where it looked."""
+    """Return the release folder that a path or a run's name means; ValueError says where it looked."""
     path = Path(run_or_release).expanduser()
     if (path / "gpt.json").is_file():
         return path

@@ -10,9 +10,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nanolit.config.compose import compose, options
+from nanolit.config.schema import Job
+from nanolit.jobs.origin import origin
 from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.exit import command
 from nanolit.planning.derivation import BasePlan, FinetunePlan, Plan, as_json
@@ -25,7 +26,7 @@ ALL = "cluster=all"
 
 @dataclass(frozen=True)
 class Settings:
-    """How the plan is printed."""
+    """The form in which the plan is printed."""
 
     json: bool = setting(
         "--json: print what plan.json holds; several stages by name, with cluster=all by cluster", False
@@ -37,23 +38,35 @@ def main(words: Sequence[str]) -> None:
     settings, overrides = read_some(Settings, words, about=__doc__)
     if ALL in overrides:
         show_clusters(overrides, as_json=settings.json)
-    elif settings.json:
-        job = compose(overrides)
+        return
+    job = compose(overrides)
+    if settings.json:
         plans = fresh_plans(job)
         by_stage = {stage: as_json(plan) for stage, plan in plans.items()}
         print_json(next(iter(by_stage.values())) if len(plans) == 1 else by_stage)
         check_cost([(job, plans)])
     else:
-        show_plans(plan_jobs([compose(overrides)]))
+        show_plans(plan_jobs([job]))
+    note_missing_origin(job)
 
 
-def print_json(content: Any) -> None:
+def note_missing_origin(job: Job) -> None:
+    """Say on stderr that the run of `start_from` isn't here yet: a plan can do without, training can't."""
+    models = [stage for stage in job["stages"] if stage != "tokenizer"]
+    if job["start_from"] and models and job["cluster"]["kind"] == "local":
+        try:
+            origin(job, models[0])
+        except ValueError as error:
+            print(f"note: {error}", file=sys.stderr)
+
+
+def print_json(content: object) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def show_clusters(overrides: list[str], *, as_json: bool) -> None:
-    """The same job on every cluster; ValueError where it can be planned on none."""
-    found: dict[str, dict[str, Any]] = {}
+    """Print the plan of the same job on every cluster; ValueError if it fits none."""
+    found: dict[str, dict[str, object]] = {}
     errors = []
     for name in options("cluster"):
         try:
@@ -72,8 +85,8 @@ def show_clusters(overrides: list[str], *, as_json: bool) -> None:
         print(clusters_table(found))
 
 
-def summary(plans: Plans) -> dict[str, Any]:
-    """What a cluster takes for all stages: their sums, and the memory of the one that needs most."""
+def summary(plans: Plans) -> dict[str, object]:
+    """Return what a cluster takes for all stages: their sums, and the memory of the one that needs most."""
     stages = list(plans.values())
     hours, dollars = total(stages)
     most = max(reversed(stages), key=peak_gib)
@@ -90,7 +103,7 @@ def summary(plans: Plans) -> dict[str, Any]:
 
 
 def peak_gib(plan: Plan) -> float:
-    """The memory that a stage takes of a GPU; 0 where none is known."""
+    """Return the memory that a stage takes of a GPU; 0 where none is known."""
     memory = plan.memory if isinstance(plan, BasePlan | FinetunePlan) else None
     return memory["gib"]["peak"] if memory else 0.0
 

@@ -24,7 +24,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def list_runs(root: Path, *, now: float) -> str:
-    """The table of runs, and below it one line per stage that failed; `now` in seconds since the epoch."""
+    """Return the table of runs and a line per failed stage; `now` is in seconds since the epoch."""
     runs = find_runs(root)
     if not runs:
         return f"no runs in {run_folder(root, '')}; make one with python -m nanolit.train experiment=demo\n"
@@ -37,25 +37,28 @@ def list_runs(root: Path, *, now: float) -> str:
             stages, bpb, rows_of = "unreadable", score(None), MISSING
             problems.append(f"{run.name}: {error}")
         rows.append([run.name, stages, bpb, rows_of, age(now - run.changed)])
-    table = markdown_table(["Run", "Stages", "val_bpb", "of rows", "Age"], rows, num_left=2)
+    table = markdown_table(["Run", "Stages", "val_bpb", "of rows", "Age"], rows, num_left=2, widest=None)
     return table + "".join(f"{line}\n" for line in problems)
 
 
 def describe_stages(run: Run) -> str:
-    """'base done, sft running: step 3 of 10': finished stages by name, the others with how far they are."""
+    """Return 'tokenizer, base done, sft running: step 3 of 10': the finished stages first."""
     folders = {stage.name: stage for stage in run.stages}
-    texts = []
+    texts, done = [], []
     for name, state in run.states().items():
         stage = folders.get(name)
         where = ""
-        if state != "done" and stage and stage.step is not None:
+        if state == "done":
+            done.append(name)
+            continue
+        if stage and stage.step is not None:
             where = f": step {stage.step:,}" + (f" of {stage.num_steps:,}" if stage.num_steps else "")
         texts.append(f"{name} {state}{where}")
-    return ", ".join(texts)
+    return ", ".join([*([f"{', '.join(done)} done"] if done else []), *texts])
 
 
 def errors(run: Run) -> list[str]:
-    """What went wrong in the stages that failed, a line each."""
+    """Return the errors of the stages that failed, a line each."""
     return [
         f"{run.name}/{stage.name}: {' '.join(str(stage.result.get('error')).split())}"
         for stage in run.stages

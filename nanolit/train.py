@@ -13,18 +13,45 @@ from collections.abc import Sequence
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from nanolit.config.compose import USER_ERRORS, compose, explain, help_text
+from nanolit.config.words import malformed
 from nanolit.jobs.execute import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command
 from nanolit.machine.paths import conf_folder, home
 
+HYDRA_FLAGS = (
+    "--help",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "--resolve",
+    "--package",
+    "--run",
+    "--multirun",
+    "--shell-completion",
+    "--config-path",
+    "--config-name",
+    "--config-dir",
+    "--experimental-rerun",
+    "--info",
+)
+
 
 def train(_config: DictConfig) -> float | None:
     """Run one job that Hydra runs itself, with hydra.mode=RUN or under submitit; return its bits per byte."""
     return run_jobs([compose(list(HydraConfig.get().overrides.task))])[0]
+
+
+def refuse_unknown_flags(arguments: Sequence[str]) -> None:
+    """ValueError for `--model d12`: argparse's answer is a page that does not say what to write."""
+    for index, word in enumerate(arguments):
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and not any(known.startswith(flag) for known in HYDRA_FLAGS):
+            raise ValueError(malformed(word, "".join(arguments[index + 1 : index + 2]), {}))
 
 
 def refuse_sweep_of_cfg(arguments: list[str]) -> None:
@@ -46,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         if {"--help", "-h"} & set(arguments):
             print(help_text())
             return 0
+        refuse_unknown_flags(arguments)
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(list(arguments))
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
@@ -66,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
@@ -77,6 +105,8 @@ def message(error: BaseException, overrides: list[str]) -> str:
     if isinstance(error, OSError) and error.filename:
         roots = [one.partition("=")[2] for one in overrides if one.startswith("root=")]
         return unwritable(error, str(home(roots[-1] if roots else None)))
+    if isinstance(error, OverrideParseException):
+        overrides = [error.override]  # it may have no "="
     return explain(error, overrides)
 
 

@@ -135,7 +135,7 @@ def test_every_group_of_the_design_is_there():
         (["cluster=modal_h100", "hydra.launcher.timeout=never"], "timeout=never", "Integer"),
         (["logger=wandb", "logger.projct=x"], "logger.projct", "did you mean logger.project?"),
         (["run=a/b"], "run is 'a/b'", "try 'a-b'"),
-        (["seed=[1,2"], "[1,2", "input"),
+        (["seed=[1,2"], "seed=[1,2 has a bracket that is not closed", "close it, or quote"),
         (["+notes=hello"], "notes", "allowed"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(base, tmp_path, refused):
     torch.save({"transformer.wte.weight": Trap()}, base / "base_checkpoints" / "d3" / "model_000020.pt")
     assert "is not a readable checkpoint" in refused("nanochat", base, tmp_path / "release")
     (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(Trap()))
-    assert "no tokenizer of nanochat" in refused("nanochat-tokenizer", base, tmp_path / "tokenizer")
+    assert "not a tokenizer of nanochat" in refused("nanochat-tokenizer", base, tmp_path / "tokenizer")
     assert not (tmp_path / "sprung").exists()
 
 

@@ -13,3 +13,12 @@ def test_a_release_alone_is_refused_in_one_line(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.startswith(
         f"error: {tmp_path} is a release alone; evaluate asks a stage of a run"
     )
+
+
+def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([f"root={tmp_path}", "run=absent", "tasks=dmeo"]) == 2
+    assert capsys.readouterr().err == (
+        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, none\n"
+    )

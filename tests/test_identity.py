@@ -79,7 +79,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert stderr == "stopped; what is done is kept, and the same command goes on from there\n"
+        assert stderr == "stopped; what is done is kept, and the same command resumes there\n"
         assert not out.exists()
         done = {json.loads(line)["number"] for line in partial.read_text().splitlines()[1:]}
         assert 3 <= len(done) < 40

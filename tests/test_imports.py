@@ -55,7 +55,7 @@ PACKAGES: dict[str, set[str]] = {
         "machine",
     },
     "callbacks": {"evaluation", "inference", "optim", "phases", "tokenizer", "tasks", "machine"},
-    "report": {"config.names", "config.schema", "config.stored", "machine"},
+    "report": {"config.names", "config.schema", "config.stored", "planning.derivation", "machine"},
     "chat": {"inference", "machine.device"},
     "jobs": {
         "callbacks",
@@ -76,6 +76,7 @@ PACKAGES: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "machine.device": {"torch"},
     "config.compose": {"hydra", "omegaconf"},
+    "config.words": {"hydra"},
     "tasks": {"datasets"},
     "kernels": {"torch", "triton"},
     "model": {"torch"},

@@ -40,7 +40,7 @@ def test_runs_are_listed_newest_first_with_state_bpb_and_age(tmp_path):
     write_stage(tmp_path, "new", "base", changed=NOW - 30, result_json=result(status="done", val_bpb=1.0))
     write_stage(tmp_path, "new", "sft", changed=NOW - 5, result_json=result(status="done", val_bpb=None))
     assert listed(tmp_path) == [
-        ["new", "base done, sft done", "1.0000", "-", "5 s"],
+        ["new", "base, sft done", "1.0000", "-", "5 s"],
         ["old", "base done", "1.2500", "3fa9c1d2e4b5", "2 h"],
     ]
 
@@ -53,6 +53,18 @@ def test_a_locked_run_is_running_at_the_last_logged_step(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert listed(tmp_path) == [["a", "base running: step 12 of 50", "2.0000", "-", "0 s"]]
     assert listed(tmp_path) == [["a", "base interrupted: step 12 of 50", "2.0000", "-", "0 s"]]
+
+
+def test_a_run_of_many_stages_keeps_the_columns_aligned(tmp_path):
+    metrics = "step,loss\n123456,5.0\n"
+    for stage in ("tokenizer", "base", "mid"):
+        write_stage(tmp_path, "long", stage, result_json=result(status="done"))
+    write_stage(tmp_path, "long", "sft", metrics_csv=metrics, plan_json='{"num_steps": 200000}')
+    write_stage(tmp_path, "long", "rl", metrics_csv=metrics, plan_json='{"num_steps": 200000}')
+    write_stage(tmp_path, "short", "base", result_json=result(status="done"))
+    table = runs.list_runs(tmp_path, now=NOW)
+    assert "| tokenizer, base, mid done, sft interrupted: step 123,456 of 200,000, rl " in table
+    assert len({len(line) for line in table.splitlines()}) == 1
 
 
 def test_a_failed_stage_is_followed_by_its_error(tmp_path):

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanolit.config.check import check_job, unknown_key
-from nanolit.config.names import run_name
+from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
+from nanolit.config.words import grammar_error
 from nanolit.machine.paths import PACKAGE, conf_folder, home
 from nanolit.machine.system import gpu_names
 
@@ -48,7 +49,8 @@ def compose(overrides: Sequence[str]) -> Job:
         recipe = config.hydra.runtime.choices["recipe"]
         search = tuple(one for one in overrides if one.lstrip("+").startswith("hydra.searchpath="))
         plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
-        job["run"] = check_name(given_name or run_name(job, plain))
+        name = check_name(given_name or run_name(job, plain))
+        job["run"] = trial_name(name) if job["fast_dev_run"] else name
         return job
     except USER_ERRORS as error:
         raise ValueError(explain(error, overrides)) from error
@@ -246,13 +248,17 @@ def gpu_of_this_machine() -> str:
 def explain(error: BaseException, overrides: Sequence[str]) -> str:
     """One line for an error of composition: what was got, the nearest that is allowed."""
     text = str(error)
+    if isinstance(error, HydraException) and (
+        wrong := grammar_error(overrides, {group: options(group) for group in groups()})
+    ):
+        return wrong
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_override(match[1], text, overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]} is a sweep, which nanolit.train runs; here give one value"
     if match := re.search(r"Error merging override (.*)", text):
         text = f"{match[1]} does not fit: {error.__cause__}"
-    if match := re.search(r"Could not find '([\w/-]+)/([^/']+)'", text):
+    if match := re.search(r"Could not find '([\w/-]+)/([^/']*)'", text):
         return unknown_option(match[1], match[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
     return " ".join(
         line.strip() for line in text.splitlines() if not re.match(r"\s*(full_key|object_type)", line)

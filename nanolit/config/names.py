@@ -61,6 +61,11 @@ def run_name(job: Job, plain: Job) -> str:
     return f"{name}-{short_hash({key: new for key, (_, new) in changes.items()})}" if changes else name
 
 
+def trial_name(run: str) -> str:
+    """Return demo-dev for demo: a fast_dev_run must never stand in for the real run."""
+    return run if run.split("-")[-1] == "dev" else f"{run}-dev"
+
+
 def tokenizer_name(job: Job) -> str:
     """sample-4096-1a2b3c4d: what it is trained on, its size, and a hash of all that decides its merges."""
     dataset, settings = build(job["data"]), decisive_settings(job, "tokenizer")

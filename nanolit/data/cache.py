@@ -50,7 +50,7 @@ class TokenCache:
             )
 
     def tokens(self, shard: Shard, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """A memory map of the shard's tokens, and the offsets of the row group's documents in it."""
+        """Return a memory map of the shard's tokens, and the offsets of the row group's documents in it."""
         path = self._paths[shard.path]
         before, count = sum(shard.group_sizes[:group]), shard.group_sizes[group]
         start = path.stat().st_size - (sum(shard.group_sizes) + 1 - before) * OFFSET.itemsize
@@ -58,7 +58,7 @@ class TokenCache:
         return np.memmap(path, self.dtype, mode="r").view(np.ndarray), offsets
 
     def _is_whole(self, shard: Shard) -> bool:
-        """Whether the file is there, as long as its last offset says."""
+        """Tell whether the file is there and as long as its last offset says."""
         path, num_documents = self._paths[shard.path], sum(shard.group_sizes)
         if not path.is_file() or (size := path.stat().st_size) < OFFSET.itemsize:
             return False
@@ -88,7 +88,7 @@ class TokenCache:
 
 
 def _file_name(shard: Shard, tokenizer: Tokenizer) -> str:
-    """The shard's name and a hash of all that its tokens depend on."""
+    """Return the shard's name and a hash of all that its tokens depend on."""
     status = shard.path.stat()
     depends = [FORMAT, tokenizer.hash, shard.text_column, status.st_size, status.st_mtime_ns]
     content = json.dumps([*depends, shard.group_sizes, shard.group_bytes])

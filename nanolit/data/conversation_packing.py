@@ -18,7 +18,7 @@ BUFFER = 100  # conversations to choose from, as in nanochat
 def pack(
     lengths: Sequence[int] | np.ndarray, order: np.ndarray, *, capacity: int, packing: Packing
 ) -> list[Row]:
-    """The rows of the conversations in `order`, each of `lengths[conversation]` tokens."""
+    """Return the rows of the conversations in `order`, each of `lengths[conversation]` tokens."""
     if packing == "bestfit":
         return pack_bestfit(lengths, order, capacity=capacity)
     if packing == "single":

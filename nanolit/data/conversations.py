@@ -7,8 +7,7 @@ number of a step.
 
 import bisect
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from nanolit.data.row_identity import RowIdentity
 from nanolit.data.sequence import permutation
 from nanolit.data.stream import Step, ahead
 from nanolit.machine.device import IGNORED
+from nanolit.machine.paths import Json
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -92,7 +92,7 @@ class ConversationStream:
         length."""
         return 10**9
 
-    def load_position(self, positions: Sequence[Mapping[str, Any]]) -> None:
+    def load_position(self, positions: Sequence[Json]) -> None:
         """Continue after the step that these positions rode in (any rank's will do), on any number of ranks.
 
         ValueError if anything that the order depends on has changed.
@@ -113,7 +113,7 @@ class ConversationStream:
         self._next_step = position["step"]
 
     def __iter__(self) -> Iterator[Step]:
-        """Begins at the first step, or after the loaded position or the last step that was taken."""
+        """Begin at the first step, or after the loaded position or the last step that was taken."""
         steps = ahead(map(self._step, range(self._next_step, self.num_steps)), depth=self.prefetch)
         try:
             for step in steps:
@@ -123,11 +123,11 @@ class ConversationStream:
             steps.close()
 
     def keep_first(self, num_rows: int) -> None:
-        """End after so many rows; what is over of the last step is padding."""
+        """Stop after `num_rows` rows; the last step is filled up with padding."""
         self._num_rows = min(self._num_rows, num_rows)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's (ids_BT, targets_BT) of all steps, from the first at each call: for validation."""
+        """Yield this rank's (ids_BT, targets_BT) of all steps, from the first at each call."""
         for number in range(self.num_steps):
             yield from self._step(number).micro_batches
 
@@ -189,20 +189,20 @@ class ConversationStream:
         return np.concatenate([ids for ids, _ in slices]), np.concatenate([learned for _, learned in slices])
 
     def _place(self, number: int) -> tuple[int, int]:
-        """(epoch, row within it) of the stream's row `number`."""
+        """Return (epoch, row within it) of the stream's row `number`."""
         while self._starts[-1] <= number:
             self._start(len(self._starts))
         epoch = bisect.bisect_right(self._starts, number) - 1
         return epoch, number - self._starts[epoch]
 
     def _start(self, epoch: int) -> int:
-        """The number of an epoch's first row; all epochs before it are packed to know."""
+        """Return the number of an epoch's first row; all epochs before it are packed to know."""
         while len(self._starts) <= epoch:
             self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
         return self._starts[epoch]
 
     def _epoch(self, epoch: int) -> list[Row]:
-        """The rows of an epoch; the last two are kept, since a step may reach over their border."""
+        """Return the rows of an epoch; the last two are kept, since a step may reach over their border."""
         if epoch not in self._packed:
             deck = self.mixture.deck
             order = permutation(len(deck), self._seed, "conversation order", epoch)

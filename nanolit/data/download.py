@@ -5,9 +5,11 @@ keeps those figures and the revision: later fetches take the same one, and a sha
 fetched again. With nothing missing the hub is never asked.
 """
 
+import functools
 import hashlib
 import http
 import os
+import re
 import shutil
 import sys
 import threading
@@ -16,34 +18,51 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 from nanolit.machine.clock import duration
-from nanolit.machine.numbers import listed
+from nanolit.machine.numbers import chunked, listed
 from nanolit.machine.paths import read_json, write_json
 
 FORMAT = 1
 RECORD = "hub.json"
 PARTIAL = ".partial"
 PARALLEL = 8  # shards at a time
-ATTEMPTS = 6  # in a row without a byte more; with the pauses between them half a minute
+ATTEMPTS = 6  # in a row without a byte more; with the pauses between them half a minute, or as the hub says
+LONGEST_PAUSE_SECONDS = 900.0  # that the hub may ask for; its limits are for five minutes
 TIMEOUT_SECONDS = 20.0  # without a byte, after which a connection counts as lost
 ASKED_AT_ONCE = 500  # file names in one request
 POLL_SECONDS = 0.5
-TOLD_EVERY_SECONDS = 10.0  # where the output is no terminal
+TOLD_EVERY_SECONDS = 10.0  # where the output is not a terminal
 SPEED_OVER_POLLS = 30
 TRANSIENT = (408, 425, 429)  # of the client's errors, those that pass
 
 Answer = TypeVar("Answer")
 
 
+class Stated(TypedDict):
+    """A shard's size in bytes and its sha256, as the hub states them."""
+
+    size: int
+    sha256: str
+
+
+class Record(TypedDict):
+    """hub.json without its format."""
+
+    repository: str
+    revision: str
+    shards: dict[str, Stated]
+
+
 def missing_shards(folder: Path, names: Sequence[str]) -> list[str]:
-    """The shards that are not there, or not in the size that the hub stated when they were fetched."""
-    stated = _record(folder).get("shards", {})
+    """Return the shards that are not there, or not in the size that the hub stated when they were fetched."""
+    record = _record(folder)
+    stated = record["shards"] if record else {}
 
     def whole(name: str) -> bool:
         size = _size(folder / name)
-        return size is not None and size == stated.get(name, {}).get("size", size)
+        return size is not None and (name not in stated or size == stated[name]["size"])
 
     return [name for name in names if not whole(name)]
 
@@ -54,7 +73,7 @@ def fetch_shards(
     """Bring the missing ones of `names` into the folder; ValueError says what stands in the way.
 
     Lost connections, 5xx answers, truncated and damaged files are tried again after pauses that double from
-    `first_pause` seconds. What was received stays, also after an interruption: the next call goes on there.
+    `first_pause` seconds. What was received stays, also after an interruption: the next call resumes there.
     """
     missing = missing_shards(folder, names)
     if not missing:
@@ -98,28 +117,21 @@ class _Fetch:
             executor.shutdown(cancel_futures=True)
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _ask(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Size and sha256 of each, from hub.json where they are known, else from the hub and kept there."""
+    def _ask(self, names: Sequence[str]) -> dict[str, Stated]:
+        """Return size and sha256 of each, from hub.json or else from the hub, and keep them there."""
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
         hub, record = HfApi(endpoint=self.endpoint), _record(self.folder)
-        revision = record.get("revision")
-        if record.get("repository") != self.repository or not revision:
+        if record is None or record["repository"] != self.repository:
             revision = str(self._patiently(self.repository, lambda: hub.dataset_info(self.repository).sha))
-            record = {"repository": self.repository, "revision": revision, "shards": {}}
-        self.revision: str = revision
+            record = Record(repository=self.repository, revision=revision, shards={})
+        self.revision = revision = record["revision"]
         shards = record["shards"]
-        unknown = [name for name in names if name not in shards]
-        for start in range(0, len(unknown), ASKED_AT_ONCE):
-            some = unknown[start : start + ASKED_AT_ONCE]
-            files = self._patiently(
-                self.repository,
-                lambda some=some: hub.get_paths_info(
-                    self.repository, some, revision=revision, repo_type="dataset"
-                ),
-            )
-            for file in files:
+        for some in chunked((name for name in names if name not in shards), ASKED_AT_ONCE):
+            where = {"revision": revision, "repo_type": "dataset"}
+            ask = functools.partial(hub.get_paths_info, self.repository, some, **where)
+            for file in self._patiently(self.repository, ask):
                 if isinstance(file, RepoFile) and file.lfs:
                     shards[file.path] = {"size": file.lfs.size, "sha256": file.lfs.sha256}
         if absent := [name for name in names if name not in shards]:
@@ -191,10 +203,11 @@ class _Fetch:
     def _patiently(
         self, what: str, attempt: Callable[[], Answer], *, progress: Callable[[], int] = lambda: 0
     ) -> Answer:
-        """What `attempt` gives, tried again after what may pass; more bytes received restart the count."""
+        """Return what `attempt` gives, tried again after what may pass; more bytes restart the count."""
         from huggingface_hub.utils import HfHubHTTPError
 
-        faults: Any = (OSError, *HfHubHTTPError.__bases__)  # its bases: the HTTP library's own errors
+        # The library's HTTP errors share a base with the errors of the HTTP package that it uses
+        faults = cast("tuple[type[Exception], ...]", (OSError, *HfHubHTTPError.__bases__))
         failures = 0
         while True:
             before = progress()
@@ -210,8 +223,8 @@ class _Fetch:
                         "what was received is kept: try the same command again later, or choose data=local "
                         "or data=sample"
                     ) from error
-                reason = _reason(error)
-            pause = self.first_pause * 2 ** (failures - 1)
+                reason, asked = _reason(error), _asked_pause(error)
+            pause = max(self.first_pause * 2 ** (failures - 1), asked)
             _say(f"{what}: {reason}; trying again in {pause:.0f} s")
             if self.stopped.wait(pause):
                 raise _Stopped
@@ -223,7 +236,7 @@ class _Fetch:
         )
 
     def received(self, names: Sequence[str]) -> int:
-        """Bytes of these shards that are on the disk."""
+        """Count the bytes of these shards that are on the disk."""
         return sum(_size(self.partial / name) or _size(self.folder / name) or 0 for name in names)
 
 
@@ -246,16 +259,10 @@ class _ProgressLine:
         begun, before = self.polls[0]
         speed = max(received - before, 0) / max(now - begun, 1e-9)
         whole = sum((self.fetch.folder / name).exists() for name in self.names)
-        left = (
-            f"{duration((self.total - received) / speed)} left"
-            if speed and not last
-            else ""
-            if last
-            else "stalled"
-        )
+        left = f"{duration((self.total - received) / speed)} left" if speed else "stalled"
         line = (
             f"  {self.fetch.folder.name}: {whole:,} of {len(self.names):,} shards, {received / 1e9:,.2f} of "
-            f"{self.total / 1e9:,.2f} GB, {speed / 1e6:,.1f} MB/s" + (f", {left}" if left else "")
+            f"{self.total / 1e9:,.2f} GB, {speed / 1e6:,.1f} MB/s{'' if last else f', {left}'}"
         )
         if sys.stdout.isatty():
             print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
@@ -264,10 +271,10 @@ class _ProgressLine:
             print(line, flush=True)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _record(folder: Path) -> Record | None:
     path = folder / RECORD
     if not path.is_file():
-        return {}
+        return None
     record = read_json(path)
     if record.get("format") != FORMAT:
         raise ValueError(
@@ -278,9 +285,24 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether trying again may help: not where the hub says no."""
+    """Tell whether trying again may help: not where the hub says no."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status is None or status >= http.HTTPStatus.INTERNAL_SERVER_ERROR or status in TRANSIENT
+
+
+def _asked_pause(error: Exception) -> float:
+    """Return the seconds that the hub asks to wait: `Retry-After: 45` or `RateLimit: "…";r=0;t=45`, else 0.
+
+    Source: https://huggingface.co/docs/hub/rate-limits.
+    """
+    response = getattr(error, "response", None)
+    if response is None:
+        return 0.0
+    told = re.fullmatch(r"(\d+)", response.headers.get("retry-after", ""))
+    if response.status_code == http.HTTPStatus.TOO_MANY_REQUESTS:
+        told = told or re.search(r"\br=0;t=(\d+)", response.headers.get("ratelimit", ""))
+    # A second more, as the hub counts whole ones
+    return min(float(told[1]) + 1, LONGEST_PAUSE_SECONDS) if told else 0.0
 
 
 def _reason(error: Exception) -> str:

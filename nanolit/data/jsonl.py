@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from nanolit.machine.numbers import chunked
 from nanolit.machine.paths import whole_or_absent
 
 ROW_GROUP = 1024  # documents, as in the hub's shards
@@ -16,7 +17,7 @@ SUFFIXES = (".jsonl", ".jsonl.zst")
 
 
 def as_parquet(path: Path, folder: Path, *, text_column: str) -> Path:
-    """The parquet copy of a jsonl file in `folder`, made now unless it is there and the source unchanged."""
+    """Return a jsonl file's parquet copy in `folder`, made anew only if the source has changed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -30,24 +31,13 @@ def as_parquet(path: Path, folder: Path, *, text_column: str) -> Path:
         whole_or_absent(copy) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
-        for texts in _groups(path, text_column):
+        for texts in chunked(read_jsonl(path, text_column=text_column), ROW_GROUP):
             writer.write_table(pa.table([pa.array(texts, pa.large_string())], schema))
     return copy
 
 
-def _groups(path: Path, text_column: str) -> Iterator[list[str]]:
-    group: list[str] = []
-    for text in read_jsonl(path, text_column=text_column):
-        group.append(text)
-        if len(group) == ROW_GROUP:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 def read_jsonl(path: Path, *, text_column: str) -> Iterator[str]:
-    """The text of every line; blank lines are passed over. ValueError names the line of what isn't one."""
+    """Yield the text of every line that isn't blank; ValueError names a line without one."""
     import pyarrow as pa
 
     number = 0
@@ -86,6 +76,6 @@ def _text(line: bytes, text_column: str, *, place: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"{place}: {text_column!r} holds half a surrogate pair, which is no character; remove it"
+            f"{place}: {text_column!r} holds half a surrogate pair, which is not a character; remove it"
         ) from None
     return text

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanolit.machine.numbers import chunked
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import check_conversation, render_batch
@@ -20,7 +21,7 @@ CHUNK = 1024  # conversations encoded at once
 
 @dataclass(kw_only=True)
 class LeftOut:
-    """What a mixture holds and doesn't train on; a conversation counts once, whatever its source's epochs.
+    """Count what a mixture holds and doesn't train on; a conversation counts once, in however many epochs.
 
     num_malformed: rows left out (only of sources that the user can't mend).
     num_cut, num_cut_tokens, num_cut_learned: conversations longer than a row; the tokens cut off their ends,
@@ -35,7 +36,7 @@ class LeftOut:
     num_unlearned: int = 0
 
     def parts(self) -> list[str]:
-        """What there is of it, for people."""
+        """Return what is left out in words, a part for each kind."""
         cut = f"the ends of {self.num_cut:,} conversations that are longer than a row"
         learned = f"{self.num_cut_tokens:,} tokens, {self.num_cut_learned:,} of them to be learned"
         counted = {
@@ -68,15 +69,14 @@ class Mixture:
         self.left_out = LeftOut()
         self._max_tokens = max_tokens
         self._learn_all = learn_all
-        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         ids, learned, epochs = [], [], []
         for task in tasks:
             before = len(ids)
-            for conversations in self._checked(task):
+            for conversations in chunked(self._checked(task), CHUNK):
                 for rendered in render_batch(conversations, tokenizer, threads=threads):
                     kept = self._cut(*rendered)
                     if kept is not None:
-                        ids.append(kept[0].astype(dtype))
+                        ids.append(kept[0].astype(tokenizer.dtype))
                         learned.append(kept[1])
             if len(ids) == before:
                 raise ValueError(
@@ -90,25 +90,23 @@ class Mixture:
         self._ids, self._learned = np.concatenate(ids), np.concatenate(learned)
 
     def __len__(self) -> int:
-        """Number of different conversations."""
+        """Return the number of different conversations."""
         return len(self.lengths)
 
     def slice(self, number: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of tokens `start` to `stop` of one conversation."""
+        """Return the ids and the mask of tokens `start` to `stop` of one conversation."""
         begin = self._starts[number]
         return self._ids[begin + start : begin + stop], self._learned[begin + start : begin + stop]
 
     def fingerprint(self) -> str:
-        """A hash of all that a stream makes of this mixture."""
+        """Return a hash of all that a stream makes of this mixture."""
         digest = hashlib.blake2b(digest_size=8)
         for array in (self._ids, self._learned, self.lengths, self.deck):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def _checked(self, task: Task) -> Iterator[list[Conversation]]:
-        """The task's conversations in chunks, checked; ValueError names the place of the first malformed
-        one."""
-        chunk: list[Conversation] = []
+    def _checked(self, task: Task) -> Iterator[Conversation]:
+        """Yield the task's conversations, checked; ValueError names the first malformed one."""
         malformed: list[ValueError] = []
         for index in range(len(task)):
             try:
@@ -118,20 +116,15 @@ class Mixture:
                 if not task.skips_malformed:
                     raise
                 malformed.append(error)
-                continue
-            chunk.append(conversation)
-            if len(chunk) == CHUNK:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
+            else:
+                yield conversation
         if malformed:
             self.left_out.num_malformed += len(malformed)
             count = f"{len(malformed)} of {len(task)} rows are malformed and left out"
             warnings.warn(f"{task.name}: {count}; the first: {malformed[0]}", stacklevel=2)
 
     def _cut(self, ids: np.ndarray, learned: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """The conversation cut to its limit, or None when nothing of it is learned."""
+        """Return the conversation cut to its limit, or None when nothing of it is learned."""
         if self._learn_all:
             learned = np.ones_like(learned)
         if self._max_tokens is not None and len(ids) > self._max_tokens:

@@ -8,10 +8,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from nanolit.machine.paths import Json
 from nanolit.tokenizer.extension import load_extension
 
 _rustbpe = load_extension()  # None: the Python packer serves
@@ -72,7 +73,7 @@ class Packer(Protocol):
 
     def pack(self, draw: Draw) -> np.ndarray | None: ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> Json: ...
 
     def load_state(self, state: Mapping, documents: Mapping[int, np.ndarray]) -> None: ...
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nanolit.data.conversations import check_length
 from nanolit.data.sequence import permutation
@@ -25,16 +24,16 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStep:
-    """What one rank samples from in one step, and where the stream stands after it (JSON)."""
+    """One rank's prompts of a step, and the stream's position after it (JSON)."""
 
     prompts: list[Prompt]
-    position: dict[str, Any]
+    position: dict[str, int]
 
 
 class PromptStream:
     """The steps of this rank, `num_steps` of them; a step has `prompts` problems over all ranks.
 
-    Every epoch goes once through the task in an order keyed by (seed, epoch). A step of less than `prompts`
+    Every epoch goes once through the task in an order keyed by (seed, epoch). A step of fewer than `prompts`
     problems at the end of the last epoch is left out; between epochs a step reaches over. Problems whose
     prompt is longer than `max_prompt_tokens` are left out: `num_left_out`.
     """
@@ -83,19 +82,20 @@ class PromptStream:
         length."""
         return 10**9
 
-    def load_position(self, positions: Sequence[Mapping[str, Any]]) -> None:
-        """Continue after the step that these positions rode in; ValueError when the order is another one
-        now."""
+    def load_position(self, positions: Sequence[Mapping[str, int]]) -> None:
+        """Continue after the step that these positions came with; ValueError if the order has changed."""
         was = dict(positions[0])
-        if was != (now := self._position(was.get("step", 0))):
+        now = self._position(was.get("step", 0))
+        if changed := [key for key in now if was.get(key) != now[key]]:
+            differences = ", ".join(f"{key} was {was.get(key)}, is {now[key]}" for key in changed)
             raise ValueError(
-                f"the prompts can't continue: their position was {was}, with the settings of now it would be "
-                f"{now}; resume with those that the run began with"
+                f"the prompts can't continue, their order would differ: {differences}; "
+                "resume with the settings that the run began with, or begin a new run"
             )
-        self._next_step = positions[0]["step"]
+        self._next_step = was["step"]
 
     def __iter__(self) -> Iterator[PromptStep]:
-        """Begins at the first step, or after the loaded position or the last step that was taken."""
+        """Begin at the first step, or after the loaded position or the last step that was taken."""
         for number in range(self._next_step, self.num_steps):
             prompts = [self._prompt(number, place) for place in self._own]
             self._next_step = number + 1
@@ -107,7 +107,7 @@ class PromptStream:
         ids, conversation = self._problems[order[turn]]
         return Prompt(place=place, ids=ids, conversation=conversation)
 
-    def _position(self, step: int) -> dict[str, Any]:
+    def _position(self, step: int) -> dict[str, int]:
         problems = len(self._problems)
         return {
             "format": FORMAT,

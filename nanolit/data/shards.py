@@ -1,8 +1,8 @@
-"""Where pretraining text comes from: a dataset resolves to parquet files, some to train on, some held out.
+"""Sources of pretraining text: a dataset resolves to parquet files, some to train on, some held out.
 
-Documents never straddle the two: the held-out files are named (or pinned), whatever else is present. Files
-are checked when they are opened, texts when they are read; what is wrong is one line with the file and the
-row.
+Documents never straddle the two: the held-out files are named (or pinned), and no other file changes that.
+Files are checked when they are opened, texts when they are read; what is wrong is one line with the file and
+the row.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What a dataset resolves to: parquet files to train on and held-out ones, and where their text is."""
+    """The parquet files of a dataset, to train on and held out, and the column of their text."""
 
     name: str
     text_column: str
@@ -58,13 +58,13 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What a position in the data depends on (sha256, hex): the train files' names and row groups."""
+        """Hash what a position in the data depends on (sha256, hex): train files and their row groups."""
         content = [[shard.path.name, *shard.group_sizes] for shard in self.train_shards]
         return hashlib.sha256(json.dumps([self.text_column, content]).encode()).hexdigest()
 
 
 class Dataset:
-    """What a dataset answers unless it knows better; its `prepare` opens what `fetch` has brought here."""
+    """A dataset's default answers; each kind adds `open_corpus`, which opens what `fetch` brought here."""
 
     name: str
     bytes_per_shard = 0  # to be downloaded
@@ -73,15 +73,15 @@ class Dataset:
         self.cache = cache
 
     def cache_folder(self, root: Path) -> Path | None:
-        """Where the tokens of train shards are kept, if they are."""
+        """Return the folder of the train shards' tokens; None without a cache."""
         return dataset_folder(root, self.name) / "tokens" if self.cache else None
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
-        """Train shards that give `num_tokens` without a second epoch where packing keeps `kept_fraction`."""
+        """Return how many train shards give `num_tokens` in one epoch, if packing keeps `kept_fraction`."""
         return 1
 
     def shards_with(self, num_characters: int) -> int:
-        """Train shards that hold so many characters."""
+        """Return the number of train shards that hold `num_characters`."""
         return self.shards_needed(0, kept_fraction=1)
 
     def train_bytes(self) -> dict[str, int]:
@@ -127,7 +127,7 @@ class LocalFolder(Dataset):
         return len(self._files()) - len(self._validation_files(self._files()))
 
     def train_bytes(self) -> dict[str, int]:
-        """Of the train files; {} where they can't be told, as in a plan made on another machine."""
+        """Return the train files' sizes; {} where they aren't known, as in a plan for another machine."""
         try:
             return {path.name: path.stat().st_size for path in self._split()[0]}
         except (ValueError, OSError):
@@ -138,7 +138,7 @@ class LocalFolder(Dataset):
         self.open_corpus(root)
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
-        """The checked files; ValueError names the file, and the row, of what cannot be trained on."""
+        """Return the checked files; ValueError names the file, and the row, of what cannot be trained on."""
         train, held_out = ([self._parquet(path, root) for path in paths] for paths in self._split())
         corpus = Corpus(
             name=self.name,
@@ -155,7 +155,7 @@ class LocalFolder(Dataset):
         return corpus
 
     def _split(self) -> tuple[list[Path], list[Path]]:
-        """The files to train on, and the held-out ones."""
+        """Return the files to train on, and the held-out ones."""
         files = self._files()
         held_out = self._validation_files(files)
         train = [path for path in files if not any(path.samefile(other) for other in held_out)]
@@ -224,7 +224,7 @@ class HubDataset(Dataset):
         )
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
-        """The first `num_shards` train shards (without a number: one) and the held-out one, opened."""
+        """Return the first `num_shards` train shards (without a number: one) and the held-out one, opened."""
         folder, names = dataset_folder(root, self.name), self._names(num_shards or 1)
         if missing := missing_shards(folder, names):
             raise ValueError(
@@ -244,7 +244,7 @@ class HubDataset(Dataset):
         return corpus
 
     def _names(self, num_shards: int) -> list[str]:
-        """The files of the first `num_shards` train shards, then the held-out one."""
+        """Return the files of the first `num_shards` train shards, then the held-out one."""
         train = range(min(num_shards, self.num_shards - 1))
         return [*map(shard_name, train), shard_name(self.num_shards - 1)]
 
@@ -266,12 +266,12 @@ class ClimbMix(HubDataset):
 
 
 def shard_name(index: int) -> str:
-    """The file name of a hub shard."""
+    """Return the file name of a hub shard."""
     return f"shard_{index:05d}.parquet"
 
 
 def open_shard(path: Path, text_column: str) -> Shard:
-    """The file's row groups; ValueError unless it is a whole parquet file with such a column of text."""
+    """Open a parquet file; ValueError unless it is whole and has such a column of text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -309,7 +309,7 @@ def open_shard(path: Path, text_column: str) -> Shard:
 
 
 def read_texts(shard: Shard, group: int) -> "pa.Array":
-    """The texts of one row group, as an arrow array of strings without a null, all valid UTF-8."""
+    """Return the texts of one row group, as an arrow array of strings without a null, all valid UTF-8."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

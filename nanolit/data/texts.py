@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def training_arrays(
     corpus: Corpus, *, max_characters: int, max_document_characters: int = 10_000
 ) -> "Iterator[pa.LargeStringArray]":
-    """The training split's documents, in the files' order, for training a tokenizer; never a held-out one.
+    """Yield the training split's documents, in the files' order, for training a tokenizer.
 
     Each is cut at `max_document_characters` (10,000 in nanochat), and all together at `max_characters`. An
     array for each row group: no document becomes a Python object.
@@ -42,7 +42,7 @@ def training_arrays(
 
 
 def _cut(texts: "pa.LargeStringArray", num_characters: int) -> "pa.LargeStringArray":
-    """The first `num_characters` of each text."""
+    """Return the first `num_characters` of each text."""
     import pyarrow.compute as pc
 
     return pc.call_function("utf8_slice_codeunits", [texts], pc.SliceOptions(0, num_characters))

@@ -76,7 +76,7 @@ class ValidationRows:
 
 
 def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Documents]:
-    """The held-out documents one by one in the files' order, with BOS, encoded a chunk at a time."""
+    """Yield the held-out documents one by one in the files' order, with BOS, encoded a chunk at a time."""
     number = 0
     for shard in corpus.validation_shards:
         for group in range(len(shard.group_sizes)):

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
 MASTER_PORT = 29_500  # torchrun's own default
@@ -27,7 +28,10 @@ class Node:
 
 
 def this_node(*, nodes: int) -> Node:
-    """What started a job on several machines says of this one; ValueError where it says nothing."""
+    """Return this node's rank and the first one's address, from NANOLIT_NODE_RANK and NANOLIT_MASTER_ADDR.
+
+    ValueError if several nodes are asked for and those are not set.
+    """
     if nodes == 1:
         return Node()
     rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")
@@ -86,7 +90,7 @@ def supervise(
 
 def stop(processes: Sequence[subprocess.Popen]) -> None:
     """SIGTERM, up to GRACE_SECONDS for checkpoints, then SIGKILL to whatever is left of the trees."""
-    trees = [one for process in processes for one in descendants(process.pid)]
+    trees = [child for process in processes for child in descendants(process.pid)]
     for process in processes:
         process.terminate()
     try:
@@ -95,38 +99,20 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         pass
     finally:
-        for pid, started in trees:
-            if start_time(pid) == started is not None:
-                os.kill(pid, signal.SIGKILL)
+        for child in trees:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()  # psutil compares start times: never another process that got the same id
         for process in processes:
             process.kill()
             process.wait()
 
 
-def descendants(pid: int) -> list[tuple[int, str | None]]:
-    """Process ids below `pid` with their start times; torchrun gives ranks their own sessions. Linux only."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        if fields := stat_fields(int(folder.name)):
-            parents[int(folder.name)] = int(fields[1])
-    found, front = [], {pid}
-    while front:
-        front = {child for child, parent in parents.items() if parent in front}
-        found += [(child, start_time(child)) for child in front]
-    return found
-
-
-def start_time(pid: int) -> str | None:
-    """When a process started, which together with its id names it for good; None when it is gone."""
-    fields = stat_fields(pid)
-    return fields[19] if fields and fields[0] != "Z" else None
-
-
-def stat_fields(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on (proc(5)); empty when there is no such process."""
+def descendants(pid: int) -> list[psutil.Process]:
+    """Return the processes below `pid`; torchrun gives ranks their own sessions, so that no signal to a group
+    reaches them."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
         return []
 
 

@@ -1,4 +1,4 @@
-"""What we run on: folders, devices, ranks, random numbers, locks, and how a command reads its words and ends.
+"""The machine: folders, devices, ranks, random numbers, locks, a command's words and its end.
 
 Takes environment variables, the user's root folder and command lines.
 Gives paths, devices, keyed generators and settings.

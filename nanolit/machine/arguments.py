@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in --help and in messages."""
+        """Return what stands for the value in --help and in messages."""
         if self.value or self.choices:
             return self.value or "|".join(self.choices)
         return {int: "N", float: "X", bool: "true", Path: "FOLDER"}.get(self.kind, self.name.upper())

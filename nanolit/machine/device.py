@@ -35,14 +35,14 @@ def make_deterministic() -> None:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the matrix units take it (compute capability 8.0 and up), else float32."""
+    """Return bfloat16 if the matrix units take it (compute capability 8.0 and up), else float32."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         return torch.bfloat16
     return torch.float32
 
 
 def plain_kernels() -> bool:
-    """Whether NANOLIT_KERNELS=plain asks for torch's kernels in place of ours, to compare them."""
+    """Tell whether NANOLIT_KERNELS=plain asks for torch's kernels in place of ours, to compare them."""
     wish = os.environ.get("NANOLIT_KERNELS", "")
     if wish not in ("", "plain"):
         raise ValueError(f"NANOLIT_KERNELS is {wish!r}; give plain, or leave it out")
@@ -51,7 +51,7 @@ def plain_kernels() -> bool:
 
 @functools.cache
 def triton_capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability of an NVIDIA GPU where Triton is installed; (0, 0) where it runs nothing."""
+    """Return an NVIDIA GPU's compute capability; (0, 0) where Triton runs nothing."""
     if plain_kernels():
         return 0, 0
     if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
@@ -72,7 +72,7 @@ def world_size() -> int:
 
 
 def derived_seed(seed: int, purpose: str, *keys: int) -> int:
-    """A 63-bit seed that depends on every argument and on nothing else: no stream is shared between uses."""
+    """Return a 63-bit seed that depends on every argument and on nothing else: no use shares a stream."""
     text = ":".join([str(seed), purpose, *map(str, keys)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
@@ -80,12 +80,12 @@ def derived_seed(seed: int, purpose: str, *keys: int) -> int:
 def keyed_generator(
     seed: int, purpose: str, *keys: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A generator for one purpose at one place (step, row), equal on any number of ranks."""
+    """Return a generator for one purpose at one place (step, row), equal on any number of ranks."""
     return torch.Generator(device=device).manual_seed(derived_seed(seed, purpose, *keys))
 
 
 def tried_gpus() -> list[str]:
-    """The names of the CUDA devices here, after a matrix product on each; RuntimeError where one fails."""
+    """Multiply matrices on each CUDA device and return the names; RuntimeError where one fails."""
     names = []
     for index in range(torch.cuda.device_count()):
         ones = torch.ones(1024, 1024, device=f"cuda:{index}", dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""How a command ends: with its exit code, and without a traceback for what the user can fix."""
+"""End a command with its exit code, and without a traceback for what the user can fix."""
 
 import functools
 import os

@@ -13,7 +13,7 @@ except ImportError:  # Windows has no flock: nothing is held there
 
 @contextmanager
 def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int]]:
-    """Hold the lock of a file; yields its descriptor, for children to inherit; ValueError when taken."""
+    """Hold the lock of a file; yield its descriptor, for children to inherit; ValueError if it is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         if fcntl is not None:
@@ -34,7 +34,7 @@ def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds the lock of this file now; False where there are no locks."""
+    """Tell whether another process holds the lock of this file now; False where there are no locks."""
     if fcntl is None or not path.exists():
         return False
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Where things live below the one base path, and how a file is written so that it is whole or absent."""
+"""Places below the one base path, and files that are written whole or not at all."""
 
 import json
 import os
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent.parent
+Json = dict[str, Any]  # an object of a JSON file: its reader checks or converts what it takes from it
 
 
 def home(root: str | Path | None = None) -> Path:
-    """The base path of all artefacts: `root`, else NANOLIT_HOME, else ./runs."""
+    """Return the base path of all artefacts: `root`, else NANOLIT_HOME, else ./runs."""
     return Path(root or os.environ.get("NANOLIT_HOME") or "runs").expanduser().absolute()
 
 
@@ -33,7 +34,7 @@ def dataset_folder(root: str | Path, dataset: str) -> Path:
 
 
 def conf_folder() -> Path:
-    """The configuration: the checkout's conf/ where there is one, else the copy inside the package."""
+    """Return the configuration: the checkout's conf/ where there is one, else the copy inside the package."""
     checkout = PACKAGE.parent
     if (checkout / "hatch_build.py").exists():
         return checkout / "conf"
@@ -42,7 +43,7 @@ def conf_folder() -> Path:
 
 @contextmanager
 def whole_or_absent(path: Path) -> Iterator[Path]:
-    """A file to fill, which becomes `path` when the block ends and vanishes when it fails.
+    """Yield a file to fill, which becomes `path` when the block ends and vanishes when it fails.
 
     A reader of `path` sees the old file or the whole new one, never a part.
     """
@@ -66,7 +67,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -19,6 +19,8 @@ from nanolit.planning.stage import StagePlan
 # nanochat's RL of the classic d20: 1.5 hours on eight H100s for 467 steps of 256 answers, here as FLOPs at
 # the GPU's peak for each sampled token and each FLOP of a training token.
 PEAK_FLOPS = 1.5 * 3600 * 8 * 989e12 / (467 * 256 * 256) / 3.491758e9
+# The time of an answer's token on a CPU, in tokens of training: 1.4 to 3.5 with d2 (LOG.md, 2026-11-30)
+CPU_TOKENS = 3
 ROWS = 8  # answers scored at once, nanochat's
 CHOSEN = (
     "lr_scale",
@@ -116,7 +118,9 @@ def check_chosen(rl: dict[str, Any], *, context: int, ranks: int) -> None:
 
 
 def rl_hours(job: Job, model: ModelPlan, *, tokens: int | None) -> Hours:
-    """Return the hours to sample and learn that many tokens, scaled from nanochat's; unknown on a CPU."""
+    """Return the hours to sample and learn that many tokens, scaled from nanochat's on GPUs."""
+    if (job["cluster"]["gpu"] or "cpu") == "cpu":
+        return hours(job, tokens and CPU_TOKENS * tokens * model.flops_per_token)
     unknown: Hours = {**hours(job, None), "mfu": None}
     peak = peak_bf16_flops(unknown["gpu"])
     if not peak or not tokens:

@@ -2,5 +2,5 @@
 
 Takes run folders and the results of jobs.
 Gives report.md, PNG curves, Markdown tables, CSV.
-May import config.names, config.schema, config.stored and machine; never torch or a model.
+May import config.names, config.schema, config.stored, planning.derivation and machine; never torch.
 """

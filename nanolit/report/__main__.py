@@ -32,7 +32,7 @@ class CardSettings(Root):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings(Root):
-    """What to compare, and what to draw."""
+    """The runs to compare, and the metric to draw."""
 
     run: tuple[str, ...] = setting("two runs or more (nanolit runs lists them)", value="A,B")
     plot: Path | None = setting("also draw one metric of all of them into this PNG", None, value="FILE")

@@ -8,15 +8,16 @@ import datetime
 import os
 import platform
 import re
+import shlex
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.names import flatten
 from nanolit.machine import system
 from nanolit.machine.clock import duration
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import home, write_atomically
+from nanolit.planning.derivation import as_json
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, open_run
@@ -48,15 +49,21 @@ def write_report(root: Path, run: str) -> Path:
         "## Final table\n\n" + _table_of(found),
         _comparable(found),
         "## Time\n\n" + _times(found),
-        f"Talk to the model: `python -m nanolit.chat run={found.name}`\n",
+        f"Talk to the model: `{chat_command(root, found.name)}`\n",
     ]
     path = found.folder / "report.md"
     write_atomically(path, "\n".join(parts))
     return path
 
 
+def chat_command(root: Path, run: str) -> str:
+    """Return the command that chats with a run, with root= unless it is the root anyway."""
+    where = [] if Path(root).absolute() == home() else [f"root={root}"]
+    return shlex.join(["python", "-m", "nanolit.chat", f"run={run}", *where])
+
+
 def final_table(root: Path, run: str) -> str:
-    """The metrics of a run by stage: a row per metric, a column (BASE, MID, SFT, RL) per trained stage."""
+    """Return a run's metrics: a row per metric, a column (BASE, MID, SFT, RL) per trained stage."""
     return _table_of(open_run(root, run))
 
 
@@ -86,7 +93,7 @@ def _comparable(run: Run) -> str:
 
 
 def sorted_metrics(names: Iterable[str]) -> list[str]:
-    """Known metrics in the card's order, unknown ones by name before the summary ChatCORE.
+    """Sort metrics: known ones in the card's order, others by name before the summary ChatCORE.
 
     "val_bpb of rows 3fa9…" takes the place of val_bpb.
     """
@@ -106,8 +113,8 @@ def _header(run: Run) -> str:
     }.items():
         if value := next((job[key] for key in keys if job.get(key) is not None), None):
             rows.append([label, str(value)])
-    if data := next((stage.plan["data"] for stage in run.stages if "data" in stage.plan), None):
-        rows.append(["data", str(data)])
+    if data := next((stage.plan.data for stage in run.stages if stage.plan), None):
+        rows.append(["data", data])
     return markdown_table(["Run", run.name], rows, num_left=2)
 
 
@@ -126,7 +133,7 @@ def _machine() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system knows it."""
+    """Return the processor's name as the system knows it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         if named := re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE):
@@ -150,7 +157,7 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
     if mfu := [value for _step, value in stage.series("mfu")]:
         result["mfu, median"] = statistics.median(mfu)
-    parts += [_values("Plan", stage.plan), _values("Result", result)]
+    parts += [_values("Plan", as_json(stage.plan) if stage.plan else {}), _values("Result", result)]
     if metrics := {name: value for name, value in stage.metrics.items() if name != "val_bpb"}:
         rows = [[name, score(metrics[name])] for name in sorted_metrics(metrics)]
         parts.append("### Metrics\n\n" + markdown_table(["Metric", "Value"], rows))
@@ -163,14 +170,14 @@ def _stage_section(run: Run, stage: Stage, state: str) -> str:
     return "\n".join(part for part in [*parts, _samples(stage)] if part)
 
 
-def _values(title: str, values: dict[str, Any]) -> str:
-    """A section with every value that is set; "" when there is none."""
+def _values(title: str, values: Mapping[str, object]) -> str:
+    """Return a section with every value that is set; "" when there is none."""
     rows = [[key, text] for key, text in _lines(values) if text and key not in ("format", "run", "stage")]
     return f"### {title}\n\n" + markdown_table([title, "Value"], rows, num_left=2) if rows else ""
 
 
-def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
+def _lines(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
     for key, value in values.items():
         if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
             yield from _lines(value, f"{prefix}{key}.")
@@ -179,7 +186,7 @@ def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _samples(stage: Stage) -> str:
-    """The newest samples, fenced: what a model writes must not turn into Markdown of the card."""
+    """Return the newest samples, fenced: what a model writes must not turn into Markdown of the card."""
     text = last_samples(stage.folder / "samples.md")
     if not text:
         return ""
@@ -190,7 +197,7 @@ def _samples(stage: Stage) -> str:
 
 
 def last_samples(path: Path) -> str:
-    """The last section (## …) of samples.md, "" where there is none."""
+    """Return the last section (## …) of samples.md, "" where there is none."""
     if not path.exists():
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -198,7 +205,7 @@ def last_samples(path: Path) -> str:
 
 
 def _times(run: Run) -> str:
-    """Per stage the training clock; the wall clock too where results tell it."""
+    """Return each stage's training time, and its wall time where the result has it."""
     clocks = {
         stage.name: [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
         for stage in run.stages
@@ -213,6 +220,6 @@ def _times(run: Run) -> str:
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """The sum; None when one of them is unknown."""
+    """Return the sum; None when one of them is unknown."""
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)

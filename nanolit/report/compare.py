@@ -7,11 +7,10 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.names import flatten
 from nanolit.machine.clock import duration
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import Json, write_atomically
 from nanolit.report.card import sorted_metrics
 from nanolit.report.folders import Run, Stage, as_number, flat_numbers, open_run
 from nanolit.report.tables import MISSING, markdown_table, readable, score
@@ -22,7 +21,7 @@ RESULTS = {"step": readable, "tokens": readable, "tokens_per_second": readable, 
 
 
 def compare(root: Path, names: Sequence[str]) -> str:
-    """Two tables: the metrics of every stage by run, and the settings in which the runs differ."""
+    """Return two tables: the metrics of every stage by run, and the settings in which the runs differ."""
     runs = [open_run(root, name) for name in names]
     if len(runs) < 2:
         raise ValueError(f"compare needs two runs or more, got {len(runs)}; write compare run=a,b")
@@ -80,7 +79,7 @@ def _metrics(stage: Stage, names: Mapping[str | None, str]) -> dict[str, float]:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    """Settings that differ, of the stages that a run has; where and how a run runs changes no result."""
+    """Return the settings that differ, of the stages that a run has; what changes no result is left out."""
     jobs = [flatten(run.job) for run in runs]
     if not all(jobs):
         without = ", ".join(run.name for run, job in zip(runs, jobs, strict=True) if not job)
@@ -113,7 +112,7 @@ class Configuration:
     unfinished: int = 0
     values: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, seed: str, result: Mapping[str, Any], *, bpb_name: str) -> None:
+    def add(self, seed: str, result: Json, *, bpb_name: str) -> None:
         """Count a job: only a finished one gives values."""
         if result.get("status") != "done":
             self.unfinished += 1
@@ -123,8 +122,8 @@ class Configuration:
             self.values.setdefault(name, []).append(value)
 
 
-def measured(result: Mapping[str, Any], *, bpb_name: str = "val_bpb") -> dict[str, float]:
-    """The numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
+def measured(result: Json, *, bpb_name: str = "val_bpb") -> dict[str, float]:
+    """Return the numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
     names = {"val_bpb": bpb_name} | {key: key for key in COSTS}
     values = {
         name: number for key, name in names.items() if (number := as_number(result.get(key))) is not None
@@ -132,7 +131,7 @@ def measured(result: Mapping[str, Any], *, bpb_name: str = "val_bpb") -> dict[st
     return values | flat_numbers(result.get("metrics") or {})
 
 
-def _checksums(results: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+def _checksums(results: Sequence[Json]) -> dict[str, str | None]:
     """Run → checksum of its validation rows, of the finished jobs that have bits per byte."""
     return {
         str(result.get("run", "")): (result.get("val_rows") or {}).get("checksum")
@@ -141,7 +140,7 @@ def _checksums(results: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
     }
 
 
-def by_configuration(results: Sequence[Mapping[str, Any]]) -> list[Configuration]:
+def by_configuration(results: Sequence[Json]) -> list[Configuration]:
     """Results grouped over seeds, in order of first appearance.
 
     A result names its `configuration` and `seed`, or has the default run name, from which both are read:
@@ -164,8 +163,8 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """One row per configuration: n finished seeds, mean ± sd of every number; the unfinished are counted.
+def sweep_table(results: Sequence[Json]) -> str:
+    """Return a row per configuration: n finished seeds, mean ± sd of each number, and how many didn't finish.
 
     Bits per byte of different validation rows have columns of their own, and a line below says so.
     """
@@ -201,7 +200,7 @@ def _spread(values: Sequence[float], name: str, expected: int) -> str:
     return text if len(values) == expected else f"{text} (n={len(values)})"
 
 
-def write_sweep_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+def write_sweep_csv(path: Path, results: Sequence[Json]) -> None:
     """Write the sweep as CSV with all digits: configuration, n, …, then <name>_mean and <name>_sd."""
     rows = by_configuration(results)
     names = _value_names(rows)

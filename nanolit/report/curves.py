@@ -43,7 +43,7 @@ LABELS = {"loss": "training", "val_loss": "validation"}
 
 
 def plots_of(stage: Stage) -> list[Plot]:
-    """The pictures that the stage's metrics give: known columns with at least two points."""
+    """Return the pictures that the stage's metrics give: known columns with at least two points."""
     passes = tuple(name for name in stage.columns if name.startswith(("pass_at_", "pass@")))
     candidates = [*PLOTS, Plot("pass_at_k", passes, "pass@k", "share of problems solved")]
     return [plot for plot in candidates if any(len(stage.series(name)) > 1 for name in plot.columns)]
@@ -60,7 +60,7 @@ def write_curves(run: Run, stage: Stage) -> list[Path]:
 
 
 def draw_stage(plot: Plot, run: Run, stage: Stage) -> bytes:
-    """A PNG of the plot's columns over the optimizer steps; the title tells first and last value."""
+    """Draw a PNG of the plot's columns over the optimizer steps; the title tells first and last value."""
     lines = {name: series for name in plot.columns if (series := stage.series(name))}
     main, series = next(iter(lines.items()))
     figure, axes = _canvas()
@@ -75,7 +75,7 @@ def draw_stage(plot: Plot, run: Run, stage: Stage) -> bytes:
 
 
 def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb") -> bytes:
-    """A PNG with one column of several runs over the tokens seen (steps where tokens were not logged).
+    """Draw a PNG with one column of several runs over the tokens seen (steps where tokens were not logged).
 
     ValueError when no run has logged the column in that stage.
     """
@@ -107,7 +107,7 @@ def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The exponential moving average, unbiased from the first value on; gaps (NaN) keep the average.
+    """Return the exponential moving average, unbiased from the first value on; gaps (NaN) keep the average.
 
     It looks back over a twentieth of the values at most: a longer memory visibly lags behind a short curve.
     """
@@ -122,7 +122,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _over_tokens(stage: Stage, column: str) -> list[tuple[float, float]]:
-    """(tokens, value): evaluations carry no token count, so steps are read off the training rows."""
+    """Return (tokens, value) pairs: evaluations carry no token count, so training rows give it."""
     known = stage.series("tokens")
     points = []
     for step, value in stage.series(column):
@@ -142,7 +142,7 @@ def _interpolate(points: Series, x: float) -> float:
 
 
 def _draw_line(axes: "Axes", points: Series, *, color: str, label: str, evaluated: bool) -> None:
-    """One series: with markers where it was evaluated now and then, smoothed where it is long and noisy."""
+    """Draw one series: with markers if it has few points, smoothed if it is long and noisy."""
     x, y = [point[0] for point in points], [point[1] for point in points]
     if evaluated or len(points) < SMOOTHED_FROM:
         axes.plot(

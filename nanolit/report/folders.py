@@ -1,4 +1,4 @@
-"""What a run left on disk, as values: its stages in order, their plans, results, metrics and states.
+"""A run's folder as values: its stages in order, their plans, results, metrics and states.
 
 A run may be unfinished, killed or still going on: whatever file is missing is empty here, a half-written last
 row of metrics.csv is read as far as it goes, and unknown columns are kept.
@@ -7,16 +7,17 @@ row of metrics.csv is read as far as it goes, and unknown columns are kept.
 import csv
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
 from nanolit.config.stored import upgraded
 from nanolit.machine.locks import is_held
-from nanolit.machine.paths import read_json, run_folder
+from nanolit.machine.paths import Json, read_json, run_folder
+from nanolit.planning.derivation import BasePlan, Plan, TrainingPlan, from_json
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 
@@ -29,16 +30,18 @@ class Stage:
     folder: Path
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
-        return _read_object(self.folder / "plan.json")
+    def plan(self) -> Plan | None:
+        """Return the stored plan; None before the stage has one."""
+        content = _read_object(self.folder / "plan.json")
+        return from_json({**content, "stage": self.name}) if content else None
 
     @cached_property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Json:
         """result.json; empty while the stage runs and after it was killed."""
         return _read_object(self.folder / "result.json")
 
     @cached_property
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> Json:
         """progress.json of the newest checkpoint: what a stage without a result knows of itself."""
         folders = self.folder.glob("checkpoints/step_*")
         newest = sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True)
@@ -60,23 +63,27 @@ class Stage:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def series(self, column: str) -> list[tuple[float, float]]:
-        """(step, value) of every row that has the column."""
+        """Return (step, value) of every row that has the column."""
         return [(row["step"], row[column]) for row in self.rows if column in row]
 
     @property
     def status(self) -> str:
-        """The result's word, "" without a result."""
+        """The status in the result, "" without a result."""
         return str(self.result.get("status", ""))
 
     @property
     def num_steps(self) -> int | None:
         """Optimizer steps in all: the result's, the plan's or its guess for an epoch; else None."""
-        plans = (self.result.get("num_steps"), self.plan.get("num_steps"), self.plan.get("expected_steps"))
-        return next((value for value in plans if isinstance(value, int)), None)
+        if isinstance(done := self.result.get("num_steps"), int):
+            return done
+        if not isinstance(self.plan, TrainingPlan):
+            return None
+        expected = None if isinstance(self.plan, BasePlan) else self.plan.expected_steps
+        return self.plan.num_steps or expected
 
     @property
     def step(self) -> int | None:
-        """The last finished step that is known of."""
+        """The last finished step, as far as it is known."""
         if isinstance(step := self.result.get("step"), int):
             return step
         return int(self.rows[-1]["step"]) if self.rows else None
@@ -90,7 +97,7 @@ class Stage:
         return logged[-1][1] if logged else None
 
     @property
-    def val_rows(self) -> dict[str, Any]:
+    def val_rows(self) -> Json:
         """Tokens, rows and checksum of the validation rows; empty in runs of older versions."""
         return self.result.get("val_rows") or self.progress.get("val_rows") or {}
 
@@ -123,7 +130,7 @@ class Run:
         return [Stage(name, self.folder / name) for name in STAGES if (self.folder / name).is_dir()]
 
     @cached_property
-    def job(self) -> dict[str, Any]:
+    def job(self) -> Json:
         """The job that ran last, with this version's keys; empty where none was kept."""
         import yaml
 
@@ -139,12 +146,12 @@ class Run:
 
     @property
     def locked(self) -> bool:
-        """Whether a process holds the run's lock: it runs now, on this machine."""
+        """Tell whether a process on this machine holds the run's lock: then it runs now."""
         return is_held(self.folder / ".lock")
 
     @property
     def val_bpb(self) -> float | None:
-        """That of the last stage that has one."""
+        """The bits per byte of the last stage that has any."""
         values = [stage.val_bpb for stage in self.stages if stage.val_bpb is not None]
         return values[-1] if values else None
 
@@ -160,7 +167,7 @@ class Run:
         return max((stage.changed for stage in self.stages), default=_changed(self.folder))
 
     def states(self) -> dict[str, str]:
-        """Stage → "done", "failed", "interrupted", "running" or "waiting".
+        """Return "done", "failed", "interrupted", "running" or "waiting" for each stage.
 
         While the lock is held, the first stage of the job with a folder and no result is the running one (an
         old result is deleted before a stage starts) and the unfinished ones after it wait. Without the lock,
@@ -181,14 +188,14 @@ class Run:
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Every run below `root` that has a stage, newest first."""
+    """Return every run below `root` that has a stage, newest first."""
     folder = run_folder(root, "")
     runs = [Run(path) for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return sorted((run for run in runs if run.stages), key=lambda run: (-run.changed, run.name))
 
 
 def open_run(root: Path, name: str) -> Run:
-    """The run of that name; ValueError lists the runs there are."""
+    """Return the run of that name; ValueError lists the runs there are."""
     runs = {run.name: run for run in find_runs(root)}
     if name in runs:
         return runs[name]
@@ -202,19 +209,19 @@ def open_run(root: Path, name: str) -> Run:
     raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}There are: {', '.join(runs)}")
 
 
-def as_number(value: Any) -> float | None:
-    """`value` when it is a finite number, else None."""
+def as_number(value: object) -> float | None:
+    """Return `value` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
-def flat_numbers(values: dict[str, Any]) -> dict[str, float]:
-    """The finite numbers among the leaves, by dotted key."""
+def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
+    """Return the finite numbers among the leaves, by dotted key."""
     return {key: number for key, value in flatten(values).items() if (number := as_number(value)) is not None}
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> Json:
     if not path.exists():
         return {}
     content = read_json(path)
@@ -225,8 +232,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _numbers(row: dict[Any, Any]) -> dict[str, float]:
-    """The cells of a CSV row that are numbers; text, blanks and cells beyond the header are left out."""
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """Return the cells of a CSV row that are numbers, without text, blanks and cells beyond the header."""
     numbers = {}
     for name, text in row.items():
         try:

@@ -6,9 +6,9 @@ trained since carries `gradients` in its checkpoints, result and release; where 
 run tells whether it may be one of those.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
+from nanolit.config.schema import Job
+from nanolit.machine.paths import Json
+from nanolit.planning.derivation import BasePlan, FinetunePlan
 from nanolit.report.folders import Stage
 
 VERSION = 2  # raise it whenever what an unchanged job trains changes; 1 is everything before it was stored
@@ -19,23 +19,25 @@ FAULTS = {
 }
 
 
-def fault_of(stage: Stage, job: Mapping[str, Any]) -> str | None:
+def fault_of(stage: Stage, job: Job | Json) -> str | None:
     """Judge a stage that says nothing of its gradients: "wrong", "unknown", or None where they were right.
 
     compile=null compiles on a GPU alone. Where a stage ran shows in the MFU of metrics.csv, which a CPU and
     GPUs of unknown peak lack, and in the job, which names the GPU of its last start, or "cpu".
     """
     compiles, on_gpu = job.get("compile"), bool(stage.series("mfu"))
-    residual_scalars = (stage.plan.get("gpt") or {}).get("residual_scalars")
-    never_compiled = stage.name == "rl" or stage.plan.get("packing") == "single"
-    if not residual_scalars or never_compiled or compiles is False:
+    plan = stage.plan
+    # rl is never compiled, and neither are rows of one conversation each
+    if not isinstance(plan, BasePlan | FinetunePlan) or plan.packing == "single" or compiles is False:
+        return None
+    if not (plan.gpt or {}).get("residual_scalars"):
         return None
     if compiles or on_gpu:
         return "wrong"
     return None if (job.get("cluster") or {}).get("gpu") == "cpu" else "unknown"
 
 
-def resumed(stage: Stage, job: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
+def resumed(stage: Stage, job: Job | Json, progress: Json) -> Json:
     """Return the `gradients` of a stage that is resumed from a checkpoint with this progress.json."""
     if "gradients" in progress:
         return dict(progress["gradients"])
@@ -43,7 +45,7 @@ def resumed(stage: Stage, job: Mapping[str, Any], progress: Mapping[str, Any]) -
     return {**RIGHT, "right_from": progress["step"], "before": fault} if fault else RIGHT
 
 
-def remark(gradients: Mapping[str, Any]) -> str:
+def remark(gradients: Json) -> str:
     """Return the line that marks where right gradients begin; "" where all are."""
     if not gradients["right_from"]:
         return ""
@@ -51,7 +53,7 @@ def remark(gradients: Mapping[str, Any]) -> str:
     return f"gradients are right from step {gradients['right_from']:,} on (before it: {fault})"
 
 
-def remark_of(stage: Stage, job: Mapping[str, Any]) -> str:
+def remark_of(stage: Stage, job: Job | Json) -> str:
     """Return the same line for a stored stage, also for one that an older version trained alone."""
     stored = stage.result.get("gradients") or stage.progress.get("gradients")
     if stored:

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 MISSING = "-"
-WIDEST = 56  # characters that a column is padded to; longer cells stick out alone
+WIDEST = 56  # characters of a column
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
-    """An aligned Markdown table; the first `num_left` columns are flush left, the others flush right."""
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1, widest: int | None = WIDEST
+) -> str:
+    """Align a Markdown table; the first `num_left` columns are flush left, the others flush right.
+
+    Columns are padded to `widest` characters at most: a longer cell sticks out alone (None: none does).
+    """
     cells = [[_escaped(cell) for cell in row] for row in (header, *rows)]
     longest = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    widths = [min(length, WIDEST) for length in longest]
+    widths = [min(length, widest or length) for length in longest]
     lines = []
     for row in cells:
         padded = [
@@ -31,7 +35,7 @@ def _escaped(cell: str) -> str:
     return " ".join(cell.split()).replace("|", "\\|")
 
 
-def readable(value: Any) -> str:
+def readable(value: object) -> str:
     """Any value of a plan or result as a short text: 1234567 → '1,234,567', 3.9e19 → '3.900e+19'."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
@@ -47,7 +51,7 @@ def readable(value: Any) -> str:
     return str(value)
 
 
-def _bracketed(value: Any) -> str:
+def _bracketed(value: object) -> str:
     return f"({readable(value)})" if isinstance(value, list | tuple) else readable(value)
 
 
@@ -61,12 +65,12 @@ def _readable_number(value: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """A metric with four decimals, '-' where there is none."""
+    """Return a metric with four decimals, '-' where there is none."""
     return MISSING if value is None else f"{value:.4f}"
 
 
 def age(seconds: float) -> str:
-    """How long ago, in one unit: 45 → '45 s', 7200 → '2 h'."""
+    """Return a span of time in one unit: 45 → '45 s', 7200 → '2 h'."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

@@ -1,7 +1,8 @@
 """ARC (Clark et al. 2018, https://arxiv.org/abs/1803.05457): science questions of school exams."""
 
-from typing import Any, Literal
+from typing import Literal
 
+from nanolit.tasks.rows import Row
 from nanolit.tasks.task import Conversation, MultipleChoice, check_choice, choice_conversation, open_rows
 
 
@@ -27,7 +28,7 @@ class ARC(MultipleChoice):
     def name(self) -> str:
         return self.subset
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         choices = row["choices"]
         return choice_conversation(
             row["question"], choices=choices["text"], letters=choices["label"], answer=row["answerKey"]

@@ -89,7 +89,7 @@ def open_bundle(folder: Path, *, offline: bool = False) -> Path:
     missing = [label.file for label in LABELS if _path(folder, label) is None]
     if missing and offline:
         raise ValueError(
-            f"CORE's questions are not all in {folder} (eval_data/{missing[0]}.jsonl is missing), and offline=true "
+            f"{folder} lacks eval_data/{missing[0]}.jsonl of CORE, and offline=true "
             f"fetches nothing: unpack {URL} there"
         )
     if missing:

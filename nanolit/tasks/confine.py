@@ -1,4 +1,4 @@
-"""What the sandbox's process runs: give up rights, then become a fresh interpreter that runs the program.
+"""The sandbox's process: give up rights, then become a fresh interpreter that runs the program.
 
 Run by path, standard library only; sandbox.py writes the job to its standard input. The hook sees what Python
 reports: alone it stops neither a built-in module that its loader makes anew, readline's history file, nor

@@ -8,9 +8,9 @@ request's header and nowhere else.
 import asyncio
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 
 
 class PassingError(Exception):
-    """What may be gone the next time; `pause_seconds` is what the endpoint asks for."""
+    """An error that may be gone the next time; `pause_seconds` is what the endpoint asks for."""
 
     def __init__(self, reason: str, *, pause_seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -64,9 +64,9 @@ class Endpoint:
         await self._client.aclose()
 
     async def ask(
-        self, prompt: Callable[[int], str], read: Callable[[str], Answer], *, schema: dict[str, Any]
+        self, prompt: Callable[[int], str], read: Callable[[str], Answer], *, schema: Mapping[str, object]
     ) -> Answer:
-        """What `read` makes of the answer to `prompt(attempt)`; its ValueError means: not usable, ask again.
+        """Return what `read` makes of the answer to `prompt(attempt)`; its ValueError means: ask again.
 
         ValueError after `ATTEMPTS` attempts, or at once when no attempt would help.
         """
@@ -91,8 +91,8 @@ class Endpoint:
                 # not all workers again at the same moment
                 await asyncio.sleep(max(asked, pause * random.uniform(0.5, 1.0)))
 
-    async def _once(self, prompt: str, schema: dict[str, Any]) -> str:
-        """The text of one answer."""
+    async def _once(self, prompt: str, schema: Mapping[str, object]) -> str:
+        """Return the text of one answer."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -138,18 +138,18 @@ class Endpoint:
         return Refusal(f"{self._url} refuses, {said}; {hint}")
 
     def _excerpt(self, response: httpx.Response) -> str:
-        return self._hidden(" ".join(response.text.split())[:300] or "(empty)")
+        return self._hidden(" ".join(response.text.split()))[:300] or "(empty)"
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "(the key)") if self._key else text
 
 
 class Refusal(ValueError):
-    """What no repetition mends."""
+    """An error that asking again doesn't mend."""
 
 
 def check_address(base_url: str, key: str | None) -> None:
-    """ValueError for an address or a key that cannot work, or that would show the key to the network."""
+    """Raise ValueError for an address or key that cannot work, or would show the key to the network."""
     try:
         address = urlsplit(base_url)
         host = address.hostname
@@ -168,7 +168,7 @@ def check_address(base_url: str, key: str | None) -> None:
 
 
 def _seconds(text: str) -> float:
-    """A Retry-After in seconds; other forms count as none."""
+    """Return the seconds of a Retry-After; other forms count as none."""
     try:
         return min(max(float(text), 0.0), 5 * LONGEST_PAUSE_SECONDS)
     except ValueError:

@@ -1,13 +1,14 @@
 """Rows that are computed, not read: a row is a function of its number alone."""
 
 from collections.abc import Callable
-from typing import Any
+
+from nanolit.tasks.rows import Row
 
 
 class GeneratedRows:
     """`size` rows, made by `make(number)`; `label` names them in complaints."""
 
-    def __init__(self, size: int, make: Callable[[int], dict[str, Any]], *, label: str) -> None:
+    def __init__(self, size: int, make: Callable[[int], Row], *, label: str) -> None:
         if size < 1:
             raise ValueError(f"size is {size}; allowed: 1 and up")
         self.size = size
@@ -17,7 +18,7 @@ class GeneratedRows:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
+    def __getitem__(self, index: int, /) -> Row:
         return self.make(index)
 
     def place(self, index: int) -> str:

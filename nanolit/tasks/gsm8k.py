@@ -6,9 +6,10 @@ python_output part (24), so that the model learns to call the tool.
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Literal
 
-from nanolit.tasks.task import Conversation, Task, check_choice, open_rows
+from nanolit.tasks.rows import Row
+from nanolit.tasks.task import Conversation, Task, check_choice, exchange, open_rows
 
 ANNOTATION = re.compile(r"<<([^<>]*)>>")
 ANSWER = re.compile(r"#### (-?[0-9.,]+)")
@@ -31,28 +32,28 @@ class GSM8K(Task):
         rows = open_rows(source, f"eval/gsm8k/{split}", hub=("openai/gsm8k", "main", split))
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
-        messages = [
-            {"role": "user", "content": row["question"]},
-            {"role": "assistant", "content": parts_of(row["answer"])},
-        ]
-        return {"messages": messages}
+    def conversation(self, row: Row) -> Conversation:
+        return exchange(row["question"], parts_of(row["answer"]))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the completion's first "#### answer" equals the reference's; False without one."""
-        reference = extract_answer(conversation["messages"][-1]["content"][-1]["text"])
-        answer = extract_answer(completion)
-        return answer is not None and reference is not None and same_number(answer, reference)
+        """Tell whether the completion's first "#### answer" equals the reference's; False without one."""
+        return same_answer(completion, conversation["messages"][-1]["content"][-1]["text"])
+
+
+def same_answer(first: str, second: str) -> bool:
+    """Tell whether the first "#### answer" of two texts is the same number; False where one has none."""
+    answers = extract_answer(first), extract_answer(second)
+    return answers[0] is not None and answers[1] is not None and same_number(answers[0], answers[1])
 
 
 def extract_answer(text: str) -> str | None:
-    """The characters of the number after the first "#### ", thousands commas removed; None without one."""
+    """Return the number after the first "#### " as text, without thousands commas; None without one."""
     match = ANSWER.search(text)
     return match.group(1).strip().replace(",", "") if match else None
 
 
 def same_number(first: str, second: str) -> bool:
-    """Whether two extracted answers are one number; text that is no number ("1.2.3") equals only itself."""
+    """Compare two extracted answers as numbers; text that is not a number ("1.2.3") equals only itself."""
     try:
         return Decimal(first.rstrip(".")) == Decimal(second.rstrip("."))
     except InvalidOperation:
@@ -60,7 +61,7 @@ def same_number(first: str, second: str) -> bool:
 
 
 def parts_of(answer: str) -> list[dict[str, str]]:
-    """An annotated answer as text, python and python_output parts."""
+    """Split an annotated answer into text, python and python_output parts."""
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(ANNOTATION.split(answer)):
         if number % 2 == 0:

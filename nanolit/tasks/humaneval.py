@@ -2,10 +2,10 @@
 tests."""
 
 import re
-from typing import Any
 
+from nanolit.tasks.rows import Row
 from nanolit.tasks.sandbox import run_python
-from nanolit.tasks.task import Conversation, Task, open_rows
+from nanolit.tasks.task import Conversation, Task, exchange, open_rows
 
 FENCE = re.compile(r"```(?:python)?\s*\n(.*?)```", re.DOTALL)
 
@@ -19,15 +19,12 @@ class HumanEval(Task):
         rows = open_rows(source, "eval/humaneval/HumanEval", hub=("openai/openai_humaneval", None, "test"))
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": f"{row['prompt']}\n{row['canonical_solution']}"},
-        ]
-        return {"messages": messages, "entry_point": row["entry_point"], "test": row["test"]}
+    def conversation(self, row: Row) -> Conversation:
+        conversation = exchange(row["prompt"], f"{row['prompt']}\n{row['canonical_solution']}")
+        return {**conversation, "entry_point": row["entry_point"], "test": row["test"]}
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the completion, run in the sandbox behind the prompt's imports, passes the tests."""
+        """Run the completion behind the prompt's imports in the sandbox; tell whether it passes the tests."""
         imports = imports_of(conversation["messages"][0]["content"])
         check = f"check({conversation['entry_point']})"
         program = "\n\n".join([imports, extract_program(completion), conversation["test"], check])
@@ -35,13 +32,13 @@ class HumanEval(Task):
 
 
 def extract_program(completion: str) -> str:
-    """The first fenced code block, or the whole text when there is none."""
+    """Return the first fenced code block, or the whole text when there is none."""
     match = FENCE.search(completion)
     return (match.group(1) if match else completion).strip()
 
 
 def imports_of(prompt: str) -> str:
-    """The import lines with which a prompt opens."""
+    """Return the import lines with which a prompt opens."""
     lines = []
     for line in map(str.strip, prompt.splitlines()):
         if line.startswith(("import ", "from ")):

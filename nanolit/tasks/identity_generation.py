@@ -1,6 +1,6 @@
 """Synthetic conversations by the thousand: many requests at once, kept as they come, whole at the end.
 
-What is done is kept in OUT.partial, a line each, so that the same settings go on where they stopped; OUT
+What is done is kept in OUT.partial, a line each, so that the same settings resume where they stopped; OUT
 appears when all of it is there, sorted, so that a half-made file is never trained on. What a smaller count
 leaves over stays in OUT.partial.
 """
@@ -10,10 +10,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanolit.machine.paths import write_atomically
 from nanolit.tasks.endpoint import Endpoint
@@ -24,12 +23,12 @@ CHARACTERS_PER_TOKEN = 4  # English, usual rule
 COMPLETION_TOKENS = 300  # a conversation of two or three exchanges: our guess, said to be one
 PROGRESS_SECONDS = 5.0
 Messages = list[dict[str, str]]
-Check = Callable[[Any], None]  # ValueError for a conversation that can't be trained on
+Check = Callable[[object], None]  # ValueError for a conversation that can't be trained on
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be written. Conversations 0 … count - 1; a larger count later adds to a partial file."""
+    """An order for conversations 0 … count - 1; a larger count later adds to a partial file."""
 
     subject: Subject
     model: str
@@ -39,15 +38,15 @@ class Order:
     def prompt(self, number: int, attempt: int = 0) -> str:
         return prompt(self.subject, self.seed, number=number, attempt=attempt)
 
-    def settings(self) -> dict[str, Any]:
-        """What the conversations depend on; a partial file of other settings is not continued."""
+    def settings(self) -> dict[str, str | int]:
+        """Return what the conversations depend on; a partial file of other settings is not continued."""
         facts = hashlib.sha256(self.subject.facts.encode()).hexdigest()[:12]
         return {"name": self.subject.name, "facts": facts, "model": self.model, "seed": self.seed}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the requests that are still to be made; dollars are None without prices."""
+    """The requests that are still to be made, their tokens and dollars (None without prices)."""
 
     num_requests: int
     prompt_tokens: int
@@ -113,7 +112,7 @@ class Partial:
 
 
 def read_answer(text: str, *, check: Check) -> Messages:
-    """The messages of an answer, stripped; ValueError when they are no conversation to learn from."""
+    """Return the messages of an answer, stripped; ValueError if they are not a conversation to learn from."""
     try:
         messages = json.loads(text)["messages"]
         messages = [{"role": one["role"], "content": one["content"].strip()} for one in messages]
@@ -175,7 +174,7 @@ async def generate(
         raise group.exceptions[0] from None
 
 
-def finish(order: Order, partial: Partial, out: Path) -> dict[str, Any]:
+def finish(order: Order, partial: Partial, out: Path) -> dict[str, int]:
     """Write `out` and say what is in it; the partial file goes, unless it holds more, for a larger count."""
     rows = [
         {"id": f"identity-{order.seed}-{number}", "messages": partial.done[number]}
@@ -197,5 +196,5 @@ def finish(order: Order, partial: Partial, out: Path) -> dict[str, Any]:
     }
 
 
-def _line(row: dict[str, Any]) -> bytes:
+def _line(row: Mapping[str, object]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""What another model is asked, so that it writes conversations in which ours introduces itself.
+"""Requests to another model, so that it writes conversations in which ours introduces itself.
 
 Request `number` is a function of (subject, seed, number, attempt) alone. Asked the same thing a thousand
 times, a model writes much the same thing a thousand times: every request therefore draws its own user,
@@ -9,7 +9,6 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 LISTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 OPENINGS = 5  # examples of a first message in one request, as in nanochat
@@ -34,7 +33,7 @@ of their own:
 Answer with JSON alone, of this form:
 {{"messages": [{{"role": "user", "content": "…"}}, {{"role": "assistant", "content": "…"}}, …]}}
 """
-MESSAGE: dict[str, Any] = {
+MESSAGE = {
     "type": "object",
     "properties": {
         "role": {"type": "string", "enum": ["user", "assistant"]},
@@ -43,7 +42,7 @@ MESSAGE: dict[str, Any] = {
     "required": ["role", "content"],
     "additionalProperties": False,
 }
-SCHEMA: dict[str, Any] = {
+SCHEMA = {
     "type": "object",
     "properties": {"messages": {"type": "array", "items": MESSAGE}},
     "required": ["messages"],
@@ -60,12 +59,12 @@ class Subject:
 
     @classmethod
     def of(cls, name: str, facts: str | None) -> "Subject":
-        """Without facts of its own: a model that NanoLit trained."""
+        """Return the subject of a name; without facts it is a model that NanoLit trained."""
         return cls(name, (facts or LISTS["facts"].format(name=name)).strip())
 
 
 def prompt(subject: Subject, seed: int, *, number: int, attempt: int = 0) -> str:
-    """The request for conversation `number`; another attempt draws anew."""
+    """Return the request for conversation `number`; another attempt draws anew."""
     chance = random.Random(f"identity {seed} {number} {attempt}")
     return REQUEST.format(
         name=subject.name,

@@ -2,9 +2,9 @@
 each."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from nanolit.tasks.rows import FileRows, find_file
+from nanolit.tasks.rows import FileRows, Row, find_file
 from nanolit.tasks.task import Conversation, Task, check_choice
 
 
@@ -35,12 +35,12 @@ class ConversationFile(Task):
     def name(self) -> str:
         return self.file.name.split(".jsonl")[0]
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         return {"messages": row["messages"]}
 
 
 def _check_ids(rows: FileRows) -> None:
-    """A repeated id with the same messages means that a file was concatenated twice: rows count double."""
+    """ValueError for a repeated id with the same messages: a file was concatenated twice."""
     seen: dict[str, int] = {}
     for index, row in enumerate(rows.rows):
         if row.get("id") is None:

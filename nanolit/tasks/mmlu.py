@@ -1,8 +1,8 @@
 """MMLU (Hendrycks et al. 2020, https://arxiv.org/abs/2009.03300): questions in 57 subjects, four choices."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from nanolit.tasks.rows import FileRows, Rows, folder_of
+from nanolit.tasks.rows import FileRows, Row, Rows, folder_of
 from nanolit.tasks.task import Conversation, MultipleChoice, check_choice, choice_conversation, open_rows
 
 LETTERS = ("A", "B", "C", "D")
@@ -24,7 +24,7 @@ class MMLU(MultipleChoice):
         rows = _auxiliary(source) if split == "auxiliary_train" else _subjects(source, split)
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         row = row.get("train", row)  # the hub's auxiliary_train has its columns one level down
         conversation = choice_conversation(
             row["question"], choices=row["choices"], letters=LETTERS, answer=LETTERS[row["answer"]]
@@ -37,7 +37,7 @@ def _subjects(source: str, split: str) -> Rows:
 
 
 def _auxiliary(source: str) -> Rows:
-    """A mirror may hold it in several files, auxiliary_train*.jsonl*."""
+    """Open the split auxiliary_train, which a mirror may hold in several files."""
     if source == "hub":
         return open_rows(source, "", hub=("cais/mmlu", "auxiliary_train", "train"))
     folder = folder_of(source) / "eval" / "mmlu"

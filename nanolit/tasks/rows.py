@@ -8,7 +8,7 @@ Every row knows its place (file and line, or dataset and row), so that a complai
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from nanolit.machine.paths import PACKAGE
 SAMPLE = PACKAGE / "data" / "sample"
 BLOCK = 1024  # rows of a dataset read at once
 ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+Row = Mapping[str, Any]  # one object of a file or a dataset, as it stands there; its task knows the fields
 
 
 class Rows(Protocol):
@@ -26,7 +27,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+    def __getitem__(self, index: int, /) -> Row: ...
 
     def place(self, index: int) -> str: ...
 
@@ -35,7 +36,7 @@ class FileRows:
     """The objects of some JSON-lines files, in order; blank lines are skipped."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self.origins: list[tuple[Path, int]] = []
         for path in paths:
             for line, text in enumerate(read_lines(path), start=1):
@@ -48,7 +49,7 @@ class FileRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
+    def __getitem__(self, index: int, /) -> Row:
         return self.rows[index]
 
     def place(self, index: int) -> str:
@@ -74,13 +75,13 @@ class HubRows:
         if not len(self.dataset):
             raise ValueError(f"the dataset {self.label} has no rows; leave this source out")
         self._block = range(0)
-        self._rows: list[dict[str, Any]] = []  # those of the block
+        self._rows: list[Row] = []  # those of the block
         self._last = -1  # the row that was asked for last
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
+    def __getitem__(self, index: int, /) -> Row:
         """Rows that are asked for in order are read many at once, which is much faster."""
         if index not in self._block:
             width = BLOCK if index == self._last + 1 else 1
@@ -95,7 +96,7 @@ class HubRows:
 
 
 def folder_of(source: str) -> Path:
-    """The folder that a source other than "hub" names; ValueError when it isn't there."""
+    """Return the folder that a source other than "hub" names; ValueError when it isn't there."""
     folder = SAMPLE if source == "sample" else Path(source).expanduser()
     if not folder.is_dir():
         raise ValueError(
@@ -107,7 +108,7 @@ def folder_of(source: str) -> Path:
 def find_file(
     source: str, name: str, *, endings: Sequence[str] = ENDINGS, remedy: str = "put it there"
 ) -> Path:
-    """The file `name` of a source, its ending given or not."""
+    """Return the file `name` of a source, its ending given or not."""
     stem = folder_of(source) / name
     for path in [stem, *(stem.with_name(stem.name + ending) for ending in endings)]:
         if path.is_file():
@@ -116,7 +117,7 @@ def find_file(
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, plain, .zst or .gz; ValueError names the file and the line that isn't
+    """Return the lines of a text file, plain, .zst or .gz; ValueError names the file and the line that isn't
     UTF-8."""
     try:
         content = path.read_bytes()
@@ -136,7 +137,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _decompressed(content: bytes) -> bytes:
-    """The frames of a .zst file, joined; EOFError where it was cut, which zstandard's readers pass over."""
+    """Join the frames of a .zst file; EOFError where it was cut, which zstandard's readers pass over."""
     parts = []
     while content:
         frame = zstandard.ZstdDecompressor().decompressobj()
@@ -147,7 +148,7 @@ def _decompressed(content: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _parse(text: str, place: str) -> dict[str, Any]:
+def _parse(text: str, place: str) -> Row:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -96,7 +96,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @functools.cache
 def _namespaces() -> Sequence[str]:
-    """The command that puts a process into namespaces of its own; empty where the system doesn't allow it."""
+    """Return the command that gives a process its own namespaces; [] where the system doesn't allow it."""
     if shutil.which("unshare") is None:
         return ()
     trial = subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=10, check=False)

@@ -1,8 +1,9 @@
 """SmolTalk (Allal et al. 2025, https://arxiv.org/abs/2502.02737): 460K chats, in its form for small
 models."""
 
-from typing import Any, Literal
+from typing import Literal
 
+from nanolit.tasks.rows import Row
 from nanolit.tasks.task import Conversation, Task, check_choice, open_rows
 
 
@@ -25,5 +26,5 @@ class SmolTalk(Task):
             open_rows(source, f"chat/smoltalk-{split}", hub=hub), epochs=epochs, max_rows=max_rows
         )
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         return {"messages": row["messages"]}

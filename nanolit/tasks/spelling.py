@@ -5,12 +5,12 @@ After nanochat's SimpleSpelling and SpellingBee; the wording is ours. The test w
 
 import random
 import zlib
-from typing import Any, Literal
+from typing import Literal
 
 from nanolit.tasks.generated import GeneratedRows
-from nanolit.tasks.gsm8k import extract_answer, same_number
-from nanolit.tasks.rows import find_file, read_lines
-from nanolit.tasks.task import Conversation, Task, check_choice
+from nanolit.tasks.gsm8k import same_answer
+from nanolit.tasks.rows import Row, find_file, read_lines
+from nanolit.tasks.task import Conversation, Task, check_choice, exchange
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TEST_SHARE = 10  # one word in ten is a test word
@@ -28,9 +28,8 @@ QUESTIONS = (  # varied, so that the model learns the task and not one sentence
 )
 
 
-class SimpleSpelling(Task):
-    """Spell a word, letters separated by commas: the easier half of SpellingBee, and a task that RL can
-    win."""
+class WordTask(Task):
+    """Questions about words; the words of test questions are never train words."""
 
     evaluation_type = "generative"
 
@@ -44,56 +43,46 @@ class SimpleSpelling(Task):
         max_rows: int | None = None,
     ) -> None:
         words = words_of(source, split)
-        rows = GeneratedRows(
-            size, lambda row: {"word": words[row % len(words)]}, label=f"SimpleSpelling {split}"
-        )
+
+        def make(number: int) -> Row:
+            chance = random.Random(f"spelling bee {split} {number}")
+            return self.about(words[number % len(words)], chance)
+
+        rows = GeneratedRows(size, make, label=f"{self.name} {split}")
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
-        messages = [
-            {"role": "user", "content": f"Spell the word: {row['word']}"},
-            {"role": "assistant", "content": ",".join(row["word"])},
-        ]
-        return {"messages": messages}
+    def about(self, word: str, chance: random.Random) -> Row:
+        """Return what a question on the word is made of, drawn by `chance`."""
+        return {"word": word}
+
+
+class SimpleSpelling(WordTask):
+    """Spell a word, letters separated by commas: the easier half of SpellingBee, and a task that RL can
+    win."""
+
+    def conversation(self, row: Row) -> Conversation:
+        return exchange(f"Spell the word: {row['word']}", ",".join(row["word"]))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         return completion.strip() == conversation["messages"][-1]["content"]
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """The share of letters in the right place: a signal before the first word is right as a whole."""
+        """Return the share of letters in the right place: a signal before a whole word is right."""
         wanted = conversation["messages"][-1]["content"].split(",")
         given = completion.strip().split(",")
         right = sum(first == second for first, second in zip(wanted, given, strict=False))
         return right / max(len(wanted), len(given))
 
 
-class SpellingBee(Task):
+class SpellingBee(WordTask):
     """Count a letter in a word: spell it, count along, then check with the Python tool."""
 
-    evaluation_type = "generative"
+    def about(self, word: str, chance: random.Random) -> Row:
+        # one question in ten asks for any letter, which mostly isn't there: zero is an answer too
+        letter = chance.choice(word if chance.random() < 0.9 else LETTERS)
+        return {"word": word, "letter": letter, "question": _question(word, letter, chance)}
 
-    def __init__(
-        self,
-        *,
-        split: Literal["train", "test"],
-        size: int,
-        source: str,
-        epochs: int = 1,
-        max_rows: int | None = None,
-    ) -> None:
-        words = words_of(source, split)
-
-        def make(row: int) -> dict[str, Any]:
-            word = words[row % len(words)]
-            chance = random.Random(f"spelling bee {split} {row}")
-            # one question in ten asks for any letter, which mostly isn't there: zero is an answer too
-            letter = chance.choice(word if chance.random() < 0.9 else LETTERS)
-            return {"word": word, "letter": letter, "question": _question(word, letter, chance)}
-
-        rows = GeneratedRows(size, make, label=f"SpellingBee {split}")
-        super().__init__(rows, epochs=epochs, max_rows=max_rows)
-
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         word, letter = row["word"], row["letter"]
         count = str(word.count(letter))
         parts = [
@@ -105,22 +94,15 @@ class SpellingBee(Task):
             {"type": "python_output", "text": count},
             {"type": "text", "text": f"{count}\n#### {count}"},
         ]
-        return {
-            "messages": [
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": parts},
-            ]
-        }
+        return exchange(row["question"], parts)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the first "#### count" is right, as in GSM8K."""
-        reference = extract_answer(conversation["messages"][-1]["content"][-1]["text"])
-        answer = extract_answer(completion)
-        return answer is not None and reference is not None and same_number(answer, reference)
+        """Tell whether the first "#### count" is right, as in GSM8K."""
+        return same_answer(completion, conversation["messages"][-1]["content"][-1]["text"])
 
 
 def words_of(source: str, split: str) -> list[str]:
-    """The train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order.
+    """Return the train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order.
 
     The hub has none: there the package's own serves.
     """

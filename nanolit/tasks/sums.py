@@ -2,10 +2,11 @@
 
 import random
 import zlib
-from typing import Any, Literal
+from typing import Literal
 
 from nanolit.tasks.generated import GeneratedRows
-from nanolit.tasks.task import Conversation, Task, check_choice
+from nanolit.tasks.rows import Row
+from nanolit.tasks.task import Conversation, Task, check_choice, exchange
 
 
 class Sums(Task):
@@ -35,13 +36,9 @@ class Sums(Task):
         rows = GeneratedRows(size, lambda row: {"pair": pairs[row % len(pairs)]}, label=f"Sums {split}")
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
-    def conversation(self, row: dict[str, Any]) -> Conversation:
+    def conversation(self, row: Row) -> Conversation:
         first, second = row["pair"]
-        messages = [
-            {"role": "user", "content": f"What is {first}+{second}?"},
-            {"role": "assistant", "content": str(first + second)},
-        ]
-        return {"messages": messages}
+        return exchange(f"What is {first}+{second}?", str(first + second))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         return completion.strip() == conversation["messages"][-1]["content"]

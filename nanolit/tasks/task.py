@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from nanolit.tasks.rows import FileRows, HubRows, Rows, find_file
+from nanolit.tasks.rows import FileRows, HubRows, Row, Rows, find_file
 
-Conversation = dict[str, Any]
+Conversation = dict[str, Any]  # {"messages": […]} and what the task's `evaluate` needs
 EvaluationType = Literal["categorical", "generative"]
 SUBSET_SEED = 42  # which rows `max_rows` keeps; nanochat shuffles its sets with the same number
 
@@ -57,19 +57,19 @@ class Task(ABC):
         return (self[index] for index in range(len(self)))
 
     def place(self, index: int) -> str:
-        """Where conversation `index` comes from: a file and line, or a dataset and row."""
+        """Name the origin of conversation `index`: a file and line, or a dataset and row."""
         return self.rows.place(self.kept[index])
 
     @abstractmethod
-    def conversation(self, row: dict[str, Any]) -> Conversation:
-        """The conversation that a row means."""
+    def conversation(self, row: Row) -> Conversation:
+        """Return the conversation that a row means."""
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the completion of the conversation's prompt is right."""
+        """Tell whether the completion of the conversation's prompt is right."""
         raise ValueError(f"{self.name} is to learn from; it has no right answers to evaluate")
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """The reward of a completion in [0, 1] for reinforcement learning: 1 for a right one."""
+        """Return the reward of a completion in [0, 1] for reinforcement learning: 1 for a right one."""
         return float(self.evaluate(conversation, completion))
 
 
@@ -81,6 +81,11 @@ class MultipleChoice(Task):
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         return completion == conversation["messages"][-1]["content"]
+
+
+def exchange(question: str, answer: str | list[dict[str, str]]) -> Conversation:
+    """Return the conversation of one question and its answer: text, or parts {"type", "text"}."""
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def choice_conversation(
@@ -97,12 +102,11 @@ def choice_conversation(
         f"Multiple Choice question: {question}\n{options}"
         "\nRespond only with the letter of the correct answer."
     )
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, "letters": list(letters)}
+    return {**exchange(user, answer), "letters": list(letters)}
 
 
 def open_rows(source: str, name: str, *, hub: tuple[str, str | None, str]) -> Rows:
-    """The rows `name` of the sample or of a mirror folder, or (dataset, subset, split) of the hub."""
+    """Return the rows `name` of the sample or of a mirror folder, or (dataset, subset, split) of the hub."""
     if source == "hub":
         return HubRows(*hub)
     remedy = f"put the rows of {' '.join(filter(None, hub))} there"

@@ -82,7 +82,7 @@ class Tokenizer:
         """Learn `vocab_size` tokens, special ones included, from `texts` (one pass; strings or arrow arrays).
 
         `tell` is handed lines about the progress, one every two seconds. Raises ValueError if the texts don't
-        hold enough different pairs, a text is not a string, or the pattern is no regular expression.
+        hold enough different pairs, a text is not a string, or the pattern is not a regular expression.
         """
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
@@ -156,16 +156,16 @@ class Tokenizer:
         return self.special_id(BOS)
 
     def special_id(self, name: str) -> int:
-        """The id of a special token, such as "<|bos|>"."""
+        """Return the id of a special token, such as "<|bos|>"."""
         if name not in self.special_tokens:
             raise ValueError(
-                f"{name!r} is no special token of this tokenizer; it has "
+                f"{name!r} is not a special token of this tokenizer; it has "
                 f"{', '.join(self.special_tokens) or 'none'}"
             )
         return len(self.tokens) + self.special_tokens.index(name)
 
     def encode(self, text: str, *, special: Literal["text", "allow", "refuse"] = "text") -> list[int]:
-        """The ids of `text`.
+        """Return the ids of `text`.
 
         A special token's name in it is plain text, or becomes the special token ("allow"), or is a ValueError
         ("refuse"): text of strangers must never become a special token by accident.
@@ -188,7 +188,7 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str], *, threads: int = 4, bos: bool = False) -> list[np.ndarray]:
-        """The ids of each text, 1-D, uint16 if the vocabulary fits, else uint32; `bos` prepends `bos_id`.
+        """Encode each text to 1-D ids, uint16 if the vocabulary fits, else uint32; `bos` prepends `bos_id`.
 
         Each array has memory of its own. Other Python threads run meanwhile.
         """
@@ -208,7 +208,7 @@ class Tokenizer:
     def encode_flat(
         self, texts: "Sequence[str] | pa.Array", *, threads: int = 4, bos: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts in one row, and int64 offsets, one more than texts: where each one's begin.
+        """Encode all texts into one array of ids; int64 offsets, one more than texts, say where each begins.
 
         The texts of an arrow array reach Rust without becoming Python objects.
         """
@@ -228,15 +228,15 @@ class Tokenizer:
 
     @cached_property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
-        """What ids of a batch are stored as."""
+        """Return the type that a batch's ids are stored as."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`, special tokens as their names. ValueError on an id outside the vocabulary."""
+        """Return the bytes of `ids`, special tokens as names; ValueError on an id outside the vocabulary."""
         pieces = []
         for id in map(int, ids):
             if not 0 <= id < self.vocab_size:
@@ -248,7 +248,7 @@ class Tokenizer:
         return b"".join(pieces)
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes per id, int32, shape (V,); 0 for special tokens.
+        """Return bytes per id, int32, shape (V,); 0 for special tokens.
 
         Counted on the raw bytes: a token that ends inside a character has a length too, which a round trip
         through str would get wrong.
@@ -289,7 +289,7 @@ class Tokenizer:
 
 
 def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding:
-    """The same tokenizer as tiktoken's."""
+    """Build the same tokenizer as tiktoken's."""
     return tiktoken.Encoding(
         f"nanolit-{tokenizer.hash[:8]}",
         pat_str=tokenizer.pattern,
@@ -299,7 +299,7 @@ def as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding:
 
 
 def _mended(encode: Callable[[list[str]], Encoded], texts: Sequence[str]) -> Encoded:
-    """`encode(texts)`, with U+FFFD for each half of a surrogate pair, which is no character.
+    """Encode texts with U+FFFD for each half of a surrogate pair, which is not a character.
 
     Two halves that follow each other become their character. Both as in tiktoken.
     """

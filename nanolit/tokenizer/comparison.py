@@ -1,4 +1,4 @@
-"""How well a tokenizer compresses: bytes per token on texts of several kinds, against OpenAI's tokenizers.
+"""Compare compression: bytes per token on texts of several kinds, beside OpenAI's tokenizers.
 
 After nanochat's tok_eval (https://github.com/karpathy/nanochat, scripts/tok_eval.py); the texts are our own.
 """
@@ -34,14 +34,14 @@ class Row:
         return self.num_bytes / self.num_tokens[name]
 
     def gain(self, name: str) -> float:
-        """How many more bytes our tokens hold than those of `name`, as a fraction."""
+        """Return how many more bytes our tokens hold than those of `name`, as a fraction."""
         return self.num_tokens[name] / self.num_tokens["ours"] - 1
 
 
 def compare(
     tokenizer: Tokenizer, references: Mapping[str, tiktoken.Encoding], *, texts: Mapping[str, str]
 ) -> list[Row]:
-    """A row for each text: the five that come with nanolit, then `texts` (such as train and validation)."""
+    """Compare on each text: the five that come with nanolit, then `texts` (such as train and validation)."""
     rows = []
     for name, text in {**own_texts(), **texts}.items():
         counts = {"ours": len(tokenizer.encode(text))}
@@ -57,7 +57,7 @@ def own_texts() -> dict[str, str]:
 
 
 def sample_of(texts: Iterable[str], *, max_characters: int = SAMPLE_CHARACTERS) -> str:
-    """The first texts, joined by blank lines, up to about so many characters."""
+    """Return the first texts, joined by blank lines, up to about `max_characters`."""
     taken, num_characters = [], 0
     for text in texts:
         taken.append(text[: max_characters - num_characters])
@@ -68,7 +68,7 @@ def sample_of(texts: Iterable[str], *, max_characters: int = SAMPLE_CHARACTERS) 
 
 
 def reference_encodings(*, offline: bool = False) -> dict[str, tiktoken.Encoding]:
-    """Those of OpenAI's encodings that can be had, by name.
+    """Return OpenAI's encodings by name, as far as they can be fetched.
 
     tiktoken keeps them in the folder TIKTOKEN_CACHE_DIR and fetches what is missing there, which gets
     `FETCH_SECONDS`. `offline` asks for none without that folder.
@@ -91,7 +91,7 @@ def reference_encodings(*, offline: bool = False) -> dict[str, tiktoken.Encoding
 
 
 def comparison_table(rows: list[Row]) -> str:
-    """The rows as Markdown: bytes per token, and in brackets what ours hold more or less."""
+    """Return the rows as Markdown: bytes per token, and in brackets what ours hold more or less."""
     others = [name for name in rows[0].num_tokens if name != "ours"]
     header = ["text", "bytes", "ours", *others]
     table = [header, ["---", *["---:"] * (len(header) - 1)]]

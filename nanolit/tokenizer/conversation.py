@@ -19,11 +19,12 @@ BRACKETS = {  # part type → the special tokens around it, and whether the part
     "python": ("<|python_start|>", "<|python_end|>", True),
     "python_output": ("<|output_start|>", "<|output_end|>", False),
 }
+Conversation = Mapping[str, Any]  # that `check_conversation` has passed
 Piece = tuple[bool, str, bool]  # is it a special token, its name or text, is it learned
 
 
 class Encoder(Protocol):
-    """What rendering needs of a tokenizer."""
+    """The part of a tokenizer that rendering needs."""
 
     def special_id(self, name: str) -> int: ...
 
@@ -31,14 +32,14 @@ class Encoder(Protocol):
 
 
 class BatchEncoder(Protocol):
-    """What rendering many at once needs: the ids of all texts in one array, and where each one's begin."""
+    """The part that rendering many at once needs: the ids of all texts in one array, and offsets."""
 
     def special_id(self, name: str) -> int: ...
 
     def encode_flat(self, texts: Sequence[str], *, threads: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def check_conversation(conversation: Any, *, place: str = "conversation") -> None:
+def check_conversation(conversation: object, *, place: str = "conversation") -> None:
     """ValueError, opening with `place`, unless the conversation can be rendered."""
     messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -60,9 +61,9 @@ def check_conversation(conversation: Any, *, place: str = "conversation") -> Non
 
 
 def render_batch(
-    conversations: Sequence[Mapping[str, Any]], tokenizer: BatchEncoder, *, threads: int = 4
+    conversations: Sequence[Conversation], tokenizer: BatchEncoder, *, threads: int = 4
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids (int32) and mask (bool) of each conversation; they must have passed `check_conversation`.
+    """Render conversations: ids (int32) and mask (bool) of each; they must have passed `check_conversation`.
 
     All texts are encoded at once and put between the special tokens as whole arrays: less than a third
     of the time of `render` for each (LOG.md). The results are views of two arrays.
@@ -83,8 +84,8 @@ def render_batch(
     return [(rendered[a:b], learned[a:b]) for a, b in zip(starts, borders, strict=True)]
 
 
-def render_prompt(conversation: Mapping[str, Any], tokenizer: Encoder) -> list[int]:
-    """The ids after which the assistant speaks: all up to the last user message, and the assistant's start.
+def render_prompt(conversation: Conversation, tokenizer: Encoder) -> list[int]:
+    """Return the ids after which the assistant speaks: up to its start after the last user message.
 
     A last assistant message (the reference answer) is left out. ValueError when the conversation is
     malformed.
@@ -97,8 +98,8 @@ def render_prompt(conversation: Mapping[str, Any], tokenizer: Encoder) -> list[i
     return [*ids.tolist(), tokenizer.special_id("<|assistant_start|>")]
 
 
-def render(conversation: Mapping[str, Any], tokenizer: Encoder) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (int32) and mask (bool, True = learned) of one conversation that passed `check_conversation`."""
+def render(conversation: Conversation, tokenizer: Encoder) -> tuple[np.ndarray, np.ndarray]:
+    """Render a conversation that passed `check_conversation`: ids (int32), mask (bool, True = learned)."""
     ids: list[int] = []
     learned: list[bool] = []
     for special, text, learn in _pieces(conversation):
@@ -108,7 +109,7 @@ def render(conversation: Mapping[str, Any], tokenizer: Encoder) -> tuple[np.ndar
     return np.array(ids, dtype=np.int32), np.array(learned, dtype=bool)
 
 
-def _pieces(conversation: Mapping[str, Any]) -> Iterator[Piece]:
+def _pieces(conversation: Conversation) -> Iterator[Piece]:
     yield True, "<|bos|>", False
     messages = list(conversation["messages"])
     instruction = messages.pop(0)["content"] + "\n\n" if messages[0]["role"] == "system" else ""
@@ -131,7 +132,7 @@ def _pieces(conversation: Mapping[str, Any]) -> Iterator[Piece]:
         yield True, "<|assistant_end|>", True
 
 
-def _check_text(text: Any, here: str, what: str) -> None:
+def _check_text(text: object, here: str, what: str) -> None:
     if not isinstance(text, str):
         raise ValueError(f"{here}: the {what}'s content is {_shown(text)}; it must be text")
     if not text.strip():
@@ -148,7 +149,7 @@ def _check_characters(text: str, here: str) -> None:
         raise ValueError(f"{here}: half a character (\\u{code:04x}) at {error.start}; remove it") from None
 
 
-def _check_parts(parts: Any, here: str) -> None:
+def _check_parts(parts: object, here: str) -> None:
     if not isinstance(parts, Sequence) or not parts:
         raise ValueError(
             f"{here}: the assistant's content is {_shown(parts)}; it must be text or a list of parts"
@@ -188,6 +189,6 @@ def _check_turns(roles: list[str], place: str) -> None:
         raise ValueError(f"{place}: a system message alone; at least one user message must follow")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

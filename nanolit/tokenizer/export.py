@@ -35,7 +35,7 @@ def write_huggingface(tokenizer: Tokenizer, folder: Path) -> Path:
 
 
 def huggingface_content(tokenizer: Tokenizer) -> dict:
-    """What tokenizer.json of `tokenizers` holds for this tokenizer."""
+    """Return what the package tokenizers keeps in tokenizer.json, for this tokenizer."""
     tokens = [_printable(token) for token in tokenizer.tokens]
     split = {
         "type": "Split",
@@ -97,7 +97,7 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def _byte_characters() -> list[str]:
-    """A printable character for each byte, as GPT-2's encoder.json writes them.
+    """Return a printable character for each byte, as GPT-2's encoder.json writes them.
 
     Bytes that are printable in Latin-1 stand for themselves; the others get the characters from U+0100 on, in
     order. (OpenAI, github.com/openai/gpt-2, encoder.py: bytes_to_unicode.)

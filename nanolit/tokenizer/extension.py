@@ -2,11 +2,11 @@
 
 import importlib
 import importlib.util
-from typing import Any
+from types import ModuleType
 
 
-def load_extension() -> Any | None:
-    """nanolit._rustbpe, or None where it was not built; ImportError where it is there and does not load."""
+def load_extension() -> ModuleType | None:
+    """Return nanolit._rustbpe, or None if it was not built; ImportError if it is there but doesn't load."""
     if importlib.util.find_spec("nanolit._rustbpe") is None:
         return None
     try:

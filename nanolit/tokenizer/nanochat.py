@@ -9,7 +9,7 @@ FILE_NAME = "tokenizer.pkl"
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`/tokenizer.pkl, its ids unchanged: bytes, merges, then the special tokens.
+    """Read `folder`/tokenizer.pkl; ids stay as they are: bytes, merges, then the special tokens.
 
     ValueError if the file is anything but a pickled tiktoken encoding.
     """
@@ -29,7 +29,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         pattern = state["pat_str"]
     except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{path} is no tokenizer of nanochat ({error}); allowed is a pickled tiktoken.core.Encoding "
+            f"{path} is not a tokenizer of nanochat ({error}); allowed is a pickled tiktoken.core.Encoding "
             "and nothing else: give the file that its tok_train wrote"
         ) from error
     if ids != list(range(len(ids))):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _rustbpe = load_extension()  # None: the Python twin trains
 
-# The twin takes about a minute for so many characters; Rust takes half a second.
+# The twin takes about a minute for this many characters; Rust takes half a second.
 TWIN_MAX_CHARACTERS = 20_000_000
 # Different words, kept in memory, about 200 bytes each; 88 MB of Wikipedia, books and news have 0.47 million.
 MAX_WORDS = 50_000_000
@@ -35,7 +35,7 @@ def learn(
     max_words: int = MAX_WORDS,
     tell: Callable[[str], None] | None = None,
 ) -> list[bytes]:
-    """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs.
+    """Learn tokens in rank order, the 256 bytes first; fewer than `num_tokens` if there are no more pairs.
 
     `threads` None means one for each core. Arrow arrays reach Rust without becoming Python objects.
     `tell` is handed lines about the progress. Ctrl-C works within a second.
@@ -53,12 +53,12 @@ def learn(
 
 
 def available_cores() -> int:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Progress:
-    """What the trainer reports, as lines for people: words counted, merges made, time left.
+    """Turn the trainer's reports into lines for people: words counted, merges made, time left.
 
     One when all is counted; before and after it one every two seconds.
     """
@@ -96,7 +96,7 @@ def _buffers(texts: "Iterable[str | pa.Array]") -> Iterator[str | Buffers]:
 
 
 def _pieces(bounds: np.ndarray, text: np.ndarray) -> Iterator[Buffers]:
-    """The same texts, a few MB at a time."""
+    """Yield the same texts, a few MB at a time."""
     start, last = 0, len(bounds) - 1
     while start < last:
         end = max(int(np.searchsorted(bounds, bounds[start] + PIECE_BYTES, side="right")) - 1, start + 1)
@@ -134,7 +134,7 @@ def _strings(texts: "Iterable[str | pa.Array]") -> Iterator[str]:
 
 
 def _few(texts: Iterable[str]) -> Iterator[str]:
-    """`texts`, for the twin: with a warning, and refused beyond what it handles in about a minute."""
+    """Yield `texts` for the twin, with a warning; ValueError beyond what it handles in about a minute."""
     remedy = "install Rust 1.85 or newer (https://rustup.rs), then install nanolit again"
     warnings.warn(
         "nanolit was installed without its Rust extension: training the tokenizer in Python, slowly; "

@@ -15,7 +15,7 @@ Pair = tuple[int, int]
 
 
 def train(texts: Iterable[str], *, pattern: str, num_tokens: int) -> list[bytes]:
-    """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs."""
+    """Learn tokens in rank order, the 256 bytes first; fewer than `num_tokens` if there are no more pairs."""
     tokens = [bytes([byte]) for byte in range(256)]
     for left, right in learn_merges(count_words(texts, pattern), num_tokens - 256):
         tokens.append(tokens[left] + tokens[right])
@@ -23,7 +23,7 @@ def train(texts: Iterable[str], *, pattern: str, num_tokens: int) -> list[bytes]
 
 
 def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
-    """How often each piece that `pattern` cuts out of the texts occurs."""
+    """Count the pieces that `pattern` cuts out of the texts."""
     try:
         compiled = regex.compile(pattern)
     except regex.error as error:
@@ -36,7 +36,9 @@ def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
                 f"text {index} is of type {kind}; the tokenizer trains on strings: leave such rows out"
             )
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"text {index} holds half a surrogate pair, which is no character: leave it out")
+            raise ValueError(
+                f"text {index} holds half a surrogate pair, which is not a character: leave it out"
+            )
         words.update(match.group() for match in compiled.finditer(text))
     if not words:
         raise ValueError(
@@ -47,7 +49,7 @@ def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
 
 
 def learn_merges(words: dict[str, int], num_merges: int) -> list[Pair]:
-    """The first `num_merges` merges, or as many as there are.
+    """Return the first `num_merges` merges, or as many as there are.
 
     The most frequent pair of neighbouring tokens is merged next; of equally frequent ones the one with the
     smaller left id, then the smaller right id (the rule of rustbpe 0.1.0). Occurrences overlap: aaa holds
@@ -90,7 +92,7 @@ def learn_merges(words: dict[str, int], num_merges: int) -> list[Pair]:
 
 
 def _replace(spelling: list[int], pair: Pair, new_id: int) -> tuple[list[int], list[tuple[Pair, int]]]:
-    """`spelling` with every `pair`, left to right, replaced by `new_id`; and the pair counts this changes."""
+    """Replace every `pair` in `spelling` by `new_id`, left to right; return the changed pair counts too."""
     left, right = pair
     replaced: list[int] = []
     changes: list[tuple[Pair, int]] = []

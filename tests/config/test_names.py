@@ -54,6 +54,13 @@ def test_what_decides_a_result_enters_as_a_hash(override):
     assert name(override) == name(override, "micro_batch=1")
 
 
+def test_a_fast_dev_run_never_has_the_name_of_the_real_run():
+    assert name("experiment=demo", "fast_dev_run=true") == "demo-dev"
+    assert name("run=mine", "fast_dev_run=true") == "mine-dev"
+    assert name("fast_dev_run=true").endswith("-dev")
+    assert name("run=dev", "fast_dev_run=true") == "dev"
+
+
 def test_stages_of_one_command_share_a_run():
     assert name("phase=base", "max_steps=5") == name("phase=sft", "max_steps=5")
 

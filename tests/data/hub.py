@@ -18,9 +18,9 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """`files` by name; `faults[name]` befall the next requests for it, in order; `asked` is the log.
 
-    A fault is a status (503), "reset" or "truncate" (after half of what was asked for), "damage" (as many
-    bytes, others), "more" (a byte too many), "ignore range" (the whole file again), or an event: half, then
-    wait for it. The name "api" stands for the metadata.
+    A fault is a status (503) or a pair of one and headers, "reset" or "truncate" (after half of what was
+    asked for), "damage" (as many bytes, others), "more" (a byte too many), "ignore range" (the whole file
+    again), or an event: half, then wait for it. The name "api" stands for the metadata.
     """
 
     def __init__(self, repository: str, files: dict[str, bytes]) -> None:
@@ -75,8 +75,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def answer_status(self, status: int) -> None:
+    def answer_status(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -86,6 +88,8 @@ class Handler(BaseHTTPRequestHandler):
         fault, content = self.hub.next_fault(name), self.hub.files[name]
         if isinstance(fault, int):
             return self.answer_status(fault)
+        if isinstance(fault, tuple):
+            return self.answer_status(*fault)
         start = (
             int(asked.removeprefix("bytes=").removesuffix("-")) if asked and fault != "ignore range" else 0
         )

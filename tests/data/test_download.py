@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,33 @@ def test_what_passes_is_tried_again(tmp_path: Path, hub: Hub, fault: object, cap
     assert whole(tmp_path, hub) == NAMES
     assert len([name for name, _ in hub.asked if name == NAMES[1]]) == 3
     assert f"{NAMES[1]}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry-After": "1"},
+        {"RateLimit": '"resolvers";r=0;t=1'},
+        {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT", "RateLimit": '"resolvers";r=0;t=1'},
+    ],
+)
+def test_a_rate_limit_is_waited_for_as_long_as_the_hub_says(
+    tmp_path: Path, hub: Hub, headers: dict[str, str], capsys
+) -> None:
+    """Every pause of our own is below a second here."""
+    hub.faults[NAMES[0]] = [(429, headers)]
+    begun = time.monotonic()
+    fetch(tmp_path, NAMES[:1])
+    assert 2 <= time.monotonic() - begun < 10
+    assert whole(tmp_path, hub) == NAMES[:1]
+    assert "answered 429 Too Many Requests; trying again in 2 s" in capsys.readouterr().out
+
+
+def test_a_limit_that_is_not_reached_delays_no_other_fault(tmp_path: Path, hub: Hub) -> None:
+    hub.faults[NAMES[0]] = [(503, {"RateLimit": '"resolvers";r=0;t=300'}), (429, {"RateLimit": "r=9;t=300"})]
+    begun = time.monotonic()
+    fetch(tmp_path, NAMES[:1])
+    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate"])

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nanolit.jobs.processes import descendants
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -122,10 +124,10 @@ class Account:
 
     def rank_of(self, run: str) -> int:
         """The process that trains a run on one device; others, git for one, come and go beside it."""
-        for pid, _ in descendants(self.container_of(run, "train")):
-            with contextlib.suppress(OSError):
-                if b"nanolit.jobs.execute" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return pid
+        for child in descendants(self.container_of(run, "train")):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "nanolit.jobs.execute" in child.cmdline():
+                    return child.pid
         raise AssertionError(f"no process of {run} trains")
 
     def end_container(self, run: str, function: str, number: int) -> None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -321,9 +322,31 @@ def test_an_interruption_leaves_no_process_behind(signal_number, tmp_path, monke
         )
     waiter.wait()
     deadline = time.monotonic() + 10
-    while processes.start_time(int(path.read_text())) and time.monotonic() < deadline:
+    while alive(int(path.read_text())) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert processes.start_time(int(path.read_text())) is None
+    assert not alive(int(path.read_text()))
+
+
+def alive(pid: int) -> bool:
+    """A killed orphan stays a zombie where nothing adopts it."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_descendants_are_found_across_sessions_and_none_of_a_process_that_is_gone():
+    """Oracle: the ids that the processes print themselves."""
+    code = (
+        "import os, subprocess, sys\n"
+        "inner = 'import os, sys; print(os.getpid(), flush=True); sys.stdin.read()'\n"
+        "subprocess.run([sys.executable, '-c', inner], start_new_session=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    inner = int(process.stdout.readline())
+    assert inner in [child.pid for child in processes.descendants(process.pid)]
+    process.communicate("")
+    assert processes.descendants(process.pid) == []
 
 
 def test_a_stage_leaves_no_handler_and_no_model_behind(tmp_path):

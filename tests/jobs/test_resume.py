@@ -233,5 +233,5 @@ def test_a_killed_rank_ends_the_others_soon_and_the_run_goes_on(corpus: Path, tm
 
 
 def ranks_of(pid: int) -> list[int]:
-    found = {one: Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0") for one, _ in descendants(pid)}
-    return [one for one, words in found.items() if words[1:3] == [b"-u", b"-m"] and b"run" not in words[3]]
+    commands = {child.pid: child.as_dict(["cmdline"])["cmdline"] or [] for child in descendants(pid)}
+    return [one for one, words in commands.items() if words[1:3] == ["-u", "-m"] and "run" not in words[3]]

@@ -1,4 +1,4 @@
-"""The plan of reinforcement learning: what is refused."""
+"""The plan of reinforcement learning: what is refused, and how long it takes."""
 
 import pytest
 
@@ -23,3 +23,15 @@ def test_reinforcement_learning_that_would_learn_nothing_is_refused(override, me
 
 def test_a_top_k_of_0_is_the_whole_vocabulary():
     assert fresh_plan(compose(["phase=rl", "stage.rl.top_k=0"]), "rl").top_k is None
+
+
+def test_the_demos_reinforcement_learning_has_a_time_on_a_cpu():
+    """Oracle: it took 5 seconds on two contended cores."""
+    hours = fresh_plan(compose(["experiment=demo", "cluster.gpu=cpu"]), "rl").hours
+    assert hours["total_hours"] is not None
+    assert 1 < hours["total_hours"] * 3600 < 20
+
+
+def test_an_epoch_of_unknown_length_has_no_time_on_a_cpu():
+    overrides = ["phase=rl", "cluster.gpu=cpu", "recipe.mirror=sample"]
+    assert fresh_plan(compose(overrides), "rl").hours["total_hours"] is None

@@ -1,6 +1,7 @@
 """The report card. Oracle: what the run folder was made with."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,11 @@ def test_reading_runs_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_command_to_chat_works_wherever_the_root_is(tmp_path, monkeypatch):
+    """Oracle: the shell's own reading of the words."""
+    root = tmp_path / "a root"
+    assert shlex.split(card.chat_command(root, "demo"))[2:] == ["nanolit.chat", "run=demo", f"root={root}"]
+    monkeypatch.setenv("NANOLIT_HOME", str(root))
+    assert card.chat_command(root, "demo") == "python -m nanolit.chat run=demo"

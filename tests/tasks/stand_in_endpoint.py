@@ -36,9 +36,12 @@ class StandIn(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, *, faults: list[str] | None = None, always: str = "", seconds: float = 0.0) -> None:
+    def __init__(
+        self, *, faults: list[str] | None = None, always: str = "", seconds: float = 0.0, padding: int = 0
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults, self.always, self.seconds = list(faults or []), always, seconds
+        self.padding = padding  # letters before what is said with a status
         self.requests: list[dict[str, Any]] = []  # bodies, each with the key under "authorization"
         self.num_good = self.now = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -86,7 +89,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
         elif fault in STATUSES:
-            self.send(STATUSES[fault], f"no, not with {key}".encode(), {"Retry-After": "0.02"})
+            said_back = f"{'x' * self.server.padding} no, not with {key}"
+            self.send(STATUSES[fault], said_back.encode(), {"Retry-After": "0.02"})
         elif fault == "redirect":
             self.send(307, b"", {"Location": "http://127.0.0.1:9/v1/chat/completions"})
         elif fault == "cut_short":

@@ -88,6 +88,16 @@ def test_what_no_repetition_mends_stops_at_once_and_never_shows_the_key(
     assert not (tmp_path / "identity.jsonl").exists()
 
 
+def test_a_key_is_hidden_also_where_what_was_said_is_cut(tmp_path: Path) -> None:
+    """The stand-in says 291 letters before the key, and 300 are shown."""
+    with (
+        StandIn(always="401", padding=270) as server,
+        pytest.raises(ValueError, match="status 401") as caught,
+    ):
+        run(server, tmp_path / "identity.jsonl", order(1))
+    assert KEY[:6] not in str(caught.value)
+
+
 def test_an_endpoint_that_stays_down_is_given_up_and_what_is_done_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "identity.jsonl"
     with StandIn(always="500") as server, pytest.raises(ValueError, match=r"gave up after 8 attempts.*500"):

@@ -265,7 +265,7 @@ def test_impossible_vocabularies_are_refused() -> None:
 
 def test_unknown_names_and_ids_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(
-        ValueError, match=r"'<\|eos\|>' is no special token of this tokenizer; it has <\|bos\|>"
+        ValueError, match=r"'<\|eos\|>' is not a special token of this tokenizer; it has <\|bos\|>"
     ):
         tokenizer.special_id("<|eos|>")
     with pytest.raises(ValueError, match="id 512 is outside the vocabulary; allowed are 0 to 511"):

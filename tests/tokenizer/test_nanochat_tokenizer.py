@@ -61,14 +61,14 @@ def test_a_pickle_that_calls_anything_is_refused_and_does_not_run(tmp_path: Path
 
 @pytest.mark.parametrize("content", [{"a": 1}, None, [BYTES]])
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(ValueError, match="is no tokenizer of nanochat"):
+    with pytest.raises(ValueError, match="is not a tokenizer of nanochat"):
         read_tokenizer(write(tmp_path, content))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04\x95"])
 def test_a_file_that_is_no_pickle_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.pkl").write_bytes(content)
-    with pytest.raises(ValueError, match="is no tokenizer of nanochat"):
+    with pytest.raises(ValueError, match="is not a tokenizer of nanochat"):
         read_tokenizer(tmp_path)
 
 

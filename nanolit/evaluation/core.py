@@ -85,6 +85,14 @@ def core_of(scores: Sequence[Scored]) -> tuple[float, float]:
     return mean_centered(scores)
 
 
+def in_words(score: Scored) -> str:
+    """Return a score with its error and what it is worth beside guessing."""
+    return (
+        f"{score.accuracy:.4f} ± {score.error:.4f} of {score.num_items:,}, "
+        f"guessing {score.baseline:.3f}: {score.centered:+.4f}"
+    )
+
+
 def replaced(bundle: Path, labels: Sequence[Label]) -> list[str]:
     """Return the labels whose questions are not the originals': their scores are not CORE's."""
     return [label.name for label in labels if not is_original(label, read_items(bundle, label)[1])]

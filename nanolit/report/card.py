@@ -26,6 +26,7 @@ from nanolit.report.tables import markdown_table, readable, score
 METRICS = (
     "val_bpb",
     "CORE",
+    "CORE, standard error",
     "ARC-Challenge",
     "ARC-Easy",
     "GSM8K",

@@ -10,12 +10,10 @@ import sys
 import time
 import urllib.request
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanolit.machine.arguments import choose
 from nanolit.machine.paths import whole_or_absent, write_json
 from nanolit.tasks.rows import ENDINGS, FileRows, read_lines
 
@@ -185,14 +183,10 @@ def _unpack(archive: Path, folder: Path) -> str:
                 bundle.open(names[f"{file}.jsonl"]) as member,
             ):
                 shutil.copyfileobj(member, out)
-    with archive.open("rb") as file:
+    return sha256_of_file(archive)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hash of a file as it lies on disk."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def choose_labels(names: Sequence[str] | None) -> list[Label]:
-    """Return the labels of these names, or all."""
-    if names is None:
-        return [*LABELS]
-    known = [label.name for label in LABELS]
-    chosen = {choose(name, known, kind="task of CORE") for name in names}
-    return [label for label in LABELS if label.name in chosen]

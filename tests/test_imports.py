@@ -41,7 +41,7 @@ PACKAGES: dict[str, set[str]] = {
     "planning": {"config", "model.accounting", "optim.scaling", "machine.numbers", "machine.paths"},
     "data": {"tokenizer", "tasks", "machine"},
     "inference": {"kernels", "model", "tokenizer", "machine.device"},
-    "evaluation": {"inference", "model", "tokenizer", "tasks", "machine.device"},
+    "evaluation": {"inference", "kernels", "model", "tokenizer", "tasks", "machine.device", "machine.paths"},
     "phases": {
         "config",
         "data",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import comb
 
+import numpy as np
 import torch
 
 from nanolit.inference.engine import Engine
@@ -16,6 +17,9 @@ from nanolit.machine.device import derived_seed, rank, world_size
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import render_prompt
 
+CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
+MEAN = "mean above guessing"
+SHUFFLED_BY = 42  # nanochat's seed for the order of a part
 PROBLEMS = 256  # multiple-choice problems rendered and asked together: the engine sorts them by length
 
 
@@ -51,18 +55,21 @@ def evaluate_tasks(
     max_problems: int | None = None,
     max_tokens: int = 512,
 ) -> Iterator[tuple[str, float]]:
-    """(task name, accuracy) per task as each is done, then ("ChatCORE", mean centered accuracy).
+    """Yield (task name, accuracy) per task as each is done, then (its name, mean accuracy above guessing).
 
-    Greedy, one sample a problem, as nanochat's chat evaluation.
+    Greedy, one sample a problem, as nanochat's chat evaluation. The mean is ChatCORE where it is of
+    nanochat's five tasks, all problems of each; other means don't compare with it.
     """
-    centered = []
+    centered, asked = [], []
     for task in tasks:
         score = evaluate_task(engine, task, max_problems=max_problems, max_tokens=max_tokens)
         centered.append(score.centered)
+        asked.append(score.task)
         yield score.task, score.accuracy
     engine.release()
     if centered:
-        yield "ChatCORE", sum(centered) / len(centered)
+        whole = sorted(asked) == sorted(CHAT_CORE) and max_problems is None
+        yield "ChatCORE" if whole else MEAN, sum(centered) / len(centered)
 
 
 def evaluate_task(
@@ -77,10 +84,7 @@ def evaluate_task(
 
 
 def evaluate_categorical(engine: Engine, task: Task, *, max_problems: int | None = None) -> Score:
-    """Of the letters that a problem allows, the likeliest next token is the answer.
-
-    `max_problems` takes the first ones (a task's own `max_rows` takes a random part).
-    """
+    """Of the letters that a problem allows, the likeliest next token is the answer."""
     mine = _dealt(task, max_problems)
     num_right = 0
     for first in range(0, len(mine), PROBLEMS):
@@ -155,9 +159,15 @@ def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:
     return 1 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 
-def _dealt(task: Task, max_problems: int | None) -> range:
-    """The indices of this rank's problems."""
-    return range(rank(), min(len(task), max_problems or len(task)), world_size())
+def _dealt(task: Task, max_problems: int | None) -> list[int]:
+    """Return the indices of this rank's problems; a part is nanochat's, drawn from the whole task.
+
+    The first 200 of MMLU would be two subjects of 57.
+    """
+    indices = list(range(len(task)))
+    if max_problems is not None and max_problems < len(task):
+        indices = np.random.default_rng(SHUFFLED_BY).permutation(len(task))[:max_problems].tolist()
+    return indices[rank() :: world_size()]
 
 
 def _score(engine: Engine, task: Task, *, num_problems: int, sums: Sequence[float]) -> Score:

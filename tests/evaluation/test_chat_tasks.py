@@ -5,11 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
 
+from nanolit.evaluation import chat_tasks
 from nanolit.evaluation.chat_tasks import (
     Score,
     choose_letters,
@@ -189,9 +191,9 @@ def test_pass_at_k_beyond_the_samples_is_refused():
 def test_all_tasks_give_their_accuracies_and_the_mean_above_guessing(engine):
     tasks = [Choices(Numbers(11)), Lucky(Numbers(3))]
     scores = dict(evaluate_tasks(engine, tasks, max_tokens=6))
-    assert list(scores) == ["Choices", "Lucky", "ChatCORE"]
+    assert list(scores) == ["Choices", "Lucky", "mean above guessing"]
     expected = ((scores["Choices"] - 0.25) / 0.75 + scores["Lucky"]) / 2
-    assert scores["ChatCORE"] == pytest.approx(expected)
+    assert scores["mean above guessing"] == pytest.approx(expected)
 
 
 def test_the_tasks_of_the_sample_are_asked_and_graded():
@@ -209,8 +211,22 @@ def test_the_tasks_of_the_sample_are_asked_and_graded():
     assert (gsm8k.num_problems, gsm8k.accuracy) == (2, 0.0)
 
 
-def test_max_problems_takes_the_first_ones(engine):
+def test_a_part_of_a_task_is_nanochats(engine):
+    """Oracle: numpy's permutation with seed 42, which is what `datasets` shuffles by."""
     assert evaluate_categorical(engine, Choices(Numbers(11)), max_problems=5).num_problems == 5
+    expected = np.random.default_rng(42).permutation(11)[:5].tolist()
+    assert chat_tasks._dealt(Choices(Numbers(11)), 5) == expected
+    assert chat_tasks._dealt(Choices(Numbers(11)), None) == list(range(11))
+
+
+def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore(engine, monkeypatch):
+    monkeypatch.setattr(
+        chat_tasks, "evaluate_task", lambda engine, task, **_: chat_tasks.Score(task, 0.25, 4, (0.5,), (0.5,))
+    )
+    five = ["ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval"]
+    assert [*dict(evaluate_tasks(engine, five))][-1] == "ChatCORE"
+    assert [*dict(evaluate_tasks(engine, five[:4]))][-1] == "mean above guessing"
+    assert [*dict(evaluate_tasks(engine, five, max_problems=4))][-1] == "mean above guessing"
 
 
 def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):

@@ -91,7 +91,7 @@ def asked(label: Label, settings: Settings, tokenizer: Tokenizer) -> tuple[list[
 
 @torch.inference_mode()
 def one_by_one(model: Any, question: Question) -> list[Span]:
-    """Score each text by a forward pass of its own, all texts of an item at once, padded, as nanochat does."""
+    """Score an item's texts by one padded forward pass, with all logits, as nanochat does."""
     group = question.group
     longest = max(map(len, group.texts))
     ids_BT = torch.zeros(len(group.texts), longest, dtype=torch.int64)

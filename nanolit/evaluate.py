@@ -6,15 +6,17 @@
     nanolit evaluate run=demo tasks=none           the validation alone
     nanolit evaluate run=d12/base tasks=core       the 22 tasks of CORE, with an error bar each
     nanolit evaluate release=FOLDER tasks=core     of a release, nanochat's converted ones too
+    nanolit evaluate run=demo show=GSM8K wrong=true     what it answered, and got wrong
 
-base, mid and sft are validated by bits per byte, rl by pass@k. CORE's items go to evaluation/core/ in the
-stage's folder; an interrupted evaluation resumes there. The last line is JSON.
+base, mid and sft are validated by bits per byte, rl by pass@k. What was answered to every item goes to
+evaluation/ in the stage's folder, where an interrupted evaluation resumes. The last line is JSON.
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -46,6 +48,10 @@ class Settings(Root):
     tasks: str | None = setting(
         "core, none, or a name in conf/chat_evaluation (default: the run's own)", None, value="NAME"
     )
+    show: str | None = setting(
+        "print what the model answered to this task, and ask nothing", None, value="TASK"
+    )
+    wrong: bool = setting("with show: the wrong answers alone", False)
     max_per_task: int | None = setting("at most N problems of each task (default: all)", None, least=1)
     crop: int | None = setting(
         "cut CORE's prompts from the left to N tokens (default: none is cut)", None, least=2
@@ -56,12 +62,18 @@ class Settings(Root):
 
 @command
 def main(words: Sequence[str]) -> None:
-    print(json.dumps(evaluate(read(Settings, words, about=__doc__))))
+    settings = read(Settings, words, about=__doc__)
+    check(settings)
+    if settings.show is not None:
+        from nanolit.language_model import find_release  # imports torch
+
+        show(settings, find_release(settings.release or settings.run or "", root=settings.root))
+    else:
+        print(json.dumps(evaluate(settings)))
 
 
 def evaluate(settings: Settings) -> Scores:
     """Return the scores by name, printed as they come."""
-    check(settings)
     # torch is imported from here on: a misspelt name was refused before
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.evaluation.evaluators import BitsPerByte
@@ -91,8 +103,14 @@ def evaluate(settings: Settings) -> Scores:
         tell("val_bpb of token unigrams", unigrams(job, evaluator, model.tokenizer, root=settings.home))
     if chat_tasks:
         tasks = [build(task) for task in chat_tasks["tasks"]]
-        limits = {"max_problems": settings.max_per_task, "max_tokens": chat_tasks["max_tokens"]}
-        for name, value in evaluate_tasks(engine, tasks, **limits):
+        for name, value in evaluate_tasks(
+            engine,
+            tasks,
+            max_problems=settings.max_per_task,
+            max_tokens=chat_tasks["max_tokens"],
+            folder=release.parent / "evaluation",
+            about=identity(release, model.tokenizer),
+        ):
             tell(name, value)
     return scores
 
@@ -128,7 +146,7 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
         max_per_task=settings.max_per_task,
         crop=settings.crop,
         folder=folder and folder / "core",
-        about={"weights": sha256_of_file(release / "model.safetensors"), "tokenizer": model.tokenizer.hash},
+        about=identity(release, model.tokenizer),
     ):
         scored.append(score)
         print(f"  {name:<32} {core.in_words(score)}", flush=True)
@@ -147,6 +165,41 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
     if others:
         print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
     return {"model": settings.run or str(settings.release), **found}
+
+
+def identity(release: Path, tokenizer: "Tokenizer") -> dict[str, str]:
+    """Return what items on disk are of: another model's are not taken for this one's."""
+    return {"weights": sha256_of_file(release / "model.safetensors"), "tokenizer": tokenizer.hash}
+
+
+def show(settings: Settings, release: Path) -> None:
+    """Print what the model answered to a task, from the items on disk."""
+    from nanolit.evaluation.items import read_items
+
+    folder, task = release.parent / "evaluation", settings.show
+    files = {path.stem: path for path in [*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")]}
+    if not files:
+        raise ValueError(f"{folder} holds no items yet; evaluate the run first, without show=")
+    _, items = read_items(files[choose(task or "", files, kind="evaluated task")])
+    for item in items:
+        if settings.wrong and item["right"]:
+            continue
+        print(f"{'right' if item['right'] else 'wrong'}  item {item['index']}")
+        for reply, extracted in zip_longest(item.get("replies", []), item.get("extracted", [])):
+            print(
+                readable(reply)
+                if extracted in (None, reply)
+                else f"{readable(reply)}\n  → {readable(extracted)}"
+            )
+        for key in ("losses", "gold"):
+            if item.get(key) is not None:
+                print(f"  {key}: {json.dumps(item[key])}")
+
+
+def readable(text: str) -> str:
+    """Indent a reply; control characters, which a terminal would obey, are written out."""
+    shown = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    return "  " + shown.replace("\n", "\n  ")
 
 
 def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch.distributed as dist
 
 from nanolit.evaluation.items import Item as ScoredItem
-from nanolit.evaluation.items import ItemFile, Scored, mean_centered
+from nanolit.evaluation.items import ItemFile, Scored, checksum_of, mean_centered
 from nanolit.evaluation.spans import Group, Span, score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.device import rank, world_size
@@ -29,7 +29,6 @@ SHUFFLED_BY, SHOWN_BY = (
     1337,
     1234,
 )  # nanochat's seeds: of a task's order, and, plus the index, of its examples
-CHECKED = 4294967291  # the largest prime below 2^32, the modulus of nanochat's checksum of a prompt's ids
 CHUNK = 512  # items whose prompts are made, tokenized, scored and kept together
 
 
@@ -65,9 +64,7 @@ def evaluate_core(
         items, digest = read_items(bundle, label)
         random.Random(SHUFFLED_BY).shuffle(items)
         header = {"task": label.name, "file": digest, "crop": crop, "shots": label.shots, **(about or {})}
-        path = folder / f"{label.name}.jsonl" if folder is not None and rank() == 0 else None
-        kept = ItemFile(path, header)
-        kept.items = _shared(kept.items)
+        kept = ItemFile(folder and folder / f"{label.name}.jsonl", header)
         asked = range(len(items))[:max_per_task]
         missing = [index for index in asked if index not in kept.items]
         for first in range(0, len(missing), CHUNK):
@@ -148,7 +145,7 @@ def _question(label: Label, item: Item, texts: list[np.ndarray], *, crop: int | 
         starts = [len(text) - shared for text in texts]
     else:
         starts = [_common(texts)] * len(texts)
-    checksum = int((np.arange(1, len(texts[0]) + 1, dtype=np.uint64) * texts[0]).sum() % CHECKED)
+    checksum = checksum_of(texts[0])
     cuts = [max(0, len(text) - crop) if crop else 0 for text in texts]
     group = Group(
         [text[cut:] for text, cut in zip(texts, cuts, strict=True)],
@@ -197,15 +194,6 @@ def _score_on_all_ranks(decoder: Decoder, groups: Sequence[Group]) -> list[list[
         dist.all_gather_object(pieces, scored)
         scored = {index: spans for piece in pieces for index, spans in piece.items()}
     return [scored[index] for index in range(len(groups))]
-
-
-def _shared(items: dict[int, ScoredItem]) -> dict[int, ScoredItem]:
-    """Return rank 0's items on every rank: it alone reads and writes files."""
-    if world_size() == 1:
-        return items
-    held = [items]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
 
 
 class _Progress:

@@ -1,16 +1,20 @@
 """What a model made of every item of a task, one JSON line each, and the scores and error bars from them.
 
-A file begins with a header that says what the items are of. An evaluation that was interrupted goes on where
-its file ends; a file with another header is begun anew.
+A file begins with a header that says what the items are of. An interrupted evaluation resumes where its file
+ends; a file with another header is begun anew. Rank 0 alone reads and writes, and all ranks have the items.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch.distributed as dist
+
+from nanolit.machine.device import rank, world_size
 from nanolit.machine.paths import write_atomically
 
 FORMAT = 1
@@ -48,13 +52,22 @@ def mean_centered(scores: Iterable[Scored]) -> tuple[float, float]:
 
 
 class ItemFile:
-    """The items of one task on disk. Without a path they are kept in memory alone."""
+    """The items of one task on disk. Without a path they are kept in memory alone.
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
-        self.path, self.header = path, {"format": FORMAT, **header}
+    Collective: every rank must make one and add the same items.
+    """
+
+    def __init__(self, path: Path | None = None, header: Mapping[str, Any] | None = None) -> None:
+        self.path, self.header = path if rank() == 0 else None, {"format": FORMAT, **(header or {})}
         self.items: dict[int, Item] = {}
-        if path is None:
-            return
+        if self.path is not None:
+            self._open(self.path)
+        if world_size() > 1:
+            held = [self.items]
+            dist.broadcast_object_list(held, src=0)
+            (self.items,) = held
+
+    def _open(self, path: Path) -> None:
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and _parsed(lines[0]) == self.header:
             # What follows the last line break was cut by an interruption
@@ -76,6 +89,21 @@ class ItemFile:
         """Return the score over these items, all of which must be there."""
         right = [self.items[index]["right"] for index in indices]
         return Scored(task, len(right), sum(right) / len(right), baseline)
+
+
+def on_all_ranks(mine: list[Item]) -> list[Item]:
+    """Return the items of every rank, by index. Collective."""
+    pieces: list[Any] = [mine]
+    if world_size() > 1:
+        pieces = [None] * world_size()
+        dist.all_gather_object(pieces, mine)
+    return sorted((item for piece in pieces for item in piece), key=lambda item: item["index"])
+
+
+def checksum_of(ids: Sequence[int] | np.ndarray) -> int:
+    """Return nanochat's checksum of a prompt: the sum of place times id, modulo the last prime below 2^32."""
+    places = np.arange(1, len(ids) + 1, dtype=np.uint64)
+    return int((places * np.asarray(ids, dtype=np.uint64)).sum() % 4294967291)
 
 
 def read_items(path: Path) -> tuple[Item, list[Item]]:

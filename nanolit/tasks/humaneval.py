@@ -33,6 +33,9 @@ class HumanEval(Task):
         program = "\n\n".join([imports, extract_program(completion), conversation["test"], check])
         return run_python(program).finished
 
+    def extract(self, completion: str) -> str:
+        return extract_program(completion)
+
 
 def extract_program(completion: str) -> str:
     """Return the first fenced block of Python, else the first block, else the whole text.

@@ -14,13 +14,15 @@ import torch.multiprocessing
 from nanolit.evaluation import chat_tasks
 from nanolit.evaluation.chat_tasks import (
     Score,
-    choose_letters,
     evaluate_categorical,
     evaluate_generative,
     evaluate_task,
     evaluate_tasks,
+    letter_losses,
+    part_of,
     pass_at_k,
 )
+from nanolit.evaluation.items import read_items
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import read_json
@@ -131,6 +133,10 @@ def engine() -> Engine:
     return make_engine()
 
 
+def choose_letters(engine: Engine, conversations: Sequence[dict]) -> list[str]:
+    return [min(losses, key=losses.__getitem__) for losses in letter_losses(engine, conversations)]
+
+
 def test_chosen_letters_equal_one_forward_pass_per_problem(engine):
     """Oracle: each prompt alone, unpadded, and the largest of its letters' logits by hand."""
     conversations = list(Choices(Numbers(11)))
@@ -215,18 +221,47 @@ def test_a_part_of_a_task_is_nanochats(engine):
     """Oracle: numpy's permutation with seed 42, which is what `datasets` shuffles by."""
     assert evaluate_categorical(engine, Choices(Numbers(11)), max_problems=5).num_problems == 5
     expected = np.random.default_rng(42).permutation(11)[:5].tolist()
-    assert chat_tasks._dealt(Choices(Numbers(11)), 5) == expected
-    assert chat_tasks._dealt(Choices(Numbers(11)), None) == list(range(11))
+    assert part_of(Choices(Numbers(11)), 5) == expected
+    assert part_of(Choices(Numbers(11)), None) == list(range(11))
 
 
-def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore(engine, monkeypatch):
+class Named(Lucky):
+    """A task of another name."""
+
+    name = ""
+
+
+def named(name: str) -> Task:
+    task = Named(Numbers(3))
+    task.name = name
+    return task
+
+
+def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore(engine):
+    five = [named(name) for name in ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")]
+    assert [*dict(evaluate_tasks(engine, five, max_tokens=2))][-1] == "ChatCORE"
+    assert [*dict(evaluate_tasks(engine, five[:4], max_tokens=2))][-1] == "mean above guessing"
+    assert [*dict(evaluate_tasks(engine, five, max_tokens=2, max_problems=2))][-1] == "mean above guessing"
+
+
+def test_items_are_kept_and_an_interrupted_evaluation_resumes_there(engine, tmp_path, monkeypatch):
+    """The second evaluation finds half of the items and asks the other half alone."""
+    monkeypatch.setattr(chat_tasks, "PROBLEMS", 2)
+    settings = {"max_tokens": 6, "folder": tmp_path, "about": {"weights": "a"}}
+    scores = dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings))
+    path = tmp_path / "Lucky.jsonl"
+    header, items = read_items(path)
+    assert (header["task"], header["weights"], len(items)) == ("Lucky", "a", 7)
+    assert sum(item["right"] for item in items) / 7 == scores["Lucky"]
+    assert all(isinstance(item["replies"][0], str) for item in items)
+    path.write_text("\n".join(path.read_text().split("\n")[:5]) + "\n")
+    asked, complete_all = [], Engine.complete_all
     monkeypatch.setattr(
-        chat_tasks, "evaluate_task", lambda engine, task, **_: chat_tasks.Score(task, 0.25, 4, (0.5,), (0.5,))
+        Engine, "complete_all", lambda self, requests: asked.extend(requests) or complete_all(self, requests)
     )
-    five = ["ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval"]
-    assert [*dict(evaluate_tasks(engine, five))][-1] == "ChatCORE"
-    assert [*dict(evaluate_tasks(engine, five[:4]))][-1] == "mean above guessing"
-    assert [*dict(evaluate_tasks(engine, five, max_problems=4))][-1] == "mean above guessing"
+    assert dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings)) == scores
+    assert len(asked) == 3
+    assert read_items(path)[1] == items
 
 
 def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):

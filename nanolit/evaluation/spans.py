@@ -74,8 +74,11 @@ def lay_out(group: Group) -> Row:
         predictors.append(index[start - 1 : len(text) - 1])
         targets.append(text[start:])
         length += len(tail)
-    joined = (np.concatenate(parts).astype(np.int64) for parts in (ids, places, before, endings))
-    return Row(*joined, predictors, [target.astype(np.int64) for target in targets])
+    id_row, place_row, before_row, ending_row = (
+        np.concatenate(parts).astype(np.int64) for parts in (ids, places, before, endings)
+    )
+    targets = [target.astype(np.int64) for target in targets]
+    return Row(id_row, place_row, before_row, ending_row, predictors, targets)
 
 
 def score_groups(decoder: Decoder, groups: Sequence[Group]) -> list[list[Span]]:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from nanolit.inference.decode import Decoder, Reach
+from nanolit.inference.decode import Decoder
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 from nanolit.inference.slots import Slots
@@ -53,6 +53,7 @@ def engine(model, byte_tokenizer) -> Engine:
 def test_the_kernels_give_the_plain_steps_logits(model, rows):
     decoder = Decoder(model)
     assert decoder.fused, "they were tried, and did not run or agree"
+    plain = Decoder(model, plain=True)
     generator = torch.Generator("cuda").manual_seed(2)
     with torch.inference_mode():
         pair = [Slots(model, rows=rows, capacity=512) for _ in range(2)]
@@ -61,7 +62,7 @@ def test_the_kernels_give_the_plain_steps_logits(model, rows):
         ids_B, positions_B = (
             torch.randint(high, (rows,), generator=generator, device="cuda") for high in (256, 512)
         )
-        expected = decoder._plain_step(pair[0], ids_B, positions_B, Reach(512, ragged=True))
+        expected = plain.step(pair[0], ids_B, positions_B, longest=512, ragged=True)
         found = decoder._fused_step(pair[1], ids_B, positions_B)
         assert (found - expected).norm() < 0.03 * expected.norm()
         for one, other in zip(pair[1].buffers, pair[0].buffers, strict=True):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 # Triton's interpreter runs kernels on a CPU; it must be switched on before Triton is imported
 INTERPRETED = """
 import sys, torch
-from nanolit.inference.decode import Decoder, Reach
+from nanolit.inference.decode import Decoder
 from nanolit.inference.slots import Slots
 from tests.conftest import CLASSIC, MODERN, build_tiny_model
 model = build_tiny_model(CLASSIC if sys.argv[1] == "classic" else MODERN, context=int(sys.argv[2]))
@@ -28,7 +28,7 @@ with torch.inference_mode():
         for state in (*slots.buffers, slots.previous_BC):
             state.normal_(generator=generator)
     ids_B, positions_B = torch.tensor([3, 99, 250, 7, 1]), torch.tensor([0, 1, 63, 130, 300])
-    expected = decoder._plain_step(plain, ids_B, positions_B, Reach(301, ragged=True))
+    expected = decoder.step(plain, ids_B, positions_B, longest=301, ragged=True)
     found = decoder._fused_step(fused, ids_B, positions_B)
 torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 for one, other in zip(fused.buffers, plain.buffers):

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, Needs, sample
 from nanolit.inference.slots import Slots
 from nanolit.kernels.agreement import near
 from nanolit.kernels.attention import Backend, attend, attend_by_sdpa, rotate
+from nanolit.kernels.heads import has_kernel, split_heads
 from nanolit.machine.device import triton_capability
 from nanolit.model.block import Block, norm
 from nanolit.model.gpt import GPT
@@ -24,6 +26,7 @@ from nanolit.model.gpt import GPT
 MAX_ROWS = 1024  # of a batch
 AMPERE = (8, 0)
 TRIAL = (0, 1, 128, 255)  # positions of the texts that the kernels are tried on: before, in and past rings
+Where = tuple[Tensor, Tensor]  # cosines and sines
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD
 
 
@@ -39,6 +42,9 @@ class Layer:
     window: int | None
 
 
+Heads = Callable[[Layer, Tensor, Tensor, Where], tuple[Tensor, ...]]  # ids_BT, x_BTC -> queries, keys, values
+
+
 class Decoder:
     """Runs `model` from a copy of its weights in the compute dtype; where they have it, they are shared.
 
@@ -52,6 +58,7 @@ class Decoder:
         # cuDNN plans and FlexAttention compiles for each shape, and prompts have any length
         others: dict[Backend, Backend] = {"cudnn": "flash", "flex": "sdpa"}
         self.backend: Backend = others.get(model.attention_backend, model.attention_backend)
+        self.has_heads = has_kernel(model.device, model.compute_dtype, model.head_dim) and not plain
         with torch.inference_mode():
             self.layers = [self._pack(layer) for layer in range(config.depth)]
             self.head_VC = model.unembedding.weight.detach().to(model.compute_dtype)
@@ -87,13 +94,15 @@ class Decoder:
         padded = [[*prompt[max(start - 1, 0) :], *[0] * (longest - len(prompt))] for prompt in prompts]
         ids_BT = F.pad(torch.tensor(padded, device=device), (0 if start else 1, 0))
         ends_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        texts_B = torch.arange(len(prompts), device=device)
+        texts_B, places = torch.arange(len(prompts), device=device), dict[int | None, tuple[Tensor, ...]]()
 
         def attend_and_keep(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
             window, old = self.layers[layer].window, None
             if slots is not None:
                 old = slots.read(layer, row, start) if start else None
-                slots.write(layer, row, k_BTKD, v_BTKD, start=start, ends_B=ends_B)
+                if window not in places:
+                    places[window] = slots.places(layer, row, longest - start, start, ends_B)
+                slots.write(layer, k_BTKD, v_BTKD, *places[window])
             if old is None:
                 return attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=self.backend)
             k_BSKD, v_BSKD = (torch.cat(pair, dim=1) for pair in zip(old, (k_BTKD, v_BTKD), strict=True))
@@ -107,7 +116,8 @@ class Decoder:
         if slots is not None:
             slots.previous_BC[row : row + len(prompts)] = x_BTC[texts_B, last_B]
         where = self.model.cos_TE[start:longest], self.model.sin_TE[start:longest]
-        x_BTC = self._blocks(ids_BT[:, 1:], x_BTC, before_BTC, where, attend_and_keep)
+        heads = self._trained_heads if self.has_heads else self._heads
+        x_BTC = self._blocks(ids_BT[:, 1:], x_BTC, before_BTC, where, heads, attend_and_keep)
         return self._logits(x_BTC[texts_B, last_B])
 
     def step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor, *, longest: int, ragged: bool) -> Tensor:
@@ -115,8 +125,6 @@ class Decoder:
 
         No row has more than `longest` positions, the new one included; if `ragged`, some may have fewer.
         """
-        if self.fused:
-            return self._fused_step(slots, ids_B, positions_B)
         texts_B, masks = torch.arange(len(ids_B), device=ids_B.device), dict[int, Tensor]()
 
         def attend_and_keep(layer: int, q_1BHD: Tensor, k_1BKD: Tensor, v_1BKD: Tensor) -> Tensor:
@@ -140,10 +148,12 @@ class Decoder:
         before_1BC = slots.previous_BC[: len(ids_B)].clone()[None]
         slots.previous_BC[: len(ids_B)] = x_1BC[0]
         where = self.model.cos_TE[positions_B], self.model.sin_TE[positions_B]
-        return self._logits(self._blocks(ids_B[None], x_1BC, before_1BC, where, attend_and_keep)[0])
+        return self._logits(
+            self._blocks(ids_B[None], x_1BC, before_1BC, where, self._heads, attend_and_keep)[0]
+        )
 
     def _blocks(
-        self, ids_BT: Tensor, x_BTC: Tensor, before_BTC: Tensor, where: tuple[Tensor, Tensor], mix: Attend
+        self, ids_BT: Tensor, x_BTC: Tensor, before_BTC: Tensor, where: Where, heads: Heads, mix: Attend
     ) -> Tensor:
         """Return the normalised output of the last block, as GPT._hidden does."""
         model = self.model
@@ -156,7 +166,7 @@ class Decoder:
                 r, s = self.scalars[number]
                 x_BTC = r * x_BTC + s * x0_BTC
             x_BTC = x_BTC + F.linear(
-                mix(number, *self._heads(layer, ids_BT, x_BTC, where)).flatten(2), layer.output_CC
+                mix(number, *heads(layer, ids_BT, x_BTC, where)).flatten(2), layer.output_CC
             )
             x_BTC = x_BTC + F.linear(
                 F.relu(F.linear(norm(x_BTC), layer.expand_FC)).square(), layer.contract_CF
@@ -167,17 +177,26 @@ class Decoder:
             x_BTC = x_BTC - model.backout_scale.to(x_BTC.dtype) * middle_BTC
         return norm(x_BTC)
 
-    def _heads(
-        self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
         """Return what Attention does: rotated, normalised, scaled queries and keys, and gated values."""
         qkv_BTX, scale = F.linear(norm(x_BTC), layer.qkv_XC), self.model.config.qk_scale
         parts = qkv_BTX[..., : sum(self.split)].split(self.split, dim=-1)
         q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.model.head_dim)) for part in parts)
-        if layer.table_VX is not None:
-            gate_BTK = 3 * torch.sigmoid(qkv_BTX[..., sum(self.split) :])
-            v_BTKD = v_BTKD + gate_BTK[..., None] * F.embedding(ids_BT, layer.table_VX).view_as(v_BTKD)
+        v_BTKD = self._gated(layer, ids_BT, v_BTKD, qkv_BTX)
         return norm(rotate(q_BTHD, *where)) * scale, norm(rotate(k_BTKD, *where)) * scale, v_BTKD
+
+    def _trained_heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
+        """Return the same by the kernel of training: a prompt is read by 20 launches a layer less."""
+        config, qkv_BTX = self.model.config, F.linear(norm(x_BTC), layer.qkv_XC)
+        shape = {"heads": config.heads, "kv_heads": config.kv_heads, "qk_scale": config.qk_scale}
+        q_BTHD, k_BTKD, v_BTKD = split_heads(qkv_BTX[..., : sum(self.split)], *where, **shape)
+        return q_BTHD, k_BTKD, self._gated(layer, ids_BT, v_BTKD, qkv_BTX)
+
+    def _gated(self, layer: Layer, ids_BT: Tensor, v_BTKD: Tensor, qkv_BTX: Tensor) -> Tensor:
+        if layer.table_VX is None:
+            return v_BTKD
+        gate_BTK = 3 * torch.sigmoid(qkv_BTX[..., sum(self.split) :])
+        return v_BTKD + gate_BTK[..., None] * F.embedding(ids_BT, layer.table_VX).view_as(v_BTKD)
 
     def _logits(self, x_BC: Tensor) -> Tensor:
         config = self.model.config
@@ -186,40 +205,54 @@ class Decoder:
             logits_BV = logits_BV.float()
         return (config.softcap * torch.tanh(logits_BV / config.softcap)).float()
 
-    def _fused_step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor) -> Tensor:
-        """Do as the plain step by kernels: five a layer, where it has about 48 operators."""
+    def fused_step(self, slots: Slots, table_BX: Tensor) -> Tensor:
+        """Do as `step` by kernels, five a layer where it has 48 operators. For the table see sampling.py."""
         from nanolit.kernels import decode_kernel as fused  # imports Triton
 
-        model, config, scalars = self.model, self.model.config, self.scalars
-        x_BC, x0_BC, middle_BC, y_BC = self.head_VC.new_empty(4, len(ids_B), config.width)
-        smear = None
+        model, config, B = self.model, self.model.config, len(table_BX)
+        x_BC, x0_BC, middle_BC, y_BC = self.head_VC.new_empty(4, B, config.width)
+        ids_B, smear = slots.drawn_B.new_empty(B), None
         if model.smear_gate is not None and model.smear_scale is not None:
             smear = (model.smear_gate.weight, model.smear_scale)
-        embeddings, first = model.embedding.weight, scalars[0] if scalars else None
-        fused.begin(ids_B, embeddings, slots.previous_BC, smear, first, x0_BC, x_BC)
+        states = (slots.drawn_B, model.embedding.weight, slots.previous_BC, slots.seen_BV)
+        first = self.scalars[0] if self.scalars else None
+        fused.begin(table_BX, *states, smear, first, ids_B, x0_BC, x_BC)
         for number, layer in enumerate(self.layers):
-            qkv_BX = x_BC.new_empty(len(ids_B), len(layer.qkv_XC))
+            qkv_BX = x_BC.new_empty(B, len(layer.qkv_XC))
             fused.product(x_BC, layer.qkv_XC, qkv_BX, normalized=True)
-            where, buffers = (positions_B, model.cos_TE, model.sin_TE), slots.layers[number]
-            table = None if layer.table_VX is None else (ids_B, layer.table_VX)
-            fused.attend(qkv_BX, where, buffers, table, y_BC, self.counts, qk_scale=config.qk_scale)
+            where, buffers = (table_BX, model.cos_TE, model.sin_TE), slots.layers[number]
+            values = None if layer.table_VX is None else (ids_B, layer.table_VX)
+            fused.attend(qkv_BX, where, buffers, values, y_BC, self.counts, qk_scale=config.qk_scale)
             fused.product(y_BC, layer.output_CC, x_BC, residual_BN=x_BC)
-            hidden_BF = x_BC.new_empty(len(ids_B), len(layer.expand_FC))
+            hidden_BF = x_BC.new_empty(B, len(layer.expand_FC))
             fused.product(x_BC, layer.expand_FC, hidden_BF, normalized=True, squared=True)
-            mix = (*scalars[number + 1], x0_BC) if scalars[number + 1 :] else None
+            mix = (*self.scalars[number + 1], x0_BC) if self.scalars[number + 1 :] else None
             kept = middle_BC if number == config.depth // 2 else None
             fused.product(hidden_BF, layer.contract_CF, x_BC, residual_BN=x_BC, mix=mix, kept_BN=kept)
-        logits_BV = x_BC.new_empty(len(ids_B), config.vocab_size, dtype=torch.float32)
+        logits_BV = x_BC.new_empty(B, config.vocab_size, dtype=torch.float32)
         backout = None if model.backout_scale is None else (model.backout_scale, middle_BC)
         head_VC, softcap = self.head_VC[: config.vocab_size], config.softcap
         fused.product(x_BC, head_VC, logits_BV, normalized=True, backout=backout, softcap=softcap)
         return logits_BV
 
+    def draw(
+        self, logits_BV: Tensor, table_BX: Tensor, needs: Needs, *, seen_BV: Tensor | None, drawn_B: Tensor
+    ) -> Tensor | None:
+        """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed."""
+        if not self.fused:
+            ids_B, log_probs_B = sample(logits_BV, table_BX, needs, seen_BV=seen_BV)
+            drawn_B.copy_(ids_B)
+            return log_probs_B
+        from nanolit.kernels import decode_kernel  # imports Triton
+
+        log_probs_B = logits_BV.new_empty(len(logits_BV))
+        decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B)
+        return log_probs_B if needs.log_probs else None
+
     @torch.inference_mode()
     def _has_kernels(self) -> bool:
         """Try the kernels on made-up texts: whether they run here and agree with the plain step."""
-        model, self.fused = self.model, False
-        device, head_dim = model.device, model.head_dim
+        model, device, head_dim = self.model, self.model.device, self.model.head_dim
         if (
             triton_capability(device) < AMPERE
             or model.compute_dtype != torch.bfloat16
@@ -229,11 +262,14 @@ class Decoder:
         pair = [Slots(model, rows=len(TRIAL), capacity=max(TRIAL) + 1) for _ in range(2)]
         for buffer, other in zip(pair[0].buffers, pair[1].buffers, strict=True):
             other.copy_(buffer.normal_(generator=torch.Generator(device).manual_seed(0)))
-        texts = torch.tensor(TRIAL, device=device) % model.vocab_size, torch.tensor(TRIAL, device=device)
-        expected_BV = self.step(pair[0], *texts, longest=max(TRIAL) + 1, ragged=True)
+        table_BX = torch.zeros(len(TRIAL), COLUMNS, dtype=torch.int32, device=device)
+        table_BX[:, POSITION] = torch.tensor(TRIAL)
+        table_BX[:, FORCED] = table_BX[:, POSITION] % model.vocab_size
+        ids_B, positions_B = table_BX[:, FORCED].long(), table_BX[:, POSITION].long()
+        expected_BV = self.step(pair[0], ids_B, positions_B, longest=max(TRIAL) + 1, ragged=True)
         try:
             problem = (
-                "" if near(self._fused_step(pair[1], *texts), expected_BV, within=0.05) else "wrong logits"
+                "" if near(self.fused_step(pair[1], table_BX), expected_BV, within=0.05) else "wrong logits"
             )
         except Exception as error:  # not for this GPU or this Triton
             problem = " ".join(str(error).split())

@@ -31,7 +31,6 @@ from nanolit.inference.sampling import (
     TOP_P,
     UNIFORM,
     needs_of,
-    sample,
     uniforms,
 )
 from nanolit.inference.slots import Slots, row_bytes
@@ -217,25 +216,26 @@ class Engine:
         logits_BV = launcher.decoder.read(prompts, slots, row=first, start=start)
         joined, order = [group[0] for group in groups], [*range(len(groups))]
         for source, group in enumerate(groups):
-            for row in group[1:]:
-                slots.copy_row(first + source, first + len(joined), length=len(prompts[source]))
-                joined.append(row)
-                order.append(source)
+            copies = slice(first + len(joined), first + len(joined) + len(group) - 1)
+            slots.copy_row(first + source, copies, length=len(prompts[source]))
+            joined.extend(group[1:])
+            order.extend([source] * (len(group) - 1))
         self.rows.extend(joined)
         table, seeds = self.table[first : len(self.rows)], self.seeds[first : len(self.rows)]
         for line, row in enumerate(joined):
             seeds[line] = row.seed
             self._fill(table[line], row.request)
         table.view(np.float32)[:, UNIFORM] = uniforms(seeds, table[:, POSITION])
-        needs, seen_BV = needs_of(table), None
+        needs, seen_BV, drawn_B = needs_of(table), None, slots.drawn_B[first : len(self.rows)]
         if needs.penalty:
             seen_BV = slots.note_prompts(
                 [row.request.prompt_ids for row in joined], first, self.model.vocab_size
             )
         settings = torch.from_numpy(table).to(logits_BV.device)
-        ids_B, log_probs_B = sample(logits_BV[order], settings, needs, seen_BV=seen_BV)
-        slots.drawn_B[first : len(self.rows)] = ids_B
-        self.launched.append((joined, launcher.download(ids_B, log_probs_B)))
+        log_probs_B = launcher.decoder.draw(
+            logits_BV[order], settings, needs, seen_BV=seen_BV, drawn_B=drawn_B
+        )
+        self.launched.append((joined, launcher.download(drawn_B, log_probs_B)))
 
     def _fill(self, line: np.ndarray, request: Request) -> None:
         numbers, greedy = line.view(np.float32), request.temperature == 0
@@ -279,7 +279,7 @@ class Engine:
         if row.request.keep and row.completion.ids:
             self._keep(row, place, slots)
         if place != last:
-            slots.copy_row(last, place, length=int(self.table[last, POSITION]))
+            slots.copy_row(last, slice(place, place + 1), length=int(self.table[last, POSITION]))
             self.table[place], self.seeds[place] = self.table[last], self.seeds[last]
             self.rows[place] = self.rows[last]
         self.rows.pop()

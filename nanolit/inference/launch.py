@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanolit.inference.decode import Decoder
-from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, Needs, needs_of, sample
+from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, Needs, needs_of
 from nanolit.inference.slots import Slots
 
 MAX_GRAPHS = 32  # the longest unused one makes room: settings of sampling and long texts add shapes
@@ -47,24 +47,28 @@ class Launcher:
             return self.download(*self.step(self.upload(table), longest, needs_of(table), ragged=ragged))
         bucket = min(bucket_of(rows), self.slots.rows)
         self.upload(np.pad(table, ((0, bucket - rows), (0, 0))))
-        # The kernels end where a text ends, whatever its length: they need one graph for all
-        reach = self.slots.capacity if self.decoder.fused else bucket_of(max(longest, FIRST_REACH))
-        needs = needs_of(table)
-        needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
+        reach, needs = bucket_of(max(longest, FIRST_REACH)), needs_of(table)
+        if self.decoder.fused:  # the kernels do for each row what it needs, as far as it reaches
+            reach, needs = self.slots.capacity, Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
+        else:
+            needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
         ids_B, log_probs_B = self._replay(bucket, min(reach, self.slots.capacity), needs)
         return self.download(ids_B[:rows], log_probs_B if log_probs_B is None else log_probs_B[:rows])
 
     def step(self, table: Tensor, longest: int, needs: Needs, *, ragged: bool) -> Draws:
         """Decode on device tensors alone."""
-        slots, B = self.slots, len(table)
-        forced_B, positions_B = table[:, FORCED].long(), table[:, POSITION].long()
-        ids_B = torch.where(forced_B >= 0, forced_B, slots.drawn_B[:B]).clamp(min=0)  # -1: not finite
-        logits_BV = self.decoder.step(slots, ids_B, positions_B, longest=longest, ragged=ragged)
-        seen_BV = None if slots.seen_BV is None else slots.seen_BV[:B]
-        if needs.penalty and seen_BV is not None:
-            seen_BV.scatter_(1, ids_B[:, None], True)
-        slots.drawn_B[:B], log_probs_B = sample(logits_BV, table, needs, seen_BV=seen_BV)
-        return slots.drawn_B[:B], log_probs_B
+        slots, decoder, B = self.slots, self.decoder, len(table)
+        seen_BV = slots.seen_BV[:B] if needs.penalty and slots.seen_BV is not None else None
+        if decoder.fused:
+            logits_BV = decoder.fused_step(slots, table)
+        else:
+            forced_B, positions_B = table[:, FORCED].long(), table[:, POSITION].long()
+            ids_B = torch.where(forced_B >= 0, forced_B, slots.drawn_B[:B]).clamp(min=0)  # -1: not finite
+            logits_BV = decoder.step(slots, ids_B, positions_B, longest=longest, ragged=ragged)
+            if seen_BV is not None:
+                seen_BV.scatter_(1, ids_B[:, None], True)
+        drawn_B = slots.drawn_B[:B]
+        return drawn_B, decoder.draw(logits_BV, table, needs, seen_BV=seen_BV, drawn_B=drawn_B)
 
     def upload(self, table: np.ndarray) -> Tensor:
         """Return the table on the device, in the place that graphs read."""

@@ -38,13 +38,14 @@ class Slots:
         self.num_bytes = sum(buffer.nbytes for buffer in self.buffers)
         self.seen_BV: Tensor | None = None  # tokens of each text, once a request penalises repetition
 
-    def copy_row(self, source: int, target: int, *, length: int) -> None:
-        """Copy a text of `length` positions from one slot to another."""
+    def copy_row(self, source: int, targets: slice, *, length: int) -> None:
+        """Copy a text of `length` positions from one slot to others."""
+        own = slice(source, source + 1)
         for buffer in self.buffers:
             used = min(length, buffer.size(3))
-            buffer[:, :, target, :used] = buffer[:, :, source, :used]
+            buffer[:, :, targets, :used] = buffer[:, :, own, :used]
         for state in self._states():
-            state[target] = state[source]
+            state[targets] = state[own]
 
     def adopt(self, other: "Slots", *, rows: int) -> None:
         """Copy the first `rows` slots of smaller `other`, whose rings are not longer than these."""
@@ -79,18 +80,30 @@ class Slots:
             self.seen_BV[place, torch.tensor(prompt, device=device)] = True
         return self.seen_BV[row : row + len(prompts)]
 
-    def write(
-        self, layer: int, row: int, k_BTKD: Tensor, v_BTKD: Tensor, *, start: int, ends_B: Tensor
-    ) -> None:
-        """Store the positions `start` … of prompts in slots `row` …; prompt b has ends_B[b] positions in all.
+    def places(self, layer: int, row: int, length: int, start: int, ends_B: Tensor) -> tuple[Tensor, ...]:
+        """Return what `write` needs, equal for all layers of one size: slots, places there, and sources.
 
-        What pads a shorter prompt is never stored: in a ring it would overwrite what the row still sees.
+        Prompts for slots `row` … have ends_B positions; those from `start` on come, padded to `length`. What
+        pads a shorter one is left out: in a ring it would overwrite what the row still sees.
         """
         size, device = self.layers[layer][0].size(1), ends_B.device
-        kept, texts_B1 = min(size, k_BTKD.size(1)), torch.arange(len(ends_B), device=device)[:, None]
+        kept, texts_B1 = min(size, length), torch.arange(len(ends_B), device=device)[:, None]
         source_BR = (ends_B[:, None] - start - kept + torch.arange(kept, device=device)).clamp(min=0)
+        return texts_B1 + row, (start + source_BR) % size, texts_B1, source_BR
+
+    def write(
+        self,
+        layer: int,
+        k_BTKD: Tensor,
+        v_BTKD: Tensor,
+        rows: Tensor,
+        to: Tensor,
+        texts: Tensor,
+        source: Tensor,
+    ) -> None:
+        """Store keys and values of prompts, as `places` says."""
         for buffer, new_BTKD in zip(self.layers[layer], (k_BTKD, v_BTKD), strict=True):
-            buffer[texts_B1 + row, (start + source_BR) % size] = new_BTKD[texts_B1, source_BR]
+            buffer[rows, to] = new_BTKD[texts, source]
 
     def read(self, layer: int, row: int, end: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values (1, S, K, D) that a layer still holds of positions before `end`."""

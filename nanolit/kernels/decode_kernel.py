@@ -52,8 +52,8 @@ def begin(
     seen, vocab = (ids_B, 0) if seen_BV is None else (seen_BV.view(torch.uint8), seen_BV.size(1))
     _begin[(B,)](
         *(table_BX, drawn_B, embeddings_VC, previous_BC, seen, gate, scale, r, s, ids_B, x0_BC, x_BC),
-        *(EPSILON, table_BX.size(1), vocab, C, gate.numel() if smear else 0, smear is not None),
-        *(scalars is not None, triton.next_power_of_2(C)),
+        *(EPSILON, vocab, C, gate.numel() if smear else 0, table_BX.size(1), vocab > 0),
+        *(smear is not None, scalars is not None, triton.next_power_of_2(C)),
         **_launch(x_BC, warps=4),
     )
 
@@ -98,7 +98,7 @@ def product(
     _product[(triton.cdiv(N, columns), triton.cdiv(B, rows))](
         *(x_BC, weight_NC, out_BN, x_BC if residual_BN is None else residual_BN),
         *(r, s, x0_BN, x_BC if kept_BN is None else kept_BN, b, middle_BC, softcap, EPSILON),
-        *(B, N, C, out_BN.stride(0), normalized, squared, residual_BN is not None, mix is not None),
+        *(B, N, out_BN.stride(0), C, normalized, squared, residual_BN is not None, mix is not None),
         *(kept_BN is not None, backout is not None, softcap > 0, rows, columns, inner),
         *(triton.next_power_of_2(triton.cdiv(C, line)), line),
         **_launch(x_BC, warps=warps, stages=stages),
@@ -129,7 +129,7 @@ def attend(
     ids, table = value_table or (where[0], qkv_BX)
     _attend[(parts, H, B)](
         *(qkv_BX, *where, keys_BRKD, values_BRKD, ids, table, sums, counts, y_BC, qk_scale, EPSILON),
-        *(where[0].size(1), X, keys_BRKD.stride(0), R, H, K, D, value_table is not None, parts, KEYS),
+        *(X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None, parts, KEYS),
         **_launch(y_BC, warps=4),
     )
 
@@ -143,8 +143,8 @@ def _launch(x: Tensor, *, warps: int, stages: int = 1) -> dict[str, int | bool]:
 
 @triton.jit
 def _begin(
-    rows, drawn, embeddings, previous, seen, gate, scale, r, s, ids, x0, x, epsilon, COLUMNS: tl.constexpr,
-    SEEN: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr, SMEAR: tl.constexpr, SCALARS: tl.constexpr,
+    rows, drawn, embeddings, previous, seen, gate, scale, r, s, ids, x0, x, epsilon, V, C, GATES,
+    COLUMNS: tl.constexpr, SEEN: tl.constexpr, SMEAR: tl.constexpr, SCALARS: tl.constexpr,
     BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     if DEPENDENT:
@@ -156,8 +156,8 @@ def _begin(
     forced = tl.load(rows + row * COLUMNS).to(tl.int64)
     token = tl.where(forced >= 0, forced, tl.maximum(tl.load(drawn + row), 0))
     tl.store(ids + row, token)
-    if SEEN > 0:
-        tl.store(seen + row * SEEN + token, 1)
+    if SEEN:
+        tl.store(seen + row * V + token, 1)
     y = tl.load(embeddings + token * C + column, mask=inside, other=0.0).to(tl.float32)
     y = (y * tl.rsqrt(tl.sum(y * y) / C + epsilon)).to(x.dtype.element_ty)
     if SMEAR:
@@ -261,11 +261,11 @@ def _penalised(logits, seen, place, V, penalty, SEEN: tl.constexpr):
 
 @triton.jit
 def _product(
-    x, weight, out, residual, r, s, x0, kept, b, middle, softcap, epsilon, B, N: tl.constexpr,
-    C: tl.constexpr, out_stride, NORMALIZED: tl.constexpr, SQUARED: tl.constexpr, RESIDUAL: tl.constexpr,
-    MIX: tl.constexpr, KEPT: tl.constexpr, BACKOUT: tl.constexpr, SOFTCAP: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr,
-    LINE: tl.constexpr, DEPENDENT: tl.constexpr,
+    x, weight, out, residual, r, s, x0, kept, b, middle, softcap, epsilon, B, N, out_stride, C: tl.constexpr,
+    NORMALIZED: tl.constexpr, SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr,
+    KEPT: tl.constexpr, BACKOUT: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -330,9 +330,9 @@ def _fetch_ahead(weight, column, N, C, COLUMNS: tl.constexpr, LINES: tl.constexp
 
 @triton.jit
 def _attend(
-    qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon,
-    COLUMNS: tl.constexpr, X: tl.constexpr, row_stride, R, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
-    TABLE: tl.constexpr, PARTS: tl.constexpr, KEYS: tl.constexpr, DEPENDENT: tl.constexpr,
+    qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, X, row_stride,
+    R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
+    KEYS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_head = head // (H // K)

@@ -17,7 +17,7 @@ from torch import Tensor
 from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, Needs, sample
 from nanolit.inference.slots import Slots
 from nanolit.kernels.agreement import near
-from nanolit.kernels.attention import Backend, attend, attend_by_sdpa, rotate
+from nanolit.kernels.attention import Backend, agrees, attend, attend_by_sdpa, rotate
 from nanolit.kernels.heads import has_kernel, split_heads
 from nanolit.machine.device import triton_capability
 from nanolit.model.block import Block, norm
@@ -55,9 +55,13 @@ class Decoder:
     def __init__(self, model: GPT, *, plain: bool = False) -> None:
         self.model, config = model, model.config
         self.split = [config.heads * model.head_dim, *[config.kv_heads * model.head_dim] * 2]
-        # cuDNN plans and FlexAttention compiles for each shape, and prompts have any length
-        others: dict[Backend, Backend] = {"cudnn": "flash", "flex": "sdpa"}
-        self.backend: Backend = others.get(model.attention_backend, model.attention_backend)
+        self.backend: Backend = model.attention_backend
+        if self.backend in (
+            "cudnn",
+            "flex",
+        ):  # they plan or compile for each shape, and prompts have any length
+            has_flash = agrees("flash", model.device, model.compute_dtype, model.head_dim)
+            self.backend = "flash" if has_flash else "sdpa"
         self.has_heads = has_kernel(model.device, model.compute_dtype, model.head_dim) and not plain
         with torch.inference_mode():
             self.layers = [self._pack(layer) for layer in range(config.depth)]

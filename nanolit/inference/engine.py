@@ -67,6 +67,8 @@ class Engine:
 
     def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
+        # Tokens of prompt and reply together: what the model was trained on at once, and has positions for
+        self.context, self.max_positions = model.context, model.max_positions
         # A reply ends at any token that begins or ends a turn: none is ever shown to a person
         self.end_ids = frozenset(map(tokenizer.special_id, TURN_TOKENS))
         self.lock = threading.RLock()
@@ -81,16 +83,6 @@ class Engine:
         self.launcher: Launcher | None = None
         self.budget = 0  # bytes that slots may take
         self.plain = False  # no kernels and no graphs: what they are compared with
-
-    @property
-    def context(self) -> int:
-        """The tokens, prompt and reply together, that the model was trained on at once."""
-        return self.model.context
-
-    @property
-    def max_positions(self) -> int:
-        """The most tokens, prompt and reply together, that the model has positions for (over `context`)."""
-        return self.model.max_positions
 
     def generate(
         self, prompt_ids: Sequence[int], **sampling: Unpack[Sampling]
@@ -173,9 +165,10 @@ class Engine:
         with self.lock:
             for row in [*self.waiting, *self.rows]:
                 self.cancel(row.handle)
+            self._drop_launcher()
             self.launched.clear()
             self.kept.clear()
-            self.decoder = self.launcher = None
+            self.decoder = None
 
     def _admit(self) -> bool:
         """Read waiting prompts, as many as have room, and launch the draws of their first tokens."""
@@ -333,13 +326,18 @@ class Engine:
         if old and self.rows:
             capacity = max(capacity, old.slots.capacity)
         else:
-            self.launcher = old = None  # frees the old ones before new ones are made
+            old = self._drop_launcher()  # frees the old ones before new ones are made
         rows = max(rows, min(bucket_of(rows), self._most_rows(capacity)))
         new = Slots(self.model, rows=rows, capacity=capacity)
         if old:
             new.adopt(old.slots, rows=len(self.rows))
         self.launcher = Launcher(self._prepare(), new, plain=self.plain)
         return self.launcher
+
+    def _drop_launcher(self) -> None:
+        if self.launcher and self.launcher.graphs:
+            torch.cuda.synchronize(self.model.device)  # no graph may run while it is taken apart
+        self.launcher = None
 
     def _stream(self, request: Request) -> Generator[list[Token | None]]:
         handle = self.submit(request)

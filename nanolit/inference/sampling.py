@@ -101,15 +101,16 @@ def sample(
             logits_BV < _least_likely(logits_BV, numbers[:, TOP_P, None]), -torch.inf
         )
     log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
-    # In float64 the sum loses nothing of a small probability; Apple's MPS has none
-    wide = torch.float32 if logits_BV.device.type == "mps" else torch.float64
-    cumulative_BV = log_probs_BV.exp().cumsum(dim=-1, dtype=wide)
+    # In float64 the sum loses nothing of a small probability; Apple's MPS has none, so the CPU draws for it
+    device = logits_BV.device
+    probabilities_BV = (log_probs_BV.cpu() if device.type == "mps" else log_probs_BV).exp()
+    cumulative_BV = probabilities_BV.cumsum(dim=-1, dtype=torch.float64)
     total_B1 = cumulative_BV[:, -1:]
-    draw_B1 = numbers[:, UNIFORM, None].to(wide) * total_B1
-    drawn_B = torch.searchsorted(cumulative_BV, draw_B1, right=True)[:, 0].clamp(max=logits_BV.size(1) - 1)
-    ids_B = torch.where(greedy_B, likeliest_B, drawn_B)
+    point_B1 = numbers[:, UNIFORM, None].to(total_B1.device) * total_B1
+    drawn_B1 = torch.searchsorted(cumulative_BV, point_B1, right=True).clamp(max=logits_BV.size(1) - 1)
+    ids_B = torch.where(greedy_B, likeliest_B, drawn_B1[:, 0].to(device))
     log_probs_B = log_probs_BV.gather(-1, ids_B[:, None])[:, 0] if needs.log_probs else None
-    return torch.where(total_B1[:, 0].isfinite(), ids_B, -1), log_probs_B
+    return torch.where(total_B1[:, 0].isfinite().to(device), ids_B, -1), log_probs_B
 
 
 def uniforms(seeds_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:

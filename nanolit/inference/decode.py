@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, Needs, sample
+from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, TOP_P, Needs, sample
 from nanolit.inference.slots import Slots
 from nanolit.kernels.agreement import near
 from nanolit.kernels.attention import Backend, agrees, attend, attend_by_sdpa, rotate
@@ -24,7 +24,7 @@ from nanolit.model.block import Block, norm
 from nanolit.model.gpt import GPT
 
 MAX_ROWS = 1024  # of a batch
-AMPERE = (8, 0)
+AMPERE, FUSED_DTYPE = (8, 0), torch.bfloat16  # what the kernels are made for
 TRIAL = (0, 1, 128, 255)  # positions of the texts that the kernels are tried on: before, in and past rings
 Where = tuple[Tensor, Tensor]  # cosines and sines
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD
@@ -243,37 +243,43 @@ class Decoder:
         self, logits_BV: Tensor, table_BX: Tensor, needs: Needs, *, seen_BV: Tensor | None, drawn_B: Tensor
     ) -> Tensor | None:
         """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed."""
-        if not self.fused:
-            ids_B, log_probs_B = sample(logits_BV, table_BX, needs, seen_BV=seen_BV)
-            drawn_B.copy_(ids_B)
-            return log_probs_B
+        if self.fused:
+            log_probs_B = self._fused_draw(logits_BV, table_BX, seen_BV, drawn_B)
+            return log_probs_B if needs.log_probs else None
+        ids_B, log_probs_B = sample(logits_BV, table_BX, needs, seen_BV=seen_BV)
+        drawn_B.copy_(ids_B)
+        return log_probs_B
+
+    def _fused_draw(
+        self, logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor
+    ) -> Tensor:
         from nanolit.kernels import decode_kernel  # imports Triton
 
         log_probs_B = logits_BV.new_empty(len(logits_BV))
         decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B)
-        return log_probs_B if needs.log_probs else None
+        return log_probs_B
 
     @torch.inference_mode()
     def _has_kernels(self) -> bool:
         """Try the kernels on made-up texts: whether they run here and agree with the plain step."""
         model, device, head_dim = self.model, self.model.device, self.model.head_dim
-        if (
-            triton_capability(device) < AMPERE
-            or model.compute_dtype != torch.bfloat16
-            or head_dim & (head_dim - 1)
-        ):
+        fits = model.compute_dtype == FUSED_DTYPE and not head_dim & (head_dim - 1)
+        if not fits or triton_capability(device) < AMPERE:
             return False
         pair = [Slots(model, rows=len(TRIAL), capacity=max(TRIAL) + 1) for _ in range(2)]
         for buffer, other in zip(pair[0].buffers, pair[1].buffers, strict=True):
             other.copy_(buffer.normal_(generator=torch.Generator(device).manual_seed(0)))
         table_BX = torch.zeros(len(TRIAL), COLUMNS, dtype=torch.int32, device=device)
         table_BX[:, POSITION] = torch.tensor(TRIAL)
+        table_BX.view(torch.float32)[:, TOP_P] = 1
         table_BX[:, FORCED] = table_BX[:, POSITION] % model.vocab_size
         ids_B, positions_B = table_BX[:, FORCED].long(), table_BX[:, POSITION].long()
         expected_BV = self.step(pair[0], ids_B, positions_B, longest=max(TRIAL) + 1, ragged=True)
         try:
+            right = near(self.fused_step(pair[1], table_BX), expected_BV, within=0.05)
+            self._fused_draw(expected_BV, table_BX, None, pair[1].drawn_B)
             problem = (
-                "" if near(self.fused_step(pair[1], table_BX), expected_BV, within=0.05) else "wrong logits"
+                "" if right and pair[1].drawn_B.equal(expected_BV.argmax(dim=-1)) else "they are wrong here"
             )
         except Exception as error:  # not for this GPU or this Triton
             problem = " ".join(str(error).split())

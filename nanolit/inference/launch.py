@@ -52,8 +52,15 @@ class Launcher:
             reach, needs = self.slots.capacity, Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
         else:
             needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
-        ids_B, log_probs_B = self._replay(bucket, min(reach, self.slots.capacity), needs)
-        return self.download(ids_B[:rows], log_probs_B if log_probs_B is None else log_probs_B[:rows])
+        try:
+            draws = self._replay(bucket, min(reach, self.slots.capacity), needs)
+        except Exception as error:  # a kernel or a capture failed: from here on the next slower way serves
+            what = "our kernels" if self.decoder.fused else "CUDA graphs"
+            warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
+            self.decoder.fused, self.captures = False, self.decoder.fused
+            self.graphs.clear()
+            return self.decode(table)
+        return self.download(*(draw if draw is None else draw[:rows] for draw in draws))
 
     def step(self, table: Tensor, longest: int, needs: Needs, *, ragged: bool) -> Draws:
         """Decode on device tensors alone."""
@@ -92,16 +99,10 @@ class Launcher:
     def _replay(self, bucket: int, reach: int, needs: Needs) -> Draws:
         """Run the step on `bucket` rows of the table by its graph, capturing it first if it is new."""
         key = (bucket, reach, needs)
-        if self.captures and key not in self.graphs:
+        if key not in self.graphs:
             if len(self.graphs) == MAX_GRAPHS:
                 self.graphs.popitem(last=False)
-            try:
-                self.graphs[key] = self._capture(*key)
-            except RuntimeError as error:
-                warnings.warn(f"decoding without CUDA graphs, slower: {error}", stacklevel=2)
-                self.captures = False
-        if not self.captures:
-            return self.step(self.table[:bucket], reach, needs, ragged=True)
+            self.graphs[key] = self._capture(*key)
         self.graphs.move_to_end(key)
         graph, draws = self.graphs[key]
         graph.replay()
@@ -112,11 +113,13 @@ class Launcher:
         states = (self.slots.drawn_B, self.slots.previous_BC)  # a step moves these on; all else it repeats
         before, stream = [state.clone() for state in states], torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.step(self.table[:bucket], reach, needs, ragged=True)
-        torch.cuda.current_stream().wait_stream(stream)
-        for state, old in zip(states, before, strict=True):
-            state.copy_(old)
+        try:
+            with torch.cuda.stream(stream):
+                self.step(self.table[:bucket], reach, needs, ragged=True)
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
+            for state, old in zip(states, before, strict=True):
+                state.copy_(old)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             draws = self.step(self.table[:bucket], reach, needs, ragged=True)

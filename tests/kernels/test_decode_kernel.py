@@ -74,6 +74,32 @@ for vocab in (70, 1000, 2048):
 """
 
 
+ANSWERED = """
+import torch
+from nanolit.inference import decode
+from nanolit.inference.engine import Engine
+from nanolit.inference.request import Request
+from nanolit.tokenizer.bpe import Tokenizer
+from tests.conftest import MODERN, build_tiny_model
+tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
+settings = ({}, {"top_k": 5, "log_probs": True}, {"temperature": 0}, {"repetition_penalty": 1.5, "top_p": 0.8})
+requests = [
+    Request(prompt_ids=[256, *range(60, 60 + 9 * n)], max_tokens=6, seed=n, num_samples=2, **one)
+    for n, one in enumerate(settings)
+]
+model = build_tiny_model(MODERN)
+expected = Engine(model, tokenizer).complete_all(requests)
+decode.FUSED_DTYPE, decode.triton_capability = torch.float32, lambda _: (8, 6)
+engine = Engine(model, tokenizer)
+found = engine.complete_all(requests)
+assert engine.decoder.fused, "the kernels were tried, and did not agree"
+for group, other in zip(found, expected):
+    for one, two in zip(group, other):
+        assert one.ids == two.ids
+        torch.testing.assert_close(torch.tensor(one.log_probs), torch.tensor(two.log_probs), atol=1e-4, rtol=1e-4)
+"""
+
+
 def interpret(code: str, *words: str) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code, *words], env=environment, check=True, timeout=240)
@@ -89,6 +115,11 @@ def test_the_fused_step_equals_the_plain_one_in_tritons_interpreter(words):
     The last number is of programs that attention is split for: 1 walks through all keys of a text in one.
     """
     interpret(INTERPRETED, *words)
+
+
+def test_an_engine_that_has_tried_the_kernels_gives_the_same_tokens_in_tritons_interpreter():
+    """Oracle: an engine with the plain step; requests of all settings in one batch."""
+    interpret(ANSWERED)
 
 
 def test_draws_equal_those_of_plain_sampling_in_tritons_interpreter():

@@ -82,7 +82,8 @@ from nanolit.inference.request import Request
 from nanolit.tokenizer.bpe import Tokenizer
 from tests.conftest import MODERN, build_tiny_model
 tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
-settings = ({}, {"top_k": 5, "log_probs": True}, {"temperature": 0}, {"repetition_penalty": 1.5, "top_p": 0.8})
+settings = [{}, {"top_k": 5, "log_probs": True}, {"temperature": 0}]
+settings += [{"repetition_penalty": 1.5, "top_p": 0.8}]
 requests = [
     Request(prompt_ids=[256, *range(60, 60 + 9 * n)], max_tokens=6, seed=n, num_samples=2, **one)
     for n, one in enumerate(settings)
@@ -96,7 +97,8 @@ assert engine.decoder.fused, "the kernels were tried, and did not agree"
 for group, other in zip(found, expected):
     for one, two in zip(group, other):
         assert one.ids == two.ids
-        torch.testing.assert_close(torch.tensor(one.log_probs), torch.tensor(two.log_probs), atol=1e-4, rtol=1e-4)
+        log_probs = [torch.tensor(completion.log_probs) for completion in (one, two)]
+        torch.testing.assert_close(*log_probs, atol=1e-4, rtol=1e-4)
 """
 
 

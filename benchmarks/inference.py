@@ -283,8 +283,10 @@ def peer(settings: Settings, model: GPT, rng: random.Random) -> Iterator[dict[st
         )
     other.to_empty(device=model.device)
     other.init_weights()
-    engine = theirs.Engine(other.eval(), NoSpecials(config.vocab_size))
-    prompt = random_prompt(model, settings.prompt, rng)
+    engine, prompt = (
+        theirs.Engine(other.eval(), NoSpecials(config.vocab_size)),
+        random_prompt(model, settings.prompt, rng),
+    )
     while rows <= min(settings.most_rows, 128):
         for _ in range(2):
             synchronize(model.device)

@@ -4,14 +4,13 @@ A row reads the tokens that were drawn for it, answers calculator calls, and say
 """
 
 import codecs
-import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nanolit.inference.calculator import calculate
-from nanolit.inference.sampling import Needs, check_settings
+from nanolit.inference.sampling import check_settings
 from nanolit.machine.device import derived_seed
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -68,17 +67,6 @@ class Request:
         """The longest that a text can become."""
         return len(self.prompt_ids) + self.max_tokens
 
-    @functools.cached_property
-    def needs(self) -> Needs:
-        """What drawing its tokens takes."""
-        return Needs(
-            drawing=self.temperature > 0,
-            largest_k=self.top_k or 0 if self.temperature > 0 else 0,
-            nucleus=self.temperature > 0 and self.top_p < 1,
-            penalty=self.repetition_penalty != 1,
-            log_probs=self.log_probs,
-        )
-
 
 @dataclass
 class Completion:
@@ -98,15 +86,18 @@ class Completion:
         """The ids without the end token: what is shown and graded."""
         return self.ids[:-1] if self.ended else self.ids
 
+    def token(self, number: int) -> Token | None:
+        """Return a token by its place, None beyond the last."""
+        return Token(self.ids[number], self.sampled[number]) if number < len(self.ids) else None
+
 
 class Handle:
     """A submitted request: its completions grow with every `Engine.step` until `done`."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
+        self.request, self.error = request, ""
         self.completions = [Completion() for _ in range(request.num_samples)]
-        self.rows: list[Row] = []
-        self.error: str | None = None
+        self.rows = [Row(self, number, tokenizer, end_ids) for number in range(request.num_samples)]
 
     @property
     def done(self) -> bool:
@@ -120,13 +111,11 @@ class Row:
     """A sample that is being written: finished or not, in a tool call or not, and what is still forced."""
 
     def __init__(self, handle: Handle, number: int, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
-        self.handle, self.number, self.request = handle, number, handle.request
-        self.completion = handle.completions[number]
+        self.handle, self.request, self.completion = handle, handle.request, handle.completions[number]
         self.tokenizer, self.end_ids = tokenizer, end_ids | handle.request.stop_ids
         self.start_id, self.end_id = map(tokenizer.special_id, ("<|python_start|>", "<|python_end|>"))
         self.seed = derived_seed(handle.request.seed, "sample", number)
-        self.finished = False
-        self.forced: deque[int] = deque()
+        self.finished, self.forced = False, deque[int]()
         self.expression: list[int] | None = None
         self.stream, self.tail = TextStream(tokenizer), ""
 

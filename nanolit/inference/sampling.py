@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 # The constants of SplitMix64, a hash of a counter: https://prng.di.unimi.it/splitmix64.c
-GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GOLDEN, MIX_1, MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+# The columns of a batch's table, int32 with a line a row; from UNIFORM on the bits are float32's
+FORCED, POSITION, TOP_K, LOG_PROBS, UNIFORM, TEMPERATURE, TOP_P, PENALTY = range(8)
+COLUMNS = 8
 
 
 def check_settings(
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
+    *, temperature: float, top_k: int | None, top_p: float = 1.0, repetition_penalty: float = 1.0
 ) -> None:
     """Raise ValueError unless temperature is finite and >= 0, top_k None or >= 1, the others in range."""
     if not 0 <= temperature < math.inf:
@@ -45,16 +44,16 @@ def log_probabilities(logits: Tensor, *, temperature: float, top_k: int | None, 
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, likeliest, 0.0)
     if top_k is not None and top_k < logits.size(-1):
-        logits = logits.masked_fill(logits < _kth_largest(logits, top_k), -torch.inf)
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
     logits = logits / temperature
     if top_p < 1:
-        logits = logits.masked_fill(logits < _smallest_in_nucleus(logits, top_p), -torch.inf)
+        logits = logits.masked_fill(logits < _least_likely(logits, top_p), -torch.inf)
     return torch.log_softmax(logits, dim=-1)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the rows of a batch ask of `sample`, known without the device; a captured graph has one."""
+    """What a batch asks of `sample`, known without the device: each captured graph is for one of these."""
 
     drawing: bool = False  # some row has a temperature above 0
     largest_k: int = 0  # of all rows; 0: none has a top_k
@@ -62,89 +61,71 @@ class Needs:
     penalty: bool = False  # some row penalises repetition
     log_probs: bool = False  # some row wants the log-probability of what was drawn
 
-    def joined(self, other: "Needs") -> "Needs":
-        """Return the needs of both."""
-        return Needs(
-            drawing=self.drawing or other.drawing,
-            largest_k=max(self.largest_k, other.largest_k),
-            nucleus=self.nucleus or other.nucleus,
-            penalty=self.penalty or other.penalty,
-            log_probs=self.log_probs or other.log_probs,
-        )
 
-
-@dataclass(frozen=True)
-class Rows:
-    """The settings of a batch, a number a row: int32 top_k (0: none), the others float32."""
-
-    uniform_B: Tensor
-    temperature_B: Tensor
-    top_k_B: Tensor
-    top_p_B: Tensor
-    penalty_B: Tensor
+def needs_of(table: np.ndarray) -> Needs:
+    """Return the needs of a table's rows."""
+    numbers = table.view(np.float32)
+    return Needs(
+        drawing=bool((numbers[:, TEMPERATURE] > 0).any()),
+        largest_k=int(table[:, TOP_K].max()),
+        nucleus=bool((numbers[:, TOP_P] < 1).any()),
+        penalty=bool((numbers[:, PENALTY] != 1).any()),
+        log_probs=bool(table[:, LOG_PROBS].any()),
+    )
 
 
 def sample(
-    logits_BV: Tensor, rows: Rows, needs: Needs, *, seen_BV: Tensor | None = None
+    logits_BV: Tensor, table: Tensor, needs: Needs, *, seen_BV: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return an id (B,) int64 for each row, -1 where logits are not finite, and log-probabilities if needed.
 
     A draw inverts the cumulative distribution at the row's uniform number. The log-probability is that of the
     distribution drawn from; of a row with temperature 0 it is the model's own. Waits for nothing.
     """
-    logits_BV = logits_BV.float()
+    logits_BV, numbers = logits_BV.float(), table.view(torch.float32)
     if needs.penalty and seen_BV is not None:  # as CTRL, https://arxiv.org/abs/1909.05858, section 4.1
-        penalty_B1 = rows.penalty_B[:, None]
+        penalty_B1 = numbers[:, PENALTY, None]
         weaker_BV = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
         logits_BV = torch.where(seen_BV, weaker_BV, logits_BV)
     likeliest_B = logits_BV.argmax(dim=-1)
     if not needs.drawing and not needs.log_probs:
         return likeliest_B, None
-    greedy_B = rows.temperature_B == 0
+    greedy_B = numbers[:, TEMPERATURE] == 0
     if needs.largest_k:
-        kth_B1 = _kth_largest_of_rows(logits_BV, rows.top_k_B, needs.largest_k)
-        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
-    logits_BV = logits_BV / torch.where(greedy_B, 1.0, rows.temperature_B)[:, None]
+        largest_BK = logits_BV.topk(min(needs.largest_k, logits_BV.size(1)), dim=-1).values
+        kth_B1 = largest_BK.gather(-1, (table[:, TOP_K, None].long() - 1).clamp(min=0))
+        logits_BV = logits_BV.masked_fill((logits_BV < kth_B1) & (table[:, TOP_K, None] > 0), -torch.inf)
+    logits_BV = logits_BV / torch.where(greedy_B, 1.0, numbers[:, TEMPERATURE])[:, None]
     if needs.nucleus:
-        least_B1 = _smallest_in_nucleus(logits_BV, rows.top_p_B[:, None])
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+        logits_BV = logits_BV.masked_fill(
+            logits_BV < _least_likely(logits_BV, numbers[:, TOP_P, None]), -torch.inf
+        )
     log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
-    # In float64 the sum loses nothing of a small probability; Apple's MPS has none
-    wide = torch.float32 if logits_BV.device.type == "mps" else torch.float64
-    cumulative_BV = log_probs_BV.exp().cumsum(dim=-1, dtype=wide)
+    # In float64 the sum loses nothing of a small probability; Apple's MPS has none, so the CPU draws for it
+    device = logits_BV.device
+    probabilities_BV = (log_probs_BV.cpu() if device.type == "mps" else log_probs_BV).exp()
+    cumulative_BV = probabilities_BV.cumsum(dim=-1, dtype=torch.float64)
     total_B1 = cumulative_BV[:, -1:]
-    draw_B1 = rows.uniform_B[:, None].to(wide) * total_B1
-    drawn_B = torch.searchsorted(cumulative_BV, draw_B1, right=True)[:, 0].clamp(max=logits_BV.size(1) - 1)
-    ids_B = torch.where(greedy_B, likeliest_B, drawn_B)
+    point_B1 = numbers[:, UNIFORM, None].to(total_B1.device) * total_B1
+    drawn_B1 = torch.searchsorted(cumulative_BV, point_B1, right=True).clamp(max=logits_BV.size(1) - 1)
+    ids_B = torch.where(greedy_B, likeliest_B, drawn_B1[:, 0].to(device))
     log_probs_B = log_probs_BV.gather(-1, ids_B[:, None])[:, 0] if needs.log_probs else None
-    return torch.where(total_B1[:, 0].isfinite(), ids_B, -1), log_probs_B
+    return torch.where(total_B1[:, 0].isfinite().to(device), ids_B, -1), log_probs_B
 
 
 def uniforms(seeds_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
     """Return float32 numbers in [0, 1), one for each pair of seed (uint64) and position."""
-    hashed = seeds_B + (positions_B.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)  # modulo 2^64
-    hashed = (hashed ^ (hashed >> np.uint64(30))) * np.uint64(MIX_1)
-    hashed = (hashed ^ (hashed >> np.uint64(27))) * np.uint64(MIX_2)
+    hashed = seeds_B + (positions_B.astype(np.uint64) + np.uint64(1)) * GOLDEN  # modulo 2^64
+    hashed = (hashed ^ (hashed >> np.uint64(30))) * MIX_1
+    hashed = (hashed ^ (hashed >> np.uint64(27))) * MIX_2
     # 24 bits: as many as float32 holds exactly, so that no number rounds to 1
     return ((hashed ^ (hashed >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
 
 
-def _kth_largest(logits: Tensor, k: int) -> Tensor:
-    return logits.topk(k, dim=-1).values[..., -1:]
+def _least_likely(logits: Tensor, top_p: Tensor | float) -> Tensor:
+    """Return the smallest logit of the fewest whose probabilities sum to top_p.
 
-
-def _kth_largest_of_rows(logits_BV: Tensor, top_k_B: Tensor, largest_k: int) -> Tensor:
-    """Return each row's top_k-th largest logit (B, 1); -inf for a row without top_k."""
-    vocab = logits_BV.size(1)
-    largest_BK = logits_BV.topk(min(largest_k, vocab), dim=-1).values
-    place_B1 = (top_k_B.clamp(1, vocab) - 1)[:, None].long()
-    return torch.where(top_k_B[:, None] > 0, largest_BK.gather(-1, place_B1), -torch.inf)
-
-
-def _smallest_in_nucleus(logits: Tensor, top_p: Tensor | float) -> Tensor:
-    """Return the smallest logit of the fewest whose probabilities sum to top_p (nucleus sampling).
-
-    https://arxiv.org/abs/1904.09751
+    Nucleus sampling, https://arxiv.org/abs/1904.09751
     """
     sorted_logits = logits.sort(dim=-1, descending=True).values
     probabilities = sorted_logits.softmax(dim=-1)

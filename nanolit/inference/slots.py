@@ -4,7 +4,7 @@ Row b of the running batch is slot b, so a decode step reads plain views and nee
 text ends, the last row moves into its slot. Shapes: see model/gpt.py; R is the length of a layer's buffer.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +12,7 @@ from torch import Tensor
 from nanolit.model.accounting import window_sizes
 from nanolit.model.gpt import GPT
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A slot's content outside the batch: a conversation between two of its turns."""
-
-    length: int
-    buffers: list[Tensor]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self.buffers)
+GRAIN = 128  # positions that capacities are rounded up to, so that a growing chat rarely makes slots anew
 
 
 class Slots:
@@ -33,9 +23,8 @@ class Slots:
     """
 
     def __init__(self, model: GPT, *, rows: int, capacity: int) -> None:
-        config = model.config
-        self.rows, self.capacity = rows, capacity
-        sizes = ring_sizes(model, capacity)
+        config, sizes = model.config, ring_sizes(model, capacity)
+        self.rows, self.capacity = rows, _rounded(capacity)
         kinds = sorted(set(sizes))
         # One tensor for all layers of a size, so that a row is copied by two operations and not by 2 L
         shapes = [(2, sizes.count(size), rows, size, config.kv_heads, model.head_dim) for size in kinds]
@@ -49,49 +38,72 @@ class Slots:
         self.num_bytes = sum(buffer.nbytes for buffer in self.buffers)
         self.seen_BV: Tensor | None = None  # tokens of each text, once a request penalises repetition
 
-    def copy_row(self, source: int, target: int, *, length: int) -> None:
-        """Copy a text of `length` positions from one slot to another."""
+    def copy_row(self, source: int, targets: slice, *, length: int) -> None:
+        """Copy a text of `length` positions from one slot to others."""
+        own = slice(source, source + 1)
         for buffer in self.buffers:
             used = min(length, buffer.size(3))
-            buffer[:, :, target, :used] = buffer[:, :, source, :used]
-        for state in (self.previous_BC, self.drawn_B, self.seen_BV):
-            if state is not None:
-                state[target] = state[source]
+            buffer[:, :, targets, :used] = buffer[:, :, own, :used]
+        for state in self._states():
+            state[targets] = state[own]
 
     def adopt(self, other: "Slots", *, rows: int) -> None:
         """Copy the first `rows` slots of smaller `other`, whose rings are not longer than these."""
-        for mine, (keys, values) in zip(self.layers, other.layers, strict=True):
-            for new, old in zip(mine, (keys, values), strict=True):
-                new[:rows, : old.size(1)] = old[:rows]
-        self.previous_BC[:rows] = other.previous_BC[:rows]
-        self.drawn_B[:rows] = other.drawn_B[:rows]
+        for new, old in zip(self.layers, other.layers, strict=True):
+            for mine, theirs in zip(new, old, strict=True):
+                mine[:rows, : theirs.size(1)] = theirs[:rows]
         if other.seen_BV is not None:
             self.seen_BV = other.seen_BV.new_zeros(self.rows, other.seen_BV.size(1))
-            self.seen_BV[:rows] = other.seen_BV[:rows]
+        for mine, theirs in zip(self._states(), other._states(), strict=True):
+            mine[:rows] = theirs[:rows]
 
-    def take_out(self, row: int, *, length: int) -> Snapshot:
-        """Return a copy of a slot."""
-        buffers = [keys_or_values[row, :length].clone() for pair in self.layers for keys_or_values in pair]
-        return Snapshot(length, buffers)
+    def _states(self) -> list[Tensor]:
+        return [state for state in (self.previous_BC, self.drawn_B, self.seen_BV) if state is not None]
 
-    def put_in(self, row: int, snapshot: Snapshot) -> None:
-        """Fill a slot from a copy."""
+    def take_out(self, row: int, *, length: int) -> list[Tensor]:
+        """Return a copy of a slot: a conversation between two of its turns."""
+        return [keys_or_values[row, :length].clone() for pair in self.layers for keys_or_values in pair]
+
+    def put_in(self, row: int, kept: list[Tensor]) -> None:
+        """Fill a slot from such a copy."""
         buffers = (keys_or_values for pair in self.layers for keys_or_values in pair)
-        for buffer, kept in zip(buffers, snapshot.buffers, strict=True):
-            buffer[row, : len(kept)] = kept
+        for buffer, content in zip(buffers, kept, strict=True):
+            buffer[row, : len(content)] = content
+
+    def note_prompts(self, prompts: Sequence[Sequence[int]], row: int, vocab_size: int) -> Tensor:
+        """Return which tokens the texts in slots `row` … begin with, (B, V)."""
+        device = self.drawn_B.device
+        if self.seen_BV is None:
+            self.seen_BV = torch.zeros(self.rows, vocab_size, dtype=torch.bool, device=device)
+        self.seen_BV[row : row + len(prompts)] = False
+        for place, prompt in enumerate(prompts, start=row):
+            self.seen_BV[place, torch.tensor(prompt, device=device)] = True
+        return self.seen_BV[row : row + len(prompts)]
+
+    def places(self, layer: int, row: int, length: int, start: int, ends_B: Tensor) -> tuple[Tensor, ...]:
+        """Return what `write` needs, equal for all layers of one size: slots, places there, and sources.
+
+        Prompts for slots `row` … have ends_B positions; those from `start` on come, padded to `length`. What
+        pads a shorter one is left out: in a ring it would overwrite what the row still sees.
+        """
+        size, device = self.layers[layer][0].size(1), ends_B.device
+        kept, texts_B1 = min(size, length), torch.arange(len(ends_B), device=device)[:, None]
+        source_BR = (ends_B[:, None] - start - kept + torch.arange(kept, device=device)).clamp(min=0)
+        return texts_B1 + row, (start + source_BR) % size, texts_B1, source_BR
 
     def write(
-        self, layer: int, rows: slice, k_BTKD: Tensor, v_BTKD: Tensor, *, start: int, ends_B: Tensor
+        self,
+        layer: int,
+        k_BTKD: Tensor,
+        v_BTKD: Tensor,
+        rows: Tensor,
+        to: Tensor,
+        texts: Tensor,
+        source: Tensor,
     ) -> None:
-        """Store the positions `start` … of a prompt, of which row b has ends_B[b] positions in all.
-
-        What pads a shorter row is never stored: in a ring it would overwrite what the row still sees.
-        """
-        kept = min(self.layers[layer][0].size(1), k_BTKD.size(1))
-        source_BR = (ends_B[:, None] - start - kept + torch.arange(kept, device=ends_B.device)).clamp(min=0)
-        texts_B1 = torch.arange(len(k_BTKD), device=ends_B.device)[:, None]
+        """Store keys and values of prompts, as `places` says."""
         for buffer, new_BTKD in zip(self.layers[layer], (k_BTKD, v_BTKD), strict=True):
-            buffer[rows][texts_B1, (start + source_BR) % buffer.size(1)] = new_BTKD[texts_B1, source_BR]
+            buffer[rows, to] = new_BTKD[texts, source]
 
     def read(self, layer: int, row: int, end: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values (1, S, K, D) that a layer still holds of positions before `end`."""
@@ -102,7 +114,7 @@ class Slots:
 
 def ring_sizes(model: GPT, capacity: int) -> list[int]:
     """Return the positions that each layer keeps: all of `capacity`, or its window and the present one."""
-    config = model.config
+    config, capacity = model.config, _rounded(capacity)
     windows = window_sizes(config.window_pattern, depth=config.depth, context=config.context)
     return [capacity if window is None else min(window + 1, capacity) for window in windows]
 
@@ -111,3 +123,7 @@ def row_bytes(model: GPT, capacity: int) -> int:
     """Return the memory of one slot."""
     numbers = 2 * sum(ring_sizes(model, capacity)) * model.config.kv_heads * model.head_dim
     return numbers * model.compute_dtype.itemsize
+
+
+def _rounded(capacity: int) -> int:
+    return -(-capacity // GRAIN) * GRAIN

@@ -3,7 +3,10 @@
 At few rows a step is nothing but reading weights once, so every kernel does with them all that can be done
 while they stream by: the norm before a product, the activation and the residual after it. On Hopper a kernel
 is launched while the one before it still runs (programmatic dependent launch) and waits for its results only
-once its own weights are on the way. Import this where there is Triton, on NVIDIA from Ampere on.
+once its own weights are on the way. It lets the next one in after that wait, not before: otherwise a whole
+layer of kernels queues up on a multiprocessor, and what its first-level cache holds of a buffer can be older
+than the buffer. For the same reason what another kernel wrote is read past that cache (".cg"). Import this
+where there is Triton, on NVIDIA from Ampere on.
 
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """
@@ -20,30 +23,52 @@ EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes i
 KEYS = 64  # of one text and head, that a program reads at once
 PROGRAMS = 528  # that attention is split for: four on each multiprocessor of an H200; untuned
 MOST_PARTS = 16
+CHUNK = 128  # of logits: a draw first chooses one
 LINE_BYTES = 128  # that are fetched at once
 # Up to so many rows: rows, columns and inner numbers of a tile, warps and stages; all untuned
 TILES = ((16, 16, 16, 256, 4, 4), (32, 32, 16, 256, 4, 3), (64, 64, 32, 128, 4, 3), (1024, 128, 64, 64, 8, 3))
 
 
 def begin(
-    ids_B: Tensor,
-    table_VC: Tensor,
+    table_BX: Tensor,
+    drawn_B: Tensor,
+    embeddings_VC: Tensor,
     previous_BC: Tensor,
+    seen_BV: Tensor | None,
     smear: tuple[Tensor, Tensor] | None,
     scalars: tuple[Tensor, Tensor] | None,
+    ids_B: Tensor,
     x0_BC: Tensor,
     x_BC: Tensor,
 ) -> None:
-    """Fill x0 with the normalised, smeared embeddings, x with the first block's input, and previous with the
-    embeddings before smear. `smear` is (gate, scale), `scalars` the first block's (r, s)."""
+    """Fill `ids` with each row's forced token, in the table's first column, or else with what it drew, note
+    them as seen, and fill x0 with their normalised, smeared embeddings and x with the first block's input.
+
+    `previous` gets the embeddings before smear; `smear` is (gate, scale), `scalars` the first block's (r, s).
+    """
     B, C = x_BC.shape
     gate, scale = smear or (x_BC, x_BC)
     r, s = scalars or (x_BC, x_BC)
-    gates = gate.numel() if smear else 0
+    seen, vocab = (ids_B, 0) if seen_BV is None else (seen_BV.view(torch.uint8), seen_BV.size(1))
     _begin[(B,)](
-        *(ids_B, table_VC, previous_BC, gate, scale, r, s, x0_BC, x_BC, EPSILON),
-        *(C, gates, smear is not None, scalars is not None, triton.next_power_of_2(C)),
+        *(table_BX, drawn_B, embeddings_VC, previous_BC, seen, gate, scale, r, s, ids_B, x0_BC, x_BC),
+        *(EPSILON, vocab, C, gate.numel() if smear else 0, table_BX.size(1), vocab > 0),
+        *(smear is not None, scalars is not None, triton.next_power_of_2(C)),
         **_launch(x_BC, warps=4),
+    )
+
+
+def sample(
+    logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor, log_probs_B: Tensor
+) -> None:
+    """Draw as inference.sampling.sample does, whatever the rows ask for, a program a row."""
+    (B, V), block = logits_BV.shape, triton.next_power_of_2(logits_BV.size(1))
+    warps = min(32, max(4, block // 2048))  # 64 logits a thread: more would not stay in registers
+    seen = drawn_B if seen_BV is None else seen_BV.view(torch.uint8)
+    _sample[(B,)](
+        *(logits_BV, table_BX, seen, drawn_B, log_probs_B, V, table_BX.size(1), seen_BV is not None),
+        *(max(block // CHUNK, 1), min(CHUNK, block)),
+        **_launch(logits_BV, warps=warps),
     )
 
 
@@ -73,7 +98,7 @@ def product(
     _product[(triton.cdiv(N, columns), triton.cdiv(B, rows))](
         *(x_BC, weight_NC, out_BN, x_BC if residual_BN is None else residual_BN),
         *(r, s, x0_BN, x_BC if kept_BN is None else kept_BN, b, middle_BC, softcap, EPSILON),
-        *(B, N, C, out_BN.stride(0), normalized, squared, residual_BN is not None, mix is not None),
+        *(B, N, out_BN.stride(0), C, normalized, squared, residual_BN is not None, mix is not None),
         *(kept_BN is not None, backout is not None, softcap > 0, rows, columns, inner),
         *(triton.next_power_of_2(triton.cdiv(C, line)), line),
         **_launch(x_BC, warps=warps, stages=stages),
@@ -92,8 +117,9 @@ def attend(
 ) -> None:
     """Rotate and normalise queries and keys, store the new key and value, and attend to all places.
 
-    `where` is (positions, cosines, sines), `value_table` (ids, table) where values get an embedding, whose
-    gate is in qkv's last columns. `counts` holds a zero for each row and head, and does again afterwards.
+    `where` is (table, cosines, sines), with positions in the table's second column; `value_table` is (ids,
+    table) where values get an embedding, whose gate is in qkv's last columns. `counts` holds a zero for each
+    row and head, and does again afterwards.
     """
     keys_BRKD, values_BRKD = buffers
     (B, X), (_, R, K, D), C = qkv_BX.shape, keys_BRKD.shape, y_BC.size(1)
@@ -103,7 +129,7 @@ def attend(
     ids, table = value_table or (where[0], qkv_BX)
     _attend[(parts, H, B)](
         *(qkv_BX, *where, keys_BRKD, values_BRKD, ids, table, sums, counts, y_BC, qk_scale, EPSILON),
-        *(X, keys_BRKD.stride(0), R, H, K, D, value_table is not None, parts, KEYS),
+        *(X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None, parts, KEYS),
         **_launch(y_BC, warps=4),
     )
 
@@ -117,31 +143,22 @@ def _launch(x: Tensor, *, warps: int, stages: int = 1) -> dict[str, int | bool]:
 
 @triton.jit
 def _begin(
-    ids,
-    table,
-    previous,
-    gate,
-    scale,
-    r,
-    s,
-    x0,
-    x,
-    epsilon,
-    C: tl.constexpr,
-    GATES: tl.constexpr,
-    SMEAR: tl.constexpr,
-    SCALARS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
+    rows, drawn, embeddings, previous, seen, gate, scale, r, s, ids, x0, x, epsilon, V, C, GATES,
+    COLUMNS: tl.constexpr, SEEN: tl.constexpr, SMEAR: tl.constexpr, SCALARS: tl.constexpr,
+    BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     if DEPENDENT:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < C
-    token = tl.load(ids + row)
-    y = tl.load(table + token * C + column, mask=inside, other=0.0).to(tl.float32)
+    forced = tl.load(rows + row * COLUMNS).to(tl.int64)
+    token = tl.where(forced >= 0, forced, tl.maximum(tl.load(drawn + row), 0))
+    tl.store(ids + row, token)
+    if SEEN:
+        tl.store(seen + row * V + token, 1)
+    y = tl.load(embeddings + token * C + column, mask=inside, other=0.0).to(tl.float32)
     y = (y * tl.rsqrt(tl.sum(y * y) / C + epsilon)).to(x.dtype.element_ty)
     if SMEAR:
         before = tl.load(previous + row * C + column, mask=inside, other=0.0).to(tl.float32)
@@ -156,60 +173,121 @@ def _begin(
 
 
 @triton.jit
+def _order(x):
+    """Return whole numbers in the order of these float32 numbers."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _kth_largest(keys, k, low, high):
+    """Return a bound that k keys reach, or more where some are equal; fewer than k must reach `high`."""
+    count = k + 1
+    while (low + 1 < high) & (count != k):
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
+        count = tl.sum((keys >= middle).to(tl.int32))
+        low = tl.where(count >= k, middle, low)
+        high = tl.where(count >= k, high, middle)
+    return low
+
+
+@triton.jit
+def _sample(
+    logits, rows, seen, drawn, log_probs, V, COLUMNS: tl.constexpr, SEEN: tl.constexpr, CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    line, logits, seen = rows + row * COLUMNS, logits + row * V, seen + row * V
+    top_k, uniform = tl.load(line + 2), tl.load(line + 4).to(tl.float32, bitcast=True)
+    temperature = tl.load(line + 5).to(tl.float32, bitcast=True)
+    top_p = tl.load(line + 6).to(tl.float32, bitcast=True)
+    penalty = tl.load(line + 7).to(tl.float32, bitcast=True)
+    place = tl.arange(0, CHUNKS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    x = _penalised(logits, seen, place, V, penalty, SEEN)
+    keys = _order(x)
+    best = tl.max(tl.max(x, axis=1), axis=0)
+    id = tl.min(tl.min(tl.where(x == best, place, CHUNKS * CHUNK), axis=1), axis=0)
+    largest = tl.max(keys, axis=1)
+    high = tl.max(largest, axis=0) + 1
+    least = tl.min(tl.min(keys, axis=1), axis=0)
+    if top_k > 0:
+        if top_k < CHUNKS:  # a bound to begin with: the k-th of the chunks' largest keys
+            least = _kth_largest(largest, top_k, least, high)
+        least = _kth_largest(keys, top_k, least, high)
+    warmth = tl.where(temperature == 0, 1.0, temperature)
+    weights = tl.where(keys >= least, tl.exp((x - best) / warmth), 0.0)
+    if top_p < 1:  # keep a token if those likelier than it have less than top_p of all probability
+        most = top_p * tl.sum(tl.sum(weights, axis=1), axis=0)
+        low = least - 1
+        while low + 1 < high:
+            middle = (low & high) + ((low ^ high) >> 1)
+            likelier = tl.sum(tl.sum(tl.where(keys > middle, weights, 0.0), axis=1), axis=0)
+            high = tl.where(likelier < most, middle, high)
+            low = tl.where(likelier < most, low, middle)
+        least = high
+        weights = tl.where(keys >= least, weights, 0.0)
+    chunks = tl.sum(weights, axis=1)
+    sums, number = tl.cumsum(chunks, axis=0), tl.arange(0, CHUNKS)
+    total = tl.max(sums, axis=0)
+    if temperature > 0:
+        point = uniform * total
+        chunk = tl.minimum(tl.sum((sums <= point).to(tl.int32), axis=0), CHUNKS - 1)
+        point -= tl.sum(tl.where(number < chunk, chunks, 0.0), axis=0)
+        inside = tl.arange(0, CHUNK)
+        some = _penalised(logits, seen, chunk * CHUNK + inside, V, penalty, SEEN)
+        few = tl.where(_order(some) >= least, tl.exp((some - best) / warmth), 0.0)
+        after = tl.sum((tl.cumsum(few, axis=0) <= point).to(tl.int32), axis=0)
+        # Rounding may leave the point behind the chunk's last token: then its likeliest is taken
+        likeliest = tl.min(tl.where(few == tl.max(few, axis=0), inside, CHUNK), axis=0)
+        id = chunk * CHUNK + tl.where(after < CHUNK, after, likeliest)
+    one = tl.arange(0, 1)
+    chosen = _penalised(logits, seen, id + one, V, penalty, SEEN)
+    tl.store(log_probs + row + one, (chosen - best) / warmth - tl.log(total))
+    tl.store(drawn + row, tl.where((total > 0) & (total < float("inf")), id, -1).to(tl.int64))
+
+
+@triton.jit
+def _penalised(logits, seen, place, V, penalty, SEEN: tl.constexpr):
+    """Return logits, weakened where their token was seen; -inf beyond the vocabulary."""
+    x = tl.load(logits + place, mask=place < V, other=float("-inf"), cache_modifier=".cg")
+    if SEEN:
+        known = tl.load(seen + place, mask=place < V, other=0) != 0
+        x = tl.where(known, tl.where(x > 0, x / penalty, x * penalty), x)
+    return x
+
+
+@triton.jit
 def _product(
-    x,
-    weight,
-    out,
-    residual,
-    r,
-    s,
-    x0,
-    kept,
-    b,
-    middle,
-    softcap,
-    epsilon,
-    B,
-    N: tl.constexpr,
-    C: tl.constexpr,
-    out_stride,
-    NORMALIZED: tl.constexpr,
-    SQUARED: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    MIX: tl.constexpr,
-    KEPT: tl.constexpr,
-    BACKOUT: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    LINES: tl.constexpr,
-    LINE: tl.constexpr,
+    x, weight, out, residual, r, s, x0, kept, b, middle, softcap, epsilon, B, N, out_stride, C: tl.constexpr,
+    NORMALIZED: tl.constexpr, SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr,
+    KEPT: tl.constexpr, BACKOUT: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
     DEPENDENT: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     step = tl.arange(0, INNER)
     rows_in, columns_in = row[:, None] < B, column[None, :] < N
     if DEPENDENT:
-        gdc_launch_dependents()
         _fetch_ahead(weight, column, N, C, COLUMNS, LINES, LINE)
         gdc_wait()
+        gdc_launch_dependents()
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS,), tl.float32)
     if BACKOUT:
         part = tl.load(b).to(tl.float32)
     for start in range(0, C, INNER):
         inner = start + step
-        a = tl.load(x + row[:, None] * C + inner[None, :], mask=rows_in & (inner[None, :] < C), other=0.0)
+        at, there = row[:, None] * C + inner[None, :], rows_in & (inner[None, :] < C)
+        a = tl.load(x + at, mask=there, other=0.0, cache_modifier=".cg")
         if BACKOUT:
-            less = tl.load(
-                middle + row[:, None] * C + inner[None, :], mask=rows_in & (inner[None, :] < C), other=0.0
-            )
+            less = tl.load(middle + at, mask=there, other=0.0, cache_modifier=".cg")
             a = (a.to(tl.float32) - part * less.to(tl.float32)).to(a.dtype)
-        w = tl.load(
-            weight + column[None, :] * C + inner[:, None], mask=columns_in & (inner[:, None] < C), other=0.0
-        )
+        known = columns_in & (inner[:, None] < C)
+        w = tl.load(weight + column[None, :] * C + inner[:, None], mask=known, other=0.0)
         total = tl.dot(a, w, total, input_precision="ieee")
         if NORMALIZED:
             wide = a.to(tl.float32)
@@ -224,7 +302,7 @@ def _product(
         y = tl.maximum(y, 0.0)
         y = y * y
     if RESIDUAL:
-        y += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(residual + place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
     if KEPT:
         tl.store(kept + place, y.to(kept.dtype.element_ty), mask=inside)
     if MIX:
@@ -252,37 +330,17 @@ def _fetch_ahead(weight, column, N, C, COLUMNS: tl.constexpr, LINES: tl.constexp
 
 @triton.jit
 def _attend(
-    qkv,
-    positions,
-    cosines,
-    sines,
-    keys,
-    values,
-    ids,
-    table,
-    sums,
-    counts,
-    y,
-    qk_scale,
-    epsilon,
-    X: tl.constexpr,
-    row_stride,
-    R,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    TABLE: tl.constexpr,
-    PARTS: tl.constexpr,
-    KEYS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
+    qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, X, row_stride,
+    R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
+    KEYS: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_head = head // (H // K)
     half = tl.arange(0, D // 2)
     if DEPENDENT:
-        gdc_launch_dependents()
         gdc_wait()
-    position = tl.load(positions + row)
+        gdc_launch_dependents()
+    position = tl.load(rows + row * COLUMNS + 1)
     cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)
     sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)
     q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
@@ -317,9 +375,11 @@ def _attend(
     if part == 0:  # the new key and value never come from memory
         k1, k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
         new = qkv + row * X + (H + K + kv_head) * D + half
-        v1, v2 = tl.load(new), tl.load(new + D // 2)
+        v1, v2 = tl.load(new, cache_modifier=".cg"), tl.load(new + D // 2, cache_modifier=".cg")
         if TABLE:
-            gate = 3 * tl.sigmoid(tl.load(qkv + row * X + (H + 2 * K) * D + kv_head).to(tl.float32))
+            gate = 3 * tl.sigmoid(
+                tl.load(qkv + row * X + (H + 2 * K) * D + kv_head, cache_modifier=".cg").to(tl.float32)
+            )
             entry = table + (tl.load(ids + row) * K + kv_head) * D + half
             v1 = (v1.to(tl.float32) + gate * tl.load(entry).to(tl.float32)).to(v1.dtype)
             v2 = (v2.to(tl.float32) + gate * tl.load(entry + D // 2).to(tl.float32)).to(v2.dtype)
@@ -365,7 +425,8 @@ def _attend(
 @triton.jit
 def _head(at, half, cos, sin, scale, epsilon, D: tl.constexpr):
     """Return the two halves of a head, rotated and at RMS `scale`, in the projection's dtype."""
-    u1, u2 = tl.load(at + half).to(tl.float32), tl.load(at + D // 2 + half).to(tl.float32)
+    u1 = tl.load(at + half, cache_modifier=".cg").to(tl.float32)
+    u2 = tl.load(at + D // 2 + half, cache_modifier=".cg").to(tl.float32)
     turned1, turned2 = u1 * cos + u2 * sin, u2 * cos - u1 * sin
     rms = tl.rsqrt(tl.sum(turned1 * turned1 + turned2 * turned2) / D + epsilon)
     dtype = at.dtype.element_ty

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanolit.inference.sampling import Needs, Rows, check_settings, log_probabilities, sample, uniforms
+from nanolit.inference import sampling
+from nanolit.inference.sampling import check_settings, log_probabilities, needs_of, sample, uniforms
 
 
 def logits(rows: int, vocab: int = 50) -> torch.Tensor:
@@ -18,7 +19,7 @@ def test_log_probabilities_sum_to_one_over_the_top_k(temperature, top_k):
     assert (log_probs > -torch.inf).sum(-1).tolist() == [min(top_k or 50, 50)] * 4
 
 
-def rows_of(
+def table_of(
     count: int,
     *,
     temperature: float,
@@ -26,25 +27,20 @@ def rows_of(
     top_p: float = 1.0,
     seed: int = 1,
     position: int = 0,
-) -> Rows:
-    """Rows of equal settings; row b has the seed `seed` + b."""
-    seeds = np.arange(seed, seed + count).astype(np.uint64)
-    return Rows(
-        uniform_B=torch.from_numpy(uniforms(seeds, np.full(count, position))),
-        temperature_B=torch.full((count,), temperature),
-        top_k_B=torch.full((count,), top_k or 0, dtype=torch.int32),
-        top_p_B=torch.full((count,), top_p),
-        penalty_B=torch.ones(count),
-    )
+) -> np.ndarray:
+    """Lines of equal settings that want log-probabilities; row b has the seed `seed` + b."""
+    table = np.zeros((count, sampling.COLUMNS), np.int32)
+    numbers, seeds = table.view(np.float32), np.arange(seed, seed + count).astype(np.uint64)
+    table[:, sampling.TOP_K], table[:, sampling.LOG_PROBS] = top_k or 0, 1
+    numbers[:, sampling.UNIFORM] = uniforms(seeds, np.full(count, position))
+    numbers[:, sampling.TEMPERATURE], numbers[:, sampling.TOP_P] = temperature, top_p
+    numbers[:, sampling.PENALTY] = 1
+    return table
 
 
-def needs_of(*, temperature: float, top_k: int | None = None, top_p: float = 1.0) -> Needs:
-    return Needs(drawing=temperature > 0, largest_k=top_k or 0, nucleus=top_p < 1, log_probs=True)
-
-
-def draw(logits_BV: torch.Tensor, *, seed: int = 1, position: int = 0, **settings) -> torch.Tensor:
-    rows = rows_of(len(logits_BV), seed=seed, position=position, **settings)
-    return sample(logits_BV, rows, needs_of(**settings))[0]
+def draw(logits_BV: torch.Tensor, **settings) -> torch.Tensor:
+    table = table_of(len(logits_BV), **settings)
+    return sample(logits_BV, torch.from_numpy(table), needs_of(table))[0]
 
 
 def test_log_probabilities_equal_softmax_of_scaled_logits_where_kept():
@@ -92,7 +88,8 @@ def test_draws_follow_the_stated_distribution(settings):
 
 def test_drawn_log_probabilities_are_those_of_scoring():
     logits_BV, settings = logits(40), {"temperature": 0.9, "top_k": 20, "top_p": 0.8}
-    ids, log_probs = sample(logits_BV, rows_of(40, **settings), needs_of(**settings))
+    table = table_of(40, **settings)
+    ids, log_probs = sample(logits_BV, torch.from_numpy(table), needs_of(table))
     expected = log_probabilities(logits_BV, **settings).gather(-1, ids[:, None])[:, 0]
     torch.testing.assert_close(log_probs, expected)
 
@@ -103,9 +100,10 @@ def test_a_draw_depends_on_its_seed_and_position_and_not_on_the_rows_beside_it()
     together = draw(logits_BV, seed=5, position=9, temperature=1.0)
     alone = [draw(logits_BV[b : b + 1], seed=5 + b, position=9, temperature=1.0).item() for b in range(8)]
     assert together.tolist() == alone
-    rows = rows_of(8, seed=5, position=9, temperature=1.0)
-    rows.temperature_B[0], rows.top_k_B[1], rows.top_p_B[2] = 0, 3, 0.5
-    mixed, _ = sample(logits_BV, rows, Needs(drawing=True, largest_k=3, nucleus=True))
+    table = table_of(8, seed=5, position=9, temperature=1.0)
+    numbers = table.view(np.float32)
+    numbers[0, sampling.TEMPERATURE], table[1, sampling.TOP_K], numbers[2, sampling.TOP_P] = 0, 3, 0.5
+    mixed, _ = sample(logits_BV, torch.from_numpy(table), needs_of(table))
     assert mixed[3:].tolist() == alone[3:]
     same_logits = logits_BV[:1].expand(64, -1)
     ids = draw(same_logits, seed=5, position=9, temperature=1.0)

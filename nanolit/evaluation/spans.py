@@ -164,7 +164,7 @@ def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
         return y_BHTD.transpose(1, 2)
 
     angles = model.cos_TE[places_BT], model.sin_TE[places_BT]
-    return decoder.blocks(ids_BT, x_BTC, before_BTC, *angles, attend_in_row)
+    return decoder.blocks(ids_BT, x_BTC, before_BTC, angles, decoder.heads, attend_in_row)
 
 
 def _keep(endings_BT: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class Decoder:
         if slots is not None:
             slots.previous_BC[row : row + len(prompts)] = x_BTC[texts_B, last_B]
         where = self.model.cos_TE[start:longest], self.model.sin_TE[start:longest]
-        heads = self._trained_heads if self.has_heads else self._heads
+        heads = self._trained_heads if self.has_heads else self.heads
         x_BTC = self.blocks(ids_BT[:, 1:], x_BTC, before_BTC, where, heads, attend_and_keep)
         return self.logits(x_BTC[texts_B, last_B])
 
@@ -153,7 +153,7 @@ class Decoder:
         slots.previous_BC[: len(ids_B)] = x_1BC[0]
         where = self.model.cos_TE[positions_B], self.model.sin_TE[positions_B]
         return self.logits(
-            self.blocks(ids_B[None], x_1BC, before_1BC, where, self._heads, attend_and_keep)[0]
+            self.blocks(ids_B[None], x_1BC, before_1BC, where, self.heads, attend_and_keep)[0]
         )
 
     def blocks(
@@ -181,7 +181,7 @@ class Decoder:
             x_BTC = x_BTC - model.backout_scale.to(x_BTC.dtype) * middle_BTC
         return norm(x_BTC)
 
-    def _heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
+    def heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
         """Return what Attention does: rotated, normalised, scaled queries and keys, and gated values."""
         qkv_BTX, scale = F.linear(norm(x_BTC), layer.qkv_XC), self.model.config.qk_scale
         parts = qkv_BTX[..., : sum(self.split)].split(self.split, dim=-1)

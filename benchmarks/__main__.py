@@ -12,7 +12,10 @@ LAUNCHERS = Path(__file__).resolve().parents[1] / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
 
-BENCHMARKS = ("train", "profile", "parity", "determinism", "learning", "tokenizer", "loader")
+BENCHMARKS = (
+    *("train", "inference", "core", "profile", "parity"),
+    *("determinism", "learning", "tokenizer", "loader"),
+)
 
 
 @command

@@ -1,17 +1,22 @@
-"""Evaluate a finished stage again as the pipeline did: its own validation, then the chat tasks.
+"""Evaluate a finished stage again as the pipeline did, or any model by CORE.
 
-    nanolit evaluate run=demo                    the run's last stage
-    nanolit evaluate run=demo/base               bits per byte of the rows that the base stage was scored on
-    nanolit evaluate run=demo/sft problems=20    only the first problems of each task
-    nanolit evaluate run=demo tasks=none         the validation alone
+    nanolit evaluate run=demo                      the run's last stage: its own validation, then chat tasks
+    nanolit evaluate run=demo/base                 bits per byte of the rows that the stage was scored on
+    nanolit evaluate run=demo/sft max_per_task=20  a fixed random part of each chat task
+    nanolit evaluate run=demo tasks=none           the validation alone
+    nanolit evaluate run=d12/base tasks=core       the 22 tasks of CORE, with an error bar each
+    nanolit evaluate release=FOLDER tasks=core     of a release, nanochat's converted ones too
+    nanolit evaluate run=demo show=GSM8K wrong=true     what it answered, and got wrong
 
-base, mid and sft are validated by bits per byte, rl by pass@k. The last line is JSON.
+base, mid and sft are validated by bits per byte, rl by pass@k. What was answered to every item goes to
+evaluation/ in the stage's folder, where an interrupted evaluation resumes. The last line is JSON.
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +26,9 @@ from nanolit.config.schema import ChatTasks, Job, Node
 from nanolit.config.stored import read_job
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
+from nanolit.machine.paths import write_json
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
+from nanolit.tasks.bundle import LABELS, open_bundle, sha256_of_file
 
 if TYPE_CHECKING:  # these import torch
     from nanolit.evaluation.evaluators import BitsPerByte, Evaluator
@@ -35,28 +42,46 @@ UNIGRAM_CHARACTERS = 5_000_000  # of training text, whose tokens are counted
 class Settings(Root):
     """Which stage to evaluate, and on what."""
 
-    run: str = setting("a run below root (nanolit runs lists them)", value="RUN[/STAGE]")
-    problems: int | None = setting("at most N problems of each task (default: all)", None, least=1)
+    run: str | None = setting("a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]")
+    release: Path | None = setting("a release, in place of a run", None)
     tasks: str | None = setting(
-        "a name in conf/chat_evaluation, or none (default: the run's own)", None, value="NAME"
+        "core, none, or a name in conf/chat_evaluation (default: the run's own)", None, value="NAME"
     )
+    show: str | None = setting(
+        "print what the model answered to this task, and ask nothing", None, value="TASK"
+    )
+    wrong: bool = setting("with show: the wrong answers alone", False)
+    max_per_task: int | None = setting("at most N problems of each task (default: all)", None, least=1)
+    crop: int | None = setting(
+        "cut CORE's prompts from the left to N tokens (default: none is cut)", None, least=2
+    )
+    bundle: Path | None = setting("CORE's questions (default: root/eval/core, fetched when missing)", None)
+    offline: bool = setting("fetch nothing", False)
 
 
 @command
 def main(words: Sequence[str]) -> None:
-    print(json.dumps(evaluate(read(Settings, words, about=__doc__))))
+    settings = read(Settings, words, about=__doc__)
+    check(settings)
+    if settings.show is not None:
+        from nanolit.language_model import find_release  # imports torch
+
+        show(settings, find_release(settings.release or settings.run or "", root=settings.root))
+    else:
+        print(json.dumps(evaluate(settings)))
 
 
 def evaluate(settings: Settings) -> Scores:
     """Return the scores by name, printed as they come."""
-    check_tasks(settings.tasks)
     # torch is imported from here on: a misspelt name was refused before
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.evaluation.evaluators import BitsPerByte
     from nanolit.inference.engine import Engine
     from nanolit.language_model import find_release, load_language_model
 
-    release = find_release(settings.run, root=settings.root)
+    release = find_release(settings.release or settings.run or "", root=settings.root)
+    if settings.tasks == "core":
+        return evaluate_core(settings, release)
     job, plan = stored_stage(release)
     chat_tasks = tasks_of(settings, job, plan)
     model = load_language_model(release, root=settings.root, device=None)
@@ -77,16 +102,103 @@ def evaluate(settings: Settings) -> Scores:
         tell("val_bpb of token unigrams", unigrams(job, evaluator, model.tokenizer, root=settings.home))
     if chat_tasks:
         tasks = [build(task) for task in chat_tasks["tasks"]]
-        limits = {"max_problems": settings.problems, "max_tokens": chat_tasks["max_tokens"]}
-        for name, value in evaluate_tasks(engine, tasks, **limits):
+        for name, value in evaluate_tasks(
+            engine,
+            tasks,
+            max_problems=settings.max_per_task,
+            max_tokens=chat_tasks["max_tokens"],
+            folder=release.parent / "evaluation",
+            about=identity(release, model.tokenizer),
+        ):
             tell(name, value)
     return scores
 
 
-def check_tasks(name: str | None) -> None:
-    """ValueError, with the nearest spelling, for chat tasks that don't exist."""
+def check(settings: Settings) -> None:
+    """ValueError for settings that don't go together, and, with the nearest spelling, for unknown tasks."""
+    if (settings.run is None) == (settings.release is None):
+        raise ValueError("which model? give run=RUN[/STAGE] or release=FOLDER, one of the two")
+    name = settings.tasks
     if name is not None and not name.endswith((".yaml", ".yml")):
-        choose(name, [*options("chat_evaluation"), "none"], kind="tasks")
+        choose(name, [*options("chat_evaluation"), "core", "none"], kind="tasks")
+    for key in ("crop", "bundle"):
+        if name != "core" and getattr(settings, key) is not None:
+            raise ValueError(f"{key}= is a setting of tasks=core; add that, or leave it out")
+
+
+def evaluate_core(settings: Settings, release: Path) -> Scores:
+    """Ask CORE; the scores are kept beside the items, where the report finds them."""
+    from nanolit.evaluation import core
+    from nanolit.inference.decode import Decoder
+    from nanolit.language_model import load_language_model
+
+    bundle = open_bundle(settings.bundle or settings.home / "eval" / "core", offline=settings.offline)
+    model = load_language_model(release, root=settings.root, device=None)
+    stage = release.parent if (release.parent / "job.yaml").is_file() else None
+    folder = stage / "evaluation" if stage else None
+    scored = []
+    for name, score in core.evaluate_core(
+        Decoder(model.model),
+        model.tokenizer,
+        bundle,
+        LABELS,
+        max_per_task=settings.max_per_task,
+        crop=settings.crop,
+        folder=folder and folder / "core",
+        about=identity(release, model.tokenizer),
+    ):
+        scored.append(score)
+        print(f"  {name:<32} {core.in_words(score)}", flush=True)
+    value, error = core.core_of(scored)
+    others = core.replaced(bundle, LABELS)
+    found: Scores = {
+        "metrics": {"CORE": value, "CORE, standard error": error},
+        "tasks": {score.task: {"accuracy": score.accuracy, "error": score.error} for score in scored},
+        "max_per_task": settings.max_per_task,
+        "crop": settings.crop,
+        "other_questions": others,
+    }
+    if folder is not None:
+        write_json(folder / "core.json", {"format": 1, **found})
+    print(f"  {'CORE':<32} {value:.4f} ± {error:.4f}; two equal runs differ by 0.006 (sd of nanochat's d24)")
+    if others:
+        print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
+    return {"model": settings.run or str(settings.release), **found}
+
+
+def identity(release: Path, tokenizer: "Tokenizer") -> dict[str, str]:
+    """Return what items on disk are of: another model's are not taken for this one's."""
+    return {"weights": sha256_of_file(release / "model.safetensors"), "tokenizer": tokenizer.hash}
+
+
+def show(settings: Settings, release: Path) -> None:
+    """Print what the model answered to a task, from the items on disk."""
+    from nanolit.evaluation.items import read_items
+
+    folder, task = release.parent / "evaluation", settings.show
+    files = {path.stem: path for path in [*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")]}
+    if not files:
+        raise ValueError(f"{folder} holds no items yet; evaluate the run first, without show=")
+    _, items = read_items(files[choose(task or "", files, kind="evaluated task")])
+    for item in items:
+        if settings.wrong and item["right"]:
+            continue
+        print(f"{'right' if item['right'] else 'wrong'}  item {item['index']}")
+        for reply, extracted in zip_longest(item.get("replies", []), item.get("extracted", [])):
+            print(
+                readable(reply)
+                if extracted in (None, reply)
+                else f"{readable(reply)}\n  → {readable(extracted)}"
+            )
+        for key in ("losses", "gold"):
+            if item.get(key) is not None:
+                print(f"  {key}: {json.dumps(item[key])}")
+
+
+def readable(text: str) -> str:
+    """Indent a reply; control characters, which a terminal would obey, are written out."""
+    shown = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    return "  " + shown.replace("\n", "\n  ")
 
 
 def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
@@ -94,7 +206,7 @@ def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
     folder = release.parent
     if not (folder / "job.yaml").is_file():
         raise ValueError(
-            f"{release} is a release alone; evaluate asks a stage of a run, by its settings: give run=NAME"
+            f"{release} is a release alone: give run=NAME for a stage's own validation, or tasks=core"
         )
     plan = read_plan(folder)
     assert isinstance(plan, TrainingPlan)
@@ -108,7 +220,9 @@ def tasks_of(settings: Settings, job: Job, plan: TrainingPlan) -> ChatTasks | No
         mirror = job["recipe"]["mirror"]
         chosen = settings.tasks and named("chat_evaluation", settings.tasks, key="tasks", mirror=mirror)
         return chosen or job["chat_tasks"]
-    ignored = "problems" if settings.problems else "tasks" if settings.tasks not in (None, "none") else None
+    ignored = (
+        "max_per_task" if settings.max_per_task else "tasks" if settings.tasks not in (None, "none") else None
+    )
     if ignored:
         why = "tasks=none asks none" if plan.chats else f"{job['run']}/{plan.stage} is not a chat model"
         raise ValueError(f"{ignored}= is a setting of the chat tasks, and {why}; leave it out")

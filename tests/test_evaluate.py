@@ -1,5 +1,6 @@
 """The evaluate command's refusals; that it evaluates is shown by test_pipeline.py."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,7 @@ from nanolit import evaluate
 def test_a_release_alone_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gpt.json").write_text("{}")
     assert evaluate.main([f"run={tmp_path}"]) == 2
-    assert capsys.readouterr().err.startswith(
-        f"error: {tmp_path} is a release alone; evaluate asks a stage of a run"
-    )
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is a release alone: give run=NAME")
 
 
 def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
@@ -20,5 +19,39 @@ def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
 ) -> None:
     assert evaluate.main([f"root={tmp_path}", "run=absent", "tasks=dmeo"]) == 2
     assert capsys.readouterr().err == (
-        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, none\n"
+        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, core, none\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tasks=core"], "which model? give run=RUN[/STAGE] or release=FOLDER"),
+        (["run=a", "release=b"], "which model? give run=RUN[/STAGE] or release=FOLDER"),
+        (["run=a", "crop=1024"], "crop= is a setting of tasks=core"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_answers_on_disk_are_shown_without_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release/gpt.json").write_text("{}")
+    (tmp_path / "evaluation").mkdir()
+    lines = [
+        {"format": 1, "task": "GSM8K"},
+        {"index": 0, "prompt": 1, "replies": ["so 4\x1b[2J\n#### 5"], "extracted": ["5"], "right": False},
+        {"index": 1, "prompt": 1, "replies": ["#### 6"], "extracted": ["6"], "right": True},
+    ]
+    (tmp_path / "evaluation/GSM8K.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [f"release={tmp_path / 'release'}", "show=GSM8K"]
+    assert evaluate.main([*words, "wrong=true"]) in (0, None)
+    assert capsys.readouterr().out == "wrong  item 0\n  so 4\\x1b[2J\n  #### 5\n  →   5\n"
+    assert evaluate.main([words[0], "show=GSMK8"]) == 2
+    assert "did you mean GSM8K?" in capsys.readouterr().err

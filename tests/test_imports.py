@@ -40,8 +40,8 @@ PACKAGES: dict[str, set[str]] = {
     "optim": {"kernels", "machine.device"},
     "planning": {"config", "model.accounting", "optim.scaling", "machine.numbers", "machine.paths"},
     "data": {"tokenizer", "tasks", "machine"},
-    "inference": {"model", "tokenizer", "machine.device"},
-    "evaluation": {"inference", "model", "tokenizer", "tasks", "machine.device"},
+    "inference": {"kernels", "model", "tokenizer", "machine.device"},
+    "evaluation": {"inference", "kernels", "model", "tokenizer", "tasks", "machine.device", "machine.paths"},
     "phases": {
         "config",
         "data",

@@ -33,7 +33,7 @@ def test_every_stage_of_the_recipe_leaves_a_release_and_scores(pipeline: tuple[s
         assert result["status"] == "done"
         assert result["step"] == 3
         assert (Path(result["release"]) / "model.safetensors").is_file()
-        assert (stage == "base") == ("ChatCORE" not in result["metrics"])
+        assert (stage == "base") == ("mean above guessing" not in result["metrics"])
     report = (root / "runs" / "dev" / "report.md").read_text()
     assert all(f" {stage.upper()} " in report for stage in stages)
 

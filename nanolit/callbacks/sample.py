@@ -8,6 +8,7 @@ import lightning as L
 
 from nanolit.callbacks.throughput import Clock, say
 from nanolit.inference.engine import Engine
+from nanolit.inference.request import Request
 from nanolit.machine.device import rank
 from nanolit.machine.paths import write_atomically
 from nanolit.phases.core import Phase
@@ -73,7 +74,7 @@ class WriteSamples(L.Callback):
             return
         with self.clock.paused():
             pl_module.gpt.eval()
-            written = [(prompt, self._reply(ids)) for prompt, ids in self.prompts]
+            written = list(zip([prompt for prompt, _ in self.prompts], self._replies(), strict=True))
             pl_module.gpt.train()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(
@@ -81,9 +82,13 @@ class WriteSamples(L.Callback):
             )
         say(f"  step {step}: {written[0][0]!r} → {written[0][1]!r}")
 
-    def _reply(self, ids: list[int]) -> str:
-        (completion,) = self.engine.complete(ids, max_tokens=self.max_tokens, temperature=0.0)
-        return self.engine.tokenizer.decode(completion.body_ids)
+    def _replies(self) -> list[str]:
+        requests = [
+            Request(prompt_ids=ids, max_tokens=self.max_tokens, temperature=0.0) for _, ids in self.prompts
+        ]
+        replies = [completion.body_ids for (completion,) in self.engine.complete_all(requests)]
+        self.engine.release()  # training needs the memory
+        return [self.engine.tokenizer.decode(ids) for ids in replies]
 
 
 def until(text: str, step: int) -> str:

@@ -4,9 +4,11 @@ A history is a list of turns; a turn is the ids of one message and its reply, as
 (calculator calls included). The oldest turns leave when the context is full.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 
-from nanolit.inference.engine import Engine, TextStream, Token
+from nanolit.inference.engine import Engine
+from nanolit.inference.request import TextStream, Token
 
 # how a calculator call is shown: [12*3][= 36]
 _SHOWN = {
@@ -25,7 +27,7 @@ class Reply:
         talker: "Talker",
         question_ids: list[int],
         *,
-        steps: Iterator[list[Token | None]],
+        steps: Generator[list[Token | None]],
         dropped_turns: int,
     ) -> None:
         self.talker = talker
@@ -39,16 +41,17 @@ class Reply:
         """The message and the reply so far, closed with <|assistant_end|>: what the history keeps."""
         return [*self.question_ids, *self.ids, self.talker.special_id("<|assistant_end|>")]
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str]:
         text = TextStream(self.talker.engine.tokenizer)
-        for (token,) in self._steps:
-            if token is None or token.id in self.talker.engine.end_ids:
-                break
-            self.ids.append(token.id)
-            shown = self.talker.shown.get(token.id)
-            piece = text.push(token.id) if shown is None else text.flush() + shown
-            if piece:
-                yield piece
+        with contextlib.closing(self._steps):  # a reply that is stopped frees its slot at once
+            for (token,) in self._steps:
+                if token is None or token.id in self.talker.engine.end_ids:
+                    break
+                self.ids.append(token.id)
+                shown = self.talker.shown.get(token.id)
+                piece = text.push(token.id) if shown is None else text.flush() + shown
+                if piece:
+                    yield piece
         if piece := text.flush():
             yield piece
 
@@ -92,7 +95,12 @@ class Talker:
             kept.pop(0)
         prompt_ids = [self.engine.tokenizer.bos_id, *(id for turn in kept for id in turn), *question_ids]
         steps = self.engine.generate(
-            prompt_ids, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed
+            prompt_ids,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            keep=not self.continues_text,  # the next prompt begins with this one and its reply
         )
         dropped_turns = 0 if self.continues_text else len(turns) - len(kept)
         return Reply(self, question_ids, steps=steps, dropped_turns=dropped_turns)

@@ -102,7 +102,7 @@ def build_demo(
             editable=True,
             additional_inputs=[turns, *controls],
             additional_outputs=[turns],
-            concurrency_limit=1,  # one model, one reply at a time; others wait in the queue
+            concurrency_limit=16,  # replies at once, all in one batch of the engine; others wait in the queue
             analytics_enabled=False,
         )
     return demo

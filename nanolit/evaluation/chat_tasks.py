@@ -1,21 +1,30 @@
 """Chat tasks to scores: multiple choice by the letters' logits, everything else by what the model writes.
 
-Collective: problem i belongs to rank i mod world size, and the sums are all-reduced, so every rank must call
-and gets the same scores. What is asked and what counts as right is nanochat's (tasks/, conversation.py).
+Collective: problems are dealt out to the ranks and all items gathered, so every rank must call and gets the
+same scores. What is asked and what counts as right is nanochat's (tasks/, conversation.py).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import comb
+from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
+from nanolit.evaluation.items import Item, ItemFile, checksum_of, on_all_ranks
 from nanolit.inference.engine import Engine
+from nanolit.inference.request import Request
 from nanolit.machine.device import derived_seed, rank, world_size
-from nanolit.tasks.task import Task
+from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.conversation import render_prompt
 
-ROWS = 8  # prompts forwarded together; nanochat's batch
+CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
+MEAN = "mean above guessing"
+SHUFFLED_BY = 42  # nanochat's seed for the order of a part
+PROBLEMS = 512  # asked together and then kept: the engine sorts them by length, and interruptions cost less
 
 
 @dataclass(frozen=True)
@@ -49,61 +58,82 @@ def evaluate_tasks(
     *,
     max_problems: int | None = None,
     max_tokens: int = 512,
+    folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, float]]:
-    """(task name, accuracy) per task as each is done, then ("ChatCORE", mean centered accuracy).
+    """Yield (task name, accuracy) per task as each is done, then (its name, mean accuracy above guessing).
 
-    Greedy, one sample a problem, as nanochat's chat evaluation.
+    Greedy, one sample a problem, as nanochat's chat evaluation. The mean is ChatCORE where it is of
+    nanochat's five tasks, all problems of each; other means don't compare with it. Items go to `folder`; an
+    interrupted evaluation of the same `about` resumes there.
     """
-    centered = []
+    centered, asked = [], []
     for task in tasks:
-        score = evaluate_task(engine, task, max_problems=max_problems, max_tokens=max_tokens)
+        header = {"task": task.name, "max_tokens": max_tokens, **(about or {})}
+        file = ItemFile(folder and folder / f"{task.name}.jsonl", header)
+        score = evaluate_task(engine, task, max_problems=max_problems, max_tokens=max_tokens, file=file)
         centered.append(score.centered)
+        asked.append(score.task)
         yield score.task, score.accuracy
+    engine.release()
     if centered:
-        yield "ChatCORE", sum(centered) / len(centered)
+        whole = sorted(asked) == sorted(CHAT_CORE) and max_problems is None
+        yield "ChatCORE" if whole else MEAN, sum(centered) / len(centered)
 
 
 def evaluate_task(
-    engine: Engine, task: Task, *, max_problems: int | None = None, max_tokens: int = 512
+    engine: Engine,
+    task: Task,
+    *,
+    max_problems: int | None = None,
+    max_tokens: int = 512,
+    file: ItemFile | None = None,
 ) -> Score:
-    """The score of one task as its `evaluation_type` says; ValueError if it is only to learn from."""
+    """Return the score of one task as its `evaluation_type` says; ValueError if it is only to learn from."""
     if task.evaluation_type == "categorical":
-        return evaluate_categorical(engine, task, max_problems=max_problems)
+        return evaluate_categorical(engine, task, max_problems=max_problems, file=file)
     if task.evaluation_type == "generative":
-        return evaluate_generative(engine, task, max_problems=max_problems, max_tokens=max_tokens)
+        limits = {"max_problems": max_problems, "max_tokens": max_tokens}
+        return evaluate_generative(engine, task, file=file, **limits)
     raise ValueError(f"{task.name} is to learn from and has no right answers; evaluate another task")
 
 
-@torch.no_grad()
-def evaluate_categorical(engine: Engine, task: Task, *, max_problems: int | None = None) -> Score:
-    """Of the letters that a problem allows, the likeliest next token is the answer.
+def evaluate_categorical(
+    engine: Engine, task: Task, *, max_problems: int | None = None, file: ItemFile | None = None
+) -> Score:
+    """Of the letters that a problem allows, the likeliest next token is the answer."""
 
-    `max_problems` takes the first ones (a task's own `max_rows` takes a random part).
-    """
-    mine = _dealt(task, max_problems)
-    num_right = 0
-    for first in range(0, len(mine), ROWS):
-        conversations = [task[index] for index in mine[first : first + ROWS]]
-        answers = choose_letters(engine, conversations)
-        num_right += sum(map(task.evaluate, conversations, answers))
-    return _score(engine, task, num_problems=len(mine), sums=[num_right, num_right])
+    def answer(indices: Sequence[int]) -> list[Item]:
+        conversations = [task[index] for index in indices]
+        items = []
+        for index, problem, losses in zip(
+            indices, conversations, letter_losses(engine, conversations), strict=True
+        ):
+            chosen = min(losses, key=losses.__getitem__)
+            items.append(
+                {
+                    "index": index,
+                    "prompt": checksum_of(render_prompt(problem, engine.tokenizer)),
+                    "losses": losses,
+                    "replies": [chosen],
+                    "rights": [task.evaluate(problem, chosen)],
+                }
+            )
+        return items
+
+    return _ask(task, max_problems, file, answer)
 
 
-def choose_letters(engine: Engine, conversations: Sequence[dict]) -> list[str]:
-    """For each conversation the one of its `letters` with the largest logit after its prompt."""
+def letter_losses(engine: Engine, conversations: Sequence[Conversation]) -> Iterator[dict[str, float]]:
+    """Yield for each conversation its letters with their losses after its prompt, in nats."""
     prompts = [
         render_prompt(conversation, engine.tokenizer)[-engine.max_positions :]
         for conversation in conversations
     ]
-    longest = max(map(len, prompts))
-    # what is padded comes after the position that is read, which causal attention doesn't look at
-    padded = [prompt + [engine.tokenizer.bos_id] * (longest - len(prompt)) for prompt in prompts]
-    logits_BTV = engine.model(torch.tensor(padded, device=engine.model.device))
-    answers = []
-    for logits_TV, prompt, conversation in zip(logits_BTV, prompts, conversations, strict=True):
+    for logits_V, conversation in zip(engine.next_logits(prompts), conversations, strict=True):
         ids = [_letter_id(engine, letter) for letter in conversation["letters"]]
-        answers.append(conversation["letters"][int(logits_TV[len(prompt) - 1, ids].argmax())])
-    return answers
+        losses = -logits_V.log_softmax(-1)[ids]
+        yield dict(zip(conversation["letters"], losses.tolist(), strict=True))
 
 
 def evaluate_generative(
@@ -116,32 +146,51 @@ def evaluate_generative(
     temperature: float = 0.0,
     top_k: int | None = 50,
     seed: int = 42,
+    file: ItemFile | None = None,
 ) -> Score:
     """Each problem is answered `num_samples` times; the task says which answers are right.
 
     Prompts that leave no room for `max_tokens` lose their beginning.
     """
-    mine = _dealt(task, max_problems)
-    sums = [0.0] * (2 * num_samples)
-    for index in mine:
-        conversation = task[index]
-        room = engine.max_positions - max_tokens
-        completions = engine.complete(
-            render_prompt(conversation, engine.tokenizer)[-room:],
-            num_samples=num_samples,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=derived_seed(seed, "problem", index),
-        )
-        right = [
-            task.evaluate(conversation, engine.tokenizer.decode(completion.body_ids))
-            for completion in completions
+    room = engine.max_positions - max_tokens
+
+    def answer(indices: Sequence[int]) -> list[Item]:
+        problems = [task[index] for index in indices]
+        prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
+        requests = [
+            Request(
+                prompt_ids=prompt[-room:],
+                num_samples=num_samples,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                seed=derived_seed(seed, "problem", index),
+            )
+            for index, prompt in zip(indices, prompts, strict=True)
         ]
-        for k in range(1, num_samples + 1):
-            sums[k - 1] += pass_at_k(num_samples, sum(right), k=k)
-            sums[num_samples + k - 1] += any(right[:k])
-    return _score(engine, task, num_problems=len(mine), sums=sums)
+        replies = [
+            [engine.tokenizer.decode(completion.body_ids) for completion in completions]
+            for completions in engine.complete_all(requests)
+        ]
+        # Threads: to judge a program is to wait for the process that runs it
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            judging = [
+                [pool.submit(task.evaluate, problem, reply) for reply in of_problem]
+                for problem, of_problem in zip(problems, replies, strict=True)
+            ]
+            rights = [[verdict.result() for verdict in of_problem] for of_problem in judging]
+        return [
+            {
+                "index": index,
+                "prompt": checksum_of(prompt),
+                "replies": of_problem,
+                "extracted": [task.extract(reply) for reply in of_problem],
+                "rights": right,
+            }
+            for index, prompt, of_problem, right in zip(indices, prompts, replies, rights, strict=True)
+        ]
+
+    return _ask(task, max_problems, file, answer)
 
 
 def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:
@@ -155,20 +204,37 @@ def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:
     return 1 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 
-def _dealt(task: Task, max_problems: int | None) -> range:
-    """The indices of this rank's problems."""
-    return range(rank(), min(len(task), max_problems or len(task)), world_size())
+def _ask(
+    task: Task,
+    max_problems: int | None,
+    file: ItemFile | None,
+    answer: Callable[[Sequence[int]], list[Item]],
+) -> Score:
+    """Ask what the file lacks, each rank its share of every chunk; return the score of all items."""
+    file, indices, world = file or ItemFile(), part_of(task, max_problems), world_size()
+    missing = [index for index in indices if index not in file.items]
+    for first in range(0, len(missing), PROBLEMS * world):
+        items = on_all_ranks(answer(missing[first : first + PROBLEMS * world][rank() :: world]))
+        file.add({**item, "right": item["rights"][0]} for item in items)
+    rights = [file.items[index]["rights"] for index in indices]
+    samples = range(1, len(rights[0]) + 1)
+    return Score(
+        task.name,
+        task.baseline,
+        len(rights),
+        tuple(sum(pass_at_k(len(right), sum(right), k=k) for right in rights) / len(rights) for k in samples),
+        tuple(sum(any(right[:k]) for right in rights) / len(rights) for k in samples),
+    )
 
 
-def _score(engine: Engine, task: Task, *, num_problems: int, sums: Sequence[float]) -> Score:
-    """The score from this rank's sums (pass@1…n, then any of the first 1…n), added over all ranks."""
-    # float32 is exact for counts up to 2^24 and exists on every device
-    totals = torch.tensor([num_problems, *sums], dtype=torch.float32, device=engine.model.device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(totals)
-    shares = (totals[1:] / totals[0].clamp(min=1)).tolist()
-    half = len(shares) // 2
-    return Score(task.name, task.baseline, int(totals[0]), tuple(shares[:half]), tuple(shares[half:]))
+def part_of(task: Task, max_problems: int | None) -> list[int]:
+    """Return the indices of the problems to ask; a part is nanochat's, drawn from the whole task.
+
+    The first 200 of MMLU would be two subjects of 57.
+    """
+    if max_problems is None or max_problems >= len(task):
+        return list(range(len(task)))
+    return np.random.default_rng(SHUFFLED_BY).permutation(len(task))[:max_problems].tolist()
 
 
 def _letter_id(engine: Engine, letter: str) -> int:

@@ -72,6 +72,10 @@ class BitsPerByte(Evaluator):
         return ""
 
 
+# Raise it whenever the same seed draws other answers. 1: one prompt at a time, random numbers by SHA-256
+SAMPLING = 2
+
+
 class Passes(Evaluator):
     """pass@1 and pass@`num_samples` of a task, sampled as the rollouts are."""
 
@@ -84,6 +88,7 @@ class Passes(Evaluator):
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
         score = evaluate_generative(engine, self.task, num_samples=self.num_samples, **self.sampling)
+        engine.release()  # training needs the memory
         self.passes = (score.pass_at[0], score.pass_at[-1])
         return {"pass_at_1": self.passes[0], "pass_at_k": self.passes[1]}
 
@@ -93,9 +98,14 @@ class Passes(Evaluator):
 
     def state(self) -> dict[str, Any]:
         first, last = self.passes or (None, None)
-        return {"pass_at_1": first, "pass_at_k": last}
+        return {"pass_at_1": first, "pass_at_k": last, "sampling": SAMPLING}
 
     def load(self, state: Mapping[str, Any]) -> str:
         if state.get("pass_at_1") is not None:
             self.passes = (state["pass_at_1"], state["pass_at_k"])
+        if "step" in state and state.get("sampling", 1) != SAMPLING:
+            return (
+                f"an older version sampled up to step {state['step']:,}; from here on the same seed draws "
+                "other answers, so the run will end differently"
+            )
         return ""

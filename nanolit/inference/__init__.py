@@ -1,6 +1,6 @@
-"""A model that talks: the engine with its cache, sampling and the calculator tool.
+"""A model that talks: the engine with its slots, sampling and the calculator tool.
 
-Takes a model, a tokenizer, prompts.
+Takes a model, a tokenizer, requests.
 Gives token ids and text, streamed.
-May import model, tokenizer, machine.device and torch; never lightning, data or phases.
+May import kernels, model, tokenizer, machine.device and torch; never lightning, data or phases.
 """

@@ -21,14 +21,15 @@ _BINARY = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
 }
 _UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
 def calculate(expression: str) -> str | None:
-    """What Python would print for the sum or the `"text".count("x")`, or None for anything else.
+    """Return what Python would print for the sum or the `"text".count("x")`, or None for anything else.
 
-    Sums know + - * / ( ) and numbers such as 1,234.5; None also past the limits above and for x/0.
+    Sums know + - * / // ( ) and numbers such as 1,234.5; None also past the limits above and for x/0.
     """
     if len(expression) > MAX_CHARACTERS:
         return None
@@ -45,17 +46,28 @@ def calculate(expression: str) -> str | None:
 
 
 def _evaluate(node: ast.expr, *, depth: int) -> int | float:
-    """The value of one node; ValueError for a node that is no sum or passes a limit."""
+    """Return the value of a node; ValueError for a node that is no sum or passes a limit."""
     if depth > MAX_DEPTH:
         raise ValueError("too deep")
+    # 1 + 2 + 3 + … nests to the left once a term: follow that in a loop, so that only brackets count as depth
+    operations: list[ast.BinOp] = []
+    while isinstance(node, ast.BinOp):
+        operations.append(node)
+        node = node.left
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        value = node.value
-    elif isinstance(node, ast.BinOp) and (binary := _BINARY.get(type(node.op))):
-        value = binary(_evaluate(node.left, depth=depth + 1), _evaluate(node.right, depth=depth + 1))
+        value = _limited(node.value)
     elif isinstance(node, ast.UnaryOp) and (unary := _UNARY.get(type(node.op))):
-        value = unary(_evaluate(node.operand, depth=depth + 1))
+        value = _limited(unary(_evaluate(node.operand, depth=depth + 1)))
     else:
         raise ValueError("not a sum")
+    for operation in reversed(operations):
+        if (binary := _BINARY.get(type(operation.op))) is None:
+            raise ValueError("not a sum")
+        value = _limited(binary(value, _evaluate(operation.right, depth=depth + 1)))
+    return value
+
+
+def _limited(value: int | float) -> int | float:
     if abs(value) > MAX_MAGNITUDE:
         raise ValueError("too large")
     return value

@@ -1,209 +1,373 @@
-"""A model that talks: one prompt, several samples, a key-value cache, and the calculator between the tokens.
+"""A model that talks: requests in, tokens out, many texts at once.
 
-The prompt is read once, for one row; its cache is then copied to every sample. Each step yields one token
-per sample. It knows of no roles, files or rewards: phases/rl.py, evaluation/ and chat/ build on it.
+A request joins the batch at any step and leaves it at its end. `step` is the timeline: waiting prompts are
+read into slots and their first tokens drawn (`_admit`), every running text gets one more token (`_decode`),
+and the draws are read, where tools and stops are followed (`_read`). On a GPU the draws of a launch are read
+while the next one runs. The engine knows of no roles, files or rewards: phases/rl.py, evaluation/ and chat/
+build on it.
 """
 
-import codecs
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, NotRequired, TypedDict, Unpack
+import itertools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NotRequired, TypedDict, Unpack
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from nanolit.inference.calculator import calculate
-from nanolit.inference.sampling import check_settings, sample
+from nanolit.inference.decode import MAX_ROWS, Decoder, marks_of
+from nanolit.inference.launch import Launcher, bucket_of
+from nanolit.inference.request import TURN_TOKENS, Completion, Handle, Request, Row, Token
+from nanolit.inference.sampling import (
+    COLUMNS,
+    FORCED,
+    LOG_PROBS,
+    PENALTY,
+    POSITION,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    UNIFORM,
+    needs_of,
+    uniforms,
+)
+from nanolit.inference.slots import Slots, row_bytes
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 
-
-class Token(NamedTuple):
-    """One emitted token; `sampled` is False for what the calculator put in the model's mouth."""
-
-    id: int
-    sampled: bool
+FREE_SHARE = 0.8  # of a GPU's free memory that slots may take; the rest is for prompts and logits. Untuned
+HOST_BYTES = 4 * 2**30  # that slots may take where there is no GPU memory to ask for
+KEPT_SHARE = 0.25  # of the slots' memory, for conversations between two turns
+FEW = 16  # a full batch goes on until a sixteenth of it has room: each joining holds up all others
+PREFILL_TOKENS = 8192  # of prompts read at once, padding included: enough to keep a GPU busy
+NOT_FINITE = "the model's logits are not finite numbers; load another checkpoint or release"
 
 
 class Sampling(TypedDict):
-    """How tokens are drawn: `Engine.generate` has the defaults."""
+    """How tokens are drawn; `Request` has the defaults."""
 
     max_tokens: int
+    num_samples: NotRequired[int]
     temperature: NotRequired[float]
     top_k: NotRequired[int | None]
+    top_p: NotRequired[float]
+    repetition_penalty: NotRequired[float]
     seed: NotRequired[int]
-
-
-@dataclass
-class Completion:
-    """All tokens of one sample: `ids` and `sampled` in parallel, an end token included.
-
-    `ended` tells whether the last id is that end token (else the sample ran into `max_tokens`).
-    """
-
-    ids: list[int] = field(default_factory=list)
-    sampled: list[bool] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def body_ids(self) -> list[int]:
-        """The ids without the end token: what is shown and graded."""
-        return self.ids[:-1] if self.ended else self.ids
+    keep: NotRequired[bool]
 
 
 class Engine:
-    """Generates from `model` with `tokenizer`; both stay as they are (no training mode is switched)."""
+    """Generates from `model` with `tokenizer`; both stay as they are (no training mode is switched).
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.end_ids = frozenset((tokenizer.special_id("<|assistant_end|>"), tokenizer.bos_id))
-
-    @property
-    def context(self) -> int:
-        """The tokens, prompt and reply together, that the model was trained on at once."""
-        return self.model.context
-
-    @property
-    def max_positions(self) -> int:
-        """The most tokens, prompt and reply together, that the model has positions for (over `context`)."""
-        return self.model.max_positions
-
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        num_samples: int = 1,
-        max_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int = 0,
-    ) -> Iterator[list[Token | None]]:
-        """One list per step with one token per sample, None once that sample has finished.
-
-        A sample finishes with <|assistant_end|> or <|bos|> (yielded) or after `max_tokens`. ValueError, at
-        once and not at the first step, when prompt and reply together pass `max_positions`.
-        """
-        check_settings(temperature=temperature, top_k=top_k)
-        self._check_lengths(len(prompt_ids), num_samples=num_samples, max_tokens=max_tokens)
-        return self._steps(list(prompt_ids), num_samples, max_tokens, temperature, top_k, seed)
-
-    def complete(
-        self, prompt_ids: Sequence[int], *, num_samples: int = 1, **settings: Unpack[Sampling]
-    ) -> list[Completion]:
-        """As `generate`, run to its end: one `Completion` per sample."""
-        completions = [Completion() for _ in range(num_samples)]
-        for tokens in self.generate(prompt_ids, num_samples=num_samples, **settings):
-            for completion, token in zip(completions, tokens, strict=True):
-                if token:
-                    completion.ids.append(token.id)
-                    completion.sampled.append(token.sampled)
-                    completion.ended = token.id in self.end_ids
-        return completions
-
-    def _check_lengths(self, prompt_length: int, *, num_samples: int, max_tokens: int) -> None:
-        if prompt_length < 1:
-            raise ValueError("the prompt has no tokens; begin it with <|bos|>")
-        if num_samples < 1 or max_tokens < 1:
-            raise ValueError(
-                f"num_samples ({num_samples}) and max_tokens ({max_tokens}) must each be 1 or more"
-            )
-        if prompt_length + max_tokens > self.max_positions:
-            raise ValueError(
-                f"prompt ({prompt_length:,} tokens) + max_tokens ({max_tokens:,}) is "
-                f"{prompt_length + max_tokens:,}; the model has positions for {self.max_positions:,}: "
-                "shorten the prompt or lower max_tokens"
-            )
-
-    @torch.no_grad()
-    def _steps(
-        self,
-        prompt_ids: list[int],
-        num_samples: int,
-        max_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        seed: int,
-    ) -> Iterator[list[Token | None]]:
-        device = self.model.device
-        prompt_cache = self.model.new_kv_cache(rows=1, capacity=len(prompt_ids))
-        logits_BTV = self.model(torch.tensor([prompt_ids], device=device), kv_cache=prompt_cache)
-        logits_BV = logits_BTV[:, -1].expand(num_samples, -1)
-        # the last token is never fed back, hence one position less than the two lengths together
-        cache = prompt_cache.expand(num_samples, capacity=len(prompt_ids) + max_tokens - 1)
-        del prompt_cache, logits_BTV
-        rows = [_Row(self.tokenizer, self.end_ids) for _ in range(num_samples)]
-        for step in range(max_tokens):
-            ids_B = sample(
-                logits_BV,
-                temperature=temperature,
-                top_k=top_k,
-                seed=seed,
-                position=len(prompt_ids) + step,
-            )
-            tokens = [row.take(id) for row, id in zip(rows, ids_B.tolist(), strict=True)]
-            yield tokens
-            if step == max_tokens - 1 or all(row.finished for row in rows):
-                return
-            # a finished row keeps its place in the batch: it is fed its end token and ignored
-            fed = [token.id if token else self.tokenizer.bos_id for token in tokens]
-            logits_BV = self.model(torch.tensor(fed, device=device)[:, None], kv_cache=cache)[:, -1]
-
-
-class _Row:
-    """The state of one sample: finished or not, inside a tool call or not, and what is still to be forced."""
-
-    def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
-        self.tokenizer = tokenizer
-        self.end_ids = end_ids
-        self.finished = False
-        self.forced: deque[int] = deque()
-        self.expression: list[int] | None = None
-
-    def take(self, sampled_id: int) -> Token | None:
-        """The token that this step emits: the next forced one, else `sampled_id`; None when finished."""
-        if self.finished:
-            return None
-        if self.forced:
-            return Token(self.forced.popleft(), sampled=False)
-        if sampled_id in self.end_ids:
-            self.finished = True
-        elif sampled_id == self.tokenizer.special_id("<|python_start|>"):
-            self.expression = []
-        elif sampled_id == self.tokenizer.special_id("<|python_end|>"):
-            self._call_tool()
-        elif self.expression is not None:
-            self.expression.append(sampled_id)
-        return Token(sampled_id, sampled=True)
-
-    def _call_tool(self) -> None:
-        """Queue the calculator's answer to the collected expression, if there is one and it has an answer."""
-        if self.expression is None:
-            return
-        answer = calculate(self.tokenizer.decode(self.expression))
-        self.expression = None
-        if answer is not None:
-            self.forced.append(self.tokenizer.special_id("<|output_start|>"))
-            self.forced.extend(self.tokenizer.encode(answer))
-            self.forced.append(self.tokenizer.special_id("<|output_end|>"))
-
-
-class TextStream:
-    """Token ids to text as they come, never a part of a character: bytes wait until theirs is whole.
-
-    The pieces put together equal the decoding of all bytes at once, U+FFFD for invalid ones.
+    Nothing is allocated before the first request. Threads may share an engine: whoever calls `step` works for
+    all requests.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        # Tokens of prompt and reply together: what the model was trained on at once, and has positions for
+        self.context, self.max_positions = model.context, model.max_positions
+        # A reply ends at any token that begins or ends a turn: none is ever shown to a person
+        self.end_ids = frozenset(map(tokenizer.special_id, TURN_TOKENS))
+        self.lock = threading.RLock()
+        self.waiting: deque[Row] = deque()
+        self.rows: list[Row] = []  # row b has slot b, and line b of the table
+        self.table, self.seeds = np.zeros((MAX_ROWS, COLUMNS), np.int32), np.zeros(MAX_ROWS, np.uint64)
+        self.launched: deque[tuple[list[Row], Callable[[], list[list]]]] = deque()
+        self.kept: OrderedDict[tuple[int, ...], list[Tensor]] = (
+            OrderedDict()
+        )  # texts, and their slots' content
+        self.decoder: Decoder | None = None
+        self.launcher: Launcher | None = None
+        self.budget = 0  # bytes that slots may take
+        self.plain = False  # no kernels and no graphs: what they are compared with
 
-    def push(self, id: int) -> str:
-        """The text that this token completes; often empty in the middle of a character."""
-        return self.decoder.decode(self.tokenizer.decode_bytes([id]))
+    def generate(
+        self, prompt_ids: Sequence[int], **sampling: Unpack[Sampling]
+    ) -> Generator[list[Token | None]]:
+        """Yield one list per step with one token per sample, None once that sample has finished.
 
-    def flush(self) -> str:
-        """What is left of an unfinished character, as U+FFFD; the stream can then start again."""
-        text = self.decoder.decode(b"", final=True)
-        self.decoder.reset()
-        return text
+        A sample finishes with a token of `end_ids` (yielded) or after `max_tokens`. ValueError, at once and
+        not at the first step, for a request that cannot be served. Closing the iterator cancels it.
+        """
+        request = Request(prompt_ids=list(prompt_ids), **sampling)
+        self._check(request)
+        return self._stream(request)
+
+    def complete(self, prompt_ids: Sequence[int], **sampling: Unpack[Sampling]) -> list[Completion]:
+        """As `generate`, run to its end: one `Completion` per sample."""
+        return self.complete_all([Request(prompt_ids=list(prompt_ids), **sampling)])[0]
+
+    def complete_all(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Run requests to their ends, as many at once as fit: the completions of each, in order."""
+        handles: list[Handle] = []
+        try:
+            handles.extend(self.submit(request) for request in requests)
+            while not all(handle.done for handle in handles):
+                self.step()
+        finally:
+            for handle in handles:
+                self.cancel(handle)
+        return [handle.completions for handle in handles]
+
+    def submit(self, request: Request) -> Handle:
+        """Queue a request; ValueError, with the numbers, if it can never be served."""
+        with self.lock:
+            self._prepare()
+            self._check(request)
+            handle = Handle(request, self.tokenizer, self.end_ids)
+            self.waiting.extend(handle.rows)
+            return handle
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Read waiting prompts and add a token to every running text; False if there was nothing to do."""
+        with self.lock:
+            # On a GPU one launch stays unread, so that reading it costs no time of the next
+            unread, running = int(self.model.device.type == "cuda"), bool(self.rows)
+            joined = self._admit()
+            self._read_all_but(unread)
+            busy = ((running or not joined) and self._decode()) or joined
+            self._read_all_but(unread if busy else 0)
+            return busy
+
+    @torch.inference_mode()
+    def cancel(self, handle: Handle) -> None:
+        """End a request, if it hasn't ended: its slots are free at once, and what it has so far stays."""
+        with self.lock:
+            self.waiting = deque(row for row in self.waiting if row.handle is not handle)
+            for row in handle.rows:
+                if not row.finished and row in self.rows:
+                    self._leave(row)
+                row.finished = True
+
+    @torch.inference_mode()
+    def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Return the logits (B, V) after each prompt, without keeping anything of it."""
+        with self.lock:
+            decoder = self._prepare()
+            logits_BV = torch.empty(len(prompts), self.model.vocab_size, device=self.model.device)
+            for places in batches_of([len(prompt) for prompt in prompts]):
+                logits_BV[places] = decoder.read([prompts[place] for place in places])
+            return logits_BV
+
+    def refresh(self) -> None:
+        """Take over the model's weights, in place; what was kept of older ones is forgotten."""
+        with self.lock:
+            self.kept.clear()
+            if self.decoder is not None:
+                self.decoder.refresh()
+
+    def release(self) -> None:
+        """Free weights, slots and graphs; the next request makes them anew. Open requests are cancelled."""
+        with self.lock:
+            for row in [*self.waiting, *self.rows]:
+                self.cancel(row.handle)
+            self._drop_launcher()
+            self.launched.clear()
+            self.kept.clear()
+            self.decoder = None
+
+    def _admit(self) -> bool:
+        """Read waiting prompts, as many as have room, and launch the draws of their first tokens."""
+        rows = self._rows_with_room()
+        groups = [[*group] for _, group in itertools.groupby(rows, key=lambda row: id(row.handle))]
+        if not groups:
+            return False
+        launcher = self._make_slots(rows)
+        prompts, whole = [group[0].request.prompt_ids for group in groups], list[int]()
+        for place, prompt in enumerate(prompts):
+            if beginning := self._kept_beginning(prompt):
+                self.kept.move_to_end(beginning)
+                launcher.slots.put_in(len(self.rows), self.kept[beginning])
+                self._join([groups[place]], launcher, start=len(beginning))
+            else:
+                whole.append(place)
+        for places in batches_of([len(prompts[place]) for place in whole]):
+            self._join([groups[whole[place]] for place in places], launcher)
+        return True
+
+    def _rows_with_room(self) -> list[Row]:
+        """Take those rows off the queue that fit beside the running ones."""
+        rows, longest = list[Row](), max((row.request.positions for row in self.rows), default=0)
+        while self.waiting:
+            longest = max(longest, self.waiting[0].request.positions)
+            if len(self.rows) + len(rows) >= self._most_rows(longest):
+                break
+            rows.append(self.waiting.popleft())
+        if len(rows) < min(len(self.rows) // FEW, len(rows) + len(self.waiting)):
+            self.waiting.extendleft(reversed(rows))
+            rows = []
+        return rows
+
+    def _join(self, groups: list[list[Row]], launcher: Launcher, *, start: int = 0) -> None:
+        """Read each group's prompt once, copy its slot to the other samples, and draw all first tokens."""
+        slots, first = launcher.slots, len(self.rows)
+        prompts = [group[0].request.prompt_ids for group in groups]
+        logits_BV = launcher.decoder.read(prompts, slots, row=first, start=start)
+        joined, order = [group[0] for group in groups], [*range(len(groups))]
+        for source, group in enumerate(groups):
+            copies = slice(first + len(joined), first + len(joined) + len(group) - 1)
+            slots.copy_row(first + source, copies, length=len(prompts[source]))
+            joined.extend(group[1:])
+            order.extend([source] * (len(group) - 1))
+        self.rows.extend(joined)
+        table, seeds = self.table[first : len(self.rows)], self.seeds[first : len(self.rows)]
+        for line, row in enumerate(joined):
+            seeds[line] = row.seed
+            self._fill(table[line], row.request)
+        table.view(np.float32)[:, UNIFORM] = uniforms(seeds, table[:, POSITION])
+        needs, seen_BV, drawn_B = needs_of(table), None, slots.drawn_B[first : len(self.rows)]
+        if needs.penalty:
+            seen_BV = slots.note_prompts(
+                [row.request.prompt_ids for row in joined], first, self.model.vocab_size
+            )
+        settings = torch.from_numpy(table).to(logits_BV.device)
+        log_probs_B = launcher.decoder.draw(
+            logits_BV[order], settings, needs, seen_BV=seen_BV, drawn_B=drawn_B
+        )
+        self.launched.append((joined, launcher.download(drawn_B, log_probs_B)))
+
+    def _fill(self, line: np.ndarray, request: Request) -> None:
+        numbers, greedy = line.view(np.float32), request.temperature == 0
+        line[POSITION], line[LOG_PROBS] = len(request.prompt_ids), request.log_probs
+        line[TOP_K] = 0 if greedy else min(request.top_k or 0, self.model.vocab_size)
+        numbers[TEMPERATURE], numbers[TOP_P] = request.temperature, 1 if greedy else request.top_p
+        numbers[PENALTY] = request.repetition_penalty
+
+    def _decode(self) -> bool:
+        """Launch one more draw for every running text."""
+        if not self.rows or self.launcher is None:
+            return False
+        table = self.table[: len(self.rows)]
+        table[:, FORCED] = [row.forced[0] if row.forced else -1 for row in self.rows]
+        table.view(np.float32)[:, UNIFORM] = uniforms(self.seeds[: len(self.rows)], table[:, POSITION] + 1)
+        self.launched.append(([*self.rows], self.launcher.decode(table)))
+        table[:, POSITION] += 1
+        return True
+
+    def _read_all_but(self, unread: int) -> None:
+        while len(self.launched) > unread:
+            self._read(*self.launched.popleft())
+
+    def _read(self, rows: list[Row], wait: Callable[[], list[list]]) -> None:
+        """Give each row its draw; rows whose texts have ended leave."""
+        for row, id, *log_prob in zip(rows, *wait(), strict=True):
+            if row.finished:  # it ended after this launch had begun
+                continue
+            if id < 0:
+                row.handle.error = NOT_FINITE
+                self.cancel(row.handle)
+                continue
+            row.take(id, *log_prob)
+            if row.finished:
+                self._leave(row)
+
+    def _leave(self, row: Row) -> None:
+        """Free a row's slot: the last row takes its place."""
+        assert self.launcher is not None
+        slots, place, last = self.launcher.slots, self.rows.index(row), len(self.rows) - 1
+        if row.request.keep and row.completion.ids:
+            self._keep(row, place, slots)
+        if place != last:
+            slots.copy_row(last, slice(place, place + 1), length=int(self.table[last, POSITION]))
+            self.table[place], self.seeds[place] = self.table[last], self.seeds[last]
+            self.rows[place] = self.rows[last]
+        self.rows.pop()
+
+    def _keep(self, row: Row, place: int, slots: Slots) -> None:
+        """Put a copy of the slot aside; of its text, not the last token: that was perhaps never fed."""
+        text = (*row.request.prompt_ids, *row.completion.ids[:-1])
+        for older in [older for older in self.kept if text[: len(older)] == older]:
+            del self.kept[older]
+        self.kept[text] = slots.take_out(place, length=len(text))
+        while sum(t.nbytes for kept in self.kept.values() for t in kept) > KEPT_SHARE * self.budget:
+            self.kept.popitem(last=False)
+
+    def _kept_beginning(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """Return the longest kept text that the prompt continues, () if there is none."""
+        fitting = (text for text in self.kept if len(text) < len(prompt) and (*prompt[: len(text)],) == text)
+        return max(fitting, key=len, default=())
+
+    def _prepare(self) -> Decoder:
+        """Return the packed weights: packed anew if they changed and no text is being written."""
+        if self.decoder and not self.rows and not self.waiting and self.decoder.marks != marks_of(self.model):
+            self.release()
+        if self.decoder is None:
+            self.decoder = Decoder(self.model, plain=self.plain)
+            self.budget = free_bytes(self.model.device)
+        return self.decoder
+
+    def _check(self, request: Request) -> None:
+        request.check(max_positions=self.max_positions)
+        size, budget = row_bytes(self.model, request.positions), self.budget or free_bytes(self.model.device)
+        if size > budget:
+            raise ValueError(
+                f"prompt + max_tokens ({request.positions:,}) need a slot of {size / 2**20:,.0f} MiB; there "
+                f"are {budget / 2**20:,.0f} MiB for slots: shorten the prompt or lower max_tokens"
+            )
+
+    def _most_rows(self, capacity: int) -> int:
+        """Return how many rows there can be while the longest text may reach `capacity` positions."""
+        slots, taken = self.launcher and self.launcher.slots, 0
+        if slots and self.rows:  # old and new slots are there at once while texts are copied over
+            capacity, taken = max(capacity, slots.capacity), slots.num_bytes
+        most = (self.budget - taken) // row_bytes(self.model, capacity)
+        return min(max(most, slots.rows if slots and slots.capacity >= capacity else 0), MAX_ROWS)
+
+    def _make_slots(self, joining: list[Row]) -> Launcher:
+        """Return a launcher with slots for these rows beside the running ones, which move to larger slots."""
+        old, rows = self.launcher, len(self.rows) + len(joining)
+        capacity = max(row.request.positions for row in [*self.rows, *joining])
+        if old and old.slots.rows >= rows and old.slots.capacity >= capacity:
+            return old
+        if old and self.rows:
+            capacity = max(capacity, old.slots.capacity)
+        else:
+            old = self._drop_launcher()  # frees the old ones before new ones are made
+        rows = max(rows, min(bucket_of(rows), self._most_rows(capacity)))
+        new = Slots(self.model, rows=rows, capacity=capacity)
+        if old:
+            new.adopt(old.slots, rows=len(self.rows))
+        self.launcher = Launcher(self._prepare(), new, plain=self.plain)
+        return self.launcher
+
+    def _drop_launcher(self) -> None:
+        if self.launcher and self.launcher.graphs:
+            torch.cuda.synchronize(self.model.device)  # no graph may run while it is taken apart
+        self.launcher = None
+
+    def _stream(self, request: Request) -> Generator[list[Token | None]]:
+        handle = self.submit(request)
+        try:
+            for number in range(request.max_tokens):
+                while not all(row.finished or len(row.completion.ids) > number for row in handle.rows):
+                    self.step()
+                tokens = [completion.token(number) for completion in handle.completions]
+                if handle.done and not any(tokens):
+                    return
+                yield tokens
+        finally:
+            self.cancel(handle)
+
+
+def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the places of prompts to read together: of like lengths, as all are padded to the longest."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[place] > PREFILL_TOKENS:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that slots may take."""
+    if device.type != "cuda":
+        return HOST_BYTES
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(FREE_SHARE * (torch.cuda.mem_get_info(device)[0] + cached))

@@ -1,70 +1,133 @@
 """Logits to token ids: the one distribution that sampling draws from and reinforcement learning scores under.
 
-A draw depends on (seed, row, position) alone: not on the batch, nor on what was drawn before.
+A draw depends on (seed, sample, position) alone: not on the batch, nor on what was drawn before.
 """
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nanolit.machine.device import derived_seed
+# The constants of SplitMix64, a hash of a counter: https://prng.di.unimi.it/splitmix64.c
+GOLDEN, MIX_1, MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+# The columns of a batch's table, int32 with a line a row; from UNIFORM on the bits are float32's
+FORCED, POSITION, TOP_K, LOG_PROBS, UNIFORM, TEMPERATURE, TOP_P, PENALTY = range(8)
+COLUMNS = 8
 
 
-def check_settings(*, temperature: float, top_k: int | None) -> None:
-    """ValueError unless temperature is finite and >= 0, and top_k is None or >= 1."""
+def check_settings(
+    *, temperature: float, top_k: int | None, top_p: float = 1.0, repetition_penalty: float = 1.0
+) -> None:
+    """Raise ValueError unless temperature is finite and >= 0, top_k None or >= 1, the others in range."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature ({temperature}) must be 0 or more; 0 takes the likeliest token")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k ({top_k}) must be 1 or more, or none to sample from the whole vocabulary")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p ({top_p}) must be above 0 and at most 1; 1 leaves no token out")
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty ({repetition_penalty}) must be above 0; 1 is none")
 
 
-def log_probabilities(logits: Tensor, *, temperature: float, top_k: int | None) -> Tensor:
-    """Log-probabilities (…, V) float32 that `sample` draws from, for logits (…, V); differentiable.
+def log_probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:
+    """Return the log-probabilities (…, V) float32 that `sample` draws from; differentiable.
 
-    Tokens outside the `top_k` largest logits get -inf; ties with the k-th stay in, so that sampling and
-    scoring agree. Temperature 0 gives 0 for the first largest logit and -inf for the others.
+    Tokens outside the `top_k` largest logits get -inf, then those outside the fewest whose probabilities sum
+    to `top_p`; ties with the last token kept stay in, so that sampling and scoring agree. Temperature 0 gives
+    0 for the first largest logit and -inf for the others.
     """
-    check_settings(temperature=temperature, top_k=top_k)
+    check_settings(temperature=temperature, top_k=top_k, top_p=top_p)
     logits = logits.float()
     if temperature == 0:
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, likeliest, 0.0)
     if top_k is not None and top_k < logits.size(-1):
-        smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    return torch.log_softmax(logits / temperature, dim=-1)
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
+    logits = logits / temperature
+    if top_p < 1:
+        logits = logits.masked_fill(logits < _least_likely(logits, top_p), -torch.inf)
+    return torch.log_softmax(logits, dim=-1)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a batch asks of `sample`, known without the device: each captured graph is for one of these."""
+
+    drawing: bool = False  # some row has a temperature above 0
+    largest_k: int = 0  # of all rows; 0: none has a top_k
+    nucleus: bool = False  # some row has a top_p below 1
+    penalty: bool = False  # some row penalises repetition
+    log_probs: bool = False  # some row wants the log-probability of what was drawn
+
+
+def needs_of(table: np.ndarray) -> Needs:
+    """Return the needs of a table's rows."""
+    numbers = table.view(np.float32)
+    return Needs(
+        drawing=bool((numbers[:, TEMPERATURE] > 0).any()),
+        largest_k=int(table[:, TOP_K].max()),
+        nucleus=bool((numbers[:, TOP_P] < 1).any()),
+        penalty=bool((numbers[:, PENALTY] != 1).any()),
+        log_probs=bool(table[:, LOG_PROBS].any()),
+    )
 
 
 def sample(
-    logits_BV: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-    position: int,
-    rows: Sequence[int] | None = None,
-) -> Tensor:
-    """One token id per row (B,) int64; row b draws the number keyed by (seed, rows[b], position).
+    logits_BV: Tensor, table: Tensor, needs: Needs, *, seen_BV: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return an id (B,) int64 for each row, -1 where logits are not finite, and log-probabilities if needed.
 
-    `rows` are the samples' own numbers (default 0 … B-1). The draw inverts the cumulative distribution in
-    float64 (on the CPU for MPS, which has none), so equal logits give equal tokens on every device.
+    A draw inverts the cumulative distribution at the row's uniform number. The log-probability is that of the
+    distribution drawn from; of a row with temperature 0 it is the model's own. Waits for nothing.
     """
-    check_settings(temperature=temperature, top_k=top_k)
-    if temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    log_probs_BV = log_probabilities(logits_BV, temperature=temperature, top_k=top_k)
-    if logits_BV.device.type == "mps":
-        log_probs_BV = log_probs_BV.cpu()
-    cumulative_BV = log_probs_BV.double().exp().cumsum(dim=-1)
-    if not cumulative_BV[:, -1].isfinite().all():
-        raise ValueError("the model's logits are not finite numbers; load another checkpoint or release")
-    numbers = [_uniform(seed, row, position) for row in (rows or range(len(logits_BV)))]
-    draw_B1 = cumulative_BV.new_tensor(numbers).unsqueeze(-1) * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, draw_B1, right=True).squeeze(-1).to(logits_BV.device)
+    logits_BV, numbers = logits_BV.float(), table.view(torch.float32)
+    if needs.penalty and seen_BV is not None:  # as CTRL, https://arxiv.org/abs/1909.05858, section 4.1
+        penalty_B1 = numbers[:, PENALTY, None]
+        weaker_BV = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+        logits_BV = torch.where(seen_BV, weaker_BV, logits_BV)
+    likeliest_B = logits_BV.argmax(dim=-1)
+    if not needs.drawing and not needs.log_probs:
+        return likeliest_B, None
+    greedy_B = numbers[:, TEMPERATURE] == 0
+    if needs.largest_k:
+        largest_BK = logits_BV.topk(min(needs.largest_k, logits_BV.size(1)), dim=-1).values
+        kth_B1 = largest_BK.gather(-1, (table[:, TOP_K, None].long() - 1).clamp(min=0))
+        logits_BV = logits_BV.masked_fill((logits_BV < kth_B1) & (table[:, TOP_K, None] > 0), -torch.inf)
+    logits_BV = logits_BV / torch.where(greedy_B, 1.0, numbers[:, TEMPERATURE])[:, None]
+    if needs.nucleus:
+        logits_BV = logits_BV.masked_fill(
+            logits_BV < _least_likely(logits_BV, numbers[:, TOP_P, None]), -torch.inf
+        )
+    log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
+    # In float64 the sum loses nothing of a small probability; Apple's MPS has none, so the CPU draws for it
+    device = logits_BV.device
+    probabilities_BV = (log_probs_BV.cpu() if device.type == "mps" else log_probs_BV).exp()
+    cumulative_BV = probabilities_BV.cumsum(dim=-1, dtype=torch.float64)
+    total_B1 = cumulative_BV[:, -1:]
+    point_B1 = numbers[:, UNIFORM, None].to(total_B1.device) * total_B1
+    drawn_B1 = torch.searchsorted(cumulative_BV, point_B1, right=True).clamp(max=logits_BV.size(1) - 1)
+    ids_B = torch.where(greedy_B, likeliest_B, drawn_B1[:, 0].to(device))
+    log_probs_B = log_probs_BV.gather(-1, ids_B[:, None])[:, 0] if needs.log_probs else None
+    return torch.where(total_B1[:, 0].isfinite().to(device), ids_B, -1), log_probs_B
 
 
-def _uniform(seed: int, row: int, position: int) -> float:
-    """A number in [0, 1) with 52 random bits: below 1 by enough that draw times total stays below total."""
-    return (derived_seed(seed, "sample", row, position) >> 11) / 2**52
+def uniforms(seeds_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
+    """Return float32 numbers in [0, 1), one for each pair of seed (uint64) and position."""
+    hashed = seeds_B + (positions_B.astype(np.uint64) + np.uint64(1)) * GOLDEN  # modulo 2^64
+    hashed = (hashed ^ (hashed >> np.uint64(30))) * MIX_1
+    hashed = (hashed ^ (hashed >> np.uint64(27))) * MIX_2
+    # 24 bits: as many as float32 holds exactly, so that no number rounds to 1
+    return ((hashed ^ (hashed >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+
+def _least_likely(logits: Tensor, top_p: Tensor | float) -> Tensor:
+    """Return the smallest logit of the fewest whose probabilities sum to top_p.
+
+    Nucleus sampling, https://arxiv.org/abs/1904.09751
+    """
+    sorted_logits = logits.sort(dim=-1, descending=True).values
+    probabilities = sorted_logits.softmax(dim=-1)
+    more_likely = probabilities.cumsum(dim=-1) - probabilities
+    return sorted_logits.masked_fill(more_likely >= top_p, torch.inf).amin(dim=-1, keepdim=True)

@@ -190,7 +190,7 @@ def rotate(x_BTHD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     """
     # All D channels turn: leaving half or three quarters of a head unturned did not help (nanochat,
     # 2026-01-16 and 2026-03-24).
-    cos_T1E, sin_T1E = cos_TE[:, None], sin_TE[:, None]
+    cos_T1E, sin_T1E = cos_TE.unsqueeze(-2), sin_TE.unsqueeze(-2)
     first_BTHE, second_BTHE = x_BTHD.chunk(2, dim=-1)
     return torch.cat(
         (first_BTHE * cos_T1E + second_BTHE * sin_T1E, second_BTHE * cos_T1E - first_BTHE * sin_T1E), dim=-1

@@ -15,7 +15,6 @@ from nanolit.kernels import heads as fused_heads
 from nanolit.kernels import mlp as fused_mlp
 from nanolit.kernels.attention import Backend, attend, choose_backend, rotate
 from nanolit.model.accounting import VALUE_GATE_CHANNELS
-from nanolit.model.kv_cache import KVCache
 
 
 class Linear(nn.Linear):
@@ -50,7 +49,6 @@ class Attention(nn.Module):
     def __init__(
         self,
         *,
-        layer: int,
         width: int,
         heads: int,
         kv_heads: int,
@@ -59,7 +57,7 @@ class Attention(nn.Module):
         value_gate: bool,
     ):
         super().__init__()
-        self.layer, self.qk_scale, self.window = layer, qk_scale, window
+        self.qk_scale, self.window = qk_scale, window
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
         self.backend: Backend = "sdpa"  # both are set by `prepare`, once the model is on its device
         self.fused = False
@@ -77,9 +75,8 @@ class Attention(nn.Module):
         sin_TE: Tensor,
         *,
         value_embedding: Tensor | None,
-        kv_cache: KVCache | None,
     ) -> Tensor:
-        project = self._project_fused if self.fused and kv_cache is None else self._project
+        project = self._project_fused if self.fused else self._project
         q_BTHD, k_BTKD, v_BTKD = project(x_BTC, cos_TE, sin_TE)
         if value_embedding is not None and self.value_gate is not None:
             # A gate per position and key-value head decides how much of the value embedding to add: "Gate
@@ -88,10 +85,7 @@ class Attention(nn.Module):
             # January and July 2026; what that alone is worth is not published.
             gate_BTK = 3 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))
             v_BTKD = v_BTKD + gate_BTK[..., None] * value_embedding.unflatten(-1, (-1, self.head_dim))
-        k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if kv_cache is None else kv_cache.append(self.layer, k_BTKD, v_BTKD)
-        # Prompts have any length, and fused kernels serve whole training rows: with a cache always sdpa
-        backend = self.backend if kv_cache is None else "sdpa"
-        y_BTHD = attend(q_BTHD, k_BSKD, v_BSKD, window=self.window, backend=backend)
+        y_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, window=self.window, backend=self.backend)
         return self.output(y_BTHD.flatten(2))
 
     def prepare(self, dtype: torch.dtype) -> None:

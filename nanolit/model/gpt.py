@@ -1,8 +1,8 @@
 """The GPT of every recipe: ids to logits, with each idea behind a flag of its own.
 
 Letters of shapes, everywhere in the repository: B rows, T positions, C width, H heads, K key-value heads,
-D head dim, V vocabulary, L layers; here and in kernels/ also S positions of keys (cached ones and T new) and
-E, half of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
+D head dim, V vocabulary, L layers; here and in kernels/ also S positions of keys (T new ones and those
+before) and E, half of D. A tensor's name ends in its letters: x_BTC, q_BTHD, logits_BTV.
 
 "nanochat, <date>" in a comment is an entry of github.com/karpathy/nanochat/blob/master/dev/LOG.md.
 """
@@ -27,7 +27,6 @@ from nanolit.model.accounting import (
     window_sizes,
 )
 from nanolit.model.block import Block, Linear, norm
-from nanolit.model.kv_cache import KVCache
 
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
@@ -108,7 +107,6 @@ class GPT(nn.Module):
         )
         self.blocks = nn.ModuleList(
             Block(
-                layer=layer,
                 width=config.width,
                 heads=config.heads,
                 kv_heads=config.kv_heads,
@@ -152,36 +150,19 @@ class GPT(nn.Module):
         """Return the longest text the rotary tables cover; training used `context`."""
         return len(self.cos_TE)
 
-    def new_kv_cache(self, *, rows: int, capacity: int) -> KVCache:
-        """Return an empty cache of this model's sizes, on its device and in its compute dtype."""
-        if capacity > self.max_positions:
-            raise ValueError(
-                f"capacity is {capacity}; this model takes at most {self.max_positions} positions"
-            )
-        return KVCache(
-            layers=self.config.depth,
-            kv_heads=self.config.kv_heads,
-            head_dim=self.head_dim,
-            rows=rows,
-            capacity=capacity,
-            device=self.device,
-            dtype=self.compute_dtype,
-        )
-
     def forward(
         self,
         ids_BT: Tensor,
         targets_BT: Tensor | None = None,
         *,
-        kv_cache: KVCache | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> Tensor:
         """Return float32 logits_BTV or, given targets, the cross-entropy in nats; a target of -1 counts 0.
 
-        `mean` averages over learned positions (0 if there are none); `none` has shape (B, T). With a cache,
-        ids_BT continue the positions it holds, and the cache advances.
+        `mean` averages over learned positions (0 if there are none); `none` has shape (B, T). To continue a
+        text token by token, see inference/decode.py.
         """
-        x_BTC = self._hidden(ids_BT, kv_cache)
+        x_BTC = self._hidden(ids_BT)
         if targets_BT is None:
             return self._logits(x_BTC)
         if reduction == "none":
@@ -190,21 +171,18 @@ class GPT(nn.Module):
         total = summed_loss(*inputs, softcap=self.config.softcap, in_fp8=self.unembedding.in_fp8)
         return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
 
-    def _hidden(self, ids_BT: Tensor, kv_cache: KVCache | None) -> Tensor:
+    def _hidden(self, ids_BT: Tensor) -> Tensor:
         """Run all blocks and return the normalised output of the last one, (B, T, C)."""
-        B, T = ids_BT.shape
-        start = 0 if kv_cache is None else kv_cache.length
-        if start + T > self.max_positions:
+        T = ids_BT.size(1)
+        if self.max_positions < T:
             raise ValueError(
-                f"a text of {start + T} tokens; this model takes at most {self.max_positions}: shorten it"
+                f"a text of {T} tokens; this model takes at most {self.max_positions}: shorten it"
             )
-        if kv_cache is not None:
-            kv_cache.check_room(B, T)
-        cos_TE, sin_TE = self.cos_TE[start : start + T], self.sin_TE[start : start + T]
+        cos_TE, sin_TE = self.cos_TE[:T], self.sin_TE[:T]
 
         # Whoever reads the stream reads it at RMS 1: there is a norm here, before attention, before the MLP
         # and before the head. None has learned scales, as in nanochat since 2025.
-        x_BTC = self._smear(norm(self.embedding(ids_BT)), kv_cache)
+        x_BTC = self._smear(norm(self.embedding(ids_BT)))
         x0_BTC = middle_BTC = x_BTC
         for layer, block in enumerate(self.blocks):
             # Residual scalars: the block reads r x + s x₀, so every layer can see its token again and damp
@@ -218,7 +196,7 @@ class GPT(nn.Module):
             # tables always lost (nanochat, 2026-01-17).
             has_table = str(layer) in self.value_embeddings
             value_embedding = self.value_embeddings[str(layer)](ids_BT) if has_table else None
-            x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding, kv_cache=kv_cache)
+            x_BTC = block(x_BTC, cos_TE, sin_TE, value_embedding=value_embedding)
             if layer == self.config.depth // 2:
                 middle_BTC = x_BTC
         # Backout: take a learned part of the middle layer out again, so that what only the first half needed
@@ -227,25 +205,18 @@ class GPT(nn.Module):
         # at once.
         if self.backout_scale is not None:
             x_BTC = x_BTC - self.backout_scale.to(x_BTC.dtype) * middle_BTC
-        if kv_cache is not None:
-            kv_cache.advance(T)
         return norm(x_BTC)
 
-    def _smear(self, x_BTC: Tensor, kv_cache: KVCache | None) -> Tensor:
+    def _smear(self, x_BTC: Tensor) -> Tensor:
         """Add to each position a gated part of the previous embedding; the first position has none before it.
 
         A cheap bigram: the first layer knows the previous token before it attends. From modded-nanogpt. It
         saved nanochat 2.6% of compute at d12, 1.9% at d16 and 1.4% at d24, too little to keep it (61ac81c,
-        2026); `modern` keeps July's recipe. Decoding must remember the last embedding: `previous_B1C`.
+        2026); `modern` keeps July's recipe. Decoding must remember the last embedding: inference/slots.py.
         """
         if self.smear_gate is None or self.smear_scale is None:
             return x_BTC
-        previous_B1C = None if kv_cache is None else kv_cache.previous_B1C
-        if kv_cache is not None:
-            kv_cache.previous_B1C = x_BTC[:, -1:]
-        if previous_B1C is None:
-            previous_B1C = torch.zeros_like(x_BTC[:, :1])
-        before_BTC = torch.cat((previous_B1C, x_BTC[:, :-1]), dim=1)
+        before_BTC = torch.cat((torch.zeros_like(x_BTC[:, :1]), x_BTC[:, :-1]), dim=1)
         # The gate reads the first 24 channels (SMEAR_CHANNELS, as nanochat, untuned here)
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTC[..., : self.smear_gate.in_features]))
         return x_BTC + self.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC

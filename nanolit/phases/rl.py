@@ -9,7 +9,7 @@ the update.
 Optimization is manual here and nowhere else: the micro-batches exist only after sampling.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.data.prompts import Prompt, PromptStep, PromptStream
 from nanolit.evaluation.evaluators import Passes
-from nanolit.inference.engine import Completion, Engine
+from nanolit.inference.engine import Engine
+from nanolit.inference.request import Completion, Request
 from nanolit.inference.sampling import log_probabilities
 from nanolit.machine.device import IGNORED, derived_seed, world_size
 from nanolit.phases.core import Inputs, Phase, Training
@@ -71,7 +72,7 @@ class ReinforcementLearning(Phase):
     def training_step(self, batch: PromptStep, _index: int) -> None:
         self.set_multipliers()
         self.gpt.eval()
-        rollouts = [rollout for prompt in batch.prompts for rollout in self.roll_out(prompt)]
+        rollouts = self.roll_out(batch.prompts)
         self.gpt.train()
         sampled = sum(sum(rollout.completion.sampled) for rollout in rollouts)
         counts = torch.tensor(
@@ -96,22 +97,36 @@ class ReinforcementLearning(Phase):
     def metrics(self) -> dict[str, float]:
         return self._metrics
 
-    def roll_out(self, prompt: Prompt) -> Iterator[Rollout]:
-        """A group of answers to one prompt; random numbers are keyed by (seed, step, place of the prompt)."""
-        completions = self.engine.complete(
-            prompt.ids,
-            num_samples=self.samples,
-            max_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            seed=derived_seed(self.seed, "rollout", self.finished_steps, prompt.place),
-        )
+    def roll_out(self, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """Return a group of answers to each prompt; random numbers are keyed by (seed, step, place)."""
+        requests = [
+            Request(
+                prompt_ids=prompt.ids,
+                num_samples=self.samples,
+                max_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                seed=derived_seed(self.seed, "rollout", self.finished_steps, prompt.place),
+            )
+            for prompt in prompts
+        ]
+        self.engine.refresh()  # the optimizer has changed the weights
+        groups = self.engine.complete_all(requests)
+        self.engine.release()  # the update needs the memory
+        return [
+            rollout
+            for prompt, group in zip(prompts, groups, strict=True)
+            for rollout in self.judge(prompt, group)
+        ]
+
+    def judge(self, prompt: Prompt, group: list[Completion]) -> Iterator[Rollout]:
+        """Yield the answers to one prompt, each with its reward and its advantage over the group's mean."""
         rewards = [
             self.task.reward(prompt.conversation, self.tokenizer.decode(completion.body_ids))
-            for completion in completions
+            for completion in group
         ]
         mean = sum(rewards) / len(rewards)
-        for completion, reward in zip(completions, rewards, strict=True):
+        for completion, reward in zip(group, rewards, strict=True):
             yield Rollout(prompt.ids, completion, reward, reward - mean)
 
     def micro_batches(self, rollouts: list[Rollout]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

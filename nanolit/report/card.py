@@ -26,12 +26,14 @@ from nanolit.report.tables import markdown_table, readable, score
 METRICS = (
     "val_bpb",
     "CORE",
+    "CORE, standard error",
     "ARC-Challenge",
     "ARC-Easy",
     "GSM8K",
     "HumanEval",
     "MMLU",
     "SpellingBee",
+    "mean above guessing",
     "ChatCORE",
 )
 SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics", "gradients")
@@ -93,12 +95,12 @@ def _comparable(run: Run) -> str:
 
 
 def sorted_metrics(names: Iterable[str]) -> list[str]:
-    """Sort metrics: known ones in the card's order, others by name before the summary ChatCORE.
+    """Sort metrics: known ones in the card's order, others by name before the means above guessing.
 
     "val_bpb of rows 3fa9…" takes the place of val_bpb.
     """
     order = {name: place for place, name in enumerate(METRICS)}
-    return sorted(set(names), key=lambda name: (order.get(name.split(" of ")[0], len(METRICS) - 1.5), name))
+    return sorted(set(names), key=lambda name: (order.get(name.split(" of ")[0], len(METRICS) - 2.5), name))
 
 
 def _header(run: Run) -> str:

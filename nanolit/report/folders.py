@@ -103,9 +103,10 @@ class Stage:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """val_bpb and every numeric metric of the result, by name."""
+        """val_bpb and every numeric metric of the result and of CORE, by name."""
         found = {"val_bpb": self.val_bpb} if self.val_bpb is not None else {}
-        found |= flat_numbers(self.result.get("metrics") or {})
+        for content in (self.result, _read_object(self.folder / "evaluation" / "core.json")):
+            found |= flat_numbers(content.get("metrics") or {})
         return found
 
     @property

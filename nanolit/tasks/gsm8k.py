@@ -39,6 +39,9 @@ class GSM8K(Task):
         """Tell whether the completion's first "#### answer" equals the reference's; False without one."""
         return same_answer(completion, conversation["messages"][-1]["content"][-1]["text"])
 
+    def extract(self, completion: str) -> str | None:
+        return extract_answer(completion)
+
 
 def same_answer(first: str, second: str) -> bool:
     """Tell whether the first "#### answer" of two texts is the same number; False where one has none."""

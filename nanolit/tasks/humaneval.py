@@ -2,12 +2,15 @@
 tests."""
 
 import re
+from collections.abc import Iterator
 
 from nanolit.tasks.rows import Row
 from nanolit.tasks.sandbox import run_python
 from nanolit.tasks.task import Conversation, Task, exchange, open_rows
 
-FENCE = re.compile(r"```(?:python)?\s*\n(.*?)```", re.DOTALL)
+# CommonMark's fences: at most three spaces before three or more of ` or ~, then an info string
+FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^\n]*)$")
+PYTHON = ("py", "python", "python3")
 
 
 class HumanEval(Task):
@@ -30,11 +33,41 @@ class HumanEval(Task):
         program = "\n\n".join([imports, extract_program(completion), conversation["test"], check])
         return run_python(program).finished
 
+    def extract(self, completion: str) -> str:
+        return extract_program(completion)
+
 
 def extract_program(completion: str) -> str:
-    """Return the first fenced code block, or the whole text when there is none."""
-    match = FENCE.search(completion)
-    return (match.group(1) if match else completion).strip()
+    """Return the first fenced block of Python, else the first block, else the whole text.
+
+    A block ends at a line that is a fence of its own kind alone, or with the text, so that neither a fence in
+    an indented docstring nor a reply cut at its limit loses a program. nanochat ends blocks at any line that
+    begins with three backticks and knows the tag `python` alone.
+    """
+    blocks = [*_blocks(completion)]
+    chosen = [code for tag, code in blocks if tag in PYTHON] or [code for _, code in blocks] or [completion]
+    return chosen[0].strip()
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the tag, in lower case, and the code of every fenced block."""
+    opened, lines = None, []
+    for line in text.splitlines():
+        fence = FENCE.match(line)
+        if opened is None:
+            if fence and not (fence["mark"][0] == "`" and "`" in fence["info"]):
+                opened, lines = fence, []
+        elif fence and not fence["info"].strip() and fence["mark"].startswith(opened["mark"]):
+            yield _tag(opened), "\n".join(lines)
+            opened = None
+        else:
+            lines.append(line)
+    if opened is not None:
+        yield _tag(opened), "\n".join(lines)
+
+
+def _tag(fence: re.Match[str]) -> str:
+    return (fence["info"].lower().split() or [""])[0].strip("{}.")
 
 
 def imports_of(prompt: str) -> str:

@@ -8,7 +8,7 @@ import zlib
 from typing import Literal
 
 from nanolit.tasks.generated import GeneratedRows
-from nanolit.tasks.gsm8k import same_answer
+from nanolit.tasks.gsm8k import extract_answer, same_answer
 from nanolit.tasks.rows import Row, find_file, read_lines
 from nanolit.tasks.task import Conversation, Task, check_choice, exchange
 
@@ -99,6 +99,9 @@ class SpellingBee(WordTask):
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Tell whether the first "#### count" is right, as in GSM8K."""
         return same_answer(completion, conversation["messages"][-1]["content"][-1]["text"])
+
+    def extract(self, completion: str) -> str | None:
+        return extract_answer(completion)
 
 
 def words_of(source: str, split: str) -> list[str]:

@@ -68,6 +68,10 @@ class Task(ABC):
         """Tell whether the completion of the conversation's prompt is right."""
         raise ValueError(f"{self.name} is to learn from; it has no right answers to evaluate")
 
+    def extract(self, completion: str) -> str | None:
+        """Return the part of a completion that is judged, for people to read; None where it is the whole."""
+        return None
+
     def reward(self, conversation: Conversation, completion: str) -> float:
         """Return the reward of a completion in [0, 1] for reinforcement learning: 1 for a right one."""
         return float(self.evaluate(conversation, completion))

@@ -5,21 +5,25 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
 
+from nanolit.evaluation import chat_tasks
 from nanolit.evaluation.chat_tasks import (
     Score,
-    choose_letters,
     evaluate_categorical,
     evaluate_generative,
     evaluate_task,
     evaluate_tasks,
+    letter_losses,
+    part_of,
     pass_at_k,
 )
-from nanolit.inference.engine import Completion, Engine
+from nanolit.evaluation.items import read_items
+from nanolit.inference.engine import Engine
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import read_json
 from nanolit.model.gpt import GPT, GPTConfig
@@ -129,6 +133,10 @@ def engine() -> Engine:
     return make_engine()
 
 
+def choose_letters(engine: Engine, conversations: Sequence[dict]) -> list[str]:
+    return [min(losses, key=losses.__getitem__) for losses in letter_losses(engine, conversations)]
+
+
 def test_chosen_letters_equal_one_forward_pass_per_problem(engine):
     """Oracle: each prompt alone, unpadded, and the largest of its letters' logits by hand."""
     conversations = list(Choices(Numbers(11)))
@@ -189,9 +197,9 @@ def test_pass_at_k_beyond_the_samples_is_refused():
 def test_all_tasks_give_their_accuracies_and_the_mean_above_guessing(engine):
     tasks = [Choices(Numbers(11)), Lucky(Numbers(3))]
     scores = dict(evaluate_tasks(engine, tasks, max_tokens=6))
-    assert list(scores) == ["Choices", "Lucky", "ChatCORE"]
+    assert list(scores) == ["Choices", "Lucky", "mean above guessing"]
     expected = ((scores["Choices"] - 0.25) / 0.75 + scores["Lucky"]) / 2
-    assert scores["ChatCORE"] == pytest.approx(expected)
+    assert scores["mean above guessing"] == pytest.approx(expected)
 
 
 def test_the_tasks_of_the_sample_are_asked_and_graded():
@@ -209,25 +217,72 @@ def test_the_tasks_of_the_sample_are_asked_and_graded():
     assert (gsm8k.num_problems, gsm8k.accuracy) == (2, 0.0)
 
 
-def test_max_problems_takes_the_first_ones(engine):
+def test_a_part_of_a_task_is_nanochats(engine):
+    """Oracle: numpy's permutation with seed 42, which is what `datasets` shuffles by."""
     assert evaluate_categorical(engine, Choices(Numbers(11)), max_problems=5).num_problems == 5
+    expected = np.random.default_rng(42).permutation(11)[:5].tolist()
+    assert part_of(Choices(Numbers(11)), 5) == expected
+    assert part_of(Choices(Numbers(11)), None) == list(range(11))
+
+
+class Named(Lucky):
+    """A task of another name."""
+
+    name = ""
+
+
+def named(name: str) -> Task:
+    task = Named(Numbers(3))
+    task.name = name
+    return task
+
+
+def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore(engine):
+    five = [named(name) for name in ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")]
+    assert [*dict(evaluate_tasks(engine, five, max_tokens=2))][-1] == "ChatCORE"
+    assert [*dict(evaluate_tasks(engine, five[:4], max_tokens=2))][-1] == "mean above guessing"
+    assert [*dict(evaluate_tasks(engine, five, max_tokens=2, max_problems=2))][-1] == "mean above guessing"
+
+
+def test_items_are_kept_and_an_interrupted_evaluation_resumes_there(engine, tmp_path, monkeypatch):
+    """The second evaluation finds half of the items and asks the other half alone."""
+    monkeypatch.setattr(chat_tasks, "PROBLEMS", 2)
+    settings = {"max_tokens": 6, "folder": tmp_path, "about": {"weights": "a"}}
+    scores = dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings))
+    path = tmp_path / "Lucky.jsonl"
+    header, items = read_items(path)
+    assert (header["task"], header["weights"], len(items)) == ("Lucky", "a", 7)
+    assert sum(item["right"] for item in items) / 7 == scores["Lucky"]
+    assert all(isinstance(item["replies"][0], str) for item in items)
+    path.write_text("\n".join(path.read_text().split("\n")[:5]) + "\n")
+    asked, complete_all = [], Engine.complete_all
+    monkeypatch.setattr(
+        Engine, "complete_all", lambda self, requests: asked.extend(requests) or complete_all(self, requests)
+    )
+    assert dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings)) == scores
+    assert len(asked) == 3
+    assert read_items(path)[1] == items
 
 
 def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):
-    asked = []
-    hook = engine.model.register_forward_pre_hook(lambda _, ids: asked.append(ids[0].tolist()))
-    task = LongChoices(Numbers(1))
-    choose_letters(engine, [task[0]])
-    hook.remove()
-    assert asked == [[render_prompt(task[0], engine.tokenizer)[-engine.max_positions :]]]
+    """Oracle: the model on the prompt's last positions."""
+    conversation = LongChoices(Numbers(1))[0]
+    prompt = render_prompt(conversation, engine.tokenizer)
+    assert len(prompt) > engine.max_positions
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([prompt[-engine.max_positions :]]))[0, -1]
+    expected = max(conversation["letters"], key=lambda letter: logits[ord(letter)].item())
+    assert choose_letters(engine, [conversation]) == [expected]
 
 
 def test_a_long_question_leaves_room_for_the_answer(engine, monkeypatch):
-    asked = []
-    monkeypatch.setattr(Engine, "complete", lambda _, ids, **__: asked.append(ids) or [Completion()])
+    asked, complete_all = [], Engine.complete_all
+    monkeypatch.setattr(
+        Engine, "complete_all", lambda self, requests: asked.extend(requests) or complete_all(self, requests)
+    )
     task = LongChoices(Numbers(1))
     evaluate_generative(engine, task, max_tokens=12)
-    assert asked == [render_prompt(task[0], engine.tokenizer)[-628:]]
+    assert [request.prompt_ids for request in asked] == [render_prompt(task[0], engine.tokenizer)[-628:]]
 
 
 class ToLearnFrom(Task):

@@ -10,7 +10,7 @@ from nanolit.evaluation import evaluators
 from nanolit.evaluation.chat_tasks import Score
 from nanolit.evaluation.evaluators import BitsPerByte, Passes
 
-ENGINE: Any = SimpleNamespace(model=None)
+ENGINE: Any = SimpleNamespace(model=None, release=lambda: None)
 ROWS = {"tokens": 1024, "rows": 8, "checksum": "3fa9c1d2e4b5"}
 
 
@@ -54,5 +54,18 @@ def test_passes_are_the_unbiased_ones_of_samples_drawn_as_rollouts_are(
     passes = Passes(task, num_samples=3, **sampling)
     assert passes.evaluate(ENGINE) == {"pass_at_1": 0.25, "pass_at_k": 0.75}
     assert passes.remark() == "Sums pass@1 25.0%, pass@3 75.0%"
-    assert passes.state() == {"pass_at_1": 0.25, "pass_at_k": 0.75}
+    assert passes.state() == {"pass_at_1": 0.25, "pass_at_k": 0.75, "sampling": 2}
     assert asked == [{"num_samples": 3, **sampling}]
+
+
+def test_a_stage_that_an_older_version_sampled_says_from_where_on_its_answers_differ() -> None:
+    task: Any = SimpleNamespace(name="Sums")
+    passes = Passes(task, num_samples=3, temperature=0.7, top_k=5, max_tokens=3)
+    older = {"step": 1200, "pass_at_1": 0.25, "pass_at_k": 0.75}
+    remark = passes.load(older)
+    assert remark.startswith(
+        "an older version sampled up to step 1,200; from here on the same seed draws other"
+    )
+    assert passes.passes == (0.25, 0.75)
+    assert passes.load({**older, **passes.state()}) == ""
+    assert passes.load({}) == "", "a fresh stage has nothing to compare with"

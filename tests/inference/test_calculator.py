@@ -12,6 +12,11 @@ from nanolit.inference.calculator import MAX_CHARACTERS, calculate
     [
         ("2+3", "5"),
         ("10/2", "5.0"),
+        ("560//10", "56"),
+        ("180//3", "60"),
+        ("-7//2", "-4"),
+        ("+".join(["1"] * 128), "128"),
+        ("1" + "-1" * 100, "-99"),
         ("0.1+0.2", "0.30000000000000004"),
         ("-(3-5)*2", "4"),
         ("1,234+1", "1235"),
@@ -35,7 +40,7 @@ def test_sums_and_counts_are_formatted_as_python_does(expression, answer):
         "",
         "1/0",
         "2**3",
-        "9//2",
+        "9//0",
         "7%3",
         "1,2+3",
         "12,34",
@@ -67,7 +72,9 @@ numbers = st.integers(0, 10**9).map(str) | st.floats(0.001, 1e6).map(lambda x: f
 sums = st.recursive(
     numbers,
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from("+-*/"), inner).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
+        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", "//"]), inner).map(
+            lambda t: f"({t[0]} {t[1]} {t[2]})"
+        ),
         inner.map(lambda t: f"-{t}"),
     ),
     max_leaves=6,

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanolit.inference.engine import Engine, TextStream, Token, _Row
+from nanolit.inference.engine import Engine
+from nanolit.inference.request import Handle, Request, TextStream, Token
 from nanolit.inference.sampling import log_probabilities
 from nanolit.machine.paths import read_json
 from nanolit.model.nanochat import build_model, read_checkpoint
@@ -155,9 +156,9 @@ def test_forced_tokens_replace_sampled_ones_step_by_step(engine, byte_tokenizer)
 def test_a_call_is_answered_once(byte_tokenizer):
     """An end that no start opened has no answer, be it after a call that had one."""
     start, end = (byte_tokenizer.special_id(f"<|python_{name}|>") for name in ("start", "end"))
-    row = _Row(byte_tokenizer, frozenset())
+    (row,) = Handle(Request(prompt_ids=[1], max_tokens=99), byte_tokenizer, frozenset()).rows
     tokens = [row.take(id) for id in [end, start, *b"1+1", end, *[0] * 3, end, 0]]
-    forced = [token.id for token in tokens if token and not token.sampled]
+    forced = [token.id for token in tokens if not token.sampled]
     assert byte_tokenizer.decode(forced) == "<|output_start|>2<|output_end|>"
 
 

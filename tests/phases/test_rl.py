@@ -1,6 +1,5 @@
 """The policy's loss against REINFORCE written out, what rounding may do to it, and what it is taken of."""
 
-from itertools import product
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nanolit.data.prompts import Prompt
-from nanolit.inference.engine import Completion
+from nanolit.inference.request import Completion, Request
 from nanolit.phases import rl
 from nanolit.phases.rl import ReinforcementLearning, Rollout
 
@@ -83,29 +82,45 @@ class Answers:
     samples, max_new_tokens, temperature, top_k, seed = 4, 1, TEMPERATURE, TOP_K, 3
 
     def __init__(self) -> None:
-        self.finished_steps, self.asked = 0, list[dict[str, Any]]()
-        self.engine = SimpleNamespace(complete=self.complete)
+        self.finished_steps, self.asked, self.calls = 0, list[Request](), list[str]()
+        self.engine = SimpleNamespace(
+            complete_all=self.complete_all,
+            refresh=lambda: self.calls.append("refresh"),
+            release=lambda: self.calls.append("release"),
+        )
         self.task = SimpleNamespace(reward=lambda _, text: float(text == "0"))
         self.tokenizer = SimpleNamespace(decode=lambda ids: str(ids[0]))
-
-    def complete(self, _ids: list[int], **settings: Any) -> list[Completion]:
-        self.asked.append(settings)
-        return [Completion(ids=[n], sampled=[True]) for n in range(4)]
-
-    def roll_out(self, place: int) -> list[Rollout]:
         policy: Any = self
-        return list(ReinforcementLearning.roll_out(policy, Prompt(place=place, ids=[1], conversation={})))
+        self.judge = lambda *group: ReinforcementLearning.judge(policy, *group)
+
+    def complete_all(self, requests: list[Request]) -> list[list[Completion]]:
+        self.asked.extend(requests)
+        self.calls.append("complete")
+        return [[Completion(ids=[n], sampled=[True]) for n in range(4)] for _ in requests]
+
+    def roll_out(self, *places: int) -> list[Rollout]:
+        policy: Any = self
+        prompts = [Prompt(place=place, ids=[place], conversation={}) for place in places]
+        return ReinforcementLearning.roll_out(policy, prompts)
 
 
 def test_an_answer_counts_by_how_much_better_than_its_group_it_is():
-    assert [rollout.advantage for rollout in Answers().roll_out(0)] == [0.75, -0.25, -0.25, -0.25]
+    rollouts = Answers().roll_out(0, 1)
+    assert [rollout.advantage for rollout in rollouts] == 2 * [0.75, -0.25, -0.25, -0.25]
+    assert [rollout.prompt_ids for rollout in rollouts] == 4 * [[0]] + 4 * [[1]]
+
+
+def test_rollouts_are_of_the_newest_weights_and_leave_their_memory_to_the_update():
+    answers = Answers()
+    answers.roll_out(0, 1, 2)
+    assert answers.calls == ["refresh", "complete", "release"]
 
 
 def test_every_step_and_prompt_has_random_numbers_of_its_own():
     answers = Answers()
-    for answers.finished_steps, place in product(range(3), range(4)):
-        answers.roll_out(place)
-    assert len({asked["seed"] for asked in answers.asked}) == 12
+    for answers.finished_steps in range(3):
+        answers.roll_out(*range(4))
+    assert len({asked.seed for asked in answers.asked}) == 12
 
 
 def test_a_step_is_divided_by_the_sampled_tokens_of_all_ranks(monkeypatch: pytest.MonkeyPatch):

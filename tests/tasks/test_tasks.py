@@ -152,6 +152,21 @@ def test_programs_are_taken_from_fences_and_imports_from_prompts() -> None:
     assert extract_program("so:\n```python\nx = 1\n```\nand\n```\ny\n```") == "x = 1"
     assert extract_program("```\nx = 1\n```") == "x = 1"
     assert extract_program("  x = 1\n") == "x = 1"
+    for opened in (
+        "```py",
+        "```Python",
+        "```python3",
+        '```python title="x"',
+        "~~~python",
+        "````python",
+        "```{.python}",
+    ):
+        closed = opened.split("p")[0].split("P")[0].split("{")[0]
+        assert extract_program(f"Here it is:\n{opened}\nx = 1\n{closed}\nThat's it.") == "x = 1", opened
+    assert extract_program("```text\n5\n```\n```python\nx = 1\n```") == "x = 1"
+    assert extract_program("```python\nx = 1\ny = 2") == "x = 1\ny = 2"  # the reply was cut
+    docstring = 'def f():\n    """\n    ```\n    f()\n    ```\n    """\n    return 1'
+    assert extract_program(f"```python\n{docstring}\n```") == docstring
     assert imports_of("# c\nimport math\nfrom typing import List\n\ndef f():\n    import os\n") == (
         "import math\nfrom typing import List"
     )

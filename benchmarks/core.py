@@ -1,0 +1,120 @@
+"""CORE's speed: `python -m benchmarks core model=d4 bundle=FOLDER`, beside a loop over single texts.
+
+Random weights. Of every task the same items are asked twice: as evaluation asks them, with shared beginnings
+read once, and each option alone with logits of all its positions, as nanochat does. Decisions must agree.
+Takes the settings of nanolit train too.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import results
+from benchmarks.inference import random_model
+from benchmarks.train import device_name, synchronize
+from nanolit.evaluation.core import SHUFFLED_BY, Question, ask, judged
+from nanolit.evaluation.spans import Span, score_groups
+from nanolit.inference.decode import Decoder
+from nanolit.machine.arguments import read_some, setting
+from nanolit.tasks.bundle import LABELS, Label, read_items
+from nanolit.tokenizer.bpe import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(results.Kept):
+    """Which questions, and how many."""
+
+    bundle: Path = setting("the folder of CORE's questions")
+    tokenizer: Path | None = setting(
+        "a folder of a tokenizer (default: bytes, which make longer prompts)", None
+    )
+    items: int = setting("of every task", 8, least=1)
+    clock: str = setting("cpu: processor time, which other programs stretch less; or wall", "wall")
+    loop: bool = setting("also ask item by item", True)
+
+
+def main(arguments: list[str]) -> int:
+    """Ask twice, print a table and a line of JSON, keep both; 1 where a decision differs in float32."""
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
+    model, tokenizer = random_model(overrides)
+    if settings.tokenizer:
+        tokenizer = Tokenizer.load(settings.tokenizer)
+    clock = time.process_time if settings.clock == "cpu" else time.perf_counter
+    decoder, rows = Decoder(model), []
+    questions = [(label, *asked(label, settings, tokenizer)) for label in LABELS]
+    score_groups(decoder, [questions[0][1][0].group])  # kernels load
+    for label, of_label, num_items in questions:
+        groups = [question.group for question in of_label]
+        synchronize(model.device)
+        begun = clock()
+        spans = score_groups(decoder, groups)
+        synchronize(model.device)
+        row = {"task": label.name, "items": num_items, "seconds_an_item": (clock() - begun) / len(groups)}
+        if settings.loop:
+            begun = clock()
+            alone = [one_by_one(model, question) for question in of_label]
+            synchronize(model.device)
+            row["loop_seconds_an_item"] = (clock() - begun) / len(groups)
+            row["disagreements"] = sum(
+                judged(0, question, found)["right"] != judged(0, question, expected)["right"]
+                for question, found, expected in zip(of_label, spans, alone, strict=True)
+            )
+        rows.append(row)
+        print(
+            "  " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        )
+    entry = {
+        "command": results.command_line("core", arguments),
+        "device": device_name(model.device),
+        "dtype": str(model.compute_dtype),
+        "tasks": rows,
+        **totals(rows, loop=settings.loop),
+    }
+    results.print_entry(entry, results.save(entry, settings, device=device_name(model.device)))
+    wrong = model.compute_dtype == torch.float32 and any(row.get("disagreements") for row in rows)
+    return 1 if wrong else 0
+
+
+def asked(label: Label, settings: Settings, tokenizer: Tokenizer) -> tuple[list[Question], int]:
+    """The first items of a task after its shuffle, and how many it has."""
+    items, _ = read_items(settings.bundle, label)
+    random.Random(SHUFFLED_BY).shuffle(items)
+    return ask(label, items, range(min(settings.items, len(items))), tokenizer, crop=None), len(items)
+
+
+@torch.inference_mode()
+def one_by_one(model: Any, question: Question) -> list[Span]:
+    """Score an item's texts by one padded forward pass, with all logits, as nanochat does."""
+    group = question.group
+    longest = max(map(len, group.texts))
+    ids_BT = torch.zeros(len(group.texts), longest, dtype=torch.int64)
+    for row, text in enumerate(group.texts):
+        ids_BT[row, : len(text)] = torch.tensor(text.astype("int64"))
+    logits_BTV = model(ids_BT.to(model.device))
+    spans = []
+    for row, (text, start) in enumerate(zip(group.texts, group.starts, strict=True)):
+        target_M = ids_BT[row, start : len(text)].to(model.device)
+        logits_MV = logits_BTV[row, start - 1 : len(text) - 1]
+        hit = bool((logits_MV.argmax(-1) == target_M).all())
+        spans.append(Span(F.cross_entropy(logits_MV, target_M).item(), hit))
+    return spans
+
+
+def totals(rows: Sequence[dict[str, Any]], *, loop: bool) -> dict[str, float]:
+    """Seconds of the whole of CORE, by each task's items, and how many times the loop's speed that is."""
+    ours = sum(row["items"] * row["seconds_an_item"] for row in rows)
+    if not loop:
+        return {"seconds_of_core": ours}
+    other = sum(row["items"] * row["loop_seconds_an_item"] for row in rows)
+    return {"seconds_of_core": ours, "loop_seconds_of_core": other, "times_the_loop": other / ours}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,322 @@
+"""Measure inference: first token, time per token, tokens/s and share of bandwidth, by rows; then workloads.
+
+python -m benchmarks inference model=d20      a prompt of 1,024 tokens, rows doubling, then the rest
+… work=rows,loop                              some of: rows, kernels, rollouts, requests, loop, peer
+… peer=NANOCHAT                               nanochat's own engine in the same run
+
+rows: `rows` samples of one prompt; its reading is not in tokens/s, the first token is a time at most.
+rollouts: `questions` prompts × `samples`, at most `new_tokens` each, of ragged lengths, reading included.
+requests: nano-vllm's workload, 256 requests of 100 to 1,024 tokens in and out.
+loop: four of the rollouts' prompts, one after another, every operator launched by itself, as nanochat does.
+Random weights; no text ends before its limit. Takes the settings of nanolit train too.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import results
+from benchmarks.train import device_name, synchronize
+from nanolit.config.compose import compose
+from nanolit.inference.engine import Engine
+from nanolit.inference.request import Request
+from nanolit.inference.slots import row_bytes
+from nanolit.jobs.parts import build_gpt
+from nanolit.machine.arguments import choose, names, read_some, setting
+from nanolit.machine.device import pick_device
+from nanolit.model.gpt import GPT
+from nanolit.planning.plans import BasePlan, fresh_plans
+from nanolit.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
+
+WORK = ("rows", "kernels", "rollouts", "requests", "loop", "peer")
+SAMPLING = {"temperature": 1.0, "top_k": 50}
+COPY_BYTES = 2**30  # of the copy whose speed counts as the memory's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(results.Kept):
+    """What is asked of the engine."""
+
+    work: str = setting("parts to run, of rows, kernels, rollouts, requests, loop, peer (default: all)", "")
+    prompt: int = setting("tokens of the prompt of `rows`", 1024, least=1)
+    new: int = setting("new tokens of `rows`", 128, least=2)
+    most_rows: int = setting("the last of the doubling rows", 1024, least=1)
+    questions: int = setting("prompts of `rollouts`", 64, least=1)
+    samples: int = setting("samples of each", 16, least=1)
+    new_tokens: int = setting("the longest answer of `rollouts`", 256, least=8)
+    requests: int = setting("requests of `requests`", 256, least=1)
+    longest: int = setting("tokens in and out of `requests`, at most", 1024, least=8)
+    repeats: int = setting("timed runs, of which the best counts", 3, least=1)
+    peer: Path | None = setting("a checkout of nanochat", None)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print a table and a line of JSON, keep both."""
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
+    work = [choose(name, WORK, kind="work") for name in names(settings.work)] or list(WORK)
+    model, tokenizer = random_model(overrides)
+    engine, rng = Engine(model, tokenizer), random.Random(0)
+    engine.end_ids = frozenset()
+    entry: dict[str, Any] = {
+        "command": results.command_line("inference", arguments),
+        "device": device_name(model.device),
+        "torch": torch.__version__,
+        "depth": model.config.depth,
+        "attention": model.attention_backend,
+        "copied_bytes_per_second": copy_speed(model.device),
+    }
+    if "rows" in work:
+        entry["rows"] = list(by_rows(engine, settings, rng, entry["copied_bytes_per_second"]))
+    if "kernels" in work:
+        entry["kernels"] = list(kernel_times(engine, settings, rng))
+    prompts = [random_prompt(model, rng.randint(46, 87), rng) for _ in range(settings.questions)]
+    limits = [rng.randint(settings.new_tokens // 4, settings.new_tokens) for _ in prompts]
+    if "rollouts" in work:
+        entry["rollouts"] = rollouts(engine, prompts, limits, settings.samples)
+    if "requests" in work:
+        entry["requests"] = served(engine, settings, rng)
+    if "loop" in work:
+        entry["loop"] = loop(engine, prompts[:4], limits[:4], settings.samples)
+    engine.release()
+    if "peer" in work and settings.peer is not None:
+        entry["peer"] = list(peer(settings, model, rng))
+    results.print_entry(entry, results.save(entry, settings, device=device_name(model.device)))
+    return 0
+
+
+def random_model(overrides: list[str]) -> tuple[GPT, Tokenizer]:
+    """Return the job's model with random weights, all of them alive, and a made-up tokenizer of its size."""
+    job = compose([*overrides, "phase=base"])
+    plan = fresh_plans(job)["base"]
+    assert isinstance(plan, BasePlan)
+    model = build_gpt(plan.gpt, pick_device(), seed=job["seed"], precision=job["precision"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    extra = model.vocab_size - 256 - len(SPECIAL_TOKENS)
+    tokens = [bytes([byte]) for byte in range(256)]
+    return model.eval(), Tokenizer([*tokens, *(b"\0" + n.to_bytes(3, "big") for n in range(extra))])
+
+
+def random_prompt(model: GPT, length: int, rng: random.Random) -> list[int]:
+    """Return ordinary tokens."""
+    return [rng.randrange(256, model.vocab_size - len(SPECIAL_TOKENS)) for _ in range(length)]
+
+
+def copy_speed(device: torch.device) -> float:
+    """Return the bytes that a large copy reads and writes in a second."""
+    source = torch.ones(
+        COPY_BYTES if device.type == "cuda" else COPY_BYTES // 16, dtype=torch.uint8, device=device
+    )
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(5):
+        synchronize(device)
+        begun = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * len(source) / best
+
+
+def by_rows(
+    engine: Engine, settings: Settings, rng: random.Random, bytes_per_second: float
+) -> Iterator[dict[str, Any]]:
+    """Yield a line for 1, 2, 4 … samples of one prompt, until memory or `most_rows` end it."""
+    prompt, rows = random_prompt(engine.model, settings.prompt, rng), 1
+    while rows <= settings.most_rows:
+        request = Request(prompt_ids=prompt, num_samples=rows, max_tokens=settings.new, **SAMPLING)
+        run(engine, [request])  # captures what there is to capture
+        engine_rows = engine.launcher.slots.rows if engine.launcher else 0
+        if engine_rows < rows:
+            print(f"  {rows} rows don't fit: the engine has {engine_rows} slots", flush=True)
+            return
+        measured = [run(engine, [request]) for _ in range(settings.repeats)]
+        first = min(one["first_seconds"] for one in measured)
+        step = min(one["decode_seconds"] for one in measured) / (settings.new - 1)
+        needed = step_bytes(engine.model, rows, settings.prompt + settings.new // 2)
+        line = {
+            "rows": rows,
+            "first_ms": 1000 * first,
+            "step_ms": 1000 * step,
+            "tokens_per_second": rows / step,
+            "bandwidth_share": needed / step / bytes_per_second,
+        }
+        print("  " + "  ".join(f"{key} {value:,.4g}" for key, value in line.items()), flush=True)
+        yield line
+        rows *= 2
+
+
+def step_bytes(model: GPT, rows: int, positions: int) -> float:
+    """Return what a decode step must read: matrices and head once, keys and values of each row."""
+    roles = model.parameter_roles()
+    read = [p.numel() for name, p in model.named_parameters() if roles[name] in ("matrix", "unembedding")]
+    return sum(read) * model.compute_dtype.itemsize + rows * row_bytes(model, positions)
+
+
+def kernel_times(engine: Engine, settings: Settings, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield the kernels that steps of 1, 32 and 128 rows spend the GPU's time on, in microseconds a step."""
+    if engine.model.device.type != "cuda":
+        return
+    prompt, steps = random_prompt(engine.model, settings.prompt, rng), 20
+    for rows in (1, 32, 128):
+        handle = engine.submit(Request(prompt_ids=prompt, num_samples=rows, max_tokens=2 * steps, **SAMPLING))
+        for _ in range(4):
+            engine.step()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            for _ in range(steps):
+                engine.step()
+            torch.cuda.synchronize()
+        engine.cancel(handle)
+        spent = sorted(
+            (e.self_device_time_total / steps, e.count / steps, e.key) for e in profiler.key_averages()
+        )
+        for microseconds, count, name in reversed(spent[-14:]):
+            print(f"  {rows} rows: {microseconds:9.1f} us in {count:6.1f} of {name[:90]}", flush=True)
+        yield {
+            "rows": rows,
+            "microseconds": {name[:90]: microseconds for microseconds, _, name in spent[-14:]},
+        }
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:
+    """Serve requests to their ends; the seconds until all have a token, and from there on."""
+    synchronize(engine.model.device)
+    begun, first = time.perf_counter(), 0.0
+    handles = [engine.submit(request) for request in requests]
+    completions = [completion for handle in handles for completion in handle.completions]
+    while not all(handle.done for handle in handles):
+        engine.step()
+        if not first and all(completion.ids for completion in completions):
+            first = time.perf_counter() - begun
+            at_first = sum(len(completion.ids) for completion in completions)
+    seconds, tokens = time.perf_counter() - begun, sum(len(completion.ids) for completion in completions)
+    return {
+        "first_seconds": first,
+        "decode_seconds": seconds - first,
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "decoded_per_second": (tokens - at_first) / (seconds - first),
+    }
+
+
+def rollouts(
+    engine: Engine, prompts: Sequence[list[int]], limits: Sequence[int], samples: int
+) -> dict[str, float]:
+    """Return the speed of a whole rollout, and of its steady state: while every sample is still written."""
+    requests = [
+        Request(prompt_ids=prompt, max_tokens=limit, num_samples=samples, seed=place, **SAMPLING)
+        for place, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+    run(engine, requests)
+    whole = run(engine, requests)
+    even = [Request(prompt_ids=p, max_tokens=min(limits), num_samples=samples, **SAMPLING) for p in prompts]
+    steady = run(engine, even)["decoded_per_second"]
+    print(f"  rollouts: {whole['tokens_per_second']:,.0f} tokens/s, steady {steady:,.0f}", flush=True)
+    return {**whole, "steady_per_second": steady}
+
+
+def served(engine: Engine, settings: Settings, rng: random.Random) -> dict[str, float]:
+    """Return the speed of requests of random lengths, all there at the beginning."""
+    lengths = [rng.randint(settings.longest // 10, settings.longest) for _ in range(2 * settings.requests)]
+    requests = [
+        Request(prompt_ids=random_prompt(engine.model, read, rng), max_tokens=written, seed=read, **SAMPLING)
+        for read, written in zip(lengths[::2], lengths[1::2], strict=True)
+    ]
+    run(engine, requests)
+    measured = run(engine, requests)
+    print(f"  requests: {measured['tokens_per_second']:,.0f} tokens/s written", flush=True)
+    return measured
+
+
+def loop(
+    engine: Engine, prompts: Sequence[list[int]], limits: Sequence[int], samples: int
+) -> dict[str, float]:
+    """Return the speed of prompts one after another by the plain step, without graphs."""
+    tokens, seconds = 0.0, 0.0
+    for prompt, limit in zip(prompts, limits, strict=True):
+        request = Request(prompt_ids=prompt, max_tokens=limit, num_samples=samples, **SAMPLING)
+        with plain_steps(engine):
+            measured = run(engine, [request])
+        tokens, seconds = tokens + measured["tokens"], seconds + measured["seconds"]
+    print(f"  loop: {tokens / seconds:,.0f} tokens/s", flush=True)
+    return {"tokens_per_second": tokens / seconds}
+
+
+@contextmanager
+def plain_steps(engine: Engine) -> Iterator[None]:
+    """Let the engine's launchers decode without kernels and graphs for a while."""
+    engine.release()
+    engine.plain = True
+    yield
+    engine.release()
+    engine.plain = False
+
+
+def peer(settings: Settings, model: GPT, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield the same lines of nanochat's own engine, with a model of the same sizes."""
+    sys.path.insert(0, str(settings.peer))
+    from nanochat import engine as theirs  # pyright: ignore[reportMissingImports]
+    from nanochat import gpt  # pyright: ignore[reportMissingImports]
+
+    config, rows = model.config, 1
+    with torch.device("meta"):
+        other = gpt.GPT(
+            gpt.GPTConfig(
+                sequence_len=config.context,
+                vocab_size=config.vocab_size,
+                n_layer=config.depth,
+                n_head=config.heads,
+                n_kv_head=config.kv_heads,
+                n_embd=config.width,
+                window_pattern=config.window_pattern,
+            )
+        )
+    other.to_empty(device=model.device)
+    other.init_weights()
+    engine, prompt = (
+        theirs.Engine(other.eval(), NoSpecials(config.vocab_size)),
+        random_prompt(model, settings.prompt, rng),
+    )
+    while rows <= min(settings.most_rows, 128):
+        for _ in range(2):
+            synchronize(model.device)
+            begun = time.perf_counter()
+            steps = engine.generate(prompt, num_samples=rows, max_tokens=settings.new, **SAMPLING)
+            next(steps)
+            synchronize(model.device)
+            first, count = time.perf_counter() - begun, sum(1 for _ in steps)
+            synchronize(model.device)
+            step = (time.perf_counter() - begun - first) / count
+        line = {
+            "rows": rows,
+            "first_ms": 1000 * first,
+            "step_ms": 1000 * step,
+            "tokens_per_second": rows / step,
+        }
+        print("  nanochat: " + "  ".join(f"{key} {value:,.4g}" for key, value in line.items()), flush=True)
+        yield line
+        rows *= 2
+
+
+class NoSpecials:
+    """What nanochat's engine asks of a tokenizer; its special ids are never drawn."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode_special(self, _name: str) -> int:
+        """Return an id beyond the vocabulary."""
+        return self.vocab_size
+
+    def get_bos_token_id(self) -> int:
+        """Return the same."""
+        return self.vocab_size

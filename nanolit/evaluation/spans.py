@@ -1,0 +1,175 @@
+"""Losses of marked spans of many texts, where texts that begin alike are read once.
+
+Multiple choice asks for several endings of one long prompt. A group is laid out as one row, the beginning
+and then every ending, and attention lets an ending see the beginning and itself only: each token has the
+place, the predecessor and the keys that it has in its own text, so the losses are the model's own.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanolit.inference.decode import Decoder
+from nanolit.kernels.attention import attend
+from nanolit.model.block import norm
+
+BATCH_TOKENS = 16_384  # read at once, padding included: the attention masks of 8 rows of 2,048 take 34 MB
+HEAD_TOKENS = 4_096  # whose logits are held at once: half a gigabyte in float32 at 32,768 tokens
+
+
+@dataclass(frozen=True)
+class Group:
+    """The texts of one question, as ids from BOS on, and where each one's scored span begins (≥ 1)."""
+
+    texts: Sequence[np.ndarray]
+    starts: Sequence[int]
+
+    def num_shared(self) -> int:
+        """The ids that all texts begin with and none is scored on."""
+        shortest = min([*self.starts, *(len(text) for text in self.texts)])
+        first = self.texts[0][:shortest]
+        for text in self.texts[1:]:
+            differ = np.flatnonzero(first != text[: len(first)])
+            first = first[: differ[0]] if len(differ) else first
+        return len(first)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A scored span: its mean loss in nats (NaN for none), and whether all of it is the model's likeliest."""
+
+    loss: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group's tokens in one row. The last token of each text is predicted and never read."""
+
+    ids: np.ndarray
+    places: np.ndarray  # in the token's own text
+    before: np.ndarray  # the row's index of the token before it; -1 for the first
+    endings: np.ndarray  # 0 in the shared beginning, then 1, 2, …
+    predictors: list[np.ndarray]  # for each text, the indices whose logits predict its span
+    targets: list[np.ndarray]
+
+
+def lay_out(group: Group) -> Row:
+    """Put the shared beginning and every text's own end side by side."""
+    shared = group.num_shared()
+    places, before, endings = [np.arange(shared)], [np.arange(shared) - 1], [np.zeros(shared, np.int64)]
+    ids, predictors, targets, length = [group.texts[0][:shared]], [], [], shared
+    for number, (text, start) in enumerate(zip(group.texts, group.starts, strict=True), start=1):
+        tail = np.arange(shared, len(text) - 1)
+        index = np.concatenate([np.arange(shared), length + tail - shared])  # of a place, in the row
+        ids.append(text[shared : len(text) - 1])
+        places.append(tail)
+        before.append(index[tail - 1])
+        endings.append(np.full(len(tail), number))
+        predictors.append(index[start - 1 : len(text) - 1])
+        targets.append(text[start:])
+        length += len(tail)
+    id_row, place_row, before_row, ending_row = (
+        np.concatenate(parts).astype(np.int64) for parts in (ids, places, before, endings)
+    )
+    targets = [target.astype(np.int64) for target in targets]
+    return Row(id_row, place_row, before_row, ending_row, predictors, targets)
+
+
+def score_groups(decoder: Decoder, groups: Sequence[Group]) -> list[list[Span]]:
+    """Return a Span for every text of every group. Groups are read by length, which changes no result."""
+    longest = max((len(text) for group in groups for text in group.texts), default=0)
+    if longest > decoder.model.max_positions:
+        raise ValueError(
+            f"a prompt has {longest:,} tokens; this model takes at most {decoder.model.max_positions:,}: "
+            f"give crop={decoder.model.max_positions}"
+        )
+    spans: list[list[Span]] = [[] for _ in groups]
+    rows = [lay_out(group) for group in groups]
+    for batch in batches_of([len(row.ids) for row in rows]):
+        for index, scored in zip(batch, _score(decoder, [rows[index] for index in batch]), strict=True):
+            spans[index] = scored
+    return spans
+
+
+def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the rows to read together, the longest first, so that memory runs out at once or never."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _score(decoder: Decoder, rows: Sequence[Row]) -> list[list[Span]]:
+    hidden_BTC = _hidden(decoder, rows)
+    device, T = hidden_BTC.device, hidden_BTC.size(1)
+    places = [b * T + where for b, row in enumerate(rows) for where in row.predictors]
+    at_M = torch.from_numpy(np.concatenate(places)).to(device)
+    targets_M = torch.from_numpy(np.concatenate([target for row in rows for target in row.targets])).to(
+        device
+    )
+    losses, hits = [], []
+    for at, targets in zip(at_M.split(HEAD_TOKENS), targets_M.split(HEAD_TOKENS), strict=True):
+        logits_MV = decoder.logits(hidden_BTC.flatten(0, 1)[at])
+        losses.append(F.cross_entropy(logits_MV, targets, reduction="none"))
+        hits.append(logits_MV.argmax(-1) == targets)
+    nats, right = torch.cat(losses).tolist(), torch.cat(hits).tolist()
+    spans, begin = [], 0
+    for where in places:
+        end = begin + len(where)
+        mean = sum(nats[begin:end]) / len(where) if len(where) else math.nan
+        spans.append(Span(mean, all(right[begin:end])))
+        begin = end
+    of_rows = iter(spans)
+    return [[next(of_rows) for _ in row.targets] for row in rows]
+
+
+def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
+    """Return the last hidden states (B, T, C); what pads a row is never looked at."""
+    model, device = decoder.model, decoder.model.device
+    T = max(len(row.ids) for row in rows)
+
+    def padded(name: str, filler: int) -> Tensor:
+        parts = [np.pad(getattr(row, name), (0, T - len(row.ids)), constant_values=filler) for row in rows]
+        return torch.from_numpy(np.stack(parts)).to(device)
+
+    ids_BT, places_BT, before_BT = padded("ids", 0), padded("places", 0), padded("before", -1)
+    x_BTC = norm(model.embedding(ids_BT))
+    before_BTC = x_BTC.gather(1, before_BT.clamp(min=0)[..., None].expand_as(x_BTC))
+    before_BTC = before_BTC * (before_BT >= 0)[..., None]
+    keep_BTT = _keep(padded("endings", 0)) if any(len(row.targets) > 1 for row in rows) else None
+    back_BTT = None if keep_BTT is None else places_BT[:, :, None] - places_BT[:, None]
+
+    def attend_in_row(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+        window = decoder.layers[layer].window
+        if keep_BTT is None:
+            return attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=decoder.backend)
+        assert back_BTT is not None
+        seen_BTT = keep_BTT if window is None or window >= T else keep_BTT & (back_BTT <= window)
+        y_BHTD = F.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD)),
+            attn_mask=seen_BTT[:, None],
+            enable_gqa=q_BTHD.size(2) != k_BTKD.size(2),
+        )
+        return y_BHTD.transpose(1, 2)
+
+    angles = model.cos_TE[places_BT], model.sin_TE[places_BT]
+    return decoder.blocks(ids_BT, x_BTC, before_BTC, angles, decoder.heads, attend_in_row)
+
+
+def _keep(endings_BT: Tensor) -> Tensor:
+    """True at (query, key) where the key comes before and is of the beginning or of the same ending."""
+    query_BT1, key_B1T = endings_BT[:, :, None], endings_BT[:, None]
+    T = endings_BT.size(1)
+    earlier_TT = torch.ones(T, T, dtype=torch.bool, device=endings_BT.device).tril()
+    return earlier_TT & ((key_B1T == 0) | (key_B1T == query_BT1))

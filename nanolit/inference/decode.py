@@ -1,0 +1,305 @@
+"""A model's forward pass as inference needs it: packed weights, ragged prompts, and logits only where asked.
+
+`read` takes prompts and `step` one more token of every running text. Both are plain PyTorch, run on any
+device and give GPT.forward's logits; kernels/decode_kernel.py does a step again for NVIDIA GPUs and serves
+where it agrees. What each part of the model is for is said in model/gpt.py and model/block.py, and so are the
+shapes.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, TOP_P, Needs, sample
+from nanolit.inference.slots import Slots
+from nanolit.kernels.agreement import near
+from nanolit.kernels.attention import Backend, agrees, attend, attend_by_sdpa, rotate
+from nanolit.kernels.heads import has_kernel, split_heads
+from nanolit.machine.device import triton_capability
+from nanolit.model.block import Block, norm
+from nanolit.model.gpt import GPT
+
+MAX_ROWS = 1024  # of a batch
+AMPERE, FUSED_DTYPE = (8, 0), torch.bfloat16  # what the kernels are made for
+TRIAL = (0, 1, 128, 255)  # positions of the texts that the kernels are tried on: before, in and past rings
+Where = tuple[Tensor, Tensor]  # cosines and sines
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD
+
+
+@dataclass
+class Layer:
+    """A block's weights in the compute dtype."""
+
+    qkv_XC: Tensor  # queries, keys and values, then the value gate's rows where there is one
+    output_CC: Tensor
+    expand_FC: Tensor
+    contract_CF: Tensor
+    table_VX: Tensor | None  # of value embeddings
+    window: int | None
+
+
+Heads = Callable[[Layer, Tensor, Tensor, Where], tuple[Tensor, ...]]  # ids_BT, x_BTC -> queries, keys, values
+
+
+class Decoder:
+    """Runs `model` from a copy of its weights in the compute dtype; where they have it, they are shared.
+
+    The masters are float32: reading them and casting at every use, as training does, would move 8 bytes a
+    parameter and step instead of 2, and a step at few rows is nothing but reading weights.
+    """
+
+    def __init__(self, model: GPT, *, plain: bool = False) -> None:
+        self.model, config = model, model.config
+        self.split = [config.heads * model.head_dim, *[config.kv_heads * model.head_dim] * 2]
+        self.backend: Backend = model.attention_backend
+        if self.backend in (
+            "cudnn",
+            "flex",
+        ):  # they plan or compile for each shape, and prompts have any length
+            has_flash = agrees("flash", model.device, model.compute_dtype, model.head_dim)
+            self.backend = "flash" if has_flash else "sdpa"
+        self.has_heads = has_kernel(model.device, model.compute_dtype, model.head_dim) and not plain
+        with torch.inference_mode():
+            self.layers = [self._pack(layer) for layer in range(config.depth)]
+            self.head_VC = model.unembedding.weight.detach().to(model.compute_dtype)
+        self.scalars: list[tuple[Tensor, Tensor]] = []
+        if model.residual_scalars is not None and model.x0_scalars is not None:
+            r_L, s_L = model.residual_scalars.detach(), model.x0_scalars.detach()
+            self.scalars = list(zip(r_L, s_L, strict=True))
+        # How many parts of a text's keys are attended to already, for each row and head; 0 between two steps
+        self.counts = torch.zeros(MAX_ROWS * config.heads, dtype=torch.int32, device=model.device)
+        self.fused = not plain and self._has_kernels()
+        self.marks = marks_of(model)
+
+    @torch.inference_mode()
+    def refresh(self) -> None:
+        """Take over changed weights in place, so that captured graphs go on reading them."""
+        for number, layer in enumerate(self.layers):
+            new = self._pack(number)
+            for name in ("qkv_XC", "output_CC", "expand_FC", "contract_CF"):
+                getattr(layer, name).copy_(getattr(new, name))
+        self.head_VC.copy_(self.model.unembedding.weight)
+        self.marks = marks_of(self.model)
+
+    def read(
+        self, prompts: Sequence[Sequence[int]], slots: Slots | None = None, *, row: int = 0, start: int = 0
+    ) -> Tensor:
+        """Return the logits (B, V) after each prompt, and keep prompt b in slot row + b if there are slots.
+
+        Prompts are padded to the longest: what follows a position doesn't change it, by causality. `start`
+        positions of a single prompt are in its slot already.
+        """
+        longest, device = max(map(len, prompts)), self.model.device
+        # A column before the first one, for smear
+        padded = [[*prompt[max(start - 1, 0) :], *[0] * (longest - len(prompt))] for prompt in prompts]
+        ids_BT = F.pad(torch.tensor(padded, device=device), (0 if start else 1, 0))
+        ends_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        texts_B, places = torch.arange(len(prompts), device=device), dict[int | None, tuple[Tensor, ...]]()
+
+        def attend_and_keep(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+            window, old = self.layers[layer].window, None
+            if slots is not None:
+                old = slots.read(layer, row, start) if start else None
+                if window not in places:
+                    places[window] = slots.places(layer, row, longest - start, start, ends_B)
+                slots.write(layer, k_BTKD, v_BTKD, *places[window])
+            if old is None:
+                return attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=self.backend)
+            k_BSKD, v_BSKD = (torch.cat(pair, dim=1) for pair in zip(old, (k_BTKD, v_BTKD), strict=True))
+            return attend_by_sdpa(q_BTHD, k_BSKD, v_BSKD, window=window)
+
+        x_BTC = norm(self.model.embedding(ids_BT))
+        before_BTC, x_BTC = x_BTC[:, :-1], x_BTC[:, 1:]
+        if not start:
+            before_BTC = F.pad(before_BTC[:, 1:], (0, 0, 1, 0))
+        last_B = ends_B - start - 1
+        if slots is not None:
+            slots.previous_BC[row : row + len(prompts)] = x_BTC[texts_B, last_B]
+        where = self.model.cos_TE[start:longest], self.model.sin_TE[start:longest]
+        heads = self._trained_heads if self.has_heads else self.heads
+        x_BTC = self.blocks(ids_BT[:, 1:], x_BTC, before_BTC, where, heads, attend_and_keep)
+        return self.logits(x_BTC[texts_B, last_B])
+
+    def step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor, *, longest: int, ragged: bool) -> Tensor:
+        """Return the logits (B, V) after one more token of rows 0 … B-1, at its own position each.
+
+        No row has more than `longest` positions, the new one included; if `ragged`, some may have fewer.
+        """
+        texts_B, masks = torch.arange(len(ids_B), device=ids_B.device), dict[int, Tensor]()
+
+        def attend_and_keep(layer: int, q_1BHD: Tensor, k_1BKD: Tensor, v_1BKD: Tensor) -> Tensor:
+            keys, values = (buffer[: len(ids_B)] for buffer in slots.layers[layer])
+            places_B, size = positions_B % keys.size(1), min(longest, keys.size(1))
+            keys[texts_B, places_B], values[texts_B, places_B] = k_1BKD[0], v_1BKD[0]
+            if ragged and size not in masks:
+                # In a ring that is full every place is seen, in any order: keys carry their rotation
+                masks[size] = (torch.arange(size, device=ids_B.device) <= positions_B[:, None])[:, None, None]
+            y_BHTD = F.scaled_dot_product_attention(
+                q_1BHD[0][:, :, None],
+                keys[:, :size].transpose(1, 2),
+                values[:, :size].transpose(1, 2),
+                attn_mask=masks.get(size),
+                enable_gqa=q_1BHD.size(2) != keys.size(2),
+            )
+            return y_BHTD[None, :, :, 0]
+
+        # The rows stand in the place of positions, (1, B, C): only attention and smear can tell
+        x_1BC = norm(self.model.embedding(ids_B))[None]
+        before_1BC = slots.previous_BC[: len(ids_B)].clone()[None]
+        slots.previous_BC[: len(ids_B)] = x_1BC[0]
+        where = self.model.cos_TE[positions_B], self.model.sin_TE[positions_B]
+        return self.logits(self.blocks(ids_B[None], x_1BC, before_1BC, where, self.heads, attend_and_keep)[0])
+
+    def blocks(
+        self, ids_BT: Tensor, x_BTC: Tensor, before_BTC: Tensor, where: Where, heads: Heads, mix: Attend
+    ) -> Tensor:
+        """Return the normalised output of the last block, as GPT._hidden does."""
+        model = self.model
+        if model.smear_gate is not None and model.smear_scale is not None:
+            gate_BT1 = torch.sigmoid(model.smear_gate(x_BTC[..., : model.smear_gate.in_features]))
+            x_BTC = x_BTC + model.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
+        x0_BTC = middle_BTC = x_BTC
+        for number, layer in enumerate(self.layers):
+            if self.scalars:
+                r, s = self.scalars[number]
+                x_BTC = r * x_BTC + s * x0_BTC
+            x_BTC = x_BTC + F.linear(
+                mix(number, *heads(layer, ids_BT, x_BTC, where)).flatten(2), layer.output_CC
+            )
+            x_BTC = x_BTC + F.linear(
+                F.relu(F.linear(norm(x_BTC), layer.expand_FC)).square(), layer.contract_CF
+            )
+            if number == model.config.depth // 2:
+                middle_BTC = x_BTC
+        if model.backout_scale is not None:
+            x_BTC = x_BTC - model.backout_scale.to(x_BTC.dtype) * middle_BTC
+        return norm(x_BTC)
+
+    def heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
+        """Return what Attention does: rotated, normalised, scaled queries and keys, and gated values."""
+        qkv_BTX, scale = F.linear(norm(x_BTC), layer.qkv_XC), self.model.config.qk_scale
+        parts = qkv_BTX[..., : sum(self.split)].split(self.split, dim=-1)
+        q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.model.head_dim)) for part in parts)
+        v_BTKD = self._gated(layer, ids_BT, v_BTKD, qkv_BTX)
+        return norm(rotate(q_BTHD, *where)) * scale, norm(rotate(k_BTKD, *where)) * scale, v_BTKD
+
+    def _trained_heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
+        """Return the same by the kernel of training: a prompt is read by 20 launches a layer less."""
+        config, qkv_BTX = self.model.config, F.linear(norm(x_BTC), layer.qkv_XC)
+        shape = {"heads": config.heads, "kv_heads": config.kv_heads, "qk_scale": config.qk_scale}
+        q_BTHD, k_BTKD, v_BTKD = split_heads(qkv_BTX[..., : sum(self.split)], *where, **shape)
+        return q_BTHD, k_BTKD, self._gated(layer, ids_BT, v_BTKD, qkv_BTX)
+
+    def _gated(self, layer: Layer, ids_BT: Tensor, v_BTKD: Tensor, qkv_BTX: Tensor) -> Tensor:
+        if layer.table_VX is None:
+            return v_BTKD
+        gate_BTK = 3 * torch.sigmoid(qkv_BTX[..., sum(self.split) :])
+        return v_BTKD + gate_BTK[..., None] * F.embedding(ids_BT, layer.table_VX).view_as(v_BTKD)
+
+    def logits(self, x_BC: Tensor) -> Tensor:
+        config = self.model.config
+        logits_BV = F.linear(x_BC, self.head_VC)[:, : config.vocab_size]
+        if config.softcap_dtype == "float32":
+            logits_BV = logits_BV.float()
+        return (config.softcap * torch.tanh(logits_BV / config.softcap)).float()
+
+    def fused_step(self, slots: Slots, table_BX: Tensor) -> Tensor:
+        """Do as `step` by kernels, five a layer where it has 48 operators. For the table see sampling.py."""
+        from nanolit.kernels import decode_kernel as fused  # imports Triton
+
+        model, config, B = self.model, self.model.config, len(table_BX)
+        x_BC, x0_BC, middle_BC, y_BC = self.head_VC.new_empty(4, B, config.width)
+        ids_B, smear = slots.drawn_B.new_empty(B), None
+        if model.smear_gate is not None and model.smear_scale is not None:
+            smear = (model.smear_gate.weight, model.smear_scale)
+        states = (slots.drawn_B, model.embedding.weight, slots.previous_BC, slots.seen_BV)
+        first = self.scalars[0] if self.scalars else None
+        fused.begin(table_BX, *states, smear, first, ids_B, x0_BC, x_BC)
+        for number, layer in enumerate(self.layers):
+            qkv_BX = x_BC.new_empty(B, len(layer.qkv_XC))
+            fused.product(x_BC, layer.qkv_XC, qkv_BX, normalized=True)
+            where, buffers = (table_BX, model.cos_TE, model.sin_TE), slots.layers[number]
+            values = None if layer.table_VX is None else (ids_B, layer.table_VX)
+            fused.attend(qkv_BX, where, buffers, values, y_BC, self.counts, qk_scale=config.qk_scale)
+            fused.product(y_BC, layer.output_CC, x_BC, residual_BN=x_BC)
+            hidden_BF = x_BC.new_empty(B, len(layer.expand_FC))
+            fused.product(x_BC, layer.expand_FC, hidden_BF, normalized=True, squared=True)
+            mix = (*self.scalars[number + 1], x0_BC) if self.scalars[number + 1 :] else None
+            kept = middle_BC if number == config.depth // 2 else None
+            fused.product(hidden_BF, layer.contract_CF, x_BC, residual_BN=x_BC, mix=mix, kept_BN=kept)
+        logits_BV = x_BC.new_empty(B, config.vocab_size, dtype=torch.float32)
+        backout = None if model.backout_scale is None else (model.backout_scale, middle_BC)
+        head_VC, softcap = self.head_VC[: config.vocab_size], config.softcap
+        fused.product(x_BC, head_VC, logits_BV, normalized=True, backout=backout, softcap=softcap)
+        return logits_BV
+
+    def draw(
+        self, logits_BV: Tensor, table_BX: Tensor, needs: Needs, *, seen_BV: Tensor | None, drawn_B: Tensor
+    ) -> Tensor | None:
+        """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed."""
+        if self.fused:
+            log_probs_B = self._fused_draw(logits_BV, table_BX, seen_BV, drawn_B)
+            return log_probs_B if needs.log_probs else None
+        ids_B, log_probs_B = sample(logits_BV, table_BX, needs, seen_BV=seen_BV)
+        drawn_B.copy_(ids_B)
+        return log_probs_B
+
+    def _fused_draw(
+        self, logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor
+    ) -> Tensor:
+        from nanolit.kernels import decode_kernel  # imports Triton
+
+        log_probs_B = logits_BV.new_empty(len(logits_BV))
+        decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B)
+        return log_probs_B
+
+    @torch.inference_mode()
+    def _has_kernels(self) -> bool:
+        """Try the kernels on made-up texts: whether they run here and agree with the plain step."""
+        model, device, head_dim = self.model, self.model.device, self.model.head_dim
+        fits = model.compute_dtype == FUSED_DTYPE and not head_dim & (head_dim - 1)
+        if not fits or triton_capability(device) < AMPERE:
+            return False
+        pair = [Slots(model, rows=len(TRIAL), capacity=max(TRIAL) + 1) for _ in range(2)]
+        for buffer, other in zip(pair[0].buffers, pair[1].buffers, strict=True):
+            other.copy_(buffer.normal_(generator=torch.Generator(device).manual_seed(0)))
+        table_BX = torch.zeros(len(TRIAL), COLUMNS, dtype=torch.int32, device=device)
+        table_BX[:, POSITION] = torch.tensor(TRIAL)
+        table_BX.view(torch.float32)[:, TOP_P] = 1
+        table_BX[:, FORCED] = table_BX[:, POSITION] % model.vocab_size
+        ids_B, positions_B = table_BX[:, FORCED].long(), table_BX[:, POSITION].long()
+        expected_BV = self.step(pair[0], ids_B, positions_B, longest=max(TRIAL) + 1, ragged=True)
+        try:
+            right = near(self.fused_step(pair[1], table_BX), expected_BV, within=0.05)
+            self._fused_draw(expected_BV, table_BX, None, pair[1].drawn_B)
+            problem = (
+                "" if right and pair[1].drawn_B.equal(expected_BV.argmax(dim=-1)) else "they are wrong here"
+            )
+        except Exception as error:  # not for this GPU or this Triton
+            problem = " ".join(str(error).split())
+        if problem:
+            warnings.warn(f"decoding without our kernels, slower: {problem}", stacklevel=2)
+        return not problem
+
+    def _pack(self, number: int) -> Layer:
+        block, dtype = self.model.blocks[number], self.model.compute_dtype
+        assert isinstance(block, Block)
+        attention, table = block.attention, None
+        rows = [attention.query.weight, attention.key.weight, attention.value.weight]
+        if (gate := attention.value_gate) is not None:
+            # The gate reads a few channels only; with 0 for the others it needs no product of its own
+            rows.append(F.pad(gate.weight, (0, attention.query.in_features - gate.in_features)))
+            table = self.model.value_embeddings.get_parameter(f"{number}.weight").detach()
+        matrices = (attention.output, block.mlp.expand, block.mlp.contract)
+        output_CC, expand_FC, contract_CF = (matrix.weight.detach().to(dtype) for matrix in matrices)
+        qkv_XC = torch.cat([row.to(dtype) for row in rows])
+        return Layer(qkv_XC, output_CC, expand_FC, contract_CF, table, attention.window)
+
+
+def marks_of(model: GPT) -> list[tuple[int, int]]:
+    """Return what changes when a weight moves, or is changed in place by torch, as optimizers do."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]

@@ -1,0 +1,126 @@
+"""One decode step on the device: the table of the rows goes up, the draws come down later.
+
+Where the GPU has CUDA graphs the step is captured once for each bucket of rows and replayed: d20 has about a
+thousand operators a step, and launching them one by one takes longer than reading all weights.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanolit.inference.decode import Decoder
+from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, Needs, needs_of
+from nanolit.inference.slots import Slots
+
+MAX_GRAPHS = 32  # the longest unused one makes room: settings of sampling and long texts add shapes
+FIRST_REACH = 256  # positions; each longer graph of the plain step has twice as many
+
+Draws = tuple[Tensor, Tensor | None]  # ids and, where asked for, their log-probabilities
+
+
+def bucket_of(count: int) -> int:
+    """Return the next power of two."""
+    return 1 << (count - 1).bit_length()
+
+
+class Launcher:
+    """Runs decode steps of `slots`, by graphs on CUDA; replace it when the slots are."""
+
+    def __init__(self, decoder: Decoder, slots: Slots, *, plain: bool = False) -> None:
+        self.decoder, self.slots, device = decoder, slots, decoder.model.device
+        self.captures = device.type == "cuda" and not plain
+        self.graphs: OrderedDict[tuple[int, int, Needs], tuple[torch.cuda.CUDAGraph, Draws]] = OrderedDict()
+        # Graphs share their memory: they never overlap, and a launch's draws are copied before the next one
+        self.pool = torch.cuda.graph_pool_handle() if self.captures else None
+        self.table = torch.zeros(slots.rows, COLUMNS, dtype=torch.int32, device=device)
+
+    def decode(self, table: np.ndarray) -> Callable[[], list[list]]:
+        """Feed each row its forced token or its newest draw, and draw the next; see `download`."""
+        rows, longest = len(table), int(table[:, POSITION].max()) + 1
+        if not self.captures:
+            ragged = bool((table[:, POSITION] != longest - 1).any())
+            return self.download(*self.step(self.upload(table), longest, needs_of(table), ragged=ragged))
+        bucket = min(bucket_of(rows), self.slots.rows)
+        self.upload(np.pad(table, ((0, bucket - rows), (0, 0))))
+        reach, needs = bucket_of(max(longest, FIRST_REACH)), needs_of(table)
+        if self.decoder.fused:  # the kernels do for each row what it needs, as far as it reaches
+            reach, needs = self.slots.capacity, Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
+        else:
+            needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
+        try:
+            draws = self._replay(bucket, min(reach, self.slots.capacity), needs)
+        except Exception as error:  # a kernel or a capture failed: from here on the next slower way serves
+            what = "our kernels" if self.decoder.fused else "CUDA graphs"
+            warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
+            self.decoder.fused, self.captures = False, self.decoder.fused
+            self.graphs.clear()
+            return self.decode(table)
+        return self.download(*(draw if draw is None else draw[:rows] for draw in draws))
+
+    def step(self, table: Tensor, longest: int, needs: Needs, *, ragged: bool) -> Draws:
+        """Decode on device tensors alone."""
+        slots, decoder, B = self.slots, self.decoder, len(table)
+        seen_BV = slots.seen_BV[:B] if needs.penalty and slots.seen_BV is not None else None
+        if decoder.fused:
+            logits_BV = decoder.fused_step(slots, table)
+        else:
+            forced_B, positions_B = table[:, FORCED].long(), table[:, POSITION].long()
+            ids_B = torch.where(forced_B >= 0, forced_B, slots.drawn_B[:B]).clamp(min=0)  # -1: not finite
+            logits_BV = decoder.step(slots, ids_B, positions_B, longest=longest, ragged=ragged)
+            if seen_BV is not None:
+                seen_BV.scatter_(1, ids_B[:, None], True)
+        drawn_B = slots.drawn_B[:B]
+        return drawn_B, decoder.draw(logits_BV, table, needs, seen_BV=seen_BV, drawn_B=drawn_B)
+
+    def upload(self, table: np.ndarray) -> Tensor:
+        """Return the table on the device, in the place that graphs read."""
+        host = torch.from_numpy(table.copy())
+        if self.captures:
+            host = host.pin_memory()  # so that the copy is queued, not waited for
+        return self.table[: len(table)].copy_(host, non_blocking=True)
+
+    def download(self, *draws: Tensor | None) -> Callable[[], list[list]]:
+        """Begin to copy draws to the host; return what waits for them and gives them as lists."""
+        given = [draw for draw in draws if draw is not None]
+        if not given[0].is_cuda:
+            return lambda: [draw.tolist() for draw in given]
+        host = [torch.empty_like(draw, device="cpu", pin_memory=True) for draw in given]
+        for target, draw in zip(host, given, strict=True):
+            target.copy_(draw, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return lambda: ready.synchronize() or [draw.tolist() for draw in host]
+
+    def _replay(self, bucket: int, reach: int, needs: Needs) -> Draws:
+        """Run the step on `bucket` rows of the table by its graph, capturing it first if it is new."""
+        key = (bucket, reach, needs)
+        if key not in self.graphs:
+            if len(self.graphs) == MAX_GRAPHS:
+                self.graphs.popitem(last=False)
+            self.graphs[key] = self._capture(*key)
+        self.graphs.move_to_end(key)
+        graph, draws = self.graphs[key]
+        graph.replay()
+        return draws
+
+    def _capture(self, bucket: int, reach: int, needs: Needs) -> tuple[torch.cuda.CUDAGraph, Draws]:
+        """Record the step. A rehearsal comes first, in which libraries set up what no graph may hold."""
+        states = (self.slots.drawn_B, self.slots.previous_BC)  # a step moves these on; all else it repeats
+        before, stream = [state.clone() for state in states], torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):
+                self.step(self.table[:bucket], reach, needs, ragged=True)
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
+            for state, old in zip(states, before, strict=True):
+                state.copy_(old)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            draws = self.step(self.table[:bucket], reach, needs, ragged=True)
+        return graph, draws

@@ -1,0 +1,232 @@
+"""CORE beside nanochat's own decisions, and beside a loop over whole texts."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanolit.evaluation import spans
+from nanolit.evaluation.core import ask, core_of, evaluate_core, judged, replaced
+from nanolit.evaluation.items import Scored, paired_difference
+from nanolit.evaluation.items import read_items as read_scored
+from nanolit.evaluation.spans import Group, score_groups
+from nanolit.inference.decode import Decoder
+from nanolit.machine.paths import read_json
+from nanolit.model.nanochat import build_model, read_checkpoint
+from nanolit.tasks.bundle import LABELS, open_bundle, read_items
+from nanolit.tokenizer.nanochat import read_tokenizer
+
+SHARED = Path(os.environ.get("NANOLIT_SHARED", "shared"))
+BUNDLE = SHARED / "data/eval/eval_bundle"
+DECISIONS = SHARED / "fixtures/nanochat_2026/eval/core_decisions.json"
+FIXTURE = Path(__file__).parents[1] / "fixtures/nanochat_2026"
+needs_shared = pytest.mark.skipif(not DECISIONS.is_file(), reason="NANOLIT_SHARED is not set")
+
+
+@pytest.fixture(scope="module")
+def fixture():
+    content = read_json(FIXTURE / "base_checkpoints/d3/meta_000020.json")
+    state = read_checkpoint(FIXTURE / "base_checkpoints/d3/model_000020.pt")
+    model, _ = build_model(state, content["model_config"], origin="fixture")
+    return Decoder(model), read_tokenizer(FIXTURE / "tokenizer")
+
+
+@needs_shared
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: label.name)
+def test_prompts_spans_and_decisions_are_nanochats(fixture, label):
+    """Oracle: six items of each task, decided by nanochat itself with prompts cropped to 1,024 tokens."""
+    decoder, tokenizer = fixture
+    expected = read_json(DECISIONS)["labels"][label.name]
+    assert (label.kind, label.shots, label.delimiter) == (
+        expected["task_type"],
+        expected["num_fewshot"],
+        expected["delimiter"],
+    )
+    assert label.baseline == expected["random_baseline_percent"]
+    items, _ = read_items(BUNDLE, label)
+    random.Random(1337).shuffle(items)
+    rows = expected["rows"]
+    questions = ask(label, items, [row["index"] for row in rows], tokenizer, crop=1024)
+    scored = score_groups(decoder, [question.group for question in questions])
+    for row, question, found in zip(rows, questions, scored, strict=True):
+        assert question.prompt == row["crc_tokens"][0]
+        assert [len(text) for text in question.group.texts] == [min(1024, n) for n in row["num_tokens"]]
+        lengths = [len(text) - start for text, start in zip(*_parts(question.group), strict=True)]
+        assert lengths == [end - start for start, end in zip(row["start"], row["end"], strict=True)]
+        assert judged(row["index"], question, found)["right"] == row["correct"]
+        if row.get("mean_losses"):
+            assert [span.loss for span in found] == pytest.approx(row["mean_losses"], abs=2e-5)
+
+
+def _parts(group):
+    return group.texts, group.starts
+
+
+def whole_texts(decoder, group):
+    """The losses and hits of each text's span, each text read alone by GPT.forward."""
+    for text, start in zip(group.texts, group.starts, strict=True):
+        ids = torch.from_numpy(text.astype(np.int64))[None]
+        logits = decoder.model(ids)[0, start - 1 : -1]
+        target = ids[0, start:]
+        yield F.cross_entropy(logits, target).item(), bool((logits.argmax(-1) == target).all())
+
+
+def drawn_groups(count, *, vocab_size, longest):
+    draw = np.random.default_rng(3)
+    groups = []
+    for number in range(count):
+        begin = draw.integers(vocab_size, size=draw.integers(1, longest // 2))
+        texts = [
+            np.concatenate([begin, draw.integers(vocab_size, size=draw.integers(1, longest // 2))])
+            for _ in range(1 + number % 4)
+        ]
+        groups.append(Group(texts, [int(draw.integers(1, len(text))) for text in texts]))
+    return groups
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("budget", [1, 500, 16_384])
+def test_shared_beginnings_change_no_loss(fixture, monkeypatch, budget):
+    """Oracle: every text read alone; whatever is read together."""
+    decoder, _ = fixture
+    monkeypatch.setattr(spans, "BATCH_TOKENS", budget)
+    groups = drawn_groups(24, vocab_size=decoder.model.vocab_size, longest=300)
+    for group, found in zip(groups, score_groups(decoder, groups), strict=True):
+        expected = [*whole_texts(decoder, group)]
+        assert [span.loss for span in found] == pytest.approx([loss for loss, _ in expected], abs=1e-5)
+        assert [span.greedy for span in found] == [greedy for _, greedy in expected]
+
+
+def test_a_score_says_how_sure_it_is():
+    """Oracle: the root of p (1 - p) / n, and 22 independent tasks."""
+    half = Scored("a", 100, 0.5, 0.25)
+    assert (half.error, half.centered) == (pytest.approx(0.05), pytest.approx(1 / 3))
+    assert core_of([half] * 4) == (pytest.approx(1 / 3), pytest.approx(0.05 / 0.75 / 2))
+
+
+def test_paired_items_tell_more_than_two_scores():
+    """Two models of which one solves two items more: half of the rest is hard for both."""
+    one = [{"index": index, "prompt": 7, "right": index < 50} for index in range(100)]
+    other = [{**item, "right": item["index"] < 52} for item in one]
+    difference, error, count = paired_difference(one, other)
+    assert (difference, count) == (pytest.approx(0.02), 100)
+    assert error == pytest.approx(0.0141, abs=1e-4)  # unpaired it would be 0.07
+    with pytest.raises(ValueError, match="0 items in common"):
+        paired_difference(one, [{**item, "prompt": 8} for item in other])
+
+
+COPA = next(label for label in LABELS if label.name == "copa")
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """COPA's shape, 20 items that we made up."""
+    lines = [
+        json.dumps(
+            {
+                "query": f"{number} and one is, therefore",
+                "gold": number % 2,
+                "choices": ["a b", f"{number + 1}."],
+            }
+        )
+        for number in range(20)
+    ]
+    path = tmp_path / "bundle/eval_data/commonsense_reasoning/copa.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines) + "\n")
+    return tmp_path / "bundle"
+
+
+def ask_copa(fixture, bundle, **more):
+    decoder, tokenizer = fixture
+    return dict(evaluate_core(decoder, tokenizer, bundle, [COPA], **more))["copa"]
+
+
+def decisions(path):
+    """What is read together decides a loss's last bits, and nothing else."""
+    return [(item["index"], item["prompt"], item["right"]) for item in read_scored(path)[1]]
+
+
+def test_an_interrupted_evaluation_ends_with_the_same_items(fixture, bundle, tmp_path):
+    """The file is cut within a line; the header of another model's file begins it anew."""
+    score = ask_copa(fixture, bundle, folder=tmp_path / "whole", about={"weights": "a"})
+    whole = (tmp_path / "whole/copa.jsonl").read_text()
+    cut = tmp_path / "cut/copa.jsonl"
+    cut.parent.mkdir()
+    cut.write_text(whole[: len(whole) // 2])
+    assert ask_copa(fixture, bundle, folder=cut.parent, about={"weights": "a"}) == score
+    assert decisions(cut) == decisions(tmp_path / "whole/copa.jsonl")
+    ask_copa(fixture, bundle, folder=cut.parent, about={"weights": "b"}, max_per_task=3)
+    header, items = read_scored(cut)
+    assert (header["weights"], len(items)) == ("b", 3)
+
+
+def test_a_part_is_the_first_of_the_shuffled_items(fixture, bundle, tmp_path):
+    whole = ask_copa(fixture, bundle, folder=tmp_path / "a")
+    part = ask_copa(fixture, bundle, folder=tmp_path / "b", max_per_task=7)
+    assert (whole.num_items, part.num_items) == (20, 7)
+    assert decisions(tmp_path / "b/copa.jsonl") == decisions(tmp_path / "a/copa.jsonl")[:7]
+
+
+def test_other_questions_than_the_originals_are_named(bundle):
+    assert replaced(bundle, [COPA]) == ["copa"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            '{"query": "a", "choices": ["b", "c"]}',
+            r"copa.jsonl line 2: copa needs query \(str\)",
+        ),
+        (
+            '{"query": "a", "choices": ["b", "c"], "gold": 2}',
+            "line 2: gold must be the number of one",
+        ),
+        (
+            '{"query": "a", "choices": ["b", 3], "gold": 0}',
+            "line 2: gold must be the number of one",
+        ),
+        ("{", "copa.jsonl line 2"),
+    ],
+)
+def test_a_wrong_row_is_refused_with_its_file_and_line(fixture, bundle, line, said):
+    path = bundle / "eval_data/commonsense_reasoning/copa.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[2:]]))
+    with pytest.raises(ValueError, match=said):
+        ask_copa(fixture, bundle)
+
+
+def test_questions_that_are_not_there_are_not_fetched_offline(tmp_path):
+    with pytest.raises(ValueError, match="offline=true fetches nothing: unpack https"):
+        open_bundle(tmp_path, offline=True)
+
+
+def test_a_prompt_longer_than_the_model_is_refused_with_the_remedy(fixture):
+    decoder, _ = fixture
+    longest = decoder.model.max_positions
+    with pytest.raises(ValueError, match=f"takes at most {longest:,}: give crop={longest}"):
+        score_groups(decoder, [Group([np.ones(longest + 1, np.uint16)], [5])])
+
+
+def worker(rank, folder, bundle):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    content = read_json(FIXTURE / "base_checkpoints/d3/meta_000020.json")
+    state = read_checkpoint(FIXTURE / "base_checkpoints/d3/model_000020.pt")
+    model, _ = build_model(state, content["model_config"], origin="fixture")
+    score = ask_copa((Decoder(model), read_tokenizer(FIXTURE / "tokenizer")), bundle, folder=folder / "two")
+    (folder / f"{rank}.txt").write_text(repr(score))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_decide_as_one(fixture, bundle, tmp_path):
+    score = ask_copa(fixture, bundle, folder=tmp_path / "one")
+    torch.multiprocessing.spawn(worker, args=(tmp_path, bundle), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [repr(score)] * 2
+    assert decisions(tmp_path / "two/copa.jsonl") == decisions(tmp_path / "one/copa.jsonl")

@@ -1,0 +1,172 @@
+"""The decode step's kernels equal the plain step, and compile for GPUs that are not here."""
+
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("triton"), reason="needs Triton, which torch brings on Linux"
+)
+
+# Triton's interpreter runs kernels on a CPU; it must be switched on before Triton is imported
+INTERPRETED = """
+import sys, torch
+from nanolit.inference.decode import Decoder
+from nanolit.inference.slots import Slots
+from nanolit.kernels import decode_kernel
+from tests.conftest import CLASSIC, MODERN, build_tiny_model
+if len(sys.argv) > 3:
+    decode_kernel.PROGRAMS = int(sys.argv[3])
+model = build_tiny_model(CLASSIC if sys.argv[1] == "classic" else MODERN, context=int(sys.argv[2]))
+decoder = Decoder(model)
+with torch.inference_mode():
+    plain, fused = (Slots(model, rows=5, capacity=320) for _ in range(2))
+    for slots in (plain, fused):
+        generator = torch.Generator().manual_seed(3)
+        for state in (*slots.buffers, slots.previous_BC):
+            state.normal_(generator=generator)
+        slots.seen_BV = torch.zeros(5, model.vocab_size, dtype=torch.bool)
+    ids_B, positions_B = torch.tensor([3, 99, 250, 7, 1]), torch.tensor([0, 1, 63, 130, 300])
+    expected = decoder.step(plain, ids_B, positions_B, longest=301, ragged=True)
+    table = torch.zeros(5, 8, dtype=torch.int32)
+    table[:, 0], table[:, 1] = torch.tensor([3, -1, 250, 7, -1]), positions_B
+    fused.drawn_B.copy_(ids_B)
+    found = decoder.fused_step(fused, table)
+torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+for one, other in zip(fused.buffers, plain.buffers):
+    torch.testing.assert_close(one, other)
+if model.smear_gate is not None:
+    torch.testing.assert_close(fused.previous_BC, plain.previous_BC)
+assert not decoder.counts.any()
+assert fused.seen_BV.nonzero().tolist() == [[row, id] for row, id in enumerate(ids_B.tolist())]
+"""
+SAMPLED = """
+import numpy as np, torch
+from nanolit.inference.sampling import COLUMNS, LOG_PROBS, PENALTY, TEMPERATURE, TOP_K, TOP_P, UNIFORM
+from nanolit.inference.sampling import needs_of, sample
+from nanolit.kernels import decode_kernel
+generator, rng = torch.Generator().manual_seed(1), np.random.default_rng(1)
+for vocab in (70, 1000, 2048):
+    rows = 60
+    logits_BV = 3 * torch.randn(rows, vocab, generator=generator)
+    logits_BV[rows // 2 :] = (4 * logits_BV[rows // 2 :]).round() / 4  # with ties
+    logits_BV[7, 3] = torch.nan
+    table = np.zeros((rows, COLUMNS), np.int32)
+    numbers = table.view(np.float32)
+    table[:, TOP_K], table[:, LOG_PROBS] = rng.choice([0, 1, 5, 50, vocab], rows), 1
+    numbers[:, UNIFORM], numbers[:, TEMPERATURE] = rng.random(rows), rng.choice([0.5, 1.0, 1.7], rows)
+    numbers[:, TOP_P], numbers[:, PENALTY] = rng.choice([1.0, 0.9, 0.3], rows), rng.choice([1.0, 1.4], rows)
+    numbers[::9, TEMPERATURE], table[::9, TOP_K], numbers[::9, TOP_P] = 0, 0, 1
+    seen_BV = torch.rand(rows, vocab, generator=generator) < 0.3
+    device_table = torch.from_numpy(table)
+    expected_B, expected_log_probs_B = sample(logits_BV, device_table, needs_of(table), seen_BV=seen_BV)
+    found_B, log_probs_B = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
+    decode_kernel.sample(logits_BV, device_table, seen_BV, found_B, log_probs_B)
+    assert found_B.tolist() == expected_B.tolist()
+    finite = expected_B >= 0
+    assert finite.sum() == rows - 1
+    torch.testing.assert_close(log_probs_B[finite], expected_log_probs_B[finite], atol=2e-5, rtol=1e-4)
+"""
+
+
+ANSWERED = """
+import torch
+from nanolit.inference import decode
+from nanolit.inference.engine import Engine
+from nanolit.inference.request import Request
+from nanolit.tokenizer.bpe import Tokenizer
+from tests.conftest import MODERN, build_tiny_model
+tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
+settings = [{}, {"top_k": 5, "log_probs": True}, {"temperature": 0}]
+settings += [{"repetition_penalty": 1.5, "top_p": 0.8}]
+requests = [
+    Request(prompt_ids=[256, *range(60, 60 + 9 * n)], max_tokens=6, seed=n, num_samples=2, **one)
+    for n, one in enumerate(settings)
+]
+model = build_tiny_model(MODERN)
+expected = Engine(model, tokenizer).complete_all(requests)
+decode.FUSED_DTYPE, decode.triton_capability = torch.float32, lambda _: (8, 6)
+engine = Engine(model, tokenizer)
+found = engine.complete_all(requests)
+assert engine.decoder.fused, "the kernels were tried, and did not agree"
+for group, other in zip(found, expected):
+    for one, two in zip(group, other):
+        assert one.ids == two.ids
+        log_probs = [torch.tensor(completion.log_probs) for completion in (one, two)]
+        torch.testing.assert_close(*log_probs, atol=1e-4, rtol=1e-4)
+"""
+
+
+def interpret(code: str, *words: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code, *words], env=environment, check=True, timeout=240)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("classic", "64"), ("modern", "64"), ("modern", "256"), ("classic", "64", "1"), ("modern", "256", "9")],
+)
+def test_the_fused_step_equals_the_plain_one_in_tritons_interpreter(words):
+    """At the first position, in a full ring, with grouped heads, logits, keys and values alike.
+
+    The last number is of programs that attention is split for: 1 walks through all keys of a text in one.
+    """
+    interpret(INTERPRETED, *words)
+
+
+def test_an_engine_that_has_tried_the_kernels_gives_the_same_tokens_in_tritons_interpreter():
+    """Oracle: an engine with the plain step; requests of all settings in one batch."""
+    interpret(ANSWERED)
+
+
+def test_draws_equal_those_of_plain_sampling_in_tritons_interpreter():
+    """Rows of all settings, with ties and one that is not finite: ids and log-probabilities."""
+    interpret(SAMPLED)
+
+
+BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
+NUMBERS = {"softcap": "fp32", "epsilon": "fp32", "qk_scale": "fp32", "B": "i32", "out_stride": "i32"}
+NUMBERS |= dict.fromkeys(("row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K"), "i32")
+POINTERS = {"ids": INT64, "drawn": INT64, "sums": FP32, "counts": "*i32", "r": FP32, "s": FP32}
+POINTERS |= {"gate": FP32, "scale": FP32, "b": FP32, "rows": "*i32", "seen": "*u8"}
+POINTERS |= {"logits": FP32, "log_probs": FP32}
+EVERYTHING = {
+    "_sample": {"COLUMNS": 8, "SEEN": True, "CHUNKS": 256, "CHUNK": 128},
+    "_begin": {"COLUMNS": 8, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048},
+    "_product": {
+        **{"C": 1280, "NORMALIZED": True, "SQUARED": True, "RESIDUAL": True, "MIX": True},
+        **{"KEPT": True, "BACKOUT": True, "SOFTCAP": True, "LINES": 32, "LINE": 64},
+    },
+    "_attend": {"COLUMNS": 8, "D": 128, "TABLE": True, "PARTS": 8, "KEYS": 64},
+}
+
+
+@pytest.mark.parametrize("capability", [80, 86, 90])
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_the_kernels_compile_for_an_a10g_and_fit_in_its_shared_memory(name, capability):
+    """86 is an A10G's, whose programs have 99 KiB; everything that a kernel can do is on."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from nanolit.kernels import decode_kernel
+
+    kernel = getattr(decode_kernel, name)
+    tiles = decode_kernel.TILES if name == "_product" else [(0, 0, 0, 0, 16 if name == "_sample" else 4, 1)]
+    for _, rows, columns, inner, warps, stages in tiles:
+        constants = EVERYTHING[name] | {"DEPENDENT": capability >= 90}
+        if name == "_product":
+            constants |= {"ROWS": rows, "COLUMNS": columns, "INNER": inner}
+        arguments = inspect.signature(kernel.fn).parameters
+        signature = {
+            a: "constexpr" if a in constants else NUMBERS.get(a) or POINTERS.get(a, BF16) for a in arguments
+        }
+        source = triton.compiler.ASTSource(kernel, signature, constants)
+        options = {"num_warps": warps, "num_stages": stages}
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        assert compiled.metadata.shared <= 99 * 1024
+        assert ("griddepcontrol" in compiled.asm["ptx"]) == (capability >= 90)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,9 @@ class Settings(results.Kept):
         "a folder of a tokenizer (default: bytes, which make longer prompts)", None
     )
     items: int = setting("of every task", 8, least=1)
-    clock: str = setting("cpu: processor time, which other programs stretch less; or wall", "wall")
+    clock: Literal["wall", "cpu"] = setting(
+        "cpu: processor time, which other programs stretch less; or wall", "wall"
+    )
     loop: bool = setting("also ask item by item", True)
 
 

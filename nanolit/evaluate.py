@@ -15,6 +15,7 @@ evaluation/ in the stage's folder, where an interrupted evaluation resumes. The 
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -24,8 +25,10 @@ from nanolit.config.build import build
 from nanolit.config.compose import named, options
 from nanolit.config.schema import ChatTasks, Job, Node
 from nanolit.config.stored import read_job
+from nanolit.jobs.processes import under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
+from nanolit.machine.locks import held
 from nanolit.machine.paths import write_json
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import LABELS, open_bundle, sha256_of_file
@@ -63,23 +66,26 @@ class Settings(Root):
 def main(words: Sequence[str]) -> None:
     settings = read(Settings, words, about=__doc__)
     check(settings)
+    if under_torchrun():
+        raise ValueError("evaluate runs on one device; start it without torchrun")
+    from nanolit.language_model import find_release  # imports torch: a misspelt name was refused before
+
+    release = find_release(settings.release or settings.run or "", root=settings.root)
     if settings.show is not None:
-        from nanolit.language_model import find_release  # imports torch
+        return show(settings, release)
+    folder = release.parent / "evaluation"
+    is_stage = (release.parent / "job.yaml").is_file()
+    with held(folder / ".lock", busy=f"{folder} is written to") if is_stage else nullcontext():
+        print(json.dumps(evaluate(settings, release)))
 
-        show(settings, find_release(settings.release or settings.run or "", root=settings.root))
-    else:
-        print(json.dumps(evaluate(settings)))
 
-
-def evaluate(settings: Settings) -> Scores:
+def evaluate(settings: Settings, release: Path) -> Scores:
     """Return the scores by name, printed as they come."""
-    # torch is imported from here on: a misspelt name was refused before
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.evaluation.evaluators import BitsPerByte
     from nanolit.inference.engine import Engine
-    from nanolit.language_model import find_release, load_language_model
+    from nanolit.language_model import load_language_model
 
-    release = find_release(settings.release or settings.run or "", root=settings.root)
     if settings.tasks == "core":
         return evaluate_core(settings, release)
     job, plan = stored_stage(release)
@@ -121,6 +127,8 @@ def check(settings: Settings) -> None:
     name = settings.tasks
     if name is not None and not name.endswith((".yaml", ".yml")):
         choose(name, [*options("chat_evaluation"), "core", "none"], kind="tasks")
+    if settings.wrong and settings.show is None:
+        raise ValueError("wrong= is a setting of show=TASK; add that, or leave it out")
     for key in ("crop", "bundle"):
         if name != "core" and getattr(settings, key) is not None:
             raise ValueError(f"{key}= is a setting of tasks=core; add that, or leave it out")
@@ -151,8 +159,10 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
         print(f"  {name:<32} {core.in_words(score)}", flush=True)
     value, error = core.core_of(scored)
     others = core.replaced(bundle, LABELS)
+    whole = settings.max_per_task is None and settings.crop is None and not others
+    mean = "CORE" if whole else "CORE, in part"  # which doesn't compare with published scores
     found: Scores = {
-        "metrics": {"CORE": value, "CORE, standard error": error},
+        "metrics": {mean: value, f"{mean}, standard error": error},
         "tasks": {score.task: {"accuracy": score.accuracy, "error": score.error} for score in scored},
         "max_per_task": settings.max_per_task,
         "crop": settings.crop,
@@ -160,7 +170,7 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
     }
     if folder is not None:
         write_json(folder / "core.json", {"format": 1, **found})
-    print(f"  {'CORE':<32} {value:.4f} ± {error:.4f}; two equal runs differ by 0.006 (sd of nanochat's d24)")
+    print(f"  {mean:<32} {value:.4f} ± {error:.4f}; two equal runs differ by 0.006 (sd of nanochat's d24)")
     if others:
         print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
     return {"model": settings.run or str(settings.release), **found}
@@ -175,6 +185,7 @@ def show(settings: Settings, release: Path) -> None:
     """Print what the model answered to a task, from the items on disk."""
     from nanolit.evaluation.items import read_items
 
+    stored_stage(release)
     folder, task = release.parent / "evaluation", settings.show
     files = {path.stem: path for path in [*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")]}
     if not files:
@@ -188,7 +199,7 @@ def show(settings: Settings, release: Path) -> None:
             print(
                 readable(reply)
                 if extracted in (None, reply)
-                else f"{readable(reply)}\n  → {readable(extracted)}"
+                else f"{readable(reply)}\n  → {readable(str(extracted))}"
             )
         for key in ("losses", "gold"):
             if item.get(key) is not None:

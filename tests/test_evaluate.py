@@ -1,6 +1,7 @@
 """The evaluate command's refusals; that it evaluates is shown by test_pipeline.py."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,16 +42,16 @@ def test_settings_that_do_not_go_together_are_refused(
 def test_answers_on_disk_are_shown_without_control_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "release").mkdir()
-    (tmp_path / "release/gpt.json").write_text("{}")
-    (tmp_path / "evaluation").mkdir()
+    shutil.copytree(Path(__file__).parent / "fixtures/run_format_1", tmp_path / "run")
+    [release] = (tmp_path / "run").glob("**/base/release")
+    (release.parent / "evaluation").mkdir()
     lines = [
         {"format": 1, "task": "GSM8K"},
         {"index": 0, "prompt": 1, "replies": ["so 4\x1b[2J\n#### 5"], "extracted": ["5"], "right": False},
         {"index": 1, "prompt": 1, "replies": ["#### 6"], "extracted": ["6"], "right": True},
     ]
-    (tmp_path / "evaluation/GSM8K.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = [f"release={tmp_path / 'release'}", "show=GSM8K"]
+    (release.parent / "evaluation/GSM8K.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [f"release={release}", "show=GSM8K"]
     assert evaluate.main([*words, "wrong=true"]) in (0, None)
     assert capsys.readouterr().out == "wrong  item 0\n  so 4\\x1b[2J\n  #### 5\n  →   5\n"
     assert evaluate.main([words[0], "show=GSMK8"]) == 2

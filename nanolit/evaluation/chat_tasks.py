@@ -4,6 +4,8 @@ Collective: problems are dealt out to the ranks and all items gathered, so every
 same scores. What is asked and what counts as right is nanochat's (tasks/, conversation.py).
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +72,8 @@ def evaluate_tasks(
     centered, asked = [], []
     for task in tasks:
         header = {"task": task.name, "max_tokens": max_tokens, **(about or {})}
+        if folder is not None:
+            header["questions"] = questions_of(task)
         file = ItemFile(folder and folder / f"{task.name}.jsonl", header)
         score = evaluate_task(engine, task, max_problems=max_problems, max_tokens=max_tokens, file=file)
         centered.append(score.centered)
@@ -79,6 +83,14 @@ def evaluate_tasks(
     if centered:
         whole = sorted(asked) == sorted(CHAT_CORE) and max_problems is None
         yield "ChatCORE" if whole else MEAN, sum(centered) / len(centered)
+
+
+def questions_of(task: Task) -> str:
+    """Return a checksum of every problem: items of others are not taken for these."""
+    digest = hashlib.sha256()
+    for conversation in task:
+        digest.update(json.dumps(conversation, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:12]
 
 
 def evaluate_task(
@@ -153,6 +165,10 @@ def evaluate_generative(
     Prompts that leave no room for `max_tokens` lose their beginning.
     """
     room = engine.max_positions - max_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_tokens ({max_tokens:,}) must be less than the model's positions ({engine.max_positions:,})"
+        )
 
     def answer(indices: Sequence[int]) -> list[Item]:
         problems = [task[index] for index in indices]

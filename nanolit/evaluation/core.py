@@ -152,8 +152,13 @@ def _question(label: Label, item: Item, texts: list[np.ndarray], *, crop: int | 
         [start - cut for start, cut in zip(starts, cuts, strict=True)],
     )
     if min(group.starts) < 1:
-        raise ValueError(f"{label.name}: crop={crop} leaves nothing before an answer; give a larger one")
-    return Question(group, item.get("gold"), checksum, any(cuts))
+        longest = max(len(text) - start for text, start in zip(texts, starts, strict=True))
+        raise ValueError(
+            f"{label.name}: crop={crop} leaves nothing before an answer of {longest:,} tokens; "
+            f"give crop={longest + 1} or more"
+        )
+    gold = None if label.kind == "language_modeling" else item["gold"]
+    return Question(group, gold, checksum, any(cuts))
 
 
 def _common(texts: Sequence[np.ndarray]) -> int:

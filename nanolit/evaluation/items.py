@@ -32,7 +32,9 @@ class Scored:
 
     @property
     def error(self) -> float:
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_items)
+        # Of Laplace's estimate: a score of 0 or 1 is not certain
+        share = (self.accuracy * self.num_items + 1) / (self.num_items + 2)
+        return math.sqrt(share * (1 - share) / self.num_items)
 
     @property
     def centered(self) -> float:
@@ -68,14 +70,13 @@ class ItemFile:
             (self.items,) = held
 
     def _open(self, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        lines = _lines(path) if path.is_file() else []
         if lines and _parsed(lines[0]) == self.header:
             # What follows the last line break was cut by an interruption
-            read = [_parsed(line) for line in lines[1:-1]]
-            self.items = {item["index"]: item for item in read if item and "index" in item}
+            self.items = {item["index"]: item for item in map(_item, lines[1:-1]) if item}
         # Written anew, so that a line that was cut is gone and the next one begins where a line begins
         kept = [self.header, *self.items.values()]
-        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, items: Iterable[Item]) -> None:
         """Keep more items, on disk before this returns."""
@@ -83,7 +84,7 @@ class ItemFile:
         self.items |= {item["index"]: item for item in new}
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in new))
+                file.write("".join(json.dumps(item) + "\n" for item in new))
 
     def scored(self, task: str, indices: Iterable[int], *, baseline: float) -> Scored:
         """Return the score over these items, all of which must be there."""
@@ -108,10 +109,11 @@ def checksum_of(ids: Sequence[int] | np.ndarray) -> int:
 
 def read_items(path: Path) -> tuple[Item, list[Item]]:
     """Return the header and the items of a file; ValueError where it is none of ours."""
-    lines = [_parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if not lines or not lines[0] or lines[0].get("format") != FORMAT:
+    first, *lines = _lines(path)
+    header = _parsed(first)
+    if header is None or header.get("format") != FORMAT:
         raise ValueError(f"{path} doesn't begin with a header of format {FORMAT}; evaluate again")
-    return lines[0], [item for item in lines[1:] if item]
+    return header, [item for item in map(_item, lines) if item]
 
 
 def paired_difference(one: Iterable[Item], other: Iterable[Item]) -> tuple[float, float, int]:
@@ -130,6 +132,19 @@ def paired_difference(one: Iterable[Item], other: Iterable[Item]) -> tuple[float
     mean = sum(pairs) / len(pairs)
     variance = sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1)
     return mean, math.sqrt(variance / len(pairs)), len(pairs)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines; one that was cut within a character is no whole item in any case."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")
+
+
+def _item(line: str) -> Item | None:
+    """Return a whole item, or None."""
+    item = _parsed(line)
+    kinds = {"index": int, "prompt": int, "right": bool}
+    whole = item is not None and all(type(item.get(key)) is kind for key, kind in kinds.items())
+    return item if whole else None
 
 
 def _parsed(line: str) -> Item | None:

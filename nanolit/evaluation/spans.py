@@ -60,7 +60,7 @@ class Row:
 
 
 def lay_out(group: Group) -> Row:
-    """Put the shared beginning and every text's own end side by side."""
+    """Put the shared beginning, which must be some, and every text's own end side by side."""
     shared = group.num_shared()
     places, before, endings = [np.arange(shared)], [np.arange(shared) - 1], [np.zeros(shared, np.int64)]
     ids, predictors, targets, length = [group.texts[0][:shared]], [], [], shared
@@ -90,11 +90,22 @@ def score_groups(decoder: Decoder, groups: Sequence[Group]) -> list[list[Span]]:
             f"give crop={decoder.model.max_positions}"
         )
     spans: list[list[Span]] = [[] for _ in groups]
-    rows = [lay_out(group) for group in groups]
+    # Texts that begin alike are a row; cropped ones may share nothing, and are rows of their own
+    parts = [(index, part) for index, group in enumerate(groups) for part in parts_of(group)]
+    rows, scored = [lay_out(part) for _, part in parts], list[list[Span]]([[] for _ in parts])
     for batch in batches_of([len(row.ids) for row in rows]):
-        for index, scored in zip(batch, _score(decoder, [rows[index] for index in batch]), strict=True):
-            spans[index] = scored
+        for place, of_row in zip(batch, _score(decoder, [rows[place] for place in batch]), strict=True):
+            scored[place] = of_row
+    for (index, _), of_row in zip(parts, scored, strict=True):
+        spans[index] += of_row
     return spans
+
+
+def parts_of(group: Group) -> list[Group]:
+    """Return the group, or its texts alone where they share no beginning."""
+    if group.num_shared():
+        return [group]
+    return [Group([text], [start]) for text, start in zip(group.texts, group.starts, strict=True)]
 
 
 def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -128,6 +139,10 @@ def _score(decoder: Decoder, rows: Sequence[Row]) -> list[list[Span]]:
     for where in places:
         end = begin + len(where)
         mean = sum(nats[begin:end]) / len(where) if len(where) else math.nan
+        if len(where) and not math.isfinite(mean):
+            raise ValueError(
+                "the model's losses are not finite numbers; evaluate another checkpoint or release"
+            )
         spans.append(Span(mean, all(right[begin:end])))
         begin = end
     of_rows = iter(spans)
@@ -147,6 +162,7 @@ def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
     x_BTC = norm(model.embedding(ids_BT))
     before_BTC = x_BTC.gather(1, before_BT.clamp(min=0)[..., None].expand_as(x_BTC))
     before_BTC = before_BTC * (before_BT >= 0)[..., None]
+    places_BT = places_BT.to(torch.int32)  # whose differences, (B, T, T), take half the memory so
     keep_BTT = _keep(padded("endings", 0)) if any(len(row.targets) > 1 for row in rows) else None
     back_BTT = None if keep_BTT is None else places_BT[:, :, None] - places_BT[:, None]
 

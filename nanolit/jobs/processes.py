@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -60,12 +61,14 @@ def supervise(
 
 def stop(processes: Sequence[subprocess.Popen]) -> None:
     """SIGTERM, up to GRACE_SECONDS for checkpoints, then SIGKILL to whatever is left of the trees."""
-    trees = [child for process in processes for child in descendants(process.pid)]
-    for process in processes:
-        process.terminate()
+    trees: list[psutil.Process] = []
+    deadline = time.monotonic() + GRACE_SECONDS
     try:
+        trees += [child for process in processes for child in descendants(process.pid)]
         for process in processes:
-            process.wait(GRACE_SECONDS)
+            process.terminate()
+        for process in processes:
+            process.wait(max(0.0, deadline - time.monotonic()))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         pass
     finally:

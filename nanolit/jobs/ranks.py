@@ -19,7 +19,8 @@ from nanolit.jobs.processes import clean_environment, sigterm_interrupts, stop
 from nanolit.machine.paths import Json, read_json, stage_folder
 from nanolit.planning.plans import Plan
 
-MASTER_PORT = 29_500  # of several machines; torchrun's own default
+MASTER_PORT = 29_500  # of several machines; torchrun's own default. Each stage takes the next one
+HIGHEST_PORT = 65_500  # so that there are ports for every stage
 WORKER = "nanolit.jobs.worker"
 WAIT_SECONDS = 3_600  # of one machine for another: the first may train a tokenizer before it begins
 LEFT = 75  # exit code of a rank that ends because another is gone: sysexits' "try again later"
@@ -41,12 +42,15 @@ def this_node(*, nodes: int) -> Node:
     if nodes == 1:
         return Node()
     rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")
-    if not rank.isdigit() or int(rank) >= nodes or not master_addr:
+    if not rank.isdecimal() or int(rank) >= nodes or not master_addr:
         raise ValueError(
             f"cluster.nodes={nodes} and NANOLIT_NODE_RANK={rank or '(not set)'}: give this command on each "
             f"machine, with NANOLIT_NODE_RANK=0 to {nodes - 1} and NANOLIT_MASTER_ADDR=ADDRESS-OF-THE-FIRST"
         )
-    return Node(int(rank), master_addr, int(os.environ.get("NANOLIT_MASTER_PORT", MASTER_PORT)))
+    port = os.environ.get("NANOLIT_MASTER_PORT", str(MASTER_PORT))
+    if not (port.isdecimal() and 0 < int(port) < HIGHEST_PORT):
+        raise ValueError(f"NANOLIT_MASTER_PORT={port} must be a whole number from 1 to {HIGHEST_PORT - 1:,}")
+    return Node(int(rank), master_addr, int(port))
 
 
 def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequence[int] = ()) -> Json:
@@ -77,7 +81,8 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
     if node.rank and code == 0:
         return {"status": "done", "run": job["run"], "stage": stage}
     error = (
-        f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above"
+        f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above, "
+        "and the same command resumes from the last checkpoint"
     )
     return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
@@ -126,9 +131,10 @@ def run_together(
 def listen(node: Node) -> socket.socket:
     """Return a socket that listens at the node's address, and there alone."""
     try:
-        return socket.create_server((node.master_addr, node.master_port), backlog=1024)
+        family = socket.AF_INET6 if ":" in node.master_addr else socket.AF_INET
+        return socket.create_server((node.master_addr, node.master_port), family=family, backlog=1024)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
+        reason = (error.strerror or str(error)).split(" (while")[0]
         raise ValueError(
             f"ranks can't meet at {node.master_addr}:{node.master_port} ({reason}); give "
             "the first machine's own address as NANOLIT_MASTER_ADDR, and a free port as NANOLIT_MASTER_PORT"

@@ -28,7 +28,7 @@ from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
 from nanolit.inference.engine import Engine
 from nanolit.jobs.parts import Parts, build_parts, build_trainer
-from nanolit.jobs.processes import launched_rank
+from nanolit.jobs.processes import GRACE_SECONDS, launched_rank
 from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
@@ -289,6 +289,8 @@ def main() -> None:
     join_ranks()
     result = run(read_job(folder / "job.yaml"), read_plan(folder))
     failed = result["status"] not in ("done", "interrupted")
+    if failed and launched_rank() and "left" not in result:  # rank 0's reason is in result.json
+        print(f"rank {launched_rank()}: {result['error']}", file=sys.stderr, flush=True)
     if torch.distributed.is_initialized():
         if failed:  # an end in good order would wait for ranks that may be gone
             sys.stdout.flush()
@@ -304,6 +306,8 @@ def end_with(parent: int) -> None:
     def watch() -> None:
         os.read(parent, 1)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)  # for a checkpoint; a rank that waits for a silent one never ends its step
+        os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 

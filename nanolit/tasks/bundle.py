@@ -134,8 +134,16 @@ def _check(item: Item, label: Label, place: str) -> None:
         raise ValueError(
             f"{place}: {label.name} needs {need}; {', '.join(wrong)} is missing or of another type"
         )
-    options = item.get("choices") or item.get("context_options")
-    if options and not (all(isinstance(one, str) for one in options) and 0 <= item["gold"] < len(options)):
+    if label.kind == "language_modeling":
+        if not item["continuation"].strip():
+            raise ValueError(f"{place}: an empty continuation can't be asked for")
+        return
+    options = item["choices" if label.kind == "multiple_choice" else "context_options"]
+    if len(options) < 2 or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"{place}: at least two options, all texts, are needed to choose from")
+    if label.kind == "schema" and len(set(options)) < len(options):
+        raise ValueError(f"{place}: equal contexts can't be told apart")
+    if not 0 <= item["gold"] < len(options):
         raise ValueError(f"{place}: gold must be the number of one of {len(options)} texts, from 0")
 
 

@@ -44,7 +44,7 @@ def extract_program(completion: str) -> str:
     an indented docstring nor a reply cut at its limit loses a program. nanochat ends blocks at any line that
     begins with three backticks and knows the tag `python` alone.
     """
-    blocks = [*_blocks(completion)]
+    blocks = [(tag, code) for tag, code in _blocks(completion) if code.strip()]
     chosen = [code for tag, code in blocks if tag in PYTHON] or [code for _, code in blocks] or [completion]
     return chosen[0].strip()
 
@@ -52,7 +52,8 @@ def extract_program(completion: str) -> str:
 def _blocks(text: str) -> Iterator[tuple[str, str]]:
     """Yield the tag, in lower case, and the code of every fenced block."""
     opened, lines = None, []
-    for line in text.splitlines():
+    for line in text.split("\n"):
+        line = line.removesuffix("\r")
         fence = FENCE.match(line)
         if opened is None:
             if fence and not (fence["mark"][0] == "`" and "`" in fence["info"]):

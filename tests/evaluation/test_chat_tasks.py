@@ -261,6 +261,10 @@ def test_items_are_kept_and_an_interrupted_evaluation_resumes_there(engine, tmp_
     )
     assert dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings)) == scores
     assert len(asked) == 3
+    asked.clear()
+    dict(evaluate_tasks(engine, [Lucky(Numbers(6))], **settings))
+    assert len(asked) == 6  # items of other questions are not taken for these
+    dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings))
     assert read_items(path)[1] == items
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from nanolit.evaluation import spans
 from nanolit.evaluation.core import ask, core_of, evaluate_core, judged, replaced
-from nanolit.evaluation.items import Scored, paired_difference
+from nanolit.evaluation.items import ItemFile, Scored, paired_difference
 from nanolit.evaluation.items import read_items as read_scored
 from nanolit.evaluation.spans import Group, score_groups
 from nanolit.inference.decode import Decoder
@@ -81,8 +81,9 @@ def drawn_groups(count, *, vocab_size, longest):
     groups = []
     for number in range(count):
         begin = draw.integers(vocab_size, size=draw.integers(1, longest // 2))
+        begin = begin[: 0 if number % 3 == 2 else None]  # cropped texts share nothing
         texts = [
-            np.concatenate([begin, draw.integers(vocab_size, size=draw.integers(1, longest // 2))])
+            np.concatenate([begin, draw.integers(vocab_size, size=draw.integers(2, longest // 2))])
             for _ in range(1 + number % 4)
         ]
         groups.append(Group(texts, [int(draw.integers(1, len(text))) for text in texts]))
@@ -103,9 +104,10 @@ def test_shared_beginnings_change_no_loss(fixture, monkeypatch, budget):
 
 
 def test_a_score_says_how_sure_it_is():
-    """Oracle: the root of p (1 - p) / n, and 22 independent tasks."""
+    """Oracle: the root of p (1 - p) / n for Laplace's p, and independent tasks."""
     half = Scored("a", 100, 0.5, 0.25)
     assert (half.error, half.centered) == (pytest.approx(0.05), pytest.approx(1 / 3))
+    assert Scored("a", 100, 0.0, 0.0).error > 0.009
     assert core_of([half] * 4) == (pytest.approx(1 / 3), pytest.approx(0.05 / 0.75 / 2))
 
 
@@ -190,8 +192,9 @@ def test_other_questions_than_the_originals_are_named(bundle):
         ),
         (
             '{"query": "a", "choices": ["b", 3], "gold": 0}',
-            "line 2: gold must be the number of one",
+            "line 2: at least two options, all texts",
         ),
+        ('{"query": "a", "choices": [], "gold": 0}', "line 2: at least two options, all texts, are needed"),
         ("{", "copa.jsonl line 2"),
     ],
 )
@@ -230,3 +233,32 @@ def test_two_ranks_decide_as_one(fixture, bundle, tmp_path):
     torch.multiprocessing.spawn(worker, args=(tmp_path, bundle), nprocs=2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [repr(score)] * 2
     assert decisions(tmp_path / "two/copa.jsonl") == decisions(tmp_path / "one/copa.jsonl")
+
+
+def test_a_model_whose_weights_are_no_numbers_has_no_score(bundle):
+    content = read_json(FIXTURE / "base_checkpoints/d3/meta_000020.json")
+    state = read_checkpoint(FIXTURE / "base_checkpoints/d3/model_000020.pt")
+    model, _ = build_model(state, content["model_config"], origin="fixture")
+    with torch.no_grad():
+        model.embedding.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite numbers; evaluate another checkpoint"):
+        ask_copa((Decoder(model), read_tokenizer(FIXTURE / "tokenizer")), bundle)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ['{"index": 9, "replies": ["\\u20ac', '{"index": 0}\n', '{"index": [0], "prompt": 1, "right": true}\n'],
+)
+def test_what_is_no_whole_item_is_asked_again(fixture, bundle, tmp_path, rest):
+    score = ask_copa(fixture, bundle, folder=tmp_path)
+    path = tmp_path / "copa.jsonl"
+    lines = path.read_text().split("\n")
+    path.write_bytes(("\n".join(lines[:9]) + "\n" + rest).encode().replace(b"\\u20ac", b"\xe2\x82"))
+    assert ask_copa(fixture, bundle, folder=tmp_path) == score
+
+
+def test_replies_with_any_line_break_are_one_item(tmp_path):
+    file = ItemFile(tmp_path / "a.jsonl", {})
+    replies = ["a", "x\u2028y", "x\x85y"]
+    file.add({"index": n, "prompt": 1, "right": True, "replies": [reply]} for n, reply in enumerate(replies))
+    assert [item["replies"][0] for item in read_scored(tmp_path / "a.jsonl")[1]] == replies

@@ -88,7 +88,8 @@ class Launcher:
         """Begin to copy draws to the host; return what waits for them and gives them as lists."""
         given = [draw for draw in draws if draw is not None]
         if not given[0].is_cuda:
-            return lambda: [draw.tolist() for draw in given]
+            copies = [draw.tolist() for draw in given]  # the next launch overwrites them
+            return lambda: copies
         host = [torch.empty_like(draw, device="cpu", pin_memory=True) for draw in given]
         for target, draw in zip(host, given, strict=True):
             target.copy_(draw, non_blocking=True)

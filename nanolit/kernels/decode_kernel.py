@@ -25,8 +25,17 @@ PROGRAMS = 528  # that attention is split for: four on each multiprocessor of an
 MOST_PARTS = 16
 CHUNK = 128  # of logits: a draw first chooses one
 LINE_BYTES = 128  # that are fetched at once
-# Up to so many rows: rows, columns and inner numbers of a tile, warps and stages; all untuned
-TILES = ((16, 16, 16, 256, 4, 4), (32, 32, 16, 256, 4, 3), (64, 64, 32, 128, 4, 3), (1024, 128, 64, 64, 8, 3))
+# Up to so many rows: a tile's rows, columns, inner numbers, warps and stages, of a product with few columns
+# (small tiles, so that most multiprocessors have one) and with more than NARROW. Sized to fit in 99 KiB of
+# shared memory, an A10G's; else untuned
+NARROW = 2048
+TILES = (
+    (16, (16, 16, 256, 4, 7), (16, 16, 256, 4, 5)),
+    (32, (32, 16, 256, 4, 5), (32, 16, 256, 4, 4)),
+    (64, (64, 16, 128, 4, 5), (64, 32, 128, 4, 4)),
+    (256, (64, 32, 128, 4, 4), (128, 64, 64, 8, 4)),
+    (1024, (128, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
+)
 
 
 def begin(
@@ -91,7 +100,8 @@ def product(
     `kept`, and r (…) + s x₀ for `mix` (r, s, x₀), or softcap·tanh(… / softcap).
     """
     (B, C), N = x_BC.shape, len(weight_NC)
-    _, rows, columns, inner, warps, stages = next(tile for tile in TILES if tile[0] >= B)
+    rows, columns, inner, warps, stages = next(tiles[1 + (N > NARROW)] for tiles in TILES if tiles[0] >= B)
+    stages = max(2, stages - 2) if backout else stages  # it streams a third operand
     line = LINE_BYTES // weight_NC.element_size()
     r, s, x0_BN = mix or (x_BC, x_BC, x_BC)
     b, middle_BC = backout or (x_BC, x_BC)

@@ -21,8 +21,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
 KEYS = 64  # of one text and head, that a program reads at once
-PROGRAMS = 528  # that attention is split for: four on each multiprocessor of an H200; untuned
-MOST_PARTS = 16
+PROGRAMS = 1056  # that attention is split for: eight on each multiprocessor of an H200; untuned
+MOST_PARTS = 32
 CHUNK = 128  # of logits: a draw first chooses one
 LINE_BYTES = 128  # that are fetched at once
 # Up to so many rows: a tile's rows, columns, inner numbers, warps and stages, of a product with few columns
@@ -31,8 +31,7 @@ LINE_BYTES = 128  # that are fetched at once
 NARROW = 2048
 TILES = (
     (16, (16, 16, 256, 4, 7), (16, 16, 256, 4, 5)),
-    (32, (32, 16, 256, 4, 5), (32, 16, 256, 4, 4)),
-    (64, (64, 16, 128, 4, 5), (64, 32, 128, 4, 4)),
+    (64, (32, 16, 256, 4, 5), (32, 16, 256, 4, 4)),
     (256, (64, 32, 128, 4, 4), (128, 64, 64, 8, 4)),
     (1024, (128, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
 )

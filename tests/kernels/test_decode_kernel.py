@@ -80,21 +80,23 @@ import torch
 from nanolit.inference import decode
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
+from nanolit.kernels import decode_kernel
 from nanolit.tokenizer.bpe import Tokenizer
 from tests.conftest import MODERN, build_tiny_model
 tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
 settings = [{}, {"top_k": 5, "log_probs": True}, {"temperature": 0}]
 settings += [{"repetition_penalty": 1.5, "top_p": 0.8}]
 requests = [
-    Request(prompt_ids=[256, *range(60, 60 + 9 * n)], max_tokens=6, seed=n, num_samples=2, **one)
+    Request(prompt_ids=[256, *range(60, 60 + 9 * n)], max_tokens=5, seed=n, **one)
     for n, one in enumerate(settings)
 ]
 model = build_tiny_model(MODERN)
 expected = Engine(model, tokenizer).complete_all(requests)
 decode.FUSED_DTYPE, decode.triton_capability = torch.float32, lambda _: (8, 6)
+decode.TRIALS, decode.STRIDE, decode_kernel.PROGRAMS = 3, 80, 8  # the interpreter is slow
 engine = Engine(model, tokenizer)
 found = engine.complete_all(requests)
-assert engine.decoder.fused, "the kernels were tried, and did not agree"
+assert engine.decoder.fused_rows, "the kernels were tried, and did not agree"
 for group, other in zip(found, expected):
     for one, two in zip(group, other):
         assert one.ids == two.ids
@@ -110,7 +112,7 @@ def interpret(code: str, *words: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("classic", "64"), ("modern", "64"), ("modern", "256"), ("classic", "64", "1"), ("modern", "256", "9")],
+    [("classic", "64", "40"), ("modern", "64", "1"), ("modern", "256", "40"), ("modern", "256", "9")],
 )
 def test_the_fused_step_equals_the_plain_one_in_tritons_interpreter(words):
     """At the first position, in a full ring, with grouped heads, logits, keys and values alike.

@@ -6,8 +6,9 @@ is launched while the one before it still runs (programmatic dependent launch) a
 once its own weights are on the way; it lets the next one in after that wait, and what others wrote is read
 past the first-level cache (".cg"). Import this where there is Triton, on NVIDIA from Ampere on.
 
-What is known of its speed (H200, one run, LOG.md 2026-11-30): about 30 µs a layer and 1.2 µs a MB of weights at
-one row, where memory needs 0.23; products had too few bytes in flight. Their tiles have been enlarged since.
+What is known of its speed (H200, one run, LOG.md 2026-11-30): about 30 µs a layer and 1.2 µs a MB of weights
+at one row, where memory needs 0.23, probably because products had too few bytes in flight. Their tiles have
+more stages since. Wrong on a GPU above 64 rows: see FUSED_ROWS in inference/decode.py.
 
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """

@@ -36,8 +36,9 @@ from nanolit.model.gpt import GPT
 MAX_ROWS = 1024  # of a batch
 AMPERE, FUSED_DTYPE = (8, 0), torch.bfloat16  # what the kernels are made for
 TRIALS, STRIDE = 16, 17  # texts that the kernels are tried on: of 1, 18, 35 … positions
-# Kernels serve up to so many rows. On an H200 1, 5 and 40 rows agreed with float32; of 130 and 600 some were
-# wrong, for a reason not found yet (LOG.md, 2026-11-30): those decode by the plain step, in a graph.
+# Kernels serve up to so many rows; more decode by the plain step, in a graph. On an H200 1, 5 and 40 rows
+# agreed with float32, and some of 130 and 600 were wrong (LOG.md, 2026-11-30). The likely cause is mended:
+# raise this to MAX_ROWS once `pytest -m gpu tests/inference` passes there with 130 and 600 rows.
 FUSED_ROWS = 64
 Where = tuple[Tensor, Tensor]  # cosines and sines
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD

@@ -8,7 +8,7 @@ past the first-level cache (".cg"). Import this where there is Triton, on NVIDIA
 
 What is known of its speed (H200, one run, LOG.md 2026-11-30): about 30 µs a layer and 1.2 µs a MB of weights
 at one row, where memory needs 0.23, probably because products had too few bytes in flight. Their tiles have
-more stages since. Wrong on a GPU above 64 rows: see FUSED_ROWS in inference/decode.py.
+more stages since. They serve up to 64 rows: see FUSED_ROWS in inference/decode.py.
 
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """
@@ -101,7 +101,8 @@ def product(
     `kept`, and r (…) + s x₀ for `mix` (r, s, x₀), or softcap·tanh(… / softcap).
     """
     (B, C), N = x_BC.shape, len(weight_NC)
-    rows, columns, inner, warps, stages = next(tiles[1 + (N > NARROW)] for tiles in TILES if tiles[0] >= B)
+    wide = N > NARROW or backout is not None
+    rows, columns, inner, warps, stages = next(tiles[1 + wide] for tiles in TILES if tiles[0] >= B)
     stages = max(2, stages - 2) if backout else stages  # it streams a third operand
     line = LINE_BYTES // weight_NC.element_size()
     r, s, x0_BN = mix or (x_BC, x_BC, x_BC)
@@ -288,19 +289,21 @@ def _product(
         gdc_launch_dependents()
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS,), tl.float32)
-    if BACKOUT:
-        part = tl.load(b).to(tl.float32)
+    part = tl.load(b).to(tl.float32) if BACKOUT else 0.0
+    # A tile of 64 rows or more goes to Hopper's asynchronous matrix units. With a second reader of the tile
+    # Triton 3.6 keeps one buffer too few for it and copies the next tile over the one being multiplied: the
+    # norm's sum has a loop of its own there.
+    if NORMALIZED and ROWS >= 64:
+        for start in range(0, C, INNER):
+            wide = _input(x, middle, part, row, start + step, B, C, BACKOUT).to(tl.float32)
+            squares += tl.sum(wide * wide, axis=1)
     for start in range(0, C, INNER):
         inner = start + step
-        at, there = row[:, None] * C + inner[None, :], rows_in & (inner[None, :] < C)
-        a = tl.load(x + at, mask=there, other=0.0, cache_modifier=".cg")
-        if BACKOUT:
-            less = tl.load(middle + at, mask=there, other=0.0, cache_modifier=".cg")
-            a = (a.to(tl.float32) - part * less.to(tl.float32)).to(a.dtype)
+        a = _input(x, middle, part, row, inner, B, C, BACKOUT)
         known = columns_in & (inner[:, None] < C)
         w = tl.load(weight + column[None, :] * C + inner[:, None], mask=known, other=0.0)
         total = tl.dot(a, w, total, input_precision="ieee")
-        if NORMALIZED:
+        if NORMALIZED and ROWS < 64:
             wide = a.to(tl.float32)
             squares += tl.sum(wide * wide, axis=1)
     if NORMALIZED:
@@ -322,6 +325,16 @@ def _product(
     if SOFTCAP:  # tanh(z) = 2 / (1 + exp(-2z)) - 1
         y = softcap * (2 / (1 + tl.exp(-2 * y / softcap)) - 1)
     tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _input(x, middle, part, row, inner, B, C: tl.constexpr, BACKOUT: tl.constexpr):
+    at, there = row[:, None] * C + inner[None, :], (row[:, None] < B) & (inner[None, :] < C)
+    a = tl.load(x + at, mask=there, other=0.0, cache_modifier=".cg")
+    if BACKOUT:
+        less = tl.load(middle + at, mask=there, other=0.0, cache_modifier=".cg")
+        a = (a.to(tl.float32) - part * less.to(tl.float32)).to(a.dtype)
+    return a
 
 
 @triton.jit

@@ -14,7 +14,7 @@ Random weights; no text ends before its limit. Takes the settings of nanolit tra
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,22 +72,26 @@ def main(arguments: list[str]) -> int:
         "attention": model.attention_backend,
         "copied_bytes_per_second": copy_speed(model.device),
     }
-    if "rows" in work:
-        entry["rows"] = list(by_rows(engine, settings, rng, entry["copied_bytes_per_second"]))
-    if "kernels" in work:
-        entry["kernels"] = list(kernel_times(engine, settings, rng))
     prompts = [random_prompt(model, rng.randint(46, 87), rng) for _ in range(settings.questions)]
     limits = [rng.randint(settings.new_tokens // 4, settings.new_tokens) for _ in prompts]
-    if "rollouts" in work:
-        entry["rollouts"] = rollouts(engine, prompts, limits, settings.samples)
-    if "requests" in work:
-        entry["requests"] = served(engine, settings, rng)
-    if "loop" in work:
-        entry["loop"] = loop(engine, prompts[:4], limits[:4], settings.samples)
-    engine.release()
-    if "peer" in work and settings.peer is not None:
-        entry["peer"] = list(peer(settings, model, rng))
-    results.print_entry(entry, results.save(entry, settings, device=device_name(model.device)))
+    parts: dict[str, Callable[[], Any]] = {
+        "rows": lambda: by_rows(engine, settings, rng, entry["copied_bytes_per_second"]),
+        "kernels": lambda: kernel_times(engine, settings, rng),
+        "rollouts": lambda: rollouts(engine, prompts, limits, settings.samples),
+        "requests": lambda: served(engine, settings, rng),
+        "loop": lambda: loop(engine, prompts[:4], limits[:4], settings.samples),
+        "peer": lambda: peer(settings, model, rng) if settings.peer else iter(()),
+    }
+    path = settings.results
+    for name in work:
+        measured = parts[name]()
+        lines = [] if isinstance(measured, Iterator) else measured
+        entry[name] = lines
+        for line in measured if isinstance(measured, Iterator) else ():
+            lines.append(line)
+            results.save(entry, settings, device=entry["device"])  # what is there outlives a time limit
+        path = results.save(entry, settings, device=entry["device"])
+    results.print_entry(entry, path)
     return 0
 
 
@@ -247,7 +251,7 @@ def loop(
         with plain_steps(engine):
             measured = run(engine, [request])
         tokens, seconds = tokens + measured["tokens"], seconds + measured["seconds"]
-    print(f"  loop: {tokens / seconds:,.0f} tokens/s", flush=True)
+        print(f"  loop: {measured['tokens_per_second']:,.0f} tokens/s", flush=True)
     return {"tokens_per_second": tokens / seconds}
 
 

@@ -10,13 +10,23 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, TOP_P, Needs, sample
+from nanolit.inference.sampling import (
+    COLUMNS,
+    FORCED,
+    LOG_PROBS,
+    PENALTY,
+    POSITION,
+    TOP_K,
+    Needs,
+    needs_of,
+    sample,
+)
 from nanolit.inference.slots import Slots
-from nanolit.kernels.agreement import near
 from nanolit.kernels.attention import Backend, agrees, attend, attend_by_sdpa, rotate
 from nanolit.kernels.heads import has_kernel, split_heads
 from nanolit.machine.device import triton_capability
@@ -25,7 +35,11 @@ from nanolit.model.gpt import GPT
 
 MAX_ROWS = 1024  # of a batch
 AMPERE, FUSED_DTYPE = (8, 0), torch.bfloat16  # what the kernels are made for
-TRIAL = (0, 1, 128, 255)  # positions of the texts that the kernels are tried on: before, in and past rings
+TRIALS, STRIDE = 16, 17  # texts that the kernels are tried on: of 1, 18, 35 … positions
+# Kernels serve up to so many rows; more decode by the plain step, in a graph. On an H200 1, 5 and 40 rows
+# agreed with float32, and some of 130 and 600 were wrong (LOG.md, 2026-11-30). The likely cause is mended:
+# raise this to MAX_ROWS once `pytest -m gpu tests/inference` passes there with 130 and 600 rows.
+FUSED_ROWS = 64
 Where = tuple[Tensor, Tensor]  # cosines and sines
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD
 
@@ -72,7 +86,7 @@ class Decoder:
             self.scalars = list(zip(r_L, s_L, strict=True))
         # How many parts of a text's keys are attended to already, for each row and head; 0 between two steps
         self.counts = torch.zeros(MAX_ROWS * config.heads, dtype=torch.int32, device=model.device)
-        self.fused = not plain and self._has_kernels()
+        self.fused_rows = FUSED_ROWS if not plain and self._has_kernels() else 0
         self.marks = marks_of(model)
 
     @torch.inference_mode()
@@ -241,7 +255,7 @@ class Decoder:
         self, logits_BV: Tensor, table_BX: Tensor, needs: Needs, *, seen_BV: Tensor | None, drawn_B: Tensor
     ) -> Tensor | None:
         """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed."""
-        if self.fused:
+        if self.fused_rows:
             log_probs_B = self._fused_draw(logits_BV, table_BX, seen_BV, drawn_B)
             return log_probs_B if needs.log_probs else None
         ids_B, log_probs_B = sample(logits_BV, table_BX, needs, seen_BV=seen_BV)
@@ -257,28 +271,42 @@ class Decoder:
         decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B)
         return log_probs_B
 
+    def agrees(self, slots: Slots, table_BX: Tensor, *, longest: int) -> bool:
+        """Do one step both ways on the same rows; compare every row's logits. The slots are as before."""
+        forced_B, before_BC = table_BX[:, FORCED].long(), slots.previous_BC.clone()
+        ids_B = torch.where(forced_B >= 0, forced_B, slots.drawn_B[: len(table_BX)]).clamp(min=0)
+        positions_B = table_BX[:, POSITION].long()
+        expected_BV = self.step(slots, ids_B, positions_B, longest=longest, ragged=True)
+        slots.previous_BC.copy_(before_BC)
+        found_BV = self.fused_step(slots, table_BX)
+        slots.previous_BC.copy_(before_BC)
+        # Rounding gives 0.01 to 0.02; rows that were wrong on a GPU had 0.15 and more
+        return bool(((found_BV - expected_BV).norm(dim=1) < 0.1 * expected_BV.norm(dim=1)).all())
+
     @torch.inference_mode()
     def _has_kernels(self) -> bool:
-        """Try the kernels on made-up texts: whether they run here and agree with the plain step."""
+        """Try the kernels on made-up texts and logits: whether they run here and agree with plain PyTorch."""
         model, device, head_dim = self.model, self.model.device, self.model.head_dim
         fits = model.compute_dtype == FUSED_DTYPE and not head_dim & (head_dim - 1)
         if not fits or triton_capability(device) < AMPERE:
             return False
-        pair = [Slots(model, rows=len(TRIAL), capacity=max(TRIAL) + 1) for _ in range(2)]
-        for buffer, other in zip(pair[0].buffers, pair[1].buffers, strict=True):
-            other.copy_(buffer.normal_(generator=torch.Generator(device).manual_seed(0)))
-        table_BX = torch.zeros(len(TRIAL), COLUMNS, dtype=torch.int32, device=device)
-        table_BX[:, POSITION] = torch.tensor(TRIAL)
-        table_BX.view(torch.float32)[:, TOP_P] = 1
-        table_BX[:, FORCED] = table_BX[:, POSITION] % model.vocab_size
-        ids_B, positions_B = table_BX[:, FORCED].long(), table_BX[:, POSITION].long()
-        expected_BV = self.step(pair[0], ids_B, positions_B, longest=max(TRIAL) + 1, ragged=True)
+        slots, longest = Slots(model, rows=TRIALS, capacity=TRIALS * STRIDE), TRIALS * STRIDE
+        generator = torch.Generator(device).manual_seed(0)
+        for buffer in slots.buffers:
+            buffer.normal_(generator=generator)
+        numbers = np.random.default_rng(0).random((TRIALS, COLUMNS)).astype(np.float32)
+        table = numbers.view(np.int32)
+        table[:, FORCED], table[:, POSITION] = np.arange(TRIALS), np.arange(TRIALS) * STRIDE
+        table[:, TOP_K], table[:, LOG_PROBS], numbers[:, PENALTY] = np.arange(TRIALS) * 4, 0, 1
+        table_BX, drawn_B = torch.from_numpy(table).to(device), slots.drawn_B.clone()
+        logits_BV = 3 * torch.randn(TRIALS, model.vocab_size, generator=generator, device=device)
+        expected_B, _ = sample(logits_BV, table_BX, needs_of(table))
         try:
-            right = near(self.fused_step(pair[1], table_BX), expected_BV, within=0.05)
-            self._fused_draw(expected_BV, table_BX, None, pair[1].drawn_B)
-            problem = (
-                "" if right and pair[1].drawn_B.equal(expected_BV.argmax(dim=-1)) else "they are wrong here"
-            )
+            right = self.agrees(slots, table_BX, longest=longest)
+            self._fused_draw(logits_BV, table_BX, None, drawn_B)
+            # Sums in another order may round a draw to its neighbour
+            right &= (drawn_B == expected_B).sum().item() >= TRIALS - 1
+            problem = "" if right else "they are wrong here"
         except Exception as error:  # not for this GPU or this Triton
             problem = " ".join(str(error).split())
         if problem:

@@ -82,6 +82,8 @@ class Engine:
         self.decoder: Decoder | None = None
         self.launcher: Launcher | None = None
         self.budget = 0  # bytes that slots may take
+        # On a GPU one launch stays unread, so that reading it costs no time of the next
+        self.unread = int(model.device.type == "cuda")
         self.plain = False  # no kernels and no graphs: what they are compared with
 
     def generate(
@@ -125,12 +127,11 @@ class Engine:
     def step(self) -> bool:
         """Read waiting prompts and add a token to every running text; False if there was nothing to do."""
         with self.lock:
-            # On a GPU one launch stays unread, so that reading it costs no time of the next
-            unread, running = int(self.model.device.type == "cuda"), bool(self.rows)
+            running = bool(self.rows)
             joined = self._admit()
-            self._read_all_but(unread)
+            self._read_all_but(self.unread)
             busy = ((running or not joined) and self._decode()) or joined
-            self._read_all_but(unread if busy else 0)
+            self._read_all_but(self.unread if busy else 0)
             return busy
 
     @torch.inference_mode()
@@ -242,7 +243,10 @@ class Engine:
         if not self.rows or self.launcher is None:
             return False
         table = self.table[: len(self.rows)]
-        table[:, FORCED] = [row.forced[0] if row.forced else -1 for row in self.rows]
+        table[:, FORCED] = [
+            row.known(place - row.start)
+            for row, place in zip(self.rows, table[:, POSITION].tolist(), strict=True)
+        ]
         table.view(np.float32)[:, UNIFORM] = uniforms(self.seeds[: len(self.rows)], table[:, POSITION] + 1)
         self.launched.append(([*self.rows], self.launcher.decode(table)))
         table[:, POSITION] += 1

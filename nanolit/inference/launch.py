@@ -47,17 +47,20 @@ class Launcher:
             return self.download(*self.step(self.upload(table), longest, needs_of(table), ragged=ragged))
         bucket = min(bucket_of(rows), self.slots.rows)
         self.upload(np.pad(table, ((0, bucket - rows), (0, 0))))
-        reach, needs = bucket_of(max(longest, FIRST_REACH)), needs_of(table)
-        if self.decoder.fused:  # the kernels do for each row what it needs, as far as it reaches
-            reach, needs = self.slots.capacity, Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
-        else:
-            needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
+        needs, reach = needs_of(table), bucket_of(max(longest, FIRST_REACH))
+        needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
+        if self.decoder.fused_rows:  # the kernel that samples does for each row what it needs
+            needs = Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
+        fused = self.decoder.fused_rows >= bucket
+        if fused:  # as far as each row reaches
+            reach = self.slots.capacity
         try:
             draws = self._replay(bucket, min(reach, self.slots.capacity), needs)
         except Exception as error:  # a kernel or a capture failed: from here on the next slower way serves
-            what = "our kernels" if self.decoder.fused else "CUDA graphs"
+            what = f"our kernels from {bucket} rows on" if fused else "CUDA graphs"
             warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
-            self.decoder.fused, self.captures = False, self.decoder.fused
+            self.decoder.fused_rows = bucket // 2 if fused else self.decoder.fused_rows
+            self.captures = fused
             self.graphs.clear()
             return self.decode(table)
         return self.download(*(draw if draw is None else draw[:rows] for draw in draws))
@@ -66,7 +69,7 @@ class Launcher:
         """Decode on device tensors alone."""
         slots, decoder, B = self.slots, self.decoder, len(table)
         seen_BV = slots.seen_BV[:B] if needs.penalty and slots.seen_BV is not None else None
-        if decoder.fused:
+        if decoder.fused_rows >= B:
             logits_BV = decoder.fused_step(slots, table)
         else:
             forced_B, positions_B = table[:, FORCED].long(), table[:, POSITION].long()
@@ -88,7 +91,8 @@ class Launcher:
         """Begin to copy draws to the host; return what waits for them and gives them as lists."""
         given = [draw for draw in draws if draw is not None]
         if not given[0].is_cuda:
-            return lambda: [draw.tolist() for draw in given]
+            copies = [draw.tolist() for draw in given]  # the next launch overwrites them
+            return lambda: copies
         host = [torch.empty_like(draw, device="cpu", pin_memory=True) for draw in given]
         for target, draw in zip(host, given, strict=True):
             target.copy_(draw, non_blocking=True)
@@ -109,13 +113,16 @@ class Launcher:
         return draws
 
     def _capture(self, bucket: int, reach: int, needs: Needs) -> tuple[torch.cuda.CUDAGraph, Draws]:
-        """Record the step. A rehearsal comes first, in which libraries set up what no graph may hold."""
+        """Record the step, after a rehearsal: kernels are tried, libraries set up what graphs can't hold."""
         states = (self.slots.drawn_B, self.slots.previous_BC)  # a step moves these on; all else it repeats
         before, stream = [state.clone() for state in states], torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
-                self.step(self.table[:bucket], reach, needs, ragged=True)
+                fused, table = bucket <= self.decoder.fused_rows, self.table[:bucket]
+                if fused and not self.decoder.agrees(self.slots, table, longest=reach):
+                    raise RuntimeError("they give other logits than the plain step")
+                self.step(table, reach, needs, ragged=True)
         finally:
             torch.cuda.current_stream().wait_stream(stream)
             for state, old in zip(states, before, strict=True):

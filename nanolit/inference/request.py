@@ -114,10 +114,17 @@ class Row:
         self.handle, self.request, self.completion = handle, handle.request, handle.completions[number]
         self.tokenizer, self.end_ids = tokenizer, end_ids | handle.request.stop_ids
         self.start_id, self.end_id = map(tokenizer.special_id, ("<|python_start|>", "<|python_end|>"))
+        self.start = len(handle.request.prompt_ids)  # the position of the first token
         self.seed = derived_seed(handle.request.seed, "sample", number)
         self.finished, self.forced = False, deque[int]()
         self.expression: list[int] | None = None
         self.stream, self.tail = TextStream(tokenizer), ""
+
+    def known(self, number: int) -> int:
+        """Return a token that needs no draw to be read: taken already, or forced next; else -1."""
+        if number < len(self.completion.ids):
+            return self.completion.ids[number]
+        return self.forced[0] if self.forced else -1
 
     def take(self, drawn_id: int, log_prob: float = 0.0) -> Token:
         """Add and return the token of this step: the next forced one, else `drawn_id`."""

@@ -3,10 +3,12 @@
 At few rows a step is nothing but reading weights once, so every kernel does with them all that can be done
 while they stream by: the norm before a product, the activation and the residual after it. On Hopper a kernel
 is launched while the one before it still runs (programmatic dependent launch) and waits for its results only
-once its own weights are on the way. It lets the next one in after that wait, not before: otherwise a whole
-layer of kernels queues up on a multiprocessor, and what its first-level cache holds of a buffer can be older
-than the buffer. For the same reason what another kernel wrote is read past that cache (".cg"). Import this
-where there is Triton, on NVIDIA from Ampere on.
+once its own weights are on the way; it lets the next one in after that wait, and what others wrote is read
+past the first-level cache (".cg"). Import this where there is Triton, on NVIDIA from Ampere on.
+
+What is known of its speed (H200, one run, LOG.md 2026-11-30): about 30 µs a layer and 1.2 µs a MB of weights
+at one row, where memory needs 0.23, probably because products had too few bytes in flight. Their tiles have
+more stages since. They serve up to 64 rows: see FUSED_ROWS in inference/decode.py.
 
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """
@@ -21,12 +23,20 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
 KEYS = 64  # of one text and head, that a program reads at once
-PROGRAMS = 528  # that attention is split for: four on each multiprocessor of an H200; untuned
-MOST_PARTS = 16
+PROGRAMS = 1056  # that attention is split for: eight on each multiprocessor of an H200; untuned
+MOST_PARTS = 32
 CHUNK = 128  # of logits: a draw first chooses one
 LINE_BYTES = 128  # that are fetched at once
-# Up to so many rows: rows, columns and inner numbers of a tile, warps and stages; all untuned
-TILES = ((16, 16, 16, 256, 4, 4), (32, 32, 16, 256, 4, 3), (64, 64, 32, 128, 4, 3), (1024, 128, 64, 64, 8, 3))
+# Up to so many rows: a tile's rows, columns, inner numbers, warps and stages, of a product with few columns
+# (small tiles, so that most multiprocessors have one) and with more than NARROW. Sized to fit in 99 KiB of
+# shared memory, an A10G's; else untuned
+NARROW = 2048
+TILES = (
+    (16, (16, 16, 256, 4, 7), (16, 16, 256, 4, 5)),
+    (64, (32, 16, 256, 4, 5), (32, 16, 256, 4, 4)),
+    (256, (64, 32, 128, 4, 4), (128, 64, 64, 8, 4)),
+    (1024, (128, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
+)
 
 
 def begin(
@@ -91,7 +101,9 @@ def product(
     `kept`, and r (…) + s x₀ for `mix` (r, s, x₀), or softcap·tanh(… / softcap).
     """
     (B, C), N = x_BC.shape, len(weight_NC)
-    _, rows, columns, inner, warps, stages = next(tile for tile in TILES if tile[0] >= B)
+    wide = N > NARROW or backout is not None
+    rows, columns, inner, warps, stages = next(tiles[1 + wide] for tiles in TILES if tiles[0] >= B)
+    stages = max(2, stages - 2) if backout else stages  # it streams a third operand
     line = LINE_BYTES // weight_NC.element_size()
     r, s, x0_BN = mix or (x_BC, x_BC, x_BC)
     b, middle_BC = backout or (x_BC, x_BC)
@@ -277,19 +289,21 @@ def _product(
         gdc_launch_dependents()
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS,), tl.float32)
-    if BACKOUT:
-        part = tl.load(b).to(tl.float32)
+    part = tl.load(b).to(tl.float32) if BACKOUT else 0.0
+    # A tile of 64 rows or more goes to Hopper's asynchronous matrix units. With a second reader of the tile
+    # Triton 3.6 keeps one buffer too few for it and copies the next tile over the one being multiplied: the
+    # norm's sum has a loop of its own there.
+    if NORMALIZED and ROWS >= 64:
+        for start in range(0, C, INNER):
+            wide = _input(x, middle, part, row, start + step, B, C, BACKOUT).to(tl.float32)
+            squares += tl.sum(wide * wide, axis=1)
     for start in range(0, C, INNER):
         inner = start + step
-        at, there = row[:, None] * C + inner[None, :], rows_in & (inner[None, :] < C)
-        a = tl.load(x + at, mask=there, other=0.0, cache_modifier=".cg")
-        if BACKOUT:
-            less = tl.load(middle + at, mask=there, other=0.0, cache_modifier=".cg")
-            a = (a.to(tl.float32) - part * less.to(tl.float32)).to(a.dtype)
+        a = _input(x, middle, part, row, inner, B, C, BACKOUT)
         known = columns_in & (inner[:, None] < C)
         w = tl.load(weight + column[None, :] * C + inner[:, None], mask=known, other=0.0)
         total = tl.dot(a, w, total, input_precision="ieee")
-        if NORMALIZED:
+        if NORMALIZED and ROWS < 64:
             wide = a.to(tl.float32)
             squares += tl.sum(wide * wide, axis=1)
     if NORMALIZED:
@@ -311,6 +325,16 @@ def _product(
     if SOFTCAP:  # tanh(z) = 2 / (1 + exp(-2z)) - 1
         y = softcap * (2 / (1 + tl.exp(-2 * y / softcap)) - 1)
     tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _input(x, middle, part, row, inner, B, C: tl.constexpr, BACKOUT: tl.constexpr):
+    at, there = row[:, None] * C + inner[None, :], (row[:, None] < B) & (inner[None, :] < C)
+    a = tl.load(x + at, mask=there, other=0.0, cache_modifier=".cg")
+    if BACKOUT:
+        less = tl.load(middle + at, mask=there, other=0.0, cache_modifier=".cg")
+        a = (a.to(tl.float32) - part * less.to(tl.float32)).to(a.dtype)
+    return a
 
 
 @triton.jit

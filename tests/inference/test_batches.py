@@ -12,6 +12,7 @@ from nanolit.inference.request import Handle, Request
 from nanolit.inference.sampling import log_probabilities
 from nanolit.inference.slots import ring_sizes
 from nanolit.model.gpt import GPT
+from nanolit.tokenizer.conversation import render_prompt
 from tests.conftest import CLASSIC, MODERN, build_tiny_model
 
 SAMPLED = {"temperature": 1.2, "top_k": 30, "top_p": 0.95, "repetition_penalty": 1.3}
@@ -25,9 +26,12 @@ def model(request) -> GPT:
     return build_tiny_model(CLASSIC if request.param == "classic" else MODERN)
 
 
-@pytest.fixture
-def engine(model, byte_tokenizer) -> Engine:
-    return Engine(model, byte_tokenizer)
+@pytest.fixture(params=["read at once", "read during the next launch"])
+def engine(request, model, byte_tokenizer) -> Engine:
+    """As on a CPU, and as on a GPU, where the draws of one launch are read while the next runs."""
+    engine = Engine(model, byte_tokenizer)
+    engine.unread = int(request.param != "read at once")
+    return engine
 
 
 def random_prompt(rng: random.Random, longest: int) -> list[int]:
@@ -256,6 +260,27 @@ def test_a_sample_ends_with_its_stop_id_or_stop_text(taught_model, byte_tokenize
     (by_id,), (by_text,) = engine.complete_all(requests)
     assert (byte_tokenizer.decode(by_id.ids), by_id.ended) == ("Hi!", True)
     assert (byte_tokenizer.decode(by_text.ids), by_text.ended) == ("Hi! I am", False)
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+def test_what_follows_a_call_is_the_models_own_after_the_forced_tokens(taught_model, byte_tokenizer, unread):
+    """Oracle: the model on the whole text, for every token that was not forced; two texts beside it."""
+    engine = Engine(taught_model, byte_tokenizer)
+    engine.unread = unread
+    prompts = [
+        render_prompt({"messages": [{"role": "user", "content": text}]}, byte_tokenizer)
+        for text in ("Hello", "Sum?", "Sum? ")
+    ]
+    requests = [Request(prompt_ids=prompt, max_tokens=60, temperature=0) for prompt in prompts]
+    forced = 0
+    for prompt, (completion,) in zip(prompts, engine.complete_all(requests), strict=True):
+        with torch.no_grad():
+            logits_TV = taught_model(torch.tensor([[*prompt, *completion.ids]]))[0, len(prompt) - 1 :]
+        likeliest = logits_TV.argmax(dim=-1).tolist()
+        for id, expected, sampled in zip(completion.ids, likeliest, completion.sampled, strict=False):
+            assert id == expected or not sampled
+        forced += completion.sampled.count(False)
+    assert forced >= 4
 
 
 def test_a_reply_ends_at_any_turn_token(byte_tokenizer):

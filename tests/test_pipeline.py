@@ -65,7 +65,7 @@ def test_evaluation_by_hand_gives_what_the_pipeline_gave(
     recipe, root = pipeline
     if (recipe, stage) == ("modern", "mid"):
         pytest.skip("modern has no mid")
-    problems = [] if stage == "base" else ["problems=2"]
+    problems = [] if stage == "base" else ["max_per_task=2"]
     assert evaluate.main([f"run=dev/{stage}", f"root={root}", *problems]) == 0
     said = capsys.readouterr().out
     scores = json.loads(said.splitlines()[-1])
@@ -84,8 +84,11 @@ def test_evaluation_by_hand_gives_what_the_pipeline_gave(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run=dev/base", "problems=2"], "problems= is a setting of the chat tasks, and dev/base is not a"),
-        (["run=dev/sft", "tasks=none", "problems=2"], "tasks=none asks none; leave it out"),
+        (
+            ["run=dev/base", "max_per_task=2"],
+            "max_per_task= is a setting of the chat tasks, and dev/base is not a",
+        ),
+        (["run=dev/sft", "tasks=none", "max_per_task=2"], "tasks=none asks none; leave it out"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(

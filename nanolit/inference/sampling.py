@@ -55,6 +55,7 @@ def log_probabilities(logits: Tensor, *, temperature: float, top_k: int | None, 
 class Needs:
     """What a batch asks of `sample`, known without the device: each captured graph is for one of these."""
 
+    greedy: bool = True  # some row has temperature 0
     drawing: bool = False  # some row has a temperature above 0
     largest_k: int = 0  # of all rows; 0: none has a top_k
     nucleus: bool = False  # some row has a top_p below 1
@@ -66,6 +67,7 @@ def needs_of(table: np.ndarray) -> Needs:
     """Return the needs of a table's rows."""
     numbers = table.view(np.float32)
     return Needs(
+        greedy=bool((numbers[:, TEMPERATURE] == 0).any()),
         drawing=bool((numbers[:, TEMPERATURE] > 0).any()),
         largest_k=int(table[:, TOP_K].max()),
         nucleus=bool((numbers[:, TOP_P] < 1).any()),
@@ -87,14 +89,15 @@ def sample(
         penalty_B1 = numbers[:, PENALTY, None]
         weaker_BV = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
         logits_BV = torch.where(seen_BV, weaker_BV, logits_BV)
-    likeliest_B = logits_BV.argmax(dim=-1)
-    if not needs.drawing and not needs.log_probs:
+    likeliest_B = logits_BV.argmax(dim=-1) if needs.greedy else None
+    if likeliest_B is not None and not needs.drawing and not needs.log_probs:
         return likeliest_B, None
     greedy_B = numbers[:, TEMPERATURE] == 0
     if needs.largest_k:
         largest_BK = logits_BV.topk(min(needs.largest_k, logits_BV.size(1)), dim=-1).values
         kth_B1 = largest_BK.gather(-1, (table[:, TOP_K, None].long() - 1).clamp(min=0))
-        logits_BV = logits_BV.masked_fill((logits_BV < kth_B1) & (table[:, TOP_K, None] > 0), -torch.inf)
+        kth_B1 = torch.where(table[:, TOP_K, None] > 0, kth_B1, -torch.inf)
+        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
     logits_BV = logits_BV / torch.where(greedy_B, 1.0, numbers[:, TEMPERATURE])[:, None]
     if needs.nucleus:
         logits_BV = logits_BV.masked_fill(
@@ -108,7 +111,9 @@ def sample(
     total_B1 = cumulative_BV[:, -1:]
     point_B1 = numbers[:, UNIFORM, None].to(total_B1.device) * total_B1
     drawn_B1 = torch.searchsorted(cumulative_BV, point_B1, right=True).clamp(max=logits_BV.size(1) - 1)
-    ids_B = torch.where(greedy_B, likeliest_B, drawn_B1[:, 0].to(device))
+    ids_B = drawn_B1[:, 0].to(device)
+    if likeliest_B is not None:
+        ids_B = torch.where(greedy_B, likeliest_B, ids_B)
     log_probs_B = log_probs_BV.gather(-1, ids_B[:, None])[:, 0] if needs.log_probs else None
     return torch.where(total_B1[:, 0].isfinite().to(device), ids_B, -1), log_probs_B
 

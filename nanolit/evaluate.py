@@ -29,7 +29,7 @@ from nanolit.jobs.processes import under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
 from nanolit.machine.locks import held
-from nanolit.machine.paths import write_json
+from nanolit.machine.paths import read_json, write_json
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import LABELS, open_bundle, sha256_of_file
 
@@ -140,7 +140,7 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
     from nanolit.inference.decode import Decoder
     from nanolit.language_model import load_language_model
 
-    bundle = open_bundle(settings.bundle or settings.home / "eval" / "core", offline=settings.offline)
+    bundle = settings.bundle or open_bundle(settings.home / "eval" / "core", offline=settings.offline)
     model = load_language_model(release, root=settings.root, device=None)
     stage = release.parent if (release.parent / "job.yaml").is_file() else None
     folder = stage / "evaluation" if stage else None
@@ -159,8 +159,9 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
         print(f"  {name:<32} {core.in_words(score)}", flush=True)
     value, error = core.core_of(scored)
     others = core.replaced(bundle, LABELS)
-    whole = settings.max_per_task is None and settings.crop is None and not others
-    mean = "CORE" if whole else "CORE, in part"  # which doesn't compare with published scores
+    mean = core.name_of_mean(max_per_task=settings.max_per_task, crop=settings.crop, others=others)
+    path = folder and folder / "core.json"
+    older = read_json(path)["metrics"] if path and path.is_file() else {}
     found: Scores = {
         "metrics": {mean: value, f"{mean}, standard error": error},
         "tasks": {score.task: {"accuracy": score.accuracy, "error": score.error} for score in scored},
@@ -168,9 +169,10 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
         "crop": settings.crop,
         "other_questions": others,
     }
-    if folder is not None:
-        write_json(folder / "core.json", {"format": 1, **found})
-    print(f"  {mean:<32} {value:.4f} ± {error:.4f}; two equal runs differ by 0.006 (sd of nanochat's d24)")
+    if path:  # other parts of CORE stay in the report
+        metrics = older | {mean: value, f"{mean}, standard error": error}
+        write_json(path, {"format": 1, **found, "metrics": metrics})
+    print(f"  {'CORE':<32} {value:.4f} ± {error:.4f}; runs of one recipe differ by 0.006 (sd) besides")
     if others:
         print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
     return {"model": settings.run or str(settings.release), **found}
@@ -194,16 +196,20 @@ def show(settings: Settings, release: Path) -> None:
     for item in items:
         if settings.wrong and item["right"]:
             continue
+        question = item.get("question", "")
         print(f"{'right' if item['right'] else 'wrong'}  item {item['index']}")
+        print(readable(question if isinstance(question, str) else json.dumps(question, ensure_ascii=False)))
         for reply, extracted in zip_longest(item.get("replies", []), item.get("extracted", [])):
             print(
                 readable(reply)
                 if extracted in (None, reply)
                 else f"{readable(reply)}\n  → {readable(str(extracted))}"
             )
-        for key in ("losses", "gold"):
-            if item.get(key) is not None:
-                print(f"  {key}: {json.dumps(item[key])}")
+        if "expected" in item:
+            print(f"  expected: {readable(str(item['expected'])).lstrip()}")
+        if item.get("losses"):
+            losses = item["losses"].items() if isinstance(item["losses"], dict) else enumerate(item["losses"])
+            print("  losses: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses if loss is not None))
 
 
 def readable(text: str) -> str:

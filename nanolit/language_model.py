@@ -6,6 +6,7 @@ import torch
 
 from nanolit.config.schema import MODEL_STAGES
 from nanolit.inference.engine import Engine
+from nanolit.machine.arguments import choose
 from nanolit.machine.device import pick_device
 from nanolit.machine.paths import Json, home, run_folder
 from nanolit.model.gpt import GPT
@@ -68,6 +69,8 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
         for name in [stage] if stage else reversed(MODEL_STAGES):
             if (folder / name / "release" / "gpt.json").is_file():
                 return folder / name / "release"
+    if folder.is_dir() and run and stage:
+        choose(stage, MODEL_STAGES, kind="stage")
     if folder.is_dir() and run:
         raise ValueError(
             f"run {run} in {folder} has no release of {stage or 'any stage'} yet; train it to the end"

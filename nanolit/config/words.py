@@ -28,7 +28,8 @@ def malformed(word: str, following: str, options: Mapping[str, Sequence[str]]) -
     if word.startswith("--"):
         bare = following and not following.startswith("-") and "=" not in following
         value = value or (following if bare else "…")
-        return f"there is no {key} here; settings are written KEY=VALUE: {key.lstrip('-')}={value}"
+        name = key.lstrip("-").replace("-", "_")
+        return f"there is no {key} here; settings are written KEY=VALUE: {name}={value}"
     if not equals:
         groups = [group for group, names in options.items() if word in names]
         example = f"did you mean {groups[0]}={word}?" if groups else "as in model=d12"

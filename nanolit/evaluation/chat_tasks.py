@@ -126,6 +126,7 @@ def evaluate_categorical(
                 {
                     "index": index,
                     "prompt": checksum_of(render_prompt(problem, engine.tokenizer)),
+                    **as_text(problem),
                     "losses": losses,
                     "replies": [chosen],
                     "rights": [task.evaluate(problem, chosen)],
@@ -199,14 +200,24 @@ def evaluate_generative(
             {
                 "index": index,
                 "prompt": checksum_of(prompt),
+                **as_text(problem),
                 "replies": of_problem,
                 "extracted": [task.extract(reply) for reply in of_problem],
                 "rights": right,
             }
-            for index, prompt, of_problem, right in zip(indices, prompts, replies, rights, strict=True)
+            for index, problem, prompt, of_problem, right in zip(
+                indices, problems, prompts, replies, rights, strict=True
+            )
         ]
 
     return _ask(task, max_problems, file, answer)
+
+
+def as_text(conversation: Conversation) -> dict[str, str]:
+    """Return a problem and its reference answer, for people to read."""
+    *_, question, answer = (message["content"] for message in conversation["messages"])
+    text = answer if isinstance(answer, str) else "".join(part["text"] for part in answer)
+    return {"question": str(question), "expected": text}
 
 
 def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:

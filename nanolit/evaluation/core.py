@@ -59,10 +59,12 @@ def evaluate_core(
     nanochat crops none for its own models. Items go to `folder`, an interrupted evaluation of the same
     `about` goes on there.
     """
+    for label in labels:
+        items, _ = _shuffled(bundle, label)
+        _check_lengths(decoder, label, items, range(len(items))[:max_per_task], tokenizer, crop=crop)
     progress = _Progress(labels)
     for label in labels:
-        items, digest = read_items(bundle, label)
-        random.Random(SHUFFLED_BY).shuffle(items)
+        items, digest = _shuffled(bundle, label)
         header = {"task": label.name, "file": digest, "crop": crop, "shots": label.shots, **(about or {})}
         kept = ItemFile(folder and folder / f"{label.name}.jsonl", header)
         asked = range(len(items))[:max_per_task]
@@ -72,14 +74,57 @@ def evaluate_core(
             indices = missing[first : first + CHUNK]
             questions = ask(label, items, indices, tokenizer, crop=crop)
             spans = _score_on_all_ranks(decoder, [question.group for question in questions])
-            kept.add(map(judged, indices, questions, spans))
+            scored = map(judged, indices, questions, spans)
+            kept.add({**item, "question": items[item["index"]]} for item in scored)
         yield label.name, kept.scored(label.name, asked, baseline=label.baseline / 100)
     progress.end()
+
+
+def _shuffled(bundle: Path, label: Label) -> tuple[list[Item], str]:
+    """Return a label's items in nanochat's order, and the sha256 of their file."""
+    items, digest = read_items(bundle, label)
+    random.Random(SHUFFLED_BY).shuffle(items)
+    return items, digest
+
+
+def _check_lengths(
+    decoder: Decoder,
+    label: Label,
+    items: Sequence[Item],
+    indices: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    crop: int | None,
+) -> None:
+    """ValueError for a prompt that the model has no positions for, before anything is asked."""
+    most = decoder.model.max_positions
+    if crop is not None and crop > most:
+        raise ValueError(f"crop={crop} is more than the {most:,} positions of this model; give crop={most}")
+    if crop is not None:
+        return
+    # No token is shorter than a byte: only long texts need be tokenized to know
+    long = [text for index in indices for text in _texts(label, items, index) if len(text.encode()) >= most]
+    longest = max((len(ids) for ids in tokenizer.encode_batch(long, bos=True)), default=0)
+    if longest > most:
+        raise ValueError(
+            f"{label.name} has a prompt of {longest:,} tokens, and this model takes at most {most:,}: give "
+            f"crop={most} (published scores of nanochat's models are not cropped)"
+        )
 
 
 def core_of(scores: Sequence[Scored]) -> tuple[float, float]:
     """Return CORE and its standard error."""
     return mean_centered(scores)
+
+
+def name_of_mean(*, max_per_task: int | None, crop: int | None, others: Sequence[str]) -> str:
+    """Return CORE, or what it is only a part of: such means compare with their like alone."""
+    asked = "all" if max_per_task is None else f"at most {max_per_task}"
+    parts = [f"cropped to {crop} tokens"] if crop else []
+    parts += [f"{', '.join(others)} not the originals"] if others else []
+    if max_per_task is None and not parts:
+        return "CORE"
+    return "; ".join([f"CORE of {asked} questions a task", *parts])
 
 
 def in_words(score: Scored) -> str:

@@ -27,8 +27,6 @@ METRICS = (
     "val_bpb",
     "CORE",
     "CORE, standard error",
-    "CORE, in part",
-    "CORE, in part, standard error",
     "ARC-Challenge",
     "ARC-Easy",
     "GSM8K",

@@ -207,7 +207,7 @@ def open_run(root: Path, name: str) -> Run:
         )
     near = difflib.get_close_matches(name, runs, n=1)
     hint = f"did you mean run={near[0]}? " if near else ""
-    raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}There are: {', '.join(runs)}")
+    raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}there are: {', '.join(runs)}")
 
 
 def as_number(value: object) -> float | None:

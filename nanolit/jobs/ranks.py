@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanolit.config.schema import Job
 from nanolit.jobs.processes import clean_environment, sigterm_interrupts, stop
-from nanolit.machine.paths import Json, read_json, stage_folder
+from nanolit.machine.paths import Json, read_json, stage_folder, write_json
 from nanolit.planning.plans import Plan
 
 MASTER_PORT = 29_500  # of several machines; torchrun's own default. Each stage takes the next one
@@ -58,12 +58,12 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
 
     `keep_open` are file descriptors (a lock) that every rank holds as long as it lives.
     """
-    stage, interrupted = plan.stage, False
+    stage, failure, interrupted = plan.stage, "", False
     # A port for each stage, so that no machine finds the store of the stage before.
     port = node.master_port and node.master_port + job["recipe"]["stages"].index(stage)
     try:
         with sigterm_interrupts():
-            code = run_together(
+            failure = run_together(
                 [sys.executable, "-m", WORKER, str(folder)],
                 devices=job["cluster"]["devices"],
                 nodes=job["cluster"]["nodes"],
@@ -71,26 +71,30 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
                 keep_open=keep_open,
             )
     except KeyboardInterrupt:
-        code, interrupted = 130, True
-    result = stage_folder(job["root"], job["run"], stage) / "result.json"
-    if result.exists():
-        return read_json(result)
+        interrupted = True
+    path = stage_folder(job["root"], job["run"], stage) / "result.json"
+    if path.exists():
+        result = read_json(path)
+        if failure and result.get("left"):  # rank 0 knows only that it lost another
+            result["error"] = f"{failure}; the same command resumes from the last checkpoint"
+            write_json(path, result)
+        return result
     if interrupted:
         error = "stopped before it could write a checkpoint; the same command resumes from the one before"
         return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
-    if node.rank and code == 0:
+    if node.rank and not failure:
         return {"status": "done", "run": job["run"], "stage": stage}
     error = (
-        f"stage {stage} ended with exit code {code} and without a result; the reason is in the lines above, "
-        "and the same command resumes from the last checkpoint"
+        f"stage {stage} ended without a result ({failure or 'all ranks ended'}); the reason is in the lines "
+        "above, and the same command resumes from the last checkpoint"
     )
     return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
 
 def run_together(
     command: Sequence[str], *, devices: int, nodes: int, node: Node, keep_open: Sequence[int] = ()
-) -> int:
-    """Run a command on every device; when one fails, stop the others. Return 0, or 1 if one failed."""
+) -> str:
+    """Run a command on every device; when one fails, stop the others. Return which failed and how, or ""."""
     parent, ours = os.pipe()  # a rank that reads its end knows that this process is gone
     store = listen(node) if node.rank == 0 else None
     port = store.getsockname()[1] if store else node.master_port
@@ -141,21 +145,22 @@ def listen(node: Node) -> socket.socket:
         ) from error
 
 
-def wait(ranks: Sequence[subprocess.Popen], *, first: int = 0) -> int:
-    """Wait for all ranks; when one fails, say which and how, and stop the others."""
+def wait(ranks: Sequence[subprocess.Popen], *, first: int = 0) -> str:
+    """Wait for all ranks; when one fails, stop the others and say which and how, else return ""."""
     while True:
         codes = [rank.poll() for rank in ranks]
         if any(codes):
             break
         if None not in codes:
-            return 0
+            return ""
         time.sleep(POLL_SECONDS)
     if not any(code and code != LEFT for code in codes):
         time.sleep(1)  # those that left because another was gone may be seen before that one
         codes = [rank.poll() for rank in ranks]
-    print(first_of(codes, first=first), file=sys.stderr, flush=True)
+    failure = first_of(codes, first=first)
+    print(failure, file=sys.stderr, flush=True)
     stop([rank for rank, code in zip(ranks, codes, strict=True) if code is None])
-    return 1
+    return failure
 
 
 def first_of(codes: Sequence[int | None], *, first: int = 0) -> str:

@@ -11,6 +11,7 @@ from nanolit.config.compose import compose
 from nanolit.config.stored import read_job
 from nanolit.evaluate import Settings, evaluate
 from nanolit.jobs.execute import run
+from nanolit.language_model import find_release
 from nanolit.report.card import write_report
 from nanolit.report.compare import compare
 
@@ -56,7 +57,7 @@ def test_other_settings_are_refused_by_name(root):
 
 def test_a_run_of_format_1_is_loaded_evaluated_and_reported(root):
     assert nanolit.load("tiny", root=root).meta["step"] == 8
-    scores = evaluate(Settings(run="tiny", root=str(root)))
+    scores = evaluate(Settings(run="tiny", root=str(root)), find_release("tiny", root=root))
     assert scores["val_bpb"] == pytest.approx(5.91297, abs=1e-3)
     assert "| val_bpb" in write_report(root, "tiny").read_text()
 

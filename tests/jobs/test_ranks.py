@@ -30,9 +30,10 @@ def test_the_rank_that_began_it_is_named(codes: list[int | None], said: str) -> 
 def test_when_one_rank_fails_the_others_are_stopped(capfd: pytest.CaptureFixture[str]) -> None:
     code = "import os, time; time.sleep(0.3); os._exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
     begun = time.monotonic()
-    assert run_together([sys.executable, "-c", code], devices=3, nodes=1, node=Node()) == 1
+    failure = run_together([sys.executable, "-c", code], devices=3, nodes=1, node=Node())
+    assert failure == "rank 1 ended with code 3, the first of them"
     assert time.monotonic() - begun < 20
-    assert "rank 1 ended with code 3, the first of them" in capfd.readouterr().err
+    assert failure in capfd.readouterr().err
 
 
 TRAIN = """

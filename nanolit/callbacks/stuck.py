@@ -8,13 +8,13 @@ import threading
 
 from nanolit.machine.device import rank
 
-SECONDS = 20  # torchrun kills after 30, and so do clouds
+SECONDS = 20  # jobs/processes.py kills after 25, torchrun and clouds after 30
 
 
 class EndIfStuck:
     """From SIGTERM on, a rank has `SECONDS` to end its step; then its process ends, without a checkpoint.
 
-    torchrun sends it to all ranks when one has died, and what they compute together then never returns. In a
+    The other ranks get it when one has died, and what they compute together then never returns. In a
     thread that waits there no handler of Python's runs; the interpreter's wake-up descriptor tells another
     thread. Make it in the main thread.
     """

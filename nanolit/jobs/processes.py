@@ -15,11 +15,12 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP
 
 
 def under_torchrun() -> bool:
+    """Tell whether this process is a rank that jobs/ranks.py or torchrun started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launched_rank() -> int:
-    """Return the rank that torchrun gave: known before there is a process group."""
+    """Return the rank that jobs/ranks.py or torchrun gave: known before there is a process group."""
     return int(os.environ.get("RANK", "0")) if under_torchrun() else 0
 
 
@@ -81,8 +82,7 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Return the processes below `pid`; torchrun gives ranks their own sessions, so that no signal to a group
-    reaches them."""
+    """Return the processes below `pid`; some have sessions of their own, which no signal to a group reaches."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:

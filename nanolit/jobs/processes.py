@@ -82,7 +82,7 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Return the processes below `pid`; some have sessions of their own, which no signal to a group reaches."""
+    """Return the processes below `pid`, those in sessions of their own too, which no group signal reaches."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:

@@ -146,7 +146,7 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
     folder = stage / "evaluation" if stage else None
     scored = []
     for name, score in core.evaluate_core(
-        Decoder(model.model),
+        Decoder(model.model, plain=True),  # its kernels are for single steps
         model.tokenizer,
         bundle,
         LABELS,

@@ -64,7 +64,7 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
     try:
         with sigterm_interrupts():
             failure = run_together(
-                [sys.executable, "-m", WORKER, str(folder)],
+                [sys.executable, "-u", "-m", WORKER, str(folder)],  # its lines come as they are printed
                 devices=job["cluster"]["devices"],
                 nodes=job["cluster"]["nodes"],
                 node=Node(node.rank, node.master_addr, port),

@@ -119,12 +119,10 @@ def core_of(scores: Sequence[Scored]) -> tuple[float, float]:
 
 def name_of_mean(*, max_per_task: int | None, crop: int | None, others: Sequence[str]) -> str:
     """Return CORE, or what it is only a part of: such means compare with their like alone."""
-    asked = "all" if max_per_task is None else f"at most {max_per_task}"
-    parts = [f"cropped to {crop} tokens"] if crop else []
-    parts += [f"{', '.join(others)} not the originals"] if others else []
-    if max_per_task is None and not parts:
-        return "CORE"
-    return "; ".join([f"CORE of {asked} questions a task", *parts])
+    parts = [f"at most {max_per_task} a task"] if max_per_task is not None else []
+    parts += [f"cropped to {crop}"] if crop is not None else []
+    parts += [f"{len(others)} tasks not the originals"] if others else []
+    return f"CORE of {', '.join(parts)}" if parts else "CORE"
 
 
 def in_words(score: Scored) -> str:

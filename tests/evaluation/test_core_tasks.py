@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nanolit.evaluation import spans
-from nanolit.evaluation.core import ask, core_of, evaluate_core, judged, replaced
+from nanolit.evaluation.core import ask, core_of, evaluate_core, judged, name_of_mean, replaced
 from nanolit.evaluation.items import ItemFile, Scored, paired_difference
 from nanolit.evaluation.items import read_items as read_scored
 from nanolit.evaluation.spans import Group, score_groups
@@ -263,3 +263,9 @@ def test_replies_with_any_line_break_are_one_item(tmp_path):
     replies = ["a", "x\u2028y", "x\x85y"]
     file.add({"index": n, "prompt": 1, "right": True, "replies": [reply]} for n, reply in enumerate(replies))
     assert [item["replies"][0] for item in read_scored(tmp_path / "a.jsonl")[1]] == replies
+
+
+def test_only_the_whole_is_called_core():
+    assert name_of_mean(max_per_task=None, crop=None, others=[]) == "CORE"
+    part = name_of_mean(max_per_task=500, crop=1024, others=["coqa"])
+    assert part == "CORE of at most 500 a task, cropped to 1024, 1 tasks not the originals"

@@ -12,7 +12,6 @@ Random weights; no text ends before its limit. Takes the settings of nanolit tra
 """
 
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import results
+from benchmarks.parts import peer_model
 from benchmarks.train import device_name, synchronize
 from nanolit.config.compose import compose
 from nanolit.inference.engine import Engine
@@ -267,25 +267,11 @@ def plain_steps(engine: Engine) -> Iterator[None]:
 
 def peer(settings: Settings, model: GPT, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Yield the same lines of nanochat's own engine, with a model of the same sizes."""
-    sys.path.insert(0, str(settings.peer))
-    from nanochat import engine as theirs  # pyright: ignore[reportMissingImports]
-    from nanochat import gpt  # pyright: ignore[reportMissingImports]
-
+    assert settings.peer is not None
     config, rows = model.config, 1
-    with torch.device("meta"):
-        other = gpt.GPT(
-            gpt.GPTConfig(
-                sequence_len=config.context,
-                vocab_size=config.vocab_size,
-                n_layer=config.depth,
-                n_head=config.heads,
-                n_kv_head=config.kv_heads,
-                n_embd=config.width,
-                window_pattern=config.window_pattern,
-            )
-        )
-    other.to_empty(device=model.device)
-    other.init_weights()
+    other = peer_model(settings.peer, config, model.device, seed=0)
+    from nanochat import engine as theirs  # pyright: ignore[reportMissingImports]
+
     engine, prompt = (
         theirs.Engine(other.eval(), NoSpecials(config.vocab_size)),
         random_prompt(model, settings.prompt, rng),

@@ -10,7 +10,6 @@ they are equal to its own, group by group.
 """
 
 import functools
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import results
-from benchmarks.parts import parts_of
+from benchmarks.parts import parts_of, peer_model
 from benchmarks.train import about, back_on_device, bare_step, device_name, set_rates, synchronize
 from nanolit.data.stream import Step
 from nanolit.evaluation.bits_per_byte import bits_per_byte
@@ -71,25 +70,9 @@ class Peer(nn.Module):
 
     def __init__(self, folder: Path, phase: Phase, *, seed: int) -> None:
         super().__init__()
-        sys.path.insert(0, str(folder))
-        from nanochat import gpt, optim  # pyright: ignore[reportMissingImports]
+        model = peer_model(folder, phase.gpt.config, phase.gpt.device, seed=seed)
+        from nanochat import optim  # pyright: ignore[reportMissingImports]
 
-        config = phase.gpt.config
-        with torch.device("meta"):
-            model = gpt.GPT(
-                gpt.GPTConfig(
-                    sequence_len=config.context,
-                    vocab_size=config.vocab_size,
-                    n_layer=config.depth,
-                    n_head=config.heads,
-                    n_kv_head=config.kv_heads,
-                    n_embd=config.width,
-                    window_pattern=config.window_pattern,
-                )
-            )
-        model.to_empty(device=phase.gpt.device)
-        torch.manual_seed(seed)
-        model.init_weights()
         self.gpt, self.phase = model, phase
         self.compiled = torch.compile(model, dynamic=False) if phase.forward_gpt is not phase.gpt else model
         self.weights = {canonical_name(name): parameter for name, parameter in model.named_parameters()}

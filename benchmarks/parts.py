@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from nanolit.data.stream import Step
 from nanolit.jobs.execute import fetch_data, make_tokenizer, training_plans, write_plan
 from nanolit.jobs.parts import Parts, build_gpt, build_parts, compiled
 from nanolit.machine.device import make_deterministic, pick_device
+from nanolit.model.gpt import GPTConfig
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase, optimizer_settings
 from nanolit.planning.costs import num_ranks
@@ -133,6 +135,29 @@ def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Part
         resumed=None,
         origin=None,
     )
+
+
+def peer_model(folder: Path, config: GPTConfig, device: torch.device, *, seed: int) -> Any:
+    """Build nanochat's GPT of the same sizes with its own initial weights, from a checkout of it."""
+    sys.path.insert(0, str(folder))
+    from nanochat import gpt  # pyright: ignore[reportMissingImports]
+
+    with torch.device("meta"):
+        model = gpt.GPT(
+            gpt.GPTConfig(
+                sequence_len=config.context,
+                vocab_size=config.vocab_size,
+                n_layer=config.depth,
+                n_head=config.heads,
+                n_kv_head=config.kv_heads,
+                n_embd=config.width,
+                window_pattern=config.window_pattern,
+            )
+        )
+    model.to_empty(device=device)
+    torch.manual_seed(seed)
+    model.init_weights()
+    return model
 
 
 def fill_gradients(phase: Phase) -> None:

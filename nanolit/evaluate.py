@@ -137,6 +137,7 @@ def check(settings: Settings) -> None:
 def evaluate_core(settings: Settings, release: Path) -> Scores:
     """Ask CORE; the scores are kept beside the items, where the report finds them."""
     from nanolit.evaluation import core
+    from nanolit.evaluation.items import mean_centered
     from nanolit.inference.decode import Decoder
     from nanolit.language_model import load_language_model
 
@@ -157,7 +158,7 @@ def evaluate_core(settings: Settings, release: Path) -> Scores:
     ):
         scored.append(score)
         print(f"  {name:<32} {core.in_words(score)}", flush=True)
-    value, error = core.core_of(scored)
+    value, error = mean_centered(scored)
     others = core.replaced(bundle, LABELS)
     mean = core.name_of_mean(max_per_task=settings.max_per_task, crop=settings.crop, others=others)
     path = folder and folder / "core.json"

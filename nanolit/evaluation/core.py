@@ -18,11 +18,11 @@ import numpy as np
 import torch.distributed as dist
 
 from nanolit.evaluation.items import Item as ScoredItem
-from nanolit.evaluation.items import ItemFile, Scored, checksum_of, mean_centered
+from nanolit.evaluation.items import ItemFile, Scored, checksum_of
 from nanolit.evaluation.spans import Group, Span, score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.device import rank, world_size
-from nanolit.tasks.bundle import Item, Label, is_original, read_items
+from nanolit.tasks.bundle import Item, Label, digest_of, is_original, read_items
 from nanolit.tokenizer.bpe import Tokenizer
 
 SHUFFLED_BY, SHOWN_BY = (
@@ -59,12 +59,14 @@ def evaluate_core(
     nanochat crops none for its own models. Items go to `folder`, an interrupted evaluation of the same
     `about` goes on there.
     """
-    for label in labels:
-        items, _ = _shuffled(bundle, label)
-        _check_lengths(decoder, label, items, range(len(items))[:max_per_task], tokenizer, crop=crop)
+    most, tasks = decoder.model.max_positions, [(label, *_shuffled(bundle, label)) for label in labels]
+    if crop is not None and crop > most:
+        raise ValueError(f"crop={crop} is more than the {most:,} positions of this model; give crop={most}")
+    if crop is None:
+        for label, items, _ in tasks:
+            _check_lengths(label, items, range(len(items))[:max_per_task], tokenizer, most=most)
     progress = _Progress(labels)
-    for label in labels:
-        items, digest = _shuffled(bundle, label)
+    for label, items, digest in tasks:
         header = {"task": label.name, "file": digest, "crop": crop, "shots": label.shots, **(about or {})}
         kept = ItemFile(folder and folder / f"{label.name}.jsonl", header)
         asked = range(len(items))[:max_per_task]
@@ -88,20 +90,9 @@ def _shuffled(bundle: Path, label: Label) -> tuple[list[Item], str]:
 
 
 def _check_lengths(
-    decoder: Decoder,
-    label: Label,
-    items: Sequence[Item],
-    indices: Sequence[int],
-    tokenizer: Tokenizer,
-    *,
-    crop: int | None,
+    label: Label, items: Sequence[Item], indices: Sequence[int], tokenizer: Tokenizer, *, most: int
 ) -> None:
-    """ValueError for a prompt that the model has no positions for, before anything is asked."""
-    most = decoder.model.max_positions
-    if crop is not None and crop > most:
-        raise ValueError(f"crop={crop} is more than the {most:,} positions of this model; give crop={most}")
-    if crop is not None:
-        return
+    """ValueError for a prompt of more than `most` tokens, before anything is asked."""
     # No token is shorter than a byte: only long texts need be tokenized to know
     long = [text for index in indices for text in _texts(label, items, index) if len(text.encode()) >= most]
     longest = max((len(ids) for ids in tokenizer.encode_batch(long, bos=True)), default=0)
@@ -110,11 +101,6 @@ def _check_lengths(
             f"{label.name} has a prompt of {longest:,} tokens, and this model takes at most {most:,}: give "
             f"crop={most} (published scores of nanochat's models are not cropped)"
         )
-
-
-def core_of(scores: Sequence[Scored]) -> tuple[float, float]:
-    """Return CORE and its standard error."""
-    return mean_centered(scores)
 
 
 def name_of_mean(*, max_per_task: int | None, crop: int | None, others: Sequence[str]) -> str:
@@ -135,7 +121,7 @@ def in_words(score: Scored) -> str:
 
 def replaced(bundle: Path, labels: Sequence[Label]) -> list[str]:
     """Return the labels whose questions are not the originals': their scores are not CORE's."""
-    return [label.name for label in labels if not is_original(label, read_items(bundle, label)[1])]
+    return [label.name for label in labels if not is_original(label, digest_of(bundle, label))]
 
 
 def ask(

@@ -97,18 +97,14 @@ def open_bundle(folder: Path, *, offline: bool = False) -> Path:
 
 def read_items(bundle: Path, label: Label) -> tuple[list[Item], str]:
     """Return a label's items in the file's order and the sha256 of the file; ValueError names a wrong row."""
-    path = _path(bundle, label)
-    if path is None:
-        raise ValueError(
-            f"{bundle} has no eval_data/{label.file}.jsonl; give another folder, or unpack {URL} there"
-        )
+    path = _found(bundle, label)
     rows, items = FileRows([path]), []
     for index in range(len(rows)):
         items.append(rows[index])
         _check(items[-1], label, rows.place(index))
     if len(items) <= label.shots:
         raise ValueError(f"{path} has {len(items)} items; {label.name} shows {label.shots} besides each one")
-    return items, sha256_of(path)
+    return items, digest_of(bundle, label)
 
 
 def is_original(label: Label, digest: str) -> bool:
@@ -116,9 +112,18 @@ def is_original(label: Label, digest: str) -> bool:
     return digest.startswith(label.digest) != (label.file in REBUILT)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file as it is unpacked."""
-    return hashlib.sha256("\n".join(read_lines(path)).encode()).hexdigest()
+def digest_of(bundle: Path, label: Label) -> str:
+    """Return the sha256 of a label's file as it is unpacked."""
+    return hashlib.sha256("\n".join(read_lines(_found(bundle, label))).encode()).hexdigest()
+
+
+def _found(bundle: Path, label: Label) -> Path:
+    path = _path(bundle, label)
+    if path is None:
+        raise ValueError(
+            f"{bundle} has no eval_data/{label.file}.jsonl; give another folder, or unpack {URL} there"
+        )
+    return path
 
 
 def _path(bundle: Path, label: Label) -> Path | None:

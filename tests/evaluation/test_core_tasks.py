@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from nanolit.evaluation import spans
-from nanolit.evaluation.core import ask, core_of, evaluate_core, judged, name_of_mean, replaced
-from nanolit.evaluation.items import ItemFile, Scored, paired_difference
+from nanolit.evaluation.core import ask, evaluate_core, judged, name_of_mean, replaced
+from nanolit.evaluation.items import ItemFile, Scored, mean_centered, paired_difference
 from nanolit.evaluation.items import read_items as read_scored
 from nanolit.evaluation.spans import Group, score_groups
 from nanolit.inference.decode import Decoder
@@ -108,7 +108,7 @@ def test_a_score_says_how_sure_it_is():
     half = Scored("a", 100, 0.5, 0.25)
     assert (half.error, half.centered) == (pytest.approx(0.05), pytest.approx(1 / 3))
     assert Scored("a", 100, 0.0, 0.0).error > 0.009
-    assert core_of([half] * 4) == (pytest.approx(1 / 3), pytest.approx(0.05 / 0.75 / 2))
+    assert mean_centered([half] * 4) == (pytest.approx(1 / 3), pytest.approx(0.05 / 0.75 / 2))
 
 
 def test_paired_items_tell_more_than_two_scores():

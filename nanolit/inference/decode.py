@@ -9,6 +9,7 @@ shapes.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,7 @@ from nanolit.model.gpt import GPT
 MAX_ROWS = 1024  # of a batch
 AMPERE, FUSED_DTYPE = (8, 0), torch.bfloat16  # what the kernels are made for
 TRIALS, STRIDE = 16, 17  # texts that the kernels are tried on: of 1, 18, 35 … positions
-# Kernels serve up to so many rows; more decode by the plain step, in a graph. On an H200 1, 5 and 40 rows
-# agreed with float32, and some of 130 and 600 were wrong (LOG.md, 2026-11-30). The likely cause is mended:
-# raise this to MAX_ROWS once `pytest -m gpu tests/inference` passes there with 130 and 600 rows.
-FUSED_ROWS = 64
+ALIGNED = 64  # columns that products are padded to: torch's slow down by half where they are not even
 Where = tuple[Tensor, Tensor]  # cosines and sines
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD
 
@@ -48,7 +46,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTK
 class Layer:
     """A block's weights in the compute dtype."""
 
-    qkv_XC: Tensor  # queries, keys and values, then the value gate's rows where there is one
+    qkv_XC: Tensor  # queries, keys and values, the value gate's rows where there is one, and padding
     output_CC: Tensor
     expand_FC: Tensor
     contract_CF: Tensor
@@ -86,7 +84,7 @@ class Decoder:
             self.scalars = list(zip(r_L, s_L, strict=True))
         # How many parts of a text's keys are attended to already, for each row and head; 0 between two steps
         self.counts = torch.zeros(MAX_ROWS * config.heads, dtype=torch.int32, device=model.device)
-        self.fused_rows = FUSED_ROWS if not plain and self._has_kernels() else 0
+        self.fused_rows = MAX_ROWS if not plain and self._has_kernels() else 0
         self.marks = marks_of(model)
 
     @torch.inference_mode()
@@ -211,64 +209,90 @@ class Decoder:
     def _gated(self, layer: Layer, ids_BT: Tensor, v_BTKD: Tensor, qkv_BTX: Tensor) -> Tensor:
         if layer.table_VX is None:
             return v_BTKD
-        gate_BTK = 3 * torch.sigmoid(qkv_BTX[..., sum(self.split) :])
+        gates = slice(sum(self.split), sum(self.split) + self.model.config.kv_heads)
+        gate_BTK = 3 * torch.sigmoid(qkv_BTX[..., gates])
         return v_BTKD + gate_BTK[..., None] * F.embedding(ids_BT, layer.table_VX).view_as(v_BTKD)
 
     def logits(self, x_BC: Tensor) -> Tensor:
+        return self.capped(F.linear(x_BC, self.head_VC)[:, : self.model.config.vocab_size])
+
+    def capped(self, logits_BV: Tensor) -> Tensor:
+        """Return softcap·tanh(logits / softcap) in float32."""
         config = self.model.config
-        logits_BV = F.linear(x_BC, self.head_VC)[:, : config.vocab_size]
         if config.softcap_dtype == "float32":
             logits_BV = logits_BV.float()
         return (config.softcap * torch.tanh(logits_BV / config.softcap)).float()
 
     def fused_step(self, slots: Slots, table_BX: Tensor) -> Tensor:
-        """Do as `step` by kernels, five a layer where it has 48 operators. For the table see sampling.py."""
+        """Do as `step` by kernels, but for the cap of the logits. For the table see sampling.py."""
         from nanolit.kernels import decode_kernel as fused  # imports Triton
 
         model, config, B = self.model, self.model.config, len(table_BX)
         x_BC, x0_BC, middle_BC, y_BC = self.head_VC.new_empty(4, B, config.width)
-        ids_B, smear = slots.drawn_B.new_empty(B), None
+        hidden_BF = x_BC.new_empty(B, len(self.layers[0].expand_FC))
+        ids_B, smear, normed_BC = slots.drawn_B.new_empty(B), None, torch.empty_like(x_BC)
         if model.smear_gate is not None and model.smear_scale is not None:
             smear = (model.smear_gate.weight, model.smear_scale)
         states = (slots.drawn_B, model.embedding.weight, slots.previous_BC, slots.seen_BV)
         first = self.scalars[0] if self.scalars else None
         fused.begin(table_BX, *states, smear, first, ids_B, x0_BC, x_BC)
+        between = dict[str, Any]()  # of a layer's last product and the next one's first: keeping and mixing x
         for number, layer in enumerate(self.layers):
             qkv_BX = x_BC.new_empty(B, len(layer.qkv_XC))
-            fused.product(x_BC, layer.qkv_XC, qkv_BX, normalized=True)
+            if B > fused.FEW:
+                fused.prepare(x_BC, normed_BC, **between)
+                torch.mm(normed_BC, layer.qkv_XC.T, out=qkv_BX)
+            else:
+                fused.product(x_BC, layer.qkv_XC, qkv_BX, normalized=True)
             where, buffers = (table_BX, model.cos_TE, model.sin_TE), slots.layers[number]
             values = None if layer.table_VX is None else (ids_B, layer.table_VX)
             fused.attend(qkv_BX, where, buffers, values, y_BC, self.counts, qk_scale=config.qk_scale)
-            fused.product(y_BC, layer.output_CC, x_BC, residual_BN=x_BC)
-            hidden_BF = x_BC.new_empty(B, len(layer.expand_FC))
-            fused.product(x_BC, layer.expand_FC, hidden_BF, normalized=True, squared=True)
             mix = (*self.scalars[number + 1], x0_BC) if self.scalars[number + 1 :] else None
-            kept = middle_BC if number == config.depth // 2 else None
-            fused.product(hidden_BF, layer.contract_CF, x_BC, residual_BN=x_BC, mix=mix, kept_BN=kept)
-        logits_BV = x_BC.new_empty(B, config.vocab_size, dtype=torch.float32)
+            between = {"mix": mix, "kept_BC": middle_BC if number == config.depth // 2 else None}
+            if B > fused.FEW:
+                x_BC.addmm_(y_BC, layer.output_CC.T)
+                fused.prepare(x_BC, normed_BC)
+                torch.mm(normed_BC, layer.expand_FC.T, out=hidden_BF)
+                fused.square(hidden_BF)
+                x_BC.addmm_(hidden_BF, layer.contract_CF.T)
+            else:
+                fused.product(y_BC, layer.output_CC, x_BC, residual_BC=x_BC)
+                fused.product(x_BC, layer.expand_FC, hidden_BF, normalized=True, squared=True)
+                fused.product(hidden_BF, layer.contract_CF, x_BC, residual_BC=x_BC, **between)
+        if B <= fused.FEW:
+            between = {}
         backout = None if model.backout_scale is None else (model.backout_scale, middle_BC)
-        head_VC, softcap = self.head_VC[: config.vocab_size], config.softcap
-        fused.product(x_BC, head_VC, logits_BV, normalized=True, backout=backout, softcap=softcap)
-        return logits_BV
+        fused.prepare(x_BC, normed_BC, backout=backout, **between)
+        return torch.mm(normed_BC, self.head_VC[: config.vocab_size].T)
 
     def draw(
-        self, logits_BV: Tensor, table_BX: Tensor, needs: Needs, *, seen_BV: Tensor | None, drawn_B: Tensor
+        self,
+        logits_BV: Tensor,
+        table_BX: Tensor,
+        needs: Needs,
+        *,
+        seen_BV: Tensor | None,
+        drawn_B: Tensor,
+        softcap: float = 0.0,
     ) -> Tensor | None:
-        """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed."""
+        """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed.
+
+        Logits of `fused_step` need the model's softcap, others have it already.
+        """
         if self.fused_rows:
-            log_probs_B = self._fused_draw(logits_BV, table_BX, seen_BV, drawn_B)
+            log_probs_B = self._fused_draw(logits_BV, table_BX, seen_BV, drawn_B, softcap=softcap)
             return log_probs_B if needs.log_probs else None
         ids_B, log_probs_B = sample(logits_BV, table_BX, needs, seen_BV=seen_BV)
         drawn_B.copy_(ids_B)
         return log_probs_B
 
     def _fused_draw(
-        self, logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor
+        self, logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor, *, softcap: float
     ) -> Tensor:
         from nanolit.kernels import decode_kernel  # imports Triton
 
-        log_probs_B = logits_BV.new_empty(len(logits_BV))
-        decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B)
+        log_probs_B = logits_BV.new_empty(len(logits_BV), dtype=torch.float32)
+        decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B, softcap=softcap)
         return log_probs_B
 
     def agrees(self, slots: Slots, table_BX: Tensor, *, longest: int) -> bool:
@@ -278,7 +302,7 @@ class Decoder:
         positions_B = table_BX[:, POSITION].long()
         expected_BV = self.step(slots, ids_B, positions_B, longest=longest, ragged=True)
         slots.previous_BC.copy_(before_BC)
-        found_BV = self.fused_step(slots, table_BX)
+        found_BV = self.capped(self.fused_step(slots, table_BX))
         slots.previous_BC.copy_(before_BC)
         # Rounding gives 0.01 to 0.02; rows that were wrong on a GPU had 0.15 and more
         return bool(((found_BV - expected_BV).norm(dim=1) < 0.1 * expected_BV.norm(dim=1)).all())
@@ -303,7 +327,7 @@ class Decoder:
         expected_B, _ = sample(logits_BV, table_BX, needs_of(table))
         try:
             right = self.agrees(slots, table_BX, longest=longest)
-            self._fused_draw(logits_BV, table_BX, None, drawn_B)
+            self._fused_draw(logits_BV, table_BX, None, drawn_B, softcap=0.0)
             # Sums in another order may round a draw to its neighbour
             right &= (drawn_B == expected_B).sum().item() >= TRIALS - 1
             problem = "" if right else "they are wrong here"
@@ -325,6 +349,7 @@ class Decoder:
         matrices = (attention.output, block.mlp.expand, block.mlp.contract)
         output_CC, expand_FC, contract_CF = (matrix.weight.detach().to(dtype) for matrix in matrices)
         qkv_XC = torch.cat([row.to(dtype) for row in rows])
+        qkv_XC = F.pad(qkv_XC, (0, 0, 0, -len(qkv_XC) % ALIGNED))
         return Layer(qkv_XC, output_CC, expand_FC, contract_CF, table, attention.window)
 
 

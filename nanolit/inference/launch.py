@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -69,8 +70,9 @@ class Launcher:
         """Decode on device tensors alone."""
         slots, decoder, B = self.slots, self.decoder, len(table)
         seen_BV = slots.seen_BV[:B] if needs.penalty and slots.seen_BV is not None else None
+        softcap = 0.0
         if decoder.fused_rows >= B:
-            logits_BV = decoder.fused_step(slots, table)
+            logits_BV, softcap = decoder.fused_step(slots, table), decoder.model.config.softcap
         else:
             forced_B, positions_B = table[:, FORCED].long(), table[:, POSITION].long()
             ids_B = torch.where(forced_B >= 0, forced_B, slots.drawn_B[:B]).clamp(min=0)  # -1: not finite
@@ -78,7 +80,8 @@ class Launcher:
             if seen_BV is not None:
                 seen_BV.scatter_(1, ids_B[:, None], True)
         drawn_B = slots.drawn_B[:B]
-        return drawn_B, decoder.draw(logits_BV, table, needs, seen_BV=seen_BV, drawn_B=drawn_B)
+        rest = {"seen_BV": seen_BV, "drawn_B": drawn_B, "softcap": softcap}
+        return drawn_B, decoder.draw(logits_BV, table, needs, **rest)
 
     def upload(self, table: np.ndarray) -> Tensor:
         """Return the table on the device, in the place that graphs read."""
@@ -115,7 +118,7 @@ class Launcher:
     def _capture(self, bucket: int, reach: int, needs: Needs) -> tuple[torch.cuda.CUDAGraph, Draws]:
         """Record the step, after a rehearsal: kernels are tried, libraries set up what graphs can't hold."""
         states = (self.slots.drawn_B, self.slots.previous_BC)  # a step moves these on; all else it repeats
-        before, stream = [state.clone() for state in states], torch.cuda.Stream()
+        before, stream = [state.clone() for state in states], side_stream(self.table.device)
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
@@ -128,6 +131,12 @@ class Launcher:
             for state, old in zip(states, before, strict=True):
                 state.copy_(old)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             draws = self.step(self.table[:bucket], reach, needs, ragged=True)
         return graph, draws
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that graphs are captured on: cuBLAS keeps 32 MiB for each stream that it ever saw."""
+    return torch.cuda.Stream(device)

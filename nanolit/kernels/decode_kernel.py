@@ -1,14 +1,16 @@
-"""The parts of a decode step in Triton: five kernels a layer. Twin: inference.decode.Decoder.step.
+"""The parts of a decode step in Triton. Twin: inference.decode.Decoder.step.
 
-At few rows a step is nothing but reading weights once, so every kernel does with them all that can be done
-while they stream by: the norm before a product, the activation and the residual after it. On Hopper a kernel
-is launched while the one before it still runs (programmatic dependent launch) and waits for its results only
-once its own weights are on the way; it lets the next one in after that wait, and what others wrote is read
-past the first-level cache (".cg"). Import this where there is Triton, on NVIDIA from Ampere on.
+At few rows a step is nothing but reading weights once. So up to FEW rows every kernel does all it can while
+they stream by: the norm before a product, the activation and the residual after it, five kernels a layer.
+With more rows torch's products are the fastest, and small kernels do what stands between them. On Hopper a
+kernel is launched while the one before it still runs (programmatic dependent launch): it fetches its weights,
+or the keys and values of earlier positions, waits for that one's results, and lets the next one in. What
+others wrote is read past the first-level cache (".cg"). Import this where there is Triton, on NVIDIA from
+Ampere on.
 
-What is known of its speed (H200, one run, LOG.md 2026-11-30): about 30 µs a layer and 1.2 µs a MB of weights
-at one row, where memory needs 0.23, probably because products had too few bytes in flight. Their tiles have
-more stages since. They serve up to 64 rows: see FUSED_ROWS in inference/decode.py.
+A product of d20 at 1, 8 and 32 rows on an H200, in microseconds, and torch's at 32 (LOG.md, 2026-11-30):
+queries, keys and values 3.7, 4.9, 9.1 and 11.5; output 2.0, 2.7, 4.1 and 4.9; expand 4.5, 7.3, 14.7 and 6.2;
+contract 4.7, 7.1, 8.4 and 8.7.
 
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """
@@ -22,21 +24,13 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
-KEYS = 64  # of one text and head, that a program reads at once
-PROGRAMS = 1056  # that attention is split for: eight on each multiprocessor of an H200; untuned
+FEW = 16  # rows that `product` serves
+SLICES = 4  # of the inner numbers of a product of rows, one a warp
+SHARED = 98_304  # bytes of shared memory for a product's stages: an A10G has 99 KiB for a program
+PROGRAMS = 132  # multiprocessors of an H200: sizes are chosen to give each about one program
 MOST_PARTS = 32
 CHUNK = 128  # of logits: a draw first chooses one
 LINE_BYTES = 128  # that are fetched at once
-# Up to so many rows: a tile's rows, columns, inner numbers, warps and stages, of a product with few columns
-# (small tiles, so that most multiprocessors have one) and with more than NARROW. Sized to fit in 99 KiB of
-# shared memory, an A10G's; else untuned
-NARROW = 2048
-TILES = (
-    (16, (16, 16, 256, 4, 7), (16, 16, 256, 4, 5)),
-    (64, (32, 16, 256, 4, 5), (32, 16, 256, 4, 4)),
-    (256, (64, 32, 128, 4, 4), (128, 64, 64, 8, 4)),
-    (1024, (128, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
-)
 
 
 def begin(
@@ -69,15 +63,24 @@ def begin(
 
 
 def sample(
-    logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor, log_probs_B: Tensor
+    logits_BV: Tensor,
+    table_BX: Tensor,
+    seen_BV: Tensor | None,
+    drawn_B: Tensor,
+    log_probs_B: Tensor,
+    *,
+    softcap: float = 0.0,
 ) -> None:
-    """Draw as inference.sampling.sample does, whatever the rows ask for, a program a row."""
+    """Draw as inference.sampling.sample does, whatever the rows ask for, a program a row.
+
+    With `softcap` logits become softcap·tanh(logits / softcap) first.
+    """
     (B, V), block = logits_BV.shape, triton.next_power_of_2(logits_BV.size(1))
     warps = min(32, max(4, block // 2048))  # 64 logits a thread: more would not stay in registers
     seen = drawn_B if seen_BV is None else seen_BV.view(torch.uint8)
     _sample[(B,)](
-        *(logits_BV, table_BX, seen, drawn_B, log_probs_B, V, table_BX.size(1), seen_BV is not None),
-        *(max(block // CHUNK, 1), min(CHUNK, block)),
+        *(logits_BV, table_BX, seen, drawn_B, log_probs_B, softcap, V, logits_BV.stride(0), table_BX.size(1)),
+        *(seen_BV is not None, softcap > 0, max(block // CHUNK, 1), min(CHUNK, block)),
         **_launch(logits_BV, warps=warps),
     )
 
@@ -89,31 +92,66 @@ def product(
     *,
     normalized: bool = False,
     squared: bool = False,
-    residual_BN: Tensor | None = None,
+    residual_BC: Tensor | None = None,
     mix: tuple[Tensor, Tensor, Tensor] | None = None,
-    kept_BN: Tensor | None = None,
-    backout: tuple[Tensor, Tensor] | None = None,
-    softcap: float = 0.0,
+    kept_BC: Tensor | None = None,
 ) -> None:
-    """Fill out with x Wᵀ, and what stands around it.
+    """Fill out with x Wᵀ, for at most FEW rows, and what stands around it.
 
-    Before: x - b·middle for `backout` (b, middle), and x at RMS 1. After: relu², or + residual, kept as
-    `kept`, and r (…) + s x₀ for `mix` (r, s, x₀), or softcap·tanh(… / softcap).
+    Before: x at RMS 1. After: relu², or + residual, kept as `kept`, and r (…) + s x₀ for `mix` (r, s, x₀).
     """
     (B, C), N = x_BC.shape, len(weight_NC)
-    wide = N > NARROW or backout is not None
-    rows, columns, inner, warps, stages = next(tiles[1 + wide] for tiles in TILES if tiles[0] >= B)
-    stages = max(2, stages - 2) if backout else stages  # it streams a third operand
-    line = LINE_BYTES // weight_NC.element_size()
     r, s, x0_BN = mix or (x_BC, x_BC, x_BC)
-    b, middle_BC = backout or (x_BC, x_BC)
-    _product[(triton.cdiv(N, columns), triton.cdiv(B, rows))](
-        *(x_BC, weight_NC, out_BN, x_BC if residual_BN is None else residual_BN),
-        *(r, s, x0_BN, x_BC if kept_BN is None else kept_BN, b, middle_BC, softcap, EPSILON),
-        *(B, N, out_BN.stride(0), C, normalized, squared, residual_BN is not None, mix is not None),
-        *(kept_BN is not None, backout is not None, softcap > 0, rows, columns, inner),
+    operands = (x_BC, weight_NC, out_BN, x_BC if residual_BC is None else residual_BC)
+    operands += (r, s, x0_BN, x_BC if kept_BC is None else kept_BC, EPSILON)
+    flags = (normalized, squared, residual_BC is not None, mix is not None, kept_BC is not None)
+    if B == 1:  # 320 bytes of weights a thread, all on the way at once
+        columns = 4 if N <= 16 * PROGRAMS else 16
+        warps = min(8, max(1, triton.next_power_of_2(round(columns * C / 7000))))
+        inner = 1024 * warps // columns
+        _product_of_a_row[(triton.cdiv(N, columns),)](
+            *(*operands, N, C, *flags, columns, inner, triton.cdiv(C, inner)), **_launch(x_BC, warps=warps)
+        )
+        return
+    rows, inner = max(8, triton.next_power_of_2(B)), 128 if C > 2560 else 64
+    columns = 32 if 16 * PROGRAMS < N <= 32 * PROGRAMS else 16
+    stages = min(6, SHARED // ((rows + columns) * SLICES * inner * x_BC.element_size()))
+    line = LINE_BYTES // weight_NC.element_size()
+    _product_of_rows[(triton.cdiv(N, columns),)](
+        *(*operands, B, N, C, *flags, rows, columns, SLICES, inner),
         *(triton.next_power_of_2(triton.cdiv(C, line)), line),
-        **_launch(x_BC, warps=warps, stages=stages),
+        **_launch(x_BC, warps=SLICES, stages=max(2, stages)),
+    )
+
+
+def prepare(
+    x_BC: Tensor,
+    out_BC: Tensor,
+    *,
+    mix: tuple[Tensor, Tensor, Tensor] | None = None,
+    kept_BC: Tensor | None = None,
+    backout: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Fill out with what a product of torch's begins from: x at RMS 1, after what comes before the norm.
+
+    That is keeping x as `kept`; x ← r x + s x₀, in place, for `mix` (r, s, x₀); x - b·middle for `backout`
+    (b, middle).
+    """
+    B, C = x_BC.shape
+    r, s, x0_BC = mix or (x_BC, x_BC, x_BC)
+    b, middle_BC = backout or (x_BC, x_BC)
+    _prepare[(B,)](
+        *(x_BC, out_BC, r, s, x0_BC, x_BC if kept_BC is None else kept_BC, b, middle_BC, EPSILON, C),
+        *(mix is not None, kept_BC is not None, backout is not None, triton.next_power_of_2(C)),
+        **_launch(x_BC, warps=4),
+    )
+
+
+def square(hidden_BF: Tensor) -> None:
+    """Replace hidden by relu(hidden)²."""
+    block = 4096
+    _square[(triton.cdiv(hidden_BF.numel(), block),)](
+        hidden_BF, hidden_BF.numel(), block, **_launch(hidden_BF, warps=8)
     )
 
 
@@ -136,14 +174,25 @@ def attend(
     keys_BRKD, values_BRKD = buffers
     (B, X), (_, R, K, D), C = qkv_BX.shape, keys_BRKD.shape, y_BC.size(1)
     H = C // D
-    parts = min(MOST_PARTS, triton.next_power_of_2(triton.cdiv(PROGRAMS, B * H)), triton.next_power_of_2(R))
+    parts, keys, warps = _split(B * H, R)
     sums = qkv_BX.new_empty(B, H, parts, D + 2, dtype=torch.float32)
     ids, table = value_table or (where[0], qkv_BX)
     _attend[(parts, H, B)](
         *(qkv_BX, *where, keys_BRKD, values_BRKD, ids, table, sums, counts, y_BC, qk_scale, EPSILON),
-        *(X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None, parts, KEYS),
-        **_launch(y_BC, warps=4),
+        *(X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None, parts, keys),
+        **_launch(y_BC, warps=warps),
     )
+
+
+def _split(texts: int, places: int) -> tuple[int, int, int]:
+    """Return the parts of each text's keys, the keys that a program reads at once, and its warps.
+
+    Measured (H200, 1,088 positions, LOG.md 2026-11-30): two warps with 32 keys read 95% of what memory gives
+    at 1,280 texts, four with 64 keys 80%. A text is of one row and one head.
+    """
+    parts = triton.next_power_of_2(triton.cdiv(2 * PROGRAMS, texts)) if texts < 4 * PROGRAMS else 2
+    parts = min(parts, MOST_PARTS, triton.next_power_of_2(triton.cdiv(places, 16)))
+    return parts, 16 if parts == MOST_PARTS else 32, 2
 
 
 def _launch(x: Tensor, *, warps: int, stages: int = 1) -> dict[str, int | bool]:
@@ -205,20 +254,20 @@ def _kth_largest(keys, k, low, high):
 
 @triton.jit
 def _sample(
-    logits, rows, seen, drawn, log_probs, V, COLUMNS: tl.constexpr, SEEN: tl.constexpr, CHUNKS: tl.constexpr,
-    CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
+    logits, rows, seen, drawn, log_probs, softcap, V, row_stride, COLUMNS: tl.constexpr, SEEN: tl.constexpr,
+    SOFTCAP: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
-    line, logits, seen = rows + row * COLUMNS, logits + row * V, seen + row * V
+    line, logits, seen = rows + row * COLUMNS, logits + row * row_stride, seen + row * V
     top_k, uniform = tl.load(line + 2), tl.load(line + 4).to(tl.float32, bitcast=True)
     temperature = tl.load(line + 5).to(tl.float32, bitcast=True)
     top_p = tl.load(line + 6).to(tl.float32, bitcast=True)
     penalty = tl.load(line + 7).to(tl.float32, bitcast=True)
     place = tl.arange(0, CHUNKS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    x = _penalised(logits, seen, place, V, penalty, SEEN)
+    x = _penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP)
     keys = _order(x)
     best = tl.max(tl.max(x, axis=1), axis=0)
     id = tl.min(tl.min(tl.where(x == best, place, CHUNKS * CHUNK), axis=1), axis=0)
@@ -249,22 +298,24 @@ def _sample(
         chunk = tl.minimum(tl.sum((sums <= point).to(tl.int32), axis=0), CHUNKS - 1)
         point -= tl.sum(tl.where(number < chunk, chunks, 0.0), axis=0)
         inside = tl.arange(0, CHUNK)
-        some = _penalised(logits, seen, chunk * CHUNK + inside, V, penalty, SEEN)
+        some = _penalised(logits, seen, chunk * CHUNK + inside, V, penalty, softcap, SEEN, SOFTCAP)
         few = tl.where(_order(some) >= least, tl.exp((some - best) / warmth), 0.0)
         after = tl.sum((tl.cumsum(few, axis=0) <= point).to(tl.int32), axis=0)
         # Rounding may leave the point behind the chunk's last token: then its likeliest is taken
         likeliest = tl.min(tl.where(few == tl.max(few, axis=0), inside, CHUNK), axis=0)
         id = chunk * CHUNK + tl.where(after < CHUNK, after, likeliest)
     one = tl.arange(0, 1)
-    chosen = _penalised(logits, seen, id + one, V, penalty, SEEN)
+    chosen = _penalised(logits, seen, id + one, V, penalty, softcap, SEEN, SOFTCAP)
     tl.store(log_probs + row + one, (chosen - best) / warmth - tl.log(total))
     tl.store(drawn + row, tl.where((total > 0) & (total < float("inf")), id, -1).to(tl.int64))
 
 
 @triton.jit
-def _penalised(logits, seen, place, V, penalty, SEEN: tl.constexpr):
+def _penalised(logits, seen, place, V, penalty, softcap, SEEN: tl.constexpr, SOFTCAP: tl.constexpr):
     """Return logits, weakened where their token was seen; -inf beyond the vocabulary."""
-    x = tl.load(logits + place, mask=place < V, other=float("-inf"), cache_modifier=".cg")
+    x = tl.load(logits + place, mask=place < V, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
+    if SOFTCAP:  # tanh(z) = 2 / (1 + exp(-2z)) - 1
+        x = tl.where(place < V, softcap * (2 / (1 + tl.exp(-2 * x / softcap)) - 1), x)
     if SEEN:
         known = tl.load(seen + place, mask=place < V, other=0) != 0
         x = tl.where(known, tl.where(x > 0, x / penalty, x * penalty), x)
@@ -272,69 +323,124 @@ def _penalised(logits, seen, place, V, penalty, SEEN: tl.constexpr):
 
 
 @triton.jit
-def _product(
-    x, weight, out, residual, r, s, x0, kept, b, middle, softcap, epsilon, B, N, out_stride, C: tl.constexpr,
-    NORMALIZED: tl.constexpr, SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr,
-    KEPT: tl.constexpr, BACKOUT: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
+def _product_of_a_row(
+    x, weight, out, residual, r, s, x0, kept, epsilon, N, C: tl.constexpr, NORMALIZED: tl.constexpr,
+    SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr, KEPT: tl.constexpr,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, CHUNKS: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    column, step = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, INNER)
+    ws = ()
+    for chunk in tl.static_range(CHUNKS):
+        inner = chunk * INNER + step[None, :]
+        known = (column[:, None] < N) & (inner < C)
+        at = weight + column[:, None] * C + inner
+        ws += (tl.load(at, mask=known, other=0.0, eviction_policy="evict_first"),)
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
+    parts, squares = tl.zeros((COLUMNS, INNER), tl.float32), tl.zeros((INNER,), tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        inner = chunk * INNER + step
+        a = tl.load(x + inner, mask=inner < C, other=0.0, cache_modifier=".cg").to(tl.float32)
+        parts += ws[chunk].to(tl.float32) * a[None, :]
+        squares += a * a
+    y = tl.sum(parts, axis=1)
+    if NORMALIZED:
+        y *= tl.rsqrt(tl.sum(squares) / C + epsilon)
+    _finish(y, column, column < N, out, residual, r, s, x0, kept, SQUARED, RESIDUAL, MIX, KEPT)
+
+
+@triton.jit
+def _product_of_rows(
+    x, weight, out, residual, r, s, x0, kept, epsilon, B, N, C: tl.constexpr, NORMALIZED: tl.constexpr,
+    SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr, KEPT: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, SLICES: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    step = tl.arange(0, INNER)
-    rows_in, columns_in = row[:, None] < B, column[None, :] < N
+    # Each warp multiplies a slice of the inner numbers, as one matrix of a batch; the slices are summed last.
+    # Columns stand where a matrix unit has 16 places, rows where it has 8
+    column, row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, ROWS)
+    slice, step = tl.arange(0, SLICES)[:, None, None] * INNER, tl.arange(0, INNER)
     if DEPENDENT:
         _fetch_ahead(weight, column, N, C, COLUMNS, LINES, LINE)
         gdc_wait()
         gdc_launch_dependents()
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    squares = tl.zeros((ROWS,), tl.float32)
-    part = tl.load(b).to(tl.float32) if BACKOUT else 0.0
-    # A tile of 64 rows or more goes to Hopper's asynchronous matrix units. With a second reader of the tile
-    # Triton 3.6 keeps one buffer too few for it and copies the next tile over the one being multiplied: the
-    # norm's sum has a loop of its own there.
-    if NORMALIZED and ROWS >= 64:
-        for start in range(0, C, INNER):
-            wide = _input(x, middle, part, row, start + step, B, C, BACKOUT).to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
-    for start in range(0, C, INNER):
-        inner = start + step
-        a = _input(x, middle, part, row, inner, B, C, BACKOUT)
-        known = columns_in & (inner[:, None] < C)
-        w = tl.load(weight + column[None, :] * C + inner[:, None], mask=known, other=0.0)
-        total = tl.dot(a, w, total, input_precision="ieee")
-        if NORMALIZED and ROWS < 64:
+    total = tl.zeros((SLICES, COLUMNS, ROWS), tl.float32)
+    squares = tl.zeros((SLICES, INNER, ROWS), tl.float32)
+    of_weight, of_x = slice + step[None, None, :], slice + step[None, :, None]
+    columns_in, rows_in = column[None, :, None] < N, row[None, None, :] < B
+    for start in range(0, C, SLICES * INNER):
+        if C % (SLICES * INNER) != 0:
+            columns_in = (column[None, :, None] < N) & (start + of_weight < C)
+            rows_in = (row[None, None, :] < B) & (start + of_x < C)
+        w = tl.load(weight + column[None, :, None] * C + start + of_weight, mask=columns_in, other=0.0)
+        a = tl.load(x + row[None, None, :] * C + start + of_x, mask=rows_in, other=0.0, cache_modifier=".cg")
+        total = tl.dot(w, a, total, input_precision="ieee")
+        if NORMALIZED:
             wide = a.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
+            squares += wide * wide
+    y = tl.sum(total, axis=0)
     if NORMALIZED:
-        total *= tl.rsqrt(squares / C + epsilon)[:, None]
-    # Rounded where the plain step rounds
-    y = total.to(x.dtype.element_ty).to(tl.float32)
-    place = row[:, None] * out_stride + column[None, :]
-    inside = rows_in & columns_in
+        y *= tl.rsqrt(tl.sum(tl.sum(squares, axis=0), axis=0) / C + epsilon)[None, :]
+    place = row[None, :] * N + column[:, None]
+    inside = (row[None, :] < B) & (column[:, None] < N)
+    _finish(y, place, inside, out, residual, r, s, x0, kept, SQUARED, RESIDUAL, MIX, KEPT)
+
+
+@triton.jit
+def _finish(
+    y, place, inside, out, residual, r, s, x0, kept, SQUARED: tl.constexpr, RESIDUAL: tl.constexpr,
+    MIX: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """Store a product after what follows it, rounded where the plain step rounds."""
+    dtype = out.dtype.element_ty
+    y = y.to(dtype).to(tl.float32)
     if SQUARED:
         y = tl.maximum(y, 0.0)
         y = y * y
     if RESIDUAL:
         y += tl.load(residual + place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
     if KEPT:
-        tl.store(kept + place, y.to(kept.dtype.element_ty), mask=inside)
+        tl.store(kept + place, y.to(dtype), mask=inside)
     if MIX:
-        y = y.to(x.dtype.element_ty).to(tl.float32)
+        y = y.to(dtype).to(tl.float32)
         y = tl.load(r) * y + tl.load(s) * tl.load(x0 + place, mask=inside, other=0.0).to(tl.float32)
-    if SOFTCAP:  # tanh(z) = 2 / (1 + exp(-2z)) - 1
-        y = softcap * (2 / (1 + tl.exp(-2 * y / softcap)) - 1)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place, y.to(dtype), mask=inside)
 
 
 @triton.jit
-def _input(x, middle, part, row, inner, B, C: tl.constexpr, BACKOUT: tl.constexpr):
-    at, there = row[:, None] * C + inner[None, :], (row[:, None] < B) & (inner[None, :] < C)
-    a = tl.load(x + at, mask=there, other=0.0, cache_modifier=".cg")
+def _prepare(
+    x, out, r, s, x0, kept, b, middle, epsilon, C, MIX: tl.constexpr, KEPT: tl.constexpr,
+    BACKOUT: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
+    column = tl.arange(0, BLOCK)
+    dtype = x.dtype.element_ty
+    inside, place = column < C, tl.program_id(0).to(tl.int64) * C + column
+    y = tl.load(x + place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+    if KEPT:
+        tl.store(kept + place, y.to(dtype), mask=inside)
+    if MIX:
+        y = tl.load(r) * y + tl.load(s) * tl.load(x0 + place, mask=inside, other=0.0).to(tl.float32)
+        y = y.to(dtype).to(tl.float32)
+        tl.store(x + place, y.to(dtype), mask=inside)
     if BACKOUT:
-        less = tl.load(middle + at, mask=there, other=0.0, cache_modifier=".cg")
-        a = (a.to(tl.float32) - part * less.to(tl.float32)).to(a.dtype)
-    return a
+        less = tl.load(b).to(tl.float32) * tl.load(middle + place, mask=inside, other=0.0).to(tl.float32)
+        y = (y - less).to(dtype).to(tl.float32)
+    tl.store(out + place, (y * tl.rsqrt(tl.sum(y * y) / C + epsilon)).to(dtype), mask=inside)
+
+
+@triton.jit
+def _square(hidden, count, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.load(hidden + place, mask=place < count, cache_modifier=".cg").to(tl.float32)
+    y = tl.maximum(y, 0.0)
+    tl.store(hidden + place, (y * y).to(hidden.dtype.element_ty), mask=place < count)
 
 
 @triton.jit
@@ -361,64 +467,64 @@ def _attend(
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_head = head // (H // K)
     half = tl.arange(0, D // 2)
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()
     position = tl.load(rows + row * COLUMNS + 1)
-    cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)
-    sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)
-    q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
-    scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # exp2 is the GPU's own exponential
-    q1, q2 = q1.to(tl.float32) * scale, q2.to(tl.float32) * scale
-
     stored, new_place = tl.minimum(position, R), position % R
     chunk = tl.cdiv(tl.cdiv(stored, PARTS), KEYS) * KEYS
     first, last = part * chunk, tl.minimum((part + 1) * chunk, stored)
+    start_of_text = row * row_stride + kv_head * D
+    start, stride = first, K * D
+    # No other kernel of this step writes what these read
+    k1, k2 = _halves(keys + start_of_text, start, last, half, stride, D, KEYS)
+    v1, v2 = _halves(values + start_of_text, start, last, half, stride, D, KEYS)
+    cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)
+    sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
+    q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
+    scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # exp2 is the GPU's own exponential
+    q1, q2 = q1.to(tl.float32) * scale, q2.to(tl.float32) * scale
     best, weights = -1e30, 0.0
     sum1, sum2 = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
-    start_of_text = row * row_stride + kv_head * D
-    start = first
     while start < last:
+        next_k1, next_k2 = _halves(keys + start_of_text, start + KEYS, last, half, stride, D, KEYS)
+        next_v1, next_v2 = _halves(values + start_of_text, start + KEYS, last, half, stride, D, KEYS)
         place = start + tl.arange(0, KEYS)
-        seen = (place < last) & (place != new_place)
-        at = start_of_text + place[:, None].to(tl.int64) * (K * D) + half[None, :]
-        k1 = tl.load(keys + at, mask=seen[:, None], other=0.0).to(tl.float32)
-        k2 = tl.load(keys + at + D // 2, mask=seen[:, None], other=0.0).to(tl.float32)
-        v1 = tl.load(values + at, mask=seen[:, None], other=0.0).to(tl.float32)
-        v2 = tl.load(values + at + D // 2, mask=seen[:, None], other=0.0).to(tl.float32)
-        scores = tl.sum(k1 * q1[None, :] + k2 * q2[None, :], axis=1)
+        seen = (place < last) & (place != new_place)  # what stands at the new key's place left the window
+        scores = tl.sum(k1.to(tl.float32) * q1[None, :] + k2.to(tl.float32) * q2[None, :], axis=1)
         scores = tl.where(seen, scores, -1e30)
         higher = tl.maximum(best, tl.max(scores))
         shrunk, seen_weights = tl.exp2(best - higher), tl.where(seen, tl.exp2(scores - higher), 0.0)
         weights = weights * shrunk + tl.sum(seen_weights)
-        sum1 = sum1 * shrunk + tl.sum(v1 * seen_weights[:, None], axis=0)
-        sum2 = sum2 * shrunk + tl.sum(v2 * seen_weights[:, None], axis=0)
+        sum1 = sum1 * shrunk + tl.sum(v1.to(tl.float32) * seen_weights[:, None], axis=0)
+        sum2 = sum2 * shrunk + tl.sum(v2.to(tl.float32) * seen_weights[:, None], axis=0)
         best = higher
+        k1, k2, v1, v2 = next_k1, next_k2, next_v1, next_v2
         start += KEYS
 
     if part == 0:  # the new key and value never come from memory
-        k1, k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
+        new_k1, new_k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
         new = qkv + row * X + (H + K + kv_head) * D + half
-        v1, v2 = tl.load(new, cache_modifier=".cg"), tl.load(new + D // 2, cache_modifier=".cg")
+        new_v1, new_v2 = tl.load(new, cache_modifier=".cg"), tl.load(new + D // 2, cache_modifier=".cg")
         if TABLE:
             gate = 3 * tl.sigmoid(
                 tl.load(qkv + row * X + (H + 2 * K) * D + kv_head, cache_modifier=".cg").to(tl.float32)
             )
             entry = table + (tl.load(ids + row) * K + kv_head) * D + half
-            v1 = (v1.to(tl.float32) + gate * tl.load(entry).to(tl.float32)).to(v1.dtype)
-            v2 = (v2.to(tl.float32) + gate * tl.load(entry + D // 2).to(tl.float32)).to(v2.dtype)
+            new_v1 = (new_v1.to(tl.float32) + gate * tl.load(entry).to(tl.float32)).to(new_v1.dtype)
+            new_v2 = (new_v2.to(tl.float32) + gate * tl.load(entry + D // 2).to(tl.float32)).to(new_v2.dtype)
         if head % (H // K) == 0:
             slot = start_of_text + new_place.to(tl.int64) * (K * D) + half
-            tl.store(keys + slot, k1)
-            tl.store(keys + slot + D // 2, k2)
-            tl.store(values + slot, v1)
-            tl.store(values + slot + D // 2, v2)
-        score = tl.sum(k1.to(tl.float32) * q1 + k2.to(tl.float32) * q2)
+            tl.store(keys + slot, new_k1)
+            tl.store(keys + slot + D // 2, new_k2)
+            tl.store(values + slot, new_v1)
+            tl.store(values + slot + D // 2, new_v2)
+        score = tl.sum(new_k1.to(tl.float32) * q1 + new_k2.to(tl.float32) * q2)
         higher = tl.maximum(best, score)
         shrunk, weight = tl.exp2(best - higher), tl.exp2(score - higher)
         weights = weights * shrunk + weight
-        sum1 = sum1 * shrunk + v1.to(tl.float32) * weight
-        sum2 = sum2 * shrunk + v2.to(tl.float32) * weight
+        sum1 = sum1 * shrunk + new_v1.to(tl.float32) * weight
+        sum2 = sum2 * shrunk + new_v2.to(tl.float32) * weight
         best = higher
 
     out = y + row * (H * D) + head * D + half
@@ -455,3 +561,12 @@ def _head(at, half, cos, sin, scale, epsilon, D: tl.constexpr):
     rms = tl.rsqrt(tl.sum(turned1 * turned1 + turned2 * turned2) / D + epsilon)
     dtype = at.dtype.element_ty
     return (turned1 * rms * scale).to(dtype), (turned2 * rms * scale).to(dtype)
+
+
+@triton.jit
+def _halves(of_text, start, last, half, stride, D: tl.constexpr, KEYS: tl.constexpr):
+    """Return the two halves of the keys or values at KEYS places, 0 from `last` on."""
+    place = start + tl.arange(0, KEYS)[:, None]
+    at = of_text + place.to(tl.int64) * stride + half[None, :]
+    one = tl.load(at, mask=place < last, other=0.0)
+    return one, tl.load(at + D // 2, mask=place < last, other=0.0)

@@ -147,14 +147,22 @@ def _(a_RS: Tensor, a_scale: Tensor, b_FS: Tensor, b_scale: Tensor, dtype: torch
 
 
 def product_into(
-    out: Tensor | None, a_RS: Tensor, a_scale: Tensor, b_FS: Tensor, b_scale: Tensor, dtype: torch.dtype
+    out: Tensor | None,
+    a_RS: Tensor,
+    a_scale: Tensor,
+    b_FS: Tensor,
+    b_scale: Tensor,
+    dtype: torch.dtype,
+    *,
+    uneven: bool = False,
 ) -> Tensor:
     """`product` into memory that is there already.
 
-    Products of values, and of `FEW` gradients, are summed the fast way, which keeps some 14 bits.
+    Products of values, and of `FEW` gradients, are summed the fast way, which keeps some 14 bits. Not where
+    terms are `uneven`: a sum with one large term loses of each small one, always toward zero.
     """
     a_RS, b_FS = a_RS.contiguous(), b_FS.contiguous()  # rounding keeps the layout of what a caller gave
-    fast = a_RS.dtype == b_FS.dtype == VALUES or a_RS.size(1) <= FEW
+    fast = a_RS.dtype == b_FS.dtype == VALUES or (a_RS.size(1) <= FEW and not uneven)
     more = {} if out is None else {"out": out}
     multiply: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
     return multiply(a_RS, b_FS.t(), a_scale, b_scale, out_dtype=dtype, use_fast_accum=fast, **more)

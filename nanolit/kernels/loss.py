@@ -155,7 +155,10 @@ class _HeadInFp8(_Head):
         return to_fp8_gradient(logits_MV, targets_M, self.gradient_MV, softcap=softcap, spare=spare)
 
     def by_x(self, *, out: Tensor) -> None:
-        fp8.product_into(out, self.gradient_MV, self.unit, self.weight8_CV, self.weight_scale, self.dtype)
+        # -1 at the target, and 1 / V at most other ids: summed the fast way, d4 with 4,096 ids had gradients
+        # of 0.95 times their size below the head (H200)
+        operands = (self.gradient_MV, self.unit, self.weight8_CV, self.weight_scale)
+        fp8.product_into(out, *operands, self.dtype, uneven=True)
 
     def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
         gradient_VM, x8_CM = fp8.transposed(self.gradient_MV), self.x8_CN[:, rows]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanolit.inference.decode import FUSED_ROWS, Decoder
+from nanolit.inference.decode import MAX_ROWS, Decoder
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 from nanolit.inference.sampling import (
@@ -33,11 +33,6 @@ pytestmark = [
 ]
 
 
-WRONG_ON_AN_H200 = pytest.mark.xfail(
-    reason="were wrong, mended unseen: raise FUSED_ROWS if they pass", strict=False
-)
-
-
 @pytest.fixture(scope="module", params=["classic", "modern", "grouped"])
 def model(request) -> GPT:
     """Four layers of width 256 in bfloat16; modern ones have a window of 128 positions."""
@@ -60,7 +55,9 @@ def model(request) -> GPT:
     gpt.initialize(torch.Generator().manual_seed(0), dtype=torch.bfloat16)
     with torch.no_grad():
         for parameter in gpt.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).cuda()
+            parameter += (
+                0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).cuda()
+            )
     return gpt
 
 
@@ -69,13 +66,11 @@ def engine(model, byte_tokenizer) -> Engine:
     return Engine(model, byte_tokenizer)
 
 
-@pytest.mark.parametrize(
-    "rows", [1, 5, 16, 40, 64, *(pytest.param(rows, marks=WRONG_ON_AN_H200) for rows in (130, 600))]
-)
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 40, 64, 130, 600])
 def test_every_row_of_the_kernels_is_as_near_to_float32_as_the_plain_step_is(model, rows):
     """Oracle: the plain step in float32, on the same weights, keys and values."""
     decoder = Decoder(model)
-    assert decoder.fused_rows == FUSED_ROWS, "they were tried, and did not run or agree"
+    assert decoder.fused_rows == MAX_ROWS, "they were tried, and did not run or agree"
     wide = copy.deepcopy(model)
     wide.prepare(dtype=torch.float32)
     generator = torch.Generator("cuda").manual_seed(2)
@@ -88,7 +83,7 @@ def test_every_row_of_the_kernels_is_as_near_to_float32_as_the_plain_step_is(mod
             mine.normal_(generator=generator)
             for other in others:
                 other.copy_(mine)
-        found = decoder.fused_step(slots[0], table)
+        found = decoder.capped(decoder.fused_step(slots[0], table))
         plain = Decoder(model, plain=True).step(slots[1], *texts, longest=512, ragged=True)
         exact = Decoder(wide, plain=True).step(slots[2], *texts, longest=512, ragged=True)
     errors = [(logits - exact).norm(dim=1) / exact.norm(dim=1) for logits in (found, plain)]

@@ -218,6 +218,23 @@ def test_the_loss_is_near_float32(device, monkeypatch):
         assert 0.02 < error(one, other) < 0.08
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_gradient_by_the_heads_input_keeps_its_size(device):
+    """Logits near zero, so that each id but the target has 1 / V: small terms that a fast sum cuts down."""
+    generator = torch.Generator().manual_seed(0)
+    x_NC, weight_VC = (torch.randn(n, 256, generator=generator).to(device) for n in (512, 4096))
+    x_NC, weight_VC = F.rms_norm(x_NC, (256,)).requires_grad_(), 0.0012 * weight_VC
+    targets_N = torch.randint(4096, (512,), generator=generator).to(device)
+    norms = []
+    for in_fp8 in (False, True):
+        x_NC.grad = None
+        inputs = x_NC.bfloat16() if in_fp8 else x_NC
+        summed_loss(inputs, weight_VC, targets_N, softcap=15.0, in_fp8=in_fp8).backward()
+        assert x_NC.grad is not None
+        norms.append(x_NC.grad.norm().item())
+    assert norms[1] == pytest.approx(norms[0], rel=0.01)
+
+
 def test_a_model_uses_fp8_for_its_large_products_and_only_where_gradients_are_wanted(monkeypatch):
     monkeypatch.setattr(fp8, "unavailable", lambda device: "")
     sizes = EVERYTHING | {"width": 128, "vocab_size": 256, "kv_heads": 4, "context": 32}

@@ -102,22 +102,33 @@ class Decoder:
     ) -> Tensor:
         """Return the logits (B, V) after each prompt, and keep prompt b in slot row + b if there are slots.
 
-        Prompts are padded to the longest: what follows a position doesn't change it, by causality. `start`
-        positions of a single prompt are in its slot already.
+        `start` positions of a single prompt are in its slot already.
         """
         longest, device = max(map(len, prompts)), self.model.device
-        # A column before the first one, for smear
-        padded = [[*prompt[max(start - 1, 0) :], *[0] * (longest - len(prompt))] for prompt in prompts]
-        ids_BT = F.pad(torch.tensor(padded, device=device), (0 if start else 1, 0))
+        ids_BT = torch.from_numpy(padded(prompts, longest, start=start)).to(device)
         ends_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        texts_B, places = torch.arange(len(prompts), device=device), dict[int | None, tuple[Tensor, ...]]()
+        rows_B = torch.arange(row, row + len(prompts), device=device)
+        return self.read_padded(ids_BT, ends_B, slots, rows_B, start=start)
+
+    def read_padded(
+        self, ids_BT: Tensor, ends_B: Tensor, slots: Slots | None, rows_B: Tensor, *, start: int = 0
+    ) -> Tensor:
+        """Do so for prompts of `ends_B` positions: what follows a position doesn't change it, by causality.
+
+        Row b of ids has what `padded` gives. Nothing depends on the tensors' content: a graph can hold this.
+        """
+        longest = ids_BT.size(1) - 1 + start
+        texts_B, places = (
+            torch.arange(len(ids_BT), device=ids_BT.device),
+            dict[int | None, tuple[Tensor, ...]](),
+        )
 
         def attend_and_keep(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
             window, old = self.layers[layer].window, None
             if slots is not None:
-                old = slots.read(layer, row, start) if start else None
+                old = slots.read(layer, rows_B, start) if start else None
                 if window not in places:
-                    places[window] = slots.places(layer, row, longest - start, start, ends_B)
+                    places[window] = slots.places(layer, rows_B, longest - start, start, ends_B)
                 slots.write(layer, k_BTKD, v_BTKD, *places[window])
             if old is None:
                 return attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=self.backend)
@@ -130,7 +141,7 @@ class Decoder:
             before_BTC = F.pad(before_BTC[:, 1:], (0, 0, 1, 0))
         last_B = ends_B - start - 1
         if slots is not None:
-            slots.previous_BC[row : row + len(prompts)] = x_BTC[texts_B, last_B]
+            slots.previous_BC[rows_B] = x_BTC[texts_B, last_B]
         where = self.model.cos_TE[start:longest], self.model.sin_TE[start:longest]
         heads = self._trained_heads if self.has_heads else self.heads
         x_BTC = self.blocks(ids_BT[:, 1:], x_BTC, before_BTC, where, heads, attend_and_keep)
@@ -356,3 +367,12 @@ class Decoder:
 def marks_of(model: GPT) -> list[tuple[int, int]]:
     """Return what changes when a weight moves, or is changed in place by torch, as optimizers do."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+
+
+def padded(prompts: Sequence[Sequence[int]], longest: int, *, start: int = 0) -> np.ndarray:
+    """Return the ids (B, T + 1) int64 from position `start` - 1 on, which smear reads, to `longest`."""
+    ids_BT = np.zeros((len(prompts), longest - start + 1), np.int64)
+    for line, prompt in zip(ids_BT, prompts, strict=True):
+        ids = prompt[max(start - 1, 0) :]
+        line[not start :][: len(ids)] = ids
+    return ids_BT

@@ -207,7 +207,7 @@ class Engine:
         """Read each group's prompt once, copy its slot to the other samples, and draw all first tokens."""
         slots, first = launcher.slots, len(self.rows)
         prompts = [group[0].request.prompt_ids for group in groups]
-        logits_BV = launcher.decoder.read(prompts, slots, row=first, start=start)
+        logits_BV = launcher.read(prompts, row=first, start=start)
         joined, order = [group[0] for group in groups], [*range(len(groups))]
         for source, group in enumerate(groups):
             copies = slice(first + len(joined), first + len(joined) + len(group) - 1)
@@ -327,6 +327,10 @@ class Engine:
         capacity = max(row.request.positions for row in [*self.rows, *joining])
         if old and old.slots.rows >= rows and old.slots.capacity >= capacity:
             return old
+        if old and old.slots.capacity < capacity:
+            # Twice as long, if it fits: a chat that grows would otherwise make slots and graphs at every turn
+            double = min(2 * old.slots.capacity, self.context)
+            capacity = double if capacity < double and rows <= self._most_rows(double) else capacity
         if old and self.rows:
             capacity = max(capacity, old.slots.capacity)
         else:

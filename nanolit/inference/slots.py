@@ -80,16 +80,18 @@ class Slots:
             self.seen_BV[place, torch.tensor(prompt, device=device)] = True
         return self.seen_BV[row : row + len(prompts)]
 
-    def places(self, layer: int, row: int, length: int, start: int, ends_B: Tensor) -> tuple[Tensor, ...]:
+    def places(
+        self, layer: int, rows_B: Tensor, length: int, start: int, ends_B: Tensor
+    ) -> tuple[Tensor, ...]:
         """Return what `write` needs, equal for all layers of one size: slots, places there, and sources.
 
-        Prompts for slots `row` … have ends_B positions; those from `start` on come, padded to `length`. What
+        Prompts for slots rows_B have ends_B positions; those from `start` on come, padded to `length`. What
         pads a shorter one is left out: in a ring it would overwrite what the row still sees.
         """
         size, device = self.layers[layer][0].size(1), ends_B.device
         kept, texts_B1 = min(size, length), torch.arange(len(ends_B), device=device)[:, None]
         source_BR = (ends_B[:, None] - start - kept + torch.arange(kept, device=device)).clamp(min=0)
-        return texts_B1 + row, (start + source_BR) % size, texts_B1, source_BR
+        return rows_B[:, None], (start + source_BR) % size, texts_B1, source_BR
 
     def write(
         self,
@@ -105,11 +107,11 @@ class Slots:
         for buffer, new_BTKD in zip(self.layers[layer], (k_BTKD, v_BTKD), strict=True):
             buffer[rows, to] = new_BTKD[texts, source]
 
-    def read(self, layer: int, row: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values (1, S, K, D) that a layer still holds of positions before `end`."""
+    def read(self, layer: int, rows_B: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values (B, S, K, D) that a layer still holds of positions before `end`."""
         keys, values = self.layers[layer]
         places = torch.arange(max(0, end - keys.size(1)), end, device=keys.device) % keys.size(1)
-        return keys[row, places][None], values[row, places][None]
+        return keys[rows_B[:, None], places], values[rows_B[:, None], places]
 
 
 def ring_sizes(model: GPT, capacity: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 
 from nanolit.inference.decode import MAX_ROWS, Decoder
 from nanolit.inference.engine import Engine
+from nanolit.inference.launch import Launcher
 from nanolit.inference.request import Request
 from nanolit.inference.sampling import (
     COLUMNS,
@@ -165,6 +166,21 @@ def test_graphs_give_the_same_tokens_as_single_launches(model, byte_tokenizer):
         tokens.append([completion.ids for handle in handles for completion in handle.completions])
     same = sum(one == other for one, other in zip(*tokens, strict=True))
     assert same >= 30, f"{same} of 32 are equal"  # rows are padded for graphs: a tile may round otherwise
+
+
+def test_a_prompt_read_by_a_graph_gives_the_logits_of_plain_reading(model):
+    launcher, rng = Launcher(Decoder(model), Slots(model, rows=2, capacity=512)), random.Random(4)
+    for length in (1, 100, 129, 256, 257, 500, 100):
+        prompt = [256, *(rng.randrange(256) for _ in range(length - 1))]
+        with torch.inference_mode():
+            expected = launcher.decoder.read([prompt], launcher.slots, row=0)
+            found = launcher.read([prompt], row=1, start=0)
+        assert (found - expected).norm() < 0.02 * expected.norm()
+        for buffer in launcher.slots.buffers:
+            kept = buffer[:, :, :, : min(length, buffer.size(3))].float()
+            assert (kept[:, :, 1] - kept[:, :, 0]).norm() < 0.02 * kept[:, :, 0].norm()
+    assert launcher.captures
+    assert sorted(launcher.readers) == [256, 512]
 
 
 def test_refreshed_weights_are_read_by_the_captured_graphs(model, byte_tokenizer):

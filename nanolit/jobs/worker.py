@@ -191,6 +191,7 @@ class Watch:
             parts.chat_tasks,
             max_tokens=job["chat_tasks"]["max_tokens"],
             max_problems=FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
+            folder=parts.folder / "evaluation",
             clock=self.clock,
         )
         self.chat.metrics = self.before.get("metrics", {})

@@ -119,8 +119,9 @@ def write_bases(root: Path, **rows: dict | None) -> list[str]:
 def test_bits_per_byte_of_different_rows_never_stand_in_one_line(tmp_path):
     names = write_bases(tmp_path, a=ROWS, b=OTHERS, c=ROWS, d=None)
     rows = cells(compare(tmp_path, names))
-    assert ["base", f"val_bpb of rows {ROWS['checksum']}", "1.0000", "-", "3.0000", "-"] in rows
-    assert ["base", f"val_bpb of rows {OTHERS['checksum']}", "-", "2.0000", "-", "-"] in rows
+    assert ["base", "val_bpb of rows A", "1.0000", "-", "3.0000", "-"] in rows
+    assert ["base", "val_bpb of rows B", "-", "2.0000", "-", "-"] in rows
+    assert [f"base: val_bpb of rows B are those of checksum {OTHERS['checksum']}."] in rows
     assert ["base", "val_bpb of unknown rows", "-", "-", "-", "4.0000"] in rows
     assert ["base: val_bpb is of different validation rows: only figures of the same rows compare."] in rows
     with pytest.raises(ValueError, match=r"different validation rows .*; draw runs of the same rows"):
@@ -149,7 +150,7 @@ def test_a_run_without_a_result_has_the_rows_of_its_newest_checkpoint(tmp_path):
         folder = base / "checkpoints" / f"step_{step}"
         folder.mkdir(parents=True)
         (folder / "progress.json").write_text(json.dumps({"step": int(step), "val_rows": rows}))
-    assert f"val_bpb of rows {OTHERS['checksum']}" in compare(tmp_path, names)
+    assert f"val_bpb of rows B are those of checksum {OTHERS['checksum']}" in compare(tmp_path, names)
 
 
 def test_where_a_run_ran_is_not_a_difference(tmp_path):

@@ -221,5 +221,5 @@ def _label(axes: "Axes", title: str, y: str, *, x: str = "optimizer step", theme
 
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200)
+    figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()

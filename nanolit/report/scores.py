@@ -1,5 +1,6 @@
 """What a stage scored, each figure with its error bar, the number of questions and what guessing gets."""
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,10 +99,17 @@ def core_questions(stage: Stage, name: str) -> int | None:
 
 def read_stored(path: Path) -> tuple[Item, list[Item]]:
     """Return the header and the items of a file; none of a damaged one, for which no card is refused."""
+    return _read_once(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_once(path: Path, _changed: int) -> tuple[Item, list[Item]]:
+    """Keep what counts: all of CORE's items with their questions are many megabytes."""
     try:
-        return read_items(path)
+        header, items = read_items(path)
     except (ValueError, OSError):
         return {}, []
+    return header, [{key: item[key] for key in ("index", "prompt", "right")} for item in items]
 
 
 def is_core(name: str) -> bool:

@@ -84,7 +84,7 @@ def test_any_log_can_be_drawn(tmp_path, metrics):
     pictures = curves.write_curves(Run(folder), stage)
     assert pictures
     assert all(
-        png_size(png) == (1080, 680)
+        png_size(png) == (864, 544)
         for picture in pictures
         for png in (picture.path.read_bytes(), picture.dark)
     )
@@ -114,8 +114,8 @@ def test_tokens_of_an_evaluation_are_read_off_the_training_rows():
 
 def test_several_runs_are_drawn_in_one_picture(tmp_path):
     runs = [Run(write_demo(tmp_path, name)) for name in ("a", "b")]
-    assert png_size(curves.draw_comparison(runs, "base")) == (1080, 680)
-    assert png_size(curves.draw_comparison(runs, "rl", column="reward")) == (1080, 680)
+    assert png_size(curves.draw_comparison(runs, "base")) == (864, 544)
+    assert png_size(curves.draw_comparison(runs, "rl", column="reward")) == (864, 544)
 
 
 def test_a_column_that_nobody_logged_is_answered_with_those_there_are(tmp_path):

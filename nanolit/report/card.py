@@ -46,7 +46,8 @@ def report_card(root: Path, run: Run) -> Section:
     # A stage's first one or two tell how it went; the others are for whoever looks closer
     first = [picture for drawn in pictures.values() for picture in drawn[:2]]
     table = final_scores(run)
-    scores = [table, Text(" ".join(remarks_on(run)))] if table else [Text(NO_SCORES)]
+    remarks = " ".join(remarks_on(run))
+    scores = [table, *([Text(remarks)] if remarks else [])] if table else [Text(NO_SCORES)]
     blocks: list[Block] = [
         Text(_subtitle(run)),
         *([Facts(facts)] if (facts := _facts(run)) else []),
@@ -54,7 +55,8 @@ def report_card(root: Path, run: Run) -> Section:
         Section("Scores", scores),
     ]
     if talk := _talk(run):
-        blocks.append(Section("Conversation", [*talk, Code(chat_command(root, run.name))]))
+        title = "What it writes" if isinstance(talk[0], Exchange) and not talk[0].chat else "Conversation"
+        blocks.append(Section(title, [*talk, Code(chat_command(root, run.name))]))
     if first:
         blocks.append(Section("Curves", [Pictures(first)]))
     blocks += [

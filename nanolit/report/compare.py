@@ -12,7 +12,7 @@ from nanolit.machine.clock import duration
 from nanolit.report.folders import Run, Stage, as_number, open_run
 from nanolit.report.noise import CANNOT_TELL, CORE_SPREAD, difference
 from nanolit.report.scores import measured, parts_of_core, sorted_metrics
-from nanolit.report.sweep import bpb_names, mean_and_sd, rows_remark, split_seed
+from nanolit.report.sweep import bpb_names, letters, mean_and_sd, rows_remark, split_seed
 from nanolit.report.tables import MISSING, markdown_table, readable, score
 
 PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "dry_run"}
@@ -76,7 +76,7 @@ def _results(groups: Mapping[str, Sequence[Run]]) -> str:
         names = bpb_names(map(_checksum, scored))
         metrics = [[_metrics(stage, names) for stage in stages] for stages in found]
         every = sorted_metrics(key for group in metrics for values in group for key in values)
-        short = _letters(names) | parts_of_core(every)
+        short = letters(names) | parts_of_core(every)
         for metric in every:
             cells = [[values[metric] for values in group if metric in values] for group in metrics]
             rows.append([name, short.get(metric, metric), *(_spread_of(values) for values in cells)])
@@ -104,12 +104,6 @@ def _by_stage(runs: Sequence[Run]) -> dict[str, list[Stage]]:
 def _stages(by_group: Mapping[str, Mapping[str, list[Stage]]]) -> list[str]:
     """Return the stages that some run has, in the pipeline's order."""
     return [name for name in STAGES if any(name in stages for stages in by_group.values())]
-
-
-def _letters(names: Mapping[str | None, str]) -> dict[str, str]:
-    """Return a short name for each "val_bpb of rows CHECKSUM"."""
-    of_rows = [name for name in names.values() if name.startswith("val_bpb of rows ")]
-    return {name: f"val_bpb of rows {chr(ord('A') + place)}" for place, name in enumerate(of_rows)}
 
 
 def _spread_of(values: Sequence[float]) -> str:

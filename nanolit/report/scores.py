@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanolit.evaluation.scores import Item, Scored, mean_centered, read_items
+from nanolit.planning.plans import RLPlan
 from nanolit.report.folders import Run, Stage
 from nanolit.report.sections import Table
 from nanolit.report.tables import MISSING, score
@@ -70,7 +71,7 @@ def measured(stage: Stage) -> dict[str, Measured]:
             found[name] = Measured(value, task[0].error, task[0].num_items, task[1], task[0].baseline)
         else:
             core = is_core(name)
-            asked = core_questions(stage, name) if core else None
+            asked = core_questions(stage, name) if core else sampled_questions(stage, name)
             found[name] = Measured(value, metrics.get(name + ERROR), asked, chance=0.0 if core else None)
     for name in MEANS:
         if name in found and tasks and math.isclose(mean_centered(tasks)[0], found[name].value, abs_tol=1e-9):
@@ -88,6 +89,14 @@ def scored_items(stage: Stage, task: str) -> tuple[Scored, int | None] | None:
         return None
     accuracy = sum(item["right"] for item in items) / len(items)
     return Scored(task, len(items), accuracy, baseline), header.get("of")
+
+
+def sampled_questions(stage: Stage, name: str) -> int | None:
+    """Return how many held-out problems RL's pass@1 is of."""
+    if not name.startswith("pass@1") or not isinstance(stage.plan, RLPlan):
+        return None
+    task = stage.plan.validation or {}
+    return task.get("max_rows") or task.get("size")
 
 
 def core_questions(stage: Stage, name: str) -> int | None:

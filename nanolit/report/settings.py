@@ -65,7 +65,7 @@ def _shown(key: str, settings: Mapping[str, object], job: Mapping) -> str:
         of_stage = job["recipe"].get(stage) or {}
         value = of_stage.get(rest[0]) if len(rest) == 1 else (of_stage.get(rest[0]) or {}).get(rest[1])
     if value is None:
-        return "derived" if key in settings and node == "stage" else MISSING
+        return "derived" if key in settings and key != "start_from" else MISSING
     if isinstance(value, list) and all(isinstance(item, dict) and "_target_" in item for item in value):
         return ", ".join(dict.fromkeys(item["_target_"].rpartition(".")[2] for item in value))
     if isinstance(value, Mapping) and "_target_" in value:

@@ -27,6 +27,12 @@ def bpb_names(checksums: Iterable[str | None]) -> dict[str | None, str]:
     return {None: "val_bpb of unknown rows"} | {checksum: f"val_bpb of rows {checksum}" for checksum in known}
 
 
+def letters(names: Mapping[str | None, str]) -> dict[str, str]:
+    """Return a short name for each "val_bpb of rows CHECKSUM": no reader compares checksums in a table."""
+    of_rows = [name for name in names.values() if name.startswith("val_bpb of rows ")]
+    return {name: f"val_bpb of rows {chr(ord('A') + place)}" for place, name in enumerate(of_rows)}
+
+
 def rows_remark(checksums: Mapping[str, str | None]) -> str:
     """Return a line where the runs' validation rows differ or are unknown, by the runs' names; else ""."""
     if len({checksum for checksum in checksums.values() if checksum}) > 1:
@@ -109,7 +115,10 @@ def sweep_table(results: Sequence[Json]) -> str:
     rows = by_configuration(results)
     names = _value_names(rows)
     unfinished = any(row.unfinished for row in rows)
-    header = ["Configuration", "n", *(["unfinished"] if unfinished else []), *names]
+    checksums = _checksums(results)
+    short = letters(bpb_names(checksums.values()))
+    shown = [short.get(name, name) for name in names]
+    header = ["Configuration", "n", *(["unfinished"] if unfinished else []), *shown]
     cells = [
         [
             row.name,
@@ -119,9 +128,9 @@ def sweep_table(results: Sequence[Json]) -> str:
         ]
         for row in rows
     ]
-    checksums = _checksums(results)
-    remark = rows_remark(checksums) if len(checksums) > 1 else ""
-    return markdown_table(header, cells) + (f"\n{remark}" if remark else "")
+    remarks = [rows_remark(checksums)] if len(checksums) > 1 else []
+    remarks += [f"{letter} is {name}.\n" for name, letter in short.items()]
+    return "\n".join([markdown_table(header, cells), *filter(None, remarks)])
 
 
 def _value_names(rows: Sequence[Configuration]) -> list[str]:

@@ -19,7 +19,7 @@ def test_only_what_differs_from_the_recipe_is_shown_with_the_recipes_own_value(t
     ]
     rows = different_rows(compose([*words, f"root={tmp_path}", "start_from=other"]))
     assert rows == [
-        ["precision", "-", "fp32"],
+        ["precision", "derived", "fp32"],
         ["stage.sft.lr_scale", "0.8", "0.5"],
         ["start_from", "-", "other"],
     ]

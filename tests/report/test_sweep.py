@@ -42,12 +42,14 @@ def test_a_sweep_over_what_changes_the_rows_never_averages_or_aligns_their_score
     """One seed of d2 and all of d4 on other rows: a column for each set of rows, and a line."""
     results = [RESULTS[0], {**RESULTS[1], "val_rows": OTHERS}, {**RESULTS[2], "val_rows": OTHERS}]
     header, _rule, first, second, *remark = cells(sweep_table(results))
-    assert header[2:4] == [f"val_bpb of rows {rows['checksum']}" for rows in (ROWS, OTHERS)]
+    assert header[2:4] == ["val_bpb of rows A", "val_bpb of rows B"]
     assert first[2:4] == ["2.0000 (n=1)", "3.0000 (n=1)"]
     assert second[2:4] == ["-", "1.5000"]
-    assert remark == [
-        [""],
+    assert remark[::2] == [[""]] * 3
+    assert remark[1::2] == [
         ["val_bpb is of different validation rows: only figures of the same rows compare."],
+        [f"val_bpb of rows A is val_bpb of rows {ROWS['checksum']}."],
+        [f"val_bpb of rows B is val_bpb of rows {OTHERS['checksum']}."],
     ]
     write_sweep_csv(tmp_path / "sweep.csv", results)
     with (tmp_path / "sweep.csv").open(newline="") as file:

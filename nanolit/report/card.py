@@ -99,13 +99,13 @@ def _subtitle(run: Run) -> str:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """Return what a reader asks first: how large, how long, how much, on what."""
     base = next((stage.plan for stage in run.stages if isinstance(stage.plan, TrainingPlan)), None)
-    training, wall = (_sum(_clock(stage, key) for stage in run.stages) for key in ("seconds", "wall_seconds"))
+    training, wall = _totals(run)
     tokens = _sum(as_number(stage.result.get("tokens")) for stage in run.stages if stage.name != "tokenizer")
     facts = [
         ("Parameters", _short(base.num_parameters) if base and base.num_parameters else MISSING),
         ("Tokens learned", _short(tokens) if tokens else MISSING),
-        ("Training", duration(training) if training is not None else MISSING),
-        ("Wall clock", duration(wall) if wall is not None else MISSING),
+        ("Training", _time(training)),
+        ("Wall clock", _time(wall)),
         ("Cost", _dollars(run)),
         ("Hardware", _hardware(run)),
     ]
@@ -130,23 +130,31 @@ def _hardware(run: Run) -> str:
 
 def _dollars(run: Run) -> str:
     """Return what the wall clock cost at the plan's price; nobody bills a machine of one's own."""
-    priced = [(_clock(stage, "wall_seconds"), _price(stage)) for stage in run.stages if stage.plan]
-    if not any(price for _, price in priced):
+    if not (prices := [stage.plan.cost for stage in run.stages if stage.plan and stage.plan.cost]):
         return "own machine" if (run.job.get("cluster") or {}).get("kind") == "local" else MISSING
-    total = _sum(None if None in (wall, price) else wall / 3600 * price for wall, price in priced)  # type: ignore[operator]
+    hours = [as_number(stage.result.get("wall_seconds")) for stage in run.stages if stage.plan]
+    if len(prices) < len(hours):
+        return MISSING
+    total = _sum(
+        None
+        if seconds is None or price["dollars_per_hour"] is None
+        else seconds / 3600 * price["dollars_per_hour"]
+        for seconds, price in zip(hours, prices, strict=True)
+    )
     return MISSING if total is None else f"${total:,.2f}"
 
 
-def _price(stage: Stage) -> float | None:
-    cost = getattr(stage.plan, "cost", None)
-    return cost["dollars_per_hour"] if cost else None
+def _totals(run: Run) -> tuple[float | None, float | None]:
+    """Return the run's training time and wall clock; a tokenizer that is done has no training time."""
+    training = [
+        as_number(stage.result.get("seconds", 0.0 if stage.name == "tokenizer" and stage.result else None))
+        for stage in run.stages
+    ]
+    return _sum(training), _sum(as_number(stage.result.get("wall_seconds")) for stage in run.stages)
 
 
-def _clock(stage: Stage, key: str) -> float | None:
-    """Return the seconds of a stage; a tokenizer has no training clock."""
-    if stage.name == "tokenizer" and key == "seconds" and stage.result:
-        return as_number(stage.result.get(key)) or 0.0
-    return as_number(stage.result.get(key))
+def _time(seconds: float | None) -> str:
+    return MISSING if seconds is None else duration(seconds)
 
 
 def _problems(run: Run) -> Iterator[str]:
@@ -203,23 +211,18 @@ def last_samples(path: Path) -> str:
 
 
 def _times(run: Run) -> list[Block]:
-    """Return each stage's steps, tokens and time; wall clock and dollars where the result has them."""
-    rows, priced = [], any(_price(stage) for stage in run.stages)
-    clocks = {
-        stage.name: [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
-        for stage in run.stages
-    }
+    """Return each stage's steps, tokens and time, and their sums."""
+    rows = []
     for stage in run.stages:
-        steps, tokens = stage.step, as_number(stage.result.get("tokens"))
-        counts = [MISSING if count is None else f"{count:,.0f}" for count in (steps, tokens)]
-        times = [MISSING if time is None else duration(time) for time in clocks[stage.name]]
-        rows.append([stage.name.upper(), *counts, *times])
-    sums = [_sum(_clock(stage, key) for stage in run.stages) for key in ("seconds", "wall_seconds")]
-    rows.append(["total", "", "", *(MISSING if time is None else duration(time) for time in sums)])
+        counts = [stage.step, as_number(stage.result.get("tokens"))]
+        times = [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
+        cells = [*(MISSING if count is None else f"{count:,.0f}" for count in counts), *map(_time, times)]
+        rows.append([stage.name.upper(), *cells])
+    rows.append(["total", "", "", *map(_time, _totals(run))])
     said = "Training leaves out evaluation, samples and checkpoints; wall clock has all of it."
-    prices = next((stage.plan.cost["prices"] for stage in run.stages if _price(stage)), "") if priced else ""  # type: ignore[union-attr]
-    more = f" The cost is the wall clock's, at the prices of {prices}." if prices else ""
-    return [Table(["Stage", "Steps", "Tokens", "Training", "Wall clock"], rows), Text(said + more)]
+    if priced := next((stage.plan.cost for stage in run.stages if stage.plan and stage.plan.cost), None):
+        said += f" The cost is the wall clock's, at the prices of {priced['prices']}."
+    return [Table(["Stage", "Steps", "Tokens", "Training", "Wall clock"], rows), Text(said)]
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

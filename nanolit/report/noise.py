@@ -82,6 +82,8 @@ def _by_questions(
     else:
         error, number, _ = _paired(one, other, metric) or (None, 0, 0)
     basis = f"{number:,} equal questions"
+    if {score.asked, other_score.asked} != {number}:
+        error = None  # the pairs aren't what gave the scores
     if error is None and score.error is not None and other_score.error is not None:
         error, basis = math.hypot(score.error, other_score.error), "each one's questions"
     if error is None:
@@ -94,7 +96,7 @@ def _by_questions(
 def _paired(one: Stage, other: Stage, task: str) -> tuple[float, int, float] | None:
     """Return the paired difference's error, the number of questions both were asked, and 1 less chance.
 
-    None unless both have the items, of the same questions, and they are those of the scores.
+    None unless both have the items, of the same questions.
     """
     scored, path, other_path = scored_items(one, task), one.item_files.get(task), other.item_files.get(task)
     if scored is None or path is None or other_path is None:

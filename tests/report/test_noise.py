@@ -49,6 +49,13 @@ def test_other_questions_are_not_paired(tmp_path):
     assert found.noise == pytest.approx(2 * math.sqrt(2 * 0.25 / 100))
 
 
+def test_items_that_did_not_give_the_scores_are_not_paired(tmp_path):
+    """A later evaluation of 20 questions took the place of the 100 items of one run."""
+    one, other = answered(tmp_path, "a", [True, False] * 50), answered(tmp_path, "bb", [True, False] * 50)
+    write_items(other.folder, "ARC-Easy", [True, False] * 9 + [True] * 2, baseline=0.25)
+    assert difference([one], [other], "ARC-Easy").verdict == "can't tell"
+
+
 def test_one_run_each_without_questions_tells_nothing(tmp_path):
     found = difference([write_run(tmp_path, "a", {"X": 0.1})], [write_run(tmp_path, "b", {"X": 0.9})], "X")
     assert (found.noise, found.verdict) == (None, "can't tell")

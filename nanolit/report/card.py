@@ -104,8 +104,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("Parameters", _short(base.num_parameters) if base and base.num_parameters else MISSING),
         ("Tokens learned", _short(tokens) if tokens else MISSING),
-        ("Training", _time(training)),
-        ("Wall clock", _time(wall)),
+        ("Training", _spoken(training)),
+        ("Wall clock", _spoken(wall)),
         ("Cost", _dollars(run)),
         ("Hardware", _hardware(run)),
     ]
@@ -151,6 +151,14 @@ def _totals(run: Run) -> tuple[float | None, float | None]:
         for stage in run.stages
     ]
     return _sum(training), _sum(as_number(stage.result.get("wall_seconds")) for stage in run.stages)
+
+
+def _spoken(seconds: float | None) -> str:
+    """Return 346 as '5 min 46 s', 13860 as '3 h 51 min'."""
+    if seconds is None or seconds < 60:
+        return MISSING if seconds is None else f"{seconds:.0f} s"
+    parts = duration(seconds).split(":")
+    return f"{parts[0]} h {int(parts[1])} min" if len(parts) == 3 else f"{parts[0]} min {int(parts[1])} s"
 
 
 def _time(seconds: float | None) -> str:

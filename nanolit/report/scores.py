@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanolit.evaluation.scores import Item, Scored, mean_centered, read_items
 from nanolit.planning.plans import RLPlan
-from nanolit.report.folders import Run, Stage
+from nanolit.report.folders import Run, Stage, as_number
 from nanolit.report.sections import Table
 from nanolit.report.tables import MISSING, score
 from nanolit.tasks.bundle import LABELS
@@ -84,7 +84,7 @@ def scored_items(stage: Stage, task: str) -> tuple[Scored, int | None] | None:
     """Return the score of the task's items on disk and how many the whole task has; None without items."""
     path = stage.item_files.get(task)
     header, items = read_stored(path) if path else ({}, [])
-    baseline = header.get("baseline", CHANCE.get(task))
+    baseline = as_number(header.get("baseline", CHANCE.get(task)))
     if not items or baseline is None:
         return None
     accuracy = sum(item["right"] for item in items) / len(items)
@@ -183,7 +183,9 @@ def core_tasks(stage: Stage) -> Table | None:
     """Return CORE's score by task with standard errors; None where the stage has none."""
     rows = []
     for name, content in (stage.core.get("tasks") or {}).items():
-        task, scored = Measured(content["accuracy"], content.get("error")), scored_items(stage, name)
+        if (accuracy := as_number(content.get("accuracy"))) is None:
+            continue
+        task, scored = Measured(accuracy, as_number(content.get("error"))), scored_items(stage, name)
         same = scored and math.isclose(scored[0].accuracy, task.value, abs_tol=1e-9)
         asked = f"{scored[0].num_items:,}" if scored and same else MISSING
         chance = CHANCE.get(name, 0.0)

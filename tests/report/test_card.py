@@ -114,6 +114,12 @@ def test_the_time_is_summed_and_the_wall_clock_only_where_all_stages_have_it(tmp
     assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"][2:] == ["3:00", "4:01"]
 
 
+def test_times_on_the_first_page_say_their_units():
+    assert [card._spoken(seconds) for seconds in (None, 9.4, 346, 13_860)] == [
+        *("-", "9 s", "5 min 46 s", "3 h 51 min")
+    ]
+
+
 def test_rented_hours_are_paid_by_the_wall_clock(tmp_path):
     """Two stages of 30 minutes at 31.6 and 4 dollars an hour."""
     for stage, price in {"base": 31.6, "sft": 4.0}.items():

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Series = Sequence[tuple[float, float]]
-SMOOTHED_FROM = 16  # points; fewer are drawn as they are
+NOISY = ("loss", "reward", "sequence_length")  # of other data each step; scores are of the same each time
+SMOOTHED_FROM = 16  # points of a noisy column; fewer are drawn as they are
+LONG = 200  # points of a loss whose first fall is left out
 DECAY = 0.95  # of the smoothed line, at most
 
 
@@ -91,7 +93,9 @@ def draw_stage(plot: Plot, run: Run, stage: Stage, *, theme: Theme = LIGHT) -> b
     lines = {name: series for name in plot.columns if (series := stage.series(name))}
     figure, axes = _canvas(theme)
     for color, (name, points) in zip(theme.lines, lines.items(), strict=False):
-        _draw_line(axes, points, color=color, label=plot.columns[name])
+        _draw_line(axes, name, points, color=color, label=plot.columns[name])
+    if plot.name == "loss" and len(lines.get("loss", ())) >= LONG:
+        _leave_out_the_fall(axes, [value for _, value in lines["loss"]])
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor=theme.ink)
     _label(axes, title_of(plot, run, stage), plot.unit, theme=theme)
@@ -106,7 +110,7 @@ def title_of(plot: Plot, run: Run, stage: Stage) -> str:
     told = []
     for name, label in plot.columns.items():
         if series := [value for _, value in stage.series(name) if math.isfinite(value)]:
-            line = smoothed(series) if len(series) >= SMOOTHED_FROM else series
+            line = smoothed(series) if is_smoothed(name, series) else series
             first, last = (f"{value:{plot.form}}" for value in (line[0], line[-1]))
             told.append(f"{label} {first} → {last}".lstrip())
     return f"{run.name}, {stage.name}: {plot.title} {', '.join(told) or 'is not finite'}"
@@ -136,7 +140,7 @@ def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb")
     figure, axes = _canvas()
     for color, (name, folder) in zip(LIGHT.lines * len(drawn), drawn.items(), strict=False):
         points = _over_tokens(folder, column) if by_tokens else folder.series(column)
-        _draw_line(axes, points, color=color, label=f"{name}: {points[-1][1]:.4g}")
+        _draw_line(axes, column, points, color=color, label=f"{name}: {points[-1][1]:.4g}")
     axes.legend(frameon=False)
     _label(axes, f"{stage}: {column} of {len(drawn)} runs", column, x="tokens" if by_tokens else "step")
     return _png(figure)
@@ -184,14 +188,27 @@ def _interpolate(points: Series, x: float) -> float:
     return before[1]
 
 
-def _draw_line(axes: "Axes", points: Series, *, color: str, label: str) -> None:
-    """Draw one series: with its points if it has few, smoothed above its faint self if it has many."""
+def is_smoothed(column: str, points: Sequence) -> bool:
+    """Tell whether a series is drawn as a smoothed line."""
+    return column in NOISY and len(points) >= SMOOTHED_FROM
+
+
+def _draw_line(axes: "Axes", column: str, points: Series, *, color: str, label: str) -> None:
+    """Draw one series: with its points if it has few, smoothed above its faint self if it is long and noisy."""
     x, y = [point[0] for point in points], [point[1] for point in points]
-    if len(points) < SMOOTHED_FROM:
-        axes.plot(x, y, color=color, label=label, marker="o", markersize=4, linewidth=1.8)
+    if not is_smoothed(column, points):
+        marker = "o" if len(points) < 2 * SMOOTHED_FROM else ""
+        axes.plot(x, y, color=color, label=label, marker=marker, markersize=4, linewidth=1.8)
     else:
         axes.plot(x, y, color=color, alpha=0.3, linewidth=0.9)
         axes.plot(x, smoothed(y), color=color, label=label, linewidth=2)
+
+
+def _leave_out_the_fall(axes: "Axes", losses: Sequence[float]) -> None:
+    """End the axis at the loss after a fiftieth of the steps: the fall from chance flattens all else."""
+    seen = [value for value in smoothed(losses)[len(losses) // 50 :] if math.isfinite(value)]
+    if seen and max(seen) > min(seen):
+        axes.set_ylim(min(seen) - 0.08 * (max(seen) - min(seen)), max(seen))
 
 
 def _canvas(theme: Theme = LIGHT) -> "tuple[Figure, Axes]":

@@ -68,10 +68,18 @@ def test_a_single_point_is_no_curve(tmp_path):
     assert curves.plots_of(Stage("base", folder)) == []
 
 
+def test_only_what_changes_its_data_is_smoothed():
+    points = [(step, 1.0) for step in range(100)]
+    smooth = [name for plot in curves.PLOTS for name in plot.columns if curves.is_smoothed(name, points)]
+    assert smooth == ["loss", "reward", "sequence_length"]
+    assert not curves.is_smoothed("loss", points[:15])
+
+
 @pytest.mark.parametrize(
     "metrics",
     [
         metrics_text(100),
+        metrics_text(400),
         metrics_text(5),
         "step,loss\n1,nan\n2,nan\n",
         "step,loss\n1,5.0\n2,inf\n3,4.0\n",

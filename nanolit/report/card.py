@@ -51,7 +51,7 @@ def report_card(root: Path, run: Run) -> Section:
     blocks: list[Block] = [
         Text(_subtitle(run)),
         *([Facts(facts)] if (facts := _facts(run)) else []),
-        *map(Text, _problems(run)),
+        *([Section("State", problems)] if (problems := list(map(Text, _problems(run)))) else []),
         Section("Scores", scores),
     ]
     if talk := _talk(run):

@@ -194,7 +194,7 @@ def is_smoothed(column: str, points: Sequence) -> bool:
 
 
 def _draw_line(axes: "Axes", column: str, points: Series, *, color: str, label: str) -> None:
-    """Draw one series: with its points if it has few, smoothed above its faint self if it is long and noisy."""
+    """Draw one series: with its points if it has few; a long noisy one smoothed, above its faint self."""
     x, y = [point[0] for point in points], [point[1] for point in points]
     if not is_smoothed(column, points):
         marker = "o" if len(points) < 2 * SMOOTHED_FROM else ""

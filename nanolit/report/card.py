@@ -170,7 +170,7 @@ def _problems(run: Run) -> Iterator[str]:
     states = run.states()
     for stage in run.stages:
         if (state := states[stage.name]) != "done":
-            yield f"{stage.name.upper()} is {state}{_progress(stage)}."
+            yield f"{stage.name.upper()}: {state}{_progress(stage)}."
         if error := stage.result.get("error"):
             yield f"Error: {' '.join(str(error).split())}"
         if remark := gradients.remark_of(stage, run.job):

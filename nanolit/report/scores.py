@@ -172,7 +172,7 @@ def remarks_on(run: Run) -> list[str]:
     if part := next((cell.questions for cell in cells if " of " in cell.questions), None):
         remarks.append(f'"{part}" are a fixed random part of the task.')
     last = next((found for found in reversed(by_stage.values()) if any(c.asked for c in found.values())), {})
-    if guessed := [name for name, cell in last.items() if cell.is_guessing and name not in MEANS]:
+    if guessed := [parts.get(n, n) for n, cell in last.items() if cell.is_guessing and n not in MEANS]:
         remarks.append(f"No better than guessing, within two standard errors: {', '.join(guessed)}.")
     if sum("val_bpb" in found for found in by_stage.values()) > 1:
         remarks.append("Every stage's val_bpb is of its own validation rows: compare it between runs alone.")

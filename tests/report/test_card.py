@@ -98,7 +98,7 @@ def test_an_unfinished_run_gives_a_card_with_its_error(tmp_path):
     write_stage(folder / "base", metrics=metrics_text(30), plan={"num_steps": 100})
     write_stage(folder / "sft", result={"status": "failed", "error": "no rows\nin x.jsonl"})
     text = card.write_report(tmp_path, "half").read_text()
-    assert "BASE is interrupted at step 30 of 100." in text
+    assert "BASE: interrupted at step 30 of 100." in text
     assert "Error: no rows in x.jsonl" in text
 
 

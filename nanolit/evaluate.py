@@ -137,7 +137,7 @@ def check(settings: Settings) -> None:
 def evaluate_core(settings: Settings, release: Path) -> Scores:
     """Ask CORE; the scores are kept beside the items, where the report finds them."""
     from nanolit.evaluation import core
-    from nanolit.evaluation.items import mean_centered
+    from nanolit.evaluation.scores import mean_centered
     from nanolit.inference.decode import Decoder
     from nanolit.language_model import load_language_model
 
@@ -186,7 +186,7 @@ def identity(release: Path, tokenizer: "Tokenizer") -> dict[str, str]:
 
 def show(settings: Settings, release: Path) -> None:
     """Print what the model answered to a task, from the items on disk."""
-    from nanolit.evaluation.items import read_items
+    from nanolit.evaluation.scores import read_items
 
     stored_stage(release)
     folder, task = release.parent / "evaluation", settings.show

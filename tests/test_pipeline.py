@@ -1,5 +1,6 @@
 """The whole pipeline, a few steps of each stage: what `make demo` runs, and with the other recipe."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def test_every_stage_of_the_recipe_leaves_a_release_and_scores(pipeline: tuple[s
         assert result["step"] == 3
         assert (Path(result["release"]) / "model.safetensors").is_file()
         assert (stage == "base") == ("mean above guessing" not in result["metrics"])
+        rows = (root / "runs" / "dev" / stage / "metrics.csv").read_text().splitlines()
+        assert any(row["val_loss"] for row in csv.DictReader(rows)) == (stage != "rl")
     report = (root / "runs" / "dev" / "report.md").read_text()
     assert all(f" {stage.upper()} " in report for stage in stages)
+    (sums,) = [line for line in report.splitlines() if line.startswith("| Sums ")]
+    assert " ± " in sums  # from the items that each stage left
+    assert " 2 of 10 |" in sums
 
 
 def test_a_second_run_says_that_it_is_finished(

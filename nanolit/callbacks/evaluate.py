@@ -1,6 +1,8 @@
 """Scores while training: on all ranks, with the raw module, off the training clock."""
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -55,12 +57,22 @@ class Evaluate(L.Callback):
 
 
 class EvaluateChat(L.Callback):
-    """Accuracy on the chat tasks after the last step; `metrics` holds it by name, ChatCORE last."""
+    """Accuracy on the chat tasks after the last step; `metrics` holds it by name, ChatCORE last.
+
+    The items go to `folder`, always anew: weights that have no release yet have no name to resume by.
+    """
 
     def __init__(
-        self, engine: Engine, tasks: list[Task], *, max_tokens: int, max_problems: int | None, clock: Clock
+        self,
+        engine: Engine,
+        tasks: list[Task],
+        *,
+        max_tokens: int,
+        max_problems: int | None,
+        folder: Path,
+        clock: Clock,
     ) -> None:
-        self.engine, self.tasks = engine, tasks
+        self.engine, self.tasks, self.folder = engine, tasks, folder
         self.max_tokens, self.max_problems, self.clock = max_tokens, max_problems, clock
         self.metrics: dict[str, float] = {}
 
@@ -73,7 +85,12 @@ class EvaluateChat(L.Callback):
         with self.clock.paused():
             pl_module.gpt.eval()
             scores = evaluate_tasks(
-                self.engine, self.tasks, max_problems=self.max_problems, max_tokens=self.max_tokens
+                self.engine,
+                self.tasks,
+                max_problems=self.max_problems,
+                max_tokens=self.max_tokens,
+                folder=self.folder,
+                about={"asked": time.time()},
             )
             for name, value in scores:
                 self.metrics[name] = value

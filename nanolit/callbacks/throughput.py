@@ -21,6 +21,7 @@ COLUMNS = (
     "step",
     "loss",
     "val_bpb",
+    "val_loss",
     "lr_multiplier",
     "tokens",
     "flops",

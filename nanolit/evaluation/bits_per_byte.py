@@ -12,34 +12,43 @@ from torch import Tensor
 from nanolit.model.gpt import GPT
 
 
-@torch.inference_mode()
 def bits_per_byte(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], token_bytes: Any) -> float:
-    """Nats of the targets, over ln 2 times their bytes, summed over the batches of all ranks.
+    """Return `validation_scores`' bits per byte alone."""
+    return validation_scores(model, batches, token_bytes)[0]
 
-    `batches` yields (ids_BT, targets_BT). `token_bytes` (V,) is the bytes of each id: targets of 0 bytes
-    (special tokens) and ignored ones (-1) count on neither side. Collective: every rank must call it, even
-    without batches of its own. ValueError if nothing counts.
+
+@torch.inference_mode()
+def validation_scores(
+    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], token_bytes: Any
+) -> tuple[float, float]:
+    """Return bits per byte and the mean loss in nats, over the batches of all ranks.
+
+    `batches` yields (ids_BT, targets_BT). `token_bytes` (V,) is the bytes of each id. Bits per byte are the
+    nats of the targets over ln 2 times their bytes; targets of 0 bytes (special tokens) and ignored ones (-1)
+    count on neither side. The loss is that of training: over all targets but the ignored ones. Collective:
+    every rank must call it, even without batches of its own. ValueError if nothing counts.
     """
     bytes_V = torch.as_tensor(token_bytes).to(model.device, torch.int64)
-    nats: list[Tensor] = []  # left on the device: reading a number each batch would wait for it
-    num_bytes: list[Tensor] = []
+    sums: list[Tensor] = []  # left on the device: reading a number each batch would wait for it
     for ids_BT, targets_BT in batches:
         targets_BT = targets_BT.to(model.device, torch.int64)
         nats_BT = model(ids_BT.to(model.device), targets_BT, reduction="none")
-        bytes_BT = bytes_V[targets_BT.clamp(min=0)] * (targets_BT >= 0)
-        nats.append((nats_BT * (bytes_BT > 0)).sum())
-        num_bytes.append(bytes_BT.sum())
-    total_nats = sum(float(x) for x in torch.stack(nats).tolist()) if nats else 0.0
-    total_bytes = sum(torch.stack(num_bytes).tolist()) if num_bytes else 0
+        learned_BT = targets_BT >= 0
+        bytes_BT = bytes_V[targets_BT.clamp(min=0)] * learned_BT
+        counted = (nats_BT * (bytes_BT > 0), bytes_BT, nats_BT * learned_BT, learned_BT)
+        sums.append(torch.stack([x_BT.sum().float() for x_BT in counted]))
+    by_batch = torch.stack(sums).tolist() if sums else [[0.0] * 4]
+    totals = [math.fsum(column) for column in zip(*by_batch, strict=True)]
     if dist.is_available() and dist.is_initialized():
-        totals = torch.tensor([total_nats, total_bytes], dtype=torch.float64, device=model.device)
-        dist.all_reduce(totals)
-        total_nats, total_bytes = totals.tolist()
-    if total_bytes == 0:
+        of_all = torch.tensor(totals, dtype=torch.float64, device=model.device)
+        dist.all_reduce(of_all)
+        totals = of_all.tolist()
+    nats, num_bytes, all_nats, num_targets = totals
+    if num_bytes == 0:
         raise ValueError(
             "bits per byte needs targets with bytes; these batches have none: give it other text"
         )
-    return total_nats / (math.log(2) * total_bytes)
+    return nats / (math.log(2) * num_bytes), all_nats / num_targets
 
 
 def describe_rows(rows: Mapping[str, Any]) -> str:

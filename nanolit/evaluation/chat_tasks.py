@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from nanolit.evaluation.items import Item, ItemFile, checksum_of, on_all_ranks
+from nanolit.evaluation.items import ItemFile, checksum_of, on_all_ranks
+from nanolit.evaluation.scores import Item
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 from nanolit.machine.device import derived_seed, rank, world_size
@@ -71,9 +72,9 @@ def evaluate_tasks(
     """
     centered, asked = [], []
     for task in tasks:
-        header = {"task": task.name, "max_tokens": max_tokens, **(about or {})}
+        header = {"task": task.name, "max_tokens": max_tokens, "baseline": task.baseline, **(about or {})}
         if folder is not None:
-            header["questions"] = questions_of(task)
+            header |= {"questions": questions_of(task), "of": len(task.rows)}
         file = ItemFile(folder and folder / f"{task.name}.jsonl", header)
         score = evaluate_task(engine, task, max_problems=max_problems, max_tokens=max_tokens, file=file)
         centered.append(score.centered)

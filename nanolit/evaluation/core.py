@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from nanolit.evaluation.items import Item as ScoredItem
-from nanolit.evaluation.items import ItemFile, Scored, checksum_of
+from nanolit.evaluation.items import ItemFile, checksum_of
+from nanolit.evaluation.scores import Item as ScoredItem
+from nanolit.evaluation.scores import Scored
 from nanolit.evaluation.spans import Group, Span, score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.device import rank, world_size

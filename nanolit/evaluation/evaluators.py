@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nanolit.evaluation.bits_per_byte import bits_per_byte, describe_rows
+from nanolit.evaluation.bits_per_byte import describe_rows, validation_scores
 from nanolit.evaluation.chat_tasks import evaluate_generative
 from nanolit.inference.engine import Engine
 from nanolit.tasks.task import Task
@@ -54,9 +54,9 @@ class BitsPerByte(Evaluator):
         return describe_rows(self.rows)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        self.value = bits_per_byte(engine.model, self.batches, self.token_bytes)
+        self.value, loss = validation_scores(engine.model, self.batches, self.token_bytes)
         self.best = min(self.best or math.inf, self.value)
-        return {"val_bpb": self.value}
+        return {"val_bpb": self.value, "val_loss": loss}
 
     def remark(self) -> str:
         return f"validation {self.value:.4f} bits per byte"

@@ -17,7 +17,7 @@ from nanolit.machine.paths import Json, read_json, run_folder
 from nanolit.machine.system import gpu_names
 from nanolit.planning.plans import Plans, check_cost, plan_jobs
 from nanolit.planning.show import show_plans
-from nanolit.report.compare import sweep_table, write_sweep_csv
+from nanolit.report.sweep import sweep_table, write_sweep_csv
 
 
 class JobFailed(RuntimeError):

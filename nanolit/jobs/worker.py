@@ -122,7 +122,8 @@ def train(job: Job, plan: TrainingPlan) -> Json:
     if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
         write_result(job, stage, result)  # what the report reads
         report = write_report(Path(job["root"]), job["run"])
-        trainer.logger.experiment.save(str(report), base_path=str(report.parent), policy="now")
+        for path in (report, report.with_suffix(".html")):
+            trainer.logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
     return result
 
 
@@ -191,6 +192,7 @@ class Watch:
             parts.chat_tasks,
             max_tokens=job["chat_tasks"]["max_tokens"],
             max_problems=FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
+            folder=parts.folder / "evaluation",
             clock=self.clock,
         )
         self.chat.metrics = self.before.get("metrics", {})

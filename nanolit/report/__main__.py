@@ -1,7 +1,9 @@
 """Write a run's report card with curves and the final table, or compare runs.
 
-nanolit report run=demo            several: run=demo,d12-modern-s1
-nanolit report compare run=A,B     runs side by side (compare --help)
+nanolit report run=demo                report.md and report.html below the run, pictures inside
+nanolit report run=demo,d12-modern-s1  a card each
+nanolit report compare=A,B,C           side by side, and which differences from A are more than noise
+nanolit report compare=A,B plot=curves.png column=loss
 """
 
 import sys
@@ -16,52 +18,41 @@ from nanolit.machine.paths import write_atomically
 from nanolit.report import card, compare, curves
 from nanolit.report.folders import open_run
 
-COMPARISON = """
-Print runs side by side: the metrics of every stage, and the settings in which they differ.
-
-    nanolit report compare run=A,B plot=curves.png
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
-class CardSettings(Root):
-    """Whose report to write."""
+class Settings(Root):
+    """Whose report to write, or which runs to compare."""
 
-    run: tuple[str, ...] = setting("the runs (nanolit runs lists them)", value="RUN")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonSettings(Root):
-    """The runs to compare, and the metric to draw."""
-
-    run: tuple[str, ...] = setting("two runs or more (nanolit runs lists them)", value="A,B")
-    plot: Path | None = setting("also draw one metric of all of them into this PNG", None, value="FILE")
-    stage: Literal["base", "mid", "sft", "rl"] = setting("the stage to draw", "base")
-    column: str = setting("the column of metrics.csv to draw", "val_bpb")
+    run: tuple[str, ...] | None = setting("the runs (nanolit runs lists them)", None, value="RUN")
+    compare: tuple[str, ...] | None = setting(
+        "in place of run: two runs or more; those that differ in the seed alone are one", None, value="A,B"
+    )
+    plot: Path | None = setting("with compare: draw one metric of all into this PNG", None, value="FILE")
+    stage: Literal["base", "mid", "sft", "rl"] = setting("with plot: the stage", "base")
+    column: str = setting("with plot: the column of metrics.csv", "val_bpb")
 
 
 @command
 def main(words: Sequence[str]) -> None:
-    if words[:1] == ["compare"]:
-        run_comparison(read(ComparisonSettings, words[1:], about=COMPARISON))
+    settings = read(Settings, words, about=__doc__)
+    if (settings.run is None) == (settings.compare is None):
+        raise ValueError("run is missing; give run=RUN for a card, or compare=A,B, one of the two")
+    if settings.run:
+        if settings.plot:
+            raise ValueError("plot= is a setting of compare=A,B; a card has its curves anyway")
+        for name in settings.run:
+            print(card.final_table(settings.home, name))
+            path = card.write_report(settings.home, name)
+            print(path.with_suffix(".html"), path, sep="\n")
     else:
-        run_card(read(CardSettings, words, about=__doc__))
+        run_comparison(settings, settings.compare or ())
 
 
-def run_card(settings: CardSettings) -> None:
-    root = settings.home
-    for name in settings.run:
-        path = card.write_report(root, name)
-        print(card.final_table(root, name))
-        print(path)
-
-
-def run_comparison(settings: ComparisonSettings) -> None:
-    root = settings.home
-    print(compare.compare(root, list(settings.run)))
+def run_comparison(settings: Settings, names: Sequence[str]) -> None:
+    print(compare.compare(settings.home, names))
     if settings.plot is None:
         return
-    runs = [open_run(root, name) for name in settings.run]
+    runs = [open_run(settings.home, name) for name in names]
     write_atomically(settings.plot, curves.draw_comparison(runs, settings.stage, column=settings.column))
     print(settings.plot)
 

@@ -1,9 +1,10 @@
-"""The report card of one run: report.md with a section per stage, and the final table by stage.
+"""The report card of one run: scores, cost, conversation and curves first, what lies underneath folded away.
 
-The header follows nanochat's card (https://github.com/karpathy/nanochat, nanochat/report.py of October 2025):
-hardware, software, git, then the stages, the table and the time.
+One tree of sections gives report.md and report.html. The idea of a card is nanochat's
+(https://github.com/karpathy/nanochat, nanochat/report.py of October 2025).
 """
 
+import ast
 import datetime
 import os
 import platform
@@ -13,49 +14,60 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from nanolit.config.names import flatten
 from nanolit.machine import system
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import home, write_atomically
-from nanolit.planning.plans import as_json
+from nanolit.planning.plans import TrainingPlan, as_json
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, open_run
-from nanolit.report.tables import markdown_table, readable, score
+from nanolit.report.page import to_page
+from nanolit.report.scores import core_tasks, final_scores, remarks_on
+from nanolit.report.sections import Block, Code, Exchange, Facts, Pictures, Section, Table, Text, to_markdown
+from nanolit.report.settings import chosen_settings
+from nanolit.report.tables import MISSING, markdown_table, readable
 
-METRICS = (
-    "val_bpb",
-    "CORE",
-    "CORE, standard error",
-    "ARC-Challenge",
-    "ARC-Easy",
-    "GSM8K",
-    "HumanEval",
-    "MMLU",
-    "SpellingBee",
-    "mean above guessing",
-    "ChatCORE",
-)
+NO_SCORES = "No stage has been evaluated yet."
 SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics", "gradients")
 
 
 def write_report(root: Path, run: str) -> Path:
-    """Write report.md and the curves of every stage; returns the report's path. ValueError: no such run."""
-    found = open_run(root, run)
-    states = found.states()
-    parts = [
-        f"# Report card: {found.name}\n",
-        _header(found),
-        _machine(),
-        *(_stage_section(found, stage, states[stage.name]) for stage in found.stages),
-        "## Final table\n\n" + _table_of(found),
-        _comparable(found),
-        "## Time\n\n" + _times(found),
-        f"Talk to the model: `{chat_command(root, found.name)}`\n",
-    ]
-    path = found.folder / "report.md"
-    write_atomically(path, "\n".join(parts))
+    """Write report.md, report.html and the curves; returns report.md's path. ValueError: no such run."""
+    card = report_card(root, open_run(root, run))
+    path = root / "runs" / run / "report.md"
+    write_atomically(path, to_markdown(card, folder=path.parent))
+    write_atomically(path.with_suffix(".html"), to_page(card))
     return path
+
+
+def report_card(root: Path, run: Run) -> Section:
+    """Return the card of a run, its curves drawn."""
+    pictures = {stage.name: write_curves(run, stage) for stage in run.stages}
+    # A stage's first one or two tell how it went; the others are for whoever looks closer
+    first = [picture for drawn in pictures.values() for picture in drawn[:2]]
+    table = final_scores(run)
+    remarks = " ".join(remarks_on(run))
+    scores = [table, *([Text(remarks)] if remarks else [])] if table else [Text(NO_SCORES)]
+    blocks: list[Block] = [
+        Text(_subtitle(run)),
+        *([Facts(facts)] if (facts := _facts(run)) else []),
+        *([Section("State", problems)] if (problems := list(map(Text, _problems(run)))) else []),
+        Section("Scores", scores),
+    ]
+    if talk := _talk(run):
+        title = "What it writes" if isinstance(talk[0], Exchange) and not talk[0].chat else "Conversation"
+        blocks.append(Section(title, [*talk, Code(chat_command(root, run.name))]))
+    if first:
+        blocks.append(Section("Curves", [Pictures(first)]))
+    blocks += [
+        Section(f"CORE by task, {stage.name}", [tasks])
+        for stage in run.stages
+        if (tasks := core_tasks(stage))
+    ]
+    blocks += [Section("Time", _times(run)), *chosen_settings(run)]
+    stages = [_internals(run, stage, pictures[stage.name][2:]) for stage in run.stages]
+    blocks.append(Section("Internals: plan, result and samples of every stage", [*stages, _machine()], True))
+    return Section(f"Report card: {run.name}", blocks)
 
 
 def chat_command(root: Path, run: str) -> str:
@@ -65,62 +77,196 @@ def chat_command(root: Path, run: str) -> str:
 
 
 def final_table(root: Path, run: str) -> str:
-    """Return a run's metrics: a row per metric, a column (BASE, MID, SFT, RL) per trained stage."""
-    return _table_of(open_run(root, run))
+    """Return a run's metrics: a row per metric, a column (BASE, MID, SFT, RL) per stage that has any."""
+    table = final_scores(open_run(root, run))
+    return markdown_table(table.header, table.rows) if table else f"{NO_SCORES}\n"
 
 
-def _table_of(run: Run) -> str:
-    measured = {stage.name: stage.metrics for stage in run.stages if stage.name != "tokenizer"}
-    names = sorted_metrics(name for metrics in measured.values() for name in metrics)
-    if not names:
-        return "No stage has been evaluated yet.\n"
-    rows = [[name, *(score(metrics.get(name)) for metrics in measured.values())] for name in names]
-    return markdown_table(["Metric", *(name.upper() for name in measured)], rows)
-
-
-def _comparable(run: Run) -> str:
-    """Say which rows each stage's val_bpb is of: the same model scores otherwise on others."""
-    rows = [
-        f"{stage.name}: {stage.val_rows['rows']:,} rows, checksum {stage.val_rows['checksum']}"
-        if stage.val_rows
-        else f"{stage.name}: unknown"
-        for stage in run.stages
-        if stage.val_bpb is not None
+def _subtitle(run: Run) -> str:
+    job = run.job
+    model, recipe = job.get("model") or {}, job.get("recipe") or {}
+    data = next((stage.plan.data for stage in run.stages if stage.plan), None)
+    parts = [
+        f"d{model['depth']}" if model.get("depth") else None,
+        f"{recipe['name']} recipe" if recipe.get("name") else None,
+        f"data {data}" if data else None,
+        f"seed {job['seed']}" if "seed" in job else None,
+        f"written {datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC",
     ]
-    told = f" ({'; '.join(rows)})" if rows else ""
-    return (
-        f"Each stage's val_bpb is of its own validation rows{told}: compare it between runs with the same "
-        "rows, not between stages.\n"
+    return " · ".join(part for part in parts if part)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """Return what a reader asks first: how large, how long, how much, on what."""
+    base = next((stage.plan for stage in run.stages if isinstance(stage.plan, TrainingPlan)), None)
+    training, wall = _totals(run)
+    tokens = _sum(as_number(stage.result.get("tokens")) for stage in run.stages if stage.name != "tokenizer")
+    facts = [
+        ("Parameters", _short(base.num_parameters) if base and base.num_parameters else MISSING),
+        ("Tokens learned", _short(tokens) if tokens else MISSING),
+        ("Training", _spoken(training)),
+        ("Wall clock", _spoken(wall)),
+        ("Cost", _dollars(run)),
+        ("Hardware", _hardware(run)),
+    ]
+    return [(label, value) for label, value in facts if value != MISSING]
+
+
+def _short(value: float) -> str:
+    """Return 1441792 as '1.4 million'."""
+    for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:.3g} {word}"
+    return f"{value:,.0f}"
+
+
+def _hardware(run: Run) -> str:
+    cluster = run.job.get("cluster") or {}
+    gpu, count = cluster.get("gpu"), (cluster.get("devices") or 1) * (cluster.get("nodes") or 1)
+    if not gpu:
+        return MISSING
+    return "CPU" if gpu == "cpu" else f"{count} × {gpu}"
+
+
+def _dollars(run: Run) -> str:
+    """Return what the wall clock cost at the plan's price; nobody bills a machine of one's own."""
+    if not (prices := [stage.plan.cost for stage in run.stages if stage.plan and stage.plan.cost]):
+        return "own machine" if (run.job.get("cluster") or {}).get("kind") == "local" else MISSING
+    hours = [as_number(stage.result.get("wall_seconds")) for stage in run.stages if stage.plan]
+    if len(prices) < len(hours):
+        return MISSING
+    total = _sum(
+        None
+        if seconds is None or price["dollars_per_hour"] is None
+        else seconds / 3600 * price["dollars_per_hour"]
+        for seconds, price in zip(hours, prices, strict=True)
     )
+    return MISSING if total is None else f"${total:,.2f}"
 
 
-def sorted_metrics(names: Iterable[str]) -> list[str]:
-    """Sort metrics: known ones in the card's order, others by name before the means above guessing.
-
-    "val_bpb of rows 3fa9…" takes the place of val_bpb.
-    """
-    order = {name: place for place, name in enumerate(METRICS)}
-    return sorted(set(names), key=lambda name: (order.get(name.split(" of ")[0], len(METRICS) - 2.5), name))
-
-
-def _header(run: Run) -> str:
-    now = datetime.datetime.now(datetime.UTC)
-    rows = [["written", f"{now:%Y-%m-%d %H:%M} UTC"]]
-    job = flatten(run.job)
-    for label, keys in {
-        "recipe": ("recipe.name", "recipe"),
-        "depth": ("model.depth",),
-        "cluster": ("cluster.name", "cluster"),
-        "seed": ("seed",),
-    }.items():
-        if value := next((job[key] for key in keys if job.get(key) is not None), None):
-            rows.append([label, str(value)])
-    if data := next((stage.plan.data for stage in run.stages if stage.plan), None):
-        rows.append(["data", data])
-    return markdown_table(["Run", run.name], rows, num_left=2)
+def _totals(run: Run) -> tuple[float | None, float | None]:
+    """Return the run's training time and wall clock; a tokenizer that is done has no training time."""
+    training = [
+        as_number(stage.result.get("seconds", 0.0 if stage.name == "tokenizer" and stage.result else None))
+        for stage in run.stages
+    ]
+    return _sum(training), _sum(as_number(stage.result.get("wall_seconds")) for stage in run.stages)
 
 
-def _machine() -> str:
+def _spoken(seconds: float | None) -> str:
+    """Return 346 as '5 min 46 s', 13860 as '3 h 51 min'."""
+    if seconds is None or seconds < 60:
+        return MISSING if seconds is None else f"{seconds:.0f} s"
+    parts = duration(seconds).split(":")
+    return f"{parts[0]} h {int(parts[1])} min" if len(parts) == 3 else f"{parts[0]} min {int(parts[1])} s"
+
+
+def _time(seconds: float | None) -> str:
+    return MISSING if seconds is None else duration(seconds)
+
+
+def _problems(run: Run) -> Iterator[str]:
+    """Yield what is wrong with the run: stages that aren't done, errors, gradients of older versions."""
+    states = run.states()
+    for stage in run.stages:
+        if (state := states[stage.name]) != "done":
+            yield f"{stage.name.upper()}: {state}{_progress(stage)}."
+        if error := stage.result.get("error"):
+            yield f"Error: {' '.join(str(error).split())}"
+        if remark := gradients.remark_of(stage, run.job):
+            yield f"{remark[0].upper()}{remark[1:]}."
+
+
+def _progress(stage: Stage) -> str:
+    if not stage.step:
+        return ""
+    return f" at step {stage.step:,}" + (f" of {stage.num_steps:,}" if stage.num_steps else "")
+
+
+def _talk(run: Run) -> list[Block]:
+    """Return what the last stage that has samples wrote when asked; a base continues texts."""
+    for stage in reversed(run.stages):
+        text = last_samples(stage.folder / "samples.md")
+        if not text:
+            continue
+        chats = getattr(stage.plan, "chats", stage.name != "base")
+        turns = list(_turns(text))
+        what = "Its replies to fixed questions" if chats else "How it continues texts"
+        said = Text(f"{what} after {stage.name.upper()}, each token the likeliest one.")
+        return [Exchange(turns, chat=chats) if turns else Code(text), said]
+    return []
+
+
+def _turns(samples: str) -> Iterator[tuple[str, str]]:
+    """Yield (prompt, reply) of the lines "- 'prompt' → 'reply'" of samples.md."""
+    for line in samples.splitlines():
+        places = [match.start() for match in re.finditer(" → ", line)] if line.startswith("- ") else []
+        for place in places:
+            try:
+                prompt, reply = ast.literal_eval(line[2:place]), ast.literal_eval(line[place + 3 :])
+            except (ValueError, SyntaxError):
+                continue
+            yield str(prompt), str(reply)
+            break
+
+
+def last_samples(path: Path) -> str:
+    """Return the last section (## …) of samples.md, "" where there is none."""
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return re.split(r"^## ", text, flags=re.MULTILINE)[-1].strip()
+
+
+def _times(run: Run) -> list[Block]:
+    """Return each stage's steps, tokens and time, and their sums."""
+    rows = []
+    for stage in run.stages:
+        counts = [stage.step, as_number(stage.result.get("tokens"))]
+        times = [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
+        cells = [*(MISSING if count is None else f"{count:,.0f}" for count in counts), *map(_time, times)]
+        rows.append([stage.name.upper(), *cells])
+    rows.append(["total", "", "", *map(_time, _totals(run))])
+    said = "Training leaves out evaluation, samples and checkpoints; wall clock has all of it."
+    if priced := next((stage.plan.cost for stage in run.stages if stage.plan and stage.plan.cost), None):
+        said += f" The cost is the wall clock's, at the prices of {priced['prices']}."
+    return [Table(["Stage", "Steps", "Tokens", "Training", "Wall clock"], rows), Text(said)]
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Return the sum; None when one of them is unknown."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def _internals(run: Run, stage: Stage, pictures: list) -> Section:
+    """Return all that is known of a stage, a value a line."""
+    result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
+    if mfu := [value for _step, value in stage.series("mfu")]:
+        result["mfu, median"] = statistics.median(mfu)
+    blocks: list[Block] = [Text(f"{run.states()[stage.name].capitalize()}{_progress(stage)}.")]
+    for title, values in (("Plan", as_json(stage.plan) if stage.plan else {}), ("Result", result)):
+        rows = [[key, text] for key, text in _lines(values) if text and key not in ("format", "run", "stage")]
+        blocks += [Table([title, "Value"], rows, num_left=2)] if rows else []
+    comparison = stage.folder / "comparison.md"
+    if comparison.exists():
+        blocks.append(Section("Comparison", [Code(comparison.read_text(encoding="utf-8").strip())]))
+    blocks += [Pictures(pictures)] if pictures else []
+    if text := last_samples(stage.folder / "samples.md"):
+        blocks.append(Section("The last of samples.md", [Code(text)]))
+    return Section(stage.name.upper(), blocks)
+
+
+def _lines(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
+    for key, value in values.items():
+        if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
+            yield from _lines(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", readable(value)
+
+
+def _machine() -> Section:
     graphics = system.gpu_names()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     rows = [
@@ -131,7 +277,7 @@ def _machine() -> str:
         *([name, system.version(name) or "not installed"] for name in ("nanolit", "torch", "lightning")),
         ["git", system.commit() or "not a checkout"],
     ]
-    return "## Machine\n\nWhere this report was written.\n\n" + markdown_table(["", ""], rows, num_left=2)
+    return Section("The machine that wrote this report", [Table(["", ""], rows, num_left=2)])
 
 
 def cpu_name() -> str:
@@ -147,81 +293,3 @@ def cpu_name() -> str:
         or platform.processor()
         or platform.machine()
     )
-
-
-def _stage_section(run: Run, stage: Stage, state: str) -> str:
-    step = f" at step {stage.step:,} of {stage.num_steps:,}" if stage.step and stage.num_steps else ""
-    parts = [f"## {stage.name.upper()}\n", f"State: {state}{step}\n"]
-    if error := stage.result.get("error"):
-        parts.append(f"Error: {' '.join(str(error).split())}\n")
-    if remark := gradients.remark_of(stage, run.job):
-        parts.append(f"{remark[0].upper()}{remark[1:]}.\n")
-    result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
-    if mfu := [value for _step, value in stage.series("mfu")]:
-        result["mfu, median"] = statistics.median(mfu)
-    parts += [_values("Plan", as_json(stage.plan) if stage.plan else {}), _values("Result", result)]
-    if metrics := {name: value for name, value in stage.metrics.items() if name != "val_bpb"}:
-        rows = [[name, score(metrics[name])] for name in sorted_metrics(metrics)]
-        parts.append("### Metrics\n\n" + markdown_table(["Metric", "Value"], rows))
-    comparison = stage.folder / "comparison.md"
-    if comparison.exists():
-        parts.append("### Comparison\n\n" + comparison.read_text(encoding="utf-8"))
-    if curves := write_curves(run, stage):
-        pictures = "".join(f"![{path.stem} of {stage.name}]({stage.name}/{path.name})\n\n" for path in curves)
-        parts.append("### Curves\n\n" + pictures.rstrip("\n") + "\n")
-    return "\n".join(part for part in [*parts, _samples(stage)] if part)
-
-
-def _values(title: str, values: Mapping[str, object]) -> str:
-    """Return a section with every value that is set; "" when there is none."""
-    rows = [[key, text] for key, text in _lines(values) if text and key not in ("format", "run", "stage")]
-    return f"### {title}\n\n" + markdown_table([title, "Value"], rows, num_left=2) if rows else ""
-
-
-def _lines(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted key and text; an object of plain values is one line: gpt → 'depth 4, width 256, …'."""
-    for key, value in values.items():
-        if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
-            yield from _lines(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", readable(value)
-
-
-def _samples(stage: Stage) -> str:
-    """Return the newest samples, fenced: what a model writes must not turn into Markdown of the card."""
-    text = last_samples(stage.folder / "samples.md")
-    if not text:
-        return ""
-    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    link = f"The last of [samples.md]({stage.name}/samples.md)."
-    return f"### Samples\n\n{link}\n\n{fence}text\n{text}\n{fence}\n"
-
-
-def last_samples(path: Path) -> str:
-    """Return the last section (## …) of samples.md, "" where there is none."""
-    if not path.exists():
-        return ""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return re.split(r"^## ", text, flags=re.MULTILINE)[-1].strip()
-
-
-def _times(run: Run) -> str:
-    """Return each stage's training time, and its wall time where the result has it."""
-    clocks = {
-        stage.name: [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
-        for stage in run.stages
-    }
-    sums = [_sum(times) for times in zip(*clocks.values(), strict=True)]
-    rows = [
-        [name, *("-" if time is None else duration(time) for time in times)]
-        for name, times in (*clocks.items(), ("total", sums))
-    ]
-    table = markdown_table(["Stage", "Training", "Wall clock"], rows)
-    return table + "\nTraining leaves out evaluation, samples and checkpoints; wall clock has all of it.\n"
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    """Return the sum; None when one of them is unknown."""
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)

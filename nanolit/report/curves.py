@@ -5,73 +5,115 @@ matplotlib is imported inside functions and drawn on its off-screen canvas (Agg)
 
 import io
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanolit.machine.paths import write_atomically
 from nanolit.report.folders import Run, Stage
+from nanolit.report.sections import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Series = Sequence[tuple[float, float]]
-COLORS = ("#1f5fa8", "#d1495b", "#2e8b57", "#8a5fbf", "#c77d0a", "#4a4a4a")
-SMOOTHED_FROM = 40  # points; fewer are drawn as they are
-DECAY = 0.9  # of the smoothed line where there are 200 points and more, as in nanochat's logs
+NOISY = ("loss", "reward", "sequence_length")  # of other data each step; scores are of the same each time
+SMOOTHED_FROM = 16  # points of a noisy column; fewer are drawn as they are
+LONG = 200  # points of a loss whose first fall is left out
+DECAY = 0.95  # of the smoothed line, at most
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colors of a picture: on a light page, or on a dark one."""
+
+    paper: str
+    ink: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme("#ffffff", "#3b424b", ("#2f6fdb", "#d9660d", "#2e8b57", "#8a5fbf", "#c02f4a", "#4a4a4a"))
+DARK = Theme("#161b22", "#b6bec8", ("#6ea8ff", "#ffa657", "#5fc98f", "#c39bf0", "#ff7b8f", "#c8c8c8"))
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture: the columns that it draws (those that exist) and what their values are."""
+    """One picture: its columns, each with what the legend calls it, and what their values are."""
 
     name: str
-    columns: tuple[str, ...]
+    columns: Mapping[str, str]
     title: str
     unit: str
+    form: str = ".4g"  # of a value in the title
 
 
 PLOTS = (
-    Plot("loss", ("loss", "val_loss"), "loss", "loss (nats per learned token)"),
-    Plot("val_bpb", ("val_bpb",), "validation", "bits per byte, lower is better"),
-    Plot("reward", ("reward",), "mean reward", "reward, higher is better"),
-    Plot("sequence_length", ("sequence_length",), "reply length", "tokens"),
+    Plot("loss", {"loss": "training", "val_loss": "validation"}, "loss in", "nats a token"),
+    Plot("val_bpb", {"val_bpb": ""}, "validation", "bits a byte, lower is better"),
+    Plot("reward", {"reward": ""}, "mean reward", "mean reward, higher is better"),
+    Plot(
+        "pass_at_k",
+        {"pass_at_1": "at the first try", "pass_at_k": "in one of several tries"},
+        "problems solved",
+        "share of held-out problems",
+        ".0%",
+    ),
+    Plot("sequence_length", {"sequence_length": ""}, "length of a reply", "tokens", ".1f"),
 )
-LABELS = {"loss": "training", "val_loss": "validation"}
 
 
 def plots_of(stage: Stage) -> list[Plot]:
-    """Return the pictures that the stage's metrics give: known columns with at least two points."""
-    passes = tuple(name for name in stage.columns if name.startswith(("pass_at_", "pass@")))
-    candidates = [*PLOTS, Plot("pass_at_k", passes, "pass@k", "share of problems solved")]
-    return [plot for plot in candidates if any(len(stage.series(name)) > 1 for name in plot.columns)]
+    """Return the pictures that the stage's metrics give: columns with at least two points.
+
+    RL's loss says nothing about how well it learns; bits per byte are the validation loss in other units.
+    """
+    long = {name for name in stage.columns if len(stage.series(name)) > 1}
+    plots = {plot.name: plot for plot in PLOTS if long & plot.columns.keys()}
+    if stage.name == "rl":
+        plots.pop("loss", None)
+    if "val_loss" in long:
+        plots.pop("val_bpb", None)
+    return list(plots.values())
 
 
-def write_curves(run: Run, stage: Stage) -> list[Path]:
-    """Draw every picture of the stage into its folder; returns their paths."""
-    paths = []
+def write_curves(run: Run, stage: Stage) -> list[Picture]:
+    """Draw every picture of the stage into its folder."""
+    pictures = []
     for plot in plots_of(stage):
         path = stage.folder / f"{plot.name}.png"
         write_atomically(path, draw_stage(plot, run, stage))
-        paths.append(path)
-    return paths
+        pictures.append(Picture(path, draw_stage(plot, run, stage, theme=DARK), title_of(plot, run, stage)))
+    return pictures
 
 
-def draw_stage(plot: Plot, run: Run, stage: Stage) -> bytes:
-    """Draw a PNG of the plot's columns over the optimizer steps; the title tells first and last value."""
+def draw_stage(plot: Plot, run: Run, stage: Stage, *, theme: Theme = LIGHT) -> bytes:
+    """Draw a PNG of the plot's columns over the optimizer steps."""
     lines = {name: series for name in plot.columns if (series := stage.series(name))}
-    main, series = next(iter(lines.items()))
-    figure, axes = _canvas()
-    for color, (name, points) in zip(COLORS * len(lines), lines.items(), strict=False):
-        _draw_line(axes, points, color=color, label=LABELS.get(name, name), evaluated=name != "loss")
+    figure, axes = _canvas(theme)
+    for color, (name, points) in zip(theme.lines, lines.items(), strict=False):
+        _draw_line(axes, name, points, color=color, label=plot.columns[name])
+    if plot.name == "loss" and len(lines.get("loss", ())) >= LONG:
+        _leave_out_the_fall(axes, [value for _, value in lines["loss"]])
     if len(lines) > 1:
-        axes.legend(frameon=False)
-    which = f"{plot.title} ({LABELS.get(main, main)})" if len(lines) > 1 else plot.title
-    unit = "policy-gradient loss" if stage.name == "rl" and main == "loss" else plot.unit
-    _label(axes, f"{run.name} · {stage.name}: {which} {_journey(series)}", unit)
+        axes.legend(frameon=False, labelcolor=theme.ink)
+    _label(axes, title_of(plot, run, stage), plot.unit, theme=theme)
     return _png(figure)
+
+
+def title_of(plot: Plot, run: Run, stage: Stage) -> str:
+    """Return a picture's message, "demo, sft: loss in training 4.833 → 2.871, validation 3.1 → 2.9".
+
+    The values are those of the lines: a single step's say little.
+    """
+    told = []
+    for name, label in plot.columns.items():
+        if series := [value for _, value in stage.series(name) if math.isfinite(value)]:
+            line = smoothed(series) if is_smoothed(name, series) else series
+            first, last = (f"{value:{plot.form}}" for value in (line[0], line[-1]))
+            told.append(f"{label} {first} → {last}".lstrip())
+    return f"{run.name}, {stage.name}: {plot.title} {', '.join(told) or 'is not finite'}"
 
 
 def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb") -> bytes:
@@ -96,22 +138,27 @@ def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb")
         )
     by_tokens = all("tokens" in folder.columns for folder in drawn.values())
     figure, axes = _canvas()
-    for color, (name, folder) in zip(COLORS * len(drawn), drawn.items(), strict=False):
+    for color, (name, folder) in zip(LIGHT.lines * len(drawn), drawn.items(), strict=False):
         points = _over_tokens(folder, column) if by_tokens else folder.series(column)
-        _draw_line(
-            axes, points, color=color, label=f"{name}: {points[-1][1]:.4g}", evaluated=column != "loss"
-        )
+        _draw_line(axes, column, points, color=color, label=f"{name}: {points[-1][1]:.4g}")
     axes.legend(frameon=False)
     _label(axes, f"{stage}: {column} of {len(drawn)} runs", column, x="tokens" if by_tokens else "step")
     return _png(figure)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the exponential moving average, unbiased from the first value on; gaps (NaN) keep the average.
+    """Return the values averaged over their neighbors; gaps (NaN) keep the average.
 
-    It looks back over a twentieth of the values at most: a longer memory visibly lags behind a short curve.
+    An exponential moving average there and back, so that the line doesn't lag behind. It looks a tenth of the
+    curve far at most: more would bend a short one.
     """
-    decay = min(DECAY, max(0.0, 1 - 20 / max(len(values), 1)))
+    decay = min(DECAY, max(0.0, 1 - 10 / max(len(values), 1)))
+    there = _averaged(values, decay)
+    return _averaged(there[::-1], decay)[::-1]
+
+
+def _averaged(values: Sequence[float], decay: float) -> list[float]:
+    """Return the exponential moving average, unbiased from the first value on."""
     average, weight, result = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):
@@ -141,48 +188,55 @@ def _interpolate(points: Series, x: float) -> float:
     return before[1]
 
 
-def _draw_line(axes: "Axes", points: Series, *, color: str, label: str, evaluated: bool) -> None:
-    """Draw one series: with markers if it has few points, smoothed if it is long and noisy."""
+def is_smoothed(column: str, points: Sequence) -> bool:
+    """Tell whether a series is drawn as a smoothed line."""
+    return column in NOISY and len(points) >= SMOOTHED_FROM
+
+
+def _draw_line(axes: "Axes", column: str, points: Series, *, color: str, label: str) -> None:
+    """Draw one series: with its points if it has few; a long noisy one smoothed, above its faint self."""
     x, y = [point[0] for point in points], [point[1] for point in points]
-    if evaluated or len(points) < SMOOTHED_FROM:
-        axes.plot(
-            x, y, color=color, label=label, marker="o" if len(points) < SMOOTHED_FROM else "", markersize=4
-        )
+    if not is_smoothed(column, points):
+        marker = "o" if len(points) < 2 * SMOOTHED_FROM else ""
+        axes.plot(x, y, color=color, label=label, marker=marker, markersize=4, linewidth=1.8)
     else:
-        axes.plot(x, y, color=color, alpha=0.25, linewidth=1)
+        axes.plot(x, y, color=color, alpha=0.3, linewidth=0.9)
         axes.plot(x, smoothed(y), color=color, label=label, linewidth=2)
 
 
-def _journey(series: Series) -> str:
-    finite = [(step, value) for step, value in series if math.isfinite(value)]
-    if not finite:
-        return "is not finite"
-    return f"{finite[0][1]:.4g} → {finite[-1][1]:.4g} at step {finite[-1][0]:,.0f}"
+def _leave_out_the_fall(axes: "Axes", losses: Sequence[float]) -> None:
+    """End the axis at the loss after a fiftieth of the steps: the fall from chance flattens all else."""
+    seen = [value for value in smoothed(losses)[len(losses) // 50 :] if math.isfinite(value)]
+    if seen and max(seen) > min(seen):
+        axes.set_ylim(min(seen) - 0.08 * (max(seen) - min(seen)), max(seen))
 
 
-def _canvas() -> "tuple[Figure, Axes]":
+def _canvas(theme: Theme = LIGHT) -> "tuple[Figure, Axes]":
+    """Return axes that a phone can show: letters of 10 points on 5.4 inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained", facecolor=theme.paper)
+    axes = figure.add_subplot(facecolor=theme.paper)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    axes.spines[["left", "bottom"]].set_color(theme.ink)
+    axes.tick_params(labelsize=10, color=theme.ink, labelcolor=theme.ink)
+    axes.grid(alpha=0.2, color=theme.ink)
     axes.margins(x=0.02)
     return figure, axes
 
 
-def _label(axes: "Axes", title: str, y: str, *, x: str = "optimizer step") -> None:
+def _label(axes: "Axes", title: str, y: str, *, x: str = "optimizer step", theme: Theme = LIGHT) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", parse_math=False)
-    axes.set_xlabel(x, fontsize=11)
-    axes.set_ylabel(y, fontsize=11)
-    axes.tick_params(labelsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    lines = "\n".join(textwrap.wrap(title, width=52))
+    axes.set_title(lines, loc="left", fontsize=11, fontweight="bold", parse_math=False, color=theme.ink)
+    axes.set_xlabel(x, fontsize=10, color=theme.ink)
+    axes.set_ylabel(y, fontsize=10, color=theme.ink)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()

@@ -17,7 +17,7 @@ from nanolit.config.schema import STAGES
 from nanolit.config.stored import upgraded
 from nanolit.machine.locks import is_held
 from nanolit.machine.paths import Json, read_json, run_folder
-from nanolit.planning.plans import BasePlan, Plan, TrainingPlan, from_json
+from nanolit.planning.plans import BasePlan, Plan, RLPlan, TrainingPlan, from_json
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 
@@ -103,11 +103,25 @@ class Stage:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """val_bpb and every numeric metric of the result and of CORE, by name."""
+        """val_bpb, RL's pass@1, and every numeric metric of the result and of CORE, by name."""
         found = {"val_bpb": self.val_bpb} if self.val_bpb is not None else {}
-        for content in (self.result, _read_object(self.folder / "evaluation" / "core.json")):
+        if isinstance(self.plan, RLPlan) and (passed := as_number(self.result.get("pass_at_1"))) is not None:
+            task = (self.plan.validation or {}).get("_target_", "").rpartition(".")[2]
+            found[f"pass@1 of {task}"] = passed
+        for content in (self.result, self.core):
             found |= flat_numbers(content.get("metrics") or {})
         return found
+
+    @property
+    def item_files(self) -> dict[str, Path]:
+        """The items on disk by task: of the chat tasks, and of CORE's."""
+        folder = self.folder / "evaluation"
+        return {path.stem: path for path in sorted([*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")])}
+
+    @cached_property
+    def core(self) -> Json:
+        """The scores of CORE's tasks, as the last evaluation left them."""
+        return _read_object(self.folder / "evaluation" / "core.json")
 
     @property
     def changed(self) -> float:

@@ -19,7 +19,7 @@ ROWS = {"tokens": 1024, "rows": 8, "checksum": "3fa9c1d2e4b5"}
 @pytest.fixture
 def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     """A callback whose score is always 2 bits per byte; its recorder keeps what it is given."""
-    monkeypatch.setattr(evaluators, "bits_per_byte", lambda *_: 2.0)
+    monkeypatch.setattr(evaluators, "validation_scores", lambda *_: (2.0, 5.0))
     recorded: list[dict[str, Any]] = []
     recorder: Any = SimpleNamespace(record=lambda _, row: recorded.append(row), recorded=recorded)
     engine: Any = SimpleNamespace(model=None)
@@ -39,7 +39,7 @@ def steps(evaluation: Evaluate, *finished: int) -> list[dict[str, Any]]:
 
 def test_a_stage_is_scored_every_so_often_and_after_the_last_step(evaluation: Evaluate) -> None:
     rows = steps(evaluation, *range(1, 10))
-    assert rows == [{"step": step, "val_bpb": 2.0} for step in (4, 8, 9)]
+    assert rows == [{"step": step, "val_bpb": 2.0, "val_loss": 5.0} for step in (4, 8, 9)]
 
 
 def test_the_rows_of_the_score_are_told_once(evaluation: Evaluate, capsys: pytest.CaptureFixture) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanolit.evaluation.bits_per_byte import bits_per_byte, unigram_bits_per_byte
+from nanolit.evaluation.bits_per_byte import bits_per_byte, unigram_bits_per_byte, validation_scores
 from nanolit.model.gpt import GPT, GPTConfig
 
 TOKEN_BYTES = np.array([0, 1, 3, 2, 0, 5], dtype=np.int32)
@@ -63,6 +63,15 @@ def test_bits_per_byte_equals_its_definition():
                     num_bytes += TOKEN_BYTES[target]
     expected = nats / math.log(2) / num_bytes
     assert bits_per_byte(gpt, batches(), TOKEN_BYTES) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_is_that_of_training():
+    """Oracle: the mean cross-entropy of every target that isn't ignored, those without bytes too."""
+    gpt = small_gpt()
+    logits_MV = torch.cat([gpt(ids_BT).flatten(0, 1) for ids_BT, _ in batches()])
+    targets_M = torch.cat([targets_BT.flatten() for _, targets_BT in batches()])
+    expected = torch.nn.functional.cross_entropy(logits_MV, targets_M.long(), ignore_index=-1).item()
+    assert validation_scores(gpt, batches(), TOKEN_BYTES)[1] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_token():

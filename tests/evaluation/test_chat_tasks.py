@@ -22,7 +22,7 @@ from nanolit.evaluation.chat_tasks import (
     part_of,
     pass_at_k,
 )
-from nanolit.evaluation.items import read_items
+from nanolit.evaluation.scores import read_items
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import read_json

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from nanolit.evaluation import spans
 from nanolit.evaluation.core import ask, evaluate_core, judged, name_of_mean, replaced
-from nanolit.evaluation.items import ItemFile, Scored, mean_centered, paired_difference
-from nanolit.evaluation.items import read_items as read_scored
+from nanolit.evaluation.items import ItemFile
+from nanolit.evaluation.scores import Scored, mean_centered, paired_difference
+from nanolit.evaluation.scores import read_items as read_scored
 from nanolit.evaluation.spans import Group, score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.paths import read_json

@@ -20,12 +20,12 @@ def bits_per_byte_of(rows: dict[str, Any]) -> BitsPerByte:
 
 def test_the_best_score_outlives_worse_ones_and_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([2.0, 1.5, 1.8])
-    monkeypatch.setattr(evaluators, "bits_per_byte", lambda *_: next(scores))
+    monkeypatch.setattr(evaluators, "validation_scores", lambda *_: (next(scores), 5.0))
     before, resumed = (bits_per_byte_of(ROWS) for _ in range(2))
     for _ in range(2):
         before.evaluate(ENGINE)
     assert resumed.load(before.state()) == ""
-    assert resumed.evaluate(ENGINE) == {"val_bpb": 1.8}
+    assert resumed.evaluate(ENGINE) == {"val_bpb": 1.8, "val_loss": 5.0}
     assert resumed.state() == {"val_bpb": 1.8, "best_val_bpb": 1.5, "val_rows": ROWS}
 
 

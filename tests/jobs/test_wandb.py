@@ -39,3 +39,4 @@ def test_an_offline_run_holds_the_configuration_the_metrics_and_its_place(tmp_pa
     report = (folder / "files" / "report.md").read_text()
     assert report.startswith("# Report card: tiny")
     assert "## base" in report.lower()
+    assert (folder / "files" / "report.html").is_file()

@@ -120,3 +120,26 @@ def write_demo(root: Path, run: str = "demo", *, depth: int = 4, seed: int = 1, 
             result={**finished, "step": 20, "seconds": 60.0, "metrics": METRICS[stage]},
         )
     return folder
+
+
+def write_items(
+    stage: Path,
+    task: str,
+    rights: Sequence[bool],
+    *,
+    baseline: float,
+    of: int | None = None,
+    questions: str = "q",
+) -> None:
+    """The items of a task as an evaluation leaves them, right or wrong as given."""
+    header = {
+        "format": 1,
+        "task": task,
+        "baseline": baseline,
+        "questions": questions,
+        "of": of or len(rights),
+    }
+    items = [{"index": place, "prompt": place * 7, "right": right} for place, right in enumerate(rights)]
+    (stage / "evaluation").mkdir(exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in (header, *items))
+    (stage / "evaluation" / f"{task}.jsonl").write_text(text)

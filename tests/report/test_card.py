@@ -31,15 +31,16 @@ def demo(tmp_path_factory) -> Path:
 
 def test_the_final_table_has_a_column_per_trained_stage(demo):
     table = table_cells(card.final_table(demo.parent.parent, "demo"))
-    assert table["Metric"] == ["BASE", "MID", "SFT", "RL"]
-    assert table["val_bpb"] == ["1.6000", "2.0000", "-", "-"]
-    assert table["GSM8K"] == ["-", "0.0000", "0.0250", "0.0758"]
+    assert table["Metric"] == ["BASE", "MID", "SFT", "RL", "n", "Chance"]
+    assert table["val_bpb"] == ["1.6000", "2.0000", "-", "-", "-", "-"]
+    assert table["GSM8K"] == ["-", "0.0000", "0.0250", "0.0758", "-", "-"]
     assert set(table) - {"Metric", "------------", "val_bpb"} >= {n for m in METRICS.values() for n in m}
 
 
-def test_metrics_keep_the_cards_order_with_unknown_ones_before_the_summary():
-    names = ["ChatCORE", "Zeta", "GSM8K", "val_bpb", "CORE"]
-    assert card.sorted_metrics(names) == ["val_bpb", "CORE", "GSM8K", "Zeta", "ChatCORE"]
+def test_a_stage_without_scores_is_not_listed(tmp_path):
+    write_stage(tmp_path / "runs" / "new" / "base", result={"status": "done", "val_bpb": 2.0})
+    write_stage(tmp_path / "runs" / "new" / "sft", metrics="step,loss\n1,5.0\n")
+    assert table_cells(card.final_table(tmp_path, "new"))["Metric"] == ["BASE", "n", "Chance"]
 
 
 def test_a_run_without_evaluations_says_so(tmp_path):
@@ -47,13 +48,22 @@ def test_a_run_without_evaluations_says_so(tmp_path):
     assert card.final_table(tmp_path, "new") == "No stage has been evaluated yet.\n"
 
 
-def test_the_card_has_a_section_per_stage_in_the_pipelines_order(demo):
+def test_scores_come_first_and_a_section_per_stage_is_folded_away(demo):
     text = (demo / "report.md").read_text()
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
-        *("Machine", "TOKENIZER", "BASE", "MID", "SFT", "RL", "Final table", "Time")
-    ]
-    assert card.final_table(demo.parent.parent, "demo") in text
-    assert "State: done at step 100 of 100" in text
+    shown, folded = text.split("<details>\n<summary>Internals", 1)
+    assert re.findall(r"^## (.+)$", shown, re.MULTILINE) == ["Scores", "Conversation", "Curves", "Time"]
+    assert re.findall(r"^### ([A-Z]+)$", folded, re.MULTILINE) == ["TOKENIZER", "BASE", "MID", "SFT", "RL"]
+    assert card.final_table(demo.parent.parent, "demo") in shown
+    assert "Done at step 100 of 100." in folded
+
+
+def test_no_cell_of_the_first_page_is_a_checksum(tmp_path):
+    rows = {"tokens": 1024, "rows": 8, "checksum": "a" * 12}
+    write_stage(
+        tmp_path / "runs" / "new" / "base", result={"status": "done", "val_bpb": 2.0, "val_rows": rows}
+    )
+    text = card.write_report(tmp_path, "new").read_text()
+    assert "a" * 12 not in text.split("<details>")[0]
 
 
 def test_plan_and_result_are_told_a_line_per_value(demo):
@@ -61,7 +71,6 @@ def test_plan_and_result_are_told_a_line_per_value(demo):
     assert cells["groups.matrix"] == ["lr 0.02, betas (0.8, 0.95)"]
     assert cells["tokens"] == ["51,200"]
     assert cells["mfu, median"] == ["0.4"]
-    assert cells["recipe"] == ["classic"]
     assert cells["data"] == ["sample"]
 
 
@@ -77,12 +86,19 @@ def test_the_newest_samples_are_shown_and_cannot_leave_their_fence(demo):
     assert "````text\nStep 100\n\n- 'The capital of France is ```Paris```'\n````\n" in text
 
 
+def test_prompts_and_replies_come_back_from_the_samples():
+    """Oracle: the lines as training writes them, with the separator within a reply too."""
+    said = [("Who are you?", 'I\'m "N"'), ("a → 'b", "c → 'd'\n- e")]
+    text = "Step 3\n\n" + "".join(f"- {prompt!r} → {reply!r}\n" for prompt, reply in said)
+    assert list(card._turns(text)) == said
+
+
 def test_an_unfinished_run_gives_a_card_with_its_error(tmp_path):
     folder = tmp_path / "runs" / "half"
     write_stage(folder / "base", metrics=metrics_text(30), plan={"num_steps": 100})
     write_stage(folder / "sft", result={"status": "failed", "error": "no rows\nin x.jsonl"})
     text = card.write_report(tmp_path, "half").read_text()
-    assert "State: interrupted at step 30 of 100" in text
+    assert "BASE: interrupted at step 30 of 100." in text
     assert "Error: no rows in x.jsonl" in text
 
 
@@ -90,12 +106,29 @@ def test_the_time_is_summed_and_the_wall_clock_only_where_all_stages_have_it(tmp
     folder = tmp_path / "runs" / "demo"
     write_stage(folder / "base", result={"status": "done", "seconds": 120.0, "wall_seconds": 150.25})
     write_stage(folder / "rl")
-    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["-", "-"]
+    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"][2:] == ["-", "-"]
     (folder / "rl").rmdir()
     write_stage(folder / "sft", result={"status": "done", "seconds": 60.0})
-    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["3:00", "-"]
+    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"][2:] == ["3:00", "-"]
     write_stage(folder / "sft", result={"status": "done", "seconds": 60.0, "wall_seconds": 90.5})
-    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"] == ["3:00", "4:01"]
+    assert table_cells(card.write_report(tmp_path, "demo").read_text())["total"][2:] == ["3:00", "4:01"]
+
+
+def test_times_on_the_first_page_say_their_units():
+    assert [card._spoken(seconds) for seconds in (None, 9.4, 346, 13_860)] == [
+        *("-", "9 s", "5 min 46 s", "3 h 51 min")
+    ]
+
+
+def test_rented_hours_are_paid_by_the_wall_clock(tmp_path):
+    """Two stages of 30 minutes at 31.6 and 4 dollars an hour."""
+    for stage, price in {"base": 31.6, "sft": 4.0}.items():
+        cost = {"dollars": 1.0, "dollars_per_hour": price, "prices": "2026-07-01"}
+        result = {"status": "done", "seconds": 1200.0, "wall_seconds": 1800.0}
+        write_stage(tmp_path / "runs" / "big" / stage, result=result, plan={"num_steps": 1, "cost": cost})
+    text = card.write_report(tmp_path, "big").read_text()
+    assert table_cells(text)["Cost"] == ["$17.80"]
+    assert "at the prices of 2026-07-01" in text
 
 
 def test_writing_the_card_again_replaces_it(tmp_path):

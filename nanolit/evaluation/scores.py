@@ -1,0 +1,92 @@
+"""Scores with error bars, and the items on disk that give them. Without torch: reports read them too."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+Item = dict[str, Any]  # index, prompt (a checksum), right, and what the task has besides
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The share of items that are right, with the standard error of a draw of so many."""
+
+    task: str
+    num_items: int
+    accuracy: float
+    baseline: float  # what guessing gets right
+
+    @property
+    def error(self) -> float:
+        # Of Laplace's estimate: a score of 0 or 1 is not certain
+        share = (self.accuracy * self.num_items + 1) / (self.num_items + 2)
+        return math.sqrt(share * (1 - share) / self.num_items)
+
+    @property
+    def centered(self) -> float:
+        """0 for guessing, 1 for all right."""
+        return (self.accuracy - self.baseline) / (1 - self.baseline)
+
+    @property
+    def centered_error(self) -> float:
+        return self.error / (1 - self.baseline)
+
+
+def mean_centered(scores: Iterable[Scored]) -> tuple[float, float]:
+    """Return the mean above guessing and its standard error."""
+    scores = list(scores)
+    mean = sum(one.centered for one in scores) / len(scores)
+    return mean, math.sqrt(sum(one.centered_error**2 for one in scores)) / len(scores)
+
+
+def read_items(path: Path) -> tuple[Item, list[Item]]:
+    """Return the header and the items of a file; ValueError where it is none of ours."""
+    first, *lines = lines_of(path)
+    header = parsed(first)
+    if header is None or header.get("format") != FORMAT:
+        raise ValueError(f"{path} doesn't begin with a header of format {FORMAT}; evaluate again")
+    return header, [item for item in map(whole_item, lines) if item]
+
+
+def paired_difference(one: Iterable[Item], other: Iterable[Item]) -> tuple[float, float, int]:
+    """Return the difference of two models' accuracies on the items both have, its error, and their number.
+
+    Positive where the second is better. Pairing takes out what is hard for both.
+    """
+    first = {(item["index"], item["prompt"]): item["right"] for item in one}
+    pairs = [
+        other_item["right"] - first[key]
+        for other_item in other
+        if (key := (other_item["index"], other_item["prompt"])) in first
+    ]
+    if len(pairs) < 2:
+        raise ValueError(f"the two have {len(pairs)} items in common; evaluate both on the same items")
+    mean = sum(pairs) / len(pairs)
+    variance = sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1)
+    return mean, math.sqrt(variance / len(pairs)), len(pairs)
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines; one that was cut within a character is no whole item in any case."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")
+
+
+def whole_item(line: str) -> Item | None:
+    """Return the item of a line, or None where the line was cut."""
+    item = parsed(line)
+    kinds = {"index": int, "prompt": int, "right": bool}
+    whole = item is not None and all(type(item.get(key)) is kind for key, kind in kinds.items())
+    return item if whole else None
+
+
+def parsed(line: str) -> Item | None:
+    """Return the object of a line, or None."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

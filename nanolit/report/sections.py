@@ -1,0 +1,106 @@
+"""A report as a small tree of sections, and the tree as Markdown; page.py makes a web page of it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanolit.report.tables import markdown_table
+
+
+@dataclass(frozen=True)
+class Text:
+    """One paragraph, without markup."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """A command to copy, or text that must stay as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A few figures that a reader sees first: (label, value)."""
+
+    pairs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first `num_left` columns are flush left. "0.31 ± 0.02" is a value and its error."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    num_left: int = 1
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What was asked, or begun, and what the model wrote: (prompt, reply)."""
+
+    turns: Sequence[tuple[str, str]]
+    chat: bool  # else the replies continue the prompts
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG on disk, and the same for dark pages; `says` is its message for who cannot see it."""
+
+    path: Path
+    dark: bytes
+    says: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title above blocks; a folded one shows its title until it is opened."""
+
+    title: str
+    blocks: "Sequence[Block]"
+    folded: bool = False
+
+
+Block = Text | Code | Facts | Table | Exchange | Pictures | Section
+
+
+def to_markdown(block: Block, *, folder: Path, level: int = 1) -> str:
+    """Return a block as Markdown; pictures are linked from `folder`, where the text will lie."""
+    if isinstance(block, Section):
+        inside = "\n".join(to_markdown(part, folder=folder, level=level + 1) for part in block.blocks)
+        if block.folded:
+            return f"<details>\n<summary>{block.title}</summary>\n\n{inside}\n</details>\n"
+        return f"{'#' * level} {block.title}\n\n{inside}"
+    if isinstance(block, Text):
+        return f"{block.text}\n"
+    if isinstance(block, Code):
+        return _fenced(block.text)
+    if isinstance(block, Facts):
+        return markdown_table(["", ""], block.pairs, num_left=2)
+    if isinstance(block, Table):
+        return markdown_table(block.header, block.rows, num_left=block.num_left)
+    if isinstance(block, Exchange):
+        return _fenced("\n\n".join(_plain_turn(*turn, chat=block.chat) for turn in block.turns))
+    links = (
+        f"![{picture.says}]({picture.path.relative_to(folder).as_posix()})" for picture in block.pictures
+    )
+    return "\n\n".join(links) + "\n"
+
+
+def _plain_turn(prompt: str, reply: str, *, chat: bool) -> str:
+    return f"> {prompt}\n{reply}" if chat else f"{prompt} …{reply}"
+
+
+def _fenced(text: str) -> str:
+    """Return the text in a fence that it cannot leave: what a model writes must not turn into Markdown."""
+    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}\n"

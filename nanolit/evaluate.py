@@ -125,7 +125,7 @@ def evaluate_core(settings: Settings, folder: Path, kept: Path, about: dict[str,
         scorer = OwnScorer(model.model)
         scores = core.score_core(scorer, model.tokenizer, bundle, crop=settings.crop, **asked)
     else:
-        scorer = foreign.ForeignModel(folder)
+        scorer = foreign.open_foreign(folder)
         crop = {"crop": settings.crop} if settings.crop else {}
         scores = core.fitting(core.score_core, scorer, scorer, bundle, **asked, **crop)
         foreign.compare_with_published(folder.resolve().name, bundle, scores)

@@ -20,29 +20,33 @@ BATCH_TOKENS = 8_192  # read at once, padding included: their logits take 1.6 GB
 POSITIONS = 2_048  # of a model that doesn't say how many it has, as recurrent ones
 
 
-class ForeignModel:
-    """A causal model and its tokenizer: a scorer and an encoder of prompts."""
+def open_foreign(folder: Path) -> "ForeignModel":
+    """Return the model in a folder; ValueError if it can't be read."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; give a folder that transformers saved a model in")
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore
+    except ImportError as error:
+        raise ValueError("hf= needs transformers; install it: pip install 'nanolit[hf]'") from error
+    local: Any = {"local_files_only": True, "trust_remote_code": False}  # runs no code of the folder
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **local)
+    return ForeignModel(model.to(pick_device()).eval(), AutoTokenizer.from_pretrained(folder, **local))
 
-    def __init__(self, folder: Path) -> None:
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} has no config.json; give a folder that transformers saved a model in")
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore
-        except ImportError as error:
-            raise ValueError("hf= needs transformers; install it: pip install 'nanolit[hf]'") from error
-        self.device, local = pick_device(), {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **local)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **local)
-        self.model = model.to(self.device).eval()
+
+class ForeignModel:
+    """A causal model of transformers and its tokenizer: a scorer and an encoder of prompts."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
         config = model.config.get_text_config()
         self.max_positions: int = getattr(config, "max_position_embeddings", None) or POSITIONS
-        bos_id, eos_id = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.bos_id: int = eos_id if bos_id is None else bos_id
         rows = model.get_input_embeddings().num_embeddings
-        if self.bos_id is None or len(self.tokenizer) > rows:
-            has = "neither BOS nor EOS" if self.bos_id is None else f"{len(self.tokenizer):,} tokens"
+        if self.bos_id is None or len(tokenizer) > rows:
+            has = "neither BOS nor EOS" if self.bos_id is None else f"{len(tokenizer):,} tokens"
             raise ValueError(
-                f"the tokenizer in {folder} has {has}, the model {rows:,} embeddings; save both of one model"
+                f"the tokenizer has {has}, the model {rows:,} embeddings; save both of one model"
             )
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool) -> list[np.ndarray]:
@@ -65,9 +69,10 @@ class ForeignModel:
     def _read(self, parts: Sequence[tuple[np.ndarray, int]]) -> list[Span]:
         T = max(len(text) for text, _ in parts)
         padded = [np.pad(text, (0, T - len(text)), constant_values=self.bos_id) for text, _ in parts]
-        ids_BT = torch.from_numpy(np.stack(padded).astype(np.int64)).to(self.device)
+        device = self.model.device
+        ids_BT = torch.from_numpy(np.stack(padded).astype(np.int64)).to(device)
         # As nanochat: float32 weights, with bf16 products on a GPU
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
         losses, hits = [], []
         for row, (text, start) in enumerate(parts):

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def _path(bundle: Path, label: Label) -> Path | None:
 
 def _check(item: Item, label: Label, place: str) -> None:
     fields = FIELDS[label.kind]
-    wrong = [name for name, kind in fields.items() if not isinstance(item.get(name), kind)]
+    wrong = [name for name, kind in fields.items() if type(item.get(name)) is not kind]
     if wrong:
         need = ", ".join(f"{name} ({kind.__name__})" for name, kind in fields.items())
         raise ValueError(
@@ -168,7 +169,7 @@ def _fetch(folder: Path) -> None:
             with urllib.request.urlopen(URL, timeout=60) as answer, archive.open("wb") as file:
                 _copy(answer, file, size=int(answer.headers.get("Content-Length") or 0))
             digest = _unpack(archive, folder)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"CORE's questions could not be fetched from {URL} ({error}); "
                 f"try again, or unpack the archive into {folder}"

@@ -124,6 +124,9 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         except KeyboardInterrupt:
             error = f"{stage} is trained, CORE was interrupted; continue with: {command_of(job)}"
             return {"status": "interrupted", "error": error, **result}
+        except ValueError as error:
+            remedy = "core_every=null goes on without it"
+            raise ValueError(f"{stage} is trained, CORE can't be asked: {error}; {remedy}") from error
         watch.recorder.record(trainer, {"step": phase.finished_steps, **columns})
         result["wall_seconds"] = watch.state()["wall_seconds"]
     result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}

@@ -4,20 +4,19 @@ import json
 from pathlib import Path
 
 from nanolit.tasks.bundle import LABELS
+from tests.jobs.tiny_runs import WORDS
 
 ITEMS = 12  # more than the ten that are shown before each
 
 
 def item(kind: str, number: int) -> dict[str, object]:
+    """Words that a tiny run learns, in pairs of which now the first, now the second is likelier."""
+    one, other, last = (WORDS[(number * step + step) % len(WORDS)] for step in (1, 4, 7))
     if kind == "multiple_choice":
-        return {"query": f"{number}+1 is", "choices": ["old", f"{number + 1}"], "gold": number % 2}
+        return {"query": f"the {last}", "choices": [one, f"{other} {one}"], "gold": number % 2}
     if kind == "schema":
-        return {
-            "context_options": [f"{number} sea", f"{number} stone"],
-            "continuation": "was",
-            "gold": number % 2,
-        }
-    return {"context": f"the {number} sea", "continuation": "and the"}
+        return {"context_options": [f"{one} sea", f"{other} a"], "continuation": last, "gold": number % 2}
+    return {"context": f"the {one}", "continuation": last}
 
 
 def write_bundle(folder: Path) -> Path:

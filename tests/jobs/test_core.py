@@ -50,7 +50,8 @@ def test_core_is_in_the_metrics_the_result_and_the_report(finished: tuple[Path, 
     assert list(cells) == ["4", "8"]
     assert cells["4"][1] == ""
     assert [float(cell) for cell in cells["8"]] == [metrics[PART]] * 2, "a dozen items are whole and part"
-    assert f"| {PART} " in (root / "runs" / "tiny" / "report.md").read_text()
+    report = (root / "runs" / "tiny" / "report.md").read_text()
+    assert f"| CORE in part | {metrics[PART]:.4f} ± " in report
 
 
 def test_evaluating_by_hand_gives_the_same_and_asks_nothing_again(

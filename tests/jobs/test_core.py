@@ -9,6 +9,7 @@ import pytest
 
 from nanolit import evaluate
 from nanolit.config.compose import compose
+from nanolit.evaluation import questions
 from nanolit.evaluation.spans import OwnScorer
 from nanolit.jobs.execute import run
 from nanolit.machine.paths import read_json
@@ -59,6 +60,7 @@ def test_evaluating_by_hand_gives_the_same_and_asks_nothing_again(
 ) -> None:
     _, root = finished
     monkeypatch.delattr(OwnScorer, "score")
+    monkeypatch.delattr(questions, "_texts")  # no prompt is even rendered
     assert evaluate.main([f"root={root}", "run=tiny/base", "tasks=core", "offline=true"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"] == scores(root)[0]
 

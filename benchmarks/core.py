@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from benchmarks import results
 from benchmarks.inference import random_model
 from benchmarks.train import device_name, synchronize
-from nanolit.evaluation.core import SHUFFLED_BY, Question, ask, judged
+from nanolit.evaluation.core import SHUFFLED_BY, judged
+from nanolit.evaluation.questions import Question, ask
 from nanolit.evaluation.spans import Span, score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.arguments import read_some, setting

@@ -6,32 +6,33 @@
     nanolit evaluate run=demo tasks=none           the validation alone
     nanolit evaluate run=d12/base tasks=core       the 22 tasks of CORE, with an error bar each
     nanolit evaluate release=FOLDER tasks=core     of a release, nanochat's converted ones too
+    nanolit evaluate hf=FOLDER tasks=core          of a model of transformers
     nanolit evaluate run=demo show=GSM8K wrong=true     what it answered, and got wrong
 
 base, mid and sft are validated by bits per byte, rl by pass@k. What was answered to every item goes to
-evaluation/ in the stage's folder, where an interrupted evaluation resumes. The last line is JSON.
+evaluation/ in the stage's folder, or to root/eval/models for any other model, where an interrupted evaluation
+resumes. GPT-2's scores are shown beside the published ones. The last line is JSON.
 """
 
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from nanolit.config.build import build
 from nanolit.config.compose import named, options
-from nanolit.config.schema import ChatTasks, Job, Node
+from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
-from nanolit.jobs.processes import under_torchrun
+from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
 from nanolit.machine.locks import held
-from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.paths import core_folder
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
-from nanolit.tasks.bundle import LABELS, open_bundle, sha256_of_file
+from nanolit.tasks.bundle import open_bundle
 
 if TYPE_CHECKING:  # these import torch
     from nanolit.evaluation.evaluators import BitsPerByte, Evaluator
@@ -47,6 +48,7 @@ class Settings(Root):
 
     run: str | None = setting("a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]")
     release: Path | None = setting("a release, in place of a run", None)
+    hf: Path | None = setting("a model that transformers saved, in place of a run; for tasks=core", None)
     tasks: str | None = setting(
         "core, none, or a name in conf/chat_evaluation (default: the run's own)", None, value="NAME"
     )
@@ -56,38 +58,87 @@ class Settings(Root):
     wrong: bool = setting("with show: the wrong answers alone", False)
     max_per_task: int | None = setting("at most N problems of each task (default: all)", None, least=1)
     crop: int | None = setting(
-        "cut CORE's prompts from the left to N tokens (default: none is cut)", None, least=2
+        "cut CORE's prompts from the left to N tokens (default: none is cut; with hf, to its positions)",
+        None,
+        least=2,
     )
     bundle: Path | None = setting("CORE's questions (default: root/eval/core, fetched when missing)", None)
     offline: bool = setting("fetch nothing", False)
 
 
 @command
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> int | None:
     settings = read(Settings, words, about=__doc__)
     check(settings)
     if under_torchrun():
         raise ValueError("evaluate runs on one device; start it without torchrun")
     from nanolit.language_model import find_release  # imports torch: a misspelt name was refused before
 
-    release = find_release(settings.release or settings.run or "", root=settings.root)
+    model = settings.hf or find_release(settings.release or settings.run or "", root=settings.root)
     if settings.show is not None:
-        return show(settings, release)
-    folder = release.parent / "evaluation"
-    is_stage = (release.parent / "job.yaml").is_file()
-    with held(folder / ".lock", busy=f"{folder} is written to") if is_stage else nullcontext():
-        print(json.dumps(evaluate(settings, release)))
+        show(settings, folder_of_items(model, root=settings.home))
+        return 0
+    try:
+        with sigterm_interrupts():
+            print(json.dumps(evaluate(settings, model)))
+    except KeyboardInterrupt:
+        kept = folder_of_items(model, root=settings.home)
+        print(f"\ninterrupted; the same command resumes with the answers in {kept}", file=sys.stderr)
+        return 130
+    return 0
 
 
-def evaluate(settings: Settings, release: Path) -> Scores:
+def evaluate(settings: Settings, model: Path) -> Scores:
+    """Return the scores of a release, or of a Hugging Face folder, by name; they are printed as they come."""
+    from nanolit.evaluation.items import identity
+
+    ask = evaluate_core if settings.tasks == "core" else evaluate_stage
+    if ask == evaluate_stage:
+        stored_stage(model)  # a release alone is refused
+    folder = folder_of_items(model, root=settings.home)
+    with held(folder / ".lock", busy=f"{folder} is written to"):
+        return ask(settings, model, folder, identity(model))
+
+
+def folder_of_items(model: Path, *, root: Path) -> Path:
+    """Return where the items of a stage's release, a release alone or a Hugging Face folder lie."""
+    from nanolit.evaluation.items import identity
+
+    if (model.parent / "job.yaml").is_file():
+        return model.parent / "evaluation"
+    return root / "eval" / "models" / f"{model.resolve().name}-{identity(model)['weights'][:8]}"
+
+
+def evaluate_core(settings: Settings, folder: Path, kept: Path, about: dict[str, str]) -> Scores:
+    """Ask the model in `folder` CORE; `kept` gets the scores and the items, where the report finds them."""
+    from nanolit.evaluation import core, foreign
+    from nanolit.evaluation.spans import OwnScorer
+    from nanolit.language_model import load_language_model
+
+    bundle = settings.bundle or core_folder(settings.home)
+    if settings.bundle is None:
+        with held(bundle / ".lock", wait=True):
+            open_bundle(bundle, offline=settings.offline)
+    asked = {"max_per_task": settings.max_per_task, "folder": kept, "about": about}
+    if settings.hf is None:
+        model = load_language_model(folder, root=settings.root, device=None)
+        scorer = OwnScorer(model.model)
+        scores = core.score_core(scorer, model.tokenizer, bundle, crop=settings.crop, **asked)
+    else:
+        scorer = foreign.open_foreign(folder)
+        crop = {"crop": settings.crop} if settings.crop else {}
+        scores = core.fitting(core.score_core, scorer, scorer, bundle, **asked, **crop)
+        foreign.compare_with_published(folder.resolve().name, bundle, scores)
+    return {"model": settings.run or str(folder), **scores}
+
+
+def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[str, str]) -> Scores:
     """Return the scores by name, printed as they come."""
     from nanolit.evaluation.chat_tasks import evaluate_tasks
     from nanolit.evaluation.evaluators import BitsPerByte
     from nanolit.inference.engine import Engine
     from nanolit.language_model import load_language_model
 
-    if settings.tasks == "core":
-        return evaluate_core(settings, release)
     job, plan = stored_stage(release)
     chat_tasks = tasks_of(settings, job, plan)
     model = load_language_model(release, root=settings.root, device=None)
@@ -98,14 +149,15 @@ def evaluate(settings: Settings, release: Path) -> Scores:
         scores[name] = value
         print(f"  {name:<28} {value:.4f}", flush=True)
 
-    evaluator = evaluator_of(job, plan, model.tokenizer, root=settings.home)
+    job["root"] = str(settings.home)  # the run may have been made elsewhere
+    evaluator = evaluator_of(job, plan, model.tokenizer)
     if isinstance(evaluator, BitsPerByte):
         scores["val_rows"] = evaluator.rows
         print(f"  {evaluator.about}", flush=True)
     for name, value in evaluator.evaluate(engine).items():
         tell(name, value)
     if isinstance(plan, BasePlan) and isinstance(evaluator, BitsPerByte):
-        tell("val_bpb of token unigrams", unigrams(job, evaluator, model.tokenizer, root=settings.home))
+        tell("val_bpb of token unigrams", unigrams(job, evaluator, model.tokenizer))
     if chat_tasks:
         tasks = [build(task) for task in chat_tasks["tasks"]]
         for name, value in evaluate_tasks(
@@ -113,8 +165,8 @@ def evaluate(settings: Settings, release: Path) -> Scores:
             tasks,
             max_problems=settings.max_per_task,
             max_tokens=chat_tasks["max_tokens"],
-            folder=release.parent / "evaluation",
-            about=identity(release, model.tokenizer),
+            folder=kept,
+            about=about,
         ):
             tell(name, value)
     return scores
@@ -122,9 +174,11 @@ def evaluate(settings: Settings, release: Path) -> Scores:
 
 def check(settings: Settings) -> None:
     """ValueError for settings that don't go together, and, with the nearest spelling, for unknown tasks."""
-    if (settings.run is None) == (settings.release is None):
-        raise ValueError("which model? give run=RUN[/STAGE] or release=FOLDER, one of the two")
+    if sum(value is not None for value in (settings.run, settings.release, settings.hf)) != 1:
+        raise ValueError("which model? give run=RUN[/STAGE], release=FOLDER or hf=FOLDER, one of the three")
     name = settings.tasks
+    if settings.hf is not None and name != "core" and settings.show is None:
+        raise ValueError("hf= is asked CORE alone: give tasks=core (lm-eval's own hf model asks it all else)")
     if name is not None and not name.endswith((".yaml", ".yml")):
         choose(name, [*options("chat_evaluation"), "core", "none"], kind="tasks")
     if settings.wrong and settings.show is None:
@@ -134,66 +188,14 @@ def check(settings: Settings) -> None:
             raise ValueError(f"{key}= is a setting of tasks=core; add that, or leave it out")
 
 
-def evaluate_core(settings: Settings, release: Path) -> Scores:
-    """Ask CORE; the scores are kept beside the items, where the report finds them."""
-    from nanolit.evaluation import core
-    from nanolit.evaluation.scores import mean_centered
-    from nanolit.inference.decode import Decoder
-    from nanolit.language_model import load_language_model
-
-    bundle = settings.bundle or open_bundle(settings.home / "eval" / "core", offline=settings.offline)
-    model = load_language_model(release, root=settings.root, device=None)
-    stage = release.parent if (release.parent / "job.yaml").is_file() else None
-    folder = stage / "evaluation" if stage else None
-    scored = []
-    for name, score in core.evaluate_core(
-        Decoder(model.model, plain=True),  # its kernels are for single steps
-        model.tokenizer,
-        bundle,
-        LABELS,
-        max_per_task=settings.max_per_task,
-        crop=settings.crop,
-        folder=folder and folder / "core",
-        about=identity(release, model.tokenizer),
-    ):
-        scored.append(score)
-        print(f"  {name:<32} {core.in_words(score)}", flush=True)
-    value, error = mean_centered(scored)
-    others = core.replaced(bundle, LABELS)
-    mean = core.name_of_mean(max_per_task=settings.max_per_task, crop=settings.crop, others=others)
-    path = folder and folder / "core.json"
-    older = read_json(path)["metrics"] if path and path.is_file() else {}
-    found: Scores = {
-        "metrics": {mean: value, f"{mean}, standard error": error},
-        "tasks": {score.task: {"accuracy": score.accuracy, "error": score.error} for score in scored},
-        "max_per_task": settings.max_per_task,
-        "crop": settings.crop,
-        "other_questions": others,
-    }
-    if path:  # other parts of CORE stay in the report
-        metrics = older | {mean: value, f"{mean}, standard error": error}
-        write_json(path, {"format": 1, **found, "metrics": metrics})
-    print(f"  {'CORE':<32} {value:.4f} ± {error:.4f}; runs of one recipe differ by 0.006 (sd) besides")
-    if others:
-        print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
-    return {"model": settings.run or str(settings.release), **found}
-
-
-def identity(release: Path, tokenizer: "Tokenizer") -> dict[str, str]:
-    """Return what items on disk are of: another model's are not taken for this one's."""
-    return {"weights": sha256_of_file(release / "model.safetensors"), "tokenizer": tokenizer.hash}
-
-
-def show(settings: Settings, release: Path) -> None:
+def show(settings: Settings, folder: Path) -> None:
     """Print what the model answered to a task, from the items on disk."""
     from nanolit.evaluation.scores import read_items
 
-    stored_stage(release)
-    folder, task = release.parent / "evaluation", settings.show
     files = {path.stem: path for path in [*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")]}
     if not files:
-        raise ValueError(f"{folder} holds no items yet; evaluate the run first, without show=")
-    _, items = read_items(files[choose(task or "", files, kind="evaluated task")])
+        raise ValueError(f"{folder} holds no items yet; evaluate the model first, without show=")
+    _, items = read_items(files[choose(settings.show or "", files, kind="evaluated task")])
     for item in items:
         if settings.wrong and item["right"]:
             continue
@@ -247,52 +249,25 @@ def tasks_of(settings: Settings, job: Job, plan: TrainingPlan) -> ChatTasks | No
     return None
 
 
-def evaluator_of(job: Job, plan: TrainingPlan, tokenizer: "Tokenizer", *, root: Path) -> "Evaluator":
+def evaluator_of(job: Job, plan: TrainingPlan, tokenizer: "Tokenizer") -> "Evaluator":
     """Return what scored the stage while it trained, on the same rows or problems."""
-    from nanolit.data.conversations import ValidationConversations
-    from nanolit.data.pretrain import validation_rows
-    from nanolit.evaluation.evaluators import BitsPerByte, Passes
-    from nanolit.phases.rl import MAX_PASSES
+    from nanolit.phases.base import base_evaluator
+    from nanolit.phases.finetune import finetune_evaluator
+    from nanolit.phases.rl import rl_evaluator
 
-    if not isinstance(plan, BasePlan | FinetunePlan):
-        return Passes(
-            build(plan.validation),
-            num_samples=min(plan.samples, MAX_PASSES),
-            temperature=plan.temperature,
-            top_k=plan.top_k,
-            max_tokens=plan.max_new_tokens,
-        )
-    context = plan.gpt["context"]
     if isinstance(plan, BasePlan):
-        validation = validation_rows(
-            build(job["data"]).open_corpus(root, num_shards=1),
-            tokenizer,
-            context=context,
-            micro_batch=1,
-            packing=plan.packing,
-            num_tokens=plan.eval_rows * context,
-        )
-    else:
-        stages = cast(Node, job["stage"])
-        validation = ValidationConversations(
-            [build(source) for source in stages[plan.stage]["mixture"]["validation"]],
-            tokenizer,
-            context=context,
-            micro_batch=1,
-            packing=plan.packing,
-            num_rows=plan.eval_rows,
-            rank=0,
-            world=1,
-        )
-    return BitsPerByte(validation, rows=validation.identity, token_bytes=tokenizer.token_bytes())
+        return base_evaluator(job, plan, tokenizer, micro_batch=1)
+    if isinstance(plan, FinetunePlan):
+        return finetune_evaluator(job, plan, tokenizer, micro_batch=1)
+    return rl_evaluator(plan)
 
 
-def unigrams(job: Job, evaluator: "BitsPerByte", tokenizer: "Tokenizer", *, root: Path) -> float:
+def unigrams(job: Job, evaluator: "BitsPerByte", tokenizer: "Tokenizer") -> float:
     """Return the bits per byte of a model that knows only how frequent each token is."""
     from nanolit.data.pretrain import training_texts
     from nanolit.evaluation.bits_per_byte import unigram_bits_per_byte
 
-    corpus = build(job["data"]).open_corpus(root, num_shards=1)
+    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=1)
     texts = list(training_texts(corpus, max_characters=UNIGRAM_CHARACTERS))
     train_ids = tokenizer.encode_batch(texts, bos=True)
     return unigram_bits_per_byte(train_ids, evaluator.batches, evaluator.token_bytes)

@@ -20,15 +20,16 @@ def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
 ) -> None:
     assert evaluate.main([f"root={tmp_path}", "run=absent", "tasks=dmeo"]) == 2
     assert capsys.readouterr().err == (
-        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, core, none\n"
+        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, quick, core, none\n"
     )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tasks=core"], "which model? give run=RUN[/STAGE] or release=FOLDER"),
-        (["run=a", "release=b"], "which model? give run=RUN[/STAGE] or release=FOLDER"),
+        (["tasks=core"], "which model? give run=RUN[/STAGE], release=FOLDER or hf=FOLDER"),
+        (["run=a", "release=b"], "which model? give run=RUN[/STAGE], release=FOLDER or hf=FOLDER"),
+        (["hf=a"], "hf= is asked CORE alone: give tasks=core"),
         (["run=a", "crop=1024"], "crop= is a setting of tasks=core"),
     ],
 )

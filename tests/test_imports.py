@@ -94,6 +94,7 @@ LIBRARIES: dict[str, set[str]] = {
     "inference": {"torch"},
     "evaluation": {"torch"},
     "evaluation.scores": set(),
+    "evaluation.foreign": {"torch", "transformers"},
     "phases": {"torch", "lightning"},
     "callbacks": {"torch", "lightning"},
     "chat.web": {"gradio"},

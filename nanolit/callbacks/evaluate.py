@@ -9,11 +9,16 @@ import lightning as L
 
 from nanolit.callbacks.throughput import Clock, Recorder, say
 from nanolit.evaluation.chat_tasks import evaluate_tasks
+from nanolit.evaluation.core import fitting, mean_of_part
 from nanolit.evaluation.evaluators import Evaluator
+from nanolit.evaluation.spans import OwnScorer
 from nanolit.inference.engine import Engine
 from nanolit.machine.device import rank
 from nanolit.phases.core import Phase
 from nanolit.tasks.task import Task
+from nanolit.tokenizer.bpe import Tokenizer
+
+CORE_PART = 500  # questions of each task while training goes on: nanochat's part, a ninth of the whole
 
 
 class Evaluate(L.Callback):
@@ -54,6 +59,40 @@ class Evaluate(L.Callback):
         remark = self.evaluator.load(state)
         if remark and rank() == 0:
             say(remark)
+
+
+class EvaluateCore(L.Callback):
+    """CORE of at most `max_per_task` questions a task every `core_every` steps; the whole comes after fit."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        bundle: Path,
+        *,
+        core_every: int,
+        max_per_task: int,
+        recorder: Recorder,
+        clock: Clock,
+    ) -> None:
+        self.tokenizer, self.bundle = tokenizer, bundle
+        self.core_every, self.max_per_task = core_every, max_per_task
+        self.recorder, self.clock = recorder, clock
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Phase)
+        step = pl_module.finished_steps
+        if step == pl_module.num_steps or step % self.core_every:
+            return
+        with self.clock.paused():
+            scorer = OwnScorer(pl_module.gpt)
+            mean, error = fitting(
+                mean_of_part, scorer, self.tokenizer, self.bundle, max_per_task=self.max_per_task
+            )
+            if rank() == 0:
+                say(f"  step {step}: CORE of at most {self.max_per_task} a task {mean:.4f} ± {error:.4f}")
+            self.recorder.record(trainer, {"step": step, "core_part": mean})
 
 
 class EvaluateChat(L.Callback):

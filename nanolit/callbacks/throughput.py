@@ -22,6 +22,8 @@ COLUMNS = (
     "loss",
     "val_bpb",
     "val_loss",
+    "core_part",
+    "core",
     "lr_multiplier",
     "tokens",
     "flops",

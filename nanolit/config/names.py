@@ -10,7 +10,7 @@ from nanolit.config.schema import MODEL_STAGES, Job
 from nanolit.machine.paths import tokenizers_folder
 
 # How a result is watched or foreseen, not what it is: never in a name, never a reason to refuse a resume.
-INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "cache"}
+INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "core_every", "cache"}
 INDIFFERENT |= {"epoch_tokens", "epoch_questions"}
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
 

@@ -138,6 +138,7 @@ class BaseStage(TypedDict):
     target_flops: float | None
     target_ratio: float | None
     eval_every: int | None
+    core_every: int | Literal["end"] | None  # None: CORE is not asked
     eval_tokens: int | None
     save_every: int | None
     sample_every: int | None
@@ -219,6 +220,7 @@ class Choices(Job):
     eval_every: int | None
     save_every: int | None
     sample_every: int | None
+    core_every: int | Literal["end"] | None
 
 
 SHORTHANDS = frozenset(Choices.__annotations__.keys() - Job.__annotations__.keys())

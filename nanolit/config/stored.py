@@ -22,6 +22,7 @@ REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
 # Keys that came later, and what the program did before it had them.
 ADDED: dict[str, Callable[[Job], object]] = {
     "deterministic": lambda _job: False,
+    "stage.base.core_every": lambda _job: None,
     "recipe.matmul_precision": lambda job: "high" if job["recipe"]["name"] == "classic" else "highest",
 }
 

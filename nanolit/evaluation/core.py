@@ -9,43 +9,85 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch.distributed as dist
 
-from nanolit.evaluation.items import ItemFile, checksum_of
+from nanolit.evaluation.items import ItemFile
+from nanolit.evaluation.questions import Encoder, Question, TooLong, ask, check_lengths
 from nanolit.evaluation.scores import Item as ScoredItem
-from nanolit.evaluation.scores import Scored
-from nanolit.evaluation.spans import Group, Span, score_groups
-from nanolit.inference.decode import Decoder
+from nanolit.evaluation.scores import Scored, mean_centered
+from nanolit.evaluation.spans import Group, Scorer, Span
 from nanolit.machine.device import rank, world_size
-from nanolit.tasks.bundle import Item, Label, digest_of, is_original, read_items
-from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.machine.paths import Json, read_json, write_json
+from nanolit.tasks.bundle import LABELS, Item, Label, digest_of, is_original, read_items
 
-SHUFFLED_BY, SHOWN_BY = (
-    1337,
-    1234,
-)  # nanochat's seeds: of a task's order, and, plus the index, of its examples
+T = TypeVar("T")
+SHUFFLED_BY = 1337  # nanochat's seed of a task's order
 CHUNK = 512  # items whose prompts are made, tokenized, scored and kept together
 
 
-@dataclass(frozen=True)
-class Question:
-    """An item as the model reads it."""
+def score_core(
+    scorer: Scorer,
+    tokenizer: Encoder,
+    bundle: Path,
+    *,
+    max_per_task: int | None = None,
+    crop: int | None = None,
+    folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Json:
+    """Ask all of CORE, say the scores on rank 0, and return them. Collective; see `evaluate_core`.
 
-    group: Group
-    gold: int | None
-    prompt: int  # a checksum of the first text's ids, before it is cropped
-    cropped: bool
+    `folder` keeps core.json, where the report finds the mean, and the items in core/.
+    """
+    scored, first = [], rank() == 0
+    settings: Any = {"max_per_task": max_per_task, "crop": crop}
+    items = folder and folder / "core"
+    for name, score in evaluate_core(
+        scorer, tokenizer, bundle, LABELS, folder=items, about=about, **settings
+    ):
+        scored.append(score)
+        if first:
+            print(f"  {name:<32} {in_words(score)}", flush=True)
+    value, error = mean_centered(scored)
+    others = replaced(bundle, LABELS)
+    mean = name_of_mean(**settings, others=others)
+    scores: Json = {
+        "metrics": {mean: value, f"{mean}, standard error": error},
+        "tasks": {score.task: {"accuracy": score.accuracy, "error": score.error} for score in scored},
+        **settings,
+        "other_questions": others,
+    }
+    if first:
+        print(f"  {'CORE':<32} {value:.4f} ± {error:.4f}; runs of one recipe differ by 0.006 (sd) besides")
+        if others:
+            print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
+        if folder:  # other parts of CORE stay in the report
+            path = folder / "core.json"
+            older = read_json(path)["metrics"] if path.is_file() else {}
+            write_json(path, {"format": 1, **scores, "metrics": older | scores["metrics"]})
+    return scores
+
+
+def fitting(score: Callable[..., T], *arguments: Any, **settings: Any) -> T:
+    """Call `score_core` or `mean_of_part`; crop to what the model takes where a prompt is longer."""
+    try:
+        return score(*arguments, **settings)
+    except TooLong as error:  # on every rank alike, before anything is asked
+        return score(*arguments, **settings, crop=error.most)
+
+
+def mean_of_part(scorer: Scorer, tokenizer: Encoder, bundle: Path, **settings: Any) -> tuple[float, float]:
+    """Return the mean above guessing and its error, and say nothing. Collective; see `evaluate_core`."""
+    return mean_centered(score for _, score in evaluate_core(scorer, tokenizer, bundle, LABELS, **settings))
 
 
 def evaluate_core(
-    decoder: Decoder,
-    tokenizer: Tokenizer,
+    scorer: Scorer,
+    tokenizer: Encoder,
     bundle: Path,
     labels: Sequence[Label],
     *,
@@ -60,23 +102,25 @@ def evaluate_core(
     nanochat crops none for its own models. Items go to `folder`, an interrupted evaluation of the same
     `about` goes on there.
     """
-    most, tasks = decoder.model.max_positions, [(label, *_shuffled(bundle, label)) for label in labels]
+    most, tasks = scorer.max_positions, []
     if crop is not None and crop > most:
         raise ValueError(f"crop={crop} is more than the {most:,} positions of this model; give crop={most}")
-    if crop is None:
-        for label, items, _ in tasks:
-            _check_lengths(label, items, range(len(items))[:max_per_task], tokenizer, most=most)
-    progress = _Progress(labels)
-    for label, items, digest in tasks:
+    for label in labels:
+        items, digest = _shuffled(bundle, label)
         header = {"task": label.name, "file": digest, "crop": crop, "shots": label.shots, **(about or {})}
         kept = ItemFile(folder and folder / f"{label.name}.jsonl", header)
         asked = range(len(items))[:max_per_task]
         missing = [index for index in asked if index not in kept.items]
+        if crop is None:
+            check_lengths(label, items, missing, tokenizer, most=most)
+        tasks.append((label, items, kept, asked, missing))
+    progress = _Progress(labels)
+    for label, items, kept, asked, missing in tasks:
         for first in range(0, len(missing), CHUNK):
             progress.show(label, first, len(missing))
             indices = missing[first : first + CHUNK]
             questions = ask(label, items, indices, tokenizer, crop=crop)
-            spans = _score_on_all_ranks(decoder, [question.group for question in questions])
+            spans = _score_on_all_ranks(scorer, [question.group for question in questions])
             scored = map(judged, indices, questions, spans)
             kept.add({**item, "question": items[item["index"]]} for item in scored)
         yield label.name, kept.scored(label.name, asked, baseline=label.baseline / 100)
@@ -88,20 +132,6 @@ def _shuffled(bundle: Path, label: Label) -> tuple[list[Item], str]:
     items, digest = read_items(bundle, label)
     random.Random(SHUFFLED_BY).shuffle(items)
     return items, digest
-
-
-def _check_lengths(
-    label: Label, items: Sequence[Item], indices: Sequence[int], tokenizer: Tokenizer, *, most: int
-) -> None:
-    """ValueError for a prompt of more than `most` tokens, before anything is asked."""
-    # No token is shorter than a byte: only long texts need be tokenized to know
-    long = [text for index in indices for text in _texts(label, items, index) if len(text.encode()) >= most]
-    longest = max((len(ids) for ids in tokenizer.encode_batch(long, bos=True)), default=0)
-    if longest > most:
-        raise ValueError(
-            f"{label.name} has a prompt of {longest:,} tokens, and this model takes at most {most:,}: give "
-            f"crop={most} (published scores of nanochat's models are not cropped)"
-        )
 
 
 def name_of_mean(*, max_per_task: int | None, crop: int | None, others: Sequence[str]) -> str:
@@ -125,79 +155,6 @@ def replaced(bundle: Path, labels: Sequence[Label]) -> list[str]:
     return [label.name for label in labels if not is_original(label, digest_of(bundle, label))]
 
 
-def ask(
-    label: Label, items: Sequence[Item], indices: Sequence[int], tokenizer: Tokenizer, *, crop: int | None
-) -> list[Question]:
-    """Render and tokenize items of a shuffled task; each shows examples that its own index draws."""
-    rendered = [_texts(label, items, index) for index in indices]
-    flat = [text for texts in rendered for text in texts]
-    encoded = iter(tokenizer.encode_batch(flat, bos=True))
-    return [
-        _question(label, items[index], [next(encoded) for _ in texts], crop=crop)
-        for index, texts in zip(indices, rendered, strict=True)
-    ]
-
-
-def _texts(label: Label, items: Sequence[Item], index: int) -> list[str]:
-    """Return the texts of all options; of a continuation, the text without it and the whole."""
-    item, delimiter = items[index], label.delimiter
-    shown = random.Random(SHOWN_BY + index).sample(range(len(items) - 1), label.shots)
-    prefix = "".join(_example(label, items[j + (j >= index)]) + "\n\n" for j in shown)
-    if label.kind == "multiple_choice":
-        return [prefix + item["query"] + delimiter + choice for choice in item["choices"]]
-    if label.kind == "schema":
-        return [prefix + context + delimiter + item["continuation"] for context in item["context_options"]]
-    # Both are stripped alike, or a trailing blank would join with the continuation's first word as one token
-    without = prefix + item["context"].strip() + delimiter
-    return [without.strip(), without + item["continuation"]]
-
-
-def _example(label: Label, item: Item) -> str:
-    if label.kind == "multiple_choice":
-        return item["query"] + label.delimiter + item["choices"][item["gold"]]
-    if label.kind == "schema":
-        return item["context_options"][item["gold"]] + label.delimiter + item["continuation"]
-    return item["context"].strip() + label.delimiter + item["continuation"]
-
-
-def _question(label: Label, item: Item, texts: list[np.ndarray], *, crop: int | None) -> Question:
-    """Mark what is scored: after the common beginning, the common ending, or the continuation."""
-    if label.kind == "language_modeling":
-        without, whole = texts
-        if not np.array_equal(without, whole[: len(without)]):
-            raise ValueError(
-                f"{label.name}: a prompt's tokens change where its continuation {item['continuation']!r} is "
-                "added; CORE can't be asked with this tokenizer"
-            )
-        texts, starts = [whole], [len(without)]
-    elif label.kind == "schema":
-        shared = _common([text[::-1] for text in texts])
-        starts = [len(text) - shared for text in texts]
-    else:
-        starts = [_common(texts)] * len(texts)
-    checksum = checksum_of(texts[0])
-    cuts = [max(0, len(text) - crop) if crop else 0 for text in texts]
-    group = Group(
-        [text[cut:] for text, cut in zip(texts, cuts, strict=True)],
-        [start - cut for start, cut in zip(starts, cuts, strict=True)],
-    )
-    if min(group.starts) < 1:
-        longest = max(len(text) - start for text, start in zip(texts, starts, strict=True))
-        raise ValueError(
-            f"{label.name}: crop={crop} leaves nothing before an answer of {longest:,} tokens; "
-            f"give crop={longest + 1} or more"
-        )
-    gold = None if label.kind == "language_modeling" else item["gold"]
-    return Question(group, gold, checksum, any(cuts))
-
-
-def _common(texts: Sequence[np.ndarray]) -> int:
-    """Return how many ids all texts begin with."""
-    shortest = min(map(len, texts))
-    differ = np.any([text[:shortest] != texts[0][:shortest] for text in texts], axis=0)
-    return int(differ.argmax()) if differ.any() else shortest
-
-
 def judged(index: int, question: Question, spans: Sequence[Span]) -> ScoredItem:
     """Return an item's line: right by the least mean loss, the first of equal ones, or by greedy tokens.
 
@@ -217,13 +174,13 @@ def judged(index: int, question: Question, spans: Sequence[Span]) -> ScoredItem:
     }
 
 
-def _score_on_all_ranks(decoder: Decoder, groups: Sequence[Group]) -> list[list[Span]]:
+def _score_on_all_ranks(scorer: Scorer, groups: Sequence[Group]) -> list[list[Span]]:
     """Deal the groups out by length, to and fro, so that ranks end together; gather every span."""
     world = world_size()
     order = sorted(range(len(groups)), key=lambda index: -sum(map(len, groups[index].texts)))
     turns = [n % world if (n // world) % 2 == 0 else world - 1 - n % world for n in range(len(order))]
     mine = [index for index, turn in zip(order, turns, strict=True) if turn == rank()]
-    scored = dict(zip(mine, score_groups(decoder, [groups[index] for index in mine]), strict=True))
+    scored = dict(zip(mine, scorer.score([groups[index] for index in mine]), strict=True))
     if world > 1:
         pieces: list[Any] = [None] * world
         dist.all_gather_object(pieces, scored)

@@ -4,6 +4,7 @@ A file begins with a header that says what the items are of. An interrupted eval
 ends; a file with another header is begun anew. Rank 0 alone reads and writes, and all ranks have the items.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ import torch.distributed as dist
 
 from nanolit.evaluation.scores import FORMAT, Item, Scored, lines_of, parsed, whole_item
 from nanolit.machine.device import rank, world_size
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import read_json, write_atomically
+from nanolit.tasks.bundle import sha256_of_file
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")  # of transformers
 
 
 class ItemFile:
@@ -54,6 +58,24 @@ class ItemFile:
         """Return the score over these items, all of which must be there."""
         right = [self.items[index]["right"] for index in indices]
         return Scored(task, len(right), sum(right) / len(right), baseline)
+
+
+def identity(folder: Path) -> dict[str, str]:
+    """Return the hashes of the weights and the tokenizer in a folder, ours or transformers'.
+
+    They are in the headers of item files: another model's items are not taken for this one's.
+    """
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not weights:
+        raise ValueError(f"{folder} holds no weights (*.safetensors or *.bin); save or copy them there")
+    own, theirs = folder / "tokenizer" / "tokenizer.json", [folder / name for name in TOKENIZER_FILES]
+    tokenizer = read_json(own)["hash"] if own.is_file() else _digest(filter(Path.is_file, theirs))
+    return {"weights": _digest(weights), "tokenizer": tokenizer}
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digests = [sha256_of_file(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def on_all_ranks(mine: list[Item]) -> list[Item]:

@@ -8,6 +8,7 @@ place, the predecessor and the keys that it has in its own text, so the losses a
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from nanolit.inference.decode import Decoder
 from nanolit.kernels.attention import attend
 from nanolit.model.block import norm
+from nanolit.model.gpt import GPT
 
 BATCH_TOKENS = 16_384  # read at once, padding included: the attention masks of 8 rows of 2,048 take 34 MB
 HEAD_TOKENS = 4_096  # whose logits are held at once: half a gigabyte in float32 at 32,768 tokens
@@ -45,6 +47,26 @@ class Span:
 
     loss: float
     greedy: bool
+
+
+class Scorer(Protocol):
+    """A model that scores spans; a text has at most `max_positions` tokens."""
+
+    @property
+    def max_positions(self) -> int: ...
+
+    def score(self, groups: Sequence[Group]) -> list[list[Span]]: ...
+
+
+class OwnScorer:
+    """A NanoLit model as it is now: later changes of its weights need a new scorer."""
+
+    def __init__(self, model: GPT) -> None:
+        self.decoder = Decoder(model, plain=True)  # its kernels are for single steps
+        self.max_positions = model.max_positions
+
+    def score(self, groups: Sequence[Group]) -> list[list[Span]]:
+        return score_groups(self.decoder, groups)
 
 
 @dataclass(frozen=True)
@@ -93,7 +115,7 @@ def score_groups(decoder: Decoder, groups: Sequence[Group]) -> list[list[Span]]:
     # Texts that begin alike are a row; cropped ones may share nothing, and are rows of their own
     parts = [(index, part) for index, group in enumerate(groups) for part in parts_of(group)]
     rows, scored = [lay_out(part) for _, part in parts], list[list[Span]]([[] for _ in parts])
-    for batch in batches_of([len(row.ids) for row in rows]):
+    for batch in batches_of([len(row.ids) for row in rows], BATCH_TOKENS):
         for place, of_row in zip(batch, _score(decoder, [rows[place] for place in batch]), strict=True):
             scored[place] = of_row
     for (index, _), of_row in zip(parts, scored, strict=True):
@@ -108,11 +130,14 @@ def parts_of(group: Group) -> list[Group]:
     return [Group([text], [start]) for text, start in zip(group.texts, group.starts, strict=True)]
 
 
-def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the rows to read together, the longest first, so that memory runs out at once or never."""
+def batches_of(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
+    """Yield the rows to read together, the longest first, so that memory runs out at once or never.
+
+    Padding included, a batch has at most `num_tokens`, or is one row.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > num_tokens:
             yield batch
             batch = []
         batch.append(index)
@@ -134,19 +159,22 @@ def _score(decoder: Decoder, rows: Sequence[Row]) -> list[list[Span]]:
         logits_MV = decoder.logits(hidden_BTC.flatten(0, 1)[at])
         losses.append(F.cross_entropy(logits_MV, targets, reduction="none"))
         hits.append(logits_MV.argmax(-1) == targets)
-    nats, right = torch.cat(losses).tolist(), torch.cat(hits).tolist()
-    spans, begin = [], 0
-    for where in places:
-        end = begin + len(where)
-        mean = sum(nats[begin:end]) / len(where) if len(where) else math.nan
-        if len(where) and not math.isfinite(mean):
+    of_rows = spans_of(torch.cat(losses), torch.cat(hits), [len(where) for where in places])
+    return [[next(of_rows) for _ in row.targets] for row in rows]
+
+
+def spans_of(losses_M: Tensor, hits_M: Tensor, lengths: Sequence[int]) -> Iterator[Span]:
+    """Yield the spans of these lengths, whose tokens follow one another; ValueError where a loss is NaN."""
+    nats, right, begin = losses_M.tolist(), hits_M.tolist(), 0
+    for length in lengths:
+        end = begin + length
+        mean = sum(nats[begin:end]) / length if length else math.nan
+        if length and not math.isfinite(mean):
             raise ValueError(
                 "the model's losses are not finite numbers; evaluate another checkpoint or release"
             )
-        spans.append(Span(mean, all(right[begin:end])))
+        yield Span(mean, all(right[begin:end]))
         begin = end
-    of_rows = iter(spans)
-    return [[next(of_rows) for _ in row.targets] for row in rows]
 
 
 def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:

@@ -25,6 +25,7 @@ from nanolit.jobs.ranks import WAIT_SECONDS, Node, run_ranks, this_node
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     Json,
+    core_folder,
     dataset_folder,
     run_folder,
     stage_folder,
@@ -47,6 +48,7 @@ from nanolit.planning.plans import (
 from nanolit.planning.show import plan_table
 from nanolit.planning.sizes import is_auto
 from nanolit.report.card import final_table, write_report
+from nanolit.tasks.bundle import check_bundle, open_bundle
 
 TRIAL = "nanolit.jobs.trial"
 Result = Json  # of a stage or a job: its status, and what it reached or why it failed
@@ -154,7 +156,7 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
 
 
 def fetch_data(job: Job, plans: Plans) -> None:
-    """Bring the shards that the stages still to run read to this machine: once, whoever comes first."""
+    """Bring what the stages still to run read to this machine, shards and CORE's questions: once for all."""
     reading = [
         plan
         for plan in plans.values()
@@ -166,6 +168,10 @@ def fetch_data(job: Job, plans: Plans) -> None:
     num_shards = max(plan.shards for plan in reading)
     with sigterm_interrupts(), held(dataset_folder(job["root"], reading[0].data) / ".lock", wait=True):
         build(job["data"]).fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
+    if any(isinstance(plan, BasePlan) and plan.core_every for plan in reading):
+        folder = core_folder(job["root"])
+        with sigterm_interrupts(), held(folder / ".lock", wait=True):
+            check_bundle(open_bundle(folder, offline=job["offline"]))
 
 
 def is_made(job: Job, plan: Plan) -> bool:

@@ -21,32 +21,29 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks.checkpoint import Checkpoints
-from nanolit.callbacks.evaluate import Evaluate, EvaluateChat
+from nanolit.callbacks.evaluate import CORE_PART, Evaluate, EvaluateChat, EvaluateCore
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
 from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
 from nanolit.inference.engine import Engine
+from nanolit.jobs.ending import FAST_DEV_PROBLEMS, leave_release, score_base, summarize
 from nanolit.jobs.parts import Parts, build_parts, build_trainer
-from nanolit.jobs.processes import GRACE_SECONDS, launched_rank
+from nanolit.jobs.processes import GRACE_SECONDS, launched_rank, sigterm_interrupts
 from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
-from nanolit.machine.clock import duration
 from nanolit.machine.device import make_deterministic
-from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
-from nanolit.machine.system import code_version
+from nanolit.machine.paths import PACKAGE, Json, core_folder, stage_folder, write_json
 from nanolit.model.accounting import peak_bf16_flops
-from nanolit.model.release import save_release
 from nanolit.phases.core import Phase
-from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, read_plan
+from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
 from nanolit.report.card import write_report
 from nanolit.report.folders import Stage
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
-FAST_DEV_PROBLEMS = 2
 SILENCE = timedelta(minutes=30)  # after which a rank gives up on the others, as by default
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
@@ -118,6 +115,20 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         leave_release(release, job, parts, result)
         summarize(stage, result, release)
     stop = watch.checkpoints.stop  # then no other stage begins
+    if isinstance(plan, BasePlan) and plan.core_every:
+        try:
+            with sigterm_interrupts():
+                if stop:
+                    raise KeyboardInterrupt
+                result["metrics"], columns = score_base(job, parts, release)
+        except KeyboardInterrupt:
+            error = f"{stage} is trained, CORE was interrupted; continue with: {command_of(job)}"
+            return {"status": "interrupted", "error": error, **result}
+        except ValueError as error:
+            remedy = "core_every=null goes on without it"
+            raise ValueError(f"{stage} is trained, CORE can't be asked: {error}; {remedy}") from error
+        watch.recorder.record(trainer, {"step": phase.finished_steps, **columns})
+        result["wall_seconds"] = watch.state()["wall_seconds"]
     result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}
     if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
         write_result(job, stage, result)  # what the report reads
@@ -125,18 +136,6 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         for path in (report, report.with_suffix(".html")):
             trainer.logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
     return result
-
-
-def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
-    stage, recipe = parts.plan.stage, job["recipe"]["name"]
-    meta = {"run": job["run"], "stage": stage, "recipe": recipe, "seed": job["seed"]}
-    save_release(
-        release,
-        parts.phase.gpt,
-        tokenizer_folder=parts.tokenizer_folder,
-        tokenizer_hash=parts.tokenizer.hash,
-        meta={**meta, **result, "code": code_version()},
-    )
 
 
 class Watch:
@@ -172,7 +171,7 @@ class Watch:
             progress=self.state,
             on_divergence=job["on_divergence"],
         )
-        quality = [self.evaluation, self.chat, self.samples]
+        quality = [self.evaluation, *self.core, self.chat, self.samples]
         self.callbacks: list[L.Callback] = [self.throughput, *quality, self.checkpoints]
 
     def watch_quality(self, job: Job, parts: Parts) -> None:
@@ -187,6 +186,17 @@ class Watch:
             clock=self.clock,
         )
         self.evaluation.load(self.before)
+        self.core: list[L.Callback] = []
+        if isinstance(plan, BasePlan) and plan.core_every not in ("end", None):
+            core = EvaluateCore(
+                tokenizer,
+                core_folder(job["root"]),
+                core_every=plan.core_every,
+                max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else CORE_PART,
+                recorder=self.recorder,
+                clock=self.clock,
+            )
+            self.core.append(core)
         self.chat = EvaluateChat(
             engine,
             parts.chat_tasks,
@@ -247,23 +257,12 @@ def announce(stage: str, parts: Parts, trained: Json) -> None:
 
 
 def interruption(job: Job, stage: str, phase: Phase) -> str:
-    again = " ".join(["python -m nanolit.train", *job["overrides"]])
+    again = command_of(job)
     return f"{stage} stopped after step {phase.finished_steps} of {phase.num_steps}; continue with: {again}"
 
 
-def summarize(stage: str, result: Json, release: Path) -> None:
-    """The lines at the end of a stage."""
-    speed = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
-    score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""
-    amount = f"{result['step']:,} steps, {result['tokens']:,} tokens"
-    say(f"{stage}: {amount} in {duration(result['seconds'])}{speed}{score}")
-    if result["epoch"]:
-        cropped = result["cropped_fraction"]
-        crop = f", of which packing cropped {cropped:.1%}" if cropped else ""
-        waited = result["data_wait_fraction"]
-        wait = f"; waited {waited:.2%} of the time for it" if waited is not None else ""
-        say(f"{stage}: {result['epoch']:.2f} epochs of the data{crop}{wait}")
-    say(f"{stage}: release in {release}")
+def command_of(job: Job) -> str:
+    return " ".join(["python -m nanolit.train", *job["overrides"]])
 
 
 def quieten_libraries() -> None:

@@ -33,6 +33,11 @@ def dataset_folder(root: str | Path, dataset: str) -> Path:
     return Path(root) / "data" / dataset
 
 
+def core_folder(root: str | Path) -> Path:
+    """Return the folder of CORE's questions, which all runs share."""
+    return Path(root) / "eval" / "core"
+
+
 def conf_folder() -> Path:
     """Return the configuration: the checkout's conf/ where there is one, else the copy inside the package."""
     checkout = PACKAGE.parent

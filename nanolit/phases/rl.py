@@ -162,6 +162,17 @@ class ReinforcementLearning(Phase):
         return -(log_probs_N * advantages_B[:, None].expand_as(keep_BT)[keep_BT]).sum()
 
 
+def rl_evaluator(plan: RLPlan) -> Passes:
+    """Return pass@1 and pass@k of held-out questions, sampled as the rollouts are."""
+    return Passes(
+        build(plan.validation),
+        num_samples=min(plan.samples, MAX_PASSES),
+        temperature=plan.temperature,
+        top_k=plan.top_k,
+        max_tokens=plan.max_new_tokens,
+    )
+
+
 def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
     """Data: the task's questions, one epoch of prompts. Evaluation: pass@1 and pass@k of held-out ones."""
     task, tokenizer = build(plan.task), inputs.tokenizer
@@ -187,13 +198,6 @@ def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
         micro_batch=plan.micro_batch,
         seed=job["seed"],
     )
-    evaluator = Passes(
-        build(plan.validation),
-        num_samples=min(plan.samples, MAX_PASSES),
-        temperature=plan.temperature,
-        top_k=plan.top_k,
-        max_tokens=plan.max_new_tokens,
-    )
     left_out = (
         f"left out of {task.name}: {stream.num_left_out:,} of {len(task):,} prompts, longer than the context "
         f"of {plan.gpt['context']:,} tokens"
@@ -201,6 +205,6 @@ def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
     return Training(
         phase=phase,
         stream=stream,
-        evaluator=evaluator,
+        evaluator=rl_evaluator(plan),
         left_out=left_out if stream.num_left_out else "",
     )

@@ -14,6 +14,7 @@ from nanolit.planning.sizes import (
     evaluation_flops,
     plan_batch,
     plan_model,
+    refuse_below_one,
     scaled_groups,
     watching,
 )
@@ -72,6 +73,7 @@ class BasePlan(TextPlan):
     tokens_per_parameter: float
     flops: float
     packing: Literal["flat", "bestfit", "bestfit_split"]
+    core_every: int | Literal["end"] | None  # steps; None: CORE is not asked
     shards: int
     download_gigabytes: float | None
 
@@ -86,6 +88,8 @@ class BasePlan(TextPlan):
 
 def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     settings, recipe = job["stage"]["base"], job["recipe"]
+    if settings["core_every"] not in ("end", None):
+        refuse_below_one({"core_every": settings["core_every"]})
     model = plan_model(job, head)
     step = plan_batch(
         job, model, settings, total_batch=settings["total_batch"], equal_rows=BasePlan.equal_rows
@@ -112,6 +116,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
         tokens_per_parameter=tokens / counted,
         flops=flops,
         packing=recipe["packing"],
+        core_every=settings["core_every"],
         schedule=recipe["schedule"],
         groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"]),
         **watched,

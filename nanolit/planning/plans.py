@@ -42,6 +42,7 @@ PRESENT = {
     "eval_every",
     "save_every",
     "sample_every",
+    "core_every",
 }
 
 

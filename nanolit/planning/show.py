@@ -162,7 +162,11 @@ def group_rows(groups: Mapping[str, GroupSettings]) -> Rows:
 
 def watching_rows(plan: TextPlan) -> Rows:
     every = f"save {plan.save_every:,}, sample {plan.sample_every:,}"
-    return [("every", f"evaluate {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
+    rows = [("every", f"evaluate {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
+    if isinstance(plan, BasePlan) and plan.core_every:
+        often = "" if plan.core_every == "end" else f"a part every {plan.core_every:,} steps, "
+        rows.append(("CORE", f"{often}the whole at the end; its questions are fetched once (162 MB)"))
+    return rows
 
 
 def data_rows(plan: Plan) -> Rows:

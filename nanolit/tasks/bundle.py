@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from nanolit.machine.paths import whole_or_absent, write_json
 from nanolit.tasks.rows import ENDINGS, FileRows, read_lines
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # 162 MB; nanochat's copy
+# GPT-2's scores as nanochat measured them; an archive may lack them
+PUBLISHED = tuple(f"openai-community-gpt2{size}.csv" for size in ("", "-medium", "-large", "-xl"))
 CHUNK = 2**20
 LARGEST = 2**26  # bytes of a file; the largest of the bundle has 11 MB
 
@@ -91,8 +94,15 @@ def open_bundle(folder: Path, *, offline: bool = False) -> Path:
             f"fetches nothing: unpack {URL} there"
         )
     if missing:
+        print(f"CORE's questions: fetching 162 MB from {URL} into {folder}", flush=True)
         _fetch(folder)
     return folder
+
+
+def check_bundle(folder: Path) -> None:
+    """ValueError names the file and the line of the first item that can't be asked, or a missing file."""
+    for label in LABELS:
+        read_items(folder, label)
 
 
 def read_items(bundle: Path, label: Label) -> tuple[list[Item], str]:
@@ -133,7 +143,7 @@ def _path(bundle: Path, label: Label) -> Path | None:
 
 def _check(item: Item, label: Label, place: str) -> None:
     fields = FIELDS[label.kind]
-    wrong = [name for name, kind in fields.items() if not isinstance(item.get(name), kind)]
+    wrong = [name for name, kind in fields.items() if type(item.get(name)) is not kind]
     if wrong:
         need = ", ".join(f"{name} ({kind.__name__})" for name, kind in fields.items())
         raise ValueError(
@@ -159,7 +169,7 @@ def _fetch(folder: Path) -> None:
             with urllib.request.urlopen(URL, timeout=60) as answer, archive.open("wb") as file:
                 _copy(answer, file, size=int(answer.headers.get("Content-Length") or 0))
             digest = _unpack(archive, folder)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"CORE's questions could not be fetched from {URL} ({error}); "
                 f"try again, or unpack the archive into {folder}"
@@ -187,16 +197,19 @@ def _unpack(archive: Path, folder: Path) -> str:
     """Write the files that are named here, and nothing else; return the archive's sha256."""
     with zipfile.ZipFile(archive) as bundle:
         names = {name.split("eval_data/", 1)[-1]: name for name in bundle.namelist() if "eval_data/" in name}
-        for file in sorted({label.file for label in LABELS}):
-            if f"{file}.jsonl" not in names or bundle.getinfo(names[f"{file}.jsonl"]).file_size > LARGEST:
-                raise zipfile.BadZipFile(f"no eval_data/{file}.jsonl of a likely size in it")
-            with (
-                whole_or_absent(folder / "eval_data" / f"{file}.jsonl") as path,
-                path.open("wb") as out,
-                bundle.open(names[f"{file}.jsonl"]) as member,
-            ):
-                shutil.copyfileobj(member, out)
+        for file in sorted({f"{label.file}.jsonl" for label in LABELS}):
+            if file not in names or bundle.getinfo(names[file]).file_size > LARGEST:
+                raise zipfile.BadZipFile(f"no eval_data/{file} of a likely size in it")
+            _extract(bundle, names[file], folder / "eval_data" / file)
+        for name in bundle.namelist():
+            if Path(name).name in PUBLISHED and bundle.getinfo(name).file_size < CHUNK:
+                _extract(bundle, name, folder / Path(name).name)
     return sha256_of_file(archive)
+
+
+def _extract(bundle: zipfile.ZipFile, name: str, target: Path) -> None:
+    with whole_or_absent(target) as path, path.open("wb") as out, bundle.open(name) as member:
+        shutil.copyfileobj(member, out)
 
 
 def sha256_of_file(path: Path) -> str:

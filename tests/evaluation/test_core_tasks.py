@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from nanolit.evaluation import spans
-from nanolit.evaluation.core import ask, evaluate_core, judged, name_of_mean, replaced
+from nanolit.evaluation.core import evaluate_core, judged, name_of_mean, replaced
 from nanolit.evaluation.items import ItemFile
+from nanolit.evaluation.questions import ask
 from nanolit.evaluation.scores import Scored, mean_centered, paired_difference
 from nanolit.evaluation.scores import read_items as read_scored
-from nanolit.evaluation.spans import Group, score_groups
+from nanolit.evaluation.spans import Group, OwnScorer, score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.paths import read_json
 from nanolit.model.nanochat import build_model, read_checkpoint
@@ -147,7 +148,7 @@ def bundle(tmp_path):
 
 def ask_copa(fixture, bundle, **more):
     decoder, tokenizer = fixture
-    return dict(evaluate_core(decoder, tokenizer, bundle, [COPA], **more))["copa"]
+    return dict(evaluate_core(OwnScorer(decoder.model), tokenizer, bundle, [COPA], **more))["copa"]
 
 
 def decisions(path):

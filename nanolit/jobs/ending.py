@@ -1,0 +1,70 @@
+"""What a stage leaves once it is trained: its release, the score of CORE, and the lines at its end."""
+
+from pathlib import Path
+
+from nanolit.callbacks.evaluate import CORE_PART
+from nanolit.callbacks.throughput import say
+from nanolit.config.schema import Job
+from nanolit.evaluation.core import fitting, mean_of_part, score_core
+from nanolit.evaluation.items import identity
+from nanolit.evaluation.spans import OwnScorer
+from nanolit.jobs.parts import Parts
+from nanolit.jobs.processes import launched_rank
+from nanolit.machine.clock import duration
+from nanolit.machine.paths import Json, core_folder
+from nanolit.machine.system import code_version
+from nanolit.model.release import save_release
+from nanolit.planning.plans import BasePlan
+
+FAST_DEV_PROBLEMS = 2
+
+
+def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
+    stage, recipe = parts.plan.stage, job["recipe"]["name"]
+    meta = {"run": job["run"], "stage": stage, "recipe": recipe, "seed": job["seed"]}
+    save_release(
+        release,
+        parts.phase.gpt,
+        tokenizer_folder=parts.tokenizer_folder,
+        tokenizer_hash=parts.tokenizer.hash,
+        meta={**meta, **result, "code": code_version()},
+    )
+
+
+def score_base(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Ask base all of CORE; return the metrics of its result, and the columns of metrics.csv. Collective.
+
+    Items lie where `nanolit evaluate tasks=core` keeps them: an interruption costs no answers.
+    """
+    assert isinstance(parts.plan, BasePlan)
+    # Lightning leaves the model on the CPU
+    scorer = OwnScorer(parts.phase.gpt.to(parts.device).eval())
+    asked = {
+        "folder": parts.folder / "evaluation",
+        "about": {} if launched_rank() else identity(release),
+        "max_per_task": FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
+    }
+    model = scorer, parts.tokenizer, core_folder(job["root"])
+    scores = fitting(score_core, *model, **asked)
+    value = next(iter(scores["metrics"].values()))
+    columns = {"core": value}
+    if parts.plan.core_every != "end" and not job["fast_dev_run"]:
+        # Its items are among those of the whole: nothing is asked again
+        asked |= {"folder": asked["folder"] / "core", "max_per_task": CORE_PART, "crop": scores["crop"]}
+        columns["core_part"], _ = mean_of_part(*model, **asked)
+    return scores["metrics"], columns
+
+
+def summarize(stage: str, result: Json, release: Path) -> None:
+    """The lines at the end of a stage."""
+    speed = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
+    score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""
+    amount = f"{result['step']:,} steps, {result['tokens']:,} tokens"
+    say(f"{stage}: {amount} in {duration(result['seconds'])}{speed}{score}")
+    if result["epoch"]:
+        cropped = result["cropped_fraction"]
+        crop = f", of which packing cropped {cropped:.1%}" if cropped else ""
+        waited = result["data_wait_fraction"]
+        wait = f"; waited {waited:.2%} of the time for it" if waited is not None else ""
+        say(f"{stage}: {result['epoch']:.2f} epochs of the data{crop}{wait}")
+    say(f"{stage}: release in {release}")

@@ -28,7 +28,7 @@ from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
-from nanolit.machine.exit import command
+from nanolit.machine.exit import command, printable
 from nanolit.machine.locks import held
 from nanolit.machine.paths import core_folder
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
@@ -217,8 +217,7 @@ def show(settings: Settings, folder: Path) -> None:
 
 def readable(text: str) -> str:
     """Indent a reply; control characters, which a terminal would obey, are written out."""
-    shown = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-    return "  " + shown.replace("\n", "\n  ")
+    return "  " + printable(text).replace("\n", "\n  ")
 
 
 def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:

@@ -11,8 +11,9 @@ from typing import cast
 import yaml
 
 from nanolit.config.schema import SHORTHANDS, Job, Node
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import read_yaml, write_atomically
 
+REMEDY = "restore it, or give another run=NAME"
 NEEDED = ("run", "seed", "model", "recipe", "data", "stages", "stage")  # without these nothing can be read
 # Keys that no result depended on: dropped whatever their value.
 GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe.rl.epoch_steps")
@@ -44,14 +45,10 @@ def read_job(path: Path) -> Job:
 
 def read_mapping(path: Path) -> Node:
     """Return the mapping of a job's file; ValueError names the file if it is not YAML or lacks a part."""
-    try:
-        job = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = " ".join(str(getattr(error, "problem_mark", None) or error).split())
-        raise ValueError(f"{path} is not YAML ({where}); restore it, or give another run=NAME") from error
+    job = read_yaml(path, remedy=REMEDY)
     missing = [key for key in NEEDED if key not in job] if isinstance(job, dict) else NEEDED
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; restore it, or give another run=NAME")
+        raise ValueError(f"{path} lacks {', '.join(missing)}; {REMEDY}")
     return job
 
 

@@ -35,6 +35,7 @@ from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, Json, core_folder, stage_folder, write_json
+from nanolit.machine.signals import handlers_kept, ignore_ctrl_c
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.phases.core import Phase
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
@@ -53,24 +54,35 @@ def run(job: Job, plan: Plan) -> Json:
 
     What a user can put right (ValueError, OSError) comes back as {"status": "failed", "error": …}.
     """
+    with handlers_kept():
+        return write_result(job, plan.stage, attempt(job, plan))
+
+
+def attempt(job: Job, plan: Plan) -> Json:
     try:
-        result = train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
+        return train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
     except KeyboardInterrupt:
-        result = {"status": "interrupted", "error": "stopped at once, without a new checkpoint"}
+        ignore_ctrl_c()
+        return {"status": "interrupted", "error": f"{plan.stage} stopped at once; {resumption(job, plan)}"}
     except (ValueError, OSError) as error:
-        result = {"status": "failed", "error": str(error)}
+        return {"status": "failed", "error": str(error)}
     except torch.OutOfMemoryError:
         assert not isinstance(plan, TokenizerPlan)
-        result = {"status": "failed", "error": out_of_memory(job, plan)}
+        return {"status": "failed", "error": out_of_memory(job, plan)}
     except Exception as error:
         if others_are_gone(error):
             reason = " ".join(str(error).split())
-            text = f"another rank is gone ({reason}); the same command goes on from a checkpoint"
-            result = {"status": "failed", "error": text, "left": True}
-        else:
-            result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            traceback.print_exc()
-    return write_result(job, plan.stage, result)
+            text = f"another rank is gone ({reason}); {resumption(job, plan)}"
+            return {"status": "failed", "error": text, "left": True}
+        traceback.print_exc()
+        return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def resumption(job: Job, plan: Plan) -> str:
+    """Say what the same command does next; a tokenizer has no checkpoints."""
+    if isinstance(plan, TokenizerPlan):
+        return "the same command begins it anew"
+    return Stage(plan.stage, stage_folder(job["root"], job["run"], plan.stage)).resumption
 
 
 def others_are_gone(error: Exception) -> bool:
@@ -103,8 +115,7 @@ def train(job: Job, plan: TrainingPlan) -> Json:
     if phase.finished_steps < phase.num_steps:
         try:
             trainer.fit(phase, parts.stream)
-        except SystemExit as error:  # Lightning's answer to KeyboardInterrupt, after which it ignores Ctrl-C
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
             watch.checkpoints.teardown(trainer, phase, "fit")
             raise KeyboardInterrupt from error
     result = watch.state()

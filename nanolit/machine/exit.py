@@ -26,10 +26,15 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         except (ValueError, OSError) as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130
 
     return guarded
+
+
+def printable(text: str) -> str:
+    """Write out the control characters of a text from anywhere: a terminal would obey them."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

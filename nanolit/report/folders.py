@@ -4,7 +4,6 @@ A run may be unfinished, killed or still going on: whatever file is missing is e
 row of metrics.csv is read as far as it goes, and unknown columns are kept.
 """
 
-import csv
 import difflib
 import math
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
 from nanolit.config.stored import upgraded
 from nanolit.machine.locks import is_held
-from nanolit.machine.paths import Json, read_json, run_folder
+from nanolit.machine.paths import Json, by_step, read_json, read_table, read_yaml, run_folder, step_of
 from nanolit.planning.plans import BasePlan, Plan, RLPlan, TrainingPlan, from_json
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
@@ -43,19 +42,23 @@ class Stage:
     @cached_property
     def progress(self) -> Json:
         """progress.json of the newest checkpoint: what a stage without a result knows of itself."""
-        folders = self.folder.glob("checkpoints/step_*")
-        newest = sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True)
+        newest = reversed(by_step(self.folder / "checkpoints"))
         return next(filter(None, (_read_object(folder / "progress.json") for folder in newest)), {})
+
+    @property
+    def resumption(self) -> str:
+        """Say where the same command goes on: after the newest checkpoint that was written to its end."""
+        written = [path for path in by_step(self.folder / "checkpoints") if (path / "manifest.json").exists()]
+        return (
+            f"the same command resumes {f'after step {step_of(written[-1]):,}' if written else 'at step 1'}"
+        )
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
         """metrics.csv: a row per logged step, only the cells that hold a number."""
         path = self.folder / "metrics.csv"
-        if not path.exists():
-            return []
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [_numbers(row) for row in csv.DictReader(file)]
-        return [row for row in rows if "step" in row]
+        rows = map(_numbers, read_table(path)) if path.exists() else ()
+        return [row for row in rows if as_number(row.get("step")) is not None]
 
     @property
     def columns(self) -> list[str]:
@@ -147,16 +150,9 @@ class Run:
     @cached_property
     def job(self) -> Json:
         """The job that ran last, with this version's keys; empty where none was kept."""
-        import yaml
-
         kept = [folder / "job.yaml" for folder in (self.folder, *(stage.folder for stage in self.stages))]
         newest = max(kept, key=_changed)
-        if not newest.exists():
-            return {}
-        try:
-            job = yaml.safe_load(newest.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{newest} is not valid YAML ({' '.join(str(error).split())})") from error
+        job = read_yaml(newest, remedy="restore it, or delete it") if newest.exists() else {}
         return upgraded(job) if isinstance(job, dict) else {}
 
     @property
@@ -237,14 +233,7 @@ def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
 
 
 def _read_object(path: Path) -> Json:
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} holds {type(content).__name__}, expected an object; delete it and make it again"
-        )
-    return content
+    return read_json(path) if path.exists() else {}
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:

@@ -160,12 +160,17 @@ class Watch:
         if parts.resumed:
             self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
         self.clock = Clock(self.before.get("seconds", 0.0))
-        path = parts.folder / "metrics.csv"
-        self.recorder = Recorder(path, finished_steps=phase.finished_steps, enabled=first)
+        log_every = 1 if phase.num_steps <= 40 else phase.log_every
+        self.recorder = Recorder(
+            parts.folder / "metrics.csv",
+            finished_steps=phase.finished_steps,
+            enabled=first,
+            log_every=log_every,
+        )
         self.throughput = Throughput(
             recorder=self.recorder,
             clock=self.clock,
-            log_every=1 if phase.num_steps <= 40 else phase.log_every,
+            log_every=log_every,
             flops_per_token=plan.flops_per_token,
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),

@@ -209,11 +209,12 @@ def _unfolded(node: Any, counted: dict[int, int]) -> int:
     return counted[id(node)]
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Read a metrics.csv as it is, a dict of texts for each line; no line can be too long or too odd."""
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return a metrics.csv's columns, and a dict of texts for each line, whatever stands in it."""
     try:
         header, *lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     except PermissionError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     names = header.strip().split(",")
-    return [dict(zip(names, line.strip().split(","), strict=False)) for line in lines if line.strip()]
+    rows = [dict(zip(names, line.strip().split(","), strict=False)) for line in lines if line.strip()]
+    return names, rows

@@ -57,7 +57,7 @@ class Stage:
     def rows(self) -> list[dict[str, float]]:
         """metrics.csv: a row per logged step, only the cells that hold a number."""
         path = self.folder / "metrics.csv"
-        rows = map(_numbers, read_table(path)) if path.exists() else ()
+        rows = map(_numbers, read_table(path)[1]) if path.exists() else ()
         return [row for row in rows if as_number(row.get("step")) is not None]
 
     @property

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # these import torch
     from nanolit.tokenizer.bpe import Tokenizer
 
 Scores = dict[str, object]
+READ_OF_PLAN = ("gpt", "packing", "eval_rows", "tokenizer", "validation", "samples")
 UNIGRAM_CHARACTERS = 5_000_000  # of training text, whose tokens are counted
 
 
@@ -228,7 +229,10 @@ def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
             f"{release} is a release alone: give run=NAME for a stage's own validation, or tasks=core"
         )
     plan = read_plan(folder)
-    assert isinstance(plan, TrainingPlan)
+    if lacking := [name for name in READ_OF_PLAN if getattr(plan, name, "") is None]:
+        raise ValueError(f"{folder / 'plan.json'} lacks {', '.join(lacking)}; restore it")
+    if not isinstance(plan, TrainingPlan):
+        raise ValueError(f"{folder / 'plan.json'} is of the stage {plan.stage}; restore it")
     return read_job(folder / "job.yaml"), plan
 
 

@@ -24,13 +24,23 @@ from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
 from nanolit.config.words import grammar_error
-from nanolit.machine.paths import PACKAGE, conf_folder, home
+from nanolit.machine.paths import PACKAGE, conf_folder, home, read_yaml
 from nanolit.machine.system import gpu_names
+
+
+def refuse_environment(name: str, *_default: object) -> str:
+    """A resolved value is written into job.yaml, and from there to W&B and Modal: no place for a secret."""
+    raise ValueError(
+        f"${{oc.env:{name}}} is not read: its value would be stored with the run; write the value itself, or "
+        f'on the command line "${name}"'
+    )
+
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
 OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
+OmegaConf.register_new_resolver("oc.env", refuse_environment, replace=True)
 IDENTITY = "nanolit.tasks.identity.Identity"
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
@@ -155,6 +165,7 @@ def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
         path = Path(str(name)).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
+    read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror") is None:
         content.mirror = mirror

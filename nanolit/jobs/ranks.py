@@ -16,9 +16,9 @@ from pathlib import Path
 
 from nanolit.config.schema import Job
 from nanolit.jobs.processes import clean_environment, sigterm_interrupts, stop
-from nanolit.machine.paths import Json, read_json, stage_folder, write_json
+from nanolit.machine.paths import Json, stage_folder, write_json
 from nanolit.planning.plans import Plan
-from nanolit.report.folders import Stage
+from nanolit.report.folders import Stage, read_result
 
 MASTER_PORT = 29_500  # of several machines; torchrun's own default. Each stage takes the next one
 HIGHEST_PORT = 65_500  # so that there are ports for every stage
@@ -75,8 +75,7 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
         interrupted = True
     resumption = Stage(stage, stage_folder(job["root"], job["run"], stage)).resumption
     path = stage_folder(job["root"], job["run"], stage) / "result.json"
-    if path.exists():
-        result = read_json(path)
+    if result := read_result(path):
         if failure and result.get("left"):  # rank 0 knows only that it lost another
             result["error"] = f"{failure}; {resumption}"
             write_json(path, result)

@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,16 +145,28 @@ def read_json(path: Path, kind: Any = None, *, remedy: str = "delete it and make
     return content
 
 
-def check_content(content: Json, kind: Any, path: Path, *, remedy: str) -> None:
-    """DamagedFile names the first key of `content` that is missing or of another type than in `kind`."""
+def check_content(content: Json, kind: Any, path: Path, *, remedy: str, may_lack: int = 0) -> None:
+    """DamagedFile names the first key of `content` that is missing or of another type than in `kind`.
+
+    It may lack keys down to level `may_lack`: 1 are its own.
+    """
     from pydantic import ValidationError  # here: most commands read nothing that needs it
 
     try:
         _adapter(kind).validate_python(content, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        errors = error.errors(include_url=False, include_context=False)
+        errors = [detail for detail in errors if not lacks(detail, may_lack)]
+        if not errors:
+            return
+        first = errors[0]
         key, reason = ".".join(map(str, first["loc"])), first["msg"][0].lower() + first["msg"][1:]
         raise DamagedFile(f"{path} is damaged ({key}: {reason}); {remedy}") from error
+
+
+def lacks(detail: Mapping[str, Any], level: int) -> bool:
+    """Tell whether an error of pydantic's is a missing key at or above a level."""
+    return detail["type"] == "missing" and len(detail["loc"]) <= level
 
 
 @functools.cache

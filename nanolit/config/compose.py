@@ -23,35 +23,27 @@ from omegaconf.errors import OmegaConfBaseException
 from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
+from nanolit.config.search_path import check_search_path, refuse_environment
 from nanolit.config.words import grammar_error
 from nanolit.machine.paths import PACKAGE, conf_folder, home, read_yaml
 from nanolit.machine.system import gpu_names
-
-
-def refuse_environment(name: str, *_default: object) -> str:
-    """A resolved value is written into job.yaml, and from there to W&B and Modal: no place for a secret."""
-    raise ValueError(
-        f"${{oc.env:{name}}} is not read: its value would be stored with the run; write the value itself, or "
-        f'on the command line "${name}"'
-    )
-
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
 OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
-OmegaConf.register_new_resolver("oc.env", refuse_environment, replace=True)
 IDENTITY = "nanolit.tasks.identity.Identity"
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
-
+OmegaConf.register_new_resolver("oc.env", refuse_environment, replace=True)
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
+        check_search_path(overrides)
         config = compose_config(overrides)
         choices = filled(config, overrides)
         check_job({**choices, "run": choices["run"] or ""})

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from nanolit.callbacks.stuck import EndIfStuck
+from nanolit.callbacks import stuck
 from nanolit.callbacks.throughput import Clock, check_finite, say
 from nanolit.machine.device import rank, world_size
 from nanolit.machine.paths import (
@@ -276,7 +276,7 @@ class Checkpoints(L.Callback):
         self.stop = False  # a signal asked for it, and all ranks know
         self._signals: AskedToStop | None = None
         self._group: Any = None
-        self._stuck: EndIfStuck | None = None
+        self._stuck: stuck.EndIfStuck | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Phase)
@@ -284,10 +284,10 @@ class Checkpoints(L.Callback):
         if rank() == 0:
             remove_above(self.folder, pl_module.finished_steps)
         if world_size() > 1:
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group = torch.distributed.new_group(backend="gloo", timeout=stuck.SILENCE)
         self._signals = AskedToStop(self._tell)
         if world_size() > 1 and in_main_thread():
-            self._stuck = EndIfStuck()
+            self._stuck = stuck.EndIfStuck()
 
     def _tell(self) -> None:
         if rank() == 0:

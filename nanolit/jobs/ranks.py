@@ -76,7 +76,8 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
     resumption = Stage(stage, stage_folder(job["root"], job["run"], stage)).resumption
     path = stage_folder(job["root"], job["run"], stage) / "result.json"
     if result := read_result(path):
-        if failure and result.get("left"):  # rank 0 knows only that it lost another
+        # Rank 0 knows only that it lost another; where none failed by itself, its reason is the best there is
+        if failure and result.get("left") and f"with code {LEFT}" not in failure:
             result["error"] = f"{failure}; {resumption}"
             write_json(path, result)
         return result

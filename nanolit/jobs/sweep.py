@@ -20,6 +20,8 @@ from nanolit.planning.show import show_plans
 from nanolit.report.folders import read_result
 from nanolit.report.sweep import sweep_table, write_sweep_csv
 
+NOT_BEGUN = "not begun when the sweep was stopped; the same command begins it"
+
 
 class JobFailed(RuntimeError):
     """A job began and did not end well; `code` is the exit code for the shell."""
@@ -108,9 +110,14 @@ def run_processes(jobs: Sequence[Job]) -> list[Json]:
                         results[job["run"]] = read_answer(answer[job["run"]], job)
                         report(results[job["run"]])
                 time.sleep(0.1)
-        except BaseException:
+        except BaseException as error:
             stop([process for process, _ in running.values()])
-            raise
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            for _, job in running.values():
+                results[job["run"]] = read_answer(answer[job["run"]], job)
+            for job in waiting:
+                results[job["run"]] = {"status": "interrupted", "run": job["run"], "error": NOT_BEGUN}
     return [results[job["run"]] for job in jobs]
 
 

@@ -20,6 +20,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
+from nanolit.callbacks import stuck
 from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import CORE_PART, Evaluate, EvaluateChat, EvaluateCore
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
@@ -45,7 +46,6 @@ from nanolit.report.folders import Stage
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
-SILENCE = timedelta(minutes=30)  # after which a rank gives up on the others, as by default
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
@@ -72,7 +72,8 @@ def attempt(job: Job, plan: Plan) -> Json:
     except Exception as error:
         if others_are_gone(error):
             reason = " ".join(str(error).split())
-            text = f"another rank is gone ({reason}); {resumption(job, plan)}"
+            minutes = f"{stuck.SILENCE.total_seconds() / 60:g} minutes"
+            text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
             return {"status": "failed", "error": text, "left": True}
         traceback.print_exc()
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -342,7 +343,9 @@ def join_ranks() -> None:
         master_listen_fd=None if listener is None else int(listener),
     )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=SILENCE)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world, timeout=stuck.SILENCE
+    )
 
 
 if __name__ == "__main__":

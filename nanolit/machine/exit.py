@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from nanolit.machine.signals import ignore_ctrl_c
+
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     """Make `main(words)` a command: call it with the words typed, or given, and return the exit code.
@@ -19,6 +21,8 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             try:
                 return main(sys.argv[1:] if words is None else words) or 0
             finally:
+                if words is None:  # the process ends here
+                    ignore_ctrl_c()
                 sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit fails too

@@ -279,10 +279,7 @@ class Checkpoints(L.Callback):
         self._stuck: stuck.EndIfStuck | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Phase)
         self._saved = time.monotonic()
-        if rank() == 0:
-            remove_above(self.folder, pl_module.finished_steps)
         if world_size() > 1:
             self._group = torch.distributed.new_group(backend="gloo", timeout=stuck.SILENCE)
         self._signals = AskedToStop(self._tell)

@@ -71,6 +71,8 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
     resumed, device = checkpoint.latest(folder / "checkpoints"), pick_device()
+    if launched_rank() == 0:
+        checkpoint.remove_above(folder / "checkpoints", resumed.step if resumed else 0)
     gpt, restore = load_gpt(job, plan, device, resumed=resumed, begins=begins)
     inputs = Inputs(
         gpt=gpt,

@@ -99,17 +99,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what a killed process left of files and folders that were to become `names` in `folder`.
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder of files and releases that were not whole yet.
 
-    Call it only where no other process can be writing them.
+    Call it only under the lock of what is written there.
     """
-    for name in names:
-        for path in [*folder.glob(f".{name}.*")]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".release.*")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -223,6 +222,8 @@ def _unfolded(node: Any, counted: dict[int, int]) -> int:
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return a metrics.csv's columns, and a dict of texts for each line, whatever stands in it."""
+    if path.exists() and not path.is_file():
+        raise DamagedFile(f"{path} is not a file; move it away")  # reading a pipe would never end
     try:
         header, *lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     except PermissionError as error:

@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,16 @@ class Damage:
     apply: Callable[[Path], None]
 
 
-def damages(root: Path) -> Iterator[Damage]:
+def damages(root: Path, files: Iterable[Path] = tuple(FILES)) -> Iterator[Damage]:
     """Yield every damage of every kind of file."""
-    for file in FILES:
+    for file in files:
         path = find(root, file)
         for name, change in BYTES.items():
             yield Damage(file, name, lambda path, change=change: write(path, change(path.read_bytes())))
         yield Damage(file, "gone", lambda path: path.unlink())
-        yield Damage(file, "a folder", lambda path: (path.unlink(), path.mkdir()))
-        yield Damage(file, "a pipe", lambda path: (path.unlink(), os.mkfifo(path)))
-        yield Damage(file, "a link to itself", lambda path: (path.unlink(), path.symlink_to(path)))
+        yield Damage(file, "a folder", lambda path: instead(path, path.mkdir))
+        yield Damage(file, "a pipe", lambda path: instead(path, lambda: os.mkfifo(path)))
+        yield Damage(file, "a link to itself", lambda path: instead(path, lambda: path.symlink_to(path)))
         yield Damage(file, "not readable", lambda path: path.chmod(0))
         if path.suffix in (".json", ".yaml"):
             for index, key in enumerate(keys(load(path))):
@@ -116,6 +116,11 @@ def find(root: Path, file: Path) -> Path:
 
 def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+
+
+def instead(path: Path, make: Callable[[], None]) -> None:
+    path.unlink()
+    make()
 
 
 def load(path: Path) -> Any:

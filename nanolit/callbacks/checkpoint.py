@@ -81,6 +81,8 @@ class Checkpoint:
     def restore_optimizer(self, optimizer: MuonAdamW) -> None:
         """Load this rank's share of the state, whatever the number of ranks was when it was written."""
         names = [name for name in self.files if name.startswith("optimizer-")]
+        if not names:
+            raise ValueError(f"{self.folder} has no state of the optimizer; delete it")
         files = [safe_open(self.folder / name, "pt") for name in names]
         pieces: dict[str, list[tuple[int, int, Any]]] = {}
         for file in files:
@@ -123,8 +125,14 @@ def is_whole(folder: Path) -> bool:
                 "continue with the version that wrote it"
             )
         check_content(manifest, Manifest, path, remedy="")
-        same = all(entry == entry_of(folder / name) for name, entry in manifest["files"].items())
-        return same and (folder / "progress.json").is_file()
+        stated: dict[str, Entry] = manifest["files"]
+        ranks = ("optimizer-*-of-*.safetensors", "data-*-of-*.json")
+        there = {file.name for pattern in ranks for file in folder.glob(pattern)} | {"progress.json"}
+        return (
+            there - stated.keys() <= {"progress.json"}
+            and (folder / "progress.json").is_file()
+            and all(is_same(folder / name, entry) for name, entry in stated.items())
+        )
     except (DamagedFile, FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     except OSError as error:
@@ -132,6 +140,11 @@ def is_whole(folder: Path) -> bool:
             f"{error.filename} cannot be read ({error.strerror}); make it readable, or delete {folder} to "
             "resume from the checkpoint before it"
         ) from error
+
+
+def is_same(path: Path, entry: Entry) -> bool:
+    """Compare a file with its entry in a manifest; only one of the right size is read."""
+    return path.stat().st_size == entry["bytes"] and path.is_file() and file_hash(path) == entry["sha256"]
 
 
 def latest(folder: Path) -> Checkpoint | None:

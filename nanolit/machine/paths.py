@@ -175,14 +175,14 @@ def _adapter(kind: Any) -> "TypeAdapter[Any]":
     return TypeAdapter(kind)
 
 
-def read_text(path: Path, *, remedy: str) -> str:
+def read_text(path: Path, *, remedy: str, errors: str = "strict") -> str:
     """Read a text file of ours; ValueError unless it is a readable file of UTF-8, and not far too large."""
     try:
         if not stat.S_ISREG((found := path.stat()).st_mode):
             raise DamagedFile(f"{path} is not a file; {remedy}")  # reading a pipe would never end
         if found.st_size > LARGEST_TEXT:
             raise DamagedFile(f"{path} is {found.st_size / 1e9:,.1f} GB large, no file of ours; {remedy}")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors=errors)
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path} is not UTF-8 text ({error.reason}); {remedy}") from error
     except PermissionError as error:
@@ -222,12 +222,7 @@ def _unfolded(node: Any, counted: dict[int, int]) -> int:
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return a metrics.csv's columns, and a dict of texts for each line, whatever stands in it."""
-    if path.exists() and not path.is_file():
-        raise DamagedFile(f"{path} is not a file; move it away")  # reading a pipe would never end
-    try:
-        header, *lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-    except PermissionError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+    header, *lines = read_text(path, remedy="move it away", errors="replace").split("\n")
     names = header.strip().split(",")
     rows = [dict(zip(names, line.strip().split(","), strict=False)) for line in lines if line.strip()]
     return names, rows

@@ -80,7 +80,7 @@ def load_release(
     `dtype` is another compute dtype. A release may come from a stranger: sizes, names and types are compared
     with the weights' own before memory is taken for them.
     """
-    if missing := [name for name in FILES if not (folder / name).exists()]:
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is not a release: {missing[0]} is missing; it needs {', '.join(FILES)}")
     hyperparameters, meta = _read_format(folder / "gpt.json"), _read_format(folder / "meta.json", Meta)
     num_tokens = _check_tokenizer(
@@ -176,7 +176,7 @@ def _few(names: list[str]) -> str:
 def _check_tokenizer(folder: Path, expected: object, *, origin: str) -> int:
     """Return the size of the vocabulary; ValueError unless its hash is the expected one."""
     path = folder / "tokenizer.json"
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"no tokenizer in {folder}: tokenizer.json is missing")
     content = read_json(path, Vocabulary, remedy=AGAIN)
     if content["hash"] != expected:

@@ -163,7 +163,8 @@ def call(command: Command, root: Path, *, seconds: float = 120) -> tuple[int | N
     log, job = root / "log.txt", None
     if command in (TRAIN, NEXT):
         job = root / "job.yaml"
-        write_job(job, {**composed(tuple(words)), "root": str(root)})
+        content: Any = {**composed(tuple(words)), "root": str(root)}
+        write_job(job, content)
         words = [str(job)]
     pid = os.fork()
     if pid == 0:

@@ -1,5 +1,6 @@
 """End a command with its exit code, and without a traceback for what the user can fix."""
 
+import atexit
 import functools
 import os
 import sys
@@ -17,12 +18,11 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(words: Sequence[str] | None = None) -> int:
+        atexit.register(ignore_ctrl_c)  # once the process ends, another Ctrl-C would only spoil its exit code
         try:
             try:
                 return main(sys.argv[1:] if words is None else words) or 0
             finally:
-                if words is None:  # the process ends here
-                    ignore_ctrl_c()
                 sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit fails too

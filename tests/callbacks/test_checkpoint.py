@@ -123,6 +123,13 @@ def test_a_manifest_of_other_content_is_none(tmp_path, text):
     assert not checkpoint.is_whole(folder)
 
 
+def test_a_manifest_without_a_file_that_is_there_is_none(tmp_path):
+    """Without a rank's part of its state the optimizer would begin anew, and nothing would say so."""
+    folder = whole(tmp_path / "step_000001")
+    (folder / "optimizer-00000-of-00001.safetensors").write_bytes(b"moments")
+    assert not checkpoint.is_whole(folder)
+
+
 def test_a_checkpoint_that_may_not_be_read_is_no_reason_to_take_an_older_one(tmp_path):
     folder = whole(tmp_path / "step_000001")
     (folder / "manifest.json").chmod(0)

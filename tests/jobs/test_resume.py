@@ -238,6 +238,35 @@ def test_two_ranks_train_as_one_and_resume_exactly(
 
 
 @pytest.mark.slow
+def test_one_rank_then_two_then_one_read_the_same_rows_and_learn_the_same(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Oracle: one rank all the way. The share of cropped tokens and the epochs tell the rows apart."""
+    more, root = whole
+    if "recipe=classic" in more:
+        pytest.skip("one recipe is enough for a test that starts processes")
+    two, one = tmp_path / "two", tmp_path / "one"
+    keep_only_checkpoint(root, two, 13)
+    words = [more[0], "save_every=27"]
+    second = train(overrides(corpus, two, *words, "cluster.devices=2"))
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "continuing after step 13" in second.stdout
+    keep_only_checkpoint(two, one, 27)
+    result = run(compose(overrides(corpus, one, *words)))
+    assert result["status"] == "done", result
+    read = "step", "tokens", "epoch", "cropped_fraction"
+    assert columns(one, *read) == columns(root, *read)
+    assert [float(loss) for loss in losses(one).values()] == pytest.approx(
+        [float(loss) for loss in losses(root).values()], abs=2e-4
+    )
+
+
+def columns(root: Path, *names: str) -> list[list[str]]:
+    with (root / "runs" / "tiny" / "base" / "metrics.csv").open(newline="") as file:
+        return [[row[name] for name in names] for row in csv.DictReader(file) if row["loss"]]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks through /proc")
 def test_a_killed_rank_ends_the_others_soon_and_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"

@@ -39,7 +39,7 @@ from nanolit.machine.paths import (
     sync,
     write_json,
 )
-from nanolit.machine.signals import AskedToStop, in_main_thread
+from nanolit.machine.signals import AskedToStop, ignore_ctrl_c, in_main_thread
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 
@@ -320,6 +320,8 @@ class Checkpoints(L.Callback):
                 if rank() == 0:
                     prune(self.folder, newest=written, keep=self.keep)
             self._saved = time.monotonic()
+        if self.stop:
+            ignore_ctrl_c()  # all is saved, and the run is ending: it would only break the way out
         if self.stop and not last:
             trainer.should_stop = True
 

@@ -69,6 +69,7 @@ def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | N
             results[result["run"]] = conclude_one(running.pop(result["run"]), result)
     except KeyboardInterrupt:
         lines = [f"{job['run']} goes on; {how_to_follow(job)}" for job in running.values()]
+        lines += [f"{job['run']} was not submitted; the same command submits it" for job in waiting]
         raise JobFailed("\n".join(lines), 130) from None
     return conclude(jobs, [results[job["run"]] for job in jobs])
 

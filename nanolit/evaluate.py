@@ -28,7 +28,7 @@ from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
-from nanolit.machine.exit import command
+from nanolit.machine.exit import command, printable
 from nanolit.machine.locks import held
 from nanolit.machine.paths import core_folder
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # these import torch
     from nanolit.tokenizer.bpe import Tokenizer
 
 Scores = dict[str, object]
+READ_OF_PLAN = ("gpt", "packing", "eval_rows", "tokenizer", "validation", "samples")
 UNIGRAM_CHARACTERS = 5_000_000  # of training text, whose tokens are counted
 
 
@@ -217,8 +218,7 @@ def show(settings: Settings, folder: Path) -> None:
 
 def readable(text: str) -> str:
     """Indent a reply; control characters, which a terminal would obey, are written out."""
-    shown = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-    return "  " + shown.replace("\n", "\n  ")
+    return "  " + printable(text).replace("\n", "\n  ")
 
 
 def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
@@ -229,7 +229,10 @@ def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
             f"{release} is a release alone: give run=NAME for a stage's own validation, or tasks=core"
         )
     plan = read_plan(folder)
-    assert isinstance(plan, TrainingPlan)
+    if lacking := [name for name in READ_OF_PLAN if getattr(plan, name, "") is None]:
+        raise ValueError(f"{folder / 'plan.json'} lacks {', '.join(lacking)}; restore it")
+    if not isinstance(plan, TrainingPlan):
+        raise ValueError(f"{folder / 'plan.json'} is of the stage {plan.stage}; restore it")
     return read_job(folder / "job.yaml"), plan
 
 

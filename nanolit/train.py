@@ -17,6 +17,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from nanolit.config.compose import USER_ERRORS, compose, explain, help_text
+from nanolit.config.search_path import check_search_path
 from nanolit.config.words import malformed
 from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             print(help_text())
             return 0
         refuse_unknown_flags(arguments)
+        check_search_path(arguments)
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(list(arguments))
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()

@@ -175,6 +175,45 @@ def test_a_typo_in_an_experiment_file_is_one_line(text, got, remedy, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["a mixture", "an experiment", "the command line"])
+def test_the_environment_is_never_written_into_a_job(place, tmp_path, monkeypatch):
+    """A resolved value would be stored with the run, and sent to W&B and Modal."""
+    monkeypatch.setenv("A_SECRET", "t0psecret")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "e.yaml").write_text("# @package _global_\nidentity: ${oc.env:A_SECRET}\n")
+    source = '{_target_: nanolit.tasks.identity.Identity, path: "${oc.env:A_SECRET,x}"}'
+    (tmp_path / "m.yaml").write_text(f"sources: [{source}]\nvalidation: []\n")
+    words = {
+        "a mixture": [f"stage.sft.mixture={tmp_path}/m.yaml"],
+        "an experiment": [f"hydra.searchpath=[file://{tmp_path}]", "experiment=e"],
+        "the command line": ["identity=${oc.env:A_SECRET}"],
+    }
+    with pytest.raises(
+        ValueError, match=r"\$\{oc\.env:A_SECRET\} is not read: .*write the value itself"
+    ) as caught:
+        compose(["phase=sft", *words[place]])
+    assert "t0psecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["mixture", "experiment"])
+def test_a_file_whose_aliases_unfold_without_end_is_refused(place, tmp_path):
+    levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 8)]
+    (tmp_path / "experiment").mkdir()
+    path = tmp_path / ("m.yaml" if place == "mixture" else "experiment/e.yaml")
+    path.write_text("\n".join(["a0: &a0 [x]", *levels]))
+    words = {
+        "mixture": [f"stage.sft.mixture={path}"],
+        "experiment": [f"hydra.searchpath=[file://{tmp_path}]", "experiment=e"],
+    }
+    with pytest.raises(ValueError, match=f"{path} unfolds to over 100,000 values"):
+        compose(["phase=sft", *words[place]])
+
+
+def test_only_loggers_of_lightning_are_built():
+    with pytest.raises(ValueError, match=r"must begin with nanolit\. or lightning\.pytorch\.loggers\."):
+        compose(["data=sample", "data._target_=lightning.pytorch.cli.LightningCLI"])
+
+
 def test_a_depth_without_a_file_names_its_run():
     job = compose(["model.depth=14", "seed=3"])
     assert (job["model"]["depth"], job["run"]) == (14, "d14-modern-s3")

@@ -6,14 +6,13 @@
                 progress.json                         step, tokens, seconds
                 manifest.json                         sizes and hashes of all of the above, written last
 
-A directory without a manifest, or with a file that doesn't match it, is not a checkpoint: it is skipped.
+A directory without a manifest, or with a file that doesn't match it, is not a checkpoint: it is skipped, and
+removed once a run has resumed from one below it. What has another name is nobody's business here.
 """
 
 import hashlib
 import json
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -25,15 +24,42 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from nanolit.callbacks.stuck import EndIfStuck
+from nanolit.callbacks import stuck
 from nanolit.callbacks.throughput import Clock, check_finite, say
 from nanolit.machine.device import rank, world_size
-from nanolit.machine.paths import Json, read_json, write_json
+from nanolit.machine.paths import (
+    DamagedFile,
+    Json,
+    by_step,
+    check_content,
+    read_json,
+    step_of,
+    sync,
+    write_json,
+)
+from nanolit.machine.signals import AskedToStop, ignore_ctrl_c, in_main_thread
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 
 FORMAT = 1
+
+
+class Progress(TypedDict):
+    """What every progress.json has; callbacks add to it."""
+
+    step: int
+
+
+class Entry(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    format: int
+    files: dict[str, Entry]
 
 
 class Checkpoint:
@@ -41,7 +67,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.progress: Json = read_json(folder / "progress.json")
+        self.files = sorted(read_json(folder / "manifest.json", Manifest)["files"])
+        self.progress: Json = read_json(folder / "progress.json", Progress)
         self.step: int = self.progress["step"]
 
     def model_state(self) -> dict[str, Tensor]:
@@ -49,11 +76,14 @@ class Checkpoint:
 
     def positions(self) -> list[Json]:
         """The positions of all ranks that wrote it, in rank order."""
-        return [read_json(path) for path in sorted(self.folder.glob("data-*.json"))]
+        return [read_json(self.folder / name) for name in self.files if name.startswith("data-")]
 
     def restore_optimizer(self, optimizer: MuonAdamW) -> None:
         """Load this rank's share of the state, whatever the number of ranks was when it was written."""
-        files = [safe_open(path, "pt") for path in sorted(self.folder.glob("optimizer-*.safetensors"))]
+        names = [name for name in self.files if name.startswith("optimizer-")]
+        if not names:
+            raise ValueError(f"{self.folder} has no state of the optimizer; delete it")
+        files = [safe_open(self.folder / name, "pt") for name in names]
         pieces: dict[str, list[tuple[int, int, Any]]] = {}
         for file in files:
             starts = json.loads(file.metadata()["starts"])
@@ -82,89 +112,148 @@ def file_hash(path: Path) -> str:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return True if every file of the manifest is there with its size and hash."""
+    """Return True if every file of the manifest is there with its size and hash.
+
+    ValueError where that cannot be told: another version's format, a file that may not be read.
+    """
+    path = folder / "manifest.json"
     try:
-        manifest = read_json(folder / "manifest.json")
-        has = manifest["format"]
-    except (OSError, ValueError, KeyError):  # absent, cut off
+        manifest = read_json(path)
+        if manifest.get("format") not in (None, FORMAT):
+            raise ValueError(
+                f"{folder} has checkpoint format {manifest['format']!r}, this version reads {FORMAT}; "
+                "continue with the version that wrote it"
+            )
+        check_content(manifest, Manifest, path, remedy="")
+        stated: dict[str, Entry] = manifest["files"]
+        ranks = ("optimizer-*-of-*.safetensors", "data-*-of-*.json")
+        there = {file.name for pattern in ranks for file in folder.glob(pattern)} | {"progress.json"}
+        return (
+            there - stated.keys() <= {"progress.json"}
+            and (folder / "progress.json").is_file()
+            and all(is_same(folder / name, entry) for name, entry in stated.items())
+        )
+    except (DamagedFile, FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
-    if has != FORMAT:
+    except OSError as error:
         raise ValueError(
-            f"{folder} has checkpoint format {has}, this version reads {FORMAT}; "
-            "continue with the version that wrote it"
-        )
-    try:
-        return all(
-            (folder / name).stat().st_size == entry["bytes"] and file_hash(folder / name) == entry["sha256"]
-            for name, entry in manifest["files"].items()
-        )
-    except (OSError, KeyError):
-        return False
+            f"{error.filename} cannot be read ({error.strerror}); make it readable, or delete {folder} to "
+            "resume from the checkpoint before it"
+        ) from error
 
 
-def by_step(folder: Path) -> list[Path]:
-    """The folders of checkpoints, the oldest first."""
-    return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+def is_same(path: Path, entry: Entry) -> bool:
+    """Compare a file with its entry in a manifest; only one of the right size is read."""
+    return path.stat().st_size == entry["bytes"] and path.is_file() and file_hash(path) == entry["sha256"]
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`; broken ones are named in a warning and skipped."""
-    for candidate in reversed(by_step(folder)):
+    """Return the newest whole checkpoint in `folder`; warnings name the broken ones above it."""
+    candidates = by_step(folder)
+    for candidate in reversed(candidates):
         if is_whole(candidate):
             return Checkpoint(candidate)
-        warnings.warn(f"{candidate} is not a whole checkpoint: using the one before it", stacklevel=2)
+        warnings.warn(f"{candidate} is not a whole checkpoint: skipped", stacklevel=2)
+    if candidates:
+        warnings.warn(f"no whole checkpoint is left in {folder}: beginning at step 1", stacklevel=2)
     return None
+
+
+def of_step(folder: Path, step: int) -> Checkpoint | None:
+    """Return the checkpoint of that very step, None if it is not there or not whole."""
+    found = next((path for path in by_step(folder) if step_of(path) == step), None)
+    return Checkpoint(found) if found and is_whole(found) else None
+
+
+def prune(folder: Path, *, newest: Path, keep: int) -> None:
+    """Remove all but the `keep` newest whole checkpoints up to `newest`, which was just written."""
+    others = [path for path in by_step(folder) if step_of(path) < step_of(newest)]
+    there = [path for path in others if (path / "manifest.json").exists()]
+    for path in set(others) - set(there[max(len(there) - keep + 1, 0) :]):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_above(folder: Path, step: int) -> None:
+    """Remove what lies above the checkpoint that a run resumes from: it was looked at and is broken."""
+    for path in by_step(folder):
+        if step_of(path) > step:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write(folder: Path, phase: Phase, progress: Json) -> Path:
     """Write a checkpoint below `folder`; collective: each rank writes its files, rank 0 the manifest last.
 
-    Raises OSError on every rank when a file could not be written on one (a full disk, say).
+    Raises OSError on every rank when a file could not be written on one (a full disk, say); what was written
+    of it is removed, for it takes the room that the next attempt needs.
     """
     target = folder / f"step_{progress['step']:06d}"
-    if rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    barrier()
-    try:
-        files, problem = _write_own_files(target, phase, progress), ""
-    except (OSError, SafetensorError) as error:  # the latter where safetensors finds the disk full
-        files, problem = {}, str(error)
-    everyone: list[tuple[Json, str]] = gathered((files, problem))
-    if problems := [text for _, text in everyone if text]:
+    problems = on_rank_zero(lambda: make_anew(target))
+    everyone = [] if problems else gathered(own_files(target, phase, progress))
+    problems = problems or [text for _, text in everyone if text]
+    problems = problems or on_rank_zero(lambda: finish(target, progress, [files for files, _ in everyone]))
+    if problems:
+        if rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
         raise OSError(
             f"could not write the checkpoint {target}: {problems[0]}; earlier checkpoints are untouched"
         )
-    if rank() == 0:
-        files = {name: entry for part, _ in everyone for name, entry in part.items()}
-        write_json(target / "manifest.json", {"format": FORMAT, "step": progress["step"], "files": files})
-    barrier()
     return target
 
 
-def _write_own_files(target: Path, phase: Phase, progress: Json) -> Json:
+def on_rank_zero(work: Callable[[], None]) -> list[str]:
+    """Let rank 0 do it, and tell every rank what was in its way."""
+    problem = ""
+    if rank() == 0:
+        try:
+            work()
+        except OSError as error:
+            problem = str(error)
+    return [text for text in gathered(problem) if text]
+
+
+def make_anew(target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+
+
+def finish(target: Path, progress: Json, parts: list[Json]) -> None:
+    files = {name: entry for part in parts for name, entry in part.items()}
+    write_json(target / "manifest.json", {"format": FORMAT, "step": progress["step"], "files": files})
+    sync(target.parent)
+
+
+def own_files(target: Path, phase: Phase, progress: Json) -> tuple[Json, str]:
+    """Write this rank's files; return their manifest entries, or what was in the way."""
     suffix = f"{rank():05d}-of-{world_size():05d}"
     slices = phase.optimizer.state_slices()
     names = [f"optimizer-{suffix}.safetensors", f"data-{suffix}.json"]
-    save_file(
-        {key: piece.tensor.detach().cpu().contiguous() for key, piece in slices.items()},
-        target / names[0],
-        metadata={"starts": json.dumps({key: piece.start for key, piece in slices.items()})},
-    )
-    write_json(target / names[1], phase.position)
-    if rank() == 0:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in phase.gpt.named_parameters()}
-        save_file(state, target / "model.safetensors")
-        write_json(target / "progress.json", progress)
-        names += ["model.safetensors", "progress.json"]
-    return {
-        name: {"bytes": (target / name).stat().st_size, "sha256": file_hash(target / name)} for name in names
-    }
+    try:
+        save_file(
+            {key: on_cpu(piece.tensor) for key, piece in slices.items()},
+            target / names[0],
+            metadata={"starts": json.dumps({key: piece.start for key, piece in slices.items()})},
+        )
+        write_json(target / names[1], phase.position)
+        if rank() == 0:
+            state = {
+                name: tensor.detach().cpu().contiguous() for name, tensor in phase.gpt.named_parameters()
+            }
+            save_file(state, target / "model.safetensors")
+            write_json(target / "progress.json", progress)
+            names += ["model.safetensors", "progress.json"]
+        for name in names:
+            sync(target / name)
+        return {name: entry_of(target / name) for name in names}, ""
+    except (OSError, SafetensorError) as error:  # the latter where safetensors finds the disk full
+        return {}, str(error)
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        torch.distributed.barrier()
+def on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def entry_of(path: Path) -> Entry:
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def gathered(value: Any) -> list[Any]:
@@ -179,8 +268,8 @@ def gathered(value: Any) -> list[Any]:
 class Checkpoints(L.Callback):
     """Saves every `save_every` steps (None: every ten minutes), at the end, and when asked to stop.
 
-    SIGINT and SIGTERM only raise a flag. All ranks agree on it after each step over a CPU group, so that they
-    save and stop at the same step, whichever of them got the signal; a second SIGINT stops at once.
+    SIGINT, SIGTERM and SIGHUP only raise a flag. All ranks agree on it after each step over a CPU group, so
+    that they save and stop at the same step, whichever of them got the signal; a second SIGINT stops at once.
     """
 
     seconds_between = 600.0
@@ -198,24 +287,19 @@ class Checkpoints(L.Callback):
         self.folder, self.save_every, self.keep = folder, save_every, keep
         self.clock, self.progress, self.on_divergence = clock, progress, on_divergence
         self.stop = False  # a signal asked for it, and all ranks know
-        self._asked = False
-        self._handlers: dict[int, Any] = {}
+        self._signals: AskedToStop | None = None
         self._group: Any = None
-        self._stuck: EndIfStuck | None = None
+        self._stuck: stuck.EndIfStuck | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = time.monotonic()
         if world_size() > 1:
-            self._group = torch.distributed.new_group(backend="gloo")
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._ask)
-            if world_size() > 1:
-                self._stuck = EndIfStuck()
+            self._group = torch.distributed.new_group(backend="gloo", timeout=stuck.SILENCE)
+        self._signals = AskedToStop(self._tell)
+        if world_size() > 1 and in_main_thread():
+            self._stuck = stuck.EndIfStuck()
 
-    def _ask(self, number: int, _frame: Any) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _tell(self) -> None:
         if rank() == 0:
             say("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
 
@@ -224,16 +308,20 @@ class Checkpoints(L.Callback):
     ) -> None:
         assert isinstance(pl_module, Phase)
         step, last = pl_module.finished_steps, pl_module.finished_steps == pl_module.num_steps
-        self.stop, save = self._agreed(self._asked, self._due(step))
+        asked = self._signals is not None and self._signals.asked
+        self.stop, save = self._agreed(asked, self._due(step))
         if self.stop and self._stuck:
             self._stuck.step_ended()
         if last or self.stop or save:
             with self.clock.paused():
                 loss = float(trainer.strategy.reduce(pl_module.step_loss, reduce_op="sum"))
                 check_finite(loss, step, on_divergence=self.on_divergence)
-                write(self.folder, pl_module, self.progress())
-                self._prune()
+                written = write(self.folder, pl_module, self.progress())
+                if rank() == 0:
+                    prune(self.folder, newest=written, keep=self.keep)
             self._saved = time.monotonic()
+        if self.stop:
+            ignore_ctrl_c()  # all is saved, and the run is ending: it would only break the way out
         if self.stop and not last:
             trainer.should_stop = True
 
@@ -249,16 +337,6 @@ class Checkpoints(L.Callback):
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(flags[0]), bool(flags[1])
 
-    def _prune(self) -> None:
-        if rank() == 0:
-            for folder in by_step(self.folder)[: -self.keep]:
-                shutil.rmtree(folder, ignore_errors=True)
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            # Lightning has put SIGTERM back by now; what we found there was its own, which holds the model
-            if signal.getsignal(number) in (self._ask, signal.default_int_handler):
-                signal.signal(number, handler)
-        self._handlers.clear()
         if self._stuck:
             self._stuck.close()

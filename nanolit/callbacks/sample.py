@@ -10,7 +10,7 @@ from nanolit.callbacks.throughput import Clock, say
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 from nanolit.machine.device import rank
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import read_text, write_atomically
 from nanolit.phases.core import Phase
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
@@ -60,7 +60,7 @@ class WriteSamples(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Phase)
         if rank() == 0 and self.path.exists():
-            text = self.path.read_text(encoding="utf-8")
+            text = read_text(self.path, remedy="delete it, or move it away")
             write_atomically(self.path, until(text, pl_module.finished_steps))
 
     def on_train_batch_end(

@@ -5,9 +5,12 @@ import signal
 import socket
 import sys
 import threading
+from datetime import timedelta
 
 from nanolit.machine.device import rank
 
+# After which a rank gives up on one that says nothing: gloo and NCCL would wait for half an hour
+SILENCE = timedelta(minutes=10)
 SECONDS = 20  # jobs/processes.py kills after 25, torchrun and clouds after 30
 
 

@@ -3,18 +3,22 @@
 import csv
 import gc
 import math
+import re
+import shutil
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.machine.clock import duration
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import read_table, write_atomically
 from nanolit.phases.core import Phase
 
 COLUMNS = (
@@ -67,18 +71,15 @@ class Clock:
 class Recorder:
     """Rank 0's writer of metrics: a row of metrics.csv always, the Lightning logger where there is one.
 
-    A resumed run drops the rows that it will write again.
+    A resumed run drops the rows that it will write again, so that its file equals that of one never stopped.
     """
 
-    def __init__(self, path: Path, *, finished_steps: int, enabled: bool) -> None:
+    def __init__(self, path: Path, *, finished_steps: int, enabled: bool, log_every: int = 0) -> None:
         self.path, self.enabled = path, enabled
         if not enabled:
             return
-        rows = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= finished_steps]
-        lines = [",".join(COLUMNS), *(",".join(row.get(name) or "" for name in COLUMNS) for row in rows)]
+        rows = history(path, finished_steps, log_every=log_every) if finished_steps else []
+        lines = [",".join(COLUMNS), *(",".join(row.get(name, "") for name in COLUMNS) for row in rows)]
         write_atomically(path, "\n".join(lines) + "\n")
 
     def record(self, trainer: L.Trainer, row: dict[str, float | int]) -> None:
@@ -89,8 +90,44 @@ class Recorder:
         assert not unknown, unknown
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow([row.get(name, "") for name in COLUMNS])
+        step = int(row["step"])
         for logger in trainer.loggers:
-            logger.log_metrics(dict(row), step=int(row["step"]))
+            if isinstance(logger, WandbLogger):  # log_metrics lets W&B count from 0 in every process
+                logger.experiment.log({**row, "trainer/global_step": step}, step=step)
+            else:
+                logger.log_metrics(dict(row), step=step)
+
+
+def history(path: Path, finished_steps: int, *, log_every: int) -> list[dict[str, str]]:
+    """Return the rows up to the step that a run resumes after; a warning says what is damaged or missing.
+
+    A file that loses lines by that is kept as metrics.damaged.csv.
+    """
+    names, table = read_table(path) if path.exists() else ([], [])
+    sound = [row for row in table if len(row) == len(names) and is_row(row)]
+    rows = [row for row in sound if int(row["step"]) <= finished_steps]
+    logged = {int(row["step"]) for row in rows if row.get("loss")}
+    due = {1, *range(log_every, finished_steps + 1, log_every)} if log_every else set()
+    broken = len(table) - len(sound)
+    if broken or due - logged:
+        told = [f"{broken:,} of its lines are not rows"] if broken else []
+        told += [f"{len(due - logged):,} of {len(due):,} logged steps are missing"] if due - logged else []
+        kept = path.with_name("metrics.damaged.csv")
+        if table:
+            shutil.copyfile(path, kept)
+            told += [f"what it held is in {kept.name}"]
+        warnings.warn(f"{path} is damaged up to step {finished_steps:,}: {', '.join(told)}", stacklevel=2)
+    return rows
+
+
+def is_row(row: dict[str, str]) -> bool:
+    """Tell whether a line of metrics.csv is a step and numbers."""
+    try:
+        return re.fullmatch(r"[0-9]{1,15}", row["step"]) is not None and all(
+            math.isfinite(float(cell)) or cell in ("nan", "inf", "-inf") for cell in row.values() if cell
+        )
+    except (KeyError, ValueError):
+        return False
 
 
 class Throughput(L.Callback):
@@ -144,7 +181,7 @@ class Throughput(L.Callback):
         self.processed += pl_module.num_processed
         if batch_idx == 0:
             self._freeze_garbage()
-        if step % self.log_every == 0 or step == pl_module.num_steps or batch_idx == 0:
+        if step % self.log_every == 0 or step in (1, pl_module.num_steps):
             self._log(trainer, pl_module, step)
 
     def _freeze_garbage(self) -> None:

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from nanolit.config.schema import Target
 
-ALLOWED = ("nanolit.", "lightning.pytorch.")
+ALLOWED = ("nanolit.", "lightning.pytorch.loggers.")
 # Keyword-only arguments that the program derives and passes itself.
 DERIVED = {"nanolit.model.gpt.GPT": {"depth", "width", "heads", "kv_heads", "vocab_size", "context"}}
 Annotation = Any  # int, list[str], float | None: typing has no name for what stands in a signature

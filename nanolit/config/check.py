@@ -14,6 +14,7 @@ from typing_extensions import is_typeddict
 
 from nanolit.config.build import Annotation, refuse_foreign_target, signature_of
 from nanolit.config.schema import Choices
+from nanolit.machine.paths import lacks
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -39,9 +40,17 @@ def check_job(job: Mapping[str, object]) -> None:
 
 
 def check_mapping(
-    node: Mapping[str, object], kind: Annotation, *, path: str, takes_others: bool = False
+    node: Mapping[str, object],
+    kind: Annotation,
+    *,
+    path: str,
+    takes_others: bool = False,
+    may_lack: int = 0,
 ) -> None:
-    """Check a mapping against a TypedDict; `path` is its own key, "" for the whole job."""
+    """Check a mapping against a TypedDict; `path` is its own key, "" for the whole job.
+
+    With `takes_others` it may have more keys; down to level `may_lack` it may lack some.
+    """
     from pydantic import ValidationError
 
     extra = "allow" if takes_others else "forbid"
@@ -49,6 +58,9 @@ def check_mapping(
         adapter(kind).validate_python(node, strict=True, extra=extra)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
+        errors = [detail for detail in errors if not lacks(detail, may_lack)]
+        if not errors:
+            return
         first = min(errors, key=lambda detail: (FIRST.get(detail["type"], 2), len(detail["loc"])))
         raise ValueError(one_line(first, kind, path)) from error
 

@@ -23,8 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
+from nanolit.config.search_path import check_search_path, refuse_environment
 from nanolit.config.words import grammar_error
-from nanolit.machine.paths import PACKAGE, conf_folder, home
+from nanolit.machine.paths import PACKAGE, conf_folder, home, read_yaml
 from nanolit.machine.system import gpu_names
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
@@ -35,13 +36,14 @@ IDENTITY = "nanolit.tasks.identity.Identity"
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
-
+OmegaConf.register_new_resolver("oc.env", refuse_environment, replace=True)
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
+        check_search_path(overrides)
         config = compose_config(overrides)
         choices = filled(config, overrides)
         check_job({**choices, "run": choices["run"] or ""})
@@ -155,6 +157,7 @@ def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
         path = Path(str(name)).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
+    read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror") is None:
         content.mirror = mirror

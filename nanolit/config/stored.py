@@ -6,14 +6,19 @@ None there: without these tables every key that comes or goes would refuse every
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from types import NoneType
+from typing import Any, cast, get_args, get_type_hints
 
 import yaml
+from typing_extensions import is_typeddict
 
+from nanolit.config.check import check_mapping, check_targets
 from nanolit.config.schema import SHORTHANDS, Job, Node
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import DamagedFile, read_yaml, write_atomically
 
+REMEDY = "restore it, or give another run=NAME"
 NEEDED = ("run", "seed", "model", "recipe", "data", "stages", "stage")  # without these nothing can be read
+ANY_LEVEL = 9
 # Keys that no result depended on: dropped whatever their value.
 GONE = (*SHORTHANDS, "recipe.mid.epoch_steps", "recipe.sft.epoch_steps", "recipe.rl.epoch_steps")
 # Removed options and the default that each had: with any other value a run is refused.
@@ -23,7 +28,7 @@ REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
 ADDED: dict[str, Callable[[Job], object]] = {
     "deterministic": lambda _job: False,
     "stage.base.core_every": lambda _job: None,
-    "recipe.matmul_precision": lambda job: "high" if job["recipe"]["name"] == "classic" else "highest",
+    "recipe.matmul_precision": lambda job: "high" if job["recipe"].get("name") == "classic" else "highest",
 }
 
 
@@ -33,26 +38,42 @@ def write_job(path: Path, job: Job) -> None:
 
 def read_job(path: Path) -> Job:
     """Return the job of a file; ValueError for one that is damaged, and for a removed option that it set."""
-    job = cast(Job, upgraded(read_mapping(path)))
-    if chosen := [f"{name}={parent[key]}" for parent, key, _default, name in removed_options(job)]:
+    node = read_mapping(path)
+    if missing := [key for key in NEEDED if key not in node]:
+        raise DamagedFile(f"{path} lacks {', '.join(missing)}; {REMEDY}")
+    if chosen := [f"{name}={parent[key]}" for parent, key, _default, name in removed_options(node)]:
         raise ValueError(
             f"{path} has {', '.join(chosen)}, which this version no longer has; continue with the version "
             "that began the run, or give another run=NAME"
         )
-    return job
+    fill_nulls(node, Job)
+    try:
+        check_mapping(node, Job, path="", takes_others=True)
+        check_targets(node, path="")
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
+    return cast(Job, node)
 
 
 def read_mapping(path: Path) -> Node:
-    """Return the mapping of a job's file; ValueError names the file if it is not YAML or lacks a part."""
+    """Return as much of a job as a file has, with this version's keys; ValueError names the file."""
+    node = read_yaml(path, remedy=REMEDY)
+    if not isinstance(node, dict):
+        return {}
     try:
-        job = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = " ".join(str(getattr(error, "problem_mark", None) or error).split())
-        raise ValueError(f"{path} is not YAML ({where}); restore it, or give another run=NAME") from error
-    missing = [key for key in NEEDED if key not in job] if isinstance(job, dict) else NEEDED
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; restore it, or give another run=NAME")
-    return job
+        check_mapping(upgraded(node), Job, path="", takes_others=True, may_lack=ANY_LEVEL)
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
+    return node
+
+
+def fill_nulls(node: Node, kind: Any) -> None:
+    """Set what a stored job lacks and may be null: an absent key counts as null."""
+    for key, hint in get_type_hints(kind).items():
+        if key not in node and NoneType in get_args(hint):
+            node[key] = None
+        elif is_typeddict(hint) and isinstance(node.get(key), dict):
+            fill_nulls(node[key], hint)
 
 
 def upgraded(job: Node) -> Node:

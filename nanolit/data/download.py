@@ -18,7 +18,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TypedDict, TypeVar, cast
+from typing import TypeVar, cast
+
+from typing_extensions import TypedDict
 
 from nanolit.machine.clock import duration
 from nanolit.machine.numbers import chunked, listed
@@ -275,13 +277,13 @@ def _record(folder: Path) -> Record | None:
     path = folder / RECORD
     if not path.is_file():
         return None
-    record = read_json(path)
+    record = read_json(path, Record, remedy="delete it, and the shards beside it are compared anew")
     if record.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; delete it, or update "
             "nanolit"
         )
-    return record
+    return cast(Record, record)
 
 
 def _passes(error: Exception) -> bool:

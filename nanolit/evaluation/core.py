@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from typing_extensions import TypedDict
 
 from nanolit.evaluation.items import ItemFile
 from nanolit.evaluation.questions import Encoder, Question, TooLong, ask, check_lengths
@@ -27,6 +28,12 @@ from nanolit.tasks.bundle import LABELS, Item, Label, digest_of, is_original, re
 T = TypeVar("T")
 SHUFFLED_BY = 1337  # nanochat's seed of a task's order
 CHUNK = 512  # items whose prompts are made, tokenized, scored and kept together
+
+
+class Kept(TypedDict):
+    """What is read again of core.json."""
+
+    metrics: dict[str, float]
 
 
 def score_core(
@@ -67,7 +74,7 @@ def score_core(
             print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
         if folder:  # other parts of CORE stay in the report
             path = folder / "core.json"
-            older = read_json(path)["metrics"] if path.is_file() else {}
+            older = read_json(path, Kept)["metrics"] if path.is_file() else {}
             write_json(path, {"format": 1, **scores, "metrics": older | scores["metrics"]})
     return scores
 

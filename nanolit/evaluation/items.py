@@ -69,7 +69,7 @@ def identity(folder: Path) -> dict[str, str]:
     if not weights:
         raise ValueError(f"{folder} holds no weights (*.safetensors or *.bin); save or copy them there")
     own, theirs = folder / "tokenizer" / "tokenizer.json", [folder / name for name in TOKENIZER_FILES]
-    tokenizer = read_json(own)["hash"] if own.is_file() else _digest(filter(Path.is_file, theirs))
+    tokenizer = str(read_json(own).get("hash")) if own.is_file() else _digest(filter(Path.is_file, theirs))
     return {"weights": _digest(weights), "tokenizer": tokenizer}
 
 

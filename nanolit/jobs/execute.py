@@ -27,6 +27,7 @@ from nanolit.machine.paths import (
     Json,
     core_folder,
     dataset_folder,
+    remove_leftovers,
     run_folder,
     stage_folder,
     tokenizers_folder,
@@ -192,6 +193,7 @@ def make_tokenizer(job: Job, plan: Plan) -> Result:
         if is_made(job, plan):
             say(f"tokenizer: {folder.name} is there")
             return made
+        remove_leftovers(folder)
         write_plan(job, plan)
         return run_in_process(job, plan)
 
@@ -223,13 +225,15 @@ def run_stage(
 def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
     """Write a stage's job.yaml and plan.json, show the plan, and return the folder.
 
-    An earlier result is removed: its absence means failure. A model that is that of `known`, the plan of the
-    stage before, isn't shown again.
+    An earlier result is removed: its absence means failure; so is what a killed start left half. A model that
+    is that of `known`, the plan of the stage before, isn't shown again.
     """
     folder = stage_folder(job["root"], job["run"], plan.stage)
     if not is_rank_zero():
         wait_for(folder / "plan.json")
     else:
+        for place in (folder.parent, folder):
+            remove_leftovers(place)
         (folder / "result.json").unlink(missing_ok=True)
         hand_over(job, plan, folder)
         say(f"\n{plan_table(plan, known=known)}")

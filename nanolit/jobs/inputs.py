@@ -15,9 +15,10 @@ from nanolit.config.names import decisive_settings, difference
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
-from nanolit.machine.paths import Json, read_json, run_folder, stage_folder
+from nanolit.machine.paths import Json, run_folder, stage_folder
 from nanolit.planning.costs import num_ranks
-from nanolit.planning.plans import Plan, Plans, TokenizerPlan
+from nanolit.planning.plans import Plan, Plans, TokenizerPlan, stored_plan
+from nanolit.report.folders import read_result
 from nanolit.tasks.rows import FileRows
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import check_conversation
@@ -72,7 +73,7 @@ def check_unchanged(job: Job, plan: Plan) -> None:
         )
     stored = path.with_name("plan.json")
     if stage == "base" and stored.exists() and not finished(job["root"], job["run"], stage):
-        before, now = read_json(stored)["tokenizer"], plan.tokenizer
+        before, now = stored_plan(stored).get("tokenizer"), plan.tokenizer
         if before != now:  # with equal settings: the text is another
             raise ValueError(
                 f"run {job['run']} was begun with other text in data.path: its tokenizer is {before}, this "
@@ -96,8 +97,7 @@ def check_previous(job: Job, stage: str) -> None:
 
 def finished(root: str, run: str, stage: str) -> Json | None:
     """The stored result of a stage that is done, else None."""
-    path = stage_folder(root, run, stage) / "result.json"
-    result = read_json(path) if path.exists() else {}
+    result = read_result(stage_folder(root, run, stage) / "result.json")
     return result if result.get("status") == "done" else None
 
 

@@ -6,7 +6,7 @@ The worker fits these parts; the benchmarks time the same ones.
 import hashlib
 import netrc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from nanolit.evaluation.evaluators import Evaluator
 from nanolit.jobs.inputs import Origin, origin
 from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import keyed_generator, pick_device
-from nanolit.machine.paths import read_json, stage_folder, tokenizers_folder
+from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
 from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
@@ -71,6 +71,8 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
     resumed, device = checkpoint.latest(folder / "checkpoints"), pick_device()
+    if launched_rank() == 0:
+        checkpoint.remove_above(folder / "checkpoints", resumed.step if resumed else 0)
     gpt, restore = load_gpt(job, plan, device, resumed=resumed, begins=begins)
     inputs = Inputs(
         gpt=gpt,
@@ -115,33 +117,38 @@ def load_gpt(
     resumed: Checkpoint | None,
     begins: Origin | None,
 ) -> tuple[GPT, Restore | None]:
-    """The model with its weights, and what gives a fresh optimizer its state (None: nothing does)."""
-    source, precision = resumed, job["precision"]
-    if precision == "fp8" and not plan.allows_fp8:
-        precision = "bf16"
-    if not resumed and begins:
-        check_same_model(plan.gpt, begins)
-        source = checkpoint.latest(begins.checkpoints) if begins.checkpoints else None
-        if source is None:
-            if launched_rank() == 0:
-                print(
-                    f"beginning from the release {begins.release}, without the optimizer's state", flush=True
-                )
-            gpt = load_release(begins.release, device=device, dtype=DTYPES[precision])[0].train()
-            if precision == "fp8":
-                gpt.use_fp8()
-            return gpt, None
-    gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=precision)
-    if not source:
-        return gpt, None
-    load_weights(gpt, source.model_state(), origin=str(source.folder))
-    keeps = resumed is not None or plan.warm_start
-    return gpt, source.restore_optimizer if keeps else None
+    """Return the model with its weights, and what gives a fresh optimizer its state (None: nothing does).
+
+    A stage begins with the weights of the release before it, whatever became of that stage's checkpoints.
+    """
+    precision = "bf16" if job["precision"] == "fp8" and not plan.allows_fp8 else job["precision"]
+    if resumed or not begins:
+        gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=precision)
+        if resumed:
+            load_weights(gpt, resumed.model_state(), origin=str(resumed.folder))
+        return gpt, resumed.restore_optimizer if resumed else None
+    gpt, meta = load_release(begins.release, device=device, dtype=DTYPES[precision])
+    check_same_model(plan.gpt, gpt.hyperparameters, begins)
+    if precision == "fp8":
+        gpt.use_fp8()
+    return gpt.train(), moments(begins, meta, wanted=plan.warm_start)
 
 
-def check_same_model(gpt: Hyperparameters, begins: Origin) -> None:
+def moments(begins: Origin, meta: Json, *, wanted: bool) -> Restore | None:
+    """Return the optimizer's state of the very step of a release; None where it is not wanted, or gone."""
+    step, source = meta.get("step"), None
+    if begins.checkpoints and not wanted:
+        return None
+    if begins.checkpoints and isinstance(step, int):
+        source = checkpoint.of_step(begins.checkpoints, step)
+    if source is None and launched_rank() == 0:
+        lost = f" ({begins.checkpoints} has no whole checkpoint of step {step})" if begins.checkpoints else ""
+        print(f"beginning from the release {begins.release}, without the optimizer's state{lost}", flush=True)
+    return source.restore_optimizer if source else None
+
+
+def check_same_model(gpt: Hyperparameters, has: Mapping[str, object], begins: Origin) -> None:
     """ValueError with the difference, when the job asks for another model than the one it begins from."""
-    has = {key: value for key, value in read_json(begins.release / "gpt.json").items() if key != "format"}
     if differences := [
         f"{key} is {has.get(key)}, the job says {gpt[key]}" for key in gpt if has.get(key) != gpt[key]
     ]:

@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import psutil
+
+from nanolit.machine.signals import ending, handlers_kept, ignore_ctrl_c, in_main_thread, leave_terminal
 
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
@@ -73,12 +74,14 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         pass
     finally:
-        for child in trees:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()  # psutil compares start times: never another process that got the same id
-        for process in processes:
-            process.kill()
-            process.wait()
+        with handlers_kept():
+            ignore_ctrl_c()  # a third one would leave some of them behind
+            for child in trees:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()  # psutil compares start times: never another process that got the same id
+            for process in processes:
+                process.kill()
+                process.wait()
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -91,16 +94,14 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM is a KeyboardInterrupt here, so that it reaches the same clean-up as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """SIGTERM and SIGHUP are a KeyboardInterrupt here, so that they reach the same clean-up as Ctrl-C."""
 
-    def interrupt(_signal: int, _frame: object) -> None:
+    def interrupt(number: int, _frame: object) -> None:
+        leave_terminal(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with handlers_kept():
+        if in_main_thread():
+            for number in ending():
+                signal.signal(number, interrupt)
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

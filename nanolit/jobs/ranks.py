@@ -16,8 +16,9 @@ from pathlib import Path
 
 from nanolit.config.schema import Job
 from nanolit.jobs.processes import clean_environment, sigterm_interrupts, stop
-from nanolit.machine.paths import Json, read_json, stage_folder, write_json
+from nanolit.machine.paths import Json, stage_folder, write_json
 from nanolit.planning.plans import Plan
+from nanolit.report.folders import Stage, read_result
 
 MASTER_PORT = 29_500  # of several machines; torchrun's own default. Each stage takes the next one
 HIGHEST_PORT = 65_500  # so that there are ports for every stage
@@ -72,21 +73,22 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
             )
     except KeyboardInterrupt:
         interrupted = True
+    resumption = Stage(stage, stage_folder(job["root"], job["run"], stage)).resumption
     path = stage_folder(job["root"], job["run"], stage) / "result.json"
-    if path.exists():
-        result = read_json(path)
-        if failure and result.get("left"):  # rank 0 knows only that it lost another
-            result["error"] = f"{failure}; the same command resumes from the last checkpoint"
+    if result := read_result(path):
+        # Rank 0 knows only that it lost another; where none failed by itself, its reason is the best there is
+        if failure and result.get("left") and f"with code {LEFT}" not in failure:
+            result["error"] = f"{failure}; {resumption}"
             write_json(path, result)
         return result
     if interrupted:
-        error = "stopped before it could write a checkpoint; the same command resumes from the one before"
+        error = f"{stage} was stopped before its step ended; {resumption}"
         return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
     if node.rank and not failure:
         return {"status": "done", "run": job["run"], "stage": stage}
     error = (
         f"stage {stage} ended without a result ({failure or 'all ranks ended'}); the reason is in the lines "
-        "above, and the same command resumes from the last checkpoint"
+        f"above, and {resumption}"
     )
     return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 

@@ -13,11 +13,14 @@ from nanolit.config.schema import Job
 from nanolit.config.stored import write_job
 from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
-from nanolit.machine.paths import Json, read_json, run_folder
+from nanolit.machine.paths import Json, run_folder
 from nanolit.machine.system import gpu_names
 from nanolit.planning.plans import Plans, check_cost, plan_jobs
 from nanolit.planning.show import show_plans
+from nanolit.report.folders import read_result
 from nanolit.report.sweep import sweep_table, write_sweep_csv
+
+NOT_BEGUN = "not begun when the sweep was stopped; the same command begins it"
 
 
 class JobFailed(RuntimeError):
@@ -107,9 +110,14 @@ def run_processes(jobs: Sequence[Job]) -> list[Json]:
                         results[job["run"]] = read_answer(answer[job["run"]], job)
                         report(results[job["run"]])
                 time.sleep(0.1)
-        except BaseException:
+        except BaseException as error:
             stop([process for process, _ in running.values()])
-            raise
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            for _, job in running.values():
+                results[job["run"]] = read_answer(answer[job["run"]], job)
+            for job in waiting:
+                results[job["run"]] = {"status": "interrupted", "run": job["run"], "error": NOT_BEGUN}
     return [results[job["run"]] for job in jobs]
 
 
@@ -148,6 +156,5 @@ def report(result: Json) -> None:
 
 def read_answer(answer: Path, job: Job) -> Json:
     """Return the result that the job's process left; one that was killed left none and has failed."""
-    if answer.exists():
-        return read_json(answer)
-    return {"status": "failed", "run": job["run"], "error": "its process ended without a result"}
+    killed = {"status": "failed", "run": job["run"], "error": "its process ended without a result"}
+    return read_result(answer) or killed

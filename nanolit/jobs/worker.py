@@ -20,6 +20,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
+from nanolit.callbacks import stuck
 from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.evaluate import CORE_PART, Evaluate, EvaluateChat, EvaluateCore
 from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
@@ -35,6 +36,7 @@ from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, Json, core_folder, stage_folder, write_json
+from nanolit.machine.signals import handlers_kept, ignore_ctrl_c
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.phases.core import Phase
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
@@ -44,7 +46,6 @@ from nanolit.report.folders import Stage
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 SAMPLE_TOKENS = 32
-SILENCE = timedelta(minutes=30)  # after which a rank gives up on the others, as by default
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
@@ -53,24 +54,36 @@ def run(job: Job, plan: Plan) -> Json:
 
     What a user can put right (ValueError, OSError) comes back as {"status": "failed", "error": …}.
     """
+    with handlers_kept():
+        return write_result(job, plan.stage, attempt(job, plan))
+
+
+def attempt(job: Job, plan: Plan) -> Json:
     try:
-        result = train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
+        return train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
     except KeyboardInterrupt:
-        result = {"status": "interrupted", "error": "stopped at once, without a new checkpoint"}
+        ignore_ctrl_c()
+        return {"status": "interrupted", "error": f"{plan.stage} stopped at once; {resumption(job, plan)}"}
     except (ValueError, OSError) as error:
-        result = {"status": "failed", "error": str(error)}
+        return {"status": "failed", "error": str(error)}
     except torch.OutOfMemoryError:
         assert not isinstance(plan, TokenizerPlan)
-        result = {"status": "failed", "error": out_of_memory(job, plan)}
+        return {"status": "failed", "error": out_of_memory(job, plan)}
     except Exception as error:
         if others_are_gone(error):
             reason = " ".join(str(error).split())
-            text = f"another rank is gone ({reason}); the same command goes on from a checkpoint"
-            result = {"status": "failed", "error": text, "left": True}
-        else:
-            result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            traceback.print_exc()
-    return write_result(job, plan.stage, result)
+            minutes = f"{stuck.SILENCE.total_seconds() / 60:g} minutes"
+            text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
+            return {"status": "failed", "error": text, "left": True}
+        traceback.print_exc()
+        return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def resumption(job: Job, plan: Plan) -> str:
+    """Say what the same command does next; a tokenizer has no checkpoints."""
+    if isinstance(plan, TokenizerPlan):
+        return "the same command begins it anew"
+    return Stage(plan.stage, stage_folder(job["root"], job["run"], plan.stage)).resumption
 
 
 def others_are_gone(error: Exception) -> bool:
@@ -103,8 +116,7 @@ def train(job: Job, plan: TrainingPlan) -> Json:
     if phase.finished_steps < phase.num_steps:
         try:
             trainer.fit(phase, parts.stream)
-        except SystemExit as error:  # Lightning's answer to KeyboardInterrupt, after which it ignores Ctrl-C
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
             watch.checkpoints.teardown(trainer, phase, "fit")
             raise KeyboardInterrupt from error
     result = watch.state()
@@ -149,12 +161,17 @@ class Watch:
         if parts.resumed:
             self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
         self.clock = Clock(self.before.get("seconds", 0.0))
-        path = parts.folder / "metrics.csv"
-        self.recorder = Recorder(path, finished_steps=phase.finished_steps, enabled=first)
+        log_every = 1 if phase.num_steps <= 40 else phase.log_every
+        self.recorder = Recorder(
+            parts.folder / "metrics.csv",
+            finished_steps=phase.finished_steps,
+            enabled=first,
+            log_every=log_every,
+        )
         self.throughput = Throughput(
             recorder=self.recorder,
             clock=self.clock,
-            log_every=1 if phase.num_steps <= 40 else phase.log_every,
+            log_every=log_every,
             flops_per_token=plan.flops_per_token,
             peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
             tokens=self.before.get("tokens", 0),
@@ -326,7 +343,9 @@ def join_ranks() -> None:
         master_listen_fd=None if listener is None else int(listener),
     )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=SILENCE)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world, timeout=stuck.SILENCE
+    )
 
 
 if __name__ == "__main__":

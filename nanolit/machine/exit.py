@@ -1,9 +1,12 @@
 """End a command with its exit code, and without a traceback for what the user can fix."""
 
+import atexit
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from nanolit.machine.signals import ignore_ctrl_c
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
@@ -15,6 +18,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(words: Sequence[str] | None = None) -> int:
+        atexit.register(ignore_ctrl_c)  # once the process ends, another Ctrl-C would only spoil its exit code
         try:
             try:
                 return main(sys.argv[1:] if words is None else words) or 0
@@ -26,10 +30,15 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         except (ValueError, OSError) as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130
 
     return guarded
+
+
+def printable(text: str) -> str:
+    """Write out the control characters of a text from anywhere: a terminal would obey them."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

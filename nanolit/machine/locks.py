@@ -1,9 +1,15 @@
 """Locks of files, which keep the processes of a machine or a shared file system out of each other's way."""
 
+import errno
+import functools
 import os
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 try:
     import fcntl
@@ -16,21 +22,38 @@ def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int
     """Hold the lock of a file; yield its descriptor, for children to inherit; ValueError if it is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another"
-                raise ValueError(
-                    f"{busy} by process {holder}; wait for it, stop it, or give another run=NAME"
-                ) from error
-            except OSError:
-                pass  # a file system without locks, as network mounts may be
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOLCK, "no flock on this system")
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ValueError(f"{busy} by {holder(file.read())}") from error
+        except OSError as error:  # a file system without locks, as network mounts may be
+            warn_unlocked(str(path.parent), error.strerror)
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield [file.fileno()]
+
+
+def holder(content: str) -> str:
+    """Say who holds a lock by what stands in its file, and what to do."""
+    pid, _, host = content.strip().partition(" on ")
+    here = host == socket.gethostname()
+    if here and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        return f"ranks of process {pid}, which is gone; they end within half a minute: try again then"
+    elsewhere = f" on {host}" if host and not here else ""
+    return f"process {pid or 'another'}{elsewhere}; wait for it, stop it, or give another run=NAME"
+
+
+@functools.cache
+def warn_unlocked(folder: str, reason: str) -> None:
+    """Warn once for each folder."""
+    warnings.warn(
+        f"{folder} cannot be locked ({reason}): nothing keeps a second process away; start one at a time",
+        stacklevel=4,
+    )
 
 
 def is_held(path: Path) -> bool:

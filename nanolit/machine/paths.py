@@ -1,15 +1,25 @@
-"""Places below the one base path, and files that are written whole or not at all."""
+"""Places below the one base path, and files: written whole or not at all, and checked when they are read."""
 
+import functools
 import json
 import os
+import re
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 PACKAGE = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]  # an object of a JSON file: its reader checks or converts what it takes from it
+STEP = re.compile(r"step_[0-9]+")
+LARGEST_TEXT = 1 << 28  # bytes; a vocabulary of 200,000 tokens is 5 MB
+LARGEST_YAML = 100_000  # values; the jobs of this repository have about 300
 
 
 def home(root: str | Path | None = None) -> Path:
@@ -38,6 +48,15 @@ def core_folder(root: str | Path) -> Path:
     return Path(root) / "eval" / "core"
 
 
+def by_step(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, whole or not, the oldest first; other names are passed over."""
+    return sorted((path for path in folder.glob("step_*") if STEP.fullmatch(path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def conf_folder() -> Path:
     """Return the configuration: the checkout's conf/ where there is one, else the copy inside the package."""
     checkout = PACKAGE.parent
@@ -50,20 +69,46 @@ def conf_folder() -> Path:
 def whole_or_absent(path: Path) -> Iterator[Path]:
     """Yield a file to fill, which becomes `path` when the block ends and vanishes when it fails.
 
-    A reader of `path` sees the old file or the whole new one, never a part.
+    A reader of `path` sees the old file or the whole new one, never a part, also after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
         yield Path(temporary)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        sync(Path(temporary))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        sync(path.parent)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk, found while writing
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk itself."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder of files and releases that were not whole yet.
+
+    Call it only under the lock of what is written there.
+    """
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".release.*")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -77,9 +122,107 @@ def write_json(path: Path, content: object) -> None:
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError names the file when it is not valid JSON."""
+class DamagedFile(ValueError):
+    """A file of ours does not hold what it must; the message is one line with the file and the remedy."""
+
+
+def read_json(path: Path, kind: Any = None, *, remedy: str = "delete it and make it again") -> Json:
+    """Read the object of a JSON file, checked against `kind`, a TypedDict, where one is given.
+
+    Keys beyond those of `kind` are kept: a newer version may have written them. DamagedFile says what is
+    wrong; ValueError too where the file may not be read, FileNotFoundError where there is none.
+    """
+    text = read_text(path, remedy=remedy)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it and make it again") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is not valid JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path} holds {type(content).__name__}, expected an object; {remedy}")
+    if kind is not None:
+        check_content(content, kind, path, remedy=remedy)
+    return content
+
+
+def check_content(content: Json, kind: Any, path: Path, *, remedy: str, may_lack: int = 0) -> None:
+    """DamagedFile names the first key of `content` that is missing or of another type than in `kind`.
+
+    It may lack keys down to level `may_lack`: 1 are its own.
+    """
+    from pydantic import ValidationError  # here: most commands read nothing that needs it
+
+    try:
+        _adapter(kind).validate_python(content, strict=True)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+        errors = [detail for detail in errors if not lacks(detail, may_lack)]
+        if not errors:
+            return
+        first = errors[0]
+        key, reason = ".".join(map(str, first["loc"])), first["msg"][0].lower() + first["msg"][1:]
+        raise DamagedFile(f"{path} is damaged ({key}: {reason}); {remedy}") from error
+
+
+def lacks(detail: Mapping[str, Any], level: int) -> bool:
+    """Tell whether an error of pydantic's is a missing key at or above a level."""
+    return detail["type"] == "missing" and len(detail["loc"]) <= level
+
+
+@functools.cache
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def read_text(path: Path, *, remedy: str, errors: str = "strict") -> str:
+    """Read a text file of ours; ValueError unless it is a readable file of UTF-8, and not far too large."""
+    try:
+        if not stat.S_ISREG((found := path.stat()).st_mode):
+            raise DamagedFile(f"{path} is not a file; {remedy}")  # reading a pipe would never end
+        if found.st_size > LARGEST_TEXT:
+            raise DamagedFile(f"{path} is {found.st_size / 1e9:,.1f} GB large, no file of ours; {remedy}")
+        return path.read_text(encoding="utf-8", errors=errors)
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"{path} is not UTF-8 text ({error.reason}); {remedy}") from error
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+
+
+def read_yaml(path: Path, *, remedy: str) -> Any:
+    """Read a YAML file without tags; DamagedFile also where its aliases unfold to more than any of ours."""
+    import yaml
+
+    text = read_text(path, remedy=remedy)
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _unfolded(node, {}) > LARGEST_YAML:
+            raise DamagedFile(f"{path} unfolds to over {LARGEST_YAML:,} values by its aliases; {remedy}")
+        return loader.construct_document(node) if node else None
+    except DamagedFile:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise DamagedFile(
+            f"{path} is not valid YAML ({where}{' '.join(str(problem).split())}); {remedy}"
+        ) from error
+
+
+def _unfolded(node: Any, counted: dict[int, int]) -> int:
+    """Count the values of a YAML node with every alias in full; what holds itself counts as endless."""
+    if id(node) not in counted:
+        counted[id(node)] = LARGEST_YAML + 1
+        below = node.value if isinstance(getattr(node, "value", None), list) else []
+        parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        counted[id(node)] = 1 + sum(_unfolded(part, counted) for part in parts)
+    return counted[id(node)]
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return a metrics.csv's columns, and a dict of texts for each line, whatever stands in it."""
+    header, *lines = read_text(path, remedy="move it away", errors="replace").split("\n")
+    names = header.strip().split(",")
+    rows = [dict(zip(names, line.strip().split(","), strict=False)) for line in lines if line.strip()]
+    return names, rows

@@ -6,7 +6,9 @@ which layers have value embeddings) from here, so that counts and model cannot d
 
 import math
 import re
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple
+
+from typing_extensions import TypedDict
 
 # Input channels that the tiny gates read (nanochat, Jul 2026); narrower models use all they have.
 SMEAR_CHANNELS = 24

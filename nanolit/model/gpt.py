@@ -31,6 +31,7 @@ from nanolit.model.block import Block, Linear, norm
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
 ROTARY_CONTEXTS = 10
+LARGEST_CONTEXT = 1 << 17  # no weight tells a context: a stranger's gpt.json could ask for any memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ class GPTConfig:
             value, most = getattr(self, name), LARGEST_SOFTCAP if name == "softcap" else math.inf
             if type(value) not in (int, float) or not 0 < value <= most:
                 raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
+        if self.context > LARGEST_CONTEXT:
+            raise ValueError(f"context is {self.context}; it must be at most {LARGEST_CONTEXT}")
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(
                 f"width {self.width} must divide into {self.heads} heads of an even size; "

@@ -1,25 +1,47 @@
 """A finished model as a folder: model.safetensors, gpt.json, tokenizer/ and meta.json, whole or absent.
 
-Nothing here runs code from the files. The tokenizer's own files are copied unread; only its hash is compared.
+Nothing here runs code from the files. Of the tokenizer only its hash and its size are compared.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.paths import Json, read_json, sync, write_atomically, write_json
 from nanolit.model.gpt import GPT, GPTConfig
 
 FORMAT = 1
+AGAIN = "copy or convert it again"
+DTYPES = ("F64", "F32", "F16", "BF16")
 FILES = ("model.safetensors", "gpt.json", "meta.json", "tokenizer/tokenizer.json")
+
+
+class Meta(TypedDict):
+    """What commands read of a meta.json; it holds whatever else a reader may want to know."""
+
+    run: NotRequired[str | None]
+    stage: NotRequired[str | None]
+    step: NotRequired[int | None]
+    tokenizer_hash: NotRequired[str | None]
+    weights_hash: NotRequired[str | None]  # since December 2026
+
+
+class Vocabulary(TypedDict):
+    """What a release asks of its tokenizer.json."""
+
+    hash: str
+    tokens: list[str]
+    special_tokens: list[str]
 
 
 def save_release(
@@ -35,10 +57,14 @@ def save_release(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": str(FORMAT)})
+        weights = temporary / "model.safetensors"
+        save_file(tensors, weights, metadata={"format": str(FORMAT)})
+        sync(weights)
+        hashes = {"weights_hash": _hash(weights), "tokenizer_hash": tokenizer_hash}
         write_json(temporary / "gpt.json", {"format": FORMAT, **model.hyperparameters})
-        write_json(temporary / "meta.json", {"format": FORMAT, **meta, "tokenizer_hash": tokenizer_hash})
-        shutil.copytree(tokenizer_folder, temporary / "tokenizer")
+        write_json(temporary / "meta.json", {"format": FORMAT, **meta, **hashes})
+        tokenizer = (tokenizer_folder / "tokenizer.json").read_bytes()  # nothing else that may lie there
+        write_atomically(temporary / "tokenizer" / "tokenizer.json", tokenizer)
         temporary.chmod(0o755)
         _replace(folder, temporary)
     except BaseException:
@@ -51,34 +77,85 @@ def load_release(
 ) -> tuple[GPT, dict[str, Any]]:
     """The model, on `device` in the compute dtype there, and the release's meta; ValueError if damaged.
 
-    `dtype` is another compute dtype.
+    `dtype` is another compute dtype. A release may come from a stranger: sizes, names and types are compared
+    with the weights' own before memory is taken for them.
     """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is not a release: {missing[0]} is missing; it needs {', '.join(FILES)}")
-    hyperparameters, meta = _read_format(folder / "gpt.json"), _read_format(folder / "meta.json")
-    _check_tokenizer(folder / "tokenizer", meta.get("tokenizer_hash"), origin=f"{folder}/meta.json names")
-    try:
-        with torch.device("meta"):
-            model = GPT(GPTConfig(**hyperparameters))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/gpt.json does not describe a model of this version ({error})") from error
-    try:
-        tensors = load_file(folder / "model.safetensors")
-    except SafetensorError as error:
+    hyperparameters, meta = _read_format(folder / "gpt.json"), _read_format(folder / "meta.json", Meta)
+    num_tokens = _check_tokenizer(
+        folder / "tokenizer", meta.get("tokenizer_hash"), origin=f"{folder}/meta.json names"
+    )
+    weights = folder / "model.safetensors"
+    header = _header(weights)
+    model = _described(hyperparameters, header, folder)
+    if num_tokens != model.vocab_size:
         raise ValueError(
-            f"{folder}/model.safetensors is damaged ({error}); copy or convert it again"
-        ) from error
+            f"the tokenizer in {folder} has {num_tokens:,} tokens, the model {model.vocab_size:,}; copy the "
+            "one that it was trained with"
+        )
+    stated = meta.pop("weights_hash", None)
+    if stated is not None and stated != _hash(weights):
+        raise ValueError(f"{weights} is damaged: its hash is not the one in meta.json; {AGAIN}")
     model.to_empty(device=device)
     model.prepare(dtype=dtype)
-    load_weights(model, tensors, origin=str(folder))
+    load_weights(model, load_file(weights), origin=str(folder))
     return model.eval(), meta
 
 
+def _header(weights: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in the file, without reading one; ValueError for odd types."""
+    try:
+        with safe_open(weights, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            odd = {name: part.get_dtype() for name, part in slices.items() if part.get_dtype() not in DTYPES}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}); {AGAIN}") from error
+    except OSError as error:  # safetensors says "no such file" of one that may not be read
+        weights.open("rb").close()
+        raise ValueError(f"{weights} is damaged ({error}); {AGAIN}") from error
+    for name, dtype in odd.items():
+        raise ValueError(f"{name} in {weights} is {dtype}; weights are one of {', '.join(DTYPES)}: {AGAIN}")
+    return shapes
+
+
+def _described(hyperparameters: Json, header: Mapping[str, tuple[int, ...]], folder: Path) -> GPT:
+    """Return the model of a gpt.json on no device, if it is that of the weights."""
+    try:
+        config = GPTConfig(**hyperparameters)
+        if config.depth > len(header):  # a million blocks would take long to describe
+            raise ValueError(f"depth is {config.depth:,}, and there are {len(header):,} tensors")
+        with torch.device("meta"):
+            model = GPT(config)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last for sizes beyond any address
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}/gpt.json does not describe a model of this version ({reason})") from error
+    _check_shapes(model, header, origin=str(folder))
+    return model
+
+
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy `tensors` by canonical name into the model's dtypes; ValueError unless names and shapes agree."""
+    """Copy `tensors` by canonical name into the model's dtypes.
+
+    ValueError unless names and shapes agree, and for weights that are not finite.
+    """
+    _check_shapes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, origin=origin)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{_few(broken)} in {origin} holds NaN or infinity: its training diverged, or it is damaged; "
+            "take another checkpoint or release"
+        )
+
+
+def _check_shapes(model: GPT, shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
     parameters = dict(model.named_parameters())
-    missing = sorted(parameters.keys() - tensors.keys())
-    unknown = sorted(tensors.keys() - parameters.keys())
+    missing = sorted(parameters.keys() - shapes.keys())
+    unknown = sorted(shapes.keys() - parameters.keys())
     if missing or unknown:
         found = [f"lacks {_few(missing)}"] if missing else []
         found += [f"has unknown {_few(unknown)}"] if unknown else []
@@ -86,38 +163,41 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> N
             f"{origin} {' and '.join(found)}: weights and sizes are not of one model; copy it again"
         )
     for name, parameter in parameters.items():
-        if parameter.shape != tensors[name].shape:
+        if parameter.shape != shapes[name]:
             raise ValueError(
-                f"{name} in {origin} is {tuple(tensors[name].shape)}, its sizes say {tuple(parameter.shape)}"
+                f"{name} in {origin} is {shapes[name]}, its sizes say {tuple(parameter.shape)}; copy it again"
             )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
 
 
 def _few(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _check_tokenizer(folder: Path, expected: object, *, origin: str) -> None:
+def _check_tokenizer(folder: Path, expected: object, *, origin: str) -> int:
+    """Return the size of the vocabulary; ValueError unless its hash is the expected one."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"no tokenizer in {folder}: tokenizer.json is missing")
-    content = read_json(path)
-    found = content.get("hash") if isinstance(content, dict) else None
-    if found != expected:
+    content = read_json(path, Vocabulary, remedy=AGAIN)
+    if content["hash"] != expected:
         raise ValueError(
-            f"the tokenizer in {folder} has hash {str(found)[:8]}, {origin} {str(expected)[:8]}; "
+            f"the tokenizer in {folder} has hash {content['hash'][:8]}, {origin} {str(expected)[:8]}; "
             "use that one: with another, the ids mean other text"
         )
+    return len(content["tokens"]) + len(content["special_tokens"])
 
 
-def _read_format(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    found = content.pop("format", None) if isinstance(content, dict) else None
+def _read_format(path: Path, kind: Any = None) -> Json:
+    content = read_json(path, kind, remedy=AGAIN)
+    found = content.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}; update nanolit")
     return content
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _replace(folder: Path, new: Path) -> None:

@@ -6,7 +6,9 @@ Source: https://github.com/karpathy/nanochat (2025: fixed batch; 2026: batch and
 """
 
 import math
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 # Tokens per optimizer step that the recipes' rates were tuned at, and the best found for d12 (nanochat,
 # 2026-02-05)

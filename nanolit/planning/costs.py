@@ -1,9 +1,10 @@
 """The cost of a stage on the job's cluster: hours, memory of a GPU, dollars."""
 
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import NotRequired
 
 import yaml
+from typing_extensions import TypedDict
 
 from nanolit.config.schema import Cluster, Job
 from nanolit.machine.paths import conf_folder

@@ -5,7 +5,9 @@ jobs/trial.py tries them. No choice changes what is learned: the order of the da
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from typing_extensions import TypedDict
 
 from nanolit.config.names import short_hash
 from nanolit.config.schema import Job
@@ -25,6 +27,17 @@ class Tried(NamedTuple):
         return [rows for rows in choices if rows > self.fits and (self.fails is None or rows < self.fails)]
 
 
+class Entry(TypedDict):
+    fits: int
+    fails: int | None
+
+
+class Memory(TypedDict):
+    """What micro_batch.json holds: a `Tried` for each GPU, model and precision."""
+
+    tried: dict[str, Entry]
+
+
 def best_known(choices: Sequence[int], derived: int, known: Tried) -> int:
     """Return the largest choice known to fit, else the derived one, if it isn't known to be too large."""
     most = known.fits or min(derived, (known.fails or derived + 1) - 1)
@@ -42,8 +55,8 @@ def remember(job: Job, gpt: Hyperparameters, found: Tried, *, equal_rows: bool) 
     write_json(_path(job), {"format": 1, "tried": entries})
 
 
-def _entries(job: Job) -> dict[str, dict[str, int]]:
-    return read_json(_path(job))["tried"] if _path(job).exists() else {}
+def _entries(job: Job) -> dict[str, Any]:
+    return read_json(_path(job), Memory)["tried"] if _path(job).exists() else {}
 
 
 def _path(job: Job) -> Path:

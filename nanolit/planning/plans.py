@@ -6,13 +6,16 @@ derived comes first. Pure arithmetic, without torch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast, get_type_hints
+
+from typing_extensions import TypedDict
 
 from nanolit.config.build import build
 from nanolit.config.names import tokenizer_name
 from nanolit.config.schema import Job, Node, StageName
-from nanolit.machine.paths import Json, read_json, stage_folder
+from nanolit.machine.paths import Json, check_content, read_json, stage_folder
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.planning.base import BasePlan, TokenizerPlan, plan_base, plan_tokenizer
 from nanolit.planning.costs import cost
@@ -44,6 +47,13 @@ PRESENT = {
     "sample_every",
     "core_every",
 }
+FIGURES = {"hours", "memory", "cost"}  # for people to read; their keys changed between versions
+REMEDY = "delete it, and the same command derives it anew, or restore it"
+typed_dict: Any = TypedDict  # called with fields that only the dataclass knows
+
+
+class Staged(TypedDict):
+    stage: StageName
 
 
 def plan_jobs(jobs: Sequence[Job]) -> list[tuple[Job, Plans]]:
@@ -89,7 +99,9 @@ def keep_stored(job: Job, plan: Plan) -> Plan:
     path = stage_folder(job["root"], job["run"], plan.stage) / "plan.json"
     if isinstance(plan, TokenizerPlan) or not path.exists():
         return plan
-    stored: Json = read_json(path)
+    stored = stored_plan(path)
+    if stored["stage"] != plan.stage:
+        raise ValueError(f"{path} is of the stage {stored['stage']}; {REMEDY}")
     kept = {field.name for field in fields(plan)} & stored.keys() - PRESENT
     return replace(plan, **{name: stored[name] for name in kept})
 
@@ -102,19 +114,36 @@ def as_json(plan: Plan) -> Json:
     return content
 
 
-def read_plan(folder: Path) -> Plan:
-    """Return the plan in a stage's folder."""
-    return from_json(read_json(folder / "plan.json"))
-
-
-def from_json(content: Json) -> Plan:
-    """Return the plan that a plan.json of format 1 holds.
+def read_plan(folder: Path, *, may_lack: int = 1) -> Plan:
+    """Return the plan in a stage's folder.
 
     Keys that are gone are dropped; what its version did not store yet is None.
     """
+    content = stored_plan(folder / "plan.json", may_lack=may_lack)
     kind, _ = PLANNERS[content["stage"]]
     stored: Json = {field.name: content.get(field.name) for field in fields(kind)}
     return kind(**stored)
+
+
+def stored_plan(path: Path, *, may_lack: int = 1) -> Json:
+    """Return what a plan.json of format 1 holds.
+
+    DamagedFile unless its values have the plan's types; any may be absent, and down to level `may_lack` also
+    parts of them.
+    """
+    content: Json = {"stage": path.parent.name, **read_json(path, remedy=REMEDY)}
+    check_content(content, Staged, path, remedy=REMEDY)
+    kind, _ = PLANNERS[content["stage"]]
+    check_content(content, as_stored(kind), path, remedy=REMEDY, may_lack=may_lack)
+    return content
+
+
+@cache
+def as_stored(kind: type[Plan]) -> Any:
+    """Return the type of a plan's JSON."""
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in fields(kind)} | dict.fromkeys(FIGURES, dict | None)
+    return typed_dict(kind.__name__, types)
 
 
 def total(plans: Sequence[Plan]) -> tuple[float | None, float | None]:

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict
+from typing import ClassVar
+
+from typing_extensions import TypedDict
 
 from nanolit.config.schema import Job, Target
 from nanolit.machine.numbers import divisors

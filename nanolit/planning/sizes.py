@@ -7,7 +7,9 @@ StagePlan → ModelPlan → BatchPlan → TextPlan → BasePlan, FinetunePlan. R
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict, cast
+from typing import ClassVar, cast
+
+from typing_extensions import TypedDict
 
 from nanolit.config.schema import (
     BaseDefaults,

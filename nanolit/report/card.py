@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanolit.machine import system
 from nanolit.machine.clock import duration
-from nanolit.machine.paths import home, write_atomically
+from nanolit.machine.paths import home, read_text, write_atomically
 from nanolit.planning.plans import TrainingPlan, as_json
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves
@@ -214,7 +214,7 @@ def last_samples(path: Path) -> str:
     """Return the last section (## …) of samples.md, "" where there is none."""
     if not path.exists():
         return ""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_text(path, remedy="delete it", errors="replace")
     return re.split(r"^## ", text, flags=re.MULTILINE)[-1].strip()
 
 
@@ -250,7 +250,9 @@ def _internals(run: Run, stage: Stage, pictures: list) -> Section:
         blocks += [Table([title, "Value"], rows, num_left=2)] if rows else []
     comparison = stage.folder / "comparison.md"
     if comparison.exists():
-        blocks.append(Section("Comparison", [Code(comparison.read_text(encoding="utf-8").strip())]))
+        blocks.append(
+            Section("Comparison", [Code(read_text(comparison, remedy="delete it", errors="replace").strip())])
+        )
     blocks += [Pictures(pictures)] if pictures else []
     if text := last_samples(stage.folder / "samples.md"):
         blocks.append(Section("The last of samples.md", [Code(text)]))

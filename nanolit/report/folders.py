@@ -4,22 +4,60 @@ A run may be unfinished, killed or still going on: whatever file is missing is e
 row of metrics.csv is read as far as it goes, and unknown columns are kept.
 """
 
-import csv
 import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
-from nanolit.config.stored import upgraded
+from nanolit.config.stored import read_mapping
 from nanolit.machine.locks import is_held
-from nanolit.machine.paths import Json, read_json, run_folder
-from nanolit.planning.plans import BasePlan, Plan, RLPlan, TrainingPlan, from_json
+from nanolit.machine.paths import Json, by_step, read_json, read_table, run_folder, step_of
+from nanolit.planning.plans import BasePlan, Plan, RLPlan, TrainingPlan, read_plan
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
+
+ANYTHING = 9  # levels of a plan: a report takes what there is
+REMEDY = "delete it, and the same command makes it again"
+
+
+class ValRows(TypedDict):
+    """The rows that bits per byte are of: only figures of the same rows compare."""
+
+    tokens: int
+    rows: int
+    checksum: str
+
+
+class Gradients(TypedDict):
+    right_from: int
+    before: NotRequired[str]
+
+
+class Result(TypedDict, total=False):
+    """What is read of result.json and progress.json; each may have any part of it, and more."""
+
+    status: str
+    run: str
+    stage: str
+    error: str
+    step: int
+    num_steps: int | None
+    tokens: int
+    processed_tokens: int
+    seconds: float
+    wall_seconds: float
+    val_bpb: float | None
+    val_rows: ValRows
+    metrics: dict[str, Any]
+    gradients: Gradients
+    asked_to_stop: bool
 
 
 @dataclass(frozen=True)
@@ -32,30 +70,33 @@ class Stage:
     @cached_property
     def plan(self) -> Plan | None:
         """Return the stored plan; None before the stage has one."""
-        content = _read_object(self.folder / "plan.json")
-        return from_json({**content, "stage": self.name}) if content else None
+        return read_plan(self.folder, may_lack=ANYTHING) if (self.folder / "plan.json").exists() else None
 
     @cached_property
     def result(self) -> Json:
         """result.json; empty while the stage runs and after it was killed."""
-        return _read_object(self.folder / "result.json")
+        return read_result(self.folder / "result.json")
 
     @cached_property
     def progress(self) -> Json:
         """progress.json of the newest checkpoint: what a stage without a result knows of itself."""
-        folders = self.folder.glob("checkpoints/step_*")
-        newest = sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True)
-        return next(filter(None, (_read_object(folder / "progress.json") for folder in newest)), {})
+        newest = reversed(by_step(self.folder / "checkpoints"))
+        return next(filter(None, (read_result(folder / "progress.json") for folder in newest)), {})
+
+    @property
+    def resumption(self) -> str:
+        """Say where the same command goes on: after the newest checkpoint that was written to its end."""
+        written = [path for path in by_step(self.folder / "checkpoints") if (path / "manifest.json").exists()]
+        return (
+            f"the same command resumes {f'after step {step_of(written[-1]):,}' if written else 'at step 1'}"
+        )
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
         """metrics.csv: a row per logged step, only the cells that hold a number."""
         path = self.folder / "metrics.csv"
-        if not path.exists():
-            return []
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [_numbers(row) for row in csv.DictReader(file)]
-        return [row for row in rows if "step" in row]
+        rows = map(_numbers, read_table(path)[1]) if path.exists() else ()
+        return [row for row in rows if as_number(row.get("step")) is not None]
 
     @property
     def columns(self) -> list[str]:
@@ -121,7 +162,7 @@ class Stage:
     @cached_property
     def core(self) -> Json:
         """The scores of CORE's tasks, as the last evaluation left them."""
-        return _read_object(self.folder / "evaluation" / "core.json")
+        return read_result(self.folder / "evaluation" / "core.json")
 
     @property
     def changed(self) -> float:
@@ -147,17 +188,9 @@ class Run:
     @cached_property
     def job(self) -> Json:
         """The job that ran last, with this version's keys; empty where none was kept."""
-        import yaml
-
         kept = [folder / "job.yaml" for folder in (self.folder, *(stage.folder for stage in self.stages))]
         newest = max(kept, key=_changed)
-        if not newest.exists():
-            return {}
-        try:
-            job = yaml.safe_load(newest.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{newest} is not valid YAML ({' '.join(str(error).split())})") from error
-        return upgraded(job) if isinstance(job, dict) else {}
+        return read_mapping(newest) if newest.exists() else {}
 
     @property
     def locked(self) -> bool:
@@ -236,15 +269,9 @@ def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
     return {key: number for key, value in flatten(values).items() if (number := as_number(value)) is not None}
 
 
-def _read_object(path: Path) -> Json:
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} holds {type(content).__name__}, expected an object; delete it and make it again"
-        )
-    return content
+def read_result(path: Path) -> Json:
+    """Return what a stage, a checkpoint or an evaluation has reached; empty where there is no file."""
+    return read_json(path, Result, remedy=REMEDY) if path.exists() else {}
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """A byte-level BPE tokenizer: trained and applied in Rust, kept as JSON; its ids are tiktoken's, exactly."""
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import numpy as np
 import tiktoken
+from typing_extensions import TypedDict
 
-from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.paths import check_content, read_json, write_json
 from nanolit.tokenizer.extension import load_extension
 from nanolit.tokenizer.training import as_buffers, learn
 
@@ -47,6 +47,19 @@ SPECIAL_TOKENS = (
 )
 
 Encoded = TypeVar("Encoded")
+
+REMEDY = "copy it again, or train it again"
+# Of all tokens together. Building an encoder takes time by the square of a token's length: this is 2 s
+LARGEST_SQUARES = 10**10
+
+
+class Stored(TypedDict):
+    """What tokenizer.json holds, beside its format."""
+
+    hash: str
+    pattern: str
+    special_tokens: list[str]
+    tokens: list[str]  # base64
 
 
 class Tokenizer:
@@ -109,24 +122,22 @@ class Tokenizer:
                 f"no tokenizer in {folder} ({FILE_NAME} is missing); train one with "
                 "`python -m nanolit.train phase=tokenizer`, or give the folder that holds one"
             )
-        content = read_json(path)
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
+        content = read_json(path, remedy=REMEDY)
+        if content.get("format") != FORMAT:
             raise ValueError(
-                f"{path} has format {found!r}, this version reads format {FORMAT}; "
+                f"{path} has format {content.get('format')!r}, this version reads format {FORMAT}; "
                 "update nanolit, or train it again"
             )
+        check_content(content, Stored, path, remedy=REMEDY)
         try:
             tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
-            parts = {"pattern": content["pattern"], "special_tokens": content["special_tokens"]}
-            tokenizer = cls(tokens, **parts)
-            intact = tokenizer.hash == content["hash"]
-        except (KeyError, TypeError, binascii.Error) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); copy it again, or train it again") from error
-        if not intact:
+            tokenizer = cls(tokens, pattern=content["pattern"], special_tokens=content["special_tokens"])
+        except ValueError as error:  # not base64, or no vocabulary
+            raise ValueError(f"{path} is damaged ({error}); {REMEDY}") from error
+        if tokenizer.hash != content["hash"]:
             raise ValueError(
                 f"{path} is damaged: its content has hash {tokenizer.hash[:8]}, not the "
-                f"{content['hash'][:8]} that it states; copy it again, or train it again"
+                f"{content['hash'][:8]} that it states; {REMEDY}"
             )
         return tokenizer
 
@@ -315,5 +326,8 @@ def _check(tokens: list[bytes], special_tokens: tuple[str, ...]) -> None:
     if len(set(tokens)) != len(tokens):
         twice = next(token for rank, token in enumerate(tokens) if tokens.index(token) != rank)
         raise ValueError(f"token {twice!r} stands twice in the vocabulary; every token must stand once")
+    if sum(len(token) ** 2 for token in tokens) > LARGEST_SQUARES:
+        longest = max(map(len, tokens))
+        raise ValueError(f"the tokens are too long to be of any text: the longest has {longest:,} bytes")
     if len(set(special_tokens)) != len(special_tokens) or "" in special_tokens:
         raise ValueError(f"special tokens must be different and not empty; got {', '.join(special_tokens)}")

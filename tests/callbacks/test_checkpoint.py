@@ -12,6 +12,7 @@ from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoints
 from nanolit.callbacks.throughput import Clock
 from nanolit.machine.paths import write_json
+from tests.privileges import without_privileges
 
 
 def whole(folder):
@@ -46,6 +47,94 @@ def test_a_file_that_was_damaged_at_its_full_length_is_seen(tmp_path):
     assert checkpoint.is_whole(folder)
     (folder / "model").write_bytes(b"wEights")
     assert not checkpoint.is_whole(folder)
+
+
+def half(folder):
+    folder.mkdir(parents=True)
+    (folder / "optimizer-00000-of-00001.safetensors").write_bytes(b"half")
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_has_another_name_is_passed_over_and_kept(tmp_path):
+    others = ("step_000008_backup", "step_000012 (copy)", "step_", "step_-00001", "notes")
+    for name in ("step_000001", "step_000009", "step_1000000", *others):
+        whole(tmp_path / name)
+    assert [path.name for path in checkpoint.by_step(tmp_path)] == [
+        "step_000001",
+        "step_000009",
+        "step_1000000",
+    ]
+    checkpoint.prune(tmp_path, newest=tmp_path / "step_1000000", keep=1)
+    checkpoint.remove_above(tmp_path, 0)
+    assert names(tmp_path) == sorted(others)
+
+
+def test_pruning_counts_whole_checkpoints_and_spares_the_one_just_written(tmp_path):
+    """Half-written ones with higher and lower steps, as kills while saving leave them."""
+    for step in (48, 54, 56):
+        whole(tmp_path / f"step_{step:06d}")
+    for step in (50, 55, 58, 59):
+        half(tmp_path / f"step_{step:06d}")
+    checkpoint.prune(tmp_path, newest=tmp_path / "step_000056", keep=2)
+    assert names(tmp_path) == ["step_000054", "step_000056", "step_000058", "step_000059"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4, 5, 40])
+def test_as_many_are_kept_as_there_are_to_keep(tmp_path, keep):
+    for step in range(1, 5):
+        whole(tmp_path / f"step_{step:06d}")
+    checkpoint.prune(tmp_path, newest=tmp_path / "step_000004", keep=keep)
+    assert len(names(tmp_path)) == min(keep, 4)
+
+
+def test_a_resumed_run_removes_what_is_above_it_and_keeps_its_whole_checkpoints(tmp_path, monkeypatch):
+    """The start, and then every step saved: after each, the newest two of those written are there."""
+    whole(tmp_path / "step_000054")
+    for step in (58, 59):
+        half(tmp_path / f"step_{step:06d}")
+    callback, phase = make(tmp_path), StandInPhase(num_steps=60)
+    monkeypatch.setattr(checkpoint, "write", lambda *_: whole(tmp_path / f"step_{phase.finished_steps:06d}"))
+    checkpoint.remove_above(tmp_path, 54)
+    assert names(tmp_path) == ["step_000054"]
+    for phase.finished_steps in (55, 56, 57):
+        callback.on_train_batch_end(trainer_of(1), phase, None, None, 0)
+        written = [f"step_{phase.finished_steps - 1:06d}", f"step_{phase.finished_steps:06d}"]
+        assert names(tmp_path) == written
+        assert all(checkpoint.is_whole(tmp_path / name) for name in written)
+
+
+@pytest.mark.filterwarnings("ignore:.* is not a whole checkpoint")
+def test_it_is_said_when_no_whole_checkpoint_is_left(tmp_path):
+    half(tmp_path / "step_000003")
+    with pytest.warns(UserWarning, match=f"no whole checkpoint is left in {tmp_path}: beginning at step 1"):
+        assert checkpoint.latest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '"text"', '{"format": 1}', '{"format": 1, "files": "x"}', "[" * 100_000]
+)
+def test_a_manifest_of_other_content_is_none(tmp_path, text):
+    folder = whole(tmp_path / "step_000001")
+    (folder / "manifest.json").write_text(text)
+    assert not checkpoint.is_whole(folder)
+
+
+def test_a_manifest_without_a_file_that_is_there_is_none(tmp_path):
+    """Without a rank's part of its state the optimizer would begin anew, and nothing would say so."""
+    folder = whole(tmp_path / "step_000001")
+    (folder / "optimizer-00000-of-00001.safetensors").write_bytes(b"moments")
+    assert not checkpoint.is_whole(folder)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_reason_to_take_an_older_one(tmp_path):
+    folder = whole(tmp_path / "step_000001")
+    (folder / "manifest.json").chmod(0)
+    with pytest.raises(ValueError, match=r"cannot be read \(Permission denied\); make it readable"):
+        without_privileges(lambda: checkpoint.is_whole(folder))
 
 
 def make(folder) -> Checkpoints:
@@ -94,4 +183,4 @@ def test_a_full_disk_is_named_and_leaves_no_checkpoint_that_counts(tmp_path, mon
     phase: Any = SimpleNamespace(optimizer=SimpleNamespace(state_slices=dict))
     with pytest.raises(OSError, match=r"could not write the checkpoint .*No space left on device"):
         checkpoint.write(tmp_path, phase, {"step": 7})
-    assert not (tmp_path / "step_000007" / "manifest.json").exists()
+    assert not list(tmp_path.iterdir())  # the half of it took the room that the next attempt needs

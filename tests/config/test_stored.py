@@ -98,7 +98,7 @@ def test_an_incomplete_job_is_upgraded_as_far_as_it_goes():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("run: a\n  : - [broken", "is not YAML"),
+        ("run: a\n  : - [broken", "is not valid YAML"),
         ("", "lacks run, seed, model"),
         ("- a list", "lacks run, seed, model"),
         ("run: a\nseed: 1\nrecipe: {}\ndata: {}\nstages: []\nstage: {}", "lacks model;"),

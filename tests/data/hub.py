@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        if self.path != f"/api/datasets/{self.hub.repository}/paths-info/{self.hub.revision}":
+        if urlsplit(self.path).path != f"/api/datasets/{self.hub.repository}/paths-info/{self.hub.revision}":
             return self.answer_status(404)
         answer = []
         for name in form["paths"]:

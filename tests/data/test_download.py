@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from corpora import texts, write_texts
 from hub import Hub, serving
@@ -174,6 +175,22 @@ def test_a_shard_that_the_hub_does_not_have_is_named(tmp_path: Path, hub: Hub) -
 def test_a_hub_that_is_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "refused" in refused(tmp_path).lower()
+
+
+def test_the_proxy_of_the_environment_is_used(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in answers as a proxy does, by whole addresses; the hub's own name leads nowhere."""
+    monkeypatch.setenv("HTTP_PROXY", os.environ["HF_ENDPOINT"])
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    huggingface_hub.close_session()  # the client of other tests was made without the proxy
+    try:
+        fetch(tmp_path)
+    finally:
+        huggingface_hub.close_session()
+    assert whole(tmp_path, hub) == NAMES
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(tmp_path: Path, hub: Hub) -> None:

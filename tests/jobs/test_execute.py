@@ -149,6 +149,24 @@ def test_as_many_shards_are_fetched_as_the_most_demanding_stage_reads(tmp_path, 
     assert fetched == [5]
 
 
+def test_what_a_killed_run_left_half_is_removed_and_never_published(finished, tmp_path):
+    root = Path(shutil.copytree(finished, tmp_path / "root"))
+    job = tiny_job(root)
+    stage, tokenizer = stage_folder(root, "tiny", "base"), tokenizer_folder(job)
+    (stage / "result.json").unlink()
+    shutil.rmtree(stage / "release")
+    (stage / ".release.abcd1234").mkdir()
+    (stage / ".release.abcd1234" / "model.safetensors").write_bytes(b"half")
+    for folder, name in ((stage, "job.yaml"), (stage, "metrics.csv"), (stage.parent, "report.md")):
+        (folder / f".{name}.abcd1234.tmp").write_text("half")
+    (stage / "checkpoints" / "step_000009").mkdir()
+    (tokenizer / ".tokenizer.json.abcd1234.tmp").write_text("half")
+    with pytest.warns(UserWarning, match="step_000009 is not a whole checkpoint"):
+        assert execute.run(job)["status"] == "done"
+    (tokenizer / ".tokenizer.json.abcd1234.tmp").unlink()  # a tokenizer that is there is not made again
+    assert not [path for path in root.rglob("*") if "abcd1234" in path.name or path.name == "step_000009"]
+
+
 def test_training_a_tokenizer_tells_what_it_counted(tmp_path, capsys):
     pytest.importorskip("nanolit._rustbpe", reason="nanolit was installed without its Rust extension")
     assert execute.run(tiny_job(tmp_path, "phase=tokenizer", "offline=true"))["status"] == "done"

@@ -106,3 +106,28 @@ def test_ranks_listen_on_loopback_alone_and_end_with_their_parent(training: subp
             return
         time.sleep(0.1)
     pytest.fail("ranks are left after 30 seconds")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
+def test_a_silent_rank_ends_the_run_after_the_stated_time(tmp_path: Path) -> None:
+    """Ten minutes, here six seconds; the stopped rank itself is killed."""
+    from .test_execute import TINY
+
+    words = [word.replace("max_steps=2", "max_steps=100000") for word in TINY]
+    code = TRAIN.replace("run(", "print(run(").replace("]))", "])))")
+    impatient = "from nanolit.jobs import ranks; ranks.WORKER = 'tests.jobs.impatient_worker'\n"
+    command = [sys.executable, "-c", impatient + code, *words, f"root={tmp_path}", "cluster.devices=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics, deadline = tmp_path / "runs/tiny/base/metrics.csv", time.monotonic() + 120
+    while (not metrics.exists() or metrics.read_text().count("\n") < 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ranks = [child for child in psutil.Process(process.pid).children() if "impatient" in str(child.cmdline())]
+    ranks[1].suspend()
+    begun = time.monotonic()
+    output, _ = process.communicate(timeout=90)
+    assert time.monotonic() - begun < 60
+    assert "another rank is gone, or silent for 0.1 minutes" in output
+    assert "the same command resumes" in output
+    assert "Traceback" not in output
+    assert not any(rank.is_running() for rank in ranks)

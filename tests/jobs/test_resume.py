@@ -156,10 +156,9 @@ def test_a_killed_run_resumes_to_the_same_losses(
     assert losses(killed) == losses(root)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_ctrl_c_leaves_a_checkpoint_and_one_line(corpus: Path, tmp_path: Path, ranks: int) -> None:
-    more = ["max_steps=100000", "eval_every=null", f"cluster.devices={ranks}"]
-    arguments = overrides(corpus, tmp_path / "root", *more)
+def begin(corpus: Path, root: Path, *more: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start a run of many steps; return it once it logs, with its stage's folder."""
+    arguments = overrides(corpus, root, "max_steps=100000", "eval_every=null", *more)
     process = subprocess.Popen(
         [sys.executable, "-m", "nanolit.train", *arguments],
         stdout=subprocess.PIPE,
@@ -167,17 +166,48 @@ def test_ctrl_c_leaves_a_checkpoint_and_one_line(corpus: Path, tmp_path: Path, r
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    metrics = tmp_path / "root" / "runs" / "tiny" / "base" / "metrics.csv"
+    metrics = root / "runs" / "tiny" / "base" / "metrics.csv"
     deadline = time.monotonic() + 120
     while (not metrics.exists() or metrics.read_text().count("\n") < 2) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    return process, metrics.parent
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [
+        (signal.SIGINT, 1),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_and_a_lost_terminal_leave_a_checkpoint_and_one_line(
+    corpus: Path, tmp_path: Path, number: signal.Signals, ranks: int
+) -> None:
+    process, stage = begin(corpus, tmp_path / "root", f"cluster.devices={ranks}")
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.count("\n") == 1
     assert "continue with: python -m nanolit.train" in errors
-    (checkpoint,) = (metrics.parent / "checkpoints").iterdir()
+    (checkpoint,) = (stage / "checkpoints").iterdir()
     assert (checkpoint / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_many_ctrl_c_end_the_run_with_a_true_sentence(corpus: Path, tmp_path: Path) -> None:
+    """Whether the first of them still got its checkpoint or not."""
+    process, stage = begin(corpus, tmp_path / "root")
+    for _ in range(12):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.count("\n") == 1
+    whole = sorted(path.parent.name for path in stage.glob("checkpoints/step_*/manifest.json"))
+    step = int(whole[-1].removeprefix("step_")) if whole else None
+    told = f"after step {step:,}" if step else "at step 1"
+    assert f"stopped {told} of" in errors or f"the same command resumes {told}" in errors
 
 
 def test_two_ranks_train_as_one_and_resume_exactly(
@@ -205,6 +235,40 @@ def test_two_ranks_train_as_one_and_resume_exactly(
     assert [float(loss) for loss in losses(one).values()] == pytest.approx(
         [float(loss) for loss in together.values()], abs=2e-4
     )
+
+
+@pytest.mark.slow
+def test_one_rank_then_two_then_one_read_the_same_rows_and_learn_the_same(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Oracle: one rank all the way. Tokens, epochs and the share that was cropped tell other rows apart.
+
+    That share is a mean over ranks in float32, written to four digits.
+    """
+    more, root = whole
+    if "recipe=classic" in more:
+        pytest.skip("one recipe is enough for a test that starts processes")
+    two, one = tmp_path / "two", tmp_path / "one"
+    keep_only_checkpoint(root, two, 13)
+    words = [more[0], "save_every=27"]
+    second = train(overrides(corpus, two, *words, "cluster.devices=2"))
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "continuing after step 13" in second.stdout
+    keep_only_checkpoint(two, one, 27)
+    result = run(compose(overrides(corpus, one, *words)))
+    assert result["status"] == "done", result
+    read = "step", "tokens", "epoch"
+    assert columns(one, *read) == columns(root, *read)
+    cropped = [[float(row[0]) for row in columns(folder, "cropped_fraction")] for folder in (one, root)]
+    assert cropped[0] == pytest.approx(cropped[1], abs=2e-4)
+    assert [float(loss) for loss in losses(one).values()] == pytest.approx(
+        [float(loss) for loss in losses(root).values()], abs=2e-4
+    )
+
+
+def columns(root: Path, *names: str) -> list[list[str]]:
+    with (root / "runs" / "tiny" / "base" / "metrics.csv").open(newline="") as file:
+        return [[row[name] for name in names] for row in csv.DictReader(file) if row["loss"]]
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """The command, as it is typed: sweeps without -m, refusals before the first job starts, exit codes."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,25 @@ def test_results_are_in_the_order_of_the_jobs_whichever_ends_first(tmp_path, mon
     monkeypatch.setattr(sweep, "start", start)
     jobs = [compose([*NAMELESS, "model.depth=1", f"seed={seed}", f"root={tmp_path}"]) for seed in (1, 9)]
     assert run_jobs(jobs) == [1.0, 9.0]
+
+
+def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(tmp_path, monkeypatch):
+    def start(job, _slot, answer, **_):
+        write_json(answer, {"status": "interrupted", "run": job["run"], "error": "stopped after step 3"})
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return subprocess.Popen(["sleep", "60"])
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(sweep, "start", start)
+    names = ("first", "second")
+    jobs = [compose([*NAMELESS, "model.depth=1", f"run={name}", f"root={tmp_path}"]) for name in names]
+    with pytest.raises(sweep.JobFailed) as stopped:
+        run_jobs(jobs)
+    assert stopped.value.code == 130
+    assert str(stopped.value).splitlines() == [
+        "first: interrupted: stopped after step 3",
+        "second: interrupted: not begun when the sweep was stopped; the same command begins it",
+    ]
 
 
 @pytest.mark.slow

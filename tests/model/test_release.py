@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_gpt import EVERYTHING
 
 from nanolit.model.release import load_release, save_release
 from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT_1 = Path(__file__).parent.parent / "fixtures" / "release_format_1"
+SIZES = {"format": 1, **EVERYTHING, "vocab_size": 265}
 META = {"run": "d4-modern-s1", "stage": "base", "step": 7}
 
 
@@ -28,7 +30,7 @@ def save(tmp_path, make_gpt, tokenizer):
     def save_model(model=None):
         save_release(
             tmp_path / "release",
-            make_gpt() if model is None else model,
+            make_gpt(vocab_size=tokenizer.vocab_size) if model is None else model,
             tokenizer_folder=tmp_path / "tokenizer",
             tokenizer_hash=tokenizer.hash,
             meta=META,
@@ -39,6 +41,7 @@ def save(tmp_path, make_gpt, tokenizer):
 
 
 def test_a_saved_model_comes_back_with_equal_logits(save, make_gpt, random_ids, tokenizer, flags):
+    flags = flags | {"vocab_size": 265}
     model, ids_BT = make_gpt(flags), random_ids(2, 150)
     loaded, meta = load_release(save(model), device="cpu")
     assert torch.equal(loaded(ids_BT), model(ids_BT))
@@ -64,14 +67,14 @@ def test_the_folder_holds_the_four_parts_and_nothing_is_left_beside_it(save, tmp
 
 def test_a_second_release_replaces_the_first(save, make_gpt, tmp_path):
     save()
-    model = make_gpt(depth=2)
+    model = make_gpt(depth=2, vocab_size=265)
     loaded, _ = load_release(save(model), device="cpu")
     assert loaded.config.depth == 2
     assert sorted(os.listdir(tmp_path)) == ["release", "tokenizer"]
 
 
 def test_bfloat16_embeddings_come_back_in_the_dtype_of_the_device(save, make_gpt):
-    model = make_gpt()
+    model = make_gpt(vocab_size=265)
     model.prepare(dtype=torch.bfloat16)
     loaded, _ = load_release(save(model), device="cpu")
     assert loaded.compute_dtype == torch.float32
@@ -114,11 +117,74 @@ def test_truncated_weights_are_refused(save):
         load_release(folder, device="cpu")
 
 
+def test_a_flipped_bit_is_seen(save):
+    weights = save() / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its hash"):
+        load_release(weights.parent, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_numbers_of_ours_are_refused(save, tmp_path, dtype):
+    change_weights(save(), lambda tensor: (tensor > 0).to(dtype))
+    with pytest.raises(ValueError, match="weights are one of F64, F32, F16, BF16"):
+        load_release(tmp_path / "release", device="cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(save, tmp_path, value):
+    change_weights(save(), lambda tensor: torch.full_like(tensor, value))
+    with pytest.raises(ValueError, match=r"unembedding\.weight in .* holds NaN or infinity"):
+        load_release(tmp_path / "release", device="cpu")
+
+
+def change_weights(folder, change):
+    """Change one tensor, and forget the hash, as somebody's own program would write them."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["unembedding.weight"] = change(tensors["unembedding.weight"])
+    save_file(tensors, folder / "model.safetensors")
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["weights_hash"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("meta.json", '{"format": 1, "run": 3}', r"meta\.json is damaged \(run: .*copy or convert it again"),
+        ("meta.json", "[" * 100_000, r"meta\.json is not valid JSON"),
+        ("gpt.json", "null", r"gpt\.json holds NoneType"),
+        ("tokenizer/tokenizer.json", '{"hash": "", "tokens": 3}', r"tokenizer\.json is damaged \(tokens: "),
+    ],
+)
+def test_a_file_of_other_content_is_named_with_the_remedy(save, name, text, words):
+    folder = save()
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=words) as refused:
+        load_release(folder, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_only_the_tokenizer_itself_is_copied(save, tmp_path):
+    (tmp_path / "tokenizer").mkdir(exist_ok=True)
+    (tmp_path / "tokenizer" / ".tokenizer.json.abc.tmp").write_text("half")
+    assert os.listdir(save() / "tokenizer") == ["tokenizer.json"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"format": 2}, "has format 2, this version reads 1"),
-        ({"width": 64}, r"is \(128, 32\), its sizes say \(128, 64\)"),
+        ({"width": 64}, r"is \(320, 32\), its sizes say \(320, 64\)"),
+        ({"vocab_size": 270}, "the tokenizer in .* has 265 tokens, the model 270"),
+        ({"width": 10**6}, "its sizes say"),
+        ({"width": 4 * 10**18}, "does not describe a model"),
+        ({"depth": 10**7}, "depth is 10,000,000, and there are"),
+        ({"context": 10**7}, "context is 10000000; it must be at most"),
+        ({"vocab_size": 10**12}, "its sizes say"),
+        ([], "holds list, expected an object"),
         ({"depth": 2}, r"has unknown blocks\.2\.attention\.key\.weight and 13 more: weights and sizes"),
         ({"smear": False, "depth": 6}, r"lacks blocks\.4\..* and has unknown smear_gate"),
         ({"wings": 2}, "does not describe a model of this version.*wings"),
@@ -130,7 +196,7 @@ def test_truncated_weights_are_refused(save):
 )
 def test_a_description_that_does_not_fit_is_refused(save, changes, words):
     folder = save()
-    (folder / "gpt.json").write_text(json.dumps({"format": 1, **EVERYTHING, **changes}))
+    (folder / "gpt.json").write_text(json.dumps(changes and {**SIZES, **changes}))
     with pytest.raises(ValueError, match=words):
         load_release(folder, device="cpu")
 

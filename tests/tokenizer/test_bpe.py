@@ -225,6 +225,9 @@ def test_the_hash_changes_with_every_part(tokenizer: Tokenizer) -> None:
     assert len({tokenizer.hash, *(other.hash for other in others)}) == 4
 
 
+BYTES = [base64.b64encode(bytes([byte])).decode() for byte in range(256)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -233,6 +236,12 @@ def test_the_hash_changes_with_every_part(tokenizer: Tokenizer) -> None:
         ({"tokens": ["not base64!"]}, "is damaged"),
         ({"tokens": None}, "is damaged"),
         ({"special_tokens": 3}, "is damaged"),
+        ({"special_tokens": [1, 2]}, r"is damaged \(special_tokens\.0: input should be a valid string"),
+        ({"hash": None}, r"is damaged \(hash: "),
+        (
+            {"tokens": [base64.b64encode(bytes([i])).decode() for i in range(256)] + ["YWFh" * 250_000]},
+            "too long",
+        ),
         ({"tokens": [base64.b64encode(b"a").decode()] * 300}, "first 256 tokens must be the bytes"),
     ],
 )

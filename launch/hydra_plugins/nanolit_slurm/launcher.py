@@ -20,7 +20,7 @@ class SlurmLauncher(LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
-        from nanolit.jobs.sweep import refuse_same_run
+        from nanolit.jobs.sweep import JobFailed, refuse_same_run
         from nanolit.planning.plans import plan_jobs
         from nanolit.planning.show import show_plans
 
@@ -31,7 +31,15 @@ class SlurmLauncher(LocalLauncher):
             return super().launch(job_overrides, initial_job_idx)
         refuse_same_run(jobs)
         show_plans(plan_jobs(jobs))
-        return self.submitit().launch(job_overrides, initial_job_idx)
+        try:
+            return self.submitit().launch(job_overrides, initial_job_idx)
+        except KeyboardInterrupt as error:
+            runs = ", ".join(job["run"] for job in jobs)
+            raise JobFailed(
+                f"no longer waiting for {runs}: what sbatch has taken goes on without this command; squeue "
+                "--me lists it, scancel ID ends it",
+                130,
+            ) from error
 
     def submitit(self) -> Any:
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher

@@ -1,0 +1,11 @@
+"""jobs/worker.py with six seconds of patience in place of ten minutes."""
+
+from datetime import timedelta
+
+from nanolit.callbacks import stuck
+from nanolit.jobs import worker
+
+stuck.SILENCE = timedelta(seconds=6)
+
+if __name__ == "__main__":
+    worker.main()

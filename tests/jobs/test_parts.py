@@ -1,0 +1,60 @@
+"""What a stage begins from: the weights of the release before it, moments of that very step alone."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nanolit.config.compose import compose
+from nanolit.config.stored import read_job
+from nanolit.jobs.inputs import origin
+from nanolit.jobs.parts import load_gpt
+from nanolit.planning.plans import fresh_plan
+
+FORMAT_1 = Path(__file__).parent.parent / "fixtures" / "run_format_1"  # its base ended at step 8
+STAGE = Path("runs", "tiny", "base")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FORMAT_1, tmp_path / "root"))
+
+
+def begin(root: Path):
+    """The model and the optimizer's state of a base that goes on from the finished one."""
+    typed = read_job(root / STAGE / "job.yaml")["overrides"]
+    words = [word for word in typed if not word.startswith(("root=", "run="))]
+    job = compose([*words, f"root={root}", "run=next", "start_from=tiny/base"])
+    plan: Any = fresh_plan(job, "base")
+    return load_gpt(job, plan, torch.device("cpu"), resumed=None, begins=origin(job, "base"))
+
+
+def test_a_stage_begins_with_the_weights_of_the_release(root, capsys):
+    """The checkpoint beside it is of step 4: an older model, whose moments are not taken either."""
+    gpt, restore = begin(root)
+    released = load_file(root / STAGE / "release" / "model.safetensors")
+    assert all(torch.equal(parameter, released[name]) for name, parameter in gpt.named_parameters())
+    assert restore is None
+    assert "without the optimizer's state (" in (said := capsys.readouterr().out)
+    assert "no whole checkpoint of step 8" in said
+
+
+def test_the_moments_are_of_the_step_of_the_release(root, capsys):
+    checkpoints = root / STAGE / "checkpoints"
+    shutil.copytree(checkpoints / "step_000004", checkpoints / "step_000008")
+    _, restore = begin(root)
+    assert restore is not None
+    assert "without" not in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_of_that_step_is_not_replaced_by_the_one_before(root, capsys):
+    checkpoints = root / STAGE / "checkpoints"
+    shutil.copytree(checkpoints / "step_000004", checkpoints / "step_000008")
+    with (checkpoints / "step_000008" / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    _, restore = begin(root)
+    assert restore is None
+    assert "no whole checkpoint of step 8" in capsys.readouterr().out

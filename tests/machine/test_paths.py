@@ -1,0 +1,90 @@
+"""Files are written whole, and read as what they must be: a line with the file, the fault and the remedy."""
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typing_extensions import TypedDict
+
+from nanolit.machine import paths
+from nanolit.machine.paths import DamagedFile, read_json, read_yaml, write_json
+from tests.privileges import without_privileges
+
+
+class Kind(TypedDict):
+    step: int
+    parts: dict[str, float]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is not valid JSON"),
+        ('{"step": 1, "par', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"step": ' + "1" * 5000 + "}", "is not valid JSON"),
+        ("[]", "holds list, expected an object"),
+        ("null", "holds NoneType, expected an object"),
+        ("{}", "is damaged (step: field required)"),
+        ('{"step": "1", "parts": {}}', "is damaged (step: input should be a valid integer)"),
+        ('{"step": true, "parts": {}}', "is damaged (step: input should be a valid integer)"),
+        ('{"step": 1, "parts": {"a": null}}', "is damaged (parts.a: input should be a valid number)"),
+    ],
+)
+def test_json_of_other_content_is_refused_in_one_line(tmp_path: Path, text: str, fault: str):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DamagedFile) as refused:
+        read_json(path, Kind, remedy="restore it")
+    told = str(refused.value)
+    assert told.startswith(f"{path} {fault}")
+    assert told.endswith("; restore it")
+    assert "\n" not in told
+
+
+def test_more_than_is_asked_for_is_kept(tmp_path: Path):
+    write_json(tmp_path / "a.json", content := {"step": 1, "parts": {"a": 1}, "newer": [2]})
+    assert read_json(tmp_path / "a.json", Kind) == content
+
+
+def test_no_pipe_is_waited_for_and_nothing_huge_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_text("{}" * 10)
+    monkeypatch.setattr(paths, "LARGEST_TEXT", 10)
+    for name, fault in (("pipe", "is not a file"), ("large", "no file of ours")):
+        with pytest.raises(DamagedFile, match=fault):
+            read_json(tmp_path / name)
+
+
+def test_what_may_not_be_read_says_so(tmp_path: Path):
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.json").chmod(0)
+    with pytest.raises(ValueError, match=r"a\.json cannot be read \(Permission denied\); make it readable"):
+        without_privileges(lambda: read_json(tmp_path / "a.json"))
+
+
+def test_aliases_that_unfold_without_end_are_refused_at_once(tmp_path: Path):
+    """Seven levels of ten are ten million values; one alias that is used twice is not."""
+    levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 8)]
+    (tmp_path / "a.yaml").write_text("\n".join(["a0: &a0 [x]", *levels]))
+    (tmp_path / "b.yaml").write_text("a: &a [1, 2]\nb: *a\nc: *a")
+    (tmp_path / "c.yaml").write_text("a: &a [*a]")
+    begun = time.monotonic()
+    for name in ("a.yaml", "c.yaml"):
+        with pytest.raises(DamagedFile, match="unfolds to over 100,000 values by its aliases; mend it"):
+            read_yaml(tmp_path / name, remedy="mend it")
+    assert time.monotonic() - begun < 5
+    assert read_yaml(tmp_path / "b.yaml", remedy="")["c"] == [1, 2]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
+        write_json(tmp_path / "a.json", {})
+    assert not list(tmp_path.iterdir())

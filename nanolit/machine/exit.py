@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from nanolit.machine.terminal import printable
+
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     """Make `main(words)` a command: call it with the words typed, or given, and return the exit code.
@@ -26,7 +28,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         except (ValueError, OSError) as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)

@@ -70,15 +70,15 @@ def address(start_chat):
     return serve(start_chat, "taught")[1]
 
 
-def say(page, text: str) -> None:
-    """Type and send: Enter again while the text is still there, for a busy page may not have read it yet."""
+def say(page, text: str, *, refused: str = "") -> None:
+    """Type and send: Enter again until it has gone, for a busy page may not have read it yet."""
     box = page.locator("#box textarea")
     box.fill(text)
     for _ in range(20):
         box.press("Enter")
         for _ in range(30):
             page.wait_for_timeout(100)
-            if not box.input_value():
+            if refused in page.inner_text("#status") if refused else not box.input_value():
                 return
     raise AssertionError(f"{text!r} was not sent; the page: {page.inner_text('body')[-500:]!r}")
 
@@ -124,9 +124,7 @@ def test_the_page_chats_without_leaving_this_machine(address, page):
 
 def test_a_message_that_does_not_fit_goes_back_to_where_it_was_typed(address, page):
     page.goto(address)
-    page.locator("#box textarea").fill("x" * 200)
-    page.locator("#box textarea").press("Enter")
-    page.get_by_text("(the message (203 tokens) and max_tokens (64) don't fit").wait_for()
+    say(page, "x" * 200, refused="(the message (203 tokens) and max_tokens (64) don't fit")
     assert page.locator("#box textarea").input_value() == "x" * 200
     assert page.locator("#chat .message").count() == 0
 
@@ -141,14 +139,9 @@ def test_text_is_shown_as_it_was_written(address, page):
     ]
     page.goto(address)
     choose_model(page, "rambling/base")  # it has room for them
-    for text in [*texts, ATTACK]:
-        page.locator("#box textarea").fill(text)
-        page.locator("button.submit-button").click()
-        page.locator(".user.message").nth(0).wait_for()
-        assert page.locator(".user.message").last.inner_text().strip() == text
-        heard(page, 1)
-        page.get_by_role("button", name="New chat").click()
-        page.locator(".user.message").first.wait_for(state="detached")
+    for number, text in enumerate([*texts, ATTACK], start=1):
+        say(page, text)
+        assert heard(page, number)[-2] == text
     assert page.locator("form, #chat img, #chat [style*=fixed]").count() == 0
     assert page.left_loopback == []
     policy = httpx.get(address).headers["content-security-policy"]

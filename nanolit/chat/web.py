@@ -8,7 +8,6 @@ shown as written: it is never Markdown, and never HTML.
 import html
 import math
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it reads this while it is im
 
 import gradio
 
-from nanolit.chat.api import MAX_TEMPERATURE, MAX_TOP_K, ChatCompletion
-from nanolit.chat.dialogue import CALL, Talker, usual_max_tokens
+from nanolit.chat.asked import MAX_ALL_CHARACTERS, MAX_CHARACTERS, MAX_TEMPERATURE, MAX_TOP_K
+from nanolit.chat.dialogue import Talker, usual_max_tokens
+from nanolit.chat.markup import as_html
 from nanolit.chat.models import Defaults, Models
 from nanolit.chat.service import PLACES
 from nanolit.machine.device import derived_seed
@@ -37,7 +37,6 @@ BEGINNINGS = (
     "The chemical symbol of gold is",
     "If 5 + 3 = 8, then",
 )
-_FENCE = re.compile(r"(^```.*?(?:^```[ \t]*$\n?|\Z))", re.DOTALL | re.MULTILINE)
 ASSETS = Path(__file__).parent
 
 Messages = list[dict[str, str]]
@@ -67,18 +66,10 @@ def build_demo(
             )
             new = gradio.Button("New chat", size="sm", elem_id="new")
         chatbot = gradio.Chatbot(
-            **page.face(name),
-            elem_id="chat",
-            show_label=False,
-            container=False,
-            editable="user",
-            layout="bubble",
+            **page.face(name), elem_id="chat", show_label=False, container=False, editable="user", scale=1,
             buttons=["copy"],  # not "share", which goes to another machine
-            render_markdown=False,
-            latex_delimiters=[],
-            allow_tags=False,
-            scale=1,
-        )
+            layout="bubble", render_markdown=False, latex_delimiters=[], allow_tags=False,
+        )  # fmt: skip
         box = gradio.Textbox(
             placeholder="Message", show_label=False, container=False, autofocus=True, max_lines=8,
             submit_btn=True, elem_id="box",
@@ -176,8 +167,9 @@ class Page:
         if top_p < 1:
             settings["top_p"] = top_p
         try:
-            asked = [*([said("system", system)] if system.strip() else []), *before]
-            ChatCompletion.model_validate({"messages": [*asked, said("user", message)]})
+            asked = [*([said("system", system[:MAX_CHARACTERS])] if system.strip() else []), *recent(before)]
+            if len(message) > MAX_CHARACTERS:
+                raise ValueError(f"the message has {len(message):,} characters; at most {MAX_CHARACTERS:,}")
             seed = (
                 secrets.randbits(63) if self.seed is None else derived_seed(self.seed, "reply", len(before))
             )
@@ -238,6 +230,15 @@ def said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
+def recent(messages: Messages) -> Messages:
+    """Return the newest exchanges that a prompt is made of, so that a long talk goes on and stays quick."""
+    sizes = [len(message["content"]) for message in messages]
+    start = 0
+    while sum(sizes[start:]) > MAX_ALL_CHARACTERS:
+        start += 2
+    return messages[start:]
+
+
 def question_at(messages: Messages, index: Any) -> int:
     """Return the place of the user's message that Gradio's index belongs to."""
     index = index[0] if isinstance(index, (list, tuple)) else index
@@ -251,23 +252,6 @@ def shown(messages: Messages) -> list[dict[str, Any]]:
         {"role": message["role"], "content": [{"type": "text", "text": as_html(message["content"]) or "…"}]}
         for message in messages or []
     ]
-
-
-def as_html(text: str) -> str:
-    """Return HTML whose text is exactly `text`, with fenced code and calculator calls marked for page.css."""
-    pieces = _FENCE.split(text)
-    return "".join(_code(piece) if place % 2 else _prose(piece) for place, piece in enumerate(pieces))
-
-
-def _prose(text: str) -> str:
-    return CALL.sub(
-        r'<code class="call"><i>[</i>\1<i>][</i>= <b>\2</b><i>]</i></code>', html.escape(text, quote=False)
-    )
-
-
-def _code(text: str) -> str:
-    """Return a block whose fence is still there, dimmed: copied, it is what was written."""
-    return "<pre>" + re.sub("(?m)^(```.*)$", r"<i>\1</i>", html.escape(text, quote=False)) + "</pre>"
 
 
 def _line(error: Exception) -> str:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanolit.chat.__main__ import main
-from nanolit.chat.web import as_html, question_at
+from nanolit.chat.markup import as_html
+from nanolit.chat.web import question_at, recent
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 LOOPBACK = re.compile(r"^(http|ws)://127\.0\.0\.1:\d+/|^(data|blob):")
@@ -286,6 +287,12 @@ def test_markup_has_exactly_the_text_that_was_written(pieces):
     parsed = Text(as_html(text))
     assert parsed.text == text
     assert parsed.tags <= {"pre", "code", "i", "b"}
+
+
+def test_a_long_talk_goes_on_with_its_newest_exchanges():
+    messages = [{"role": role, "content": "x" * 7_000} for role in ("user", "assistant")] * 4
+    assert recent(messages) == messages[4:]
+    assert recent(messages[:4]) == messages[:4]
 
 
 def test_the_index_of_a_message_is_that_of_its_question():

@@ -72,10 +72,10 @@ def address(start_chat):
 
 
 def say(page, text: str, *, refused: str = "") -> None:
-    """Type and send: Enter again until it has gone, for a busy page may not have read it yet."""
+    """Type and send, again until it has gone: a busy page that has only just come may not have read it."""
     box = page.locator("#box textarea")
-    box.fill(text)
     for _ in range(20):
+        box.fill(text)
         box.press("Enter")
         for _ in range(30):
             page.wait_for_timeout(100)
@@ -166,8 +166,10 @@ def test_retry_undo_and_edit_go_on_from_where_they_were_asked(address, page):
     heard(page, 1)
     say(page, "Sum?")
     first = heard(page, 2)
-    page.get_by_role("button", name="Retry").click()
-    page.wait_for_timeout(500)
+    with page.expect_event(
+        "requestfinished", lambda request: "/queue/data" in request.url
+    ):  # the reply's end
+        page.get_by_role("button", name="Retry").click()
     assert heard(page, 2) == first
     page.get_by_role("button", name="Undo").click()
     assert heard(page, 1) == first[:2]

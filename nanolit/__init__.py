@@ -1,4 +1,4 @@
-"""NanoLit: train a small ChatGPT end to end; `nanolit.load(path_or_run).generate(text)` uses one."""
+"""NanoLit: train a small ChatGPT end to end; `nanolit.load(path_or_run).chat(text)` uses one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
 
 def load(
-    run_or_release: str | Path, root: str | Path | None = None, device: str | torch.device | None = None
+    run_or_release: str | Path,
+    root: str | Path | None = None,
+    device: str | torch.device | None = None,
+    *,
+    stage: str | None = None,
 ) -> LanguageModel:
-    """Load a trained model that can talk: `.generate(text)`, `.model`, `.tokenizer`.
+    """Load a trained model that can talk: `.chat(messages)`, `.generate(text)`, `.model`, `.tokenizer`.
 
-    Takes a release folder, or a run's name below `root` (`d12-modern-s1`, its last stage, or
-    `d12-modern-s1/base`). `root` defaults to NANOLIT_HOME or ./runs, `device` to the best one there is.
+    Takes a release folder, or a run's name below `root` (`d12-modern-s1`, its last stage, or with `stage`
+    another, which `d12-modern-s1/base` is short for). `root` defaults to NANOLIT_HOME or ./runs, `device` to
+    the best one there is.
     """
     from nanolit.language_model import load_language_model
 
-    return load_language_model(run_or_release, root=root, device=device)
+    return load_language_model(run_or_release, stage=stage, root=root, device=device)

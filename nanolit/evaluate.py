@@ -28,9 +28,10 @@ from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
-from nanolit.machine.exit import command, printable
+from nanolit.machine.exit import command
 from nanolit.machine.locks import held
 from nanolit.machine.paths import core_folder
+from nanolit.machine.terminal import printable
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import open_bundle
 

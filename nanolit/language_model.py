@@ -1,9 +1,13 @@
-"""The model that `nanolit.load` gives: a release with its tokenizer, ready to continue text."""
+"""The model that `nanolit.load` gives: a release with its tokenizer, ready to continue text and to chat."""
 
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from nanolit.chat.dialogue import Reply, Talker, usual_max_tokens
 from nanolit.config.schema import MODEL_STAGES
 from nanolit.inference.engine import Engine
 from nanolit.machine.arguments import choose
@@ -21,7 +25,26 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.meta = meta
-        self._engine = Engine(model, tokenizer)
+        self.engine = Engine(model, tokenizer)
+
+    @property
+    def name(self) -> str:
+        """Return the run and the stage it comes from."""
+        return "/".join(str(self.meta[key]) for key in ("run", "stage") if self.meta.get(key)) or "a model"
+
+    @property
+    def is_base(self) -> bool:
+        """Tell whether it continues text and knows no roles."""
+        return self.meta.get("stage") == "base"
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        step = f", step {self.meta['step']:,}" if isinstance(self.meta.get("step"), int) else ""
+        use = "`.generate(text)`" if self.is_base else "`.chat(messages)`"
+        return (
+            f"<LanguageModel {self.name}{step}: {parameters:,} parameters, "
+            f"context {self.model.context:,}, on {self.model.device}; {use}>"
+        )
 
     def generate(
         self,
@@ -38,7 +61,7 @@ class LanguageModel:
         same text on one machine. Special tokens are left out.
         """
         tokenizer = self.tokenizer
-        steps = self._engine.generate(
+        steps = self.engine.generate(
             [tokenizer.bos_id, *tokenizer.encode(text)],
             max_tokens=max_tokens,
             temperature=temperature,
@@ -48,12 +71,44 @@ class LanguageModel:
         first_special = tokenizer.vocab_size - len(tokenizer.special_tokens)
         return tokenizer.decode([token.id for (token,) in steps if token and token.id < first_special])
 
+    def chat(
+        self,
+        messages: str | Sequence[dict[str, str]],
+        *,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        temperature: float = 0.6,
+        top_k: int | None = 50,
+        seed: int | None = None,
+    ) -> Any:
+        """Return the reply to a message, or to a conversation whose last message is the user's.
+
+        It is a text; with `stream` an iterator over its pieces, as they come. A calculator call reads
+        [12*3][= 36]. Without a `seed` each reply is another draw. The oldest exchanges are left out where the
+        context is full.
+        """
+        if self.is_base:
+            raise ValueError(f"{self.name} is a base model, which knows no roles; use .generate(text)")
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        reply: Reply = Talker(self.engine).answer(
+            conversation,
+            max_tokens=max_tokens or usual_max_tokens(self.engine.context),
+            temperature=temperature,
+            top_k=top_k,
+            seed=secrets.randbits(63) if seed is None else seed,
+        )
+        return iter(reply) if stream else "".join(reply)
+
 
 def load_language_model(
-    run_or_release: str | Path, *, root: str | Path | None, device: str | torch.device | None
+    run_or_release: str | Path,
+    *,
+    stage: str | None,
+    root: str | Path | None,
+    device: str | torch.device | None,
 ) -> LanguageModel:
     """Load a run's or a release's model; see `nanolit.load`."""
-    folder = find_release(run_or_release, root=root)
+    folder = find_release(f"{run_or_release}/{stage}" if stage else run_or_release, root=root)
     model, meta = load_release(folder, device=torch.device(device) if device else pick_device())
     return LanguageModel(model, Tokenizer.load(folder / "tokenizer"), meta=meta)
 
@@ -79,3 +134,11 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
     runs = sorted(other.name for other in runs_folder.iterdir()) if runs_folder.is_dir() else []
     known = f"runs there: {', '.join(runs)}" if runs else "there are no runs there; set root or NANOLIT_HOME"
     raise ValueError(f"{run_or_release} is neither a release folder nor a run in {runs_folder}; {known}")
+
+
+def list_releases(root: str | Path | None = None) -> dict[str, Path]:
+    """Return the release folders of all runs by RUN/STAGE, each run's last stage first."""
+    runs_folder = run_folder(home(root), "any").parent
+    runs = sorted(runs_folder.iterdir()) if runs_folder.is_dir() else []
+    folders = {f"{run.name}/{stage}": run / stage / "release" for run in runs for stage in MODEL_STAGES[::-1]}
+    return {name: folder for name, folder in folders.items() if (folder / "gpt.json").is_file()}

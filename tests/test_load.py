@@ -11,6 +11,8 @@ import torch
 
 import nanolit
 from nanolit.convert import convert_nanochat
+from nanolit.language_model import LanguageModel
+from nanolit.tokenizer.conversation import render_prompt
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -60,6 +62,51 @@ def test_a_run_is_its_last_stage_with_a_release(release, tmp_path, monkeypatch):
     assert find_release(runs / "base" / "release") == runs / "base" / "release"
     monkeypatch.setenv("NANOLIT_HOME", str(tmp_path))
     assert nanolit.load("d3-modern-s1", device="cpu").meta["run"] == "d3"
+
+
+def test_a_stage_can_be_named_beside_the_run(release, tmp_path):
+    shutil.copytree(release, tmp_path / "runs" / "a" / "base" / "release")
+    shutil.copytree(release, tmp_path / "runs" / "a" / "sft" / "release")
+    from nanolit.language_model import find_release, list_releases
+
+    assert find_release("a/base", root=tmp_path) == tmp_path / "runs" / "a" / "base" / "release"
+    assert list(list_releases(tmp_path)) == ["a/sft", "a/base"]
+    assert nanolit.load("a", tmp_path, "cpu", stage="base").tokenizer.vocab_size == 1024
+    with pytest.raises(ValueError, match="has no release of rl yet"):
+        nanolit.load("a", tmp_path, stage="rl")
+
+
+def test_chat_answers_a_message_or_a_conversation_whole_or_in_pieces(taught_model, byte_tokenizer):
+    """Oracle: the replies that the model was taught, and the engine's on the rendered conversation."""
+    taught = LanguageModel(taught_model, byte_tokenizer, meta={"run": "taught", "stage": "sft", "step": 150})
+    assert taught.chat("Hello", temperature=0) == "Hi! I am tiny 😀."
+    assert taught.chat("Sum?", temperature=0, max_tokens=40).startswith("It is [12*3][= 36]")
+    pieces = taught.chat("Hello", temperature=0, stream=True)
+    assert next(pieces) == "H"
+    assert "".join(pieces) == "i! I am tiny 😀."
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi! I am tiny 😀."},
+        {"role": "user", "content": "Sum?"},
+    ]
+    prompt = render_prompt({"messages": messages}, byte_tokenizer)
+    (completion,) = taught.engine.complete(prompt, max_tokens=9, temperature=0)
+    assert taught.chat(messages, temperature=0, max_tokens=9) == byte_tokenizer.decode(completion.body_ids)
+    with pytest.raises(ValueError, match="content is empty"):
+        taught.chat("")
+
+
+def test_a_model_says_what_it_is_and_how_it_is_used(taught_model, byte_tokenizer):
+    meta = {"run": "d2", "stage": "sft", "step": 1500}
+    chatty = LanguageModel(taught_model, byte_tokenizer, meta=meta)
+    count = sum(parameter.numel() for parameter in taught_model.parameters())
+    assert repr(chatty) == (
+        f"<LanguageModel d2/sft, step 1,500: {count:,} parameters, context 128, on cpu; `.chat(messages)`>"
+    )
+    base = LanguageModel(taught_model, byte_tokenizer, meta=meta | {"stage": "base"})
+    assert "`.generate(text)`" in repr(base)
+    with pytest.raises(ValueError, match=r"d2/base is a base model.*use \.generate\(text\)"):
+        base.chat("Hello")
 
 
 def test_what_cannot_be_found_is_said_with_what_there_is(tmp_path):

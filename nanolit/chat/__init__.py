@@ -1,6 +1,7 @@
-"""Talk to a model: in the terminal or on a page in the browser.
+"""Chat with a model: in the terminal, on a page in the browser, or through OpenAI's API.
 
-Takes a release, messages, sampling settings.
-Gives streamed text, and keeps nothing on disk.
-May import inference and machine.device; gradio in web.py alone; never lightning or jobs.
+Takes a model that `nanolit.load` gives, messages, sampling settings.
+Gives streamed text, and keeps nothing on disk but what /save is told to.
+May import inference, model, tokenizer, machine; gradio in web.py alone, fastapi there and in
+api.py and server.py; never lightning or jobs.
 """

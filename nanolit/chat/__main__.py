@@ -1,10 +1,14 @@
-"""Chat with a trained model, in the terminal or in the browser.
+"""Chat with a trained model, in the terminal, in the browser, or through an API.
 
-nanolit chat run=demo                      in the terminal, with the run's last stage
-nanolit chat run=demo/sft -p "Hello"       one message, one reply
-nanolit chat release=FOLDER web=true       a page in the browser
+nanolit chat demo                          in the terminal, with the run's last stage
+nanolit chat demo/sft -p "Hello"           one message, one reply; -p - reads it from the input
+nanolit chat demo web=true                 a page, and at /v1 what OpenAI's clients speak
+nanolit chat release=FOLDER web=true       the same with a release folder
+
+NANOLIT_CHAT_PASSWORD, if it is set, is the page's password and the API's key.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from nanolit.machine.arguments import Root, read, setting
 from nanolit.machine.exit import command
 
 LOOPBACK = "127.0.0.1"
+PASSWORD = "NANOLIT_CHAT_PASSWORD"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +26,17 @@ class Settings(Root):
     """What was typed; None is decided when the model is known."""
 
     run: str | None = setting(
-        "a run; STAGE is base, mid, sft or rl (default: its last)", None, value="RUN[/STAGE]"
+        "a run; STAGE is base, mid, sft or rl (default: its last)",
+        None,
+        value="RUN[/STAGE]",
+        positional=True,
     )
     release: str | None = setting("a release folder instead of a run", None, value="FOLDER")
     temperature: float = setting("0 takes the likeliest token", 0.6, least=0)
     top_k: int = setting("sample from the N likeliest tokens; 0: from all", 50, least=0)
     max_tokens: int | None = setting("longest reply (default: at most half of the context)", None, least=1)
     seed: int | None = setting("give the same replies every time (default: new ones)", None)
-    web: bool = setting("open a page in the browser", False)
+    web: bool = setting("open a page in the browser, and the API", False)
     host: str = setting("the page's address; by default only this machine sees it", LOOPBACK)
     port: int | None = setting("the page's port (default: a free one)", None, least=1, most=65535)
     prompt: str | None = setting("answer this one message and leave", None, value="TEXT", short="-p")
@@ -49,49 +57,57 @@ def parse(words: Sequence[str]) -> Settings:
 def talk(settings: Settings) -> None:
     """Load the model and chat with it; torch is imported only here, so that --help is quick."""
     from nanolit.chat.dialogue import Talker, usual_max_tokens
-    from nanolit.inference.engine import Engine
+    from nanolit.chat.terminal import Drawing, Terminal
     from nanolit.inference.sampling import check_settings
 
-    top_k = settings.top_k or None
-    check_settings(temperature=settings.temperature, top_k=top_k)
-    loaded = nanolit.load(settings.release or settings.run or "", root=settings.root)
-    engine = Engine(loaded.model, loaded.tokenizer)
-    stage = loaded.meta.get("stage", "")
-    talker = Talker(engine, continues_text=stage == "base")
-    max_tokens = settings.max_tokens or usual_max_tokens(engine.context)
-    if max_tokens >= engine.context:
-        raise ValueError(
-            f"max_tokens ({max_tokens:,}) must be below the model's context ({engine.context:,})"
-        )
-    name = "/".join(part for part in (loaded.meta.get("run"), stage) if part) or "this model"
+    check_settings(temperature=settings.temperature, top_k=settings.top_k or None)
     if settings.web:
-        from nanolit.chat.web import build_demo, serve
-
-        demo = build_demo(
-            talker,
-            name=name,
-            temperature=settings.temperature,
-            top_k=top_k,
-            max_tokens=max_tokens,
-            seed=settings.seed,
-        )
-        serve(demo, host=settings.host, port=settings.port)
+        serve_page(settings)
         return
-
-    from nanolit.chat.terminal import Terminal
-
-    terminal = Terminal(
-        talker,
+    loaded = nanolit.load(settings.release or settings.run or "", root=settings.root)
+    context = loaded.model.context
+    drawing = Drawing(
         temperature=settings.temperature,
-        top_k=top_k,
-        max_tokens=max_tokens,
+        top_k=settings.top_k or None,
+        max_tokens=room_for(settings.max_tokens or usual_max_tokens(context), context),
         seed=settings.seed,
     )
+    terminal = Terminal(Talker(loaded.engine, continues_text=loaded.is_base), drawing)
     if settings.prompt is not None:
-        terminal.answer(settings.prompt)
-    else:
-        terminal.greet(name)
-        terminal.converse()
+        terminal.answer(sys.stdin.read().strip() if settings.prompt == "-" else settings.prompt)
+        return
+    if terminal.interactive:
+        terminal.greet(loaded.name)
+    terminal.converse()
+
+
+def serve_page(settings: Settings) -> None:
+    """Serve the page and the API: a run's stages and all other runs, or the one release."""
+    from nanolit.chat.models import Defaults, Models
+    from nanolit.chat.server import build_app, listen, serve
+    from nanolit.language_model import find_release, list_releases
+
+    listening = listen(settings.host, settings.port)  # before the seconds that loading takes
+    folder = find_release(settings.release or settings.run or "", root=settings.root)
+    folders = {} if settings.release else list_releases(settings.root)
+    first = next((name for name, other in folders.items() if other == folder), None)
+    folders = {first: folder} | folders if first else {str(settings.run or folder.resolve().name): folder}
+    models = Models([*folders], lambda name: nanolit.load(folders[name]))
+    context = models.get().service.context
+    defaults = Defaults(
+        temperature=settings.temperature,
+        top_k=settings.top_k or None,
+        max_tokens=settings.max_tokens and room_for(settings.max_tokens, context),
+        seed=settings.seed,
+    )
+    password = os.environ.get(PASSWORD) or None
+    serve(build_app(models, defaults=defaults, password=password), listening, host=settings.host)
+
+
+def room_for(max_tokens: int, context: int) -> int:
+    if max_tokens < context:
+        return max_tokens
+    raise ValueError(f"max_tokens ({max_tokens:,}) must be below the model's context ({context:,})")
 
 
 @command

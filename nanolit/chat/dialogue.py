@@ -1,128 +1,170 @@
-"""Messages and replies as token ids: what the terminal and the page share.
+"""Messages to prompts and tokens to text: what the terminal, the page, the API and `nanolit.load` share.
 
-A history is a list of turns; a turn is the ids of one message and its reply, as the model saw and wrote them
-(calculator calls included). The oldest turns leave when the context is full.
+A conversation is a list of messages {"role", "content"}, all text: optionally a system message, then user and
+assistant in turn. A calculator call is shown as [12*3][= 36], and becomes the call it was in the next prompt.
+Nothing else is kept between two replies, so any conversation can go on anywhere. The oldest exchanges leave
+when the context is full.
 """
 
 import contextlib
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol
 
-from nanolit.inference.engine import Engine
+from nanolit.inference.engine import Sampling
 from nanolit.inference.request import TextStream, Token
+from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.conversation import check_conversation, render, render_prompt
 
-# how a calculator call is shown: [12*3][= 36]
+Messages = Sequence[dict[str, Any]]
 _SHOWN = {
     "<|python_start|>": "[",
     "<|python_end|>": "]",
     "<|output_start|>": "[= ",
     "<|output_end|>": "]",
 }
+CALL = re.compile(r"\[([^\[\]\n]+)\]\[= ([^\[\]\n]+)\]")
+
+
+class Generates(Protocol):
+    """The part of an engine that a talker needs; chat/service.py has it too."""
+
+    tokenizer: Tokenizer
+    context: int
+    end_ids: frozenset[int]
+
+    def generate(self, prompt_ids: Sequence[int], **sampling: Any) -> Generator[list[Token | None]]: ...
+
+
+class ReplyText:
+    """Tokens to the text that a person reads, as they come."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._stream = TextStream(tokenizer)
+        self._shown = {tokenizer.special_id(name): text for name, text in _SHOWN.items()}
+
+    def push(self, id: int) -> str:
+        """Return the text that this token completes: often none in the middle of a character."""
+        shown = self._shown.get(id)
+        return self._stream.push(id) if shown is None else self._stream.flush() + shown
+
+    def flush(self) -> str:
+        return self._stream.flush()
 
 
 class Reply:
-    """One reply: iterate over it for pieces of text; stop early and `turn` still holds what came so far."""
+    """One reply: iterate over it for the text of each token; `text` is what came so far."""
 
     def __init__(
-        self,
-        talker: "Talker",
-        question_ids: list[int],
-        *,
-        steps: Generator[list[Token | None]],
-        dropped_turns: int,
+        self, steps: Generator[list[Token | None]], engine: Generates, *, dropped_turns: int
     ) -> None:
-        self.talker = talker
-        self.question_ids = question_ids
         self.dropped_turns = dropped_turns
-        self.ids: list[int] = []
-        self._steps = steps
+        self.text = ""
+        self._steps, self._engine = steps, engine
 
-    @property
-    def turn(self) -> list[int]:
-        """The message and the reply so far, closed with <|assistant_end|>: what the history keeps."""
-        return [*self.question_ids, *self.ids, self.talker.special_id("<|assistant_end|>")]
-
-    def __iter__(self) -> Generator[str]:
-        text = TextStream(self.talker.engine.tokenizer)
+    def __iter__(self) -> Iterator[str]:
+        shown = ReplyText(self._engine.tokenizer)
         with contextlib.closing(self._steps):  # a reply that is stopped frees its slot at once
             for (token,) in self._steps:
-                if token is None or token.id in self.talker.engine.end_ids:
+                if token is None or token.id in self._engine.end_ids:
                     break
-                self.ids.append(token.id)
-                shown = self.talker.shown.get(token.id)
-                piece = text.push(token.id) if shown is None else text.flush() + shown
-                if piece:
-                    yield piece
-        if piece := text.flush():
+                piece = shown.push(token.id)
+                self.text += piece
+                yield piece
+        if piece := shown.flush():
+            self.text += piece
             yield piece
 
 
 class Talker:
-    """Turns a message into a prompt for the engine and the engine's tokens into text.
+    """Turns conversations into prompts for the engine and the engine's tokens into text.
 
-    With `continues_text` (a base model, which knows no roles) a message is the beginning of a text, the reply
-    its continuation, and no history is kept.
+    With `continues_text` (a base model, which knows no roles) the last message is the beginning of a text,
+    the reply its continuation, and all else is left out.
     """
 
-    def __init__(self, engine: Engine, *, continues_text: bool = False) -> None:
+    def __init__(self, engine: Generates, *, continues_text: bool = False) -> None:
         self.engine = engine
         self.continues_text = continues_text
-        self.special_id = engine.tokenizer.special_id
-        self.shown = {self.special_id(name): text for name, text in _SHOWN.items()}
 
-    def reply(
-        self,
-        turns: Sequence[list[int]],
-        message: str,
-        *,
-        temperature: float,
-        top_k: int | None,
-        max_tokens: int,
-        seed: int,
-    ) -> Reply:
-        """The reply to `message` after `turns` (not changed); its `dropped_turns` oldest did not fit.
+    def reply(self, history: Messages, message: str, **sampling: Any) -> Reply:
+        """Return the reply to `message` after `history`; see `answer`."""
+        return self.answer([*history, {"role": "user", "content": message}], **sampling)
 
-        ValueError when the message alone leaves no room for `max_tokens`.
+    def answer(self, messages: Messages, **sampling: Any) -> Reply:
+        """Return the reply to a conversation; its `dropped_turns` oldest exchanges did not fit.
+
+        ValueError when the last message alone leaves no room for `max_tokens`. `Sampling` has the rest.
         """
-        question_ids = self.question(message)
-        room = self.engine.context - 1 - len(question_ids) - max_tokens
-        if room < 0:
+        prompt_ids, dropped_turns = self.prompt(messages, max_tokens=sampling["max_tokens"])
+        steps = self.engine.generate(prompt_ids, **self.sampling(**sampling))
+        return Reply(steps, self.engine, dropped_turns=dropped_turns)
+
+    def sampling(self, **sampling: Any) -> Sampling:
+        """Return what the engine is asked: to keep a conversation's slot for its next turn, too."""
+        return Sampling(**sampling, keep=not self.continues_text)
+
+    def prompt(self, messages: Messages, *, max_tokens: int) -> tuple[list[int], int]:
+        """Return the ids after which the model speaks, and how many exchanges had to leave to make room."""
+        tokenizer, context = self.engine.tokenizer, self.engine.context
+        if self.continues_text:
+            prompt_ids = [tokenizer.bos_id, *tokenizer.encode(messages[-1]["content"])]
+            self._check_room(len(prompt_ids) - 1, max_tokens)
+            return prompt_ids, 0
+        messages = without_empty(messages)
+        check_conversation({"messages": messages})
+        system = list(messages[:1]) if messages[0]["role"] == "system" else []
+        exchanges, question = messages[len(system) : -1], messages[-1]
+        if question["role"] != "user":
+            raise ValueError("the last message must be the user's")
+        shortest = render_prompt({"messages": [*system, question]}, tokenizer)
+        self._check_room(len(shortest) - 1, max_tokens)
+        room, dropped = context - len(shortest) - max_tokens, 0
+        sizes = [self._size(exchanges[start : start + 2]) for start in range(0, len(exchanges), 2)]
+        while sum(sizes[dropped:]) > room:
+            dropped += 1
+        kept = [as_parts(message) for message in exchanges[2 * dropped :]]
+        return render_prompt({"messages": [*system, *kept, question]}, tokenizer), dropped
+
+    def _size(self, exchange: Messages) -> int:
+        messages = [as_parts(message) for message in exchange]
+        return len(render({"messages": messages}, self.engine.tokenizer)[0]) - 1  # without <|bos|>
+
+    def _check_room(self, num_ids: int, max_tokens: int) -> None:
+        if num_ids + 1 + max_tokens > self.engine.context:
             raise ValueError(
-                f"the message ({len(question_ids):,} tokens) and max_tokens ({max_tokens:,}) don't fit the "
+                f"the message ({num_ids:,} tokens) and max_tokens ({max_tokens:,}) don't fit the "
                 f"model's context ({self.engine.context:,}); shorten the message or lower max_tokens"
             )
-        kept = list(turns) if not self.continues_text else []
-        while sum(map(len, kept)) > room:
-            kept.pop(0)
-        prompt_ids = [self.engine.tokenizer.bos_id, *(id for turn in kept for id in turn), *question_ids]
-        steps = self.engine.generate(
-            prompt_ids,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            keep=not self.continues_text,  # the next prompt begins with this one and its reply
-        )
-        dropped_turns = 0 if self.continues_text else len(turns) - len(kept)
-        return Reply(self, question_ids, steps=steps, dropped_turns=dropped_turns)
 
-    def question(self, message: str) -> list[int]:
-        """The ids of one message, up to and with <|assistant_start|> (a base model: the bare text)."""
-        ids = self.engine.tokenizer.encode(message)
-        if self.continues_text:
-            return ids
-        return [
-            self.special_id("<|user_start|>"),
-            *ids,
-            self.special_id("<|user_end|>"),
-            self.special_id("<|assistant_start|>"),
+
+def as_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a reply's message with its calculator calls as parts; other messages as they are."""
+    if message["role"] != "assistant" or not CALL.search(message["content"]):
+        return message
+    texts = iter(CALL.split(message["content"]))
+    parts = [{"type": "text", "text": next(texts)}]
+    for call, output, text in zip(texts, texts, texts, strict=True):
+        parts += [
+            {"type": "python", "text": call},
+            {"type": "python_output", "text": output},
+            {"type": "text", "text": text},
         ]
+    return {"role": "assistant", "content": [part for part in parts if part["text"]]}
 
-    def turn(self, message: str, reply: str) -> list[int]:
-        """A turn rebuilt from its text alone; calculator calls come back as the text that was shown."""
-        reply_ids = self.engine.tokenizer.encode(reply)
-        return [*self.question(message), *reply_ids, self.special_id("<|assistant_end|>")]
+
+def without_empty(messages: Messages) -> list[dict[str, Any]]:
+    """Leave out exchanges that have no reply (stopped before the first word), and an empty system message."""
+    kept: list[dict[str, Any]] = []
+    for message in messages:
+        blank = isinstance(message["content"], str) and not message["content"].strip()
+        if blank and message["role"] == "assistant" and kept and kept[-1]["role"] == "user":
+            kept.pop()
+        elif not (blank and message["role"] == "system"):
+            kept.append(message)
+    return kept
 
 
 def usual_max_tokens(context: int) -> int:
-    """The reply's length limit when nobody sets one: nanochat's 256, or half of a smaller context."""
+    """Return the reply's length limit when nobody sets one: nanochat's 256, or half of a smaller context."""
     return min(256, context // 2)

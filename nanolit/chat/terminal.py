@@ -1,89 +1,196 @@
-"""A chat in the terminal: streamed replies, several turns, /clear and /quit; Ctrl-C stops a reply only."""
+"""A chat in the terminal: streamed replies, several turns, commands with a slash; Ctrl-C stops a reply only.
 
+In a pipe nothing but replies goes to standard output: no greeting, no prompts, notes on the error output.
+"""
+
+import dataclasses
 import secrets
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from nanolit.chat.dialogue import Talker
+from nanolit.chat.dialogue import Talker, without_empty
+from nanolit.inference.sampling import check_settings
+from nanolit.machine.arguments import choose, setting, settings_of
 from nanolit.machine.device import derived_seed
+from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.terminal import printable
+from nanolit.tokenizer.conversation import check_conversation
 
-COMMANDS = "/clear starts over, /quit leaves, Ctrl-C stops a reply"
+
+@dataclass(kw_only=True)
+class Drawing:
+    """How replies are drawn: what /set changes. With `seed` None every reply is another draw."""
+
+    temperature: float = setting("0 takes the likeliest token", 0.6, least=0)
+    top_k: int | None = setting("sample from the N likeliest tokens; 0: from all", 50, least=0)
+    top_p: float = setting("sample from the fewest tokens that are as likely together", 1.0)
+    repetition_penalty: float = setting("above 1: say less again", 1.0)
+    max_tokens: int = setting("the longest reply", 256, least=1)
+    seed: int | None = setting("the same replies every time", None)
+
+    def changed(self, text: str) -> "Drawing":
+        """Return these with `name=value` set; ValueError says what is allowed."""
+        name, equals, value = text.replace(" ", "").partition("=")
+        if not equals:
+            raise ValueError(f"/set changes one of these: {self}; write /set NAME=VALUE")
+        kinds = settings_of(Drawing)
+        number: Any = kinds[choose(name, kinds, kind="setting")].converted(value)
+        new = dataclasses.replace(self, **{name: None if (name, number) == ("top_k", 0) else number})
+        check_settings(
+            temperature=new.temperature,
+            top_k=new.top_k,
+            top_p=new.top_p,
+            repetition_penalty=new.repetition_penalty,
+        )
+        return new
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={'none' if value is None else value}" for name, value in vars(self).items())
 
 
 @dataclass
 class Terminal:
-    """One person's chat on standard input and output; `turns` is its history.
-
-    With `seed` None every reply is another draw; with a number the same messages get the same replies.
-    """
+    """One person's chat on standard input and output; `messages` is the conversation so far."""
 
     talker: Talker
-    temperature: float
-    top_k: int | None
-    max_tokens: int
-    seed: int | None
-    turns: list[list[int]] = field(default_factory=list)
+    drawing: Drawing
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    system: str = ""
     num_replies: int = 0
+
+    def __post_init__(self) -> None:
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
 
     def greet(self, name: str) -> None:
         """Say who answers, what it can, and how to leave."""
-        print(f"NanoLit chat with {name} (context {self.talker.engine.context:,} tokens). {COMMANDS}.")
-        if self.talker.continues_text:
-            print("(a base model: it continues your text, and each message begins a new one)")
+        what = "a base model: it continues your text, and each message begins a new one"
+        if not self.talker.continues_text:
+            what = f"context {self.talker.engine.context:,} tokens"
+        self.note(f"NanoLit chat with {name} ({what}). /help lists the commands, /quit leaves.")
+
+    def note(self, text: str) -> None:
+        """Say what is not a reply."""
+        print(printable(text), file=sys.stdout if self.interactive else sys.stderr, flush=True)
 
     def converse(self) -> None:
         """Read messages until /quit or the end of the input."""
-        if sys.stdin.isatty():
+        if self.interactive:
             import readline  # noqa: F401  (its import gives input() line editing and history)
         while True:
             try:
-                message = input("> ").strip()
+                text = input("> " if self.interactive else "").strip()
             except EOFError:
-                print()
+                if self.interactive:
+                    print()
                 return
             except KeyboardInterrupt:
-                print(f"\n({COMMANDS})")
+                self.note("\n(/quit leaves, Ctrl-C stops a reply)")
                 continue
-            if message == "/quit":
+            if text.split()[:1] == ["/quit"]:
                 return
-            if message == "/clear":
-                self.turns.clear()
-                print("(the conversation starts over)")
-            elif message.startswith("/"):
-                print(f"(no command {message.split()[0]}; {COMMANDS})")
-            elif message:
-                self._answer_or_explain(message)
-
-    def _answer_or_explain(self, message: str) -> None:
-        try:
-            self.answer(message)
-        except ValueError as error:
-            print(f"({error})")
+            try:
+                self._command(text) if text.startswith("/") else text and self.answer(text)
+            except (ValueError, OSError) as error:
+                self.note(f"({error})")
 
     def answer(self, message: str) -> None:
-        """Print the reply as it comes and add the turn to the history, also when Ctrl-C cuts it short."""
-        reply = self.talker.reply(
-            self.turns,
-            message,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            max_tokens=self.max_tokens,
-            seed=self._next_seed(),
-        )
+        """Print the reply as it comes and add both to the conversation, also when Ctrl-C cuts it short."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        settings = vars(self.drawing) | {"seed": self._next_seed()}
+        reply = self.talker.reply([*system, *self.messages], message, **settings)
         if reply.dropped_turns:
-            del self.turns[: reply.dropped_turns]
-            print(f"(the context is full: the oldest {reply.dropped_turns} turn(s) were dropped)")
+            del self.messages[: 2 * reply.dropped_turns]
+            self.note(f"(the context is full: the oldest {reply.dropped_turns} turn(s) were dropped)")
         try:
             for piece in reply:
-                print(piece, end="", flush=True)
+                print(printable(piece), end="", flush=True)
         except KeyboardInterrupt:
             print(" (stopped)", end="")
-        print()
-        if not self.talker.continues_text:
-            self.turns.append(reply.turn)
+        print(flush=True)
+        said = [{"role": "user", "content": message}, {"role": "assistant", "content": reply.text}]
+        self.messages += without_empty(said)
 
     def _next_seed(self) -> int:
         self.num_replies += 1
-        if self.seed is None:
+        if self.drawing.seed is None:
             return secrets.randbits(63)
-        return derived_seed(self.seed, "reply", self.num_replies)
+        return derived_seed(self.drawing.seed, "reply", self.num_replies)
+
+    def _command(self, text: str) -> None:
+        name, _, rest = text.partition(" ")
+        if name not in COMMANDS:
+            raise ValueError(f"no command {name}; /help lists them")
+        COMMANDS[name][1](self, rest.strip())
+
+    def _help(self, rest: str) -> None:
+        self.note("\n".join(f"  {name + ' ' + about}" for name, (about, _) in COMMANDS.items()))
+
+    def _set(self, rest: str) -> None:
+        self.drawing = self.drawing.changed(rest) if rest else self.drawing
+        self.note(f"({self.drawing})")
+
+    def _system(self, rest: str) -> None:
+        self.system = rest
+        self.note("(the system prompt is set)" if rest else "(there is no system prompt)")
+
+    def _clear(self, rest: str) -> None:
+        self.messages.clear()
+        self.note("(the conversation starts over)")
+
+    def _undo(self, rest: str) -> str:
+        if not self.messages:
+            raise ValueError("nothing has been said yet")
+        message = self.messages[-2]["content"]
+        del self.messages[-2:]
+        self.note(f"(taken back: {message})")
+        return message
+
+    def _regen(self, rest: str) -> None:
+        if not self.messages:
+            raise ValueError("nothing has been said yet")
+        message = self.messages[-2]["content"]
+        del self.messages[-2:]
+        self.answer(message)
+
+    def _save(self, rest: str) -> None:
+        path = _path(rest, "/save")
+        if path.exists():
+            raise ValueError(f"{path} exists; give another name")
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        write_json(path, {"messages": [*system, *self.messages]})
+        self.note(f"(saved in {path})")
+
+    def _load(self, rest: str) -> None:
+        path = _path(rest, "/load")
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}; /save makes one")
+        conversation = read_json(path)
+        check_conversation(conversation, place=str(path))
+        messages = list(conversation["messages"])
+        if messages[-1]["role"] != "assistant" or any(type(m["content"]) is not str for m in messages):
+            raise ValueError(f"{path} is not a conversation that /save wrote: texts, with a reply at the end")
+        self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+        self.messages = messages
+        self.note(f"({len(messages) // 2} turns from {path})")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Terminal, str], object]]] = {
+    "/help": ("lists these", Terminal._help),
+    "/set": ("NAME=VALUE changes how replies are drawn; /set alone shows it", Terminal._set),
+    "/system": ("TEXT is put before the first message; alone takes it away", Terminal._system),
+    "/regen": ("answers the last message again", Terminal._regen),
+    "/undo": ("takes the last message and its reply back", Terminal._undo),
+    "/clear": ("starts over", Terminal._clear),
+    "/save": ("FILE writes the conversation", Terminal._save),
+    "/load": ("FILE goes on with one", Terminal._load),
+    "/quit": ("leaves; Ctrl-C stops a reply only", Terminal._help),  # `converse` does it
+}
+
+
+def _path(text: str, command: str) -> Path:
+    if not text:
+        raise ValueError(f"{command} needs a file: {command} talk.json")
+    return Path(text).expanduser()

@@ -1,175 +1,295 @@
-"""A chat page for the browser, built with Gradio: streaming, stop, retry, edit, and the sampling controls.
+"""A chat page for the browser, built with Gradio: streaming, stop, retry, undo, edit, sampling controls.
 
-Served on loopback unless a host is given; the page and the server ask nothing of any other machine.
+The browser owns the conversation: it sends all of it with every message, so a server that restarts under an
+open page loses nothing. The page and the server ask nothing of any other machine, and what a model writes is
+shown as written: it is never Markdown, and never HTML.
 """
 
+import html
 import math
 import os
-import re
 import secrets
-import socket
 import time
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nanolit.chat.dialogue import Talker
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it reads this while it is imported
+
+import gradio
+
+from nanolit.chat.asked import MAX_ALL_CHARACTERS, MAX_CHARACTERS, MAX_TEMPERATURE, MAX_TOP_K
+from nanolit.chat.dialogue import Talker, usual_max_tokens
+from nanolit.chat.markup import as_html
+from nanolit.chat.models import Defaults, Models
+from nanolit.chat.service import PLACES
 from nanolit.machine.device import derived_seed
 
 if TYPE_CHECKING:
-    import gradio
+    from fastapi import FastAPI
 
-# A reply is shown as Markdown: an image in it must not make the browser ask another machine.
-_ONLY_THIS_SERVER = """<meta http-equiv="Content-Security-Policy" content="img-src 'self' data: blob:;
- media-src 'self' data: blob:; connect-src 'self'; frame-src 'self'">"""
+
 REFRESH_SECONDS = 0.1  # a page that is given every token of a fast model no longer hears its user
-_CALL = re.compile(r"(\[[^\]]*\]\[= [^\]]*\])")
-MAX_TOP_K = 200  # nanochat's page has the same limit; 0 = the whole vocabulary
+EXAMPLES = ("Hello! Who are you?", "Why is the sky blue?", "How many r are in strawberry?", "What is 12*34?")
+BEGINNINGS = (
+    "The capital of France is",
+    "Once upon a time",
+    "The chemical symbol of gold is",
+    "If 5 + 3 = 8, then",
+)
+ASSETS = Path(__file__).parent
+
+Messages = list[dict[str, str]]
 
 
 def build_demo(
-    talker: Talker, *, name: str, temperature: float, top_k: int | None, max_tokens: int, seed: int | None
-) -> "gradio.Blocks":
-    """The page, not yet served: `.launch()` it, or mount it into another server. `name` is its heading."""
-    gradio = _import_gradio()
-
-    def answer(
-        message: str,
-        history: list[dict],
-        turns: list[list[int]],
-        temperature: float,
-        top_k: int,
-        max_tokens: int,
-    ) -> Iterator[tuple[str, list[list[int]]]]:
-        turns = turns_of(history, turns, talker)
-        try:
-            reply = talker.reply(
-                turns,
-                message,
-                temperature=temperature,
-                top_k=top_k or None,
-                max_tokens=max_tokens,
-                seed=secrets.randbits(63) if seed is None else derived_seed(seed, "reply", len(turns) + 1),
-            )
-        except ValueError as error:  # an empty turn keeps the page's messages and ours in step
-            yield f"({error})", [*turns, []]
-            return
-        if reply.dropped_turns:
-            gradio.Info(f"The context is full: the oldest {reply.dropped_turns} turn(s) were forgotten.")
-        text, shown = "", -math.inf
-        for piece in reply:
-            text += piece
-            if time.monotonic() - shown > REFRESH_SECONDS:
-                yield as_markdown(text), [*turns, reply.turn]
-                shown = time.monotonic()
-        yield as_markdown(text) or "(an empty reply)", [*turns, reply.turn]
-
-    context = talker.engine.context
+    talker: Talker,
+    *,
+    name: str,
+    temperature: float,
+    top_k: int | None,
+    max_tokens: int,
+    seed: int | None,
+    models: Models | None = None,
+) -> gradio.Blocks:
+    """Return the page, not yet served; with `models` a person may choose another one than `talker`."""
+    names = models.names if models else [name]
+    page = Page(lambda chosen: models.get(chosen).talker if models else talker, seed=seed)
     with gradio.Blocks(title=f"NanoLit · {name}", fill_height=True, analytics_enabled=False) as demo:
-        turns = gradio.State([])
-        with gradio.Sidebar(open=False):
-            gradio.Markdown("### Sampling")
-            controls = [
-                gradio.Slider(
-                    0,
-                    max(2, temperature),
-                    temperature,
-                    step=0.05,
-                    label="Temperature",
-                    info="0: the likeliest token",
-                ),
-                gradio.Slider(
-                    0,
-                    max(MAX_TOP_K, top_k or 0),
-                    top_k or 0,
-                    step=1,
-                    label="Top-k",
-                    info="0: the whole vocabulary",
-                ),
-                gradio.Slider(
-                    1, context - 1, max_tokens, step=1, label="Max tokens", info="the longest reply"
-                ),
-            ]
-        gradio.ChatInterface(
-            answer,
-            chatbot=gradio.Chatbot(
-                show_label=False,
-                buttons=["copy", "copy_all"],  # not "share", which goes to another machine
-                placeholder=_description(talker),
-                scale=1,
-            ),
-            title=f"NanoLit · {name}",
-            editable=True,
-            additional_inputs=[turns, *controls],
-            additional_outputs=[turns],
-            concurrency_limit=16,  # replies at once, all in one batch of the engine; others wait in the queue
-            analytics_enabled=False,
-        )
+        # Not a secret: it lies in the page. A fixed one lets a restarted server read what the browser kept
+        messages = gradio.BrowserState([], storage_key=f"nanolit {name}", secret="nanolit")
+        with gradio.Row(elem_id="top"):
+            shown_name = "" if len(names) > 1 else f"<span>{html.escape(name)}</span>"
+            gradio.HTML(f"<h1>NanoLit</h1>{shown_name}", elem_id="title")
+            model = gradio.Dropdown(
+                names, value=name, container=False, show_label=False, visible=len(names) > 1, elem_id="model"
+            )
+            new = gradio.Button("New chat", size="sm", elem_id="new")
+        chatbot = gradio.Chatbot(
+            **page.face(name), elem_id="chat", show_label=False, container=False, editable="user", scale=1,
+            buttons=["copy"],  # not "share", which goes to another machine
+            layout="bubble", render_markdown=False, latex_delimiters=[], allow_tags=False,
+        )  # fmt: skip
+        box = gradio.Textbox(
+            placeholder="Message", show_label=False, container=False, autofocus=True, max_lines=8,
+            submit_btn=True, elem_id="box",
+        )  # fmt: skip
+        status = gradio.HTML(NOTE, elem_id="status")
+        controls = [model, *_controls(temperature, top_k, max_tokens, talker.engine.context)]
+        page.wire(demo, messages, chatbot, box, status, controls, new)
     return demo
 
 
-def serve(demo: "gradio.Blocks", *, host: str, port: int | None) -> None:
-    """Serve the page until Ctrl-C; `port` None takes the first free one from 7860 on."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, 0), family=family).close()  # Gradio would try every port
-    except OSError as error:
-        raise ValueError(
-            f"host {host} is no address of this machine ({error}); give another host="
-        ) from error
-    try:
-        _, url, _ = demo.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            ssr_mode=False,
-            footer_links=[],
-            head=_ONLY_THIS_SERVER,
-            prevent_thread_lock=True,
-            quiet=True,
+def _controls(temperature: float, top_k: int | None, max_tokens: int, context: int) -> list[Any]:
+    """Return the sidebar's: the system prompt and how tokens are drawn."""
+    with gradio.Sidebar(open=False, position="right", width=300):
+        gradio.Markdown("### Settings")
+        return [
+            gradio.Textbox(label="System prompt", lines=3, max_lines=8, placeholder="You are …"),
+            gradio.Slider(
+                0, max(MAX_TEMPERATURE, temperature), temperature, step=0.05, label="Temperature",
+                info="0: the likeliest token",
+            ),
+            gradio.Slider(
+                0, max(MAX_TOP_K, top_k or 0), top_k or 0, step=1, label="Top-k",
+                info="0: the whole vocabulary",
+            ),
+            gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: leaves no token out"),
+            gradio.Slider(1, context - 1, max_tokens, step=1, label="Max tokens", info="the longest reply"),
+        ]  # fmt: skip
+
+
+class Page:
+    """What happens when something is pressed: each method is given the conversation and gives it back."""
+
+    def __init__(self, talker_of: Callable[[str], Talker], *, seed: int | None) -> None:
+        self.talker_of, self.seed = talker_of, seed
+
+    def wire(
+        self,
+        demo: gradio.Blocks,
+        messages: gradio.BrowserState,
+        chatbot: gradio.Chatbot,
+        box: gradio.Textbox,
+        status: gradio.HTML,
+        controls: Sequence[Any],
+        new: gradio.Button,
+    ) -> None:
+        """Connect the page's parts to these methods."""
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        inputs, outputs = [messages, *controls], [box, messages, chatbot, status]
+        replies: Any = [
+            box.submit(self.send, [box, *inputs], outputs, **hidden),
+            chatbot.example_select(self.example, inputs, outputs, **hidden),
+            chatbot.retry(self.retry, inputs, outputs, **hidden),
+            chatbot.edit(self.edit, inputs, outputs, **hidden),
+        ]
+        box.stop(lambda: (READY, "Stopped."), None, [box, status], cancels=replies, **hidden)
+        chatbot.undo(self.undo, messages, outputs, cancels=replies, **hidden)
+        for cleared in (chatbot.clear, new.click):
+            cleared(self.clear, None, outputs, cancels=replies, **hidden)
+        model, *_, max_tokens = controls
+        model.change(self.clear, None, outputs, cancels=replies, **hidden).then(
+            self.choose, model, [chatbot, max_tokens, status], **hidden
         )
-    except OSError as error:
-        raise ValueError(f"port {port} can't be served on {host} ({error}); give another port=") from error
-    print(f"The chat is at {url} (Ctrl-C ends it)", flush=True)
-    demo.block_thread()
+        demo.load(self.restore, messages, chatbot, **hidden)
+
+    def face(self, name: str) -> dict[str, Any]:
+        """Return what an empty chat shows of a model."""
+        talker = self.talker_of(name)
+        what = "A base model: it continues your text, and each message begins a new one."
+        if not talker.continues_text:
+            what = f"A small language model with a context of {talker.engine.context:,} tokens."
+        examples = BEGINNINGS if talker.continues_text else EXAMPLES
+        return {
+            "placeholder": f"<h2>{html.escape(name)}</h2><p>{what}</p>",
+            "examples": [{"text": text} for text in examples],
+        }
+
+    def choose(self, name: str) -> tuple:
+        """Load a model and show its face."""
+        try:
+            context = self.talker_of(name).engine.context
+        except ValueError as error:
+            return gradio.skip(), gradio.skip(), html.escape(f"({_line(error)})")
+        slider = gradio.Slider(maximum=context - 1, value=usual_max_tokens(context))
+        return gradio.Chatbot(**self.face(name)), slider, NOTE
+
+    def send(self, message: str, messages: Messages, *controls: Any) -> Iterator[tuple]:
+        """Stream the reply to `message`: of an exchange, the conversation's last."""
+        if not message.strip():
+            yield READY, gradio.skip(), gradio.skip(), gradio.skip()
+            return
+        model, system, temperature, top_k, top_p, max_tokens = controls
+        before = [message for message in messages or [] if message["role"] != "system"]
+        yield BUSY, gradio.skip(), shown([*before, said("user", message)]), "…"
+        settings = {"temperature": temperature, "top_k": int(top_k) or None, "max_tokens": int(max_tokens)}
+        if top_p < 1:
+            settings["top_p"] = top_p
+        try:
+            asked = [*([said("system", system[:MAX_CHARACTERS])] if system.strip() else []), *recent(before)]
+            if len(message) > MAX_CHARACTERS:
+                raise ValueError(f"the message has {len(message):,} characters; at most {MAX_CHARACTERS:,}")
+            seed = (
+                secrets.randbits(63) if self.seed is None else derived_seed(self.seed, "reply", len(before))
+            )
+            reply = self.talker_of(model).reply(asked, message, seed=seed, **settings)
+            yield from self._stream(before, message, reply)
+        except (ValueError, RuntimeError) as error:  # the message goes back to where it was typed
+            note = html.escape(f"({_line(error)})")
+            yield gradio.Textbox(message, submit_btn=True, stop_btn=False), before, shown(before), note
+
+    def _stream(self, before: Messages, message: str, reply: Any) -> Iterator[tuple]:
+        text, count, seen, began = "", 0, -math.inf, time.monotonic()
+        for piece in reply:
+            text, count = text + piece, count + 1
+            if (now := time.monotonic()) - seen > REFRESH_SECONDS:
+                after = [*before, said("user", message), said("assistant", text)]
+                yield gradio.skip(), after, shown(after), gradio.skip()
+                seen = now
+        after = [*before, said("user", message), said("assistant", text)]
+        rate = count / max(time.monotonic() - began, 1e-9)
+        note = f"{count:,} tokens · {rate:,.0f} tokens/s"
+        if reply.dropped_turns:
+            note += f" · the context is full: the oldest {reply.dropped_turns} exchange(s) were left out"
+        yield READY, after, shown(after), note
+
+    def example(self, event: gradio.SelectData, messages: Messages, *controls: Any) -> Iterator[tuple]:
+        yield from self.send(event.value["text"], messages, *controls)
+
+    def retry(self, event: gradio.RetryData, messages: Messages, *controls: Any) -> Iterator[tuple]:
+        """Answer a message again; what followed it is forgotten."""
+        place = question_at(messages, event.index)
+        yield from self.send(messages[place]["content"], messages[:place], *controls)
+
+    def edit(self, event: gradio.EditData, messages: Messages, *controls: Any) -> Iterator[tuple]:
+        """Answer a message that was changed (page.js has it edited as text); what followed is forgotten."""
+        place = question_at(messages, event.index)
+        yield from self.send(event.value, messages[:place], *controls)
+
+    def undo(self, event: gradio.UndoData, messages: Messages) -> tuple:
+        """Take the last exchange back, its message to where it was typed."""
+        place = question_at(messages, event.index)
+        box = gradio.Textbox(messages[place]["content"], submit_btn=True, stop_btn=False)
+        return box, messages[:place], shown(messages[:place]), NOTE
+
+    def restore(self, messages: Messages) -> Any:
+        """Show what the browser kept; nothing where there is nothing: somebody may have typed already."""
+        return shown(messages) if messages else gradio.skip()
+
+    def clear(self) -> tuple:
+        return READY, [], [], NOTE
 
 
-def _import_gradio():
-    """Gradio with its telemetry off: it reads the variable while it is imported."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio
-
-    return gradio
+NOTE = "It can be wrong about anything."
+READY = gradio.Textbox(submit_btn=True, stop_btn=False)
+BUSY = gradio.Textbox("", submit_btn=False, stop_btn=True)
 
 
-def _description(talker: Talker) -> str:
-    if talker.continues_text:
-        return "A base model: it continues your text. Each message begins a new one."
-    return f"It can be wrong about anything. Its context is {talker.engine.context:,} tokens."
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
-def as_markdown(reply: str) -> str:
-    """Calculator calls as code: of [2*3*4][= 24] Markdown would take the asterisks."""
-    return _CALL.sub(r"`\1`", reply)
+def recent(messages: Messages) -> Messages:
+    """Return the newest exchanges that a prompt is made of, so that a long talk goes on and stays quick."""
+    sizes = [len(message["content"]) for message in messages]
+    start = 0
+    while sum(sizes[start:]) > MAX_ALL_CHARACTERS:
+        start += 2
+    return messages[start:]
 
 
-def turns_of(history: list[dict], turns: list[list[int]], talker: Talker) -> list[list[int]]:
-    """The turns that the page still shows: `turns`, cut where a message was edited, retried or cleared.
-
-    Those that the server lacks (it was restarted under an open page) are rebuilt from the text; a message
-    without an answer (it was stopped before its first word) has an empty turn.
-    """
-    rebuilt: list[list[int]] = []
-    for message, following in pairwise([*history, {}]):
-        if message["role"] == "user":
-            answered = following.get("role") == "assistant"
-            rebuilt.append(talker.turn(_text(message), _text(following)) if answered else [])
-    return [*turns[: len(rebuilt)], *rebuilt[len(turns) :]]
+def question_at(messages: Messages, index: Any) -> int:
+    """Return the place of the user's message that Gradio's index belongs to."""
+    index = index[0] if isinstance(index, (list, tuple)) else index
+    places = [place for place, message in enumerate(messages) if message["role"] == "user" and place <= index]
+    return places[-1] if places else 0
 
 
-def _text(message: dict) -> str:
-    """The text of one message of Gradio's history (a string or a list of parts), `as_markdown` undone."""
-    content = message["content"]
-    if not isinstance(content, str):
-        content = "".join(part["text"] for part in content if part["type"] == "text")
-    return re.sub(f"`{_CALL.pattern}`", r"\1", content)
+def shown(messages: Messages) -> list[dict[str, Any]]:
+    """Return messages as the chatbot takes them."""
+    return [
+        {"role": message["role"], "content": [{"type": "text", "text": as_html(message["content"]) or "…"}]}
+        for message in messages or []
+    ]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def mount(app: "FastAPI", models: Models, defaults: Defaults) -> None:
+    """Put the page at / of the app."""
+    first = models.get()
+    context = first.service.context
+    demo = build_demo(
+        first.talker,
+        name=first.name,
+        temperature=defaults.temperature,
+        top_k=defaults.top_k,
+        max_tokens=defaults.max_tokens or usual_max_tokens(context),
+        seed=defaults.seed,
+        models=models,
+    )
+    demo.queue(default_concurrency_limit=PLACES, max_size=2 * PLACES)
+    gradio.mount_gradio_app(
+        app,
+        demo,
+        path="/",
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        max_file_size="1kb",
+        theme=gradio.themes.Base(  # pyright: ignore[reportPrivateImportUsage]
+            primary_hue="indigo",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        css=(ASSETS / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(ASSETS / 'page.js').read_text(encoding='utf-8')}</script>",
+    )

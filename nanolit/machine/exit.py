@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from nanolit.machine.signals import ignore_ctrl_c
+from nanolit.machine.terminal import printable
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
@@ -37,8 +38,3 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             return 130
 
     return guarded
-
-
-def printable(text: str) -> str:
-    """Write out the control characters of a text from anywhere: a terminal would obey them."""
-    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

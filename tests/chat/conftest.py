@@ -16,11 +16,8 @@ PACKAGE_PARENT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def root(tmp_path_factory, taught_model, byte_tokenizer) -> Path:
-    """A root with the runs `taught` (stage sft) and `rambling` (stage base, a greedy text without an end)."""
-    root = tmp_path_factory.mktemp("root")
-    byte_tokenizer.save(root / "tokenizers" / "bytes")
-    _release(root, "taught", "sft", taught_model, byte_tokenizer)
+def rambling_model(taught_model) -> GPT:
+    """A model that says a after a, greedily: a text without an end."""
     with torch.no_grad():
         rambling = GPT(GPTConfig(**taught_model.hyperparameters | {"context": 16_384}))
         rambling.prepare(dtype=torch.float32)
@@ -29,7 +26,16 @@ def root(tmp_path_factory, taught_model, byte_tokenizer) -> Path:
         rambling.embedding.weight.fill_(1.0)
         rambling.residual_scalars.fill_(1.0)
         rambling.unembedding.weight[ord("a")] = 1.0  # whatever was said, the next byte is an a
-    _release(root, "rambling", "base", rambling, byte_tokenizer)
+    return rambling
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory, taught_model, rambling_model, byte_tokenizer) -> Path:
+    """A root with the runs `taught` (stage sft) and `rambling` (stage base, a greedy text without an end)."""
+    root = tmp_path_factory.mktemp("root")
+    byte_tokenizer.save(root / "tokenizers" / "bytes")
+    _release(root, "taught", "sft", taught_model, byte_tokenizer)
+    _release(root, "rambling", "base", rambling_model, byte_tokenizer)
     return root
 
 
@@ -43,12 +49,12 @@ def _release(root: Path, run: str, stage: str, model: GPT, tokenizer: Tokenizer)
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start_chat(root):
     """Starts `python -m nanolit.chat` with its arguments; what still runs at the end is ended."""
     processes = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "nanolit.chat", *arguments, f"root={root}"],
             stdin=subprocess.PIPE,
@@ -62,6 +68,7 @@ def start_chat(root):
                 "PYTHONIOENCODING": "utf-8",
                 "NANOLIT_DEVICE": "cpu",
                 "OMP_NUM_THREADS": "1",
+                **environment,
             },
         )
         processes.append(process)

@@ -1,13 +1,18 @@
 """A dialogue's prompts are those that the model was trained on, and never longer than its context."""
 
+from itertools import chain
+
 import pytest
 
-from nanolit.chat.dialogue import Talker, usual_max_tokens
-from nanolit.chat.web import as_markdown, turns_of
+from nanolit.chat.dialogue import ReplyText, Talker, as_parts, usual_max_tokens, without_empty
 from nanolit.inference.engine import Engine
 from nanolit.tokenizer.conversation import render_prompt
 
 GREEDY = {"temperature": 0.0, "top_k": None, "seed": 0}
+
+
+def said(question: str, reply: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
 
 @pytest.fixture
@@ -26,55 +31,60 @@ def test_a_calculator_call_is_shown_with_its_answer(talker):
     assert text.startswith("It is [12*3][= 36]")
 
 
-def test_the_page_rebuilds_the_turns_that_it_shows(talker):
-    """The second message was stopped before its first word; the third is not known to the server."""
-    said = [
-        ("user", "one"),
-        ("assistant", "1"),
-        ("user", "two"),
-        ("user", "3"),
-        ("assistant", "`[2*3*4][= 24]`"),
-    ]
-    history = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
-    expected = [[7], [], talker.turn("3", "[2*3*4][= 24]")]
-    assert turns_of(history, [[7]], talker) == expected
-    assert turns_of(history[:3], [[7], [8], [9]], talker) == [[7], [8]]
-    assert turns_of([], [[7]], talker) == []
-    assert turns_of(history, [], talker) == [talker.turn("one", "1"), *expected[1:]]
-
-
-def test_a_calculator_call_is_code_on_the_page(talker):
-    assert as_markdown("It is [2*3*4][= 24]. *So*") == "It is `[2*3*4][= 24]`. *So*"
-
-
 def test_the_second_prompt_equals_the_rendered_conversation(talker):
     """Oracle: the training data's rendering of the same conversation, given to the engine itself."""
-    first = talker.reply([], "Hello", max_tokens=40, **GREEDY)
-    answer = "".join(first)
-    second = talker.reply([first.turn], "Sum?", max_tokens=20, **GREEDY)
-    list(second)
-    messages = [("user", "Hello"), ("assistant", answer), ("user", "Sum?")]
-    conversation = {"messages": [{"role": role, "content": text} for role, text in messages]}
-    prompt = render_prompt(conversation, talker.engine.tokenizer)
+    history = said("Hello", "".join(talker.reply([], "Hello", max_tokens=40, **GREEDY)))
+    second = talker.reply(history, "Sum?", max_tokens=20, **GREEDY)
+    text = "".join(second)
+    prompt = render_prompt({"messages": [*history, *said("Sum?", "")[:1]]}, talker.engine.tokenizer)
     (completion,) = talker.engine.complete(prompt, max_tokens=20, temperature=0)
-    assert second.ids == completion.body_ids
-    assert first.turn == talker.turn("Hello", answer)
+    shown = ReplyText(talker.engine.tokenizer)
+    assert text == "".join(map(shown.push, completion.body_ids)) + shown.flush()
+
+
+def test_a_calculator_call_is_a_call_again_in_the_next_prompt(talker):
+    """Oracle: the rendering of the parts that the model was trained on."""
+    history = said("Sum?", "It is [12*3][= 36] in all. [x][y]")
+    parts = [("text", "It is "), ("python", "12*3"), ("python_output", "36"), ("text", " in all. [x][y]")]
+    content = [{"type": type, "text": text} for type, text in parts]
+    assert as_parts(history[1]) == {"role": "assistant", "content": content}
+    question = {"role": "user", "content": "Hello"}
+    conversation = {"messages": [history[0], {"role": "assistant", "content": content}, question]}
+    prompt, _ = talker.prompt([*history, question], max_tokens=9)
+    assert prompt == render_prompt(conversation, talker.engine.tokenizer)
+
+
+def test_a_system_message_stays_when_the_oldest_leave(talker):
+    system = {"role": "system", "content": "Be brief."}
+    history = [system, *said("one", "x" * 60), *said("two", "y")]
+    question = {"role": "user", "content": "Hello"}
+    prompt, dropped = talker.prompt([*history, question], max_tokens=40)
+    assert dropped == 1
+    kept = {"messages": [system, *said("two", "y"), question]}
+    assert prompt == render_prompt(kept, talker.engine.tokenizer)
+
+
+def test_an_exchange_without_a_reply_is_left_out():
+    """Stopped before the first word."""
+    question = {"role": "user", "content": "three"}
+    assert without_empty([*said("one", "1"), *said("two", ""), question]) == [*said("one", "1"), question]
 
 
 def test_a_reply_that_was_stopped_keeps_what_came(talker):
     reply = talker.reply([], "Hello", max_tokens=40, **GREEDY)
     pieces = iter(reply)
-    heard = next(pieces) + next(pieces)
-    assert reply.turn == talker.turn("Hello", heard)
+    assert next(pieces) + next(pieces) == "Hi" == reply.text
 
 
 def test_the_oldest_turns_leave_when_the_context_is_full(talker):
-    turns = [talker.turn(f"question {number}", "a reply") for number in range(9)]
-    reply = talker.reply(turns, "Hello", max_tokens=40, **GREEDY)
-    room = talker.engine.context - 1 - len(talker.question("Hello")) - 40
-    kept = turns[reply.dropped_turns :]
-    assert 0 < len(kept) < 9
-    assert sum(map(len, kept)) <= room < sum(map(len, turns[reply.dropped_turns - 1 :]))
+    """Oracle: adding another exchange at the front of what was kept would not fit."""
+    turns = [said(f"question {number}", "a reply") for number in range(9)]
+    question = {"role": "user", "content": "Hello"}
+    prompt, dropped = talker.prompt([*chain(*turns), question], max_tokens=40)
+    assert 0 < dropped < 9
+    assert len(prompt) + 40 <= talker.engine.context
+    more = {"messages": [*chain(*turns[dropped - 1 :]), question]}
+    assert len(render_prompt(more, talker.engine.tokenizer)) + 40 > talker.engine.context
 
 
 def test_a_message_that_leaves_no_room_is_refused_with_the_numbers(talker):
@@ -92,11 +102,12 @@ def test_the_longest_message_that_is_accepted_fills_the_context(talker):
 def test_a_base_model_continues_the_bare_text(taught_model, byte_tokenizer):
     """Oracle: the engine, given <|bos|> and the text."""
     talker = Talker(Engine(taught_model, byte_tokenizer), continues_text=True)
-    reply = talker.reply([[1, 2, 3]], "Once", max_tokens=10, **GREEDY)
-    list(reply)
+    reply = talker.reply(said("Hello", "Hi"), "Once", max_tokens=10, **GREEDY)
+    text = "".join(reply)
     prompt = [byte_tokenizer.bos_id, *b"Once"]
     (completion,) = talker.engine.complete(prompt, max_tokens=10, temperature=0)
-    assert reply.ids == completion.body_ids
+    shown = ReplyText(byte_tokenizer)
+    assert text == "".join(map(shown.push, completion.body_ids)) + shown.flush()
     assert reply.dropped_turns == 0
 
 

@@ -1,19 +1,29 @@
-"""The chat page in a real headless browser: it streams, stops, and asks nothing of any other machine."""
+"""The chat page in a real headless browser, beside the API on a real server: what a person sees and does."""
 
-import json
+import contextlib
+import html.parser
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import urllib.request
+import time
 
+import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nanolit.chat import web
+from nanolit.chat.__main__ import main
+from nanolit.chat.markup import as_html
+from nanolit.chat.web import question_at, recent
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 LOOPBACK = re.compile(r"^(http|ws)://127\.0\.0\.1:\d+/|^(data|blob):")
+ATTACK = (
+    '<div style="position:fixed;inset:0;z-index:9999">FAKE LOGIN</div>'
+    '<form action="http://192.0.2.1/"><input name=p></form><img src=http://192.0.2.1/i.png onerror=alert(1)>'
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,84 +41,289 @@ def browser():
 @pytest.fixture
 def page(browser):
     """A page that notes in `page.left_loopback` every request beyond this machine, sent or blocked."""
-    page = browser.new_page()
-    page.set_default_timeout(180_000)  # machines that do much else answer late
-    page.left_loopback = []
-    page.on(
-        "request",
-        lambda request: page.left_loopback.append(request.url) if not LOOPBACK.match(request.url) else None,
-    )
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.set_default_timeout(20_000)  # machines that do much else answer late
+    page.left_loopback, page.failed = [], []
+    page.on("request", lambda r: None if LOOPBACK.match(r.url) else page.left_loopback.append(r.url))
+    page.on("response", lambda r: page.failed.append((r.status, r.url)) if r.status >= 400 else None)
     yield page
-    page.close()
+    context.close()
 
 
-def serve(start_chat, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """The chat's process and the address that it printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = start_chat(*arguments, "web=true", f"port={port}", "temperature=0")
+def serve(start_chat, *words: str, port: int | None = None) -> tuple[subprocess.Popen[str], str]:
+    """The chat's process and the address that it printed, once it answers there."""
+    process = start_chat(*words, "web=true", "temperature=0", *([f"port={port}"] if port else []))
     line = process.stdout.readline()
-    assert f"http://127.0.0.1:{port}" in line, line + process.stderr.read()
-    return process, f"http://127.0.0.1:{port}/"
+    (address,) = re.findall(r"at (http://127\.0\.0\.1:\d+) ", line) or [line + process.stderr.read()]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+            break
+        time.sleep(0.1)
+    return process, address
 
 
-def say(page, text: str) -> None:
+@pytest.fixture(scope="module")
+def address(start_chat):
+    """A server of both models, greedy."""
+    return serve(start_chat, "taught")[1]
+
+
+def visit(page, address: str) -> None:
+    """Open the page and wait until it listens."""
+    page.goto(address)
+    page.wait_for_load_state("networkidle")
+
+
+def say(page, text: str, *, refused: str = "") -> None:
     """Type and send: Enter again while the text is still there, for a busy page may not have read it yet."""
-    box = page.get_by_role("textbox").first
+    box = page.locator("#box textarea")
     box.fill(text)
-    for _ in range(20):
+    for _ in range(6):
         box.press("Enter")
-        for _ in range(30):
+        for _ in range(60):
             page.wait_for_timeout(100)
-            if not box.input_value():
+            if refused in page.inner_text("#status") if refused else not box.input_value():
                 return
     raise AssertionError(f"{text!r} was not sent; the page: {page.inner_text('body')[-500:]!r}")
 
 
-def test_the_page_chats_without_leaving_this_machine(start_chat, page):
-    process, address = serve(start_chat, "run=taught", "top_k=500")  # beyond what the page offers by itself
-    page.goto(address)
+def heard(page, count: int) -> list[str]:
+    """Wait until the page is still and shows `count` replies; return all that it shows, in order."""
+    texts = None
+    for _ in range(100):
+        page.wait_for_timeout(300)
+        before, texts = texts, page.locator("#chat .message-content").all_inner_texts()
+        still = page.locator("button.submit-button").count() and len(texts) == 2 * count
+        if still and texts == before and page.locator(".bot.message").count() == count:
+            return [text.strip() for text in texts]
+    raise AssertionError(f"{count} replies were expected, the page shows {texts}")
+
+
+def counted(address: str, what: str) -> int:
+    return sum(model[what] for model in httpx.get(f"{address}/stats").json().values())
+
+
+def choose_model(page, name: str) -> None:
+    page.locator("#model input").click()
+    page.get_by_role("option", name=name).click()
+    page.locator("#chat h2", has_text=name).wait_for()
+
+
+def test_the_page_chats_without_leaving_this_machine(address, page):
+    visit(page, address)
     say(page, "Hello")
-    page.get_by_text("Hi! I am tiny 😀.", exact=True).wait_for()
-    say(page, "x" * 200)
-    page.get_by_text("(the message (203 tokens) and max_tokens (64) don't fit").wait_for()
-    page.get_by_label("Clear").first.click()
+    assert heard(page, 1) == ["Hello", "Hi! I am tiny 😀."]
+    page.locator("#status", has_text=re.compile(r"\d+ tokens · [\d,]+ tokens/s")).wait_for()
+    page.get_by_role("button", name="New chat").click()
     page.get_by_text("Hi! I am tiny").wait_for(state="detached")
-    say(page, "Sum?")  # answered rightly only where the cleared turns are forgotten
-    page.get_by_text("It is [12*3][= 36]").wait_for()
+    say(page, "Sum?")  # answered rightly only where what was cleared is forgotten
+    page.locator(".call", has_text="[12*3][= 36]").wait_for()
     page.get_by_label("Toggle Sidebar").click()
-    for control in ("Temperature", "Top-k", "Max tokens"):
+    for control in ("System prompt", "Temperature", "Top-k", "Top-p", "Max tokens"):
         page.get_by_label(control).first.wait_for()
+    assert (page.left_loopback, page.failed) == ([], [])
+    config = httpx.get(f"{address}/config").json()
+    assert (config["analytics_enabled"], config["connect_heartbeat"]) == (False, False)
+
+
+def test_a_message_that_does_not_fit_goes_back_to_where_it_was_typed(address, page):
+    visit(page, address)
+    say(page, "x" * 200, refused="(the message (203 tokens) and max_tokens (64) don't fit")
+    assert page.locator("#box textarea").input_value() == "x" * 200
+    assert page.locator("#chat .message").count() == 0
+
+
+def test_text_is_shown_as_it_was_written(address, page):
+    """Also what looks like Markdown, HTML or a form: nothing of it becomes a part of the page."""
+    texts = [
+        "so 2*3*4 is 24 and 5*6 is 30",
+        "if a<b and c>d then stop",
+        "call __init__  now\n  | a | b |",
+        "&lt; &amp;",
+    ]
+    visit(page, address)
+    choose_model(page, "rambling/base")  # it has room for them
+    for number, text in enumerate([*texts, ATTACK], start=1):
+        say(page, text)
+        assert heard(page, number)[-2] == text
+    assert page.locator("form, #chat img, #chat [style*=fixed]").count() == 0
     assert page.left_loopback == []
-    with urllib.request.urlopen(f"{address}config", timeout=60) as answer:
-        assert json.load(answer)["analytics_enabled"] is False
-    blocked = []
-    page.on("console", lambda message: blocked.append(message.text))
-    say(page, "![image](http://192.0.2.1/image.png)")  # an address kept for documentation
-    page.get_by_alt_text("image").wait_for(state="attached")
-    page.wait_for_timeout(500)
-    assert any("192.0.2.1" in text and "Content Security Policy" in text for text in blocked)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    policy = httpx.get(address).headers["content-security-policy"]
+    assert "form-action 'self'" in policy
 
 
-def test_stop_ends_a_reply_and_the_next_message_is_answered(start_chat, page):
-    _, address = serve(start_chat, "run=rambling", "max_tokens=16000")
-    page.goto(address)
+def test_code_stays_code_and_a_copy_is_what_was_written(address, page):
+    visit(page, address)
+    text = "Run\n```python\nx = 2*3 < 7\n```\n& <b>see</b>"
+    say(page, text)
+    assert page.locator(".user pre").inner_text().split("\n")[1] == "x = 2*3 < 7"
+    heard(page, 1)
+    page.get_by_label("Copy message").first.click()
+    page.wait_for_timeout(200)
+    assert page.evaluate("navigator.clipboard.readText()") == text
+
+
+def test_retry_undo_and_edit_go_on_from_where_they_were_asked(address, page):
+    visit(page, address)
+    say(page, "Hello")
+    heard(page, 1)
+    say(page, "Sum?")
+    first = heard(page, 2)
+    before = counted(address, "replies")
+    page.get_by_role("button", name="Retry").click()
+    while counted(address, "replies") == before:
+        page.wait_for_timeout(100)
+    assert heard(page, 2) == first
+    page.get_by_role("button", name="Undo").click()
+    assert heard(page, 1) == first[:2]
+    assert page.locator("#box textarea").input_value() == "Sum?"
+    page.get_by_label("Edit").first.click()
+    box = page.locator("#chat textarea")
+    assert box.input_value() == "Hello"
+    box.fill("Sum?")
+    page.get_by_role("button", name="Submit").click()
+    page.locator(".call", has_text="[12*3][= 36]").wait_for()
+    assert heard(page, 1)[0] == "Sum?"
+
+
+def test_what_is_edited_is_the_text_and_not_its_markup(address, page):
+    visit(page, address)
+    say(page, "a<b & c")
+    heard(page, 1)
+    page.get_by_label("Edit").first.click()
+    assert page.locator("#chat textarea").input_value() == "a<b & c"
+    page.locator("#chat textarea").fill("a<b &amp; d")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("a<b &amp; d", exact=True).wait_for()
+
+
+def test_stop_frees_the_slot_within_a_second_and_keeps_what_came(address, page):
+    visit(page, address)
+    choose_model(page, "rambling/base")
+    page.get_by_label("Toggle Sidebar").click()
+    page.get_by_label("number input for Max tokens").fill("16000")
+    page.get_by_label("number input for Max tokens").press("Enter")
+    page.get_by_label("Toggle Sidebar").click()
     say(page, "Once")
     page.get_by_text(re.compile("aaaa")).first.wait_for()
+    assert counted(address, "open") == 1
     page.locator("button.stop-button").click()
-    page.locator("button.submit-button").wait_for()
-    said = page.get_by_text(re.compile("^a+$")).first.inner_text()
+    stopped = time.monotonic()
+    while counted(address, "open"):
+        assert time.monotonic() - stopped < 1
+        time.sleep(0.02)
+    _, said = heard(page, 1)
     assert 0 < len(said) < 15_000
-    page.wait_for_timeout(1_000)
-    assert page.get_by_text(re.compile("^a+$")).first.inner_text() == said
     say(page, "Again")
     page.get_by_text(re.compile("^a+$")).nth(1).wait_for()
+    page.close()
+    closed = time.monotonic()
+    while counted(address, "open"):
+        assert time.monotonic() - closed < 5, "a closed tab keeps its slot"
+        time.sleep(0.1)
 
 
-def test_a_host_that_is_not_here_is_refused_at_once():
+def test_an_example_is_asked_and_answered(address, page):
+    visit(page, address)
+    page.get_by_role("button", name="Hello! Who are you?").click()
+    assert heard(page, 1)[0] == "Hello! Who are you?"
+
+
+@pytest.mark.slow
+def test_a_restarted_server_loses_nothing_of_an_open_page(start_chat, page):
+    """Both exchanges are on the page and in the prompt, also after a reload; oracle: the API."""
+    process, address = serve(start_chat, "taught")
+    visit(page, address)
+    say(page, "Hello")
+    first = heard(page, 1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    serve(start_chat, "taught", port=int(address.rpartition(":")[2]))
+    say(page, "Sum?")
+    both = heard(page, 2)
+    assert both[:2] == first
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, both[:3], strict=True)]
+    asked = {"messages": messages, "temperature": 0, "max_tokens": 64}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=asked, timeout=60).json()
+    assert both[3] == answer["choices"][0]["message"]["content"].strip()
+    page.reload()
+    assert heard(page, 2) == both
+
+
+def test_only_what_the_page_needs_is_served(address):
+    """Of Gradio's routes; uploads and files above all."""
+    with httpx.Client(base_url=address) as client:
+        for path in ("file=/etc/passwd", "runs", "proxy=http://192.0.2.1/", "deep_link", "openapi.json"):
+            assert client.get(f"/gradio_api/{path}").status_code == 404, path
+        for path in ("monitoring", "monitoring/summary", "docs", "openapi.json"):
+            assert client.get(f"/{path}").status_code == 404, path
+        for path in (
+            "gradio_api/upload",
+            "gradio_api/process_recording",
+            "gradio_api/run/send",
+            "gradio_api/vibe-edit",
+        ):
+            assert client.post(f"/gradio_api/{path}", content=b"x").status_code == 404, path
+        assert client.get("/gradio_api/heartbeat/abc").status_code == 204
+
+
+class Text(html.parser.HTMLParser):
+    """What a browser makes of markup: its text, and the tags."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.text, self.tags = "", set()
+        self.feed(markup)
+        self.close()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from([*"a*`<>&=[] \n\"'", "```", "\n```\n", "[1][= 2]", "&lt;", "<b>", "</pre>"])))
+def test_markup_has_exactly_the_text_that_was_written(pieces):
+    """Oracle: Python's own HTML parser."""
+    text = "".join(pieces)
+    parsed = Text(as_html(text))
+    assert parsed.text == text
+    assert parsed.tags <= {"pre", "code", "i", "b"}
+
+
+def test_a_long_talk_goes_on_with_its_newest_exchanges():
+    messages = [{"role": role, "content": "x" * 7_000} for role in ("user", "assistant")] * 4
+    assert recent(messages) == messages[4:]
+    assert recent(messages[:4]) == messages[:4]
+
+
+def test_the_index_of_a_message_is_that_of_its_question():
+    roles = ("user", "assistant", "user", "assistant")
+    messages = [{"role": role, "content": ""} for role in roles]
+    assert [question_at(messages, index) for index in (0, 1, [2, 0], 3)] == [0, 0, 2, 2]
+
+
+def test_a_taken_port_is_one_line(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["taught", "web=true", f"port={port}"]) == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert f"port {port} can't be served on 127.0.0.1" in output.err
+
+
+def test_a_host_that_is_not_here_is_refused_at_once(capsys):
     """192.0.2.1 is kept for documentation: no machine has it."""
-    with pytest.raises(ValueError, match=r"host 192\.0\.2\.1 is no address of this machine .* another host="):
-        web.serve(None, host="192.0.2.1", port=None)  # pyright: ignore[reportArgumentType]
+    assert main(["taught", "web=true", "host=192.0.2.1"]) == 2
+    assert "host 192.0.2.1 is not an address of this machine" in capsys.readouterr().err
+
+
+def test_the_api_offers_every_run_beside_the_page(address):
+    names = [model["id"] for model in httpx.get(f"{address}/v1/models").json()["data"]]
+    assert names == ["taught/sft", "rambling/base"]

@@ -1,0 +1,85 @@
+"""What a request of OpenAI's API may ask, with nanochat's limits; all else is refused by name."""
+
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# nanochat's limits (scripts/chat_web.py)
+MAX_MESSAGES, MAX_CHARACTERS, MAX_ALL_CHARACTERS = 500, 8_000, 32_000
+MAX_TEMPERATURE, MAX_TOP_K, MAX_TOKENS = 2.0, 200, 4_096
+WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"}
+NOTHING = (None, False, 0, "", [], {}, {"type": "text"}, "none", "auto")  # values that ask for nothing
+
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+
+
+class Part(BaseModel):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Part] | None = None
+
+    def plain(self) -> dict[str, str]:
+        """Return the message as the rest of chat/ knows it."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class Sampled(BaseModel):
+    """What both kinds of completion share; a default of None is the server's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
+    )
+    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=MAX_TOP_K)  # 0: the whole vocabulary
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, bool] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def few_and_short(cls, stop: str | list[str] | None) -> list[str]:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > 4 or not all(1 <= len(text) <= 100 for text in stops):
+            raise ValueError("give at most 4 texts of 1 to 100 characters")
+        return stops
+
+    @model_validator(mode="after")
+    def nothing_unsupported(self):
+        for name, value in (self.model_extra or {}).items():
+            if name not in WITHOUT_EFFECT and value not in NOTHING:
+                raise ValueError(f"{name} is not supported; leave it out")
+        return self
+
+    @property
+    def usage_wanted(self) -> bool:
+        return bool((self.stream_options or {}).get("include_usage"))
+
+
+class ChatCompletion(Sampled):
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+
+    @field_validator("messages")
+    @classmethod
+    def not_too_long(cls, messages: list[Message]) -> list[Message]:
+        total = sum(len(message.plain()["content"]) for message in messages)
+        if total > MAX_ALL_CHARACTERS:
+            raise ValueError(f"{total:,} characters in all; at most {MAX_ALL_CHARACTERS:,}")
+        return messages
+
+
+class TextCompletion(Sampled):
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_ALL_CHARACTERS)]
+    echo: Literal[False] | None = None

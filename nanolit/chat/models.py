@@ -1,0 +1,92 @@
+"""The models that a server offers, loaded when they are asked for."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nanolit.chat.dialogue import Talker
+from nanolit.chat.service import PLACES, Busy, Service
+from nanolit.inference.engine import Engine
+from nanolit.model.gpt import GPT
+from nanolit.tokenizer.bpe import Tokenizer
+
+MOST_LOADED = 2  # the one that talks and one to compare it with
+LOADING_SECONDS = 10  # that one is asked to wait while every loaded model talks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """How replies are drawn when nobody says; None of max_tokens follows from the model's context."""
+
+    temperature: float = 0.6
+    top_k: int | None = 50
+    max_tokens: int | None = None
+    seed: int | None = None
+
+
+class Loaded(Protocol):
+    """What `nanolit.load` gives, as far as it is needed here."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers: `talker` for threads, `service` for the event loop."""
+
+    name: str
+    service: Service
+    talker: Talker
+
+    @property
+    def is_base(self) -> bool:
+        return self.talker.continues_text
+
+
+class Models:
+    """Models by name; the first name is the default. At most `MOST_LOADED` are in memory at once."""
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], Loaded], *, places: int = PLACES) -> None:
+        self.names = list(names)
+        self._load, self._places = load, places
+        self._loaded: OrderedDict[str, Served] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str | None = None) -> Served:
+        """Return a model, loading it first if need be: seconds. ValueError for a name that is not offered."""
+        name = name or self.names[0]
+        if name not in self.names:
+            raise ValueError(f"there is no model {name!r}; there are: {', '.join(self.names)}")
+        with self._lock:
+            if name not in self._loaded:
+                self._make_room()
+                loaded = self._load(name)
+                service = Service(Engine(loaded.model, loaded.tokenizer), places=self._places)
+                talker = Talker(service, continues_text=loaded.meta.get("stage") == "base")
+                self._loaded[name] = Served(name, service, talker)
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+
+    def loaded(self) -> list[Served]:
+        """Return the models in memory."""
+        return [*self._loaded.values()]
+
+    def close(self) -> None:
+        """End all replies."""
+        for served in self.loaded():
+            served.service.close()
+
+    def _make_room(self) -> None:
+        """Drop the model that was asked longest ago of those that are silent; Busy if there is none."""
+        if len(self._loaded) < MOST_LOADED:
+            return
+        for name, served in self._loaded.items():
+            if not served.service.num_open:
+                served.service.close()
+                del self._loaded[name]
+                return
+        raise Busy(self._places, LOADING_SECONDS)

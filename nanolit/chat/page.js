@@ -1,0 +1,17 @@
+// Gradio's chatbot copies and edits the markup that it was given; people want the text of it.
+// DOMParser makes a document that runs nothing and loads nothing.
+const textOf = (markup) => new DOMParser().parseFromString("<body>" + markup, "text/html").body.textContent;
+if (navigator.clipboard) {
+  const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+  navigator.clipboard.writeText = (markup) => write(textOf(markup));
+}
+new MutationObserver((changes) => {
+  for (const node of changes.flatMap((change) => [...change.addedNodes])) {
+    const box = node.matches?.("#chat textarea") ? node : node.querySelector?.("#chat textarea");
+    if (box)
+      setTimeout(() => { // when Gradio has filled it
+        box.value = textOf(box.value);
+        box.dispatchEvent(new Event("input"));
+      });
+  }
+}).observe(document, { childList: true, subtree: true });

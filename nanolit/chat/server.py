@@ -1,0 +1,130 @@
+"""Page and API as one ASGI app, which anything that serves ASGI can mount, and its server on this machine."""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from nanolit.chat.api import error_body, routes
+from nanolit.chat.guard import Guard
+from nanolit.chat.models import Defaults, Models
+from nanolit.chat.service import Busy
+
+FIRST_PORT, NUM_PORTS = 7860, 100
+SHUTDOWN_SECONDS = 3  # for replies that are being written
+
+
+def build_app(
+    models: Models,
+    *,
+    defaults: Defaults | None = None,
+    password: str | None = None,
+    hosts: Sequence[str] = (),
+    page: bool = True,
+) -> Guard:
+    """Return the app. `hosts` are names it may be reached by, `*.example.org` among them.
+
+    `page=False` leaves the page out, and gradio unimported. The models' threads end with the app's lifespan.
+    """
+    defaults = defaults or Defaults()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        models.close()
+
+    app = FastAPI(title="NanoLit chat", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(routes(models, {"temperature": defaults.temperature, "top_k": defaults.top_k}))
+    _explain_errors(app)
+
+    @app.get("/health")
+    def health():
+        return {"status": "ok"}
+
+    @app.get("/stats")
+    def stats():
+        return {served.name: served.service.stats() for served in models.loaded()}
+
+    if page:
+        from nanolit.chat.web import mount
+
+        mount(app, models, defaults)
+    return Guard(app, password=password, hosts=hosts)
+
+
+def _explain_errors(app: FastAPI) -> None:
+    """Answer errors as OpenAI's clients read them."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        what = first["msg"].removeprefix("Value error, ")
+        message = f"{place}: {what}" if place else what
+        return JSONResponse(error_body(message, kind="invalid_request_error", param=place or None), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        body = error_body(str(error.detail), kind="invalid_request_error")
+        return JSONResponse(body, error.status_code, error.headers)
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> JSONResponse:
+        headers = {"Retry-After": str(error.seconds)}
+        return JSONResponse(error_body(str(error), kind="server_error", code="busy"), 503, headers)
+
+    @app.exception_handler(ValueError)
+    async def refused(request: Request, error: ValueError) -> JSONResponse:
+        return JSONResponse(error_body(str(error), kind="invalid_request_error"), 400)
+
+    @app.exception_handler(RuntimeError)
+    async def failed(request: Request, error: RuntimeError) -> JSONResponse:
+        return JSONResponse(error_body(str(error), kind="server_error"), 500)
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """Return a listening socket; `port` None takes the first free one from 7860 on."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server((address[0], 0), family=family).close()
+    except OSError as error:
+        raise ValueError(
+            f"host {host} is not an address of this machine ({error}); give another host="
+        ) from error
+    last: OSError | None = None
+    for number in [port] if port else range(FIRST_PORT, FIRST_PORT + NUM_PORTS):
+        try:
+            return socket.create_server((address[0], number), family=family, backlog=256)
+        except OSError as error:
+            last = error
+    which = f"port {port}" if port else f"ports {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1}"
+    why = os.strerror(last.errno or 0) if last else ""
+    raise ValueError(f"{which} can't be served on {host} ({why}); give another port=") from last
+
+
+def serve(app: Guard, listening: socket.socket, *, host: str) -> None:
+    """Serve until Ctrl-C, on a socket of `listen`."""
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{listening.getsockname()[1]}"
+    print(f"The chat is at {url} (Ctrl-C ends it); the API is at {url}/v1", flush=True)
+    if app.password is None and not is_loopback(listening):
+        print("Everyone who reaches this machine can use it; NANOLIT_CHAT_PASSWORD asks for a password.")
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none")  # pyright: ignore[reportArgumentType]
+    config.timeout_graceful_shutdown = SHUTDOWN_SECONDS
+    server = uvicorn.Server(config)
+    sys.stdout.flush()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
+        server.run(sockets=[listening])
+
+
+def is_loopback(listening: socket.socket) -> bool:
+    address = listening.getsockname()[0]
+    return address == "::1" or address.startswith("127.")

@@ -1,0 +1,196 @@
+"""The API as the official `openai` client uses it, against a server that runs a real model."""
+
+import contextlib
+import time
+
+import httpx
+import pytest
+
+from nanolit.chat.dialogue import Talker
+from nanolit.inference.engine import Engine
+from tests.chat.serving import models_of, served
+
+openai = pytest.importorskip("openai", reason="openai is not installed (extra: dev)")
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def address(taught_model, rambling_model, byte_tokenizer):
+    named = {"taught/sft": taught_model, "rambling/base": rambling_model}
+    with served(models_of(byte_tokenizer, named)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_a_whole_reply_says_what_it_used_and_why_it_ended(client, byte_tokenizer):
+    reply = client.chat.completions.create(model="taught/sft", messages=HELLO, temperature=0)
+    assert reply.choices[0].message.content == "Hi! I am tiny 😀."
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.prompt_tokens == len("Hello") + 4  # with <|bos|> and three tokens of roles
+    assert reply.usage.completion_tokens == len("Hi! I am tiny 😀.".encode())
+    assert reply.model == "taught/sft"
+
+
+def test_a_streamed_reply_comes_in_pieces_that_make_the_whole(client):
+    with client.chat.completions.create(
+        model="taught/sft",
+        messages=HELLO,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:
+        chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert sum(map(bool, pieces)) >= 3
+    assert "".join(pieces) == "Hi! I am tiny 😀."
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage.completion_tokens == 19
+
+
+def test_the_second_turn_is_asked_as_the_model_was_trained(client, taught_model, byte_tokenizer):
+    """Oracle: the dialogue that the terminal has with an engine of its own."""
+    sum_ = client.chat.completions.create(
+        model="taught/sft",
+        temperature=0,
+        max_tokens=30,
+        messages=[{"role": "user", "content": "Sum?"}],
+    )
+    said = sum_.choices[0].message.content
+    assert said.startswith("It is [12*3][= 36]")
+    messages = [{"role": "user", "content": "Sum?"}, {"role": "assistant", "content": said}]
+    talker = Talker(Engine(taught_model, byte_tokenizer))
+    expected = "".join(talker.reply(messages, "Hello", temperature=0.0, top_k=None, max_tokens=30, seed=0))
+    second = client.chat.completions.create(
+        model="taught/sft", temperature=0, max_tokens=30, messages=[*messages, *HELLO]
+    )
+    assert second.choices[0].message.content == expected
+
+
+def test_a_seed_repeats_a_reply(client):
+    texts = [
+        client.chat.completions.create(
+            model="taught/sft", messages=HELLO, temperature=1.9, max_tokens=20, seed=seed
+        )
+        .choices[0]
+        .message.content
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_ends_a_reply_before_itself(client, stream):
+    reply = client.chat.completions.create(
+        model="taught/sft", messages=HELLO, temperature=0, stop=["am tiny", "nowhere in it"], stream=stream
+    )
+    if stream:
+        chunks = list(reply)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        text, reason = reply.choices[0].message.content, reply.choices[0].finish_reason
+    assert (text, reason) == ("Hi! I ", "stop")
+
+
+def test_a_base_model_completes_text_and_says_that_it_cannot_chat(client):
+    completion = client.completions.create(model="rambling/base", prompt="Once", max_tokens=5, temperature=0)
+    assert (completion.choices[0].text, completion.choices[0].finish_reason) == ("aaaaa", "length")
+    stream = client.completions.create(
+        model="rambling/base", prompt="Once", max_tokens=5, temperature=0, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in stream) == "aaaaa"
+    with pytest.raises(openai.BadRequestError, match="use /v1/completions"):
+        client.chat.completions.create(model="rambling/base", messages=HELLO)
+
+
+def test_the_models_are_listed(client):
+    assert [model.id for model in client.models.list()] == ["taught/sft", "rambling/base"]
+    assert client.models.retrieve("taught/sft").owned_by == "nanolit"
+    with pytest.raises(openai.NotFoundError, match="there are: taught/sft, rambling/base"):
+        client.chat.completions.create(model="gpt-5", messages=HELLO)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"messages": HELLO * 501}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 8001}]}, "8000"),
+        ({"messages": [{"role": "user", "content": "x" * 7000}] * 5}, "35,000 characters in all"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "content is empty"),
+        ({"messages": [*HELLO, *HELLO]}, "got role user, expected assistant"),
+        ({"messages": [{"role": "user", "content": "x" * 200}]}, "don't fit the model's context"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "role"),
+        ({"temperature": 2.1}, "temperature: .*less than or equal to 2"),
+        ({"temperature": -1}, "temperature"),
+        ({"max_tokens": 4097}, "4096"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"n": 2}, "n: "),
+        ({"stop": ["a"] * 5}, "at most 4"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"extra_body": {"top_k": 201}}, "top_k"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(client, asked, message):
+    with pytest.raises(openai.BadRequestError, match=message) as refused:
+        client.chat.completions.create(**{"model": "taught/sft", "messages": HELLO} | asked)
+    assert refused.value.type == "invalid_request_error"
+
+
+def test_what_asks_for_nothing_passes(client):
+    reply = client.chat.completions.create(
+        model="taught/sft",
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+        temperature=0,
+        presence_penalty=0,
+        user="me",
+        response_format={"type": "text"},
+        extra_body={"top_k": 0},
+    )
+    assert reply.choices[0].message.content == "Hi! I am tiny 😀."
+
+
+def test_a_message_cannot_write_special_tokens(client):
+    """Oracle: as many prompt tokens as bytes, and four of the layout."""
+    text = "<|assistant_end|><|python_start|>"
+    messages = [{"role": "user", "content": text}]
+    reply = client.chat.completions.create(model="taught/sft", messages=messages, max_tokens=1)
+    assert reply.usage.prompt_tokens == len(text) + 4
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_place_within_a_second(address, stream):
+    body = {"model": "rambling/base", "prompt": "Once", "max_tokens": 4096, "stream": stream}
+    with httpx.Client(timeout=0.5) as client, contextlib.suppress(httpx.ReadTimeout):
+        response = client.send(
+            client.build_request("POST", f"{address}/v1/completions", json=body), stream=True
+        )
+        next(response.iter_raw())
+        response.close()
+    with httpx.Client(base_url=address) as client:
+        gone = time.monotonic()
+        while client.get("/stats").json()["rambling/base"]["open"]:
+            assert time.monotonic() - gone < 1
+            time.sleep(0.02)
+
+
+def test_one_too_many_is_told_how_long_to_wait(rambling_model, byte_tokenizer):
+    models = models_of(byte_tokenizer, {"rambling/base": rambling_model}, places=2)
+    body = {"prompt": "Once", "max_tokens": 4096, "stream": True}
+    with served(models) as address, httpx.Client(base_url=f"{address}/v1", timeout=60) as client:
+        asked = client.build_request("POST", "/completions", json=body)
+        streams = [
+            client.send(asked, stream=True).iter_raw() for _ in range(2)
+        ]  # dropped, they would be closed
+        assert all(map(next, streams))
+        third = client.post("/completions", json=body)
+        assert third.status_code == 503
+        assert 1 <= int(third.headers["retry-after"]) <= 60
+        assert "all 2 places are taken" in third.json()["error"]["message"]
+        assert client.get(f"{address}/health").json() == {"status": "ok"}

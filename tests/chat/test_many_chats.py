@@ -1,0 +1,72 @@
+"""Many people at once on one server: right replies, fair progress, flat memory, free places."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+
+import httpx
+import psutil
+import pytest
+
+from nanolit.chat.service import PLACES
+from tests.chat.serving import models_of, served
+
+QUESTIONS = ("Hello", "Sum?", "Tell me more", "Why?", "a b c d")
+
+
+def question(user: int, turn: int) -> dict:
+    """A request whose reply is the same every time, ragged in prompt and length."""
+    draw = random.Random(1000 * user + turn)
+    messages = []
+    for _ in range(draw.randrange(2)):
+        messages += [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
+    messages.append({"role": "user", "content": f"{draw.choice(QUESTIONS)} {user}"})
+    sampling = {"temperature": 1.0, "top_k": 50, "seed": draw.randrange(2**40)}
+    return {"messages": messages, "max_tokens": draw.randrange(20, 60), "stream": True, **sampling}
+
+
+async def ask(client: httpx.AsyncClient, request: dict) -> str:
+    """The reply's text, put together from its pieces."""
+    text = ""
+    async with client.stream("POST", "/v1/chat/completions", json=request) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+    return text
+
+
+async def talk(address: str, seconds: float) -> tuple[int, Counter, list[float]]:
+    """PLACES users for a while: how many replies differ from the same asked alone, replies, memory in MiB."""
+    async with httpx.AsyncClient(base_url=address, timeout=120) as client:
+        alone = {
+            (user, turn): await ask(client, question(user, turn)) for user in range(PLACES) for turn in (0, 1)
+        }
+        wrong, replies, memory, end = 0, Counter(), [], time.monotonic() + seconds
+
+        async def chat(user: int) -> None:
+            nonlocal wrong
+            for turn in range(10_000):
+                wrong += await ask(client, question(user, turn % 2)) != alone[user, turn % 2]
+                replies[user] += 1
+                memory.append(psutil.Process().memory_info().rss / 2**20)
+                if time.monotonic() > end:
+                    return
+
+        await asyncio.gather(*map(chat, range(PLACES)))
+        return wrong, replies, memory
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(1, id="short"), pytest.param(20, marks=pytest.mark.slow)])
+def test_each_of_forty_replies_is_what_it_would_be_alone(taught_model, byte_tokenizer, seconds):
+    """Oracle: the same server, asked one at a time. Everybody gets on, and memory stays."""
+    with served(models_of(byte_tokenizer, {"taught/sft": taught_model})) as address:
+        wrong, replies, memory = asyncio.run(talk(address, seconds))
+        assert wrong == 0
+        assert len(replies) == PLACES
+        assert max(replies.values()) <= 4 * min(replies.values()) + 2
+        assert memory[-1] - memory[len(memory) // 2] < 16
+        stats = httpx.get(f"{address}/stats").json()["taught/sft"]
+        assert (stats["open"], stats["refused"]) == (0, 0)

@@ -57,7 +57,7 @@ WORDS = (
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIZES = ("4m", "16k", "3m", "5m", "7m")
-PER_PHASE = 4  # kills of one life in each phase
+PER_PHASE = (2, 2, 4, 4, 4, 8)  # kills of one life; the last ones may come too late
 DAMAGES = {
     "empty": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],
@@ -128,7 +128,7 @@ class Chaos:
         self.lives += 1
         root, died = self.folder / f"life-{self.lives}", 0
         shutil.rmtree(root, ignore_errors=True)
-        blows = [self.blow(phase) for phase in PHASES for _ in range(PER_PHASE)]
+        blows = [self.blow(phase) for phase, n in zip(PHASES, PER_PHASE, strict=True) for _ in range(n)]
         if kills < len(blows):  # about as many in every phase
             chosen = sorted(index % len(PHASES) for index in range(kills))
             blows = [self.blow(PHASES[index]) for index in chosen]
@@ -156,7 +156,7 @@ class Chaos:
     def blow(self, phase: str) -> Blow:
         source, model = self.random, phase not in PHASES[:2]
         where = source.choice(["file", "file", "time", *(["checkpoint", "evaluation", "release"] * model)])
-        most = {"file": 40 if model else 6, "checkpoint": 30, "release": 5, "evaluation": 40, "time": 12}
+        most = {"file": 30 if model else 6, "checkpoint": 20, "release": 4, "evaluation": 30, "time": 9}
         number = source.randint(1, most[where])
         return Blow(phase, where, number, source.choice([*[signal.SIGKILL] * 7, *SIGNALS]))
 

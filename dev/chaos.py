@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "launch"), str(ROOT / "tests" / "data"), str(ROOT / "dev")]
-from chaos_child import PHASES, Blow, End, run_child, run_on_full_disk, warm  # noqa: E402
+from chaos_child import PHASES, STRUCK, Blow, End, run_child, run_on_full_disk, warm  # noqa: E402
 from chaos_compare import differences, left_overs, newest_whole, phase_reached  # noqa: E402
 from chaos_ranks import RANK_WORDS, strike  # noqa: E402
 from hub import Hub, serving  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -138,6 +138,8 @@ class Chaos:
             end = self.run(root, blow)
             self.check_resumed(end, before)
             if end.code == 0:
+                if re.search(r"^demo · ", end.text.partition(STRUCK)[2], re.MULTILINE):
+                    self.fall(f"{blow}: began another stage as if nothing had come", end.text)
                 break
             if blow is None:
                 self.check_end(end, "the last start", [0])

@@ -21,6 +21,7 @@ PHASES = ("download", "tokenizer", "base", "mid", "sft", "rl")
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate", "os.chmod")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 LIMIT_SECONDS = 300  # of one command on a busy machine; longer is a hang
+STRUCK = "\n(struck)\n"
 NEW_NAMESPACES = 0x10000000 | 0x00020000  # of users and of mounts
 MODULES = ("nanolit.train", "nanolit.jobs.execute", "nanolit.jobs.worker", "nanolit.report.card", "datasets")
 
@@ -55,10 +56,14 @@ def arm(blow: Blow, root: Path) -> None:
     due, left = PHASES.index(blow.phase), [blow.number]
     reached = threading.Event()
 
+    def strike() -> None:
+        os.write(2, STRUCK.encode())
+        os.kill(os.getpid(), blow.signal)
+
     def count() -> None:
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), blow.signal)
+            strike()
 
     def hook(event: str, arguments: tuple) -> None:
         if event not in CHANGES and not (
@@ -74,7 +79,7 @@ def arm(blow: Blow, root: Path) -> None:
     def later() -> None:
         reached.wait()
         time.sleep(blow.number / 10)
-        os.kill(os.getpid(), blow.signal)
+        strike()
 
     if blow.where == "time":
         threading.Thread(target=later, daemon=True).start()
@@ -130,6 +135,8 @@ def train(words: Sequence[str], root: Path, blow: Blow | None) -> int:
 def become(work: Callable[[], int], output: int) -> None:
     """Do the work as the rest of this process's life."""
     code = 70
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)

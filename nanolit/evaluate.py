@@ -164,9 +164,9 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
     if chat_tasks:
         tasks = [build(task) for task in chat_tasks["tasks"]]
         for task in tasks:
-            if task.about:
-                scores[f"{task.name}, about"] = task.about
-                print(f"  {task.name}: {task.about}", flush=True)
+            if task.conditions:
+                scores[f"{task.name}, conditions"] = task.conditions
+                print(f"  {task.name}: {task.conditions}", flush=True)
         for name, value in evaluate_tasks(
             engine,
             tasks,

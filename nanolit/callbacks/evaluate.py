@@ -124,8 +124,8 @@ class EvaluateChat(L.Callback):
         with self.clock.paused():
             pl_module.gpt.eval()
             for task in self.tasks:
-                if task.about and rank() == 0:
-                    say(f"  {task.name}: {task.about}")
+                if task.conditions and rank() == 0:
+                    say(f"  {task.name}: {task.conditions}")
             scores = evaluate_tasks(
                 self.engine,
                 self.tasks,

@@ -231,7 +231,7 @@ class Watch:
             "data_wait_fraction": finite(self.throughput.data_wait_fraction),
             **self.evaluation.evaluator.state(),
             "metrics": self.chat.metrics,
-            "about": {task.name: task.about for task in self.chat.tasks if task.about},
+            "conditions": {task.name: task.conditions for task in self.chat.tasks if task.conditions},
             "gradients": self.gradients,
         }
 

@@ -39,7 +39,7 @@ class HumanEval(Task):
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
     @property
-    def about(self) -> str:
+    def conditions(self) -> str:
         return f"sandbox: {', '.join(walls())}"
 
     def check_rewards(self) -> None:

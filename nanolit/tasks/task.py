@@ -42,7 +42,7 @@ class Task(ABC):
         return type(self).__name__
 
     @property
-    def about(self) -> str:
+    def conditions(self) -> str:
         """Return what to tell and to store with a score beside the number; "" if there is nothing."""
         return ""
 

@@ -352,7 +352,7 @@ def test_values_cross_with_their_types() -> None:
 
 
 def test_with_the_hook_alone_humaneval_refuses_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HumanEval(source="sample").about.startswith("sandbox: ")
+    assert HumanEval(source="sample").conditions.startswith("sandbox: ")
     monkeypatch.setattr("nanolit.tasks.sandbox.walls", lambda: ("limits", "hook"))
     with pytest.raises(ValueError, match="sandbox=weak"):
         HumanEval(source="sample")

@@ -125,6 +125,7 @@ if __name__ == "__main__":
     if not sys.argv[1:]:
         print(" ".join(name for name, stands in standing.items() if stands))
     elif all(standing.get(name, True) for name in sys.argv[1:]):
-        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", runner])
+        quiet = ("-W", "ignore::DeprecationWarning")  # of built-in modules that the runner loads
+        os.execv(sys.executable, [sys.executable, "-I", "-S", *quiet, "-c", runner])
     else:
         sys.exit("sandbox: a wall that this system has could not be raised")

@@ -213,7 +213,8 @@ class Chaos:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(source, root)
         files = [*(root / "runs").rglob("*"), *(root / "tokenizers").rglob("*")]
-        path = self.random.choice(sorted(path for path in files if path.is_file() and path.suffix != ".png"))
+        files = sorted(path for path in files if path.is_file() and path.suffix not in (".png", ".lock"))
+        path = self.random.choice([path for path in files if path.name != ".lock"])
         kind, change = self.random.choice(list(DAMAGES.items()))
         what = f"{path.relative_to(root)} {kind}"
         content = path.read_bytes()

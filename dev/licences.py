@@ -19,8 +19,8 @@ def licence(distribution: Distribution) -> str:
         for name in about.get_all("Classifier") or []
         if name.startswith("License :: ") and name != "License :: OSI Approved"
     ]
-    text = (about.get("License") or "").strip().partition("\n")[0]
-    return about.get("License-Expression") or ", ".join(classified) or text or "not stated"
+    expression, text = ((about.get_all(key) or [""])[0] for key in ("License-Expression", "License"))
+    return expression or ", ".join(classified) or text.strip().partition("\n")[0] or "not stated"
 
 
 def main() -> int:

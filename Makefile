@@ -45,6 +45,6 @@ clean: ## Remove what was built and installed here; runs stay
 
 .uv/bin/uv:
 	@echo "Getting uv, which installs the rest ..."
-	@{ python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; } >/dev/null 2>&1 \
-		|| { rm -rf .uv; python3 -m pip install --quiet --target .uv uv; } \
+	@{ python3 -m venv .uv && .uv/bin/python -m pip install --quiet --require-hashes -r .ci/uv.txt; } >/dev/null 2>&1 \
+		|| { rm -rf .uv; python3 -m pip install --quiet --target .uv --require-hashes -r .ci/uv.txt; } \
 		|| { rm -rf .uv; echo "make could not get uv: install it, or python3-venv or python3-pip, then try again" >&2; exit 1; }

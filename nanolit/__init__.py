@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,17 @@ if TYPE_CHECKING:
     import torch
 
     from nanolit.language_model import LanguageModel
+
+# What libraries tell their makers when nobody forbids it; they read these as they are imported. Set one
+# yourself to allow it.
+TELEMETRY = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "WANDB_ERROR_REPORTING": "false",
+}
+for _name, _off in TELEMETRY.items():
+    os.environ.setdefault(_name, _off)
 
 
 def load(

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nanolit.config.build import build
-from nanolit.config.compose import named, options
+from nanolit.config.compose import allow_weak_sandbox, named, options
 from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
@@ -63,6 +63,9 @@ class Settings(Root):
         "cut CORE's prompts from the left to N tokens (default: none is cut; with hf, to its positions)",
         None,
         least=2,
+    )
+    sandbox: Literal["strong", "weak"] = setting(
+        "weak: run the model's programs even where only Python's own hook confines them", "strong"
     )
     bundle: Path | None = setting("CORE's questions (default: root/eval/core, fetched when missing)", None)
     offline: bool = setting("fetch nothing", False)
@@ -162,6 +165,10 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
         tell("val_bpb of token unigrams", unigrams(job, evaluator, model.tokenizer))
     if chat_tasks:
         tasks = [build(task) for task in chat_tasks["tasks"]]
+        for task in tasks:
+            if task.conditions:
+                scores[f"{task.name}, conditions"] = task.conditions
+                print(f"  {task.name}: {task.conditions}", flush=True)
         for name, value in evaluate_tasks(
             engine,
             tasks,
@@ -243,7 +250,10 @@ def tasks_of(settings: Settings, job: Job, plan: TrainingPlan) -> ChatTasks | No
     if asked:
         mirror = job["recipe"]["mirror"]
         chosen = settings.tasks and named("chat_evaluation", settings.tasks, key="tasks", mirror=mirror)
-        return chosen or job["chat_tasks"]
+        chosen = chosen or job["chat_tasks"]
+        if settings.sandbox == "weak":
+            allow_weak_sandbox(chosen)
+        return chosen
     ignored = (
         "max_per_task" if settings.max_per_task else "tasks" if settings.tasks not in (None, "none") else None
     )

@@ -108,6 +108,8 @@ LIBRARIES: dict[str, set[str]] = {
     "train": {"hydra", "omegaconf"},
     "launch": {"modal", "hydra", "omegaconf"},
     "benchmarks": {"torch", "lightning"},
+    "doctor": {"torch"},  # where there is a GPU
+    "dev": {"torch"},
 }
 INSIDE_FUNCTIONS = {"datasets", "transformers"}
 OUTSIDE = ("benchmarks", "dev", "launch")  # beside nanolit/, which imports none of them

@@ -1,5 +1,6 @@
 """`nanolit.load` finds a release or a run's last one and talks with it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -128,3 +129,20 @@ def test_what_cannot_be_found_is_said_with_what_there_is(tmp_path):
 def test_importing_nanolit_leaves_torch_out():
     code = "import sys, nanolit; nanolit.load; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_telemetry_of_libraries_is_off_unless_asked_for() -> None:
+    """Oracle: what each library made of its variable when it was imported after nanolit."""
+    program = (
+        "import os, nanolit, datasets.config, huggingface_hub.constants as hub\n"
+        "from gradio.analytics import analytics_enabled\nfrom wandb.env import error_reporting_enabled\n"
+        "print(datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, not hub.HF_HUB_DISABLE_TELEMETRY,\n"
+        "      analytics_enabled(), error_reporting_enabled())\n"
+    )
+    unset = {key: value for key, value in os.environ.items() if key not in nanolit.TELEMETRY}
+    environment = unset | {"WANDB_ERROR_REPORTING": "true"}  # one is asked for
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False", "False", "True"]

@@ -147,3 +147,20 @@ def test_the_makefile_has_at_most_eight_targets_and_explains_each() -> None:
     targets = run("make", "--no-print-directory", "help", cwd=ROOT).splitlines()
     assert len(targets) <= 8
     assert all(len(target.split(maxsplit=2)) == 3 for target in targets)
+
+
+@needs_uv
+def test_pip_is_given_the_versions_of_the_lock() -> None:
+    """Oracle: uv's own export, by the command in the file's head."""
+    head = (ROOT / "constraints.txt").read_text().splitlines()[1]
+    command = head.removeprefix("# uv ").removesuffix(" -o constraints.txt").split()
+    exported = run(UV or "uv", *command, "--quiet", cwd=ROOT)
+    assert "".join((ROOT / "constraints.txt").read_text().splitlines(keepends=True)[2:]) == exported
+
+
+def test_the_uv_that_make_gets_is_pinned_by_hash() -> None:
+    lines = (ROOT / ".ci" / "uv.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith(("#", "    --hash=sha256:"))]
+    assert len(pins) == 1
+    assert pins[0].startswith("uv==")
+    assert "--require-hashes -r .ci/uv.txt" in (ROOT / "Makefile").read_text()

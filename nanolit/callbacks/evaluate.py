@@ -123,6 +123,9 @@ class EvaluateChat(L.Callback):
             return
         with self.clock.paused():
             pl_module.gpt.eval()
+            for task in self.tasks:
+                if task.conditions and rank() == 0:
+                    say(f"  {task.name}: {task.conditions}")
             scores = evaluate_tasks(
                 self.engine,
                 self.tasks,

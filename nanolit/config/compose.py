@@ -22,7 +22,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
-from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
+from nanolit.config.schema import (
+    SHORTHANDS,
+    ChatTasks,
+    Choices,
+    Job,
+    Mixture,
+    Node,
+    StageName,
+    Stages,
+    Target,
+)
 from nanolit.config.search_path import check_search_path, refuse_environment
 from nanolit.config.words import grammar_error
 from nanolit.machine.paths import PACKAGE, conf_folder, home, read_yaml
@@ -33,6 +43,7 @@ OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
 IDENTITY = "nanolit.tasks.identity.Identity"
+HUMANEVAL = "nanolit.tasks.humaneval.HumanEval"
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
@@ -188,6 +199,15 @@ def fill_chat_tasks(job: Choices) -> None:
     recipe = job["recipe"]
     name = job["chat_tasks"] or recipe["chat_tasks"]
     job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
+    if job["sandbox"] == "weak":
+        allow_weak_sandbox(job["chat_tasks"])
+
+
+def allow_weak_sandbox(chat_tasks: ChatTasks) -> None:
+    """Let programs that a model wrote run where only Python's own hook confines them."""
+    for task in chat_tasks["tasks"]:
+        if task.get("_target_") == HUMANEVAL:
+            task["sandbox"] = "weak"
 
 
 def fill_root(job: Choices) -> None:

@@ -212,6 +212,7 @@ class Choices(Job):
 
     rl: bool
     identity: str | None  # conversations that say who the model is
+    sandbox: Literal["strong", "weak"]  # of programs that a model wrote
     total_batch: int | None
     micro_batch: int | Literal["auto"] | None
     max_steps: int | None

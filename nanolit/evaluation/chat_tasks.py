@@ -73,6 +73,7 @@ def evaluate_tasks(
     centered, asked = [], []
     for task in tasks:
         header = {"task": task.name, "max_tokens": max_tokens, "baseline": task.baseline, **(about or {})}
+        header |= {"conditions": task.conditions} if task.conditions else {}
         if folder is not None:
             header |= {"questions": questions_of(task), "of": len(task.rows)}
         file = ItemFile(folder and folder / f"{task.name}.jsonl", header)

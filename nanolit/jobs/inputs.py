@@ -17,7 +17,7 @@ from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
 from nanolit.machine.paths import Json, run_folder, stage_folder
 from nanolit.planning.costs import num_ranks
-from nanolit.planning.plans import Plan, Plans, TokenizerPlan, stored_plan
+from nanolit.planning.plans import Plan, Plans, RLPlan, TokenizerPlan, stored_plan
 from nanolit.report.folders import read_result
 from nanolit.tasks.rows import FileRows
 from nanolit.tasks.task import Task
@@ -157,6 +157,9 @@ def check_sources(job: Job, plans: Plans) -> None:
         if node not in checked:
             checked.append(node)
             check_rows(build(node))
+    for plan in plans.values():
+        if isinstance(plan, RLPlan):
+            build(plan.task).check_rewards()
 
 
 def check_rows(task: Task) -> None:

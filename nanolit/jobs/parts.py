@@ -4,7 +4,6 @@ The worker fits these parts; the benchmarks time the same ones.
 """
 
 import hashlib
-import netrc
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from nanolit.jobs.inputs import Origin, origin
 from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
+from nanolit.machine.system import wandb_key
 from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
@@ -229,13 +229,3 @@ def build_logger(job: Job, stage: str, parts: Parts) -> Logger | Literal[False]:
         later = f"wandb sync {parts.folder}/wandb/offline-run-*"
         print(f"W&B: no key, writing offline; send it later with: {later}", flush=True)
     return logger
-
-
-def wandb_key() -> bool:
-    """Return True if W&B is logged in here, by the environment or by `wandb login`."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -248,6 +248,7 @@ class Watch:
             "data_wait_fraction": finite(self.throughput.data_wait_fraction),
             **self.evaluation.evaluator.state(),
             "metrics": self.chat.metrics,
+            "conditions": {task.name: task.conditions for task in self.chat.tasks if task.conditions},
             "gradients": self.gradients,
         }
 

@@ -1,6 +1,8 @@
-"""This machine and this checkout, as git and NVIDIA's driver know them: torch would take seconds."""
+"""This machine and this checkout, as git, NVIDIA's driver and W&B know them: torch would take seconds."""
 
 import importlib.metadata
+import netrc
+import os
 import subprocess
 
 from nanolit.machine.paths import PACKAGE
@@ -38,3 +40,13 @@ def code_version() -> str:
 def gpu_names() -> list[str]:
     """Return the name of every NVIDIA GPU that the driver lists."""
     return (output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
+
+
+def wandb_key() -> bool:
+    """Return True if W&B is logged in here, by the environment or by `wandb login`."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

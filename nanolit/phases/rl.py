@@ -176,6 +176,7 @@ def rl_evaluator(plan: RLPlan) -> Passes:
 def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
     """Data: the task's questions, one epoch of prompts. Evaluation: pass@1 and pass@k of held-out ones."""
     task, tokenizer = build(plan.task), inputs.tokenizer
+    task.check_rewards()
     stream = PromptStream(
         task,
         tokenizer,

@@ -3,9 +3,10 @@ tests."""
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from nanolit.tasks.rows import Row
-from nanolit.tasks.sandbox import run_python
+from nanolit.tasks.sandbox import is_weak, judge_python, walls
 from nanolit.tasks.task import Conversation, Task, exchange, open_rows
 
 # CommonMark's fences: at most three spaces before three or more of ` or ~, then an info string
@@ -14,24 +15,53 @@ PYTHON = ("py", "python", "python3")
 
 
 class HumanEval(Task):
-    """164 problems, all for testing. Conversations add `entry_point` and `test`."""
+    """164 problems, all for testing. Conversations add `entry_point` and `test`.
+
+    Its sandbox must be more than Python's own hook, unless `sandbox` is weak; rewards take no weak one.
+    """
 
     evaluation_type = "generative"
 
-    def __init__(self, *, source: str, epochs: int = 1, max_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        source: str,
+        sandbox: Literal["strong", "weak"] = "strong",
+        epochs: int = 1,
+        max_rows: int | None = None,
+    ) -> None:
+        if sandbox == "strong" and is_weak():
+            raise ValueError(
+                f"HumanEval runs a model's programs, and the sandbox has only {', '.join(walls())} here: use "
+                "Linux with Landlock or user namespaces, or accept the risk with sandbox=weak"
+            )
         rows = open_rows(source, "eval/humaneval/HumanEval", hub=("openai/openai_humaneval", None, "test"))
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
+
+    @property
+    def conditions(self) -> str:
+        return f"sandbox: {', '.join(walls())}"
+
+    def check_rewards(self) -> None:
+        if is_weak():
+            raise ValueError(
+                f"HumanEval gives no rewards where the sandbox has only {', '.join(walls())}: training would "
+                "find ways through; use Linux with Landlock or user namespaces, or another stage.rl.task"
+            )
 
     def conversation(self, row: Row) -> Conversation:
         conversation = exchange(row["prompt"], f"{row['prompt']}\n{row['canonical_solution']}")
         return {**conversation, "entry_point": row["entry_point"], "test": row["test"]}
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Run the completion behind the prompt's imports in the sandbox; tell whether it passes the tests."""
-        imports = imports_of(conversation["messages"][0]["content"])
-        check = f"check({conversation['entry_point']})"
-        program = "\n\n".join([imports, extract_program(completion), conversation["test"], check])
-        return run_python(program).finished
+        """Run the completion behind the prompt's imports in the sandbox; tell whether it passes the tests.
+
+        The tests run in another process. They call helpers of the prompt, never the completion's own copies.
+        """
+        prompt, entry_point = conversation["messages"][0]["content"], conversation["entry_point"]
+        program = f"{imports_of(prompt)}\n\n{extract_program(completion)}"
+        tests = {"prompt": prompt, "test": conversation["test"]}
+        return judge_python(program, entry_point=entry_point, **tests).passed
 
     def extract(self, completion: str) -> str:
         return extract_program(completion)

@@ -1,20 +1,18 @@
-"""Runs Python that a model wrote, and says whether it ran to its end.
+"""Runs Python that a model wrote, and tells whether its function passes tests that it never sees.
 
-Layers, outermost first: own namespaces where the system lends them (no network, no view of other processes,
-all descendants die together), Linux's Landlock (reads the standard library, writes nothing, starts nothing),
-resource limits, an empty environment and an empty working folder, a fresh interpreter without site-packages,
-and an audit hook that ends it at the first attempt to write, connect, or start a process (confine.py).
-Where the first two are missing (macOS, some containers) the hook is the only layer against a hostile program,
-and confine.py says what it doesn't see.
-No layer stands between the program and the tests that run inside it: code that sets out to deceive its own
-tests can; exiting early, printing or raising can't.
+Walls, outermost first: own namespaces (no network, no view of other processes, all descendants die together),
+Linux's Landlock (reads the standard library, writes nothing, starts nothing), seccomp (no system calls but
+those of computing, reading and printing), resource limits, an empty environment and working folder, a fresh
+interpreter without site-packages, and an audit hook that ends it at the first attempt to write, connect, or
+start a process. confine.py and runner.py raise them; `walls` tells which of them this system has.
+The tests run in a second such process that gets values alone from the first: a program can deceive neither
+by `__eq__` nor by frames, traces, threads or exits.
 """
 
 import contextlib
 import functools
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -23,66 +21,84 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CONFINE = Path(__file__).with_name("confine.py")
+PASSED = 42  # the judge's exit code when every test held
 PRINTED_BYTES = 16 << 20  # what a program may print: at the limit print raises, so that a right one fails
-UNSHARE = (
-    "unshare",
-    "--user",
-    "--map-current-user",
-    "--net",
-    "--pid",
-    "--ipc",
-    "--uts",
-    "--fork",
-    "--kill-child",
-)
+UNSHARE = ("unshare", "--user", "--map-current-user", "--net", "--pid", "--ipc", "--uts", "--fork")
+UNSHARE = (*UNSHARE, "--kill-child")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`finished`: the program ran to its end. `output`: what it printed, errors included, cut at the
-    bound."""
+    """`passed`: every test held. `output`: what the program and then the tests printed, errors included, cut
+    at the bound."""
 
-    finished: bool
+    passed: bool
     output: str
     timed_out: bool = False
 
 
-def run_python(
-    program: str, *, timeout_seconds: float = 5.0, memory_bytes: int = 256 << 20, output_bytes: int = 64 << 10
+def judge_python(
+    program: str,
+    *,
+    entry_point: str,
+    test: str,
+    prompt: str = "",
+    timeout_seconds: float = 5.0,
+    memory_bytes: int = 256 << 20,
+    output_bytes: int = 64 << 10,
 ) -> Outcome:
-    """Run `program` inside the layers; `output_bytes` are kept of what it prints.
+    """Run `program` in one confined process, and in another `prompt`, `test` and `check(its function)`.
 
-    The limits of time and memory are nanochat's, for HumanEval; costs about 0.1 s.
+    `test` defines `check`. Arguments and results are copied and are plain: None, numbers, text, bytes, lists,
+    tuples, dicts, sets, iterators. The limits of time and memory are nanochat's, for HumanEval.
     """
-    proof = secrets.token_hex(16).encode()
-    job = {"program": program, "proof": proof.decode(), "timeout": timeout_seconds}
-    job |= {"memory": memory_bytes, "output": PRINTED_BYTES}
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [*_namespaces(), sys.executable, "-I", "-S", str(CONFINE)],
-            stdin=subprocess.PIPE,
+    job = {"entry_point": entry_point, "timeout": timeout_seconds}
+    job |= {"memory": memory_bytes, "printed": PRINTED_BYTES}
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        output = stack.enter_context(tempfile.TemporaryFile())
+        request_read, request_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        pipes = [request_read, request_write, answer_read, answer_write]
+        try:
+            answering = {"program": program, "pipes": [(request_read, "r"), (answer_write, "w")]}
+            stack.callback(_end, _start(job | answering, folder, output))
+            tests = {"prompt": prompt, "test": test, "passed": PASSED}
+            tests |= {"pipes": [(request_write, "w"), (answer_read, "r")]}
+            judge = _start(job | tests, folder, output)
+            stack.callback(_end, judge)
+        finally:
+            for pipe in pipes:
+                os.close(pipe)
+        timed_out = False
+        try:
+            judge.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        passed = judge.returncode == PASSED
+        output.seek(0)
+        printed = output.read(output_bytes).decode(errors="replace")
+    return Outcome(passed, printed, timed_out)
+
+
+def _start(job: dict[str, Any], folder: str, output: Any) -> subprocess.Popen[bytes]:
+    """Start a confined interpreter; it reads the job as its standard input, and keeps only its pipes."""
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(json.dumps(job).encode())
+        stdin.seek(0)
+        return subprocess.Popen(
+            [*_namespaces(), sys.executable, "-I", "-S", str(CONFINE), *walls()],
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
             env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            pass_fds=[file for file, _ in job["pipes"]],
             start_new_session=True,
         )
-        timed_out = False
-        try:
-            process.communicate(json.dumps(job).encode(), timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            _end(process)
-        num_printed = max(0, output.seek(0, os.SEEK_END) - len(proof))
-        output.seek(num_printed)
-        proven = output.read() == proof
-        output.seek(0)
-        printed = output.read(min(output_bytes, num_printed) if proven else output_bytes)
-    finished = proven and process.returncode == 0 and not timed_out
-    return Outcome(finished, printed.decode(errors="replace"), timed_out)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -90,8 +106,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+
+
+@functools.cache
+def walls() -> tuple[str, ...]:
+    """Return the walls that stand on this system, outermost first; tried once, in about 0.05 s."""
+    command = [*_namespaces(), sys.executable, "-I", "-S", str(CONFINE)]
+    trial = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    namespaces = ("namespaces",) if _namespaces() else ()
+    return (*namespaces, *trial.stdout.split(), "limits", "hook")
+
+
+def is_weak() -> bool:
+    """Tell whether nothing but Python's own hook keeps a program from the user's files and the network."""
+    return not {"namespaces", "Landlock"} & {*walls()}
 
 
 @functools.cache

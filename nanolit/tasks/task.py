@@ -41,6 +41,14 @@ class Task(ABC):
     def name(self) -> str:
         return type(self).__name__
 
+    @property
+    def conditions(self) -> str:
+        """Return what to tell and to store with a score beside the number; "" if there is nothing."""
+        return ""
+
+    def check_rewards(self) -> None:  # noqa: B027 - most tasks have nothing to check
+        """ValueError where this machine cannot judge completions well enough to learn from the verdicts."""
+
     def __len__(self) -> int:
         return len(self.kept)
 

@@ -30,6 +30,8 @@ from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.nanochat import build_model, read_checkpoint
 from nanolit.tasks.arc import ARC
 from nanolit.tasks.gsm8k import GSM8K
+from nanolit.tasks.humaneval import HumanEval
+from nanolit.tasks.sandbox import walls
 from nanolit.tasks.task import MultipleChoice, Task, choice_conversation
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
@@ -329,3 +331,10 @@ def test_scores_are_the_same_on_two_ranks_as_on_one(engine, tmp_path):
         evaluate_generative(engine, Lucky(Numbers(5)), num_samples=2, max_tokens=8, temperature=1.0, seed=1),
     ]
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == repr(alone)
+
+
+def test_the_walls_of_the_sandbox_are_stored_with_the_items(engine, tmp_path):
+    """Oracle: the sandbox's own list of what it raised."""
+    dict(evaluate_tasks(engine, [HumanEval(source="sample", max_rows=1)], max_tokens=2, folder=tmp_path))
+    header, _ = read_items(tmp_path / "HumanEval.jsonl")
+    assert header["conditions"] == f"sandbox: {', '.join(walls())}"

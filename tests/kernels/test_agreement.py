@@ -49,11 +49,12 @@ def test_one_tensor_for_two_inputs_is_refused(twice: str, compiled: bool):
 
 
 def test_refusal_guards_against_a_gradient_that_torch_loses():
-    """Once torch keeps both gradients, or refuses the call itself, apply_to_distinct can go."""
+    """torch 2.11 loses one, 2.15 keeps both: apply_to_distinct can go with the last torch that fails here."""
     x = torch.ones(3, requires_grad=True)
     compiled = torch.compile(lambda x: Weigh.apply(x, x), backend="aot_eager", dynamic=False)
     assert torch.autograd.grad(Weigh.apply(x, x).sum(), x)[0].tolist() == [5, 5, 5]
-    assert torch.autograd.grad(compiled(x).sum(), x)[0].tolist() != [5, 5, 5]
+    loses = torch.autograd.grad(compiled(x).sum(), x)[0].tolist() != [5, 5, 5]
+    assert loses == (torch.__version__ < (2, 12))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -5,7 +5,8 @@ from typing import Any
 
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
-from nanolit.data.shards import Corpus, read_texts
+from nanolit.data.parquet import read_texts
+from nanolit.data.shards import Corpus
 from nanolit.data.stream import PretrainStream
 from nanolit.data.texts import training_arrays
 from nanolit.data.validation import ValidationRows
@@ -44,6 +45,5 @@ def training_texts(
 
 def validation_texts(corpus: Corpus) -> Iterator[str]:
     """Yield the held-out documents, in the files' order."""
-    for shard in corpus.validation_shards:
-        for group in range(len(shard.group_sizes)):
-            yield from read_texts(shard, group).to_pylist()
+    for shard, group in corpus.validation_groups():
+        yield from read_texts(shard, group).to_pylist()

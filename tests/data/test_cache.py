@@ -129,7 +129,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from corpora import TOKENIZER
 from nanolit.data.cache import TokenCache
-from nanolit.data.shards import open_shard
+from nanolit.data.parquet import open_shard
 shards = [open_shard(Path(path), "text") for path in sys.argv[1:]]
 TokenCache(Path({str(tmp_path / "tokens")!r}), shards, TOKENIZER)
 """

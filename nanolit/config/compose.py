@@ -20,10 +20,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nanolit.config.build import build
 from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
-from nanolit.config.words import grammar_error
+from nanolit.config.words import grammar_error, spelled_out
 from nanolit.machine.paths import PACKAGE, conf_folder, home
 from nanolit.machine.system import gpu_names
 
@@ -31,6 +32,8 @@ OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), re
 OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
+BYTES_PER_TOKEN = 1024
+SMALLEST_VOCABULARY = 512
 IDENTITY = "nanolit.tasks.identity.Identity"
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
@@ -42,9 +45,11 @@ USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml
 def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
+        overrides = spelled_out(overrides, options("data"))
         config = compose_config(overrides)
         choices = filled(config, overrides)
         check_job({**choices, "run": choices["run"] or ""})
+        fit_vocabulary(choices)
         job = without_shorthands(choices)
         if not job["run"]:
             recipe = config.hydra.runtime.choices["recipe"]
@@ -212,6 +217,23 @@ RULES: tuple[Callable[[Choices], None], ...] = (
 )
 
 
+def fit_vocabulary(job: Choices) -> None:
+    """Lower the vocabulary, unless it was typed, to what a little own text can teach: a token a KiB."""
+    # A tokenizer of 32,768 would have few examples of each token, and a model mostly embeddings. The demo has
+    # 4,096 for 4.3 MB. A power of two; untuned.
+    typed = ("recipe.vocab_size=", "stage.tokenizer.vocab_size=", "experiment=")
+    if any(word.lstrip("+").startswith(typed) for word in job["overrides"]):
+        return
+    tokenizer = job["stage"]["tokenizer"]
+    try:
+        num_bytes = build(job["data"]).text_bytes(enough=tokenizer["vocab_size"] * BYTES_PER_TOKEN)
+    except (ValueError, OSError):  # not here, or faulty: the plan, or what reads it, says so
+        return
+    if num_bytes is not None:
+        fitting = 1 << (max(SMALLEST_VOCABULARY, num_bytes // BYTES_PER_TOKEN).bit_length() - 1)
+        tokenizer["vocab_size"] = min(tokenizer["vocab_size"], fitting)
+
+
 def without_shorthands(choices: Choices) -> Job:
     """Return the job alone: by now its stages hold what the shorthands say."""
     return cast(Job, {key: value for key, value in choices.items() if key not in SHORTHANDS})
@@ -281,7 +303,7 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
     known = list(known) or options(group)
     near = difflib.get_close_matches(option, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    other = " (model.depth=N takes any depth)" if group == "model" else ""
+    other = {"model": " (model.depth=N takes any depth)", "data": ", a path, or hf:OWNER/NAME"}.get(group, "")
     return f"there is no {group}={option}; {meant}allowed: {', '.join(known)}{other}"
 
 

@@ -183,7 +183,10 @@ class LocalFolder(Dataset):
 
     def document_bytes(self) -> float | None:
         files = self._train_files()
-        return usual_document_bytes(files, self.text_column) if files else None
+        try:
+            return usual_document_bytes(files, self.text_column) if files else None
+        except ValueError:  # a malformed row: what reads the text says where
+            return None
 
     def _train_files(self) -> list[Path]:
         found = find(self.sources, self.validation)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanolit.data.parquet import open_shard
 from nanolit.data.pieces import Document
-from nanolit.data.sources import HUB, compression_of, kind_of
+from nanolit.data.sources import HUB, PLAIN, compression_of, kind_of
 
 BLOCK = 1 << 20  # characters, or bytes, read at once
 LONGEST_LINE = 512 << 20  # bytes of a line of jsonl: JSON is parsed a line at a time
@@ -26,12 +26,16 @@ def documents(path: Path, text_column: str) -> Iterator[Document]:
     kind = kind_of(path)
     if kind == ".parquet":
         yield from _of_parquet(path, text_column)
-        return
+    elif kind in PLAIN:
+        yield _blocks(path)
+    else:
+        yield from _of_records(path, kind, text_column)
+
+
+def _of_records(path: Path, kind: str, text_column: str) -> Iterator[Document]:
     try:
         with _opened(path) as stream:
-            if kind in (".txt", ".md"):
-                yield _blocks(path, stream)
-            elif kind in (".csv", ".tsv"):
+            if kind in (".csv", ".tsv"):
                 yield from _of_csv(path, stream, text_column, delimiter="\t" if kind == ".tsv" else ",")
             elif kind == ".json" and stream.peek(BLOCK)[:BLOCK].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
                 yield from _of_array(path, _text(stream), text_column)
@@ -51,13 +55,16 @@ def _text(stream: io.BufferedReader, newline: str | None = None) -> io.TextIOWra
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
-def _blocks(path: Path, stream: io.BufferedReader) -> Iterator[str]:
-    text = _text(stream)
+def _blocks(path: Path) -> Iterator[str]:
     try:
-        while block := text.read(BLOCK):
-            yield block
+        with _opened(path) as stream:
+            text = _text(stream)
+            while block := text.read(BLOCK):
+                yield block
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{path}", error) from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({_line(error)}); copy it again") from error
 
 
 def _of_lines(path: Path, stream: io.BufferedReader, text_column: str) -> Iterator[Document]:
@@ -162,7 +169,7 @@ def hub_documents(name: str, text_column: str) -> dict[str, Iterator[Document]]:
         ) from error
     if columns is not None and text_column not in columns:
         raise ValueError(_no_column(f"data={name}", text_column, columns))
-    return {split: _of_rows(rows, text_column, f"{name} {split}") for split, rows in splits.items()}
+    return {str(split): _of_rows(rows, text_column, f"{name} {split}") for split, rows in splits.items()}
 
 
 def _of_rows(rows: Iterable[object], text_column: str, place: str) -> Iterator[Document]:

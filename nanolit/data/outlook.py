@@ -25,15 +25,17 @@ def outlook(corpus: Corpus, tokenizer: Tokenizer, *, packing: Packing, context: 
     sampled_bytes = 0
     for shard, group in groups[:: -(-len(groups) // SAMPLED_GROUPS) or 1]:
         texts = read_texts(shard, group)[:SAMPLED_DOCUMENTS]
-        sampled_bytes += pc.call_function("sum", [pc.call_function("binary_length", [texts])]).as_py() or 0
+        lengths = pc.call_function("binary_length", [texts])
+        sampled_bytes += pc.call_function("sum", [lengths]).as_py() or 0
         tokens, offsets = tokenizer.encode_flat(texts, bos=True)
         documents += [tokens[start:stop] for start, stop in itertools.pairwise(offsets)]
     dropped = dropped_fraction(documents, tokenizer, packing, context=context)
     every = sum(shard.group_bytes[group] for shard, group in groups)
     held = every * sum(map(len, documents)) / max(1, sampled_bytes)
+    about = float(f"{held:.2g}")
     epochs = num_tokens / max(1.0, held * (1 - dropped))
     text = (
-        f"{corpus.summary or corpus.name}: about {held / 1e6:,.1f} million tokens, {epochs:,.2f} epochs in this run; "
+        f"{corpus.summary or corpus.name}: about {about:,.0f} tokens, {epochs:,.2f} epochs in this run; "
         f"packing ({packing}) drops about {dropped:.0%}"
     )
     if dropped > WARNED_FRACTION and packing == "bestfit":

@@ -49,7 +49,7 @@ class Part:
 class PieceWriter:
     """Write sources to shards in `folder`, a `held_out_fraction` of the pieces of train files to validation.
 
-    The side is a hash of the piece: equal pieces never straddle, and text that comes later moves none.
+    The side is a hash of the piece, so that equal pieces never straddle and the order of files is nothing.
     `without_text`, `pieces` and `repeated` count, and `digest` hashes all that was written.
     """
 
@@ -130,7 +130,8 @@ class _Shards:
         if self._writer is None:
             self.part.shards.append(f"{self.name}-{len(self.part.shards):05}.parquet")
             path = self.folder / self.part.shards[-1]
-            self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)
+            options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+            self._writer = pq.ParquetWriter(path, schema, **options)
         self._writer.write_table(pa.table([pa.array(self._texts, pa.large_string())], schema))
         self._file += self._group
         self._texts, self._group = [], 0

@@ -26,8 +26,8 @@ def validation_rows(
 ) -> ValidationRows:
     """Return this rank's share of the held-out rows; `settings` are ValidationRows'.
 
-    Both best fits have the same rows, so that their bits per byte compare: cropped ones, but split ones of own
-    text in copies, whose pieces may be much longer than a row.
+    Both best fits have the same rows, so that their bits per byte compare: cropped ones, but split ones of
+    copies of own text, whose pieces may be much longer than a row.
     """
     # Bits per byte depend on the rows: one d8 read 1.2197 on 468 rows and 1.2111 on 640 of one file (LOG.md)
     if packing != "flat":

@@ -34,6 +34,8 @@ OmegaConf.register_new_resolver(
 )
 BYTES_PER_TOKEN = 1024
 SMALLEST_VOCABULARY = 512
+CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
+CONVERSATIONS = "nanolit.tasks.jsonl.ConversationFile"
 IDENTITY = "nanolit.tasks.identity.Identity"
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
@@ -156,10 +158,23 @@ def fill_mixtures(job: Choices) -> None:
 def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
     """The content of conf/<folder>/<name>.yaml or of a user's YAML file, its mirror filled in."""
     path = conf_folder() / folder / f"{name}.yaml"
-    if str(name).endswith((".yaml", ".yml")):
+    is_yaml, is_chats = re.search(r"\.ya?ml$", str(name)), folder == "mixture" and re.search(CHATS, str(name))
+    if is_yaml or is_chats:
         path = Path(str(name)).expanduser()
-    if not path.is_file():
-        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
+    if not path.is_file() and not (is_chats and path.is_absolute()):  # which may be another machine's
+        if is_yaml or is_chats:
+            raise ValueError(f"{key}={name}: there is no such file; check the path")
+        files = (
+            "a file of chats (jsonl, json, csv, parquet), or a YAML file"
+            if folder == "mixture"
+            else "a YAML file"
+        )
+        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, {files}")
+    if is_chats:
+        parts = [
+            {"_target_": CONVERSATIONS, "path": str(name), "part": part} for part in ("train", "held_out")
+        ]
+        return {"mirror": mirror, "sources": parts[:1], "validation": parts[1:]}
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror") is None:
         content.mirror = mirror

@@ -31,7 +31,8 @@ HUB = "hf:"
 
 
 def spelled_out(words: Sequence[str], datasets: Sequence[str]) -> list[str]:
-    """Return the words with `data=PATH` as `data=local data.path='PATH'`, lists and sweeps of paths likewise.
+    """Return the words with `data=PATH` as `data=local data.path='PATH'`, lists and sweeps of paths likewise,
+    and `mixture=…` as `stage.sft.mixture=…`, which Hydra would take for a choice of conf/mixture.
 
     A path holds a slash, begins with ~ or a dot, or is there; hf:OWNER/NAME stands for one.
     """
@@ -40,7 +41,7 @@ def spelled_out(words: Sequence[str], datasets: Sequence[str]) -> list[str]:
         key, equals, value = word.partition("=")
         paths = _paths(value) if key == "data" and equals and value not in datasets else []
         if not paths:
-            spelled.append(word)
+            spelled.append(f"stage.sft.{word}" if key == "mixture" else word)
             continue
         parts = ",".join(path if path[0] in "'\"" else hydra_quoted(path) for path in paths)
         spelled += ["data=local", f"data.path=[{parts}]" if value[0] == "[" else f"data.path={parts}"]

@@ -20,10 +20,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nanolit.config.build import build
 from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import SHORTHANDS, Choices, Job, Mixture, Node, StageName, Stages, Target
+from nanolit.config.vocabulary import fit_vocabulary
 from nanolit.config.words import grammar_error, spelled_out
 from nanolit.machine.paths import PACKAGE, conf_folder, home
 from nanolit.machine.system import gpu_names
@@ -32,8 +32,6 @@ OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), re
 OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
-BYTES_PER_TOKEN = 1024
-SMALLEST_VOCABULARY = 512
 CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
 CONVERSATIONS = "nanolit.tasks.jsonl.ConversationFile"
 IDENTITY = "nanolit.tasks.identity.Identity"
@@ -230,23 +228,6 @@ RULES: tuple[Callable[[Choices], None], ...] = (
     fill_root,
     fill_gpu,
 )
-
-
-def fit_vocabulary(job: Choices) -> None:
-    """Lower the vocabulary, unless it was typed, to what a little own text can teach: a token a KiB."""
-    # A tokenizer of 32,768 would have few examples of each token, and a model mostly embeddings. The demo has
-    # 4,096 for 4.3 MB. A power of two; untuned.
-    typed = ("recipe.vocab_size=", "stage.tokenizer.vocab_size=", "experiment=")
-    if any(word.lstrip("+").startswith(typed) for word in job["overrides"]):
-        return
-    tokenizer = job["stage"]["tokenizer"]
-    try:
-        num_bytes = build(job["data"]).text_bytes(enough=tokenizer["vocab_size"] * BYTES_PER_TOKEN)
-    except (ValueError, OSError):  # not here, or faulty: the plan, or what reads it, says so
-        return
-    if num_bytes is not None:
-        fitting = 1 << (max(SMALLEST_VOCABULARY, num_bytes // BYTES_PER_TOKEN).bit_length() - 1)
-        tokenizer["vocab_size"] = min(tokenizer["vocab_size"], fitting)
 
 
 def without_shorthands(choices: Choices) -> Job:

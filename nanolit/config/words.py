@@ -28,6 +28,7 @@ OTHER_NAMES = {
     "output_dir": "root",
 }
 HUB = "hf:"
+PLAIN_PATH = r"""[A-Za-z./][\w./:-]*|'.*'|".*\""""  # Hydra reads it as it is
 
 
 def spelled_out(words: Sequence[str], datasets: Sequence[str]) -> list[str]:
@@ -43,7 +44,7 @@ def spelled_out(words: Sequence[str], datasets: Sequence[str]) -> list[str]:
         if not paths:
             spelled.append(f"stage.sft.{word}" if key == "mixture" else word)
             continue
-        parts = ",".join(path if path[0] in "'\"" else hydra_quoted(path) for path in paths)
+        parts = ",".join(path if re.fullmatch(PLAIN_PATH, path) else hydra_quoted(path) for path in paths)
         spelled += ["data=local", f"data.path=[{parts}]" if value[0] == "[" else f"data.path={parts}"]
     return spelled
 

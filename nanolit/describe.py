@@ -25,7 +25,7 @@ from nanolit.report.tables import markdown_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from nanolit.data.shards import Corpus
+    from nanolit.data.parquet import Corpus
     from nanolit.tokenizer.bpe import Tokenizer
 
 LEARNED_FROM_CHARACTERS = 20_000_000

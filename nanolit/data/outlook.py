@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nanolit.data.packing import Document, Packing, make_packer
-from nanolit.data.parquet import read_texts
-from nanolit.data.shards import Corpus
+from nanolit.data.parquet import Corpus, read_texts
 from nanolit.data.stream import BUFFER, DRAWN_BUFFERS, LARGEST_BUFFER_FRACTION, SPLIT_DRAWN
 from nanolit.tokenizer.bpe import Tokenizer
 

@@ -1,6 +1,11 @@
-"""Parquet files of texts: opened and checked as shards, read a row group at a time."""
+"""Parquet files of texts: opened and checked as the shards of a corpus, read a row group at a time."""
 
+import hashlib
+import json
+import math
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +21,54 @@ class Shard:
     text_column: str
     group_sizes: tuple[int, ...]
     group_bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The parquet files of a dataset, to train on and held out, and the column of their text."""
+
+    name: str
+    text_column: str
+    train_files: tuple[Path, ...]
+    validation_files: tuple[Path, ...]
+    cache_folder: Path | None = None  # where tokens are kept (cache.py); None: nowhere
+    times: tuple[float, ...] = ()  # how often an epoch has each train file; (): once
+    summary: str = ""  # of own text: what was read, passed over and split
+    content: str = ""  # a hash of the texts, where it is known
+
+    @cached_property
+    def train_shards(self) -> list[Shard]:
+        return [open_shard(path, self.text_column) for path in self.train_files]
+
+    @cached_property
+    def validation_shards(self) -> list[Shard]:
+        return [open_shard(path, self.text_column) for path in self.validation_files]
+
+    def train_groups(self) -> list[tuple[Shard, int]]:
+        """Return the row groups of an epoch: of a file that it has 2.5 times, every second one thrice."""
+        groups: list[tuple[Shard, int]] = []
+        before = turn = 0.0
+        for shard, times in zip(self.train_shards, self.times or [1.0] * len(self.train_shards), strict=True):
+            turn = 0.0 if times != before else turn
+            before = times
+            for group, size in enumerate(shard.group_sizes):
+                count = math.floor(turn + times + 1e-9) - math.floor(turn + 1e-9)
+                groups += [(shard, group)] * (count if size else 0)
+                turn += times
+        return groups
+
+    def validation_groups(self) -> list[tuple[Shard, int]]:
+        """Return the held-out row groups, in the files' order; of several sources, one of each in turn."""
+        by_shard = [[(shard, n) for n in range(len(shard.group_sizes))] for shard in self.validation_shards]
+        turns = zip_longest(*by_shard) if self.times else by_shard
+        return [group for groups in turns for group in groups if group is not None]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash what a position in the data depends on (sha256, hex): train files and their row groups."""
+        groups: list = [[shard.path.name, *shard.group_sizes] for shard in self.train_shards]
+        depends = [self.text_column, groups, *([self.times, self.content] if self.content else [])]
+        return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
 
 def open_shard(path: Path, text_column: str) -> Shard:

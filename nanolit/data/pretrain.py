@@ -5,8 +5,7 @@ from typing import Any
 
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
-from nanolit.data.parquet import read_texts
-from nanolit.data.shards import Corpus
+from nanolit.data.parquet import Corpus, read_texts
 from nanolit.data.stream import PretrainStream
 from nanolit.data.texts import training_arrays
 from nanolit.data.validation import ValidationRows

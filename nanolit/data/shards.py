@@ -5,16 +5,11 @@ Files are checked when they are opened, texts when they are read; what is wrong 
 the row.
 """
 
-import hashlib
-import json
 import math
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 
 from nanolit.data.download import fetch_shards, missing_shards
-from nanolit.data.parquet import Shard, open_shard, read_texts
+from nanolit.data.parquet import Corpus, read_texts
 from nanolit.data.prepare import (
     Found,
     estimated_bytes,
@@ -32,54 +27,6 @@ from nanolit.machine.paths import dataset_folder
 SAMPLE_FOLDER = Path(__file__).resolve().parent / "sample"
 # A folder up to this size (compressed) is read through before training starts; a larger one as training goes.
 READ_THROUGH_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """The parquet files of a dataset, to train on and held out, and the column of their text."""
-
-    name: str
-    text_column: str
-    train_files: tuple[Path, ...]
-    validation_files: tuple[Path, ...]
-    cache_folder: Path | None = None  # where tokens are kept (cache.py); None: nowhere
-    times: tuple[float, ...] = ()  # how often an epoch has each train file; (): once
-    summary: str = ""  # of own text: what was read, passed over and split
-    content: str = ""  # a hash of the texts, where it is known
-
-    @cached_property
-    def train_shards(self) -> list[Shard]:
-        return [open_shard(path, self.text_column) for path in self.train_files]
-
-    @cached_property
-    def validation_shards(self) -> list[Shard]:
-        return [open_shard(path, self.text_column) for path in self.validation_files]
-
-    def train_groups(self) -> list[tuple[Shard, int]]:
-        """Return the row groups of an epoch: of a file that it has 2.5 times, every second one thrice."""
-        groups: list[tuple[Shard, int]] = []
-        before = turn = 0.0
-        for shard, times in zip(self.train_shards, self.times or [1.0] * len(self.train_shards), strict=True):
-            turn = 0.0 if times != before else turn
-            before = times
-            for group, size in enumerate(shard.group_sizes):
-                count = math.floor(turn + times + 1e-9) - math.floor(turn + 1e-9)
-                groups += [(shard, group)] * (count if size else 0)
-                turn += times
-        return groups
-
-    def validation_groups(self) -> list[tuple[Shard, int]]:
-        """Return the held-out row groups, in the files' order; of several sources, one of each in turn."""
-        by_shard = [[(shard, n) for n in range(len(shard.group_sizes))] for shard in self.validation_shards]
-        turns = zip_longest(*by_shard) if self.times else by_shard
-        return [group for groups in turns for group in groups if group is not None]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash what a position in the data depends on (sha256, hex): train files and their row groups."""
-        groups: list = [[shard.path.name, *shard.group_sizes] for shard in self.train_shards]
-        depends = [self.text_column, groups, *([self.times, self.content] if self.content else [])]
-        return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
 
 class Dataset:
@@ -226,8 +173,7 @@ class LocalFolder(Dataset):
             train_files=files.train,
             validation_files=files.held_out,
             cache_folder=self.cache_folder(root),
-            summary=f"{len(files.train):,} file(s) of {files.folder}, {len(files.held_out):,} held out"
-            + (f", passed over {listed(files.passed_over)}" if files.passed_over else ""),
+            summary=files.summary(),
         )
         shards = corpus.train_shards + corpus.validation_shards
         if sum(shard.path.stat().st_size for shard in shards) <= READ_THROUGH_BYTES:

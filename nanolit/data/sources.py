@@ -1,8 +1,10 @@
 """Which files below a path hold text, and which of them are held out: by the names that the hub uses."""
 
+import filecmp
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from nanolit.machine.numbers import listed
@@ -26,6 +28,15 @@ class Files:
     train: tuple[Path, ...]
     held_out: tuple[Path, ...]
     passed_over: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Return what is read of them where they lie, passed over, and there twice."""
+        text = f"{len(self.train):,} and {len(self.held_out):,} held-out files of {self.folder}"
+        if self.passed_over:
+            text += f", {len(self.passed_over):,} passed over ({listed(self.passed_over)})"
+        if twice := same_content([*self.train, *self.held_out]):
+            text += f"; the same text twice: {listed(twice)}"
+        return text
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
@@ -78,6 +89,15 @@ def find_files(path: Path, *, validation: str | None) -> Files:
     found = Files(folder=folder, train=tuple(train), held_out=tuple(held_out), passed_over=())
     reasons = [*map(found.relative, left), *(f"{found.relative(file)} (a test split)" for file in tests)]
     return Files(folder=folder, train=tuple(train), held_out=tuple(held_out), passed_over=tuple(reasons))
+
+
+def same_content(files: Sequence[Path]) -> list[str]:
+    """Return the names of files whose content another of them has too."""
+    by_size: dict[int, list[Path]] = {}
+    for file in files:
+        by_size.setdefault(file.stat().st_size, []).append(file)
+    pairs = (pair for same in by_size.values() for pair in combinations(same, 2))
+    return sorted({file.name for pair in pairs if filecmp.cmp(*pair, shallow=False) for file in pair})
 
 
 def _is_visible(file: Path, root: Path) -> bool:

@@ -20,8 +20,8 @@ import torch
 
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Documents, Packer, Packing, make_packer
+from nanolit.data.parquet import Corpus
 from nanolit.data.sequence import DocumentSequence
-from nanolit.data.shards import Corpus
 from nanolit.machine.numbers import divisors, listed
 from nanolit.tokenizer.bpe import Tokenizer
 

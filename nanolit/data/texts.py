@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanolit.data.parquet import read_texts
-from nanolit.data.shards import Corpus
+from nanolit.data.parquet import Corpus, read_texts
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from nanolit.data.packing import Documents, Packing, make_packer
-from nanolit.data.parquet import read_texts
+from nanolit.data.parquet import Corpus, read_texts
 from nanolit.data.row_identity import RowIdentity
-from nanolit.data.shards import Corpus
 from nanolit.data.stream import CHUNK, as_batch
 from nanolit.tokenizer.bpe import Tokenizer
 

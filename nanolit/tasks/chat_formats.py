@@ -71,7 +71,7 @@ def _message(message: object) -> Message:
     if message.get("tool_calls") or message.get("role") in ("tool", "function"):
         raise ValueError(f"calls of tools cannot be learned in this form; {SKIP}")
     role, content = message.get("role"), message.get("content")
-    found = {"content": content} if "content" in message else {}
+    found: Message = {"content": content} if "content" in message else {}
     if isinstance(content, list) and role != "assistant":  # an assistant's may be calls of the calculator
         found = {"content": "".join(map(_text_of, content))}
     if "role" in message:

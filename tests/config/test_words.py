@@ -14,6 +14,14 @@ from nanolit import plan, train
 from nanolit.config.compose import compose
 from nanolit.config.words import OTHER_NAMES, grammar_error, quoted, spelled_out
 
+
+@pytest.fixture(autouse=True)
+def full_errors(monkeypatch):
+    """Take back what train tells Hydra in the environment."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+
+
 VALUES = [
     "/srv/epoch=999-step=87999",
     "it's",
@@ -131,8 +139,6 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
 )
 def test_what_people_type_first_is_answered_with_the_right_command(words, said, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["nanolit train", *words])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # which train sets: taken back after the test
-    monkeypatch.delenv("HYDRA_FULL_ERROR")
     assert train.main(words) == 2
     printed = capsys.readouterr()
     assert re.search(said.replace("?", r"\?"), printed.err)

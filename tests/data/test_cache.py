@@ -14,8 +14,9 @@ from corpora import TOKENIZER, make_corpus, row_hashes, texts, write_texts
 from nanolit.data import cache as cache_module
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
+from nanolit.data.parquet import Corpus
 from nanolit.data.pretrain import training_stream
-from nanolit.data.shards import Corpus, LocalFolder, Sample
+from nanolit.data.shards import LocalFolder, Sample
 from nanolit.data.stream import PretrainStream
 
 

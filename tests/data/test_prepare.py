@@ -13,9 +13,9 @@ import pytest
 from corpora import TOKENIZER, row_hashes, texts, write_texts
 
 from nanolit.data.outlook import outlook
-from nanolit.data.parquet import Shard, read_texts
+from nanolit.data.parquet import Corpus, Shard, read_texts
 from nanolit.data.pieces import pieces
-from nanolit.data.shards import Corpus, LocalFolder
+from nanolit.data.shards import LocalFolder
 from nanolit.data.stream import PretrainStream
 
 STORY = "".join(f"Line {n} of a long story.\n" + "\n" * (n % 7 == 0) for n in range(12_000))
@@ -142,6 +142,10 @@ def test_fitting_parquet_is_read_where_it_lies_and_large_groups_are_copied(tmp_p
     write_texts(tmp_path / "d/a.parquet", texts(30))
     assert corpus_of(tmp_path / "root", tmp_path / "d").train_files == (tmp_path / "d/a.parquet",)
     assert not (tmp_path / "root").exists()
+    write_texts(tmp_path / "d/b.parquet", texts(30))
+    summary = corpus_of(tmp_path / "root", tmp_path / "d").summary
+    assert summary == f"2 and 1 held-out files of {tmp_path}/d; the same text twice: a.parquet, b.parquet"
+    (tmp_path / "d/b.parquet").unlink()
     write_texts(tmp_path / "d/a.parquet", [f"{n} " * 99_999 for n in range(30)], group=999)
     corpus = corpus_of(tmp_path / "root", tmp_path / "d")
     assert max(size for shard in corpus.train_shards for size in shard.group_bytes) < 5 << 20

@@ -29,10 +29,8 @@ def test_a_typed_vocabulary_stays(tmp_path: Path, typed: str) -> None:
 
 
 def test_other_corpora_and_paths_that_are_elsewhere_keep_the_recipes(tmp_path: Path) -> None:
-    assert vocabulary(tmp_path) == 32_768
     assert vocabulary(tmp_path, "data=/absent/a.txt") == 32_768
-    assert vocabulary(tmp_path, "data=hf:a/b") == 32_768
-    assert vocabulary(tmp_path, "recipe=classic", "data=sample") == 65_536
+    assert vocabulary(tmp_path, "recipe=classic", "data=hf:a/b") == 65_536
 
 
 def test_a_later_stage_has_the_vocabulary_of_its_model(tmp_path: Path) -> None:
@@ -40,4 +38,3 @@ def test_a_later_stage_has_the_vocabulary_of_its_model(tmp_path: Path) -> None:
     assert vocabulary(tmp_path, "phase=sft", "run=mine") == 777
     assert vocabulary(tmp_path, "phase=sft", "start_from=mine/base") == 777
     assert vocabulary(tmp_path, "phase=sft", f"start_from={tmp_path}/runs/mine/base/release") == 777
-    assert vocabulary(tmp_path, "phase=base", "run=mine") == 32_768

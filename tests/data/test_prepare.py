@@ -129,6 +129,21 @@ def test_several_sources_have_the_shares_that_their_weights_say(tmp_path, weight
     assert held_out[:2] == ["few", "man"]
 
 
+def test_weighted_copies_resume_exactly_on_another_number_of_ranks(tmp_path: Path) -> None:
+    for name, count in (("a", 400), ("b", 900)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} {text * 9}" for text in texts(count)])
+    corpus = corpus_of(tmp_path / "root", tmp_path / "a.jsonl", tmp_path / "b.jsonl", weights=[2, 1])
+    settings = {"context": 24, "rows": 8, "micro_batch": 2, "seed": 1, "packing": "bestfit_split"}
+    steps = list(islice(PretrainStream(corpus, TOKENIZER, **settings), 6))
+    ranks = [PretrainStream(corpus, TOKENIZER, rank=rank, world=2, **settings) for rank in range(2)]
+    for rank in ranks:
+        rank.load_position([steps[2].position])
+    resumed = [
+        [row for part in parts for row in row_hashes(part)] for parts in islice(zip(*ranks, strict=False), 3)
+    ]
+    assert resumed == [row_hashes(step) for step in steps[3:]]
+
+
 def test_weights_must_fit_the_sources(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"data\.weights=\[1\]; give a positive number for each of 2 sources"

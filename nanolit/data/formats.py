@@ -15,8 +15,9 @@ from nanolit.data.pieces import Document
 from nanolit.data.sources import HUB, PLAIN, compression_of, kind_of
 
 BLOCK = 1 << 20  # characters, or bytes, read at once
-LONGEST_LINE = 512 << 20  # bytes of a line of jsonl: JSON is parsed a line at a time
-LONGEST_FIELD = 1 << 29  # characters of a field of CSV
+LONGEST = (
+    256 << 20
+)  # of a record in jsonl, JSON or CSV: one is read whole, and takes up to nine times its length
 BATCH_BYTES = 4 << 20  # of parquet, about
 BATCH_ROWS = 256
 
@@ -72,7 +73,7 @@ def _of_lines(path: Path, stream: io.BufferedReader, text_column: str) -> Iterat
     while True:
         number += 1
         try:
-            line = stream.readline(LONGEST_LINE)
+            line = stream.readline(LONGEST)
         except OSError as error:
             raise ValueError(
                 f"{path}: cannot be read after line {number - 1} ({_line(error)}); copy it again"
@@ -80,8 +81,8 @@ def _of_lines(path: Path, stream: io.BufferedReader, text_column: str) -> Iterat
         if not line:
             return
         place = f"{path}: line {number}"
-        if len(line) == LONGEST_LINE:
-            raise ValueError(f"{place} is longer than {LONGEST_LINE >> 20} MB; write its text as a .txt file")
+        if len(line) == LONGEST:
+            raise ValueError(_too_long(place))
         if line.isspace():
             continue
         try:
@@ -106,6 +107,8 @@ def _of_array(path: Path, text: io.TextIOWrapper, text_column: str) -> Iterator[
         try:
             row, start = decoder.raw_decode(buffer, start)
         except (json.JSONDecodeError, RecursionError) as error:
+            if len(buffer) - start > LONGEST:
+                raise ValueError(_too_long(place)) from None
             more = text.read(max(BLOCK, len(buffer)))  # doubling, or long items would cost their square
             if not more:
                 raise ValueError(f"{place} is not JSON ({error}); mend it, or write jsonl") from None
@@ -116,7 +119,7 @@ def _of_array(path: Path, text: io.TextIOWrapper, text_column: str) -> Iterator[
 
 
 def _of_csv(path: Path, stream: io.BufferedReader, text_column: str, *, delimiter: str) -> Iterator[Document]:
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(LONGEST)
     reader = csv.DictReader(_text(stream, newline=""), delimiter=delimiter)
     try:
         if text_column not in (columns := reader.fieldnames or []):
@@ -195,6 +198,12 @@ def _field(row: object, text_column: str, place: str) -> str | None:
             f"{place}: {text_column!r} holds half a surrogate pair, which is not a character; remove it"
         ) from None
     return text
+
+
+def _too_long(place: str) -> str:
+    return (
+        f"{place} is longer than {LONGEST >> 20:,} MB; write its text as a .txt file, which is read in blocks"
+    )
 
 
 def _no_column(place: str, text_column: str, columns: Iterable[str]) -> str:

@@ -78,8 +78,8 @@ class Manifest:
         if self.held_out_fraction:
             text += f" by their hash ({held_out_size / max(1, size + held_out_size):.1%})"
         if self.repeated:
-            among = f" among the first {REMEMBERED:,}" if self.pieces > REMEMBERED else ""
-            text += f"; {self.repeated:,} are there twice or more{among}"
+            of = f" of the first {REMEMBERED:,} different ones" if self.pieces > REMEMBERED else ""
+            text += f"; the same text twice: {self.repeated:,} repeat an earlier one{of}"
         if self.without_text:
             text += f"; {self.without_text:,} without text left out"
         return text

@@ -15,6 +15,7 @@ import pytest
 import zstandard
 from corpora import write_texts
 
+from nanolit.data import formats
 from nanolit.data.formats import documents
 
 TEXTS = ["first", 'α 🙂\nline two, with a "quote"', "tab\tand more " * 50]
@@ -118,6 +119,19 @@ def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path, name, content,
     with pytest.raises(ValueError, match=message) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", '{"text": "%s"}'), ("a.json", '[{"text": "%s"}]'), ("a.csv", "text\n%s\n")],
+)
+def test_a_record_beyond_the_stated_length_is_refused(tmp_path, monkeypatch, name, content) -> None:
+    monkeypatch.setattr(formats, "LONGEST", 2 << 20)
+    (tmp_path / name).write_text(content % ("x" * (1 << 20)))
+    assert len(read(tmp_path / name)[0]) == 1 << 20
+    (tmp_path / name).write_text(content % ("x" * (5 << 20)))
+    with pytest.raises(ValueError, match=r"longer than 2 MB; write its text as a \.txt|field larger than"):
+        read(tmp_path / name)
 
 
 def test_parquet_that_is_not_utf8_is_told_with_its_row(tmp_path: Path) -> None:

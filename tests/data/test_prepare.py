@@ -73,7 +73,7 @@ def test_equal_text_never_straddles_and_added_text_holds_no_trained_one_out(
     assert 0 < len(before) < 60
     assert after & set(every[:300]) <= before
     assert not after & set(every_text(corpus.train_shards))
-    assert "; 50 are there twice or more" in corpus.summary
+    assert "; the same text twice: 50 repeat an earlier one" in corpus.summary
 
 
 def test_what_was_read_passed_over_split_and_empty_is_in_the_summary(tmp_path: Path) -> None:
@@ -185,10 +185,12 @@ def test_the_outlook_measures_tokens_epochs_and_what_packing_drops(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("kind", ["row_group", "line.jsonl", "line.txt"])
-def test_memory_is_bounded_for_a_line_of_100_mb_and_a_row_group_of_2_gb(tmp_path: Path, kind: str) -> None:
-    """The peak that docs/data.md states, 600 MB, of reading and of the first steps (cases/01)."""
-    text = "lorem ipsum dolor " * 5000
+@pytest.mark.parametrize(("kind", "most"), [("row_group", 600), ("line.jsonl", 1000), ("line.txt", 300)])
+def test_memory_is_bounded_for_a_line_of_100_mb_and_a_row_group_of_2_gb(
+    tmp_path: Path, kind: str, most: int
+) -> None:
+    """Within the peak that docs/data.md states, of reading (cases/01)."""
+    text = "lorem ipsum 🙂 dolor " * 5000
     if kind == "row_group":
         chunk = pa.array([text] * 2000)
         column = pa.chunked_array([chunk] * 13)
@@ -196,8 +198,8 @@ def test_memory_is_bounded_for_a_line_of_100_mb_and_a_row_group_of_2_gb(tmp_path
         pq.write_table(pa.table({"text": column}), path, row_group_size=1 << 20, use_dictionary=False)
     else:
         path = tmp_path / kind
-        many = text * 1112
-        path.write_text(json.dumps({"text": many}) if kind.endswith("jsonl") else many)
+        many = text * 870
+        path.write_text(json.dumps({"text": many}, ensure_ascii=False) if kind.endswith("jsonl") else many)
         del many
     code = f"""
 import re, sys
@@ -207,6 +209,6 @@ dataset = LocalFolder(path={str(path)!r}, text_column="text", validation=None)
 dataset.open_corpus(Path({str(tmp_path / "root")!r}))
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 print(f"peak {{peak:.0f}} MiB")
-sys.exit(peak > 600)
+sys.exit(peak > {most})
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -123,7 +123,9 @@ def train(job: Job, plan: TrainingPlan) -> Json:
                     raise KeyboardInterrupt
                 result["metrics"], columns = score_base(job, parts, release)
         except KeyboardInterrupt:
-            error = f"{stage} is trained, CORE was interrupted; continue with: {train_command(job["overrides"])}"
+            error = (
+                f"{stage} is trained, CORE was interrupted; continue with: {train_command(job['overrides'])}"
+            )
             return {"status": "interrupted", "error": error, **result}
         except ValueError as error:
             remedy = "core_every=null goes on without it"

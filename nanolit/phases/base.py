@@ -61,5 +61,6 @@ def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
     phase = Base(**inputs.phase_arguments(job, plan), num_steps=plan.num_steps)
     ahead = ""
     if inputs.rank == 0:
-        ahead = outlook(corpus, tokenizer, packing=plan.packing, context=context, num_tokens=plan.tokens)
+        settings = {"packing": plan.packing, "context": plan.gpt["context"], "num_tokens": plan.tokens}
+        ahead = outlook(corpus, inputs.tokenizer, **settings)
     return Training(phase=phase, stream=stream, evaluator=evaluator, left_out=ahead)

@@ -25,7 +25,7 @@ from nanolit.report.tables import markdown_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from nanolit.data.shards import Corpus
+    from nanolit.data.parquet import Corpus
     from nanolit.tokenizer.bpe import Tokenizer
 
 LEARNED_FROM_CHARACTERS = 20_000_000
@@ -148,7 +148,7 @@ def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> tuple[Counts,
 
 def arrays(shards: list, *, most: int | None = None) -> "Iterator[pa.Array]":
     """Yield the texts of each row group, up to `most` documents in all."""
-    from nanolit.data.shards import read_texts
+    from nanolit.data.parquet import read_texts
 
     left = most
     for shard in shards:

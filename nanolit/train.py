@@ -16,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
-from nanolit.config.compose import USER_ERRORS, compose, explain, help_text
+from nanolit.config.compose import USER_ERRORS, compose, explain, help_text, options
 from nanolit.config.search_path import check_search_path
-from nanolit.config.words import malformed
+from nanolit.config.words import malformed, spelled_out
 from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command
@@ -51,7 +51,7 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
     """ValueError for `--model d12`: argparse's answer is a page that does not say what to write."""
     for index, word in enumerate(arguments):
         flag = word.partition("=")[0]
-        if flag.startswith("--") and not any(known.startswith(flag) for known in HYDRA_FLAGS):
+        if flag.startswith("--") and flag not in HYDRA_FLAGS:
             raise ValueError(malformed(word, "".join(arguments[index + 1 : index + 2]), {}))
 
 
@@ -71,21 +71,21 @@ def main(arguments: Sequence[str]) -> int:
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and we say it in one line
     try:
-        if {"--help", "-h"} & set(arguments):
+        if {"--help", "-h"} & set(arguments) or list(arguments) == ["help"]:
             print(help_text())
             return 0
         refuse_unknown_flags(arguments)
         check_search_path(arguments)
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(list(arguments))
+        sys.argv[1:] = spelled_out(arguments, options("data"))  # which Hydra reads
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
     except BrokenPipeError:  # of `--cfg job | head`
         raise
     except (*USER_ERRORS, JobFailed) as error:
         if full_error:
             raise
-        overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
-        print(f"error: {message(error, overrides)}", file=sys.stderr)
+        print(f"error: {message(error, arguments)}", file=sys.stderr)
         return error.code if isinstance(error, JobFailed) else 2
     except RuntimeError as error:
         if "srun" not in str(error):
@@ -101,14 +101,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def message(error: BaseException, overrides: list[str]) -> str:
+def message(error: BaseException, arguments: Sequence[str]) -> str:
+    overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
     if isinstance(error, JobFailed):
         return str(error)
     if isinstance(error, OSError) and error.filename:
         roots = [one.partition("=")[2] for one in overrides if one.startswith("root=")]
         return unwritable(error, str(home(roots[-1] if roots else None)))
-    if isinstance(error, OverrideParseException):
-        overrides = [error.override]  # it may have no "="
+    if isinstance(error, OverrideParseException):  # the word may have no "=", and the next belong to it
+        words = list(arguments)
+        overrides = words[words.index(error.override) :] if error.override in words else [error.override]
     return explain(error, overrides)
 
 

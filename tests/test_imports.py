@@ -91,6 +91,7 @@ LIBRARIES: dict[str, set[str]] = {
     "model": {"torch"},
     "optim": {"torch"},
     "data": {"torch"},
+    "data.formats": {"datasets"},
     "inference": {"torch"},
     "evaluation": {"torch"},
     "evaluation.scores": set(),

@@ -40,8 +40,8 @@ def test_runs_are_listed_newest_first_with_state_bpb_and_age(tmp_path):
     write_stage(tmp_path, "new", "base", changed=NOW - 30, result_json=result(status="done", val_bpb=1.0))
     write_stage(tmp_path, "new", "sft", changed=NOW - 5, result_json=result(status="done", val_bpb=None))
     assert listed(tmp_path) == [
-        ["new", "base, sft done", "1.0000", "-", "5 s"],
-        ["old", "base done", "1.2500", "3fa9c1d2e4b5", "2 h"],
+        ["new", "5 s", "1.0000", "base, sft done", ""],
+        ["old", "2 h", "1.2500", "base done", ""],
     ]
 
 
@@ -51,8 +51,8 @@ def test_a_locked_run_is_running_at_the_last_logged_step(tmp_path):
     folder = write_stage(tmp_path, "a", "base", metrics_csv=metrics, plan_json='{"num_steps": 50}')
     with (folder.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert listed(tmp_path) == [["a", "base running: step 12 of 50", "2.0000", "-", "0 s"]]
-    assert listed(tmp_path) == [["a", "base interrupted: step 12 of 50", "2.0000", "-", "0 s"]]
+        assert listed(tmp_path) == [["a", "0 s", "2.0000", "base running 12/50", ""]]
+    assert listed(tmp_path) == [["a", "0 s", "2.0000", "base interrupted 12/50", ""]]
 
 
 def test_a_run_of_many_stages_keeps_the_columns_aligned(tmp_path):
@@ -63,8 +63,45 @@ def test_a_run_of_many_stages_keeps_the_columns_aligned(tmp_path):
     write_stage(tmp_path, "long", "rl", metrics_csv=metrics, plan_json='{"num_steps": 200000}')
     write_stage(tmp_path, "short", "base", result_json=result(status="done"))
     table = runs.list_runs(tmp_path, now=NOW)
-    assert "| tokenizer, base, mid done, sft interrupted: step 123,456 of 200,000, rl " in table
+    assert "| tokenizer, base, mid done, sft, rl interrupted 123,456/200,000 |" in table
     assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def write_typed(root: Path, run: str, words: list[str], *, checksum: str = "1", bpb: float = 1.0) -> None:
+    """A finished base of a run that was typed with these words."""
+    done = result(status="done", val_bpb=bpb, val_rows={"checksum": checksum})
+    write_stage(root, run, "base", result_json=done, job_yaml=json.dumps({"overrides": words}))
+
+
+def test_what_differs_between_runs_is_what_was_typed_for_one_and_not_for_all(tmp_path):
+    write_typed(
+        tmp_path, "a", ["phase=base", "model=d4", "recipe=classic", "run=a", "root=/x", "max_steps=50"]
+    )
+    write_typed(
+        tmp_path, "b", ["model=d4", "data=local", "data.path=/books", "recipe=classic", "logger=wandb"]
+    )
+    assert [row[-1] for row in listed(tmp_path)] == ["max_steps=50", "data.path=/books"]
+
+
+def test_bits_per_byte_of_other_text_have_a_star(tmp_path):
+    for name, checksum in (("a", "1"), ("b", "2"), ("c", "1")):
+        write_typed(tmp_path, name, [], checksum=checksum)
+    assert [row[2] for row in listed(tmp_path)] == ["1.0000", "1.0000 *", "1.0000"]
+    assert runs.list_runs(tmp_path, now=NOW).endswith("not to be compared with them\n")
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_table_fits_the_terminal_and_names_stay_whole(tmp_path, width):
+    for name in ("d4-modern-s1-85a65b", "x"):
+        write_typed(
+            tmp_path, name, [f"data.path=/a/long/path/to/{name}", *[f"stage.base.k{n}={n}" for n in range(9)]]
+        )
+        for stage in ("tokenizer", "mid", "sft", "rl"):
+            write_stage(tmp_path, name, stage, metrics_csv="step\n1\n", plan_json='{"num_steps": 20000}')
+    lines = runs.list_runs(tmp_path, now=NOW, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "d4-modern-s1-85a65b" in lines[2]
+    assert ("…" in lines[2]) == (width < 200)
 
 
 def test_a_failed_stage_is_followed_by_its_error(tmp_path):
@@ -80,8 +117,8 @@ def test_one_unreadable_run_does_not_hide_the_others(tmp_path):
     write_stage(tmp_path, "good", "base", result_json=result(status="done"))
     write_stage(tmp_path, "bad", "base", changed=NOW - 60, result_json="{")
     assert listed(tmp_path) == [
-        ["good", "base done", "-", "-", "0 s"],
-        ["bad", "unreadable", "-", "-", "1 min"],
+        ["good", "0 s", "-", "base done", ""],
+        ["bad", "1 min", "-", "unreadable", ""],
     ]
     assert "bad: " in runs.list_runs(tmp_path, now=NOW)
 

@@ -34,7 +34,8 @@ from nanolit.config.schema import (
     Target,
 )
 from nanolit.config.search_path import check_search_path, refuse_environment
-from nanolit.config.words import grammar_error
+from nanolit.config.vocabulary import fit_vocabulary
+from nanolit.config.words import grammar_error, spelled_out
 from nanolit.machine.paths import PACKAGE, conf_folder, home, read_yaml
 from nanolit.machine.system import gpu_names
 
@@ -42,6 +43,8 @@ OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), re
 OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
+CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
+CONVERSATIONS = "nanolit.tasks.jsonl.ConversationFile"
 IDENTITY = "nanolit.tasks.identity.Identity"
 HUMANEVAL = "nanolit.tasks.humaneval.HumanEval"
 LAUNCHERS = PACKAGE.parent / "launch"
@@ -55,9 +58,11 @@ def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
         check_search_path(overrides)
+        overrides = spelled_out(overrides, options("data"))
         config = compose_config(overrides)
         choices = filled(config, overrides)
         check_job({**choices, "run": choices["run"] or ""})
+        fit_vocabulary(choices)
         job = without_shorthands(choices)
         if not job["run"]:
             recipe = config.hydra.runtime.choices["recipe"]
@@ -164,10 +169,23 @@ def fill_mixtures(job: Choices) -> None:
 def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
     """The content of conf/<folder>/<name>.yaml or of a user's YAML file, its mirror filled in."""
     path = conf_folder() / folder / f"{name}.yaml"
-    if str(name).endswith((".yaml", ".yml")):
+    is_yaml, is_chats = re.search(r"\.ya?ml$", str(name)), folder == "mixture" and re.search(CHATS, str(name))
+    if is_yaml or is_chats:
         path = Path(str(name)).expanduser()
-    if not path.is_file():
-        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, or a YAML file")
+    if not path.is_file() and not (is_chats and path.is_absolute()):  # which may be another machine's
+        if is_yaml or is_chats:
+            raise ValueError(f"{key}={name}: there is no such file; check the path")
+        files = (
+            "a file of chats (jsonl, json, csv, parquet), or a YAML file"
+            if folder == "mixture"
+            else "a YAML file"
+        )
+        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, {files}")
+    if is_chats:
+        parts = [
+            {"_target_": CONVERSATIONS, "path": str(name), "part": part} for part in ("train", "held_out")
+        ]
+        return {"mirror": mirror, "sources": parts[:1], "validation": parts[1:]}
     read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror") is None:
@@ -304,7 +322,7 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
     known = list(known) or options(group)
     near = difflib.get_close_matches(option, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    other = " (model.depth=N takes any depth)" if group == "model" else ""
+    other = {"model": " (model.depth=N takes any depth)", "data": ", a path, or hf:OWNER/NAME"}.get(group, "")
     return f"there is no {group}={option}; {meant}allowed: {', '.join(known)}{other}"
 
 

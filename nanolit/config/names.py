@@ -69,6 +69,8 @@ def trial_name(run: str) -> str:
 def tokenizer_name(job: Job) -> str:
     """sample-4096-1a2b3c4d: what it is trained on, its size, and a hash of all that decides its merges."""
     dataset, settings = build(job["data"]), decisive_settings(job, "tokenizer")
+    if settings.get("data.weights") is None:  # a later key: without it, a name is what it was before
+        settings.pop("data.weights", None)
     if train_bytes := dataset.train_bytes():
         settings["train_bytes"] = train_bytes
     return f"{dataset.name}-{job['stage']['tokenizer']['vocab_size']}-{short_hash(settings, 8)}"

@@ -1,10 +1,65 @@
-"""Words of the command line that Hydra's grammar refuses: what is wrong, and the form that works."""
+"""Words of the command line: short forms spelled out, and for what Hydra refuses the form that works."""
 
+import difflib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+
+# What other programs call a setting; nanochat's flags first.
+OTHER_NAMES = {
+    "depth": "model.depth",
+    "device_batch_size": "micro_batch",
+    "total_batch_size": "total_batch",
+    "num_iterations": "max_steps",
+    "target_param_data_ratio": "target_ratio",
+    "max_seq_len": "model.context",
+    "sequence_length": "model.context",
+    "window_pattern": "recipe.gpt.window_pattern",
+    "vocab_size": "recipe.vocab_size",
+    "dataset": "data",
+    "data_path": "data",
+    "batch_size": "total_batch",
+    "steps": "max_steps",
+    "name": "run",
+    "output_dir": "root",
+}
+HUB = "hf:"
+PLAIN_PATH = r"""[A-Za-z./][\w./:-]*|'.*'|".*\""""  # Hydra reads it as it is
+
+
+def spelled_out(words: Sequence[str], datasets: Sequence[str]) -> list[str]:
+    """Return the words with `data=PATH` as `data=local data.path='PATH'`, lists and sweeps of paths likewise,
+    and `mixture=…` as `stage.sft.mixture=…`, which Hydra would take for a choice of conf/mixture.
+
+    A path holds a slash, begins with ~ or a dot, or is there; hf:OWNER/NAME stands for one.
+    """
+    spelled: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        paths = _paths(value) if key == "data" and equals and value not in datasets else []
+        if not paths:
+            spelled.append(f"stage.sft.{word}" if key == "mixture" else word)
+            continue
+        parts = ",".join(path if re.fullmatch(PLAIN_PATH, path) else hydra_quoted(path) for path in paths)
+        spelled += ["data=local", f"data.path=[{parts}]" if value[0] == "[" else f"data.path={parts}"]
+    return spelled
+
+
+def _paths(value: str) -> list[str]:
+    """Return the paths that a value names, one or several; [] where a part of it is none."""
+    whole = _is_there(value) or value[:1] in "'\"" or "," not in value
+    inner = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
+    parts = [value] if whole and inner == value else [part.strip() for part in inner.split(",")]
+    are = ("/" in part or part.startswith(("~", ".", HUB)) or _is_there(part) for part in parts)
+    return parts if all(are) else []
+
+
+def _is_there(path: str) -> bool:
+    return bool(path) and Path(path).expanduser().exists()
 
 
 def grammar_error(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> str | None:
@@ -27,13 +82,10 @@ def malformed(word: str, following: str, options: Mapping[str, Sequence[str]]) -
     key, equals, value = word.partition("=")
     if word.startswith("--"):
         bare = following and not following.startswith("-") and "=" not in following
-        value = value or (following if bare else "…")
-        name = key.lstrip("-").replace("-", "_")
-        return f"there is no {key} here; settings are written KEY=VALUE: {name}={value}"
+        name, value = key.lstrip("-").replace("-", "_"), value or (following if bare else "…")
+        return f"there is no {key} here; settings are written KEY=VALUE: {renamed(name)}={value}"
     if not equals:
-        groups = [group for group, names in options.items() if word in names]
-        example = f"did you mean {groups[0]}={word}?" if groups else "as in model=d12"
-        return f"{word!r} is not a setting: settings are written KEY=VALUE, {example}"
+        return f"{word!r} is not a setting: settings are written KEY=VALUE, {meant(word, following, options)}"
     if value.endswith(","):
         return f"{word} ends with a comma; leave it out: {word.rstrip(',')}"
     unclosed = any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()"))
@@ -41,8 +93,33 @@ def malformed(word: str, following: str, options: Mapping[str, Sequence[str]]) -
     return f"{word} {what}; {'close it, or ' * unclosed}quote the value: {quoted(key, value)}"
 
 
+def meant(word: str, following: str, options: Mapping[str, Sequence[str]]) -> str:
+    """Return the setting that a bare word may stand for, as a question."""
+    if word in options or word in OTHER_NAMES:  # the group and its choice, as two words
+        choice = following if following and "=" not in following else (*options.get(word, ()), "…")[0]
+        return f"did you mean {renamed(word)}={choice}?"
+    groups = [group for group, names in options.items() if word in names]
+    if groups:
+        return f"did you mean {groups[0]}={word}?"
+    if _paths(word):
+        return f"did you mean data={shlex.quote(word)}?"
+    every = {name: group for group, names in options.items() for name in names}
+    near = difflib.get_close_matches(word, every, n=1, cutoff=0.7)
+    return f"did you mean {every[near[0]]}={near[0]}?" if near else "as in model=d12"
+
+
+def renamed(name: str) -> str:
+    """Return our name of a setting that another program calls `name`."""
+    return OTHER_NAMES.get(name, name)
+
+
 def quoted(key: str, value: str) -> str:
     """Quote a value for Hydra, and the whole for the shell: "data.path='/srv/step=3'"."""
-    escaped = value.replace("'", "\\'")
-    word = f"{key}='{escaped}'"
-    return shlex.quote(word) if set(word) & set('"$`!') or "\\\\" in word else f'"{word}"'
+    word = f"{key}={hydra_quoted(value)}"
+    return shlex.quote(word) if set(word) & set('"$`!\\') else f'"{word}"'
+
+
+def hydra_quoted(text: str) -> str:
+    """Put text in quotes for Hydra, where a backslash counts only before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), text)
+    return f"'{escaped}'"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanolit.data.shards import Shard, read_texts
+from nanolit.data.parquet import Shard, read_texts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import whole_or_absent
 from nanolit.tokenizer.bpe import Tokenizer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanolit.data.cache import TokenCache
-from nanolit.data.shards import Shard, read_texts
+from nanolit.data.parquet import Shard, read_texts
 from nanolit.machine.device import derived_seed
 
 if TYPE_CHECKING:
@@ -82,10 +82,9 @@ class DocumentSequence:
         return epoch, int(order[turn]), within - int(ends[turn - 1] if turn else 0)
 
     def _read(self, epoch: int, group: int, rows: Sequence[int]) -> "pa.Array":
-        import pyarrow as pa
 
         if self._open is None or self._open[0] != (epoch, group):
-            texts = read_texts(*self._groups[group]).cast(pa.large_string())
+            texts = read_texts(*self._groups[group])
             self._open = ((epoch, group), texts, self._order(len(texts), epoch, group))
         _, texts, order = self._open
         return texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])

@@ -5,62 +5,28 @@ Files are checked when they are opened, texts when they are read; what is wrong 
 the row.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nanolit.data.download import fetch_shards, missing_shards
-from nanolit.data.jsonl import SUFFIXES, as_parquet
+from nanolit.data.parquet import Corpus, read_texts
+from nanolit.data.prepare import (
+    Found,
+    estimated_bytes,
+    find,
+    fits_as_it_is,
+    prepared,
+    read_manifest,
+    stamps,
+    usual_document_bytes,
+)
+from nanolit.data.sources import HUB
 from nanolit.machine.numbers import listed
 from nanolit.machine.paths import dataset_folder
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SAMPLE_FOLDER = Path(__file__).resolve().parent / "sample"
 # A folder up to this size (compressed) is read through before training starts; a larger one as training goes.
 READ_THROUGH_BYTES = 1 << 30
-KINDS = (".parquet", *SUFFIXES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """An opened parquet file: the documents in each of its row groups, and the bytes of their text."""
-
-    path: Path
-    text_column: str
-    group_sizes: tuple[int, ...]
-    group_bytes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """The parquet files of a dataset, to train on and held out, and the column of their text."""
-
-    name: str
-    text_column: str
-    train_files: tuple[Path, ...]
-    validation_files: tuple[Path, ...]
-    cache_folder: Path | None = None  # where tokens are kept (cache.py); None: nowhere
-
-    @cached_property
-    def train_shards(self) -> list[Shard]:
-        return [open_shard(path, self.text_column) for path in self.train_files]
-
-    @cached_property
-    def validation_shards(self) -> list[Shard]:
-        return [open_shard(path, self.text_column) for path in self.validation_files]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash what a position in the data depends on (sha256, hex): train files and their row groups."""
-        content = [[shard.path.name, *shard.group_sizes] for shard in self.train_shards]
-        return hashlib.sha256(json.dumps([self.text_column, content]).encode()).hexdigest()
 
 
 class Dataset:
@@ -88,6 +54,14 @@ class Dataset:
         """File name → bytes of train text that may change under the same settings; {} where none may."""
         return {}
 
+    def text_bytes(self, *, enough: float = math.inf) -> int | None:
+        """Return about how many bytes own text has, counted until there are `enough`; None where unknown."""
+        return None
+
+    def document_bytes(self) -> float | None:
+        """Return about how long the documents of own text are; None where that is unknown."""
+        return None
+
     def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
         """Bring the first `num_shards` train shards and the held-out ones to this machine, if they aren't."""
 
@@ -108,44 +82,98 @@ class Sample(Dataset):
 
 
 class LocalFolder(Dataset):
-    """Any folder of parquet, jsonl or jsonl.zst files with a column of text.
+    """Your own text: files, folders and data sets of the hub (hf:OWNER/NAME), in any format of sources.py.
 
-    jsonl is read into parquet files below the root first, once. `validation` names the held-out file (in the
-    folder, or a path). Where it is None the files whose name begins with "val" are held out; where there are
-    none the user has to name one, so that a file added later never takes the place of the held-out one.
+    All is read into parquet below the root first, once; one folder of fitting parquet is read where it lies.
+    `validation` names the held-out file. Where it is None the names of files and splits say what is held out
+    (find_files), and where they don't a part of all documents is (pieces.py). `weights` are the shares of the
+    sources in the text that is trained on: the scarcer are repeated. None: an epoch has everything once.
     """
 
     name = "local"
 
-    def __init__(self, *, path: str, text_column: str, validation: str | None, cache: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        path: str | list[str],
+        text_column: str,
+        validation: str | None,
+        weights: list[float] | None = None,
+        cache: bool = False,
+    ) -> None:
         super().__init__(cache=cache)
-        self.path = Path(path).expanduser()
-        self.text_column = text_column
-        self.validation = validation
+        self.sources = [path] if isinstance(path, str) else list(path)
+        if weights is not None and (len(weights) != len(self.sources) or min(weights) <= 0):
+            raise ValueError(
+                f"data.weights={weights}; give a positive number for each of {len(self.sources)} sources"
+            )
+        if not self.sources or len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"data.path={self.sources}; give one or more paths, each once")
+        self.text_column, self.validation, self.weights = text_column, validation, weights
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
-        return len(self._files()) - len(self._validation_files(self._files()))
+        return max(1, len(self._train_files()))
 
     def train_bytes(self) -> dict[str, int]:
         """Return the train files' sizes; {} where they aren't known, as in a plan for another machine."""
         try:
-            return {path.name: path.stat().st_size for path in self._split()[0]}
+            found = [files for files in find(self.sources, self.validation).values() if files]
+            every = (stamp for files in found for stamp in stamps(files))
+            return {str(name): int(size) for name, size, _, is_held_out in every if not is_held_out}
         except (ValueError, OSError):
             return {}
 
+    def text_bytes(self, *, enough: float = math.inf) -> int | None:
+        if any(source.startswith(HUB) for source in self.sources):
+            return None
+        return estimated_bytes(self._train_files(), self.text_column, enough=enough)
+
+    def document_bytes(self) -> float | None:
+        files = self._train_files()
+        try:
+            return usual_document_bytes(files, self.text_column) if files else None
+        except ValueError:  # a malformed row: what reads the text says where
+            return None
+
+    def _train_files(self) -> list[Path]:
+        found = find(self.sources, self.validation)
+        return [file for files in found.values() if files for file in files.train]
+
     def fetch(self, root: Path, *, num_shards: int, offline: bool) -> None:
-        """Check the files, and read jsonl into parquet once, before several ranks would."""
+        """Check the files, and copy what has to be copied, before several ranks would."""
         self.open_corpus(root)
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         """Return the checked files; ValueError names the file, and the row, of what cannot be trained on."""
-        train, held_out = ([self._parquet(path, root) for path in paths] for paths in self._split())
+        found = find(self.sources, self.validation)
+        if fits_as_it_is(found, self.text_column):
+            return self._where_it_lies(found, root)
+        folder = prepared(found, dataset_folder(root, self.name), text_column=self.text_column)
+        manifest = read_manifest(folder)
+        train, held_out = (
+            tuple(folder / name for part in manifest.parts(side) for name in part.shards)
+            for side in ("train", "validation")
+        )
+        return Corpus(
+            name=self.name,
+            text_column="text",
+            train_files=train,
+            validation_files=held_out,
+            cache_folder=self.cache_folder(root),
+            times=manifest.times(self.weights),
+            summary=manifest.summary(),
+            content=manifest.content,
+        )
+
+    def _where_it_lies(self, found: Found, root: Path) -> Corpus:
+        (files,) = (files for files in found.values() if files)
         corpus = Corpus(
             name=self.name,
             text_column=self.text_column,
-            train_files=tuple(train),
-            validation_files=tuple(held_out),
+            train_files=files.train,
+            validation_files=files.held_out,
             cache_folder=self.cache_folder(root),
+            summary=files.summary(),
         )
         shards = corpus.train_shards + corpus.validation_shards
         if sum(shard.path.stat().st_size for shard in shards) <= READ_THROUGH_BYTES:
@@ -153,47 +181,6 @@ class LocalFolder(Dataset):
                 for group in range(len(shard.group_sizes)):
                     read_texts(shard, group)
         return corpus
-
-    def _split(self) -> tuple[list[Path], list[Path]]:
-        """Return the files to train on, and the held-out ones."""
-        files = self._files()
-        held_out = self._validation_files(files)
-        train = [path for path in files if not any(path.samefile(other) for other in held_out)]
-        if not train:
-            raise ValueError(
-                f"{self.path} holds no file of texts besides the held-out {held_out[0].name}; add one"
-            )
-        return train, held_out
-
-    def _files(self) -> list[Path]:
-        if not self.path.is_dir():
-            raise ValueError(
-                f"data.path={self.path} is not a folder; give one that holds {listed(KINDS)} files"
-            )
-        files = sorted(path for path in self.path.iterdir() if path.name.endswith(KINDS) and path.is_file())
-        if not files:
-            raise ValueError(f"data.path={self.path} holds no {listed(KINDS)} file; give a folder that does")
-        return files
-
-    def _parquet(self, path: Path, root: Path) -> Path:
-        if not path.name.endswith(SUFFIXES):
-            return path
-        place = hashlib.sha256(f"{path.parent.resolve()} {self.text_column}".encode()).hexdigest()[:8]
-        return as_parquet(path, dataset_folder(root, self.name) / place, text_column=self.text_column)
-
-    def _validation_files(self, files: Sequence[Path]) -> list[Path]:
-        if self.validation is not None:
-            path = self.path / self.validation  # an absolute path stays what it is
-            if not path.is_file():
-                has = listed([one.name for one in files])
-                raise ValueError(f"data.validation={self.validation} is not a file; {self.path} has {has}")
-            return [path]
-        if held_out := [path for path in files if path.name.lower().startswith("val")]:
-            return held_out
-        raise ValueError(
-            f"no file of {self.path} is named val*, so none is known to be held out; name one that "
-            f"is never trained on, such as data.validation={files[-1].name}"
-        )
 
 
 class HubDataset(Dataset):
@@ -268,85 +255,3 @@ class ClimbMix(HubDataset):
 def shard_name(index: int) -> str:
     """Return the file name of a hub shard."""
     return f"shard_{index:05d}.parquet"
-
-
-def open_shard(path: Path, text_column: str) -> Shard:
-    """Open a parquet file; ValueError unless it is whole and has such a column of text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{path} is not a whole parquet file ({_line(error)}); fetch or write it again"
-        ) from error
-    if text_column not in schema.names:
-        raise ValueError(
-            f"{path} has no column {text_column!r}; it has {', '.join(schema.names)}: choose one with "
-            "data.text_column"
-        )
-    if schema.names.count(text_column) > 1:
-        raise ValueError(
-            f"{path} has {text_column!r} as the name of several columns; write it again with one"
-        )
-    type_ = schema.field(text_column).type
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-        raise ValueError(
-            f"{path}: column {text_column!r} holds {type_}, not strings; write it again as strings"
-        )
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).path == text_column)
-    return Shard(
-        path=path,
-        text_column=text_column,
-        group_sizes=tuple(group.num_rows for group in groups),
-        group_bytes=tuple(group.column(column).total_uncompressed_size for group in groups),
-    )
-
-
-def read_texts(shard: Shard, group: int) -> "pa.Array":
-    """Return the texts of one row group, as an arrow array of strings without a null, all valid UTF-8."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(shard.path) as file:
-            column = file.read_row_group(group, columns=[shard.text_column]).column(0)
-        texts = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
-        texts = texts.dictionary_decode() if isinstance(texts, pa.DictionaryArray) else texts
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{shard.path}: row group {group} cannot be read ({_line(error)}); fetch or write the file again"
-        ) from error
-    before = sum(shard.group_sizes[:group])
-    if texts.null_count:
-        row = before + pc.index(texts.is_null(), True).as_py()
-        raise ValueError(
-            f"{shard.path}: row {row} has no text in column {shard.text_column!r}; remove such rows"
-        )
-    try:
-        texts.validate(full=True)
-    except pa.ArrowException:
-        row = before + _first_invalid(texts)
-        raise ValueError(
-            f"{shard.path}: the text of row {row} is not UTF-8; write it again as UTF-8"
-        ) from None
-    return texts
-
-
-def _first_invalid(texts: "pa.Array") -> int:
-    for index in range(len(texts)):
-        try:
-            texts[index].as_py()
-        except UnicodeDecodeError:
-            return index
-    raise AssertionError("arrow found a fault in the texts that is none of encoding")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

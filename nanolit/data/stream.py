@@ -20,8 +20,8 @@ import torch
 
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Documents, Packer, Packing, make_packer
+from nanolit.data.parquet import Corpus
 from nanolit.data.sequence import DocumentSequence
-from nanolit.data.shards import Corpus
 from nanolit.machine.numbers import divisors, listed
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -100,12 +100,7 @@ class PretrainStream:
         self.context, self.rows, self.micro_batch = context, rows, micro_batch
         self.prefetch = prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        groups = [
-            (shard, group)
-            for shard in corpus.train_shards
-            for group, size in enumerate(shard.group_sizes)
-            if size > 0
-        ]
+        groups = corpus.train_groups()
         if not groups:
             raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
         if len(groups) < world:
@@ -325,7 +320,8 @@ class _Lane:
     def _draw(self) -> Documents:
         """Return the next documents; the rows don't depend on how many are encoded at once."""
         if not len(self._ready):
-            count = self.drawn * max(1, CHUNK // self.drawn)
+            most = min(CHUNK, self.sequence.num_documents)  # a single long one must not be encoded 128 times
+            count = self.drawn * max(1, most // self.drawn)
             self._ready = self._encode(range(self._next, self._next + count))
         drawn = self._ready.part(0, self.drawn)
         self._ready = self._ready.part(self.drawn, len(self._ready))

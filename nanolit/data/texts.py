@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanolit.data.shards import Corpus, read_texts
+from nanolit.data.parquet import Corpus, read_texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,8 +25,7 @@ def training_arrays(
     left = max_characters
     for shard in corpus.train_shards:
         for group in range(len(shard.group_sizes)):
-            texts = read_texts(shard, group).cast(pa.large_string())
-            texts = _cut(texts, max_document_characters)
+            texts = _cut(read_texts(shard, group), max_document_characters)
             # not to_numpy, which imports pandas: a second or more, and a Ctrl-C in it is lost
             ends = np.cumsum(np.from_dlpack(pc.call_function("utf8_length", [texts])))
             num_whole = int(np.searchsorted(ends, left, side="right"))

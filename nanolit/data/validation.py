@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from nanolit.data.packing import Documents, Packing, make_packer
+from nanolit.data.parquet import Corpus, read_texts
 from nanolit.data.row_identity import RowIdentity
-from nanolit.data.shards import Corpus, read_texts
 from nanolit.data.stream import CHUNK, as_batch
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -78,11 +78,10 @@ class ValidationRows:
 def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Documents]:
     """Yield the held-out documents one by one in the files' order, with BOS, encoded a chunk at a time."""
     number = 0
-    for shard in corpus.validation_shards:
-        for group in range(len(shard.group_sizes)):
-            texts = read_texts(shard, group)
-            for start in range(0, len(texts), CHUNK):
-                tokens, offsets = tokenizer.encode_flat(texts.slice(start, CHUNK), threads=threads, bos=True)
-                for index in range(len(offsets) - 1):
-                    yield Documents([number], tokens, offsets[index : index + 2])
-                    number += 1
+    for shard, group in corpus.validation_groups():
+        texts = read_texts(shard, group)
+        for start in range(0, len(texts), CHUNK):
+            tokens, offsets = tokenizer.encode_flat(texts.slice(start, CHUNK), threads=threads, bos=True)
+            for index in range(len(offsets) - 1):
+                yield Documents([number], tokens, offsets[index : index + 2])
+                number += 1

@@ -5,6 +5,7 @@ file that is not there.
 """
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from nanolit.config.names import decisive_settings, difference
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
+from nanolit.machine.arguments import train_command
 from nanolit.machine.paths import Json, run_folder, stage_folder
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.plans import Plan, Plans, RLPlan, TokenizerPlan, stored_plan
@@ -52,8 +54,8 @@ def check_stages(job: Job, plans: Plans) -> None:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for plan in plans.values():
         check_unchanged(job, plan)
-    check_previous(job, job["stages"][0])
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
+        check_previous(job, models[0])
         origin(job, models[0])
     if is_rank_zero() and not all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
         check_sources(job, plans)
@@ -70,6 +72,7 @@ def check_unchanged(job: Job, plan: Plan) -> None:
         listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changes.items())
         raise ValueError(
             f"run {job['run']} was begun with other settings: {listed}; give those again, or another run=NAME"
+            f"{instead(job, stage)}"
         )
     stored = path.with_name("plan.json")
     if stage == "base" and stored.exists() and not finished(job["root"], job["run"], stage):
@@ -81,6 +84,17 @@ def check_unchanged(job: Job, plan: Plan) -> None:
             )
 
 
+def instead(job: Job, stage: str) -> str:
+    """Return how to train a finished stage longer, and how to begin a run anew: nothing is overwritten."""
+    run, folder = job["run"], stage_folder(job["root"], job["run"], stage)
+    longer = (
+        f"; to train it longer, run={run}-2 start_from={run}/{stage}"
+        if finished(job["root"], run, stage)
+        else ""
+    )
+    return f"{longer}; to begin anew, delete {shlex.quote(str(folder))}"
+
+
 def check_previous(job: Job, stage: str) -> None:
     """ValueError with the command that makes it, when the model that the stage begins from is missing."""
     models = [other for other in job["recipe"]["stages"] if other != "tokenizer"]
@@ -89,9 +103,11 @@ def check_previous(job: Job, stage: str) -> None:
         return
     previous = next(earlier for earlier in before if not finished(job["root"], job["run"], earlier))
     others = [word for word in job["overrides"] if not word.startswith(("phase=", "stages=", "start_from="))]
-    command = " ".join(["python -m nanolit.train", f"phase={previous}", *others])
+    done = sorted(path.parents[1].name for path in Path(job["root"], "runs").glob(f"*/{before[-1]}/release"))
+    finished_ones = f"; or begin from another run, start_from={' or '.join(done[-3:])}" if done else ""
     raise ValueError(
-        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; make it with: {command}"
+        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; make it with: "
+        f"{train_command([f'phase={previous}', *others])}{finished_ones}"
     )
 
 

@@ -15,7 +15,7 @@ from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import Json, run_folder
 from nanolit.machine.system import gpu_names
-from nanolit.planning.plans import Plans, check_cost, plan_jobs
+from nanolit.planning.plans import Plans, check_cost, mixture_note, plan_jobs
 from nanolit.planning.show import show_plans
 from nanolit.report.folders import read_result
 from nanolit.report.sweep import sweep_table, write_sweep_csv
@@ -63,8 +63,9 @@ def check_jobs(jobs: Sequence[Job]) -> list[tuple[Job, Plans]]:
     for job in jobs:
         refuse_elsewhere(job)
     planned = plan_jobs(jobs)
-    if note := check_cost(planned):
-        say(note)
+    for note in (check_cost(planned), mixture_note(jobs[0])):
+        if note and not jobs[0]["dry_run"]:  # then the plan says it
+            say(note)
     refuse_same_run(jobs)
     return planned
 

@@ -28,7 +28,8 @@ def train_tokenizer(job: Job, plan: TokenizerPlan) -> Json:
         texts = training_arrays(
             corpus, max_characters=settings["max_chars"], max_document_characters=settings["doc_cap"]
         )
-        say(f"tokenizer: learning {settings['vocab_size']:,} tokens from {corpus.name}")
+        cut = f"the first {settings['doc_cap']:,} characters of each document"
+        say(f"tokenizer: learning {settings['vocab_size']:,} tokens from {corpus.name}, {cut}")
         tokenizer = Tokenizer.train(
             texts, vocab_size=settings["vocab_size"], tell=lambda line: say(f"tokenizer: {line}")
         )

@@ -34,6 +34,7 @@ from nanolit.jobs.processes import GRACE_SECONDS, launched_rank, sigterm_interru
 from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
+from nanolit.machine.arguments import train_command
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, Json, core_folder, stage_folder, write_json
 from nanolit.machine.signals import handlers_kept, ignore_ctrl_c
@@ -134,7 +135,9 @@ def train(job: Job, plan: TrainingPlan) -> Json:
                     raise KeyboardInterrupt
                 result["metrics"], columns = score_base(job, parts, release)
         except KeyboardInterrupt:
-            error = f"{stage} is trained, CORE was interrupted; continue with: {command_of(job)}"
+            error = (
+                f"{stage} is trained, CORE was interrupted; continue with: {train_command(job['overrides'])}"
+            )
             return {"status": "interrupted", "error": error, **result}
         except ValueError as error:
             remedy = "core_every=null goes on without it"
@@ -275,12 +278,8 @@ def announce(stage: str, parts: Parts, trained: Json) -> None:
 
 
 def interruption(job: Job, stage: str, phase: Phase) -> str:
-    again = command_of(job)
+    again = train_command(job["overrides"])
     return f"{stage} stopped after step {phase.finished_steps} of {phase.num_steps}; continue with: {again}"
-
-
-def command_of(job: Job) -> str:
-    return " ".join(["python -m nanolit.train", *job["overrides"]])
 
 
 def quieten_libraries() -> None:

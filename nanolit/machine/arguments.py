@@ -8,6 +8,7 @@ values that are right. `--help` is generated from the fields. Nothing typed is e
 import ast
 import difflib
 import math
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -137,6 +138,11 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
+def train_command(words: Sequence[str]) -> str:
+    """Return the command that trains with these words, quoted for the shell."""
+    return shlex.join(["python", "-m", "nanolit.train", *words])
+
+
 def listing(files: Mapping[str, Path]) -> str:
     """Return a line for each command: its name, and the first line of its file's docstring. Imports none."""
     lines = []
@@ -166,7 +172,7 @@ def _split(
     rest, left = [], list(words)
     while left:
         word = left.pop(0)
-        if word in ("-h", "--help"):
+        if word in ("-h", "--help") or (word == "help" and len(words) == 1):
             print(help_of(known, about))
             sys.exit(0)
         key, equals, text = word.partition("=")

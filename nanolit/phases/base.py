@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nanolit.config.build import build
 from nanolit.config.schema import Job
+from nanolit.data.outlook import outlook
 from nanolit.data.pretrain import training_stream, validation_rows
 from nanolit.data.shards import Corpus
 from nanolit.evaluation.evaluators import BitsPerByte
@@ -58,4 +59,8 @@ def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
     share = {"micro_batch": plan.micro_batch, "rank": inputs.rank, "world": plan.ranks}
     evaluator = base_evaluator(job, plan, inputs.tokenizer, corpus=corpus, **share)
     phase = Base(**inputs.phase_arguments(job, plan), num_steps=plan.num_steps)
-    return Training(phase=phase, stream=stream, evaluator=evaluator)
+    ahead = ""
+    if inputs.rank == 0:
+        settings = {"packing": plan.packing, "context": plan.gpt["context"], "num_tokens": plan.tokens}
+        ahead = outlook(corpus, inputs.tokenizer, **settings)
+    return Training(phase=phase, stream=stream, evaluator=evaluator, left_out=ahead)

@@ -220,7 +220,7 @@ def optimizer_settings(job: Job) -> Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A phase, the stream of its steps, and its score; `left_out` says what data is never seen, or "" ."""
+    """A phase, the stream of its steps, and its score; `left_out` says what data is never seen, or ""."""
 
     phase: Phase
     stream: Any  # PretrainStream, ConversationStream or PromptStream: all load_position and yield steps

@@ -21,6 +21,7 @@ from nanolit.planning.sizes import (
 
 CHARACTERS_PER_HOUR = 37e6 * 3600  # of a tokenizer's training: two cores, from parquet (LOG.md)
 # Of the tokens read: best-fit cropping at 2,048 is nanochat's figure, splitting measured (LOG.md)
+BYTES_PER_TOKEN = 4.0  # about, of English text
 KEPT_FRACTION = {"flat": 1.0, "bestfit": 0.65, "bestfit_split": 0.985}
 
 
@@ -33,6 +34,10 @@ class Dataset(Protocol):
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int: ...
 
     def shards_with(self, num_characters: int) -> int: ...
+
+    def text_bytes(self) -> int | None: ...
+
+    def document_bytes(self) -> float | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,22 @@ class BasePlan(TextPlan):
         return []
 
 
+def choose_packing(job: Job, dataset: Dataset, tokens: int) -> Literal["flat", "bestfit", "bestfit_split"]:
+    """Return the recipe's packing; for own text that is little, or of long documents, split in place of crop.
+
+    Best fit drops what is longer than a row: of books nearly all. Splitting is better too where text is
+    repeated, and worse by 0.016 bits per byte where it is plenty (LOG.md, 2026-11-23).
+    """
+    packing, typed = job["recipe"]["packing"], any("recipe.packing=" in word for word in job["overrides"])
+    row = BYTES_PER_TOKEN * job["model"]["context"]
+    document = None if typed or packing != "bestfit" else dataset.document_bytes()
+    if document is None:
+        return packing
+    has = dataset.text_bytes()
+    little = has is not None and has * KEPT_FRACTION["bestfit"] < tokens * BYTES_PER_TOKEN
+    return "bestfit_split" if little or document > row else packing
+
+
 def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     settings, recipe = job["stage"]["base"], job["recipe"]
     if settings["core_every"] not in ("end", None):
@@ -107,7 +128,8 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     tokens = num_steps * step.total_batch
     watched = watching(job, settings, recipe["base"])
     flops = tokens * model.flops_per_token
-    shards = dataset.shards_needed(tokens, kept_fraction=KEPT_FRACTION[recipe["packing"]])
+    packing = choose_packing(job, dataset, tokens)
+    shards = dataset.shards_needed(tokens, kept_fraction=KEPT_FRACTION[packing])
     return BasePlan(
         **vars(step),
         num_steps=num_steps,
@@ -115,7 +137,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
         counted_parameters=counted,
         tokens_per_parameter=tokens / counted,
         flops=flops,
-        packing=recipe["packing"],
+        packing=packing,
         core_every=settings["core_every"],
         schedule=recipe["schedule"],
         groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"]),

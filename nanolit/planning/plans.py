@@ -34,6 +34,7 @@ PLANNERS: dict[str, tuple[type[Plan], Callable[..., Plan]]] = {
     "rl": (RLPlan, plan_rl),
 }
 
+SFT_MIXTURE = "stage.sft.mixture="  # what `mixture=` stands for
 # What may differ between two starts of one run: where it runs and how it is watched.
 PRESENT = {
     "ranks",
@@ -176,6 +177,16 @@ def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
             f"{what} would cost about ${dollars:,.2f} on cluster={cluster['name']}, above max_cost={limit:g};"
             " raise it, or choose less: python -m nanolit.plan cluster=all … compares clusters"
         )
+    return None
+
+
+def mixture_note(job: Job) -> str | None:
+    """Return what to say of a typed `mixture=`: which stage learns from it, where that may surprise."""
+    typed = next((word for word in job["overrides"] if word.startswith(SFT_MIXTURE)), None)
+    if typed and "sft" not in job["stages"]:
+        return f"{typed} is ignored: it is for sft, and this job has {', '.join(job['stages'])}"
+    if typed and "mid" in job["stages"]:
+        return f"{typed} is what sft learns from; mid keeps the recipe's, which stage.mid.mixture=… changes"
     return None
 
 

@@ -15,6 +15,7 @@ from nanolit.planning.plans import (
     TokenizerPlan,
     TrainingPlan,
     check_cost,
+    mixture_note,
     total,
 )
 from nanolit.planning.sizes import BatchPlan, TextPlan
@@ -35,8 +36,9 @@ def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
         print("\n\n".join(tables), flush=True)
         if len(stages) > 1:
             print(f"\n{total_line(job['run'], stages)}", flush=True)
-    if note := check_cost(planned):
-        print(note, flush=True)
+    for note in (check_cost(planned), mixture_note(planned[0][0])):
+        if note:
+            print(note, flush=True)
 
 
 def plan_table(plan: Plan, *, known: Plan | None = None) -> str:

@@ -199,15 +199,13 @@ class Run:
 
     @property
     def val_bpb(self) -> float | None:
-        """The bits per byte of the last stage that has any."""
-        values = [stage.val_bpb for stage in self.stages if stage.val_bpb is not None]
-        return values[-1] if values else None
+        """The bits per byte of base; later stages are validated on conversations."""
+        return next((stage.val_bpb for stage in self.stages if stage.name == "base"), None)
 
     @property
     def val_checksum(self) -> str | None:
         """The checksum of the rows that `val_bpb` is of; None where it is unknown."""
-        stages = [stage for stage in self.stages if stage.val_bpb is not None]
-        return stages[-1].val_rows.get("checksum") if stages else None
+        return next((stage.val_rows.get("checksum") for stage in self.stages if stage.name == "base"), None)
 
     @property
     def changed(self) -> float:

@@ -1,16 +1,23 @@
-"""Conversations from any JSON-lines file: {"messages": [{"role", "content"}, …]} or that list alone, a line
-each."""
+"""Conversations from any file that a person may have: JSON lines or an array, CSV or parquet."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
+from nanolit.tasks.chat_formats import messages_of
 from nanolit.tasks.rows import FileRows, Row, find_file
 from nanolit.tasks.task import Conversation, Task, check_choice
 
+HELD_OUT_FRACTION = 0.05
+
 
 class ConversationFile(Task):
-    """The conversations of `path` (.jsonl, .jsonl.zst, .jsonl.gz), relative to the folder that `source`
-    names. `malformed` rows are an error, or skipped with a count."""
+    """The conversations of `path`, relative to the folder that `source` names, in a form of chat_formats.py.
+
+    `part` "held_out" has a twentieth of them, chosen by their hash, and "train" the others. `malformed` rows
+    are an error, or skipped with a count.
+    """
 
     remedy = "put it there"  # when the file is missing
 
@@ -19,24 +26,39 @@ class ConversationFile(Task):
         *,
         path: str,
         source: str = ".",
+        part: Literal["all", "train", "held_out"] = "all",
         malformed: Literal["error", "skip"] = "error",
         epochs: int = 1,
         max_rows: int | None = None,
     ) -> None:
         check_choice("malformed", malformed, ("error", "skip"))
+        check_choice("part", part, ("all", "train", "held_out"))
         file = find_file(source, str(Path(path).expanduser()), remedy=self.remedy)
         rows = FileRows([file])
         _check_ids(rows)
+        if part != "all":
+            _keep_part(rows, held_out=part == "held_out")
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
         self.file = file
         self.skips_malformed = malformed == "skip"
 
     @property
     def name(self) -> str:
-        return self.file.name.split(".jsonl")[0]
+        return self.file.name.split(".")[0]
 
     def conversation(self, row: Row) -> Conversation:
-        return {"messages": row["messages"]}
+        return {"messages": messages_of(row)}
+
+
+def _keep_part(rows: FileRows, *, held_out: bool) -> None:
+    """Keep one part: equal rows are on the same side, and both sides have some (of equal rows alone, all)."""
+    keys = [
+        hashlib.blake2b(json.dumps(row, default=str).encode(), digest_size=8).digest() for row in rows.rows
+    ]
+    least = max(min(keys), int(HELD_OUT_FRACTION * 2**64).to_bytes(8))
+    chosen = [index for index, key in enumerate(keys) if (key <= least) == held_out]
+    if len(chosen) > 0:
+        rows.keep(chosen)
 
 
 def _check_ids(rows: FileRows) -> None:

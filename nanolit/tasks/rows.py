@@ -1,14 +1,16 @@
-"""Rows of a task: JSON lines from the embedded sample or a mirror folder, or a dataset of the hub.
+"""Rows of a task: files from the embedded sample, a mirror folder or the user, or a dataset of the hub.
 
 `source` is "sample" (what comes with the package), "hub" (huggingface.co, through `datasets`) or a folder
 laid out like the sample: eval/arc/ARC-Easy-train.jsonl.zst, eval/gsm8k/test.jsonl.zst, chat/….
-JSON and parquet are read, nothing is unpickled.
+JSON, CSV and parquet are read, nothing is unpickled.
 Every row knows its place (file and line, or dataset and row), so that a complaint can name it.
 """
 
+import csv
 import gzip
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ from nanolit.machine.paths import PACKAGE
 
 SAMPLE = PACKAGE / "data" / "sample"
 BLOCK = 1024  # rows of a dataset read at once
-ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")  # tried where a name is given without
 Row = Mapping[str, Any]  # one object of a file or a dataset, as it stands there; its task knows the fields
 
 
@@ -33,18 +35,19 @@ class Rows(Protocol):
 
 
 class FileRows:
-    """The objects of some JSON-lines files, in order; blank lines are skipped."""
+    """The objects of some files, in order: JSON lines without the blank ones, JSON arrays, CSV, parquet."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.rows: list[Row] = []
-        self.origins: list[tuple[Path, int]] = []
-        for path in paths:
-            for line, text in enumerate(read_lines(path), start=1):
-                if text.strip():
-                    self.rows.append(_parse(text, f"{path} line {line}"))
-                    self.origins.append((path, line))
+        every = [(path, *found) for path in paths for found in _rows_of(path)]
+        self.rows: list[Row] = [row for _, _, row in every]
+        self.origins: list[tuple[Path, str]] = [(path, place) for path, place, _ in every]
         if not self.rows:
             raise ValueError(f"{', '.join(map(str, paths))}: no rows; fill the file or leave this source out")
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop all rows but these."""
+        self.rows = [self.rows[index] for index in indices]
+        self.origins = [self.origins[index] for index in indices]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,8 +56,8 @@ class FileRows:
         return self.rows[index]
 
     def place(self, index: int) -> str:
-        path, line = self.origins[index]
-        return f"{path} line {line}"
+        path, place = self.origins[index]
+        return f"{path} {place}"
 
 
 class HubRows:
@@ -121,9 +124,9 @@ def read_lines(path: Path) -> list[str]:
     UTF-8."""
     try:
         content = path.read_bytes()
-        if path.suffix == ".zst":
+        if path.suffix.lower() == ".zst":
             content = _decompressed(content)
-        elif path.suffix == ".gz":
+        elif path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zstandard.ZstdError) as error:
         raise ValueError(f"{path} can't be read ({error}); fetch it again") from error
@@ -148,13 +151,64 @@ def _decompressed(content: bytes) -> bytes:
     return b"".join(parts)
 
 
+def _rows_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a file, whatever its format, each with its place."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+    kind = suffixes[-1] if suffixes else ""
+    if kind == ".parquet":
+        yield from ((f"row {number}", row) for number, row in enumerate(_of_parquet(path)))
+        return
+    lines = read_lines(path)
+    if kind in (".csv", ".tsv"):
+        reader = csv.DictReader(io.StringIO("\n".join(lines)), delimiter="\t" if kind == ".tsv" else ",")
+        yield from ((f"line {reader.line_num}", row) for row in reader)
+    elif (array := _array(lines)) is not None:
+        yield from (
+            (f"item {number}", _row(row, f"{path} item {number}")) for number, row in enumerate(array, 1)
+        )
+    else:
+        for number, text in enumerate(lines, start=1):
+            if text.strip():
+                yield f"line {number}", _parse(text, f"{path} line {number}")
+
+
+def _of_parquet(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} can't be read ({' '.join(str(error).split())}); fetch it again") from error
+
+
+def _array(lines: Sequence[str]) -> list[object] | None:
+    """Return the items of a file that is one JSON array; None for JSON lines, each of which may be a list."""
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if not first.startswith("["):
+        return None
+    try:
+        items = json.loads("\n".join(lines))
+    except (ValueError, RecursionError):
+        return None
+    return None if items and all(isinstance(item, dict) and _is_message(item) for item in items) else items
+
+
+def _is_message(item: Row) -> bool:
+    return "role" in item or "from" in item
+
+
 def _parse(text: str, place: str) -> Row:
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return _row(json.loads(text), place)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{place}: not valid JSON ({error}); one object or list a line") from error
-    if isinstance(row, list):  # a bare list of messages
-        row = {"messages": row}
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: got {text[:40]!r}; a line is an object, or a list of messages")
-    return row
+
+
+def _row(item: object, place: str) -> Row:
+    if isinstance(item, list):  # a bare list of messages
+        return {"messages": item}
+    if not isinstance(item, dict):
+        shown = json.dumps(item, ensure_ascii=False)[:40]
+        raise ValueError(f"{place}: got {shown!r}; a line is an object, or a list of messages")
+    return item

@@ -2,7 +2,7 @@
 
 A conversation is a plain dict, {"messages": [{"role", "content"}, …]}: optionally a system message, then
 user and assistant in turn. An assistant's content is text or a list of parts {"type", "text"} with type
-text, python (a tool call) or python_output (what the tool answered).
+text, python (a tool call) or python_output (what the tool answered); with "weight": 0 it isn't learned.
 The layout is nanochat's (https://github.com/karpathy/nanochat): learned are the assistant's words, its
 tool calls with their brackets, and its end token; the tool's answers and all other tokens are not.
 """
@@ -57,6 +57,8 @@ def check_conversation(conversation: object, *, place: str = "conversation") -> 
             _check_parts(message["content"], here)
         else:
             _check_text(message["content"], here, message["role"])
+        if message.get("weight", 1) not in (0, 1):
+            raise ValueError(f"{here}: weight is {message['weight']!r}; it is 1, or 0 for what isn't learned")
     _check_turns([message["role"] for message in messages], place)
 
 
@@ -121,15 +123,16 @@ def _pieces(conversation: Conversation) -> Iterator[Piece]:
             instruction = ""
             continue
         yield True, "<|assistant_start|>", False
-        content = message["content"]
+        content, weighs = message["content"], message.get("weight", 1) != 0
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            start, end, learned = BRACKETS[part["type"]]
+            start, end, is_learned = BRACKETS[part["type"]]
+            learned = is_learned and weighs
             if start is not None:
                 yield True, start, learned
             yield False, part["text"], learned
             if end is not None:
                 yield True, end, learned
-        yield True, "<|assistant_end|>", True
+        yield True, "<|assistant_end|>", weighs
 
 
 def _check_text(text: object, here: str, what: str) -> None:

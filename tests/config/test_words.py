@@ -1,5 +1,7 @@
 """Words that Hydra cannot read are answered with the form that works. Oracle: Hydra's own parser."""
 
+import contextlib
+import re
 import shlex
 import subprocess
 import sys
@@ -8,8 +10,17 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nanolit import train
-from nanolit.config.words import grammar_error, quoted
+from nanolit import plan, train
+from nanolit.config.compose import compose
+from nanolit.config.words import OTHER_NAMES, grammar_error, quoted, spelled_out
+
+
+@pytest.fixture(autouse=True)
+def full_errors(monkeypatch):
+    """Take back what train tells Hydra in the environment."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+
 
 VALUES = [
     "/srv/epoch=999-step=87999",
@@ -69,3 +80,78 @@ def test_plan_and_train_say_it_in_one_line(command: str, words: list[str], said:
 def test_the_flags_that_train_leaves_to_hydra_are_hydras() -> None:
     flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
     assert {flag for flag in flags if flag.startswith("--")} == set(train.HYDRA_FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("word", "spelled"),
+    [
+        ("data=/srv/text", ["data=local", "data.path=/srv/text"]),
+        ("data=./text", ["data=local", "data.path=./text"]),
+        ("data=~/text", ["data=local", "data.path='~/text'"]),
+        ("data=/srv/step=3 (old)/it's", ["data=local", "data.path='/srv/step=3 (old)/it\\'s'"]),
+        ("data='/srv/a b'", ["data=local", "data.path='/srv/a b'"]),
+        ("data=hf:a/b:c", ["data=local", "data.path=hf:a/b:c"]),
+        ("data=[/a,hf:b/c]", ["data=local", "data.path=[/a,hf:b/c]"]),
+        ("data=/a,/b c", ["data=local", "data.path=/a,'/b c'"]),
+        ("data=tests", ["data=local", "data.path=tests"]),
+        ("data=sample", ["data=sample"]),
+        ("data=sample,local", ["data=sample,local"]),
+        ("data=smaple", ["data=smaple"]),
+        ("data=", ["data="]),
+        ("mixture=a.jsonl", ["stage.sft.mixture=a.jsonl"]),
+        ("data.path=/srv", ["data.path=/srv"]),
+    ],
+)
+def test_short_forms_are_spelled_out_so_that_hydra_reads_them(word: str, spelled: list[str]) -> None:
+    """Oracle: Hydra's parser gives the path back. `tests` is a folder that is here; `sample` is an option."""
+    assert spelled_out([word], ["sample", "local"]) == spelled
+    for one in OverridesParser.create().parse_overrides([word for word in spelled if word != "data="]):
+        assert one.key_or_group
+
+
+@pytest.mark.parametrize("path", VALUES)
+def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
+    words = spelled_out([f"data=/srv/{path}"] if "," not in path else [f"data='/srv/{path}'"], [])
+    assert OverridesParser.create().parse_override(words[1]).value() == f"/srv/{path}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--depth=12"], "there is no --depth here; settings are written KEY=VALUE: model.depth=12"),
+        (["--device-batch-size", "8"], "settings are written KEY=VALUE: micro_batch=8"),
+        (["--experiment", "demo"], "settings are written KEY=VALUE: experiment=demo"),
+        (["experiment", "demo"], "'experiment' is not a setting: .*, did you mean experiment=demo?"),
+        (["demo"], "did you mean experiment=demo?"),
+        (["dmeo"], "did you mean experiment=demo?"),
+        (["/path/to/txt"], "'/path/to/txt' is not a setting: .*, did you mean data=/path/to/txt?"),
+        (
+            ["data=/path/to/txt", "dry_run=true"],
+            "data.path=/path/to/txt does not exist; give a file or a folder",
+        ),
+        (
+            ["data=smple"],
+            "there is no data=smple; did you mean sample? allowed: .*, a path, or hf:OWNER/NAME",
+        ),
+        (["mixture=absent.jsonl"], "stage.sft.mixture=absent.jsonl: there is no such file"),
+        (["mixture=absent"], "there is no stage.sft.mixture=absent; allowed: .*, a file of chats"),
+    ],
+)
+def test_what_people_type_first_is_answered_with_the_right_command(words, said, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["nanolit train", *words])
+    assert train.main(words) == 2
+    printed = capsys.readouterr()
+    assert re.search(said.replace("?", r"\?"), printed.err)
+    assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+def test_every_name_that_is_suggested_is_a_key() -> None:
+    texts = {"run": "x", "root": "x", "recipe.gpt.window_pattern": "L"}
+    assert compose([f"{name}={texts.get(name, '512')}" for name in set(OTHER_NAMES.values()) - {"data"}])
+
+
+@pytest.mark.parametrize("command", [train.main, plan.main])
+def test_help_is_a_word_too(command, capsys) -> None:
+    with contextlib.suppress(SystemExit):
+        assert command(["help"]) == 0
+    assert "model" in capsys.readouterr().out

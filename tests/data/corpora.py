@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nanolit.data.shards import Corpus
+from nanolit.data.parquet import Corpus
 from nanolit.data.stream import Step
 from nanolit.tokenizer.nanochat import read_tokenizer
 

@@ -14,8 +14,9 @@ from corpora import TOKENIZER, make_corpus, row_hashes, texts, write_texts
 from nanolit.data import cache as cache_module
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
+from nanolit.data.parquet import Corpus
 from nanolit.data.pretrain import training_stream
-from nanolit.data.shards import Corpus, LocalFolder, Sample
+from nanolit.data.shards import LocalFolder, Sample
 from nanolit.data.stream import PretrainStream
 
 
@@ -129,7 +130,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from corpora import TOKENIZER
 from nanolit.data.cache import TokenCache
-from nanolit.data.shards import open_shard
+from nanolit.data.parquet import open_shard
 shards = [open_shard(Path(path), "text") for path in sys.argv[1:]]
 TokenCache(Path({str(tmp_path / "tokens")!r}), shards, TOKENIZER)
 """

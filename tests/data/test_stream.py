@@ -12,8 +12,8 @@ import torch
 from corpora import TOKENIZER, make_corpus, row_hashes, texts
 
 from nanolit.data.packing import Packing
+from nanolit.data.parquet import Corpus, Shard
 from nanolit.data.sequence import DocumentSequence, deal
-from nanolit.data.shards import Corpus, Shard
 from nanolit.data.stream import PretrainStream, Step, ahead, num_lanes
 
 packings = pytest.mark.parametrize("packing", ["bestfit", "bestfit_split", "flat"])

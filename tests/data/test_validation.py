@@ -9,8 +9,8 @@ from corpora import TOKENIZER, make_corpus
 
 from nanolit.data import validation
 from nanolit.data.packing import Packing
+from nanolit.data.parquet import Corpus
 from nanolit.data.row_identity import RowIdentity
-from nanolit.data.shards import Corpus
 from nanolit.data.validation import ValidationRows
 
 packings = pytest.mark.parametrize("packing", ["bestfit", "flat"])

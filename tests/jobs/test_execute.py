@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -231,15 +232,24 @@ def test_changed_settings_are_refused_with_the_difference(finished):
     assert "stage.base.max_steps was 2, now 3" in result["error"]
     assert "stage.base.lr_scale was 1.0, now 0.5" in result["error"]
     assert "another run=NAME" in result["error"]
+    assert "to train it longer, run=tiny-2 start_from=tiny/base" in result["error"]
+    folder = stage_folder(finished, "tiny", "base")
+    assert result["error"].endswith(f"to begin anew, delete {folder}")
     assert "\n" not in result["error"]
 
 
 def test_sft_without_a_base_names_the_command_that_makes_it(tmp_path):
     error = execute.run(tiny_job(tmp_path, "phase=sft", "recipe=classic"))["error"]
     assert "sft needs the finished base of run tiny" in error
-    command = error.split("make it with: python -m nanolit.train ")[1].split()
+    command = shlex.split(error.split("make it with: python -m nanolit.train ")[1])
     assert compose(command)["stages"] == ["base"]
     assert compose(command)["run"] == "tiny"
+
+
+def test_sft_with_a_tokenizer_before_it_needs_a_base_all_the_same_and_names_other_runs(finished):
+    error = execute.run(tiny_job(finished, "stages=[tokenizer,sft]", "run=other"))["error"]
+    assert error.startswith("sft needs the finished base of run other")
+    assert error.endswith("; or begin from another run, start_from=tiny")
 
 
 def test_identity_needs_a_model_to_teach(tmp_path):

@@ -71,7 +71,7 @@ def test_no_token_is_one_line(laptop):
         (["cluster.devices=4", "hydra.launcher.gpu=H100"], {}, "give both the same number"),
         (["hydra.launcher.gpu=T4"], {}, "cluster.gpu=H100 is planned and priced; give both the same GPU"),
         (["wait=false", "run=no-${seed}", "seed=1,2", "hydra.launcher.max_parallel=1"], {}, "max_parallel"),
-        (["data=local", "data.path=/nowhere/at/all", "data.text_column=text"], {}, "is not a folder"),
+        (["data=local", "data.path=/nowhere/at/all", "data.text_column=text"], {}, "does not exist"),
     ],
 )
 def test_what_cannot_be_submitted_is_refused_without_a_call(laptop, words, environment, message):

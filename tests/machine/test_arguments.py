@@ -1,12 +1,14 @@
 """The command-line reader: words become typed settings, or one line that says what is allowed."""
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nanolit.machine.arguments import read, read_some, setting
+from nanolit.machine.arguments import read, read_some, setting, train_command
 
 
 @dataclass(frozen=True)
@@ -132,3 +134,16 @@ def test_help_has_a_line_for_every_setting(capsys):
     assert "  follow=true     -f: wait for more" in lines
     assert "  stage=base|sft  which stage (default: base)" in lines
     assert "  peers=PEERS     whom to ask (default: a,b)" in lines
+
+
+def test_a_printed_command_gives_the_same_words_when_it_is_pasted():
+    """Of `cases/04`; oracle: the shell, then Hydra's parser."""
+    words = ["phase=base", "data.path='/my runs/a=b'", "root='$HOME/x'", 'recipe.groups={a: "1"}', "run=it's"]
+    pasted = subprocess.run(
+        ["sh", "-c", train_command(words).replace("python -m nanolit.train", "printf '%s\\n'")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert pasted.stdout.splitlines() == words
+    assert OverridesParser.create().parse_override(words[1]).value() == "/my runs/a=b"

@@ -87,7 +87,7 @@ def test_a_stored_plan_outlives_new_rules(tmp_path):
         (["phase=rl", "stage.rl.questions=0"], "stage.rl.questions is 0; it must be 1 or more"),
         (["target_flops=1"], "less than one optimizer step"),
         (["~recipe.groups.smear"], "add recipe.groups.smear"),
-        (["data=local", "data.path=/nowhere"], "not a folder"),
+        (["data=local", "data.path=/nowhere"], "does not exist"),
         (["model=d2,d4"], "model=d2,d4 is a sweep, .*; here give one value"),
         (["precision=fp8"], "this is cpu: give precision=bf16"),
         (["precision=fp8", "cluster=modal_a10g"], "this is A10G: give precision=bf16"),

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -107,8 +108,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(content).encode(), "", {"Content-Type": "application/json"})
 
     def send(self, status: int, body: bytes, name: str, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
         etag = hashlib.sha1(body).hexdigest()
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            status, first, last = 206, int(wanted[1]), int(wanted[2] or len(body) - 1)
+            headers = {**(headers or {}), "Content-Range": f"bytes {first}-{last}/{len(body)}"}
+            body = body[first : last + 1]
+        self.send_response(status)
         for key, value in {
             "Content-Length": str(len(body)),
             "ETag": f'"{etag}"',

@@ -128,3 +128,53 @@ def test_a_dataset_that_the_hub_lacks_is_named(nodes: list[dict[str, Any]], tmp_
         (complaint,) = built(chats, hub, tmp_path)
     assert complaint.startswith("the dataset HuggingFaceTB/smol-smoltalk train can't be read from the hub (")
     assert complaint.endswith("; go online, or name a mirror folder as the source: recipe.mirror=FOLDER")
+
+
+COPY = """\
+import sys
+from pathlib import Path
+from nanolit.data.parquet import read_texts
+from nanolit.data.shards import LocalFolder
+for name in sys.argv[2:]:
+    dataset = LocalFolder(path=name, text_column="text", validation=None)
+    try:
+        corpus = dataset.open_corpus(Path(sys.argv[1]))
+    except ValueError as error:
+        print(error)
+        continue
+    for shard, group in (*corpus.train_groups(), *corpus.validation_groups()):
+        print(*read_texts(shard, group).to_pylist(), sep=",")
+    print(corpus.summary)
+"""
+
+
+def copied(hub: StandInHub, folder: Path, *names: str) -> list[str]:
+    """The lines that COPY prints; in a process of its own, whose hub is ours."""
+    process = subprocess.run(
+        [sys.executable, "-c", COPY, str(folder / "root"), *names],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "cache")},
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
+
+
+def test_own_text_from_the_hub_keeps_its_splits_and_is_read_once(tmp_path: Path) -> None:
+    splits = {"train": ["one", "two", None], "validation": ["three"], "test": ["never"]}
+    tables: Any = {("a/stories", "default", split): [{"text": t} for t in ts] for split, ts in splits.items()}
+    for name in ("x", "y"):
+        tables["a/two", name, "train"] = [{"text": f"{name}{n}"} for n in range(40)]
+    with StandInHub(tables) as hub:
+        lines = copied(hub, tmp_path, "hf:a/stories", "hf:a/two:y", "hf:a/two", "hf:a/absent")
+        counts = "2 documents, 0.00 MB, and 1 held out; 1 without text left out"
+        stories = ["one,two", "three", f"hf:a/stories, 1 passed over (test); {counts}"]
+        assert lines[:4] == ["  data: reading hf:a/stories", *stories]
+        assert sorted(",".join(lines[5:7]).split(",")) == sorted(f"y{n}" for n in range(40))
+        assert "data=hf:a/two can't be read from the hub (Config name is missing" in lines[-2]
+        assert lines[-2].endswith("choose one of several configurations: data=hf:OWNER/NAME:CONFIGURATION")
+        assert "data=hf:a/absent can't be read from the hub" in lines[-1]
+        hub.asked.clear()
+        assert copied(hub, tmp_path, "hf:a/stories") == stories
+        assert hub.asked == []

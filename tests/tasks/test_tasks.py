@@ -256,7 +256,7 @@ def test_a_conversation_file_may_be_compressed_or_bare(ending: str, tmp_path: Pa
             b'{"id": 1, "messages": []}\n{"id": 2, "messages": []}\n{"id": 1, "messages": []}\n',
             "line 3: the id 1 is that of",
         ),
-        (b'{"text": "hello"}\n', "line 1: no field 'messages'; it has text"),
+        (b'{"text": "hello"}\n', "line 1: no conversation; it has text: name the fields messages, "),
         (b"null\n", "line 1: got 'null'"),
         (b'{"messages": []}\n' + b"[" * 100_000, "line 2: not valid JSON"),
     ],

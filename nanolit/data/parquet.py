@@ -1,0 +1,159 @@
+"""Parquet files of texts: opened and checked as the shards of a corpus, read a row group at a time."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """An opened parquet file: the documents in each of its row groups, and the bytes of their text."""
+
+    path: Path
+    text_column: str
+    group_sizes: tuple[int, ...]
+    group_bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The parquet files of a dataset, to train on and held out, and the column of their text."""
+
+    name: str
+    text_column: str
+    train_files: tuple[Path, ...]
+    validation_files: tuple[Path, ...]
+    cache_folder: Path | None = None  # where tokens are kept (cache.py); None: nowhere
+    times: tuple[float, ...] = ()  # how often an epoch has each train file; (): once
+    summary: str = ""  # of own text: what was read, passed over and split
+    content: str = ""  # a hash of the texts, where it is known
+
+    @cached_property
+    def train_shards(self) -> list[Shard]:
+        return [open_shard(path, self.text_column) for path in self.train_files]
+
+    @cached_property
+    def validation_shards(self) -> list[Shard]:
+        return [open_shard(path, self.text_column) for path in self.validation_files]
+
+    def train_groups(self) -> list[tuple[Shard, int]]:
+        """Return the row groups of an epoch: of a file that it has 2.5 times, every second one thrice."""
+        groups: list[tuple[Shard, int]] = []
+        before = turn = 0.0
+        for shard, times in zip(self.train_shards, self.times or [1.0] * len(self.train_shards), strict=True):
+            turn = 0.0 if times != before else turn
+            before = times
+            for group, size in enumerate(shard.group_sizes):
+                count = math.floor(turn + times + 1e-9) - math.floor(turn + 1e-9)
+                groups += [(shard, group)] * (count if size else 0)
+                turn += times
+        return groups
+
+    def validation_groups(self) -> list[tuple[Shard, int]]:
+        """Return the held-out row groups, in the files' order; of several sources, one of each in turn."""
+        by_shard = [[(shard, n) for n in range(len(shard.group_sizes))] for shard in self.validation_shards]
+        turns = zip_longest(*by_shard) if self.times else by_shard
+        return [group for groups in turns for group in groups if group is not None]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash what a position in the data depends on (sha256, hex): train files and their row groups."""
+        groups: list = [[shard.path.name, *shard.group_sizes] for shard in self.train_shards]
+        depends = [self.text_column, groups, *([self.times, self.content] if self.content else [])]
+        return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+
+
+def open_shard(path: Path, text_column: str) -> Shard:
+    """Open a parquet file; ValueError unless it is whole and has such a column of text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{path} is not a whole parquet file ({_line(error)}); fetch or write it again"
+        ) from error
+    if text_column not in schema.names:
+        raise ValueError(
+            f"{path} has no column {text_column!r}; it has {', '.join(schema.names)}: choose one with "
+            "data.text_column"
+        )
+    if schema.names.count(text_column) > 1:
+        raise ValueError(
+            f"{path} has {text_column!r} as the name of several columns; write it again with one"
+        )
+    type_ = schema.field(text_column).type
+    if not is_text(type_):
+        raise ValueError(
+            f"{path}: column {text_column!r} holds {type_}, not strings; write it again as strings"
+        )
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).path == text_column)
+    return Shard(
+        path=path,
+        text_column=text_column,
+        group_sizes=tuple(group.num_rows for group in groups),
+        group_bytes=tuple(group.column(column).total_uncompressed_size for group in groups),
+    )
+
+
+def is_text(type_: "pa.DataType") -> bool:
+    """Tell whether a column of this type holds strings: plain, large, views (polars) or a dictionary."""
+    import pyarrow as pa
+
+    kinds = (pa.string(), pa.large_string(), pa.string_view())
+    return (type_.value_type if pa.types.is_dictionary(type_) else type_) in kinds
+
+
+def read_texts(shard: Shard, group: int) -> "pa.LargeStringArray":
+    """Return the texts of one row group without a null, all valid UTF-8."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(shard.path) as file:
+            column = file.read_row_group(group, columns=[shard.text_column]).column(0)
+        # Large before they are joined: the offsets of a plain string array end at 2 GB
+        texts = column.cast(pa.large_string()).combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{shard.path}: row group {group} cannot be read ({_line(error)}); fetch or write the file again"
+        ) from error
+    before = sum(shard.group_sizes[:group])
+    if texts.null_count:
+        row = before + pc.index(texts.is_null(), True).as_py()
+        raise ValueError(
+            f"{shard.path}: row {row} has no text in column {shard.text_column!r}; remove such rows"
+        )
+    try:
+        texts.validate(full=True)
+    except pa.ArrowException:
+        row = before + _first_invalid(texts)
+        raise ValueError(
+            f"{shard.path}: the text of row {row} is not UTF-8; write it again as UTF-8"
+        ) from None
+    return texts
+
+
+def _first_invalid(texts: "pa.Array") -> int:
+    for index in range(len(texts)):
+        try:
+            texts[index].as_py()
+        except UnicodeDecodeError:
+            return index
+    raise AssertionError("arrow found a fault in the texts that is none of encoding")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

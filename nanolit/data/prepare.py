@@ -1,0 +1,225 @@
+"""Own text, of whatever format, written once as parquet shards below the root: what the stream reads.
+
+The shards lie in a folder named by their sources (paths, sizes, times), which appears whole or not at all;
+its `manifest.json` says what was read, passed over and split. Documents longer than a piece are cut, and row
+groups are small: neither this nor training needs more memory where text is longer.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nanolit.data.formats import documents, hub_documents
+from nanolit.data.parquet import open_shard
+from nanolit.data.pieces import REMEMBERED, Document, Part, PieceWriter
+from nanolit.data.sources import HUB, PLAIN, Files, compression_of, find_files, kind_of, side_of
+from nanolit.machine.locks import held
+from nanolit.machine.numbers import listed
+from nanolit.machine.paths import read_json, write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+# A piece is a 256th of the text within these characters, so that a single book too has pieces to shuffle, to
+# deal to sixteen lanes and to hold out; 32,768 are about 8,000 tokens, four rows of 2,048. Untuned.
+PIECE = (2_048, 32_768)
+# Held out is a twentieth; more of little text, to fill a few rows, at most a fifth; less of a GB or more.
+HELD_OUT_BYTES = 64 << 10
+MUCH_BYTES = 1 << 30
+EXPANSION = 3.5  # of compressed text, about
+# Parquet in row groups up to this size, and of documents up to this average, is read where it lies.
+LARGEST_GROUP = 8 << 20
+LARGEST_AVERAGE = 128 << 10
+Found = Mapping[str, Files | None]  # by source; None: on the hub
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """By source its name, files, what was passed over and what was written; counts over all of them."""
+
+    format: int
+    sources: list[dict[str, Any]]
+    piece: int
+    held_out_fraction: float  # 0: the sources name what is held out
+    without_text: int
+    pieces: int
+    repeated: int
+    content: str  # a hash of all that was written
+
+    def parts(self, side: str) -> list[Part]:
+        return [Part(**source[side]) for source in self.sources]
+
+    def times(self, weights: Sequence[float] | None) -> tuple[float, ...]:
+        """Return how often an epoch has each train file, so that the sources' bytes are as `weights`."""
+        if len(self.sources) == 1:
+            return ()
+        parts = self.parts("train")
+        shares = [w / part.bytes for w, part in zip(weights or [1] * len(parts), parts, strict=True)]
+        least = min(shares)
+        times = [share / least if weights else 1.0 for share in shares]
+        return tuple(t for t, part in zip(times, parts, strict=True) for _ in part.shards)
+
+    def summary(self) -> str:
+        """Return what was read, passed over, split and is there twice, in one sentence."""
+        (documents, size), (held_out, held_out_size) = (
+            (sum(part.documents for part in parts), sum(part.bytes for part in parts))
+            for parts in map(self.parts, ("train", "validation"))
+        )
+        count = sum(len(source["files"]) for source in self.sources)
+        names = " and ".join(source["name"] for source in self.sources)
+        text = f"{count:,} file{'s' * (count != 1)} of {names}" if count else names
+        if passed := [name for source in self.sources for name in source["passed_over"]]:
+            text += f", {len(passed):,} passed over ({listed(passed)})"
+        text += f"; {documents:,} documents, {size / 1e6:,.2f} MB, and {held_out:,} held out"
+        if self.held_out_fraction:
+            text += f" by their hash ({held_out_size / max(1, size + held_out_size):.1%})"
+        if self.repeated:
+            of = f" of the first {REMEMBERED:,} different ones" if self.pieces > REMEMBERED else ""
+            text += f"; the same text twice: {self.repeated:,} repeat an earlier one{of}"
+        if self.without_text:
+            text += f"; {self.without_text:,} without text left out"
+        return text
+
+
+def find(sources: Sequence[str], validation: str | None) -> Found:
+    """Return the files of each source; ValueError names one that has none."""
+    return {
+        source: None
+        if source.startswith(HUB)
+        else find_files(Path(source).expanduser(), validation=validation)
+        for source in sources
+    }
+
+
+def fits_as_it_is(found: Found, text_column: str) -> bool:
+    """Tell whether the only source is parquet that needs no copy: something held out, and no large group."""
+    files = next(iter(found.values()))
+    if len(found) > 1 or files is None or not files.held_out:
+        return False
+    every = [*files.train, *files.held_out]
+    if any(kind_of(file) != ".parquet" for file in every):
+        return False
+    shards = [open_shard(file, text_column) for file in every]
+    groups = [pair for shard in shards for pair in zip(shard.group_bytes, shard.group_sizes, strict=True)]
+    return all(size <= LARGEST_GROUP and size <= LARGEST_AVERAGE * max(1, rows) for size, rows in groups)
+
+
+def prepared(found: Found, folder: Path, *, text_column: str) -> Path:
+    """Return the folder of the sources' shards below `folder`, written if they are not there yet."""
+    key = json.dumps(
+        [FORMAT, text_column, [[source, files and stamps(files)] for source, files in found.items()]]
+    )
+    place = folder / hashlib.sha256(key.encode()).hexdigest()[:12]
+    if (place / MANIFEST).is_file():
+        return place
+    partial = folder / f".{place.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with held(folder / f".{place.name}.lock", wait=True):  # another process may be writing them
+            if not (place / MANIFEST).is_file():
+                shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+                partial.mkdir()
+                write_json(partial / MANIFEST, asdict(_write(found, partial, text_column)))
+                partial.replace(place)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written ({error.strerror or error}): it takes a compressed copy of your "
+            "text; free some space, or give another root=…"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def read_manifest(folder: Path) -> Manifest:
+    return Manifest(**read_json(folder / MANIFEST))
+
+
+def stamps(files: Files) -> list[list[str | int]]:
+    """Return name, size and time of each file, the held-out ones marked: what a copy depends on."""
+    every = [(file, file.stat()) for file in (*files.train, *files.held_out)]
+    return [
+        [files.relative(file), status.st_size, status.st_mtime_ns, file in files.held_out]
+        for file, status in every
+    ]
+
+
+def estimated_bytes(files: Iterable[Path], text_column: str, *, enough: float = float("inf")) -> int:
+    """Return about how many bytes of text the files hold, counted until there are `enough`."""
+    total = 0.0
+    for file in files:
+        if kind_of(file) == ".parquet":
+            total += sum(open_shard(file, text_column).group_bytes)
+        else:
+            total += file.stat().st_size * (EXPANSION if compression_of(file) else 1)
+        if total >= enough:
+            break
+    return int(total)
+
+
+def usual_document_bytes(files: Sequence[Path], text_column: str) -> float:
+    """Return the length of the document that an average byte is in, from a few documents of a few files."""
+    lengths: list[int] = []
+    for file in files[:: -(-len(files) // 8)]:
+        if kind_of(file) in PLAIN:
+            lengths.append(estimated_bytes([file], text_column))
+            continue
+        few = itertools.islice(documents(file, text_column), 32)
+        lengths += [sum(len(block) for block in document if block) for document in few]
+    return sum(length * length for length in lengths) / max(1, sum(lengths))
+
+
+def _write(found: Found, folder: Path, text_column: str) -> Manifest:
+    """Write all sources' shards into `folder`, and return what its manifest says."""
+    hubs = {name: hub_documents(name, text_column) for name, files in found.items() if files is None}
+    train = [file for files in found.values() if files for file in files.train]
+    # How much the hub has isn't known before it is read
+    estimate = MUCH_BYTES - 1 if hubs else estimated_bytes(train, text_column)
+    named = any(files.held_out for files in found.values() if files)
+    named = named or any(side_of(split) == "validation" for splits in hubs.values() for split in splits)
+    writer = PieceWriter(
+        folder,
+        piece=max(PIECE[0], min(PIECE[1], estimate // 256)),
+        held_out_fraction=0 if named else _held_out_fraction(estimate),
+    )
+    entries = []
+    for number, (source, files) in enumerate(found.items()):
+        print(f"  data: reading {source}", flush=True)
+        if files:
+            names, passed = [str(name) for name, *_ in stamps(files)], list(files.passed_over)
+            read = {"train": files.train, "validation": files.held_out}
+            read = {side: _of_files(some, text_column) for side, some in read.items()}
+        else:
+            splits = hubs[source]
+            names, passed = [], [split for split in splits if side_of(split) is None]
+            read = {side: _of_splits(splits, side) for side in ("train", "validation")}
+        parts = {side: asdict(part) for side, part in writer.write(read, number).items()}
+        if not parts["train"]["documents"]:
+            raise ValueError(f"{source} holds no text to train on, or one piece alone; add text")
+        entries.append({"name": source, "files": names, "passed_over": passed, **parts})
+    return Manifest(
+        format=FORMAT,
+        sources=entries,
+        piece=writer.piece,
+        held_out_fraction=0 if named else _held_out_fraction(estimate),
+        without_text=writer.without_text,
+        pieces=writer.pieces,
+        repeated=writer.repeated,
+        content=writer.digest.hexdigest(),
+    )
+
+
+def _held_out_fraction(num_bytes: int) -> float:
+    return 0.005 if num_bytes >= MUCH_BYTES else max(0.05, min(0.2, HELD_OUT_BYTES / max(1, num_bytes)))
+
+
+def _of_files(files: Iterable[Path], text_column: str) -> Iterator[Document]:
+    return itertools.chain.from_iterable(documents(file, text_column) for file in files)
+
+
+def _of_splits(splits: Mapping[str, Iterator[Document]], side: str) -> Iterator[Document]:
+    return itertools.chain.from_iterable(rows for split, rows in splits.items() if side_of(split) == side)

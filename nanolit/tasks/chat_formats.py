@@ -1,0 +1,107 @@
+"""Conversations in the forms that other programs write, as messages of role and content."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nanolit.tasks.rows import Row
+
+Message = dict[str, Any]
+# ShareGPT's names of roles, and OpenAI's for the system message of newer models
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+LISTS = ("messages", "conversations", "conversation")  # OpenAI and TRL, ShareGPT
+# A question and its answer: Alpaca (also Dolly), TRL and OpenAI of old, and what else is common
+PAIRS = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+)
+MORE = ("input", "context")  # what an instruction is about, behind it
+SKIP = "leave such conversations out with malformed: skip in a mixture's YAML file"
+
+
+def messages_of(row: Row) -> list[Message]:
+    """Return the messages of a row; ValueError says what would make it readable."""
+    for key in LISTS:
+        if isinstance(row.get(key), Sequence) and not isinstance(row[key], str):
+            return _joined([_message(message) for message in row[key]])
+    for question, answer in PAIRS:
+        if row.get(question) is not None and row.get(answer) is not None:
+            return _pair(row, question, answer)
+    has = ", ".join(row) or "nothing"
+    text = "; text without roles is for base: data=FILE" if "text" in row else ""
+    raise ValueError(
+        f"no conversation; it has {has}: name the fields messages, conversations, instruction and output, or "
+        f"prompt and completion{text}"
+    )
+
+
+def _pair(row: Row, question: str, answer: str) -> list[Message]:
+    if isinstance(row[question], Sequence) and not isinstance(row[question], str):  # TRL: lists of messages
+        answers = row[answer] if isinstance(row[answer], list) else [_said("assistant", row[answer])]
+        return _joined([_message(message) for message in (*row[question], *answers)])
+    more = [row[key] for key in MORE if question == "instruction" and row.get(key)]
+    system = [_said("system", row["system"])] if row.get("system") else []
+    asked = "\n\n".join(map(str, [row[question], *more]))
+    return [*system, _said("user", asked), _said("assistant", row[answer])]
+
+
+def _said(role: str, content: object) -> Message:
+    return {"role": role, "content": content}
+
+
+def _message(message: object) -> Message:
+    """Return a message with our names; what is no message is left to check_conversation."""
+    if not isinstance(message, Mapping):
+        return message  # type: ignore[return-value]
+    if "from" in message and "value" in message:
+        message = {**message, "role": message["from"], "content": message["value"]}
+    if message.get("tool_calls") or message.get("role") in ("tool", "function"):
+        raise ValueError(f"calls of tools cannot be learned in this form; {SKIP}")
+    role, content = message.get("role"), message.get("content")
+    found: Message = {"content": content} if "content" in message else {}
+    if isinstance(content, list) and role != "assistant":  # an assistant's may be calls of the calculator
+        found = {"content": "".join(map(_text_of, content))}
+    if "role" in message:
+        found["role"] = ROLES.get(role, role) if isinstance(role, str) else role
+    if message.get("weight") is not None:
+        found["weight"] = message["weight"]
+    return found
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _text_of(part: Any) -> str:
+    if not _is_text(part):
+        kind = part.get("type") if isinstance(part, Mapping) else part
+        raise ValueError(f"a part of a message is {kind!r}, and only text can be learned; {SKIP}")
+    return part["text"]
+
+
+def _joined(messages: list[Message]) -> list[Message]:
+    """Join system messages at the beginning: OpenAI's may have a system and a developer message."""
+    first = 0
+    while (
+        first < len(messages)
+        and isinstance(messages[first], Mapping)
+        and messages[first].get("role") == "system"
+    ):
+        first += 1
+    if first < 2:
+        return messages
+    texts = [str(message.get("content")) for message in messages[:first]]
+    return [_said("system", "\n\n".join(texts)), *messages[first:]]

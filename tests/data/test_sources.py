@@ -1,0 +1,113 @@
+"""Names say which files are text, held out, or a test split: those that people and the hub give them."""
+
+from pathlib import Path
+
+import pytest
+
+from nanolit.data.sources import Files, find_files, kind_of, side_of
+
+
+def folder_of(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("{}")
+    return root
+
+
+def sides(files: Files) -> tuple[list[str], list[str], list[str]]:
+    train, held_out = ([files.relative(file) for file in some] for some in (files.train, files.held_out))
+    return train, held_out, list(files.passed_over)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jsonl", ".jsonl"),
+        ("a.jsonl.gz", ".jsonl"),
+        ("B.JSONL", ".jsonl"),
+        ("c.ndjson.zst", ".ndjson"),
+        ("c4-train.00000-of-01024.json.gz", ".json"),
+        ("Book.TXT.GZ", ".txt"),
+        ("notes.md", ".md"),
+        ("t.tsv.bz2", ".tsv"),
+        ("a.gz", ""),
+        ("a.pdf", ""),
+        ("Makefile", ""),
+    ],
+)
+def test_a_kind_is_known_by_every_spelling_of_its_ending(name: str, kind: str) -> None:
+    assert kind_of(Path(name)) == kind
+
+
+@pytest.mark.parametrize(
+    ("held_out", "train", "test"),
+    [
+        ("validation-00000-of-00001.parquet", "train-00000-of-00002.parquet", "test-00000-of-00001.parquet"),
+        ("data/valid-00000-of-00001.parquet", "data/train-00000-of-00001.parquet", "data/test-1.parquet"),
+        ("c4-validation.00000-of-00008.json.gz", "c4-train.00000-of-01024.json.gz", "test.json"),
+        ("val.jsonl", "values.jsonl", "test/a.jsonl"),
+        ("val_1.txt", "valley.txt", "TEST.txt"),
+        ("dev/a.txt", "the-test-of-time.txt", "tests/b.txt"),
+    ],
+)
+def test_split_names_are_respected_and_a_test_split_is_never_read(tmp_path, held_out, train, test) -> None:
+    found = find_files(folder_of(tmp_path, held_out, train, test), validation=None)
+    assert sides(found) == ([train], [held_out], [f"{test} (a test split)"])
+
+
+def test_subfolders_are_read_and_what_is_no_text_is_passed_over_by_name(tmp_path: Path) -> None:
+    """Of `cases/09`: each file is read, or named."""
+    names = ("a.jsonl.gz", "c4-train.00000-of-01024.json.gz", "B.JSONL", "c.ndjson", "more/d.jsonl")
+    found = find_files(
+        folder_of(tmp_path, *names, "README.md", "cover.jpg", ".git/x.txt", "val.jsonl"), validation=None
+    )
+    assert sides(found) == (sorted(names), ["val.jsonl"], ["README.md", "cover.jpg"])
+
+
+def test_a_readme_is_text_where_there_are_no_records(tmp_path: Path) -> None:
+    assert sides(find_files(folder_of(tmp_path, "README.md", "b.txt"), validation=None))[0] == [
+        "README.md",
+        "b.txt",
+    ]
+
+
+def test_a_file_alone_is_trained_on_whatever_its_name(tmp_path: Path) -> None:
+    (folder_of(tmp_path, "test.txt"))
+    assert sides(find_files(tmp_path / "test.txt", validation=None)) == (["test.txt"], [], [])
+
+
+@pytest.mark.parametrize("validation", ["b.jsonl", "./b.jsonl", "{folder}/b.jsonl"])
+def test_a_named_file_is_held_out(tmp_path: Path, validation: str) -> None:
+    folder = folder_of(tmp_path, "a.jsonl", "b.jsonl", "val.jsonl")
+    found = find_files(folder, validation=validation.format(folder=folder))
+    assert sides(found)[0] == ["a.jsonl", "val.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "validation", "message"),
+    [
+        ([], None, r"holds no text to train on \(\.parquet, \.jsonl, .*\)$"),
+        (["a.pdf"], None, r"holds no text to train on .*; it has a\.pdf"),
+        (["val.txt", "val2.txt"], None, r"holds no text besides the held-out val\.txt"),
+        (["a.txt"], "b.txt", r"data\.validation=b\.txt is not a file; .* has a\.txt"),
+        (["a.txt"], "a.txt", r"no text besides the held-out a\.txt"),
+    ],
+)
+def test_a_folder_without_text_says_what_to_give(tmp_path, names, validation, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_files(folder_of(tmp_path, *names), validation=validation)
+    with pytest.raises(ValueError, match="does not exist; give a file or a folder of"):
+        find_files(tmp_path / "absent", validation=None)
+
+
+def test_splits_of_the_hub_have_sides() -> None:
+    names = ("train", "validation", "test", "dev", "train_sft", "test_sft", "valid")
+    assert [side_of(name) for name in names] == [
+        "train",
+        "validation",
+        None,
+        "validation",
+        "train",
+        None,
+        "validation",
+    ]

@@ -126,7 +126,7 @@ def evaluate_core(settings: Settings, folder: Path, kept: Path, about: dict[str,
             open_bundle(bundle, offline=settings.offline)
     asked = {"max_per_task": settings.max_per_task, "folder": kept, "about": about}
     if settings.hf is None:
-        model = load_language_model(folder, root=settings.root, device=None)
+        model = load_language_model(folder, root=settings.root, device=None, stage=None)
         scorer = OwnScorer(model.model)
         scores = core.score_core(scorer, model.tokenizer, bundle, crop=settings.crop, **asked)
     else:
@@ -146,7 +146,7 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
 
     job, plan = stored_stage(release)
     chat_tasks = tasks_of(settings, job, plan)
-    model = load_language_model(release, root=settings.root, device=None)
+    model = load_language_model(release, root=settings.root, device=None, stage=None)
     engine = Engine(model.model, model.tokenizer)
     scores: Scores = {"run": job["run"], "stage": plan.stage}
 

@@ -49,7 +49,9 @@ def main(words: Sequence[str]) -> None:
     from nanolit.inference.engine import Engine
     from nanolit.language_model import load_language_model
 
-    model = load_language_model(settings.release or settings.run or "", root=settings.root, device=None)
+    model = load_language_model(
+        settings.release or settings.run or "", root=settings.root, device=None, stage=None
+    )
     results = simple_evaluate(
         HarnessModel(Engine(model.model, model.tokenizer)),
         tasks=list(settings.tasks),

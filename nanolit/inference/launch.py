@@ -37,7 +37,7 @@ class Launcher:
 
     def __init__(self, decoder: Decoder, slots: Slots, *, plain: bool = False) -> None:
         self.decoder, self.slots, device = decoder, slots, decoder.model.device
-        self.captures = device.type == "cuda" and not plain
+        self.captures = self.reads_by_graph = device.type == "cuda" and not plain
         self.graphs: OrderedDict[tuple[int, int, Needs], tuple[torch.cuda.CUDAGraph, Draws]] = OrderedDict()
         # By padded length: a prompt's inputs, and its graph with the logits once it is recorded
         self.readers: dict[int, tuple[list[Tensor], list[tuple[torch.cuda.CUDAGraph, Tensor]]]] = {}
@@ -78,7 +78,7 @@ class Launcher:
         The logits are good until the next call.
         """
         length = min(bucket_of(max(len(prompts[0]), FIRST_REACH)), self.slots.capacity)
-        if not self.captures or len(prompts) > 1 or start or length > LONGEST_PROMPT:
+        if not self.reads_by_graph or len(prompts) > 1 or start or length > LONGEST_PROMPT:
             return self.decoder.read(prompts, self.slots, row=row, start=start)
         if length not in self.readers:
             shapes = ((1, length + 1), (1,), (1,))  # ids, the prompt's length, its slot
@@ -89,10 +89,16 @@ class Launcher:
         inputs, captured = self.readers[length]
         for target, values in zip(inputs, (padded(prompts, length), [len(prompts[0])], [row]), strict=True):
             target.copy_(torch.as_tensor(values).pin_memory(), non_blocking=True)
-        if not captured:
-            captured.append(
-                self._record(lambda: self.decoder.read_padded(*inputs[:2], self.slots, inputs[2]))
-            )
+        try:
+            if not captured:
+                ids_BT, ends_B, rows_B = inputs
+                run = functools.partial(self.decoder.read_padded, ids_BT, ends_B, self.slots, rows_B)
+                captured.append(self._record(run))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            warnings.warn(f"reading prompts without CUDA graphs, slower: {reason}", stacklevel=2)
+            self.reads_by_graph = False
+            return self.decoder.read(prompts, self.slots, row=row, start=start)
         graph, logits_BV = captured[0]
         graph.replay()
         return logits_BV

@@ -191,7 +191,7 @@ def _split(texts: int, places: int) -> tuple[int, int, int]:
     at 1,280 texts, four with 64 keys 80%. A text is of one row and one head.
     """
     parts = triton.next_power_of_2(triton.cdiv(2 * PROGRAMS, texts)) if texts < 4 * PROGRAMS else 2
-    parts = min(parts, MOST_PARTS, triton.next_power_of_2(triton.cdiv(places, 16)))
+    parts = int(min(parts, MOST_PARTS, triton.next_power_of_2(triton.cdiv(places, 16))))
     return parts, 16 if parts == MOST_PARTS else 32, 2
 
 
@@ -368,11 +368,11 @@ def _product_of_rows(
     total = tl.zeros((SLICES, COLUMNS, ROWS), tl.float32)
     squares = tl.zeros((SLICES, INNER, ROWS), tl.float32)
     of_weight, of_x = slice + step[None, None, :], slice + step[None, :, None]
-    columns_in, rows_in = column[None, :, None] < N, row[None, None, :] < B
     for start in range(0, C, SLICES * INNER):
+        columns_in, rows_in = column[None, :, None] < N, row[None, None, :] < B
         if C % (SLICES * INNER) != 0:
-            columns_in = (column[None, :, None] < N) & (start + of_weight < C)
-            rows_in = (row[None, None, :] < B) & (start + of_x < C)
+            columns_in = columns_in & (start + of_weight < C)
+            rows_in = rows_in & (start + of_x < C)
         w = tl.load(weight + column[None, :, None] * C + start + of_weight, mask=columns_in, other=0.0)
         a = tl.load(x + row[None, None, :] * C + start + of_x, mask=rows_in, other=0.0, cache_modifier=".cg")
         total = tl.dot(w, a, total, input_precision="ieee")

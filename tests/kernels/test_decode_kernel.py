@@ -181,9 +181,22 @@ EVERYTHING = [
             "_product_of_rows",
             4,
             stages,
-            AROUND | {"ROWS": rows, "COLUMNS": columns, "SLICES": 4, "INNER": inner, "LINES": 64, "LINE": 64},
+            AROUND
+            | {
+                "ROWS": rows,
+                "COLUMNS": columns,
+                "SLICES": 4,
+                "INNER": inner,
+                "LINES": 64,
+                "LINE": 64,
+                "C": C,
+            },
         )
-        for rows, columns, inner, stages in ((8, 16, 128, 4), (16, 32, 64, 4), (16, 16, 64, 6))
+        for rows, columns, inner, stages, C in (
+            (8, 16, 128, 4, 5120),
+            (16, 32, 64, 4, 1280),
+            (16, 16, 64, 6, 1664),  # d26, whose width is no whole number of tiles
+        )
     ),
     ("_prepare", 4, 1, {"MIX": True, "KEPT": True, "BACKOUT": True, "BLOCK": 2048}),
     ("_square", 8, 1, {"BLOCK": 4096}),

@@ -21,6 +21,8 @@ from nanolit.model.block import norm
 from nanolit.model.gpt import GPT
 
 BATCH_TOKENS = 16_384  # read at once, padding included: the attention masks of 8 rows of 2,048 take 34 MB
+# Rows are padded to whole tiles: for others SDPA copies its mask for every head, at every layer
+TILE = 64
 HEAD_TOKENS = 4_096  # whose logits are held at once: half a gigabyte in float32 at 32,768 tokens
 
 
@@ -180,7 +182,7 @@ def spans_of(losses_M: Tensor, hits_M: Tensor, lengths: Sequence[int]) -> Iterat
 def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
     """Return the last hidden states (B, T, C); what pads a row is never looked at."""
     model, device = decoder.model, decoder.model.device
-    T = max(len(row.ids) for row in rows)
+    T = -(-max(len(row.ids) for row in rows) // TILE) * TILE
 
     def padded(name: str, filler: int) -> Tensor:
         parts = [np.pad(getattr(row, name), (0, T - len(row.ids)), constant_values=filler) for row in rows]
@@ -192,17 +194,23 @@ def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
     before_BTC = before_BTC * (before_BT >= 0)[..., None]
     places_BT = places_BT.to(torch.int32)  # whose differences, (B, T, T), take half the memory so
     keep_BTT = _keep(padded("endings", 0)) if any(len(row.targets) > 1 for row in rows) else None
-    back_BTT = None if keep_BTT is None else places_BT[:, :, None] - places_BT[:, None]
+    masks = dict[int | None, Tensor]()  # by window, as SDPA adds them to scores
+
+    def mask_of(keep_BTT: Tensor, window: int | None) -> Tensor:
+        if window not in masks:
+            if window is not None and window < T:
+                keep_BTT = keep_BTT & (places_BT[:, :, None] - places_BT[:, None] <= window)
+            dropped = keep_BTT.new_zeros(keep_BTT.shape, dtype=x_BTC.dtype)
+            masks[window] = dropped.masked_fill_(~keep_BTT, -torch.inf)[:, None]
+        return masks[window]
 
     def attend_in_row(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         window = decoder.layers[layer].window
         if keep_BTT is None:
             return attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=decoder.backend)
-        assert back_BTT is not None
-        seen_BTT = keep_BTT if window is None or window >= T else keep_BTT & (back_BTT <= window)
         y_BHTD = F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD)),
-            attn_mask=seen_BTT[:, None],
+            attn_mask=mask_of(keep_BTT, window),
             enable_gqa=q_BTHD.size(2) != k_BTKD.size(2),
         )
         return y_BHTD.transpose(1, 2)

@@ -33,7 +33,7 @@ HEAVY = {
 PACKAGES: dict[str, set[str]] = {
     "machine": set(),
     "config": {"machine.paths", "machine.system"},
-    "tokenizer": {"machine.paths"},
+    "tokenizer": {"machine.paths", "machine.system"},
     "tasks": {"machine.paths"},
     "kernels": {"machine.device"},
     "model": {"kernels", "machine"},
@@ -41,7 +41,7 @@ PACKAGES: dict[str, set[str]] = {
     "planning": {"config", "model.accounting", "optim.scaling", "machine.numbers", "machine.paths"},
     "data": {"tokenizer", "tasks", "machine"},
     "inference": {"kernels", "model", "tokenizer", "machine.device"},
-    "evaluation": {"inference", "kernels", "model", "tokenizer", "tasks", "machine.device", "machine.paths"},
+    "evaluation": {"inference", "kernels", "model", "tokenizer", "tasks", "machine"},
     "phases": {
         "config",
         "data",

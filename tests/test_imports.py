@@ -38,7 +38,14 @@ PACKAGES: dict[str, set[str]] = {
     "kernels": {"machine.device"},
     "model": {"kernels", "machine"},
     "optim": {"kernels", "machine.device"},
-    "planning": {"config", "model.accounting", "optim.scaling", "machine.numbers", "machine.paths"},
+    "planning": {
+        "config",
+        "model.accounting",
+        "optim.scaling",
+        "machine.numbers",
+        "machine.paths",
+        "machine.terminal",
+    },
     "data": {"tokenizer", "tasks", "machine"},
     "inference": {"kernels", "model", "tokenizer", "machine.device"},
     "evaluation": {"inference", "kernels", "model", "tokenizer", "tasks", "machine"},
@@ -103,6 +110,7 @@ LIBRARIES: dict[str, set[str]] = {
     "chat.server": {"fastapi"},
     "jobs.worker": {"torch", "lightning"},
     "jobs.parts": {"torch", "lightning"},
+    "jobs.watch": {"torch", "lightning"},
     "jobs.trial": {"torch"},
     "__init__": {"torch"},  # for type checkers
     "language_model": {"torch"},

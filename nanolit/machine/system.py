@@ -27,6 +27,11 @@ def cores_of_rank() -> int:
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+# Threads that turn text into ids ahead of training: at most four, and never more than the rank's cores, which
+# they would take from its training.
+ENCODERS = min(4, cores_of_rank())
+
+
 def commit() -> str | None:
     """Return the checkout's short commit, with -dirty where files differ from it; None without a checkout."""
     if not (PACKAGE.parent / ".git").exists():

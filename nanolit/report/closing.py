@@ -15,10 +15,11 @@ def closing(root: Path, run: str, report: Path) -> str:
     """Return the closing lines of a finished run, whose report is at `report`."""
     stages = {picture.parent for picture in report.parent.glob("*/*.png")}
     pictures = f"{shown(report.parent)}/{'*' if len(stages) > 1 else next(iter(stages), Path()).name}/*.png"
+    talks = any(report.parent.glob("*/release"))
     places = [
         ("report", f"{shown(report.with_suffix('.html'))} (for a browser), {report.name}"),
         *([("pictures", pictures)] if stages else []),
-        ("talk to it", f"{chat_command(root, run)} (web=true: on a page)"),
+        *([("talk to it", f"{chat_command(root, run)} (web=true: on a page)")] if talks else []),
     ]
     lines = "\n".join(f"{bold(f'{name:<12}')}{text}" for name, text in places)
     return "\n".join(filter(None, (conversation(root, run), final_table(root, run), lines)))
@@ -32,7 +33,8 @@ def conversation(root: Path, run: str) -> str:
             width = max(len(asked), len(wrote)) + 2
             lines = []
             for prompt, reply in block.turns:
-                words = " ".join(reply.split())
+                # Control characters are left out: a model can write those that steer a terminal
+                words = "".join(filter(str.isprintable, " ".join(reply.split())))
                 cut = words if len(words) <= SHOWN_CHARACTERS else f"{words[:SHOWN_CHARACTERS]} …"
                 lines += [f"{bold(f'{asked:<{width}}')}{prompt}", f"{bold(f'{wrote:<{width}}')}{cut}"]
             return "\n".join([*lines, ""])

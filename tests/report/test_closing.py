@@ -5,17 +5,17 @@ from run_folders import write_demo, write_stage
 from nanolit.report.card import write_report
 from nanolit.report.closing import SHOWN_CHARACTERS, closing
 
-SAMPLES = (
-    "## Step 1\n\n- 'Hi' → 'no'\n\n## Step 2\n\n- 'Who are you?' → 'I am\\n\\nNanoLit.'\n- 'Hi' → 'Hello'\n"
-)
+SAMPLES = "## Step 1\n\n- 'Hi' → 'no'\n\n## Step 2\n\n"
+SAMPLES += "- 'Who are you?' → 'I am\\n\\nNanoLit.'\n- 'Hi' → 'Hel\\x1b[2Jlo'\n"
 
 
 def test_it_ends_with_talk_scores_pictures_and_the_command(tmp_path, monkeypatch):
     folder = write_demo(tmp_path)
     (folder / "rl" / "samples.md").write_text(SAMPLES)
+    (folder / "rl" / "release").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
     lines = closing(tmp_path, "demo", write_report(tmp_path, "demo")).splitlines()
-    assert lines[:4] == ["you   Who are you?", "demo  I am NanoLit.", "you   Hi", "demo  Hello"]
+    assert lines[:4] == ["you   Who are you?", "demo  I am NanoLit.", "you   Hi", "demo  Hel[2Jlo"]
     assert any(line.startswith("| ChatCORE") or line.startswith("| mean above") for line in lines)
     assert lines[-3:] == [
         "report      runs/demo/report.html (for a browser), report.md",
@@ -36,4 +36,6 @@ def test_a_base_continues_texts_and_a_long_reply_is_cut(tmp_path):
 
 def test_a_run_without_samples_ends_with_its_table(tmp_path):
     write_stage(tmp_path / "runs" / "new" / "base", result={"status": "done", "val_bpb": 2.0})
-    assert closing(tmp_path, "new", write_report(tmp_path, "new")).startswith("| Metric")
+    text = closing(tmp_path, "new", write_report(tmp_path, "new"))
+    assert text.startswith("| Metric")
+    assert "talk to it" not in text, "there is no release"

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from nanolit.machine.terminal import bold
+from nanolit.machine.terminal import bold, printable
 from nanolit.report.card import chat_command, final_table, talk
 from nanolit.report.folders import open_run
 from nanolit.report.sections import Exchange
@@ -33,8 +33,7 @@ def conversation(root: Path, run: str) -> str:
             width = max(len(asked), len(wrote)) + 2
             lines = []
             for prompt, reply in block.turns:
-                # Control characters are left out: a model can write those that steer a terminal
-                words = "".join(filter(str.isprintable, " ".join(reply.split())))
+                words = printable(" ".join(reply.split()))
                 cut = words if len(words) <= SHOWN_CHARACTERS else f"{words[:SHOWN_CHARACTERS]} …"
                 lines += [f"{bold(f'{asked:<{width}}')}{prompt}", f"{bold(f'{wrote:<{width}}')}{cut}"]
             return "\n".join([*lines, ""])

@@ -15,7 +15,7 @@ def test_it_ends_with_talk_scores_pictures_and_the_command(tmp_path, monkeypatch
     (folder / "rl" / "release").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
     lines = closing(tmp_path, "demo", write_report(tmp_path, "demo")).splitlines()
-    assert lines[:4] == ["you   Who are you?", "demo  I am NanoLit.", "you   Hi", "demo  Hel[2Jlo"]
+    assert lines[:4] == ["you   Who are you?", "demo  I am NanoLit.", "you   Hi", "demo  Hel␛[2Jlo"]
     assert any(line.startswith("| ChatCORE") or line.startswith("| mean above") for line in lines)
     assert lines[-3:] == [
         "report      runs/demo/report.html (for a browser), report.md",

@@ -12,7 +12,8 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 setup: $(filter .uv/bin/uv,$(UV)) ## Install everything into .venv, the Rust extension included
-	@$(UV) sync --frozen --extra dev --quiet
+	@test -d .venv || echo "Installing into .venv: PyTorch alone is about 2.5 GB the first time ..."
+	@$(UV) sync --frozen --extra dev
 	@ls nanolit/_rustbpe*.so >/dev/null 2>&1 || ! cargo --version >/dev/null 2>&1 \
 		|| $(UV) sync --frozen --extra dev --quiet --reinstall-package nanolit
 	@ls nanolit/_rustbpe*.so >/dev/null 2>&1 \
@@ -20,7 +21,6 @@ setup: $(filter .uv/bin/uv,$(UV)) ## Install everything into .venv, the Rust ext
 
 demo: setup ## Train a tiny model on text that ships with NanoLit, on this computer
 	@$(RUN) python -m nanolit.train experiment=demo
-	@$(RUN) python -m nanolit.chat run=demo temperature=0 -p "What is 3+4?"
 
 test: setup ## Run the tests, two at a time
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n 2 --dist loadgroup -m "not slow"

@@ -19,13 +19,14 @@ import torch  # noqa: E402
 
 from benchmarks import communication, results  # noqa: E402
 from benchmarks.parts import fill_gradients, parts_of  # noqa: E402
-from nanolit.callbacks.throughput import Clock, Recorder, Throughput  # noqa: E402
+from nanolit.callbacks.throughput import Recorder, Throughput  # noqa: E402
 from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts, build_trainer  # noqa: E402
 from nanolit.jobs.processes import launched_rank  # noqa: E402
 from nanolit.jobs.worker import quieten_libraries  # noqa: E402
 from nanolit.machine.arguments import read_some, setting  # noqa: E402
+from nanolit.machine.clock import Clock  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
@@ -178,7 +179,6 @@ def throughput(parts: Parts) -> Throughput:
         log_every=parts.phase.log_every,
         flops_per_token=parts.plan.flops_per_token,
         peak_flops=None,
-        enabled=False,
     )
 
 

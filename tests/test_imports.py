@@ -33,15 +33,22 @@ HEAVY = {
 PACKAGES: dict[str, set[str]] = {
     "machine": set(),
     "config": {"machine.paths", "machine.system"},
-    "tokenizer": {"machine.paths"},
+    "tokenizer": {"machine.paths", "machine.system"},
     "tasks": {"machine.paths"},
     "kernels": {"machine.device"},
     "model": {"kernels", "machine"},
     "optim": {"kernels", "machine.device"},
-    "planning": {"config", "model.accounting", "optim.scaling", "machine.numbers", "machine.paths"},
+    "planning": {
+        "config",
+        "model.accounting",
+        "optim.scaling",
+        "machine.numbers",
+        "machine.paths",
+        "machine.terminal",
+    },
     "data": {"tokenizer", "tasks", "machine"},
     "inference": {"kernels", "model", "tokenizer", "machine.device"},
-    "evaluation": {"inference", "kernels", "model", "tokenizer", "tasks", "machine.device", "machine.paths"},
+    "evaluation": {"inference", "kernels", "model", "tokenizer", "tasks", "machine"},
     "phases": {
         "config",
         "data",
@@ -103,6 +110,7 @@ LIBRARIES: dict[str, set[str]] = {
     "chat.server": {"fastapi"},
     "jobs.worker": {"torch", "lightning"},
     "jobs.parts": {"torch", "lightning"},
+    "jobs.watch": {"torch", "lightning"},
     "jobs.trial": {"torch"},
     "__init__": {"torch"},  # for type checkers
     "language_model": {"torch"},

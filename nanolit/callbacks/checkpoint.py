@@ -27,7 +27,8 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from nanolit.callbacks import stuck
-from nanolit.callbacks.throughput import Clock, check_finite, say
+from nanolit.callbacks.throughput import check_finite
+from nanolit.machine.clock import Clock
 from nanolit.machine.device import rank, world_size
 from nanolit.machine.paths import (
     DamagedFile,
@@ -40,6 +41,7 @@ from nanolit.machine.paths import (
     write_json,
 )
 from nanolit.machine.signals import AskedToStop, ignore_ctrl_c, in_main_thread
+from nanolit.machine.terminal import say
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 

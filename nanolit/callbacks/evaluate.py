@@ -7,13 +7,15 @@ from typing import Any
 
 import lightning as L
 
-from nanolit.callbacks.throughput import Clock, Recorder, say
+from nanolit.callbacks.throughput import Recorder
 from nanolit.evaluation.chat_tasks import evaluate_tasks
 from nanolit.evaluation.core import fitting, mean_of_part
 from nanolit.evaluation.evaluators import Evaluator
 from nanolit.evaluation.spans import OwnScorer
 from nanolit.inference.engine import Engine
+from nanolit.machine.clock import Clock
 from nanolit.machine.device import rank
+from nanolit.machine.terminal import say
 from nanolit.phases.core import Phase
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer

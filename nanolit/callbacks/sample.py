@@ -6,11 +6,12 @@ from typing import Any
 
 import lightning as L
 
-from nanolit.callbacks.throughput import Clock, say
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
+from nanolit.machine.clock import Clock
 from nanolit.machine.device import rank
 from nanolit.machine.paths import read_text, write_atomically
+from nanolit.machine.terminal import say
 from nanolit.phases.core import Phase
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt

@@ -1,4 +1,4 @@
-"""Speed, loss and time left: one progress line for people, one row of metrics.csv for programs."""
+"""Speed and loss: a row of metrics.csv for programs, and what the progress of people is told."""
 
 import csv
 import gc
@@ -6,18 +6,16 @@ import math
 import re
 import shutil
 import statistics
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from nanolit.machine.clock import duration
+from nanolit.callbacks.progress import Progress
+from nanolit.machine.clock import Clock
 from nanolit.machine.paths import read_table, write_atomically
 from nanolit.phases.core import Phase
 
@@ -44,38 +42,22 @@ COLUMNS = (
 )
 
 
-class Clock:
-    """Seconds of training, without what runs inside `paused` (evaluation, samples, checkpoints)."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._before = seconds
-        self._since: float | None = time.perf_counter()  # None while it is paused
-
-    @property
-    def seconds(self) -> float:
-        return self._before if self._since is None else self._before + time.perf_counter() - self._since
-
-    def restart(self) -> None:
-        """Start counting now: what happened since the clock was made was preparation."""
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._before, self._since = self.seconds, None
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter()
-
-
 class Recorder:
     """Rank 0's writer of metrics: a row of metrics.csv always, the Lightning logger where there is one.
 
     A resumed run drops the rows that it will write again, so that its file equals that of one never stopped.
     """
 
-    def __init__(self, path: Path, *, finished_steps: int, enabled: bool, log_every: int = 0) -> None:
-        self.path, self.enabled = path, enabled
+    def __init__(
+        self,
+        path: Path,
+        *,
+        finished_steps: int,
+        enabled: bool,
+        log_every: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.path, self.enabled, self.progress = path, enabled, progress
         if not enabled:
             return
         rows = history(path, finished_steps, log_every=log_every) if finished_steps else []
@@ -88,6 +70,8 @@ class Recorder:
             return
         unknown = row.keys() - set(COLUMNS)
         assert not unknown, unknown
+        if self.progress:
+            self.progress.note(row)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow([row.get(name, "") for name in COLUMNS])
         step = int(row["step"])
@@ -131,7 +115,7 @@ def is_row(row: dict[str, str]) -> bool:
 
 
 class Throughput(L.Callback):
-    """Every `log_every` steps: the step's loss over all ranks, tokens per second, MFU, time left.
+    """Every `log_every` steps: the step's loss over all ranks, tokens per second, MFU.
 
     Tokens are those that are learned; FLOPs and MFU count all that the model took in, `processed`.
 
@@ -150,21 +134,18 @@ class Throughput(L.Callback):
         peak_flops: float | None,
         tokens: int = 0,
         processed: int = 0,
-        enabled: bool = True,
+        progress: Progress | None = None,
         waited: Callable[[], float] | None = None,
     ) -> None:
         self.waited = waited
         self.epoch = self.cropped_fraction = self.data_wait_fraction = math.nan  # as last logged
         self._waits: list[tuple[float, float]] = []
-        self.recorder, self.clock, self.log_every, self.enabled = recorder, clock, log_every, enabled
+        self.recorder, self.clock, self.log_every, self.progress = recorder, clock, log_every, progress
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.tokens, self.processed = tokens, processed
         self.speeds: list[float] = []
         self.loss = math.nan
         self._mark: tuple[int, int, int, float] | None = None
-        self._printed = 0.0
-        self._line_open = False
-        self._recent: list[float] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Phase)
@@ -183,6 +164,10 @@ class Throughput(L.Callback):
             self._freeze_garbage()
         if step % self.log_every == 0 or step in (1, pl_module.num_steps):
             self._log(trainer, pl_module, step)
+        elif self.progress and trainer.world_size == 1 and pl_module.device.type == "cpu":
+            self.progress.note({"loss": float(pl_module.step_loss)})  # nobody has to wait for it there
+        if self.progress:
+            self.progress.advance(step)
 
     def _freeze_garbage(self) -> None:
         """Keep the collector off what the first step built: graphs and caches live as long as the run."""
@@ -191,9 +176,6 @@ class Throughput(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         gc.unfreeze()  # the next stage of this process needs the memory
-        if self._line_open:  # stopped: what comes next may go to stderr
-            print(flush=True)
-            self._line_open = False
 
     def _log(self, trainer: L.Trainer, phase: Phase, step: int) -> None:
         self.loss = float(trainer.strategy.reduce(phase.step_loss, reduce_op="sum"))
@@ -202,7 +184,6 @@ class Throughput(L.Callback):
         steps_before, tokens_before, processed_before, seconds_before = self._mark
         stretch = max(seconds - seconds_before, 1e-9)
         speed = (self.tokens - tokens_before) / stretch
-        step_seconds = (seconds - seconds_before) / max(step - steps_before, 1)
         self._mark = (step, self.tokens, self.processed, seconds)
         if len(self.speeds) or steps_before != step - 1 or self.log_every == 1:
             self.speeds.append(speed)
@@ -230,42 +211,10 @@ class Throughput(L.Callback):
             self._waits = [self._waits[0], self._waits[-1]]
         row.update(phase.metrics())
         self.recorder.record(trainer, row)
-        if self.enabled:
-            left = (phase.num_steps - step) * (statistics.median(self._step_seconds(step_seconds)))
-            self._show(phase, step, row, left)
-
-    def _step_seconds(self, newest: float) -> list[float]:
-        self._recent = [*self._recent, newest][-9:]
-        # The first entry holds the compilation; without it as soon as there is another.
-        return self._recent[1:] or self._recent
-
-    def _show(self, phase: Phase, step: int, row: dict[str, float | int], left: float) -> None:
-        last = step == phase.num_steps
-        terminal = sys.stdout.isatty()
-        if not terminal and not last and time.perf_counter() - self._printed < 5:
-            return
-        self._printed = time.perf_counter()
-        line = (
-            f"  step {step:>{len(str(phase.num_steps))}}/{phase.num_steps}  loss {row['loss']:.4f}"
-            f"  {row['tokens_per_second']:,.0f} tokens/s"
-            + (f"  MFU {row['mfu']:.1%}" if "mfu" in row else "")
-            + f"  {duration(float(row['seconds']))} gone, {duration(left)} left"
-        )
-        if terminal:
-            print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
-            self._line_open = not last
-        else:
-            print(line, flush=True)
 
     def tokens_per_second(self) -> float:
         """The median over the logged stretches, without the first, which holds the compilation."""
         return statistics.median(self.speeds[1:] or self.speeds) if self.speeds else math.nan
-
-
-def say(text: str) -> None:
-    """Print a line of its own, not on top of the progress line."""
-    prefix = "\r\033[K" if sys.stdout.isatty() else ""
-    print(f"{prefix}{text}", flush=True)
 
 
 def check_finite(loss: float, step: int, *, on_divergence: str) -> None:

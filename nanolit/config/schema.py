@@ -198,6 +198,7 @@ class Job(TypedDict):
     deterministic: bool
     chat_tasks: ChatTasks
     max_cost: float | None
+    yes: bool
     dry_run: bool
     wait: bool
     offline: bool

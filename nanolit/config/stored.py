@@ -28,6 +28,7 @@ REMOVED_ARGUMENTS = {("nanolit.tasks.gsm8k.GSM8K", "comparison"): "number"}
 ADDED: dict[str, Callable[[Job], object]] = {
     "deterministic": lambda _job: False,
     "stage.base.core_every": lambda _job: None,
+    "yes": lambda _job: False,
     "recipe.matmul_precision": lambda job: "high" if job["recipe"].get("name") == "classic" else "highest",
 }
 

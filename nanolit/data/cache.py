@@ -15,6 +15,7 @@ import numpy as np
 from nanolit.data.parquet import Shard, read_texts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import whole_or_absent
+from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT = 1
@@ -29,7 +30,7 @@ class TokenCache:
     """
 
     def __init__(
-        self, folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer, *, threads: int = 4
+        self, folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer, *, threads: int = ENCODERS
     ) -> None:
         self.dtype = np.dtype(tokenizer.dtype)
         self._paths = {shard.path: folder / _file_name(shard, tokenizer) for shard in shards}

@@ -19,6 +19,7 @@ from nanolit.data.sequence import permutation
 from nanolit.data.stream import Step, ahead
 from nanolit.machine.device import IGNORED
 from nanolit.machine.paths import Json
+from nanolit.machine.system import ENCODERS
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -52,7 +53,7 @@ class ConversationStream:
         max_steps: int | None = None,
         rank: int = 0,
         world: int = 1,
-        threads: int = 4,
+        threads: int = ENCODERS,
         prefetch: int = 2,
         pin_memory: bool | None = None,
     ) -> None:

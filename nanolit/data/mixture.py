@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanolit.machine.numbers import chunked
+from nanolit.machine.system import ENCODERS
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import check_conversation, render_batch
@@ -62,7 +63,7 @@ class Mixture:
         *,
         max_tokens: int | None,
         learn_all: bool = False,
-        threads: int = 4,
+        threads: int = ENCODERS,
     ) -> None:
         if not tasks:
             raise ValueError("the mixture has no sources; give at least one")

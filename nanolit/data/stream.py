@@ -23,6 +23,7 @@ from nanolit.data.packing import Documents, Packer, Packing, make_packer
 from nanolit.data.parquet import Corpus
 from nanolit.data.sequence import DocumentSequence
 from nanolit.machine.numbers import divisors, listed
+from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT = 1
@@ -92,7 +93,7 @@ class PretrainStream:
         buffer: int = BUFFER,
         rank: int = 0,
         world: int = 1,
-        threads: int = 4,
+        threads: int = ENCODERS,
         prefetch: int = 2,
         pin_memory: bool | None = None,
         cache: TokenCache | None = None,

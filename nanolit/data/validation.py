@@ -9,6 +9,7 @@ from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.parquet import Corpus, read_texts
 from nanolit.data.row_identity import RowIdentity
 from nanolit.data.stream import CHUNK, as_batch
+from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
 
 BUFFER = 1000  # documents to choose from, as in nanochat: its rows are nearly ours
@@ -38,7 +39,7 @@ class ValidationRows:
         num_tokens: int | None,
         rank: int = 0,
         world: int = 1,
-        threads: int = 4,
+        threads: int = ENCODERS,
     ) -> None:
         self.micro_batch = micro_batch
         wanted = None if num_tokens is None else max(1, num_tokens // context)

@@ -2,6 +2,6 @@
 
 Takes a raw model, a tokenizer, rows or tasks.
 Gives numbers, summed over ranks.
-May import inference, kernels, model, tokenizer, tasks, machine.device, machine.paths and torch,
-foreign.py transformers and harness.py lm-eval, which are extras; never a logger or lightning.
+May import inference, kernels, model, tokenizer, tasks, machine and torch, foreign.py transformers and
+harness.py lm-eval, which are extras; never a logger or lightning.
 """

@@ -6,7 +6,6 @@ same scores. What is asked and what counts as right is nanochat's (tasks/, conve
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from nanolit.evaluation.scores import Item
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 from nanolit.machine.device import derived_seed, rank, world_size
+from nanolit.machine.system import cores_of_rank
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.conversation import render_prompt
 
@@ -192,7 +192,7 @@ def evaluate_generative(
             for completions in engine.complete_all(requests)
         ]
         # Threads: to judge a program is to wait for the process that runs it
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(max_workers=cores_of_rank()) as pool:
             judging = [
                 [pool.submit(task.evaluate, problem, reply) for reply in of_problem]
                 for problem, of_problem in zip(problems, replies, strict=True)

@@ -200,7 +200,8 @@ class _Progress:
 
     def __init__(self, labels: Sequence[Label]) -> None:
         self.labels, self.begun = [label.name for label in labels], time.monotonic()
-        self.shown = sys.stderr.isatty() and rank() == 0
+        barred = hasattr(sys.stderr, "rich_proxied_file")  # while training shows its own bar
+        self.shown = sys.stderr.isatty() and not barred and rank() == 0
 
     def show(self, label: Label, done: int, total: int) -> None:
         if not self.shown:

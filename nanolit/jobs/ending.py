@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from nanolit.callbacks.evaluate import CORE_PART
-from nanolit.callbacks.throughput import say
 from nanolit.config.schema import Job
 from nanolit.evaluation.core import fitting, mean_of_part, score_core
 from nanolit.evaluation.items import identity
@@ -13,6 +12,7 @@ from nanolit.jobs.processes import launched_rank
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import Json, core_folder
 from nanolit.machine.system import code_version
+from nanolit.machine.terminal import say
 from nanolit.model.release import save_release
 from nanolit.planning.plans import BasePlan
 
@@ -57,7 +57,7 @@ def score_base(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float],
 
 def summarize(stage: str, result: Json, release: Path) -> None:
     """The lines at the end of a stage."""
-    speed = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
+    speed = f" (median {result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
     score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""
     amount = f"{result['step']:,} steps, {result['tokens']:,} tokens"
     say(f"{stage}: {amount} in {duration(result['seconds'])}{speed}{score}")

@@ -3,17 +3,18 @@
 `python -m nanolit.jobs.execute job.yaml [result.json]` does the same for a job on disk.
 """
 
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job, write_job
-from nanolit.jobs.inputs import check_root, check_stages, finished, hub_forbidden
+from nanolit.jobs.inputs import check_root, check_settings, check_sources, finished, hub_forbidden
 from nanolit.jobs.processes import (
     clean_environment,
     is_rank_zero,
@@ -46,20 +47,24 @@ from nanolit.planning.plans import (
     fresh_plans,
     keep_stored,
 )
-from nanolit.planning.show import plan_table
+from nanolit.planning.show import outline, plan_table
 from nanolit.planning.sizes import is_auto
-from nanolit.report.card import final_table, write_report
+from nanolit.report.card import write_report
+from nanolit.report.closing import closing
 from nanolit.tasks.bundle import check_bundle, open_bundle
 
 TRIAL = "nanolit.jobs.trial"
 Result = Json  # of a stage or a job: its status, and what it reached or why it failed
 
 
-def run(job: Job, plans: Plans | None = None) -> Result:
+def run(
+    job: Job, plans: Plans | None = None, *, confirm: Callable[[Job, Plans], None] | None = None
+) -> Result:
     """Run the stages in order and return the last result, or that of the first that doesn't end well.
 
     Errors the user can fix are returned, never raised: {"status": "failed", "error": …}. `plans` are those
-    of the job's stages, if they have been derived already.
+    of the job's stages, if they have been derived already; `confirm` may stop the job once its plan is shown,
+    before anything is fetched.
     """
     try:
         node = Node() if under_torchrun() else this_node(nodes=job["cluster"]["nodes"])
@@ -71,12 +76,30 @@ def run(job: Job, plans: Plans | None = None) -> Result:
         ours = held(lock, busy=f"run {job['run']} is in use") if is_rank_zero() else nullcontext([])
         with hub_forbidden(job["offline"]), ours as keep_open:
             plans = plans or fresh_plans(job)
-            check_stages(job, plans)
+            check_settings(job, plans)
+            announce(job, training_plans(job, plans))
+            if confirm:
+                confirm(job, plans)
+            check_sources(job, plans)
             if not under_torchrun():
                 plans = try_micro_batches(job, plans)
             return run_stages(job, training_plans(job, plans), node, keep_open)
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "error": str(error)}
+
+
+def announce(job: Job, plans: Plans) -> None:
+    """Show what is still to do, and how long it takes."""
+    waiting = [
+        plan
+        for stage, plan in plans.items()
+        if not (is_made(job, plan) if stage == "tokenizer" else finished(job["root"], job["run"], stage))
+    ]
+    if waiting:
+        say(outline(job["run"], waiting))
+    else:
+        folder = shlex.quote(str(run_folder(job["root"], job["run"])))
+        say(f"{job['run']} is finished; nothing is trained again. To begin anew, delete {folder}")
 
 
 def follow(job: Job, node: Node) -> Result:
@@ -150,9 +173,8 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
             return {**result, "status": "interrupted", "error": error}
         before = plan
     if is_rank_zero():
-        root = Path(job["root"])
-        path = write_report(root, job["run"])
-        say(f"\n{final_table(root, job['run'])}\nreport in {path}")
+        root, name = Path(job["root"]), job["run"]
+        say(f"\n{closing(root, name, write_report(root, name))}")
     return result
 
 

@@ -43,7 +43,13 @@ def unwritable(error: OSError, root: str) -> str:
 
 
 def check_stages(job: Job, plans: Plans) -> None:
-    """ValueError for what makes a stage impossible, before any of them begins."""
+    """ValueError for what makes a stage impossible, before any of them begins; may fetch rows of tasks."""
+    check_settings(job, plans)
+    check_sources(job, plans)
+
+
+def check_settings(job: Job, plans: Plans) -> None:
+    """ValueError for a job that does not fit its ranks, its run or the stage it begins from."""
     ranks = num_ranks(job)
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) != ranks:
         world = os.environ["WORLD_SIZE"]
@@ -57,8 +63,6 @@ def check_stages(job: Job, plans: Plans) -> None:
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
         check_previous(job, models[0])
         origin(job, models[0])
-    if is_rank_zero() and not all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
-        check_sources(job, plans)
 
 
 def check_unchanged(job: Job, plan: Plan) -> None:
@@ -168,6 +172,8 @@ def check_sources(job: Job, plans: Plans) -> None:
     Else hours of base would end with a file that is not there. Files named by their path come first; what
     comes from the hub is fetched here.
     """
+    if not is_rank_zero() or all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
+        return
     checked: list[Target] = []
     for node in sorted(nodes(job, plans), key=lambda target: target.get("path") is None):
         if node not in checked:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from nanolit.machine.signals import ending, handlers_kept, ignore_ctrl_c, in_main_thread, leave_terminal
+from nanolit.machine.system import available_cores
 
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
@@ -36,7 +37,7 @@ def clean_environment(*, devices: int) -> dict[str, str]:
         for key, value in os.environ.items()
         if key not in RANK_VARIABLES and not key.startswith(("MASTER_", "TORCHELASTIC_"))
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
     return environment
 
 

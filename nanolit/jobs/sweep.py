@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nanolit.config.schema import Job
 from nanolit.config.stored import write_job
+from nanolit.jobs.confirm import confirm
 from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import Json, run_folder
@@ -37,7 +38,10 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     if jobs[0]["dry_run"]:
         show_plans(planned)
         return [None for _ in jobs]
-    return conclude(jobs, [run(*planned[0])] if len(jobs) == 1 else run_processes(jobs))
+    if len(jobs) == 1:
+        return conclude(jobs, [run(*planned[0], confirm=lambda *planned: confirm([planned]))])
+    confirm(planned)
+    return conclude(jobs, run_processes(jobs))
 
 
 def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]:

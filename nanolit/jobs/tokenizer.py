@@ -3,13 +3,13 @@
 import time
 from pathlib import Path
 
-from nanolit.callbacks.throughput import say
 from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.data.pretrain import training_texts, validation_texts
 from nanolit.data.texts import training_arrays
 from nanolit.machine.clock import duration
 from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
+from nanolit.machine.terminal import say
 from nanolit.planning.plans import TokenizerPlan
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison

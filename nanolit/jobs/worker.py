@@ -5,7 +5,6 @@ and plan.json. One device runs in process.
 """
 
 import logging
-import math
 import os
 import signal
 import sys
@@ -16,37 +15,30 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks import stuck
-from nanolit.callbacks.checkpoint import Checkpoints
-from nanolit.callbacks.evaluate import CORE_PART, Evaluate, EvaluateChat, EvaluateCore
-from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
-from nanolit.callbacks.throughput import Clock, Recorder, Throughput, say
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
-from nanolit.inference.engine import Engine
-from nanolit.jobs.ending import FAST_DEV_PROBLEMS, leave_release, score_base, summarize
+from nanolit.jobs.ending import leave_release, score_base, summarize
 from nanolit.jobs.parts import Parts, build_parts, build_trainer
 from nanolit.jobs.processes import GRACE_SECONDS, launched_rank, sigterm_interrupts
 from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
+from nanolit.jobs.watch import Watch
 from nanolit.machine.arguments import train_command
 from nanolit.machine.device import make_deterministic
-from nanolit.machine.paths import PACKAGE, Json, core_folder, stage_folder, write_json
+from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
 from nanolit.machine.signals import handlers_kept, ignore_ctrl_c
-from nanolit.model.accounting import peak_bf16_flops
+from nanolit.machine.terminal import say
 from nanolit.phases.core import Phase
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
 from nanolit.report.card import write_report
 from nanolit.report.folders import Stage
 
-KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
-SAMPLE_TOKENS = 32
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
@@ -116,7 +108,8 @@ def train(job: Job, plan: TrainingPlan) -> Json:
     trainer = build_trainer(parts, job=job, stage=stage, callbacks=watch.callbacks)
     if phase.finished_steps < phase.num_steps:
         try:
-            trainer.fit(phase, parts.stream)
+            with watch.shown():
+                trainer.fit(phase, parts.stream)
         except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
             watch.checkpoints.teardown(trainer, phase, "fit")
             raise KeyboardInterrupt from error
@@ -151,114 +144,6 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         for path in (report, report.with_suffix(".html")):
             trainer.logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
     return result
-
-
-class Watch:
-    """The callbacks of a stage, and what they know: what a checkpoint keeps and a result reports."""
-
-    def __init__(self, job: Job, parts: Parts, *, begun: float) -> None:
-        plan, phase, first = parts.plan, parts.phase, launched_rank() == 0
-        self.begun, self.phase = begun, phase
-        self.before: Json = parts.resumed.progress if parts.resumed else {}
-        self.gradients: Json = gradients.RIGHT
-        if parts.resumed:
-            self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
-        self.clock = Clock(self.before.get("seconds", 0.0))
-        log_every = 1 if phase.num_steps <= 40 else phase.log_every
-        self.recorder = Recorder(
-            parts.folder / "metrics.csv",
-            finished_steps=phase.finished_steps,
-            enabled=first,
-            log_every=log_every,
-        )
-        self.throughput = Throughput(
-            recorder=self.recorder,
-            clock=self.clock,
-            log_every=log_every,
-            flops_per_token=plan.flops_per_token,
-            peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
-            tokens=self.before.get("tokens", 0),
-            processed=self.before.get("processed_tokens", self.before.get("tokens", 0)),
-            enabled=first,
-            waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
-        )
-        self.watch_quality(job, parts)
-        self.checkpoints = Checkpoints(
-            parts.folder / "checkpoints",
-            save_every=plan.save_every,
-            keep=KEPT_CHECKPOINTS,
-            clock=self.clock,
-            progress=self.state,
-            on_divergence=job["on_divergence"],
-        )
-        quality = [self.evaluation, *self.core, self.chat, self.samples]
-        self.callbacks: list[L.Callback] = [self.throughput, *quality, self.checkpoints]
-
-    def watch_quality(self, job: Job, parts: Parts) -> None:
-        """Build what asks the model: its evaluation, chat tasks and samples."""
-        plan, tokenizer = parts.plan, parts.tokenizer
-        engine = Engine(parts.phase.gpt, tokenizer)
-        self.evaluation = Evaluate(
-            parts.evaluator,
-            engine=engine,
-            eval_every=plan.eval_every,
-            recorder=self.recorder,
-            clock=self.clock,
-        )
-        self.evaluation.load(self.before)
-        self.core: list[L.Callback] = []
-        if isinstance(plan, BasePlan) and plan.core_every not in ("end", None):
-            core = EvaluateCore(
-                tokenizer,
-                core_folder(job["root"]),
-                core_every=plan.core_every,
-                max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else CORE_PART,
-                recorder=self.recorder,
-                clock=self.clock,
-            )
-            self.core.append(core)
-        self.chat = EvaluateChat(
-            engine,
-            parts.chat_tasks,
-            max_tokens=job["chat_tasks"]["max_tokens"],
-            max_problems=FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
-            folder=parts.folder / "evaluation",
-            clock=self.clock,
-        )
-        self.chat.metrics = self.before.get("metrics", {})
-        self.samples = WriteSamples(
-            parts.folder / "samples.md",
-            engine=engine,
-            prompts=chat_prompts(tokenizer) if plan.chats else text_prompts(tokenizer),
-            sample_every=plan.sample_every,
-            max_tokens=SAMPLE_TOKENS,
-            clock=self.clock,
-        )
-
-    def state(self) -> Json:
-        wall_seconds = self.before.get("wall_seconds", 0.0) + time.perf_counter() - self.begun
-        return {
-            "step": self.phase.finished_steps,
-            "num_steps": self.phase.num_steps,
-            "tokens": self.throughput.tokens,
-            "processed_tokens": self.throughput.processed,
-            "seconds": self.clock.seconds,
-            "wall_seconds": wall_seconds,
-            "tokens_per_second": finite(self.throughput.tokens_per_second()),
-            "loss": finite(self.throughput.loss),
-            "epoch": finite(self.throughput.epoch),
-            "cropped_fraction": finite(self.throughput.cropped_fraction),
-            "data_wait_fraction": finite(self.throughput.data_wait_fraction),
-            **self.evaluation.evaluator.state(),
-            "metrics": self.chat.metrics,
-            "conditions": {task.name: task.conditions for task in self.chat.tasks if task.conditions},
-            "gradients": self.gradients,
-        }
-
-
-def finite(value: float) -> float | None:
-    """JSON has no NaN: what was never measured is null."""
-    return value if math.isfinite(value) else None
 
 
 def announce(stage: str, parts: Parts, trained: Json) -> None:

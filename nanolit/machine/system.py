@@ -17,6 +17,21 @@ def output(*command: str) -> str | None:
     return done.stdout.strip()
 
 
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_of_rank() -> int:
+    """Return this process's share of the cores where several ranks train on one machine."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+# Threads that turn text into ids ahead of training: at most four, and never more than the rank's cores, which
+# they would take from its training.
+ENCODERS = min(4, cores_of_rank())
+
+
 def commit() -> str | None:
     """Return the checkout's short commit, with -dirty where files differ from it; None without a checkout."""
     if not (PACKAGE.parent / ".git").exists():

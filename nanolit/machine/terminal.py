@@ -1,5 +1,7 @@
-"""Text that is safe to print on a terminal."""
+"""Lines for a person: plain text in a pipe, bold where a terminal shows it, never what steers a terminal."""
 
+import os
+import sys
 import unicodedata
 
 
@@ -16,3 +18,18 @@ def printable(text: str) -> str:
         else "␡"
         for character in text
     )
+
+
+def at_terminal() -> bool:
+    """Return True if stdout is a terminal that can move its cursor."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def bold(text: str) -> str:
+    """Return the text, bold at a terminal unless NO_COLOR is set (https://no-color.org)."""
+    return f"\033[1m{text}\033[0m" if at_terminal() and not os.environ.get("NO_COLOR") else text
+
+
+def say(text: str) -> None:
+    """Print a line at once; a progress bar stays below it."""
+    print(text, flush=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanolit.config.schema import Job
+from nanolit.machine.terminal import bold
 from nanolit.optim.scaling import GroupSettings
 from nanolit.planning.costs import Hours, Memory
 from nanolit.planning.plans import (
@@ -41,6 +42,31 @@ def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
             print(note, flush=True)
 
 
+def outline(run: str, plans: Sequence[Plan]) -> str:
+    """Return a line for the job and one for each stage: what is about to begin, before anything does."""
+    width = max(len(plan.stage) for plan in plans)
+    lines = [f"  {plan.stage:<{width}}  {stage_time(plan):<13}  {stage_work(plan)}" for plan in plans]
+    return "\n".join([bold(f"{total_line(run, plans)} on {place(plans[-1].hours)}"), *lines])
+
+
+def stage_time(plan: Plan) -> str:
+    hours = plan.hours["total_hours"]
+    return "unknown time" if hours is None else amount(hours)
+
+
+def stage_work(plan: Plan) -> str:
+    """Return what a stage does, in a few words."""
+    if isinstance(plan, TokenizerPlan):
+        work = f"vocabulary of {plan.vocab_size:,} from {plan.data}"
+    else:
+        work = steps_text(plan) + " steps" * bool(plan.num_steps)
+    if isinstance(plan, BasePlan):
+        work += f", {plan.tokens:,} tokens of {plan.data}"
+    if isinstance(plan, TokenizerPlan | BasePlan) and plan.download_gigabytes is not None:
+        work += f", about {plan.download_gigabytes:,} GB to download"
+    return work
+
+
 def plan_table(plan: Plan, *, known: Plan | None = None) -> str:
     """Return the lines of one stage's plan.
 
@@ -61,7 +87,7 @@ def plan_table(plan: Plan, *, known: Plan | None = None) -> str:
     if isinstance(plan, TextPlan):
         rows += watching_rows(plan)
     rows += data_rows(plan)
-    return "\n".join([f"{plan.run} · {plan.stage}", *(f"  {name:<19}{text}" for name, text in rows)])
+    return "\n".join([bold(f"{plan.run} · {plan.stage}"), *(f"  {name:<19}{text}" for name, text in rows)])
 
 
 def model_rows(plan: TrainingPlan) -> Rows:
@@ -106,18 +132,24 @@ def time_text(hours: Hours) -> str:
         missing = f"the speed of {hours['gpu']}, or the number of steps (give stage.NAME.max_steps)"
         return f"unknown: {missing}, is not in our tables"
     if hours["gpu"] == "cpu":
-        return f"about {amount(hours['total_hours'])} on two CPU cores"
-    where = f"{hours.get('devices')} × {hours['gpu']}"
+        return f"about {amount(hours['total_hours'])} on {place(hours)}"
     mfu, evaluating = hours.get("mfu"), hours.get("evaluation_hours")
     speed = f"at an MFU of {mfu:.1%}" if mfu else "by nanochat's published time"
     evaluation = f", {amount(evaluating)} of it evaluation" if evaluating else ""
-    return f"{amount(hours['total_hours'])} on {where} {speed}{evaluation}"
+    return f"{amount(hours['total_hours'])} on {place(hours)} {speed}{evaluation}"
+
+
+def place(hours: Hours) -> str:
+    return "two CPU cores" if hours["gpu"] == "cpu" else f"{hours.get('devices')} × {hours['gpu']}"
 
 
 def amount(hours: float) -> str:
     if hours < 1 / 60:
-        return f"{hours * 3600:.0f} seconds"
-    return f"{hours * 60:.1f} minutes" if hours < 1 else f"{hours:,.2f} hours"
+        seconds = max(1, round(hours * 3600))
+        return f"{seconds} second{'s' * (seconds > 1)}"
+    if hours < 1:
+        return f"{hours * 60:.1f} minutes"
+    return f"{hours:,.2f} hours" if hours < 100 else f"{hours / 24:,.0f} days"
 
 
 def cost_rows(plan: Plan) -> Rows:
@@ -188,7 +220,8 @@ def total_line(run: str, plans: Sequence[Plan]) -> str:
     hours, dollars = total(plans)
     time = "unknown time" if hours is None else amount(hours)
     billed = any(plan.cost for plan in plans)
-    return f"{run} · {len(plans)} stages: {time}" + (f", {money(dollars)}" if billed else "")
+    stages = "1 stage" if len(plans) == 1 else f"{len(plans)} stages"
+    return f"{run} · {stages}: {time}" + (f", {money(dollars)}" if billed else "")
 
 
 def clusters_table(found: Mapping[str, dict[str, Any]]) -> str:

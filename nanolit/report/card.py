@@ -54,9 +54,9 @@ def report_card(root: Path, run: Run) -> Section:
         *([Section("State", problems)] if (problems := list(map(Text, _problems(run)))) else []),
         Section("Scores", scores),
     ]
-    if talk := _talk(run):
-        title = "What it writes" if isinstance(talk[0], Exchange) and not talk[0].chat else "Conversation"
-        blocks.append(Section(title, [*talk, Code(chat_command(root, run.name))]))
+    if said := talk(run):
+        title = "What it writes" if isinstance(said[0], Exchange) and not said[0].chat else "Conversation"
+        blocks.append(Section(title, [*said, Code(chat_command(root, run.name))]))
     if first:
         blocks.append(Section("Curves", [Pictures(first)]))
     blocks += [
@@ -183,7 +183,7 @@ def _progress(stage: Stage) -> str:
     return f" at step {stage.step:,}" + (f" of {stage.num_steps:,}" if stage.num_steps else "")
 
 
-def _talk(run: Run) -> list[Block]:
+def talk(run: Run) -> list[Block]:
     """Return what the last stage that has samples wrote when asked; a base continues texts."""
     for stage in reversed(run.stages):
         text = last_samples(stage.folder / "samples.md")

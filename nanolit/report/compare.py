@@ -15,7 +15,7 @@ from nanolit.report.scores import measured, parts_of_core, sorted_metrics
 from nanolit.report.sweep import bpb_names, letters, mean_and_sd, rows_remark, split_seed
 from nanolit.report.tables import MISSING, markdown_table, readable, score
 
-PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "dry_run"}
+PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "yes", "dry_run"}
 RESULTS = {"step": readable, "tokens": readable, "tokens_per_second": readable, "seconds": duration}
 NOISE = (
     "Noise: by seeds, 95 % of Student's t; by questions, two standard errors of the paired difference. Of "

@@ -2,5 +2,5 @@
 
 Takes strings, conversations, a tokenizer's folder.
 Gives token ids, masks of what is learned, tokenizer.json.
-May import machine.paths; never torch, a task or a model.
+May import machine.paths, machine.system; never torch, a task or a model.
 """

@@ -14,6 +14,7 @@ import tiktoken
 from typing_extensions import TypedDict
 
 from nanolit.machine.paths import check_content, read_json, write_json
+from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.extension import load_extension
 from nanolit.tokenizer.training import as_buffers, learn
 
@@ -198,7 +199,9 @@ class Tokenizer:
             ids += [self.special_id(piece)] if index % 2 else self._encode_ordinary(piece)
         return ids
 
-    def encode_batch(self, texts: Sequence[str], *, threads: int = 4, bos: bool = False) -> list[np.ndarray]:
+    def encode_batch(
+        self, texts: Sequence[str], *, threads: int = ENCODERS, bos: bool = False
+    ) -> list[np.ndarray]:
         """Encode each text to 1-D ids, uint16 if the vocabulary fits, else uint32; `bos` prepends `bos_id`.
 
         Each array has memory of its own. Other Python threads run meanwhile.
@@ -217,7 +220,7 @@ class Tokenizer:
         return [np.array(start + ids, dtype=self.dtype) for ids in batch]
 
     def encode_flat(
-        self, texts: "Sequence[str] | pa.Array", *, threads: int = 4, bos: bool = False
+        self, texts: "Sequence[str] | pa.Array", *, threads: int = ENCODERS, bos: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encode all texts into one array of ids; int64 offsets, one more than texts, say where each begins.
 

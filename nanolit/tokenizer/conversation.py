@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nanolit.machine.system import ENCODERS
+
 ROLES = ("system", "user", "assistant")
 BRACKETS = {  # part type → the special tokens around it, and whether the part is learned
     "text": (None, None, True),
@@ -63,7 +65,7 @@ def check_conversation(conversation: object, *, place: str = "conversation") -> 
 
 
 def render_batch(
-    conversations: Sequence[Conversation], tokenizer: BatchEncoder, *, threads: int = 4
+    conversations: Sequence[Conversation], tokenizer: BatchEncoder, *, threads: int = ENCODERS
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Render conversations: ids (int32) and mask (bool) of each; they must have passed `check_conversation`.
 

@@ -1,6 +1,5 @@
 """Texts to the tokens of a byte-level BPE, in Rust where it is installed, else by the readable twin."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanolit.machine.system import available_cores
 from nanolit.tokenizer import twin
 from nanolit.tokenizer.extension import load_extension
 
@@ -50,11 +50,6 @@ def learn(
         max_words=max_words,
         progress=Progress(tell) if tell else None,
     )
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Progress:

@@ -10,7 +10,7 @@ from stand_in_phase import StandInPhase, trainer_of
 
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoints
-from nanolit.callbacks.throughput import Clock
+from nanolit.machine.clock import Clock
 from nanolit.machine.paths import write_json
 from tests.privileges import without_privileges
 

@@ -1,4 +1,4 @@
-"""The clock of training, which stands still in a pause, and the speed that is measured by it."""
+"""The speed that is measured by the clock of training, and the history that a resumed run keeps."""
 
 import time
 from pathlib import Path
@@ -8,35 +8,16 @@ from typing import Any
 import pytest
 from stand_in_phase import StandInPhase, trainer_of
 
-from nanolit.callbacks import throughput
-from nanolit.callbacks.throughput import COLUMNS, Clock, Recorder, Throughput
-
-
-def test_a_pause_counts_nothing_and_nothing_twice(monkeypatch: pytest.MonkeyPatch):
-    now = [100.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
-    clock = Clock(7.0)
-    now[0] += 10
-    with clock.paused():
-        assert clock.seconds == 17.0, "what a checkpoint keeps"
-        now[0] += 5
-        assert clock.seconds == 17.0
-    now[0] += 2
-    assert clock.seconds == 19.0
-
-
-def test_a_real_clock_goes_on():
-    clock = Clock()
-    time.sleep(0.01)
-    assert 0.01 <= clock.seconds < 1
+from nanolit.callbacks.throughput import COLUMNS, Recorder, Throughput
+from nanolit.machine.clock import Clock
 
 
 def test_speeds_are_those_of_all_devices_and_of_steps_after_the_first(monkeypatch: pytest.MonkeyPatch):
     """Oracle: by hand. A step takes in 400 tokens of 1,000 FLOPs in 2 seconds on two GPUs of 1e6 FLOP/s."""
     now, rows = [0.0], []
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     recorder: Any = SimpleNamespace(record=lambda _, row: rows.append(row))
-    settings = {"log_every": 1, "flops_per_token": 1000, "peak_flops": 1e6, "enabled": False}
+    settings = {"log_every": 1, "flops_per_token": 1000, "peak_flops": 1e6}
     callback = Throughput(recorder=recorder, clock=Clock(), **settings)
     phase, trainer = StandInPhase(num_steps=9, num_tokens=100, num_processed=400), trainer_of(2)
     callback.on_train_start(trainer, phase)
@@ -54,9 +35,7 @@ def test_speeds_are_those_of_all_devices_and_of_steps_after_the_first(monkeypatc
 def test_a_resumed_run_logs_the_steps_of_one_never_stopped(batch_idx: int, step: int, logged: bool):
     rows = []
     recorder: Any = SimpleNamespace(record=lambda _, row: rows.append(row["step"]))
-    callback = Throughput(
-        recorder=recorder, clock=Clock(), log_every=10, flops_per_token=1, peak_flops=None, enabled=False
-    )
+    callback = Throughput(recorder=recorder, clock=Clock(), log_every=10, flops_per_token=1, peak_flops=None)
     phase = StandInPhase(num_steps=60)
     callback.on_train_start(trainer_of(1), phase)
     phase.finished_steps = step

@@ -92,7 +92,8 @@ def test_a_key_that_nothing_reads_does_not_exist():
 
 
 def test_an_incomplete_job_is_upgraded_as_far_as_it_goes():
-    assert upgraded({"seed": 2, "stage": None}) == {"seed": 2, "stage": None, "deterministic": False}
+    added = {"deterministic": False, "yes": False}
+    assert upgraded({"seed": 2, "stage": None}) == {"seed": 2, "stage": None, **added}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from nanolit.callbacks.checkpoint import file_hash
 from nanolit.config.compose import compose
-from nanolit.jobs import worker
+from nanolit.jobs import watch
 from nanolit.jobs.execute import run
 from nanolit.jobs.processes import descendants
 from nanolit.machine.paths import read_json, write_json
@@ -32,7 +32,7 @@ def whole(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest
     root = tmp_path_factory.mktemp(request.param) / "root"
     more = [f"recipe={request.param}", "save_every=1", "sample_every=20"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "KEPT_CHECKPOINTS", STEPS)
+        patch.setattr(watch, "KEPT_CHECKPOINTS", STEPS)
         result = run(compose(overrides(corpus, root, *more)))
     assert result["status"] == "done", result
     return more, root
@@ -90,7 +90,7 @@ def test_a_compiled_modern_run_of_older_versions_says_from_which_step_its_gradie
     lines = [",".join([*cells[:mfu], "0.4", *cells[mfu + 1 :]]) for cells in table]
     (base / "metrics.csv").write_text("\n".join([header, *lines]) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "KEPT_CHECKPOINTS", STEPS)
+        patch.setattr(watch, "KEPT_CHECKPOINTS", STEPS)
         result = run(compose(overrides(corpus, first, *more)))
     keep_only_checkpoint(first, second, 23)
     again = run(compose(overrides(corpus, second, *more)))

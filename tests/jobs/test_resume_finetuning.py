@@ -10,7 +10,7 @@ import pytest
 
 from nanolit.config.compose import compose
 from nanolit.evaluation import evaluators
-from nanolit.jobs import worker
+from nanolit.jobs import watch
 from nanolit.jobs.execute import run
 from nanolit.jobs.parts import build_parts
 from nanolit.machine.paths import read_json
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole") / "root"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "KEPT_CHECKPOINTS", 100)
+        patch.setattr(watch, "KEPT_CHECKPOINTS", 100)
         result = run(compose(overrides(folder, root)))
     assert result["status"] == "done", result
     return root

@@ -1,6 +1,10 @@
-"""A plan as a table."""
+"""A plan as a table, and as a line for each stage."""
 
-from nanolit.planning.show import plan_table
+import pytest
+
+from nanolit.config.compose import compose
+from nanolit.planning.plans import fresh_plans
+from nanolit.planning.show import amount, outline, plan_table
 from tests.planning.base_plans import base_plan
 
 
@@ -16,3 +20,36 @@ def test_the_table_shows_what_decides_the_run():
         "about 24.1 GB",
     ):
         assert text in table
+
+
+def test_the_outline_has_a_line_for_the_job_and_one_for_each_stage_with_its_time():
+    plans = list(fresh_plans(compose(["experiment=demo", "cluster.gpu=cpu"])).values())
+    first, *stages = outline("demo", plans).splitlines()
+    assert first.startswith("demo · 5 stages: ")
+    assert first.endswith("minutes on two CPU cores")
+    assert [line.split()[0] for line in stages] == ["tokenizer", "base", "mid", "sft", "rl"]
+    assert "tokens of sample" in stages[1]
+    assert not any("unknown" in line or "download" in line for line in stages)
+
+
+def test_the_outline_names_price_and_download():
+    plan = base_plan("recipe=classic", "model=d20", "cluster=modal_8xh100")
+    first, stage = outline("big", [plan]).splitlines()
+    assert first.startswith("big · 1 stage: ")
+    assert first.endswith(" on 8 × H100")
+    assert "$" in first
+    assert stage.endswith("about 24.1 GB to download")
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [
+        (1e-9, "1 second"),
+        (0.01, "36 seconds"),
+        (0.5, "30.0 minutes"),
+        (99, "99.00 hours"),
+        (2829.7, "118 days"),
+    ],
+)
+def test_a_time_has_the_unit_that_people_use(hours, text):
+    assert amount(hours) == text

@@ -14,7 +14,9 @@ from hydra_plugins.nanolit_modal.config import ModalLauncherConf
 from omegaconf import DictConfig, OmegaConf
 
 from nanolit.config.schema import Job
+from nanolit.jobs.confirm import confirm
 from nanolit.jobs.sweep import refuse_same_run
+from nanolit.planning.plans import plan_jobs
 
 # https://modal.com/docs/guide/gpu (November 2026). "!" keeps an H100 an H100, "+" lets a B200 be a newer one.
 GPUS = (
@@ -67,6 +69,7 @@ class ModalLauncher(Launcher):
         describe_jobs(jobs, self.settings)
         if self.settings["dry_run"]:
             return [None for _ in jobs]
+        confirm(plan_jobs(jobs))
         return submit_jobs(jobs, self.settings)
 
     def refuse_sweeper_without_results(self) -> None:

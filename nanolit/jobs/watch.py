@@ -1,0 +1,158 @@
+"""The callbacks of a stage, and what they know: what a checkpoint keeps and a result reports."""
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import lightning as L
+import torch
+
+from nanolit.callbacks.checkpoint import Checkpoints
+from nanolit.callbacks.evaluate import CORE_PART, Evaluate, EvaluateChat, EvaluateCore
+from nanolit.callbacks.progress import Progress
+from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
+from nanolit.callbacks.throughput import Recorder, Throughput
+from nanolit.config.schema import Job
+from nanolit.inference.engine import Engine
+from nanolit.jobs.ending import FAST_DEV_PROBLEMS
+from nanolit.jobs.parts import Parts
+from nanolit.jobs.processes import launched_rank
+from nanolit.machine.clock import Clock
+from nanolit.machine.paths import Json, core_folder
+from nanolit.model.accounting import peak_bf16_flops
+from nanolit.phases.core import Phase
+from nanolit.planning.plans import BasePlan, TrainingPlan, fresh_plan, total
+from nanolit.report import gradients
+from nanolit.report.folders import Stage
+
+KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
+SAMPLE_TOKENS = 32
+
+
+class Watch:
+    """The callbacks of a stage, and what they know: what a checkpoint keeps and a result reports."""
+
+    def __init__(self, job: Job, parts: Parts, *, begun: float) -> None:
+        plan, phase, first = parts.plan, parts.phase, launched_rank() == 0
+        self.begun, self.phase = begun, phase
+        self.before: Json = parts.resumed.progress if parts.resumed else {}
+        self.gradients: Json = gradients.RIGHT
+        if parts.resumed:
+            self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
+        self.clock = Clock(self.before.get("seconds", 0.0))
+        self.progress = progress_of(job, plan, phase, self.clock) if first else None
+        log_every = 1 if phase.num_steps <= 40 else phase.log_every
+        self.recorder = Recorder(
+            parts.folder / "metrics.csv",
+            finished_steps=phase.finished_steps,
+            enabled=first,
+            log_every=log_every,
+            progress=self.progress,
+        )
+        self.throughput = Throughput(
+            recorder=self.recorder,
+            clock=self.clock,
+            log_every=log_every,
+            flops_per_token=plan.flops_per_token,
+            peak_flops=peak_bf16_flops(torch.cuda.get_device_name()) if parts.device.type == "cuda" else None,
+            tokens=self.before.get("tokens", 0),
+            processed=self.before.get("processed_tokens", self.before.get("tokens", 0)),
+            progress=self.progress,
+            waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
+        )
+        self.watch_quality(job, parts)
+        self.checkpoints = Checkpoints(
+            parts.folder / "checkpoints",
+            save_every=plan.save_every,
+            keep=KEPT_CHECKPOINTS,
+            clock=self.clock,
+            progress=self.state,
+            on_divergence=job["on_divergence"],
+        )
+        quality = [self.evaluation, *self.core, self.chat, self.samples]
+        self.callbacks: list[L.Callback] = [self.throughput, *quality, self.checkpoints]
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Show the progress meanwhile, on rank 0."""
+        return self.progress.shown() if self.progress else nullcontext()
+
+    def watch_quality(self, job: Job, parts: Parts) -> None:
+        """Build what asks the model: its evaluation, chat tasks and samples."""
+        plan, tokenizer = parts.plan, parts.tokenizer
+        engine = Engine(parts.phase.gpt, tokenizer)
+        self.evaluation = Evaluate(
+            parts.evaluator,
+            engine=engine,
+            eval_every=plan.eval_every,
+            recorder=self.recorder,
+            clock=self.clock,
+        )
+        self.evaluation.load(self.before)
+        self.core: list[L.Callback] = []
+        if isinstance(plan, BasePlan) and plan.core_every not in ("end", None):
+            core = EvaluateCore(
+                tokenizer,
+                core_folder(job["root"]),
+                core_every=plan.core_every,
+                max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else CORE_PART,
+                recorder=self.recorder,
+                clock=self.clock,
+            )
+            self.core.append(core)
+        self.chat = EvaluateChat(
+            engine,
+            parts.chat_tasks,
+            max_tokens=job["chat_tasks"]["max_tokens"],
+            max_problems=FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
+            folder=parts.folder / "evaluation",
+            clock=self.clock,
+        )
+        self.chat.metrics = self.before.get("metrics", {})
+        self.samples = WriteSamples(
+            parts.folder / "samples.md",
+            engine=engine,
+            prompts=chat_prompts(tokenizer) if plan.chats else text_prompts(tokenizer),
+            sample_every=plan.sample_every,
+            max_tokens=SAMPLE_TOKENS,
+            clock=self.clock,
+        )
+
+    def state(self) -> Json:
+        wall_seconds = self.before.get("wall_seconds", 0.0) + time.perf_counter() - self.begun
+        return {
+            "step": self.phase.finished_steps,
+            "num_steps": self.phase.num_steps,
+            "tokens": self.throughput.tokens,
+            "processed_tokens": self.throughput.processed,
+            "seconds": self.clock.seconds,
+            "wall_seconds": wall_seconds,
+            "tokens_per_second": finite(self.throughput.tokens_per_second()),
+            "loss": finite(self.throughput.loss),
+            "epoch": finite(self.throughput.epoch),
+            "cropped_fraction": finite(self.throughput.cropped_fraction),
+            "data_wait_fraction": finite(self.throughput.data_wait_fraction),
+            **self.evaluation.evaluator.state(),
+            "metrics": self.chat.metrics,
+            "conditions": {task.name: task.conditions for task in self.chat.tasks if task.conditions},
+            "gradients": self.gradients,
+        }
+
+
+def progress_of(job: Job, plan: TrainingPlan, phase: Phase, clock: Clock) -> Progress:
+    """Return the progress of a stage; the time of the stages after it is the plan's."""
+    stages = job["stages"]
+    number = stages.index(plan.stage) + 1
+    later, _ = total([fresh_plan(job, stage) for stage in stages[number:]])
+    planned = plan.hours["hours"]
+    return Progress(
+        f"{plan.stage}, stage {number} of {len(stages)}" if len(stages) > 1 else plan.stage,
+        num_steps=phase.num_steps,
+        clock=clock,
+        planned_seconds=planned and planned * 3600,
+        later_seconds=later and later * 3600,
+    )
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN: what was never measured is null."""
+    return value if math.isfinite(value) else None

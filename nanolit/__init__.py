@@ -26,7 +26,7 @@ for _name, _off in TELEMETRY.items():
 
 # Set before torch is imported, because its OpenMP reads it then. A thread that waits would spin for
 # milliseconds at every parallel loop, while the thread it waits for has no core: on a busy laptop a step of
-# the demo took 8 to 20 times as long (LOG.md, 2026-11-30).
+# the demo ran at a fifth of its speed (LOG.md, 2026-11-30).
 OPENMP_WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 if not set(OPENMP_WAITS) & os.environ.keys():  # never over what the user set
     os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -11,6 +11,8 @@ import modal
 CHECKOUT = Path(__file__).resolve().parent.parent
 CODE = "/root"  # on the path of Modal's containers
 SUFFIXES = {
+    ".css",
+    ".js",
     ".py",
     ".pyi",
     ".yaml",

@@ -149,13 +149,13 @@ def test_two_ranks_train_as_one_in_every_stage(whole: Path, folder: Path, tmp_pa
 def test_ctrl_c_in_the_last_step_begins_no_other_stage(
     times: int, error: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bits_per_byte(*_: object) -> float:
+    def scores(*_: object) -> tuple[float, float]:
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-        return 1.0
+        return 1.0, 1.0
 
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(evaluators, "bits_per_byte", bits_per_byte)
+    monkeypatch.setattr(evaluators, "validation_scores", scores)
     result = run(compose(overrides(folder, tmp_path / "root")))
     assert result["status"] == "interrupted"
     assert error in result["error"]

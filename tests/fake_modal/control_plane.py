@@ -43,6 +43,7 @@ class ControlPlane:
         self.mounts: dict[str, list[api.MountFile]] = {}
         self.files: dict[str, bytes] = {}  # sha256 → content
         self.calls: dict[str, Call] = {}
+        self.dicts: dict[str, dict[bytes, bytes]] = {}
         self.containers = Containers(self)
         for name in ("tasks", "volumes", "blobs"):
             (state / name).mkdir(parents=True, exist_ok=True)
@@ -167,6 +168,23 @@ class ControlPlane:
                 )
         return reply
 
+    # -- dicts
+
+    async def on_DictGetOrCreate(self, request: Any, task: str) -> Any:
+        self.dicts.setdefault(request.deployment_name, {})
+        return api.DictGetOrCreateResponse(dict_id=f"di-{request.deployment_name}")
+
+    async def on_DictUpdate(self, request: Any, task: str) -> Any:
+        there = self.dicts[request.dict_id.removeprefix("di-")]
+        created = [item for item in request.updates if item.key not in there]
+        for item in created if request.if_not_exists else request.updates:
+            there[item.key] = item.value
+        return api.DictUpdateResponse(created=bool(created))
+
+    async def on_DictGet(self, request: Any, task: str) -> Any:
+        value = self.dicts[request.dict_id.removeprefix("di-")].get(request.key)
+        return api.DictGetResponse(found=value is not None, value=value)
+
     # -- mounts, blobs, images
 
     async def on_MountBatchedCheckExistence(self, request: Any, task: str) -> Any:
@@ -232,6 +250,8 @@ class ControlPlane:
 
     async def on_FunctionCreate(self, request: Any, task: str) -> Any:
         function_id, function = request.existing_function_id, request.function
+        if request.function_data.ranked_functions:  # a list of GPUs, the most wanted first
+            function = request.function_data.ranked_functions[0].function
         self.functions[function_id] = function
         data = self.function_data(function)
         metadata = self.handle(function_id, function.function_name)

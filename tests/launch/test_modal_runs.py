@@ -61,10 +61,9 @@ def test_the_requests_are_those_of_the_cluster(account, trained):
     }
     train, cpu = functions["train"], [functions["orchestrate"], functions["prepare"]]
     assert train["resources"] == {
-        "gpuConfig": {"gpuType": "H100!", "count": 2},
+        "gpuConfig": {"gpuType": "H100", "count": 2},
         "milliCpu": 32_000,
         "memoryMb": 262_144,
-        "ephemeralDiskMb": 614_400,
     }
     assert not any("gpuType" in one["resources"].get("gpuConfig", {}) for one in cpu)
     for function in (train, *cpu):
@@ -98,6 +97,7 @@ def test_the_image_has_locked_dependencies_first_and_the_code_last(account, trai
     places = [next(i for i, command in enumerate(commands) if word in command) for word in order[:4]]
     assert places == sorted(places)
     assert "--frozen" in commands[places[2]]
+    assert "--extra=cudnn" in commands[places[2]], "the speeds that are published are those of its attention"
     assert [command for command in commands[-3:] if command.startswith("COPY . /")] == commands[-3:]
 
 
@@ -220,7 +220,8 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_machine(account, reference):
     assert code == 0, output
     wait_until(lambda: not account.containers(), seconds=30)
     assert list((account.volume / "runs" / "halted" / "base" / "checkpoints").glob("step_*/manifest.json"))
-    assert "ended by Modal" in account.run("launch", "status")[1]
+    assert "stopped: base at step" in account.run("launch", "status")[1]
+    assert "stopped: base at step" in account.run("launch", "status", "halted")[1]
     call = account.calls("halted")[-1]
     assert (call["function"], call["state"]) == ("train", "stopped")
     assert call["at"] < call["ended"] < time.time(), "what it cost is over"

@@ -16,6 +16,18 @@ from nanolit.report.tables import age
 RECENT_ROWS = 20  # of metrics.csv, over which a step's time is taken
 
 
+def read_volume(volume: modal.Volume, path: str) -> bytes:
+    """Return a file's bytes, none where it is not there."""
+    try:
+        return b"".join(volume.read_file(path))
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        return b""
+
+
+def read_volume_json(volume: modal.Volume, path: str) -> dict[str, Any]:
+    return json.loads(read_volume(volume, path) or b"{}")
+
+
 class OnVolume:
     """A run's files on its volume; what is not there is empty."""
 
@@ -25,13 +37,10 @@ class OnVolume:
         self.volume = modal.Volume.from_name(submission["volume"], environment_name=environment)
 
     def read(self, name: str) -> bytes:
-        try:
-            return b"".join(self.volume.read_file(f"runs/{self.run}/{name}"))
-        except (FileNotFoundError, modal.exception.NotFoundError):
-            return b""
+        return read_volume(self.volume, f"runs/{self.run}/{name}")
 
     def json(self, name: str) -> dict[str, Any]:
-        return json.loads(self.read(name) or b"{}")
+        return read_volume_json(self.volume, f"runs/{self.run}/{name}")
 
     def calls(self) -> list[dict[str, Any]]:
         """The calls that the run's orchestrators have made, oldest first."""

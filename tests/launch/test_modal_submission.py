@@ -215,7 +215,7 @@ def test_the_status_tells_step_loss_time_left_and_dollars(laptop):
 def test_the_status_tells_that_a_run_waits_for_its_gpus(laptop):
     call = {"stage": "base", "function": "train", "state": "begun", "at": time.time() - 192}
     said = stands(laptop, "queued", {"calls.json": {"calls": [call]}})
-    assert said.startswith("base: waiting for H100:8 or starting for 3:1")
+    assert said.startswith("base: waiting for H100:8 or starting for 3:")
 
 
 def test_a_meter_adds_up_machines_and_keeps_to_max_cost(tmp_path):
@@ -282,7 +282,7 @@ def test_a_dry_run_of_every_cluster_fits_on_a_screen(name, laptop, capsys):
         jobs = [compose([f"cluster={name}", f"model=d{depth}"]) for depth in models]
         describe_jobs(jobs, {**launcher, "dry_run": True})
         out = capsys.readouterr().out
-        assert out.count("\n") <= 32
+        assert out.count("\n") <= 36
         assert "$" in out
         assert "not submitted" in out
     assert all_requests(laptop) == before

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "fetch": (commands.Fetch, commands.fetch),
     "put": (commands.Put, commands.put),
     "cost": (commands.OneRun, commands.cost),
+    "open": (commands.OneRun, commands.open_page),
     "doctor": (commands.Doctor, commands.doctor),
 }
 

@@ -1,6 +1,7 @@
 """The commands of `python -m launch`: each has its settings, and a function that prints and gives a code."""
 
 import time
+import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ import modal
 
 from launch import remote
 from launch.calls import UNREACHABLE, lives
+from launch.chats import PREFIX, cost_of, deployed, read_chat, standing, stop_chat
 from launch.follow import follow, newest_call, running, stream, wait
 from launch.image import container_image
 from launch.progress import OnVolume, progress, reached
@@ -32,7 +34,7 @@ class OneOrAllRuns(Root):
 
 @dataclass(frozen=True, kw_only=True)
 class OneRun(Root):
-    run: str = setting("a run's name", positional=True)
+    run: str = setting("a run's name, or chat:NAME", positional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,9 @@ class Doctor(OnModal):
 
 def status(settings: OneOrAllRuns) -> int:
     """List every submitted run, or say how one stands: step, loss, time left, dollars so far."""
+    if (settings.run or "").startswith(PREFIX):
+        print(f"{settings.run}: {standing(read_chat(settings.home, str(settings.run)))}")
+        return 0
     if settings.run:
         submission = read_submission(settings.home, settings.run)
         print(f"{submission['run']}: {state(submission, settings.home)}; {submission['dashboard']}")
@@ -75,8 +80,11 @@ def status(settings: OneOrAllRuns) -> int:
     rows = []
     for submission in map(read_json, paths):
         since = datetime.fromisoformat(submission["submitted"]).timestamp()
-        standing = state(submission, settings.home)
-        rows.append([submission["run"], submission["gpu"], age(time.time() - since), standing])
+        said = state(submission, settings.home)
+        rows.append([submission["run"], submission["gpu"], age(time.time() - since), said])
+    for chat in deployed(settings.home):
+        since = datetime.fromisoformat(chat["deployed"]).timestamp()
+        rows.append([f"{PREFIX}{chat['name']}", chat["gpu"], age(time.time() - since), standing(chat)])
     print(markdown_table(["Run", "GPU", "Age", "State"], rows, num_left=4) if rows else "nothing submitted")
     return 0
 
@@ -102,7 +110,10 @@ def state(submission: Submission, home: Path) -> str:
 
 def logs(settings: Logs) -> int:
     """Print the last lines of a run's log; -f: all of it, until the run ends."""
-    submission = read_submission(settings.home, settings.run)
+    if settings.run.startswith(PREFIX):
+        submission = {**read_chat(settings.home, settings.run), "run": settings.run}
+    else:
+        submission = read_submission(settings.home, settings.run)
     if settings.follow:
         stream(submission)
         return 0
@@ -123,6 +134,9 @@ def stop(settings: OneRun) -> int:
     """End a run: it writes a checkpoint, and the same training command resumes from it later."""
     # The orchestrator first, so that it begins nothing more; then its calls; then the app. It would have
     # written when its calls ended: with it gone, that is ours to do.
+    if settings.run.startswith(PREFIX):
+        print(stop_chat(settings.home, settings.run))
+        return 0
     submission = read_submission(settings.home, settings.run)
     if not running(submission):
         raise ValueError(f"run {submission['run']} is not running: {state(submission, settings.home)}")
@@ -197,6 +211,9 @@ def cost(settings: OneRun) -> int:
     The calls' hours include waiting for GPUs, which is not billed; the sum does not. `modal billing report
     --tag-names run` says what was billed.
     """
+    if settings.run.startswith(PREFIX):
+        print(cost_of(read_chat(settings.home, settings.run)))
+        return 0
     submission = read_submission(settings.home, settings.run)
     there, rows = OnVolume(submission), []
     for call in there.calls():
@@ -210,6 +227,17 @@ def cost(settings: OneRun) -> int:
     rate = submission["dollars_per_hour"]
     price = "" if dollars is None else f", about ${dollars:,.2f} at ${rate:,.2f} an hour"
     print(f"{hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it not included{price}")
+    return 0
+
+
+def open_page(settings: OneRun) -> int:
+    """Open chat:NAME in the browser, or a run's page at Modal."""
+    if settings.run.startswith(PREFIX):
+        url = read_chat(settings.home, settings.run)["url"]
+    else:
+        url = read_submission(settings.home, settings.run)["dashboard"]
+    webbrowser.open(url)
+    print(url)
     return 0
 
 

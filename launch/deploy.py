@@ -85,22 +85,30 @@ def deploy(wish: Wish) -> None:
     except modal.exception.Error as error:
         raise ValueError(explain(error)) from error
     record = {
+        "format": 1,
         "name": name,
         "app": app.app_id,
+        "app_name": app.name,
+        "environment": settings["environment"],
         "url": url,
         "release": found.name,
         "step": found.meta.get("step"),
+        "place": place,
+        "cluster": wish.cluster,
+        "gpu": gpus_of(settings)[0],
+        "dollars_per_hour": dollars_per_hour(machine),
+        "keep_warm": wish.keep_warm,
+        "public": wish.public,
+        "deployed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "code": code_version(),
     }
-    record |= {"gpu": gpus_of(settings)[0], "dollars_per_hour": dollars_per_hour(machine)}
-    record |= {"cluster": wish.cluster, "public": wish.public, "keep_warm": wish.keep_warm, "place": place}
-    record |= {"deployed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "code": code_version()}
-    write_json(record_path(wish.root, name), {"format": 1, **record})
+    write_json(record_path(wish.root, name), record)
     print(f"{url}   {password}\nAPI: {url}/v1, its key is the password")
     print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
 
 
 def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
-    """The cluster as it is priced, and the launcher's settings; ValueError unless it is one GPU of Modal's."""
+    """The cluster as it is priced, and the launcher's settings; ValueError unless it is one GPU."""
     from hydra_plugins.nanolit_modal.launcher import plain, validate
 
     config = compose_config([f"cluster={cluster}"])
@@ -122,7 +130,7 @@ def checked_name(name: str, *, given: bool) -> str:
     fit = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not fit or len(fit) > LONGEST_NAME or (given and fit != name):
         raise ValueError(
-            f"name={name} cannot be part of the chat's address; give name= with 1 to {LONGEST_NAME} of a-z, 0-9 and -"
+            f"name={name} cannot be part of an address; give name= with 1 to {LONGEST_NAME} of a-z, 0-9 and -"
         )
     return fit
 
@@ -155,9 +163,9 @@ def release_there(run: str, settings: dict[str, Any], here: Found | None) -> Fou
             runs = sorted(Path(entry.path).name for entry in store.listdir("runs"))
         except (FileNotFoundError, modal.exception.NotFoundError):
             runs = []
-        volume_name = volumes_of(settings)[settings["root"]]["name"]
         raise ValueError(
-            f"run {run} has no release here or on the volume {volume_name}; runs there: {', '.join(runs) or 'none'}"
+            f"run {run} has no release here or on the volume {store.name}; "
+            f"runs there: {', '.join(runs) or 'none'}"
         )
     return here
 

@@ -1,0 +1,212 @@
+"""A chat on a fake Modal: the real client deploys, the real entrypoint serves, the control plane is ours."""
+
+import json
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from nanolit.model.release import save_release
+from tests.conftest import TAUGHT
+from tests.fake_modal.account import Account, wait_until
+
+pytestmark = [
+    pytest.mark.xdist_group("modal"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
+]
+PASSWORD = "elm-otter"
+QUESTION, REPLY = TAUGHT[0]
+CHAT = ("run=taught", "web=true", "cluster=modal_a10g")
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory, taught_model, byte_tokenizer):
+    """An account without volumes or secrets, and a run that is on the laptop alone."""
+    account = Account(tmp_path_factory.mktemp("chat"), secrets={})
+    byte_tokenizer.save(account.root / "tokenizers" / "bytes")
+    save_release(
+        account.root / "runs" / "taught" / "sft" / "release",
+        taught_model,
+        tokenizer_folder=account.root / "tokenizers" / "bytes",
+        tokenizer_hash=byte_tokenizer.hash,
+        meta={"run": "taught", "stage": "sft", "step": 150},
+    )
+    yield account
+    account.close()
+
+
+def requests_so_far(account: Account) -> str:
+    path = account.state / "rpc.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run=taught", "web=true", "cluster=modal_8xh100"], "has 8 GPUs and a chat uses one"),
+        (["run=taught", "web=true", "cluster=local"], "give one of Modal's with one GPU"),
+        (["run=taught", "cluster=modal_a10g"], "give run=RUN web=true with it"),
+        (["run=taught", "web=true", "keep_warm=1"], "add cluster=modal_a10g"),
+        ([*CHAT, "name=Ada_1"], "1 to 32 of a-z, 0-9 and -"),
+        ([*CHAT, f"name={'a' * 33}"], "1 to 32 of a-z, 0-9 and -"),
+    ],
+)
+def test_what_cannot_be_deployed_is_one_line_and_no_call(account, words, message):
+    before = requests_so_far(account)
+    code, output = account.run("nanolit.chat", *words)
+    assert code == 2, output
+    assert message in output
+    assert "Traceback" not in output
+    assert requests_so_far(account) == before
+
+
+@pytest.mark.parametrize("cluster", ["modal_a10g", "modal_h100"])
+def test_a_dry_run_of_every_serving_cluster_prints_dollars_and_makes_no_call(account, cluster):
+    before = requests_so_far(account)
+    words = ("run=taught", "web=true", f"cluster={cluster}", "keep_warm=1", "public=true", "dry_run=true")
+    code, output = account.run("nanolit.chat", *words)
+    assert code == 0, output
+    assert output.count("\n") <= 8
+    assert "taught/sft, step 150" in output
+    assert "fits" in output
+    assert "an hour while somebody talks" in output
+    assert "a month" in output
+    assert requests_so_far(account) == before
+
+
+@pytest.mark.slow
+def test_a_run_that_is_nowhere_is_one_line_with_the_runs_that_are_there(account):
+    code, output = account.run("nanolit.chat", "run=never", *CHAT[1:])
+    assert code == 2, output
+    assert "run never has no release here or on the volume nanolit; runs there: " in output
+
+
+@pytest.fixture(scope="module")
+def deployed(account):
+    """The command twice: (the outputs, the record beside the runs)."""
+    outputs = []
+    for _ in range(2):
+        code, output = account.run("nanolit.chat", *CHAT, NANOLIT_CHAT_PASSWORD=PASSWORD)
+        assert code == 0, output
+        outputs.append(output)
+    return outputs, json.loads((account.root / "chats" / "taught.json").read_text())
+
+
+@pytest.fixture
+def client(deployed):
+    key = {"Authorization": f"Bearer {PASSWORD}"}
+    with httpx.Client(base_url=deployed[1]["url"], headers=key, timeout=120) as client:
+        yield client
+
+
+def body(**more):
+    return {
+        "model": "taught/sft",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        **more,
+    }
+
+
+@pytest.mark.slow
+def test_the_same_command_again_is_the_same_app_at_the_same_address(account, deployed):
+    (first, second), record = deployed
+    assert record["url"] in first
+    assert record["url"] in second
+    assert PASSWORD not in first + second
+    assert len(account.requests("AppCreate")) == 1
+    assert len(list((account.state / "volumes" / "nanolit" / "uploads").iterdir())) == 1, "uploaded once"
+
+
+@pytest.mark.slow
+def test_the_requests_are_those_of_the_design(account, deployed):
+    function = account.requests("FunctionCreate")[-1]["function"]
+    assert function["resources"]["gpuConfig"] == {"gpuType": "A10", "count": 1}
+    assert function["checkpointingEnabled"]
+    assert function["maxConcurrentInputs"] == 100
+    assert function["autoscalerSettings"]["maxContainers"] == 1
+    assert function["autoscalerSettings"]["scaledownWindow"] == 120
+    assert function["timeoutSecs"] == 900
+    (mount,) = function["volumeMounts"]
+    assert mount["readOnly"]
+    assert mount["subPath"] == deployed[1]["place"]
+    web = function["methodDefinitions"]["web"]["webhookConfig"]
+    assert web["requestedSuffix"] == "nanolit-taught"
+
+
+@pytest.mark.slow
+def test_a_request_wakes_one_container_that_answers_page_and_api(account, client):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert "gradio" in client.get("/").text.lower()
+    assert not client.get("/config").json()["connect_heartbeat"]
+    reply = client.post("/v1/chat/completions", json=body()).json()
+    assert reply["choices"][0]["message"]["content"] == REPLY
+    assert len(account.containers()) == 1
+
+
+@pytest.mark.slow
+def test_without_the_password_nothing_is_told(client, deployed):
+    with httpx.Client(base_url=deployed[1]["url"], timeout=120) as stranger:
+        assert stranger.get("/v1/models").status_code == 401
+        assert stranger.post("/v1/chat/completions", json=body()).status_code == 401
+        assert "password" in stranger.get("/", follow_redirects=True).text.lower()
+
+
+@pytest.mark.slow
+def test_a_reply_streams_through_the_web_of_modal(client):
+    with client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: {")]
+    pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content") or "" for line in lines]
+    assert "".join(pieces) == REPLY
+    assert len([piece for piece in pieces if piece]) >= 3
+
+
+@pytest.mark.slow
+def test_thirty_at_once_have_one_container_and_the_same_answer(account, client):
+    replies = []
+
+    def ask():
+        replies.append(client.post("/v1/chat/completions", json=body()))
+
+    threads = [threading.Thread(target=ask) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [reply.json()["choices"][0]["message"]["content"] for reply in replies] == [REPLY] * 30
+    assert len(account.containers()) == 1
+
+
+@pytest.mark.slow
+def test_it_sleeps_when_nobody_asks_and_a_login_outlives_the_sleep(account, client, deployed):
+    with httpx.Client(base_url=deployed[1]["url"], timeout=120, follow_redirects=True) as visitor:
+        visitor.post("/login", data={"password": PASSWORD})
+        assert visitor.get("/stats").status_code == 200
+        (account.state / "idle").write_text("2")
+        beat = visitor.get("/gradio_api/heartbeat/an-open-tab")
+        assert beat.status_code == 204
+        wait_until(lambda: not account.containers(), seconds=60)
+        (account.state / "idle").unlink()
+        begun = time.monotonic()
+        assert visitor.get("/stats").status_code == 200, f"woken in {time.monotonic() - begun:.0f} s"
+        assert len(account.containers(live=False)) >= 2
+
+
+@pytest.mark.slow
+def test_a_chat_is_listed_logged_and_stopped_by_its_name(account, client, deployed):
+    assert client.get("/health").status_code == 200
+    listed = account.run("launch", "status")[1]
+    assert "chat:taught" in listed
+    assert "awake" in listed
+    assert "awake: taught/sft on" in account.run("launch", "logs", "chat:taught")[1]
+    assert "an hour while it is awake" in account.run("launch", "cost", "chat:taught")[1]
+    code, output = account.run("launch", "stop", "chat:taught")
+    assert code == 0, output
+    wait_until(lambda: not account.containers(), seconds=30)
+    assert client.get("/health").status_code == 404
+    assert "stopped" in account.run("launch", "status", "chat:taught")[1]
+    code, output = account.run("launch", "stop", "chat:never")
+    assert code == 2, output
+    assert "chat:never was not deployed from" in output

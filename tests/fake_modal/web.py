@@ -7,12 +7,15 @@ chunks, its answer comes back as such.
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from aiohttp import web
+from grpclib import GRPCError, Status
 from modal._serialization import deserialize_data_format, serialize_data_format
 from modal_proto import api_pb2 as api
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 ASGI = api.DATA_FORMAT_ASGI
 POLL_SECONDS = 1.0
+STOP_SECONDS = 2.0
 
 
 @dataclass(kw_only=True)
@@ -157,6 +161,7 @@ class Web:
     containers: Any
     new: Any
     handle: Any
+    function_data: Any
 
     def __init__(self) -> None:
         self.deployed: dict[str, str] = {}  # name → app
@@ -185,6 +190,25 @@ class Web:
             class_id=class_id, handle_metadata=self.class_metadata(layout.function_ids[name])
         )
 
+    async def on_ClassGet(self, request: Any, task: str) -> Any:
+        layout = self.apps[self.named(request.app_name)]["layout"]
+        function_id = layout.function_ids[f"{request.object_tag}.*"]
+        return api.ClassGetResponse(
+            class_id=layout.class_ids[request.object_tag], handle_metadata=self.class_metadata(function_id)
+        )
+
+    async def on_FunctionGet(self, request: Any, task: str) -> Any:
+        function_id = self.apps[self.named(request.app_name)]["layout"].function_ids[request.object_tag]
+        metadata = self.handle(function_id, request.object_tag)
+        data = self.function_data(self.functions[function_id])
+        return api.FunctionGetResponse(function_id=function_id, function=data, handle_metadata=metadata)
+
+    def named(self, name: str) -> str:
+        app = self.deployed.get(name, "")
+        if not app or self.apps[app]["stopped"]:
+            raise GRPCError(Status.NOT_FOUND, f"App '{name}' not found")
+        return app
+
     def class_metadata(self, function_id: str) -> Any:
         metadata = self.handle(function_id, self.functions[function_id].function_name)
         return api.ClassHandleMetadata(class_function_id=function_id, class_function_metadata=metadata)
@@ -208,6 +232,11 @@ class Web:
         return api.TaskListResponse(tasks=tasks)
 
     async def on_ContainerStop(self, request: Any, task: str) -> None:
+        """SIGINT, a moment for exit handlers, the end: as Modal does when it takes a machine away."""
+        (process,) = [path.read_text() for path in self.state.glob(f"tasks/{request.task_id}/process.txt")]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.split()[0]), signal.SIGINT)
+        await asyncio.sleep(STOP_SECONDS)
         end_everything(request.task_id)
 
     async def on_FunctionGetCurrentStats(self, request: Any, task: str) -> Any:

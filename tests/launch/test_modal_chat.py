@@ -1,6 +1,7 @@
 """A chat on a fake Modal: the real client deploys, the real entrypoint serves, the control plane is ours."""
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ pytestmark = [
 ]
 PASSWORD = "elm-otter"
 QUESTION, REPLY = TAUGHT[0]
+SERVING = ("modal_a10g", "modal_h100")
 CHAT = ("run=taught", "web=true", "cluster=modal_a10g")
 
 
@@ -42,38 +44,54 @@ def requests_so_far(account: Account) -> str:
     return path.read_text() if path.exists() else ""
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["run=taught", "web=true", "cluster=modal_8xh100"], "has 8 GPUs and a chat uses one"),
-        (["run=taught", "web=true", "cluster=local"], "give one of Modal's with one GPU"),
-        (["run=taught", "cluster=modal_a10g"], "give run=RUN web=true with it"),
-        (["run=taught", "web=true", "keep_warm=1"], "add cluster=modal_a10g"),
-        ([*CHAT, "name=Ada_1"], "1 to 32 of a-z, 0-9 and -"),
-        ([*CHAT, f"name={'a' * 33}"], "1 to 32 of a-z, 0-9 and -"),
-    ],
-)
-def test_what_cannot_be_deployed_is_one_line_and_no_call(account, words, message):
-    before = requests_so_far(account)
-    code, output = account.run("nanolit.chat", *words)
-    assert code == 2, output
-    assert message in output
-    assert "Traceback" not in output
-    assert requests_so_far(account) == before
+REFUSED = [
+    (["run=taught", "web=true", "cluster=modal_8xh100"], "has 8 GPUs and a chat uses one"),
+    (["run=taught", "web=true", "cluster=local"], "give one of Modal's with one GPU"),
+    (["run=taught", "cluster=modal_a10g"], "give run=RUN web=true with it"),
+    (["run=taught", "web=true", "keep_warm=1"], "add cluster=modal_a10g"),
+    ([*CHAT, "name=Ada_1"], "1 to 32 of a-z, 0-9 and -"),
+    ([*CHAT, f"name={'a' * 33}"], "1 to 32 of a-z, 0-9 and -"),
+]
+SHOWN = [[*CHAT[:2], f"cluster={name}", "keep_warm=1", "public=true", "dry_run=true"] for name in SERVING]
+SCRIPT = """
+import contextlib, io, json, sys
+from nanolit.chat.__main__ import main
+outputs = []
+for words in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = main(words)
+    outputs.append([code, out.getvalue()])
+print(json.dumps(outputs))
+"""
 
 
-@pytest.mark.parametrize("cluster", ["modal_a10g", "modal_h100"])
-def test_a_dry_run_of_every_serving_cluster_prints_dollars_and_makes_no_call(account, cluster):
+@pytest.fixture(scope="module")
+def without_calls(account):
+    """What the command says to wishes that need no call, in one process; the fake saw none."""
     before = requests_so_far(account)
-    words = ("run=taught", "web=true", f"cluster={cluster}", "keep_warm=1", "public=true", "dry_run=true")
-    code, output = account.run("nanolit.chat", *words)
-    assert code == 0, output
-    assert output.count("\n") <= 8
-    assert "taught/sft, step 150" in output
-    assert "fits" in output
-    assert "an hour while somebody talks" in output
-    assert "a month" in output
+    words = json.dumps([words for words, _ in REFUSED] + SHOWN)
+    command = [sys.executable, "-c", SCRIPT, words]
+    done = subprocess.run(command, env=account.environment(), capture_output=True, text=True, check=True)
     assert requests_so_far(account) == before
+    return json.loads(done.stdout)
+
+
+def test_what_cannot_be_deployed_is_one_line_and_no_call(without_calls):
+    for (_, message), (code, output) in zip(REFUSED, without_calls, strict=False):
+        assert code == 2
+        assert message in output
+        assert output.count("\n") == 1
+
+
+def test_a_dry_run_of_every_serving_cluster_prints_dollars_and_makes_no_call(without_calls):
+    for code, output in without_calls[len(REFUSED) :]:
+        assert code in (0, None), output
+        assert output.count("\n") <= 8
+        assert "taught/sft, step 150" in output
+        assert "fits" in output
+        assert "an hour while somebody talks" in output
+        assert "a month" in output
 
 
 @pytest.mark.slow
@@ -210,3 +228,17 @@ def test_a_chat_is_listed_logged_and_stopped_by_its_name(account, client, deploy
     code, output = account.run("launch", "stop", "chat:never")
     assert code == 2, output
     assert "chat:never was not deployed from" in output
+
+
+@pytest.mark.slow
+def test_a_drill_tells_what_it_found_and_what_failed(account):
+    """The fake's volume, claims and stop are real here; there is no GPU, which is told and not hidden."""
+    words = ["--megabytes", "3", "--gpu", "T4", "--only", "volume,claim,stop,gpu"]
+    code, output = account.run("launch", "drill", *words, "--mount", str(account.volume))
+    assert code == 1, output
+    found = json.loads((account.root / "drill.json").read_text())["steps"]
+    assert found["volume"]["flock_and_rename"] == "work"
+    assert found["claim"]["claims"] == "one of two"
+    assert 0.5 <= found["stop"]["grace_seconds"] <= 5
+    assert "PyTorch sees no GPU there" in found["gpu T4"]["error"]
+    assert [name for name, step in found.items() if "error" in step] == ["gpu T4"]

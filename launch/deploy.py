@@ -95,7 +95,7 @@ def deploy(wish: Wish) -> None:
         "step": found.meta.get("step"),
         "place": place,
         "cluster": wish.cluster,
-        "gpu": gpus_of(settings)[0],
+        "gpu": gpus_of(settings)[0].partition(":")[0],
         "dollars_per_hour": dollars_per_hour(machine),
         "keep_warm": wish.keep_warm,
         "public": wish.public,
@@ -103,7 +103,8 @@ def deploy(wish: Wish) -> None:
         "code": code_version(),
     }
     write_json(record_path(wish.root, name), record)
-    print(f"{url}   {password}\nAPI: {url}/v1, its key is the password")
+    key = "without a key" if wish.public else "its key is the password"
+    print(f"{url}   {password}\nAPI: {url}/v1, {key}")
     print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from nanolit.model.release import save_release
+from tests.chat.test_web import browser, heard, page, say  # noqa: F401
 from tests.conftest import TAUGHT
 from tests.fake_modal.account import Account, wait_until
 
@@ -179,6 +180,35 @@ def test_a_reply_streams_through_the_web_of_modal(client):
     pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content") or "" for line in lines]
     assert "".join(pieces) == REPLY
     assert len([piece for piece in pieces if piece]) >= 3
+
+
+@pytest.mark.slow
+def test_the_client_of_openai_speaks_to_it_streamed_and_whole(deployed):
+    openai = pytest.importorskip("openai", reason="openai is not installed (extra: dev)")
+    key = {"base_url": f"{deployed[1]['url']}/v1", "api_key": PASSWORD}
+    with openai.OpenAI(**key, max_retries=0, timeout=120) as client:
+        whole = client.chat.completions.create(**body())
+        pieces = client.chat.completions.create(**body(stream=True))
+        text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert whole.choices[0].message.content == text == REPLY
+
+
+@pytest.mark.slow
+def test_an_open_tab_lets_it_sleep_and_loses_nothing_when_it_wakes(account, deployed, page):  # noqa: F811
+    """Both exchanges stay on the page, though the container that answered the first is gone."""
+    page.goto(deployed[1]["url"])
+    page.fill("input[type=password]", PASSWORD)
+    page.keyboard.press("Enter")
+    say(page, QUESTION)
+    first = heard(page, 1)
+    (account.state / "idle").write_text("3")
+    wait_until(lambda: not account.containers(), seconds=60)
+    (account.state / "idle").unlink()
+    say(page, "Sum?")
+    wait_until(lambda: bool(account.containers()), seconds=60)
+    page.set_default_timeout(90_000)
+    assert heard(page, 2)[:2] == first
+    assert page.left_loopback == []
 
 
 @pytest.mark.slow

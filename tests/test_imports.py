@@ -115,7 +115,7 @@ LIBRARIES: dict[str, set[str]] = {
     "__init__": {"torch"},  # for type checkers
     "language_model": {"torch"},
     "train": {"hydra", "omegaconf"},
-    "launch": {"modal", "hydra", "omegaconf"},
+    "launch": {"modal", "hydra", "omegaconf", "torch"},  # torch: the drill's try of a GPU
     "benchmarks": {"torch", "lightning"},
     "doctor": {"torch"},  # where there is a GPU
     "dev": {"torch"},

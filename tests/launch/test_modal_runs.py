@@ -229,6 +229,19 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_machine(account, reference):
     assert "base" in output, "logs -f tells what is trained, and ends with the run"
 
 
+def test_max_cost_holds_while_it_trains_and_more_money_resumes(account, reference):
+    """Planned: 75 seconds of starting, $0.087. Of $0.09 that leaves some 17 s before the reserve."""
+    words = account.overrides("dear", "max_steps=20000", "save_every=5000", "sample_every=20000")
+    code, output = account.run("nanolit.train", *words, "max_cost=0.09")
+    assert code == 1, output
+    assert "of max_cost=0.09; the same command with a larger max_cost resumes" in output
+    assert len([call for call in account.calls("dear") if call["function"] == "train"]) == 1
+    (saved,) = (account.volume / "runs" / "dear" / "base" / "checkpoints").glob("step_*/manifest.json")
+    code, output = account.run("nanolit.train", *words, "max_cost=0.1")
+    assert code == 1, output
+    assert f"continuing after step {int(saved.parent.name[5:]):,}" in output
+
+
 def test_a_mistake_of_the_user_is_told_once_and_takes_no_gpu(account, reference):
     words = [one for one in account.overrides("lost") if one != "phase=base" and "stage.base" not in one]
     before = len(account.containers("train", live=False))

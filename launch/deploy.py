@@ -84,28 +84,27 @@ def deploy(wish: Wish) -> None:
         url = chat().web.get_web_url()
     except modal.exception.Error as error:
         raise ValueError(explain(error)) from error
-    record = {
-        "format": 1,
-        "name": name,
-        "app": app.app_id,
-        "app_name": app.name,
-        "environment": settings["environment"],
-        "url": url,
-        "release": found.name,
-        "step": found.meta.get("step"),
-        "place": place,
-        "cluster": wish.cluster,
-        "gpu": gpus_of(settings)[0].partition(":")[0],
-        "dollars_per_hour": dollars_per_hour(machine),
-        "keep_warm": wish.keep_warm,
-        "public": wish.public,
-        "deployed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "code": code_version(),
-    }
-    write_json(record_path(wish.root, name), record)
+    there = {"name": name, "app": app.app_id, "app_name": app.name, "url": url, "place": place}
+    settled = {"environment": settings["environment"], "gpu": gpus_of(settings)[0].partition(":")[0]}
+    write_json(record_path(wish.root, name), {**there, **settled, **recorded(wish, found, machine)})
     key = "without a key" if wish.public else "its key is the password"
     print(f"{url}   {password}\nAPI: {url}/v1, {key}")
     print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
+
+
+def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
+    """What is kept here of a chat besides where it is."""
+    return {
+        "format": 1,
+        "release": found.name,
+        "step": found.meta.get("step"),
+        "cluster": wish.cluster,
+        "keep_warm": wish.keep_warm,
+        "public": wish.public,
+        "dollars_per_hour": dollars_per_hour(machine),
+        "deployed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "code": code_version(),
+    }
 
 
 def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:

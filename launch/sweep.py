@@ -25,7 +25,8 @@ from nanolit.jobs.execute import say, score
 from nanolit.jobs.sweep import JobFailed, conclude
 from nanolit.machine.paths import read_json
 from nanolit.planning.plans import Plans, TokenizerPlan, check_cost, fresh_plans, plan_jobs, total
-from nanolit.planning.show import money, show_plans, steps_text
+from nanolit.planning.show import fitting_text, money, show_plans, steps_text
+from nanolit.planning.sizes import BatchPlan
 from nanolit.report.tables import markdown_table
 
 STARTER_GPUS, TEAM_GPUS = 10, 50  # at once, by Modal's plan (modal.com/pricing, September 2026)
@@ -34,10 +35,11 @@ STARTER_GPUS, TEAM_GPUS = 10, 50  # at once, by Modal's plan (modal.com/pricing,
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
     """Print what the jobs would be and cost, and with dry_run=true that nothing was submitted."""
     planned = plan_jobs(jobs)
-    if len(jobs) == 1:
+    if len(jobs) == 1 and len(jobs[0]["stages"]) == 1:
         show_plans(planned)
     else:
-        say(f"{jobs_table(planned)}{sum_line(planned, settings)}")
+        say(f"{plans_table(planned)}{sum_line(planned, settings)}")
+        say("python -m nanolit.plan … shows all of a stage's plan")
         if note := check_cost(planned):
             say(note)
     for remark in remarks(planned, settings):
@@ -49,13 +51,20 @@ def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
         say(f"dry run: {names} not submitted; hydra.launcher.show_request=true prints all that would be sent")
 
 
-def jobs_table(planned: Sequence[tuple[Job, Plans]]) -> str:
+def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
+    """A row for each job, or for each stage of the only one."""
     rows = []
     for job, plans in planned:
-        hours, dollars = total([*plans.values()])
-        steps = " + ".join(steps_text(plan) for plan in plans.values() if not isinstance(plan, TokenizerPlan))
-        rows.append([job["run"], steps, "unknown" if hours is None else f"{hours:,.2f}", money(dollars)])
-    return markdown_table(["Run", "Steps", "Hours", "Cost"], rows)
+        groups = [[plan] for plan in plans.values()] if len(planned) == 1 else [[*plans.values()]]
+        for group in groups:
+            hours, dollars = total(group)
+            name = f"{job['run']} · {group[0].stage}" if len(planned) == 1 else job["run"]
+            steps = " + ".join(steps_text(plan) for plan in group if not isinstance(plan, TokenizerPlan))
+            peaks = [plan.memory for plan in group if isinstance(plan, BatchPlan) and plan.memory]
+            memory = max(peaks, key=lambda one: one["gib"]["peak"], default=None)
+            time = "unknown" if hours is None else f"{hours:,.2f}"
+            rows.append([name, steps, fitting_text(memory), time, money(dollars)])
+    return markdown_table(["Run", "Steps", "Memory of a GPU", "Hours", "Cost"], rows, num_left=3)
 
 
 def sum_line(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> str:
@@ -63,11 +72,14 @@ def sum_line(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> 
     totals = [total([*plans.values()]) for _, plans in planned]
     hours, dollars = [time for time, _ in totals], [price for _, price in totals]
     text = f"{len(planned)} jobs, at most {settings['max_parallel']} at a time"
+    if len(planned) == 1:
+        text = f"{len(planned[0][1])} stages"
     if None not in hours:
         ends = [0.0] * settings["max_parallel"]
         for time in cast(list[float], hours):
             heapq.heapreplace(ends, ends[0] + time)
-        text += f": {sum(cast(list[float], hours)):,.1f} hours, done after {max(ends):,.1f}"
+        text += f": {sum(cast(list[float], hours)):,.1f} hours"
+        text += f", done after {max(ends):,.1f}" if len(planned) > 1 else ""
     return text + (f"; {money(None if None in dollars else sum(cast(list[float], dollars)))} in all")
 
 

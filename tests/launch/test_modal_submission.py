@@ -278,8 +278,8 @@ def test_a_sweep_shares_max_cost_by_what_its_jobs_are_planned_to_cost():
 def test_a_dry_run_of_every_cluster_fits_on_a_screen(name, laptop, capsys):
     before = all_requests(laptop)
     launcher = {**asdict(ModalLauncherConf()), **dict(compose_config([f"cluster={name}"]).hydra.launcher)}
-    for models in ([26], [12, 20, 26]):
-        jobs = [compose([f"cluster={name}", f"model=d{depth}"]) for depth in models]
+    for phase, models in (("base", [26]), ("base", [12, 20, 26]), ("speedrun", [20])):
+        jobs = [compose([f"cluster={name}", f"phase={phase}", f"model=d{depth}"]) for depth in models]
         describe_jobs(jobs, {**launcher, "dry_run": True})
         out = capsys.readouterr().out
         assert out.count("\n") <= 36

@@ -13,6 +13,7 @@ from launch.gpus import gpus_of
 from launch.submit import (
     CPU_FUNCTIONS,
     Submission,
+    dollars_per_hour,
     remember,
     secrets_of,
     submission_path,
@@ -94,6 +95,8 @@ def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> l
     together = (
         min(len(planned), settings["max_parallel"]) * job["cluster"]["devices"] * job["cluster"]["nodes"]
     )
+    if len(gpus) > 1 and (rate := dollars_per_hour(job, settings)):
+        lines.append(f"planned and priced as {gpus[0]}; at most ${rate:,.2f} an hour, whichever it gets")
     if together > STARTER_GPUS:
         lines.append(
             f"{together} GPUs at once: Modal's Starter plan has {STARTER_GPUS}, Team {TEAM_GPUS}; others wait"

@@ -1,4 +1,4 @@
-"""Run jobs and chats elsewhere: `submit` and `deploy` send them to Modal, `python -m launch` looks after them.
+"""Run jobs and chats elsewhere: `submit` and `deploy` send them, `python -m launch` looks after them.
 
 Takes a checked job or a run's release, and the launcher's settings.
 Gives an app, its record beside the runs, logs and a result or an address.

@@ -6,7 +6,7 @@ from typing import Any
 
 import modal
 
-from launch import commands
+from launch import commands, drill
 from launch.submit import explain
 from nanolit.machine.arguments import choose, read
 from nanolit.machine.exit import command
@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "fetch": (commands.Fetch, commands.fetch),
     "put": (commands.Put, commands.put),
     "cost": (commands.OneRun, commands.cost),
+    "open": (commands.OneRun, commands.open_page),
+    "drill": (drill.Drill, drill.drill),
     "doctor": (commands.Doctor, commands.doctor),
 }
 

@@ -1,20 +1,21 @@
 """The commands of `python -m launch`: each has its settings, and a function that prints and gives a code."""
 
-import io
-import json
 import time
+import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import modal
 
 from launch import remote
+from launch.calls import UNREACHABLE, lives
+from launch.chats import PREFIX, cost_of, deployed, read_chat, standing, stop_chat
 from launch.follow import follow, newest_call, running, stream, wait
 from launch.image import container_image
-from launch.submit import Submission, read_submission, started
+from launch.progress import OnVolume, progress, reached
+from launch.submit import Submission, read_submission, remember, remembered, started
 from launch.uploads import put as send
 from nanolit.jobs.execute import score
 from nanolit.machine.arguments import Root, setting
@@ -33,7 +34,7 @@ class OneOrAllRuns(Root):
 
 @dataclass(frozen=True, kw_only=True)
 class OneRun(Root):
-    run: str = setting("a run's name", positional=True)
+    run: str = setting("a run's name, or chat:NAME", positional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,57 +66,54 @@ class Doctor(OnModal):
 
 
 def status(settings: OneOrAllRuns) -> int:
-    """List every submitted run, or the stages of one."""
+    """List every submitted run, or say how one stands: step, loss, time left, dollars so far."""
+    if (settings.run or "").startswith(PREFIX):
+        print(f"{settings.run}: {standing(read_chat(settings.home, str(settings.run)))}")
+        return 0
     if settings.run:
         submission = read_submission(settings.home, settings.run)
-        print(f"{submission['run']}: {state(submission)}; {submission['dashboard']}")
-        for call in calls_of(submission):
+        print(f"{submission['run']}: {state(submission, settings.home)}; {submission['dashboard']}")
+        for call in OnVolume(submission).calls():
             print(f"  {call['stage']:<10}{call['function']:<10}{call['state']:<12}{call['call']}")
         return 0
     paths = sorted(run_folder(settings.home, "").glob("*/submission.json"))
     rows = []
     for submission in map(read_json, paths):
         since = datetime.fromisoformat(submission["submitted"]).timestamp()
-        rows.append([submission["run"], state(submission), submission["gpu"], age(time.time() - since)])
-    print(markdown_table(["Run", "State", "GPU", "Age"], rows, num_left=3) if rows else "nothing submitted")
+        said = state(submission, settings.home)
+        rows.append([submission["run"], submission["gpu"], age(time.time() - since), said])
+    for chat in deployed(settings.home):
+        since = datetime.fromisoformat(chat["deployed"]).timestamp()
+        rows.append([f"{PREFIX}{chat['name']}", chat["gpu"], age(time.time() - since), standing(chat)])
+    print(markdown_table(["Run", "GPU", "Age", "State"], rows, num_left=4) if rows else "nothing submitted")
     return 0
 
 
-def state(submission: Submission) -> str:
-    """running, or how it ended."""
+def state(submission: Submission, home: Path) -> str:
+    """How far it is, or how it ended."""
+    there = OnVolume(submission)
     try:
         result = wait(submission, timeout=0)
     except TimeoutError:
-        return "running"
-    except remote.UNREACHABLE:
+        return progress(there)
+    except UNREACHABLE:
         raise
-    except Exception as error:
-        return f"ended by Modal ({type(error).__name__})"
+    except Exception as error:  # stopped, ended by Modal, or its answer is too old to be kept there
+        stage = submission["stages"][-1]
+        result = remembered(home, submission) or there.json(f"{stage}/result.json")
+        if result.get("status") == "stopped":
+            return f"stopped: {result['error']}"
+        if not result:
+            return f"ended by Modal ({type(error).__name__})"
     return f"{result['status']}{score(result)}"
-
-
-def calls_of(submission: Submission) -> list[dict[str, Any]]:
-    """The calls that the run's orchestrators have made, oldest first."""
-    try:
-        content = b"".join(volume_of(submission).read_file(f"runs/{submission['run']}/calls.json"))
-    except FileNotFoundError:
-        return []
-    return json.loads(content)["calls"]
-
-
-def write_calls(submission: Submission, calls: list[dict[str, Any]]) -> None:
-    content = io.BytesIO(json.dumps({"format": 1, "calls": calls}, indent=2).encode())
-    with volume_of(submission).batch_upload(force=True) as batch:
-        batch.put_file(content, f"runs/{submission['run']}/calls.json")
-
-
-def volume_of(submission: Submission) -> modal.Volume:
-    return modal.Volume.from_name(submission["volume"], environment_name=submission["environment"])
 
 
 def logs(settings: Logs) -> int:
     """Print the last lines of a run's log; -f: all of it, until the run ends."""
-    submission = read_submission(settings.home, settings.run)
+    if settings.run.startswith(PREFIX):
+        submission = {**read_chat(settings.home, settings.run), "run": settings.run}
+    else:
+        submission = read_submission(settings.home, settings.run)
     if settings.follow:
         stream(submission)
         return 0
@@ -127,6 +125,7 @@ def logs(settings: Logs) -> int:
 def attach(settings: OneRun) -> int:
     """Wait for a run, with its logs, to its result; the exit code is 0 if it ended well, else 1."""
     result = follow(read_submission(settings.home, settings.run), logs=True)
+    remember(settings.home, result)
     print(f"── {result['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
     return 0 if result["status"] == "done" else 1
 
@@ -135,31 +134,39 @@ def stop(settings: OneRun) -> int:
     """End a run: it writes a checkpoint, and the same training command resumes from it later."""
     # The orchestrator first, so that it begins nothing more; then its calls; then the app. It would have
     # written when its calls ended: with it gone, that is ours to do.
+    if settings.run.startswith(PREFIX):
+        print(stop_chat(settings.home, settings.run))
+        return 0
     submission = read_submission(settings.home, settings.run)
     if not running(submission):
-        raise ValueError(f"run {submission['run']} is not running: {state(submission)}")
+        raise ValueError(f"run {submission['run']} is not running: {state(submission, settings.home)}")
     modal.FunctionCall.from_id(newest_call(submission)).cancel()
-    recorded = calls_of(submission)
-    calls = [call for call in recorded if call["state"] == "begun" and remote.lives(call["call"])]
+    there = OnVolume(submission)
+    recorded = there.calls()
+    calls = [call for call in recorded if call["state"] == "begun" and lives(call["call"])]
     for call in calls:
         modal.FunctionCall.from_id(call["call"]).cancel()
     deadline = time.monotonic() + STOP_SECONDS
-    while time.monotonic() < deadline and any(remote.lives(call["call"]) for call in calls):
+    while time.monotonic() < deadline and any(lives(call["call"]) for call in calls):
         time.sleep(1)
     modal.App.lookup(submission["app"]).stop()
     for call in calls:
         call.update(state="stopped", ended=time.time())
     if calls:
-        write_calls(submission, recorded)
-    stages = ", ".join(call["stage"] for call in calls) or "nothing was running"
-    print(f"{submission['run']}: stopped ({stages}); the same command goes on from the last checkpoint")
+        there.write_calls(recorded)
+    stages = ", ".join(f"{call['stage']} at {reached(there, call['stage'])}" for call in calls)
+    result = {"run": submission["run"], "status": "stopped", "error": stages or "nothing was running"}
+    remember(settings.home, {**result, "app": submission["app"]})
+    print(
+        f"{submission['run']}: stopped ({result['error']}); the same command resumes from the last checkpoint"
+    )
     return 0
 
 
 def fetch(settings: Fetch) -> int:
     """Bring a run's artefacts here; without --checkpoints the checkpoints stay there."""
     submission = read_submission(settings.home, settings.run)
-    store, num_files, num_bytes = volume_of(submission), 0, 0
+    store, num_files, num_bytes = OnVolume(submission).volume, 0, 0
     for path, size in files_of(store, f"runs/{submission['run']}"):
         if not settings.checkpoints and any(part in NOT_FETCHED for part in PurePosixPath(path).parts):
             continue
@@ -199,26 +206,38 @@ def put(settings: Put) -> int:
 
 
 def cost(settings: OneRun) -> int:
-    """Show the hours of a run's calls so far, and about what those on GPUs cost.
+    """Show the hours of a run's calls, and about what its GPUs cost so far.
 
-    A call whose end nobody wrote down has no hours, and is not counted. `modal billing report` says what was
-    billed.
+    The calls' hours include waiting for GPUs, which is not billed; the sum does not. `modal billing report
+    --tag-names run` says what was billed.
     """
+    if settings.run.startswith(PREFIX):
+        print(cost_of(read_chat(settings.home, settings.run)))
+        return 0
     submission = read_submission(settings.home, settings.run)
-    rows, gpu_hours, num_unknown = [], 0.0, 0
-    for call in calls_of(submission):
-        ended = call.get("ended") or (time.time() if remote.lives(call["call"]) else None)
-        on_gpus = call["function"] == "train"
+    there, rows = OnVolume(submission), []
+    for call in there.calls():
+        ended = call.get("ended") or (time.time() if lives(call["call"]) else None)
         hours = "-" if ended is None else f"{(ended - call['at']) / 3600:.2f}"
-        gpu_hours += (ended - call["at"]) / 3600 if on_gpus and ended else 0
-        num_unknown += on_gpus and ended is None
-        rows.append([call["stage"], submission["gpu"] if on_gpus else "CPU", call["state"], hours])
+        on = submission["gpu"] if call["function"] == "train" else "CPU"
+        rows.append([call["stage"], on, call["state"], hours])
     print(markdown_table(["Stage", "On", "State", "Hours"], rows, num_left=3))
+    hours, dollars = there.spent()
     nodes = f" on {submission['nodes']} nodes" if submission["nodes"] > 1 else ""
     rate = submission["dollars_per_hour"]
-    dollars = f", about ${gpu_hours * rate:,.2f} at ${rate:,.2f} an hour" if rate else ""
-    unknown = f"; not counted: {num_unknown} call(s) whose end is not known (-)" if num_unknown else ""
-    print(f"{gpu_hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it included{dollars}{unknown}")
+    price = "" if dollars is None else f", about ${dollars:,.2f} at ${rate:,.2f} an hour"
+    print(f"{hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it not included{price}")
+    return 0
+
+
+def open_page(settings: OneRun) -> int:
+    """Open chat:NAME in the browser, or a run's page at Modal."""
+    if settings.run.startswith(PREFIX):
+        url = read_chat(settings.home, settings.run)["url"]
+    else:
+        url = read_submission(settings.home, settings.run)["dashboard"]
+    webbrowser.open(url)
+    print(url)
     return 0
 
 
@@ -226,7 +245,7 @@ def doctor(settings: Doctor) -> int:
     """Check the token, the volume and the secrets; --gpu T4 tries a GPU. The exit code is 1 if one fails."""
     checks = [("token", lambda: modal.Client.from_env().hello() or "accepted")]
     volume = modal.Volume.from_name(settings.volume, environment_name=settings.environment)
-    checks.append((f"volume {settings.volume}", lambda: volume.hydrate() and "there"))
+    checks.append((f"volume {settings.volume}", lambda: there_or_new(volume)))
     for name in settings.secret:
         secret = modal.Secret.from_name(name, environment_name=settings.environment)
         checks.append((f"secret {name}", lambda secret=secret: secret.hydrate() and "there"))
@@ -244,10 +263,19 @@ def doctor(settings: Doctor) -> int:
     return 0 if good else 1
 
 
+def there_or_new(volume: modal.Volume) -> str:
+    """Say if a volume is there. A new account has none, which is right."""
+    try:
+        volume.hydrate()
+    except modal.exception.NotFoundError:
+        return "not there yet; the first submission makes it"
+    return "there"
+
+
 def smoke_test(gpu: str, environment: str | None) -> str:
     """What a container of a job's image sees of a GPU. ValueError when PyTorch has none there."""
     app = modal.App("nanolit-doctor", include_source=False)
-    settings = {"python": "3.12", "apt": [], "uv_extras": []}
+    settings = {"python": "3.12", "apt": [], "uv_extras": ["cudnn"]}
     image = container_image(settings, root="/vol")
     function = app.function(image=image, gpu=gpu, timeout=600, single_use_containers=True)(remote.look_around)
     with started(app, environment):

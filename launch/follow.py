@@ -7,7 +7,7 @@ from typing import Any
 
 import modal
 
-from launch.remote import UNREACHABLE, lives
+from launch.calls import UNREACHABLE, lives
 from launch.submit import Submission
 
 Say = Callable[[str], None]
@@ -26,7 +26,7 @@ def follow(submission: Submission, *, logs: bool, say: Say = print) -> dict[str,
         result = {"status": "failed", "error": f"Modal ended the job: {type(error).__name__}: {error}"}
     if logs:
         thread.join(timeout=5)
-    return {"run": submission["run"], **result}
+    return {"run": submission["run"], **result, "app": submission["app"]}
 
 
 def wait(submission: Submission, *, timeout: float | None = None) -> dict[str, Any]:

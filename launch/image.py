@@ -25,6 +25,8 @@ SUFFIXES = {
     ".zst",
     ".json",
     ".html",
+    ".css",
+    ".js",
 }
 LEFT_OUT = {"__pycache__", "target", "runs", "notebooks", "node_modules"}
 UV = "0.13.9"

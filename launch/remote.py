@@ -22,24 +22,18 @@ from typing import Any, cast
 
 import modal
 
+from launch.calls import POLL_SECONDS, Calls, Payload, Result, commit, volume_of
+from launch.claim import claimed
+from launch.compile_cache import CompileCache
+from launch.spending import Meter
 from nanolit.config.schema import Job, StageName
 from nanolit.config.stored import write_job
 from nanolit.jobs.execute import fetch_data, make_tokenizer, training_plans
 from nanolit.jobs.inputs import check_root, check_stages, finished
 from nanolit.jobs.processes import supervise
-from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_json
+from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder
 from nanolit.planning.plans import fresh_plans
 
-Payload = dict[str, Any]
-Result = dict[str, Any]
-UNREACHABLE = (  # errors that say nothing about the call that was asked for
-    modal.exception.ConnectionError,
-    modal.exception.InternalError,
-    modal.exception.ResourceExhaustedError,
-    modal.exception.ServiceError,
-)
-POLL_SECONDS = 2.0  # between two looks for a checkpoint that is not committed
-WAIT_SECONDS = 20.0  # of one request for a call's result
 MOST_IDLE = 2  # time limits in a row without a step, after which more of them are a waste
 LONGEST_MARGIN = 600.0  # seconds before the time limit that a stage is stopped, to write its checkpoint
 
@@ -69,7 +63,7 @@ def orchestrate(payload: Payload) -> Result:
     return result or {"status": "continued", "run": job["run"], "call": calls.hand_over()}
 
 
-def run_step(calls: "Calls", function: str, stage: str, *, deadline: float) -> Result | None:
+def run_step(calls: Calls, function: str, stage: str, *, deadline: float) -> Result | None:
     """The result of one function for one stage, called as often as it comes back unfinished."""
     step, idle = None, 0
     while True:
@@ -82,87 +76,6 @@ def run_step(calls: "Calls", function: str, stage: str, *, deadline: float) -> R
             limit = f"{calls.payload['timeout']:,} seconds"
             error = f"{stage} made no step within {limit}, {idle} times; give a longer hydra.launcher.timeout"
             return {**result, "status": "failed", "error": error}
-
-
-class Calls:
-    """The calls of one run, in calls.json on the volume."""
-
-    def __init__(self, payload: Payload) -> None:
-        self.payload = payload
-        self.volume = modal.Volume.from_name(payload["volume"])
-        job = payload["job"]
-        self.path = run_folder(job["root"], job["run"]) / "calls.json"
-        self.calls: list[dict[str, Any]] = read_json(self.path)["calls"] if self.path.exists() else []
-
-    def write(self) -> None:
-        write_json(self.path, {"format": 1, "calls": self.calls})
-        commit(self.volume)
-
-    def wait(self, function: str, stage: str, *, deadline: float) -> Result | None:
-        """The result of the call for a stage, begun if there is none that lives; None at the deadline."""
-        if function == "prepare" and self.was_done(function):
-            return {"status": "done", "run": self.payload["job"]["run"], "stage": stage}
-        call = self.live(function, stage) or self.begin(function, stage)
-        while True:
-            try:
-                left = deadline - time.monotonic()
-                result = modal.FunctionCall.from_id(call["call"]).get(timeout=min(WAIT_SECONDS, max(left, 0)))
-                break
-            except TimeoutError:
-                if left <= 0:
-                    return None
-            except UNREACHABLE:
-                time.sleep(POLL_SECONDS)
-            except Exception as error:
-                text = f"{stage}: Modal ended call {call['call']}: {type(error).__name__}: {error}"
-                run = self.payload["job"]["run"]
-                result = {"status": "failed", "run": run, "stage": stage, "error": text}
-                break
-        if result["status"] == "duplicate":
-            call["call"] = result["call"]
-            self.write()
-            return self.wait(function, stage, deadline=deadline)
-        call.update(state=result["status"], ended=time.time())
-        self.write()
-        return result
-
-    def was_done(self, function: str) -> bool:
-        wanted = (function, self.payload["submission"], "done")
-        return any((one["function"], one["submission"], one["state"]) == wanted for one in self.calls)
-
-    def live(self, function: str, stage: str) -> dict[str, Any] | None:
-        """The recorded call that is to be waited for: this submission's, or another's that still runs."""
-        for call in reversed(self.calls):
-            mine = call["submission"] == self.payload["submission"]
-            if (call["function"], call["stage"], call["state"]) == (function, stage, "begun"):
-                if mine or lives(call["call"]):
-                    return call
-                call["state"] = "lost"  # nobody knows when
-        return None
-
-    def begin(self, function: str, stage: str) -> dict[str, Any]:
-        handle = modal.Function.from_id(self.payload["functions"][function])
-        spawned = handle.spawn(self.payload, stage)
-        call = {"function": function, "stage": stage, "call": spawned.object_id, "state": "begun"}
-        self.calls.append({**call, "submission": self.payload["submission"], "at": time.time()})
-        self.write()
-        return self.calls[-1]
-
-    def hand_over(self) -> str:
-        """Begin this orchestrator again before its time limit; the new one waits for the call that lives."""
-        handle = modal.Function.from_id(self.payload["functions"]["orchestrate"])
-        return handle.spawn(self.payload).object_id
-
-
-def lives(call: str) -> bool:
-    """Whether a call is still queued or running; also when Modal can't be asked."""
-    try:
-        modal.FunctionCall.from_id(call).get(timeout=0)
-    except (TimeoutError, *UNREACHABLE):
-        return True
-    except Exception:
-        return False
-    return False
 
 
 def prepare(payload: Payload, stage: str) -> Result:
@@ -179,42 +92,69 @@ def prepare(payload: Payload, stage: str) -> Result:
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}
     finally:
-        commit(modal.Volume.from_name(payload["volume"]))
+        commit(volume_of(payload))
 
 
 def train(payload: Payload, stage: str) -> Result:
-    """One stage on this machine's GPUs, from its last whole checkpoint.
+    """Train one stage on this machine's GPUs, from its last whole checkpoint.
 
     Before the time limit it stops with a checkpoint and is "unfinished". Preempted (a KeyboardInterrupt), it
     leaves a checkpoint and no output, so that Modal gives the same input to another machine.
     """
     job: Job = payload["job"]
-    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **place_of_node(job), "PYTHONPATH": path}
-    first = environment.get("NANOLIT_NODE_RANK", "0") == "0"
-    if first and (other := claimed(payload, stage)):
+    nodes = place_of_node(job)
+    first = nodes.get("NANOLIT_NODE_RANK", "0") == "0"
+    key = f"{payload['volume']}/{job['run']}/{stage}"
+    if first and (other := claimed(key, environment=payload["environment"])):
         return {"status": "duplicate", "run": job["run"], "stage": stage, "call": other}
-    until = job["stages"].index(cast(StageName, stage)) + 1
-    job = cast(Job, {**job, "stages": job["stages"][:until]})
-    limit, late, code = payload["timeout"] - margin(payload["timeout"]), False, 0
-    checkpoints = stage_folder(job["root"], job["run"], stage) / "checkpoints"
-    with tempfile.TemporaryDirectory() as folder, commits(payload["volume"], checkpoints):
-        asked, answer = Path(folder) / "job.yaml", Path(folder) / "result.json"
-        write_job(asked, job)
-        command = [sys.executable, "-m", "nanolit.jobs.execute", str(asked), str(answer)]
-        try:
-            code = supervise(command, environment=environment, seconds=limit)
-        except subprocess.TimeoutExpired:
-            late = True
-        error = f"{stage} ended with exit code {code} and without a result; its reason is in the log"
-        result: Result = {"status": "failed", "run": job["run"], "stage": stage, "error": error}
-        if answer.exists():
-            result = read_json(answer)
+    meter = Meter(run_folder(job["root"], job["run"]))
+    limit = payload["timeout"] - margin(payload["timeout"])
+    affordable = meter.seconds_left(job["max_cost"], payload["dollars_per_hour"])
+    if affordable is not None and affordable <= 0:
+        return too_dear(payload, stage, meter)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = CompileCache(job["root"], Path(folder) / "compiled", model=f"d{job['model']['depth']}")
+        seconds = limit if affordable is None else min(limit, affordable)
+        with commits(payload, stage, *([meter, cache] if first else [])):
+            result, late = stage_in_time(payload, stage, seconds, {**nodes, **cache.environment})
     if late and result["status"] != "done":
-        return {**result, "status": "unfinished"}
+        return {**result, "status": "unfinished"} if seconds == limit else too_dear(payload, stage, meter)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt
     return result
+
+
+def stage_in_time(
+    payload: Payload, stage: str, seconds: float, environment: dict[str, str]
+) -> tuple[Result, bool]:
+    """Run the job up to a stage in a process of its own; (its result, whether it was stopped as too long)."""
+    job: Job = payload["job"]
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **environment, "PYTHONPATH": path}
+    until = job["stages"].index(cast(StageName, stage)) + 1
+    late, code = False, 0
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer = Path(folder) / "job.yaml", Path(folder) / "result.json"
+        write_job(asked, cast(Job, {**job, "stages": job["stages"][:until]}))
+        command = [sys.executable, "-m", "nanolit.jobs.execute", str(asked), str(answer)]
+        try:
+            code = supervise(command, environment=environment, seconds=seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+        if answer.exists():
+            return read_json(answer), late
+    error = f"{stage} ended with exit code {code} and without a result; its reason is in the log"
+    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}, late
+
+
+def too_dear(payload: Payload, stage: str, meter: Meter) -> Result:
+    """Return the failure of a stage that would pass max_cost."""
+    job, rate = payload["job"], payload["dollars_per_hour"]
+    error = (
+        f"{stage} stopped: its GPUs have cost about ${meter.seconds() / 3600 * rate:,.2f} of max_cost="
+        f"{job['max_cost']:g}; the same command with a larger max_cost resumes from the last checkpoint"
+    )
+    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
 
 def look_around() -> dict[str, Any]:
@@ -237,38 +177,26 @@ def place_of_node(job: Job) -> dict[str, str]:
     }
 
 
-def claimed(payload: Payload, stage: str) -> str | None:
-    """Another call that is at this stage and lives; without one, the stage is this call's from now on."""
-    job = payload["job"]
-    path = stage_folder(job["root"], job["run"], stage) / "claim.json"
-    me = modal.current_function_call_id()
-    if path.exists() and (other := read_json(path)["call"]) != me and lives(other):
-        return other
-    write_json(path, {"call": me})
-    commit(modal.Volume.from_name(payload["volume"]))
-    return None
-
-
-def commit(store: modal.Volume) -> None:
-    """Commit; what Modal can't do while files are open is only to show us the commits of others."""
-    try:
-        store.commit()
-    except RuntimeError as error:
-        print(f"volume: {error}", flush=True)
-
-
 @contextlib.contextmanager
-def commits(volume: str, folder: Path) -> Iterator[None]:
-    """Commit the volume whenever a checkpoint in `folder` has another finished part, and at the end."""
-    over, store = threading.Event(), modal.Volume.from_name(volume)
+def commits(payload: Payload, stage: str, *kept: Meter | CompileCache) -> Iterator[None]:
+    """Commit the volume whenever a checkpoint of the stage has another finished part, and at the end.
+
+    What is `kept` is written to the volume then, too.
+    """
+    over, store, job = threading.Event(), volume_of(payload), payload["job"]
+    folder = stage_folder(job["root"], job["run"], stage) / "checkpoints"
 
     def watch() -> None:
         seen: set[Path] = set()
         while not over.wait(POLL_SECONDS):
             found = set(folder.glob("step_*/*.json"))
             if found - seen:
+                for one in kept:
+                    one.keep()
                 commit(store)
             seen = found
+            for one in kept:
+                one.tick()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -277,4 +205,6 @@ def commits(volume: str, folder: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+        for one in kept:
+            one.keep()
         commit(store)

@@ -6,19 +6,24 @@ import secrets as tokens
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import modal
 
 from launch import remote
+from launch.calls import Payload
+from launch.gpus import gpus_of, same_gpu
 from launch.image import container_image
-from nanolit.config.schema import Job
+from nanolit.config.schema import Cluster, Job
 from nanolit.machine.paths import read_json, run_folder, write_json
+from nanolit.machine.system import code_version
+from nanolit.planning.costs import cost
 from nanolit.planning.plans import fresh_plan
 
 Submission = dict[str, Any]
 CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": {"cpu": 16.0, "memory": 65_536}}
 WANDB_SECRET = "wandb"
+RESULT = "submission_result.json"
 
 
 def submit(job: Job, settings: dict[str, Any]) -> Submission:
@@ -48,20 +53,20 @@ def started(app: modal.App, environment: str | None) -> Iterator[None]:
             yield
 
 
-def payload_of(job: Job, settings: dict[str, Any], functions: dict[str, str]) -> remote.Payload:
+def payload_of(job: Job, settings: dict[str, Any], functions: dict[str, str]) -> Payload:
     """What the containers get: plain data, with the volume's path for root."""
     return {
         "job": {**job, "root": settings["root"]},
         "functions": functions,
         "volume": volumes_of(settings)[settings["root"]]["name"],
+        "environment": settings["environment"],
+        "dollars_per_hour": dollars_per_hour(job, settings),
         "timeout": settings["timeout"],
         "submission": tokens.token_hex(4),
     }
 
 
-def describe(
-    app: modal.App, call: str, job: Job, settings: dict[str, Any], payload: remote.Payload
-) -> Submission:
+def describe(app: modal.App, call: str, job: Job, settings: dict[str, Any], payload: Payload) -> Submission:
     return {
         "format": 1,
         "run": job["run"],
@@ -69,9 +74,9 @@ def describe(
         "call": call,
         "dashboard": f"https://modal.com/id/{app.app_id}",
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "gpu": settings["gpu"],
+        "gpu": " or ".join(gpus_of(settings)),
         "nodes": settings["nodes"],
-        "dollars_per_hour": dollars_per_hour(job),
+        "dollars_per_hour": payload["dollars_per_hour"],
         "volume": payload["volume"],
         "environment": settings["environment"],
         "functions": payload["functions"],
@@ -80,10 +85,13 @@ def describe(
     }
 
 
-def dollars_per_hour(job: Job) -> float | None:
-    """Of the job's GPUs, as its plan has it; None where no price is known."""
-    cost = fresh_plan(job, job["stages"][-1]).cost
-    return cost and cost["dollars_per_hour"]
+def dollars_per_hour(job: Job, settings: dict[str, Any]) -> float | None:
+    """The price of the job's GPUs and their host, of the dearest where several would do; None if unknown."""
+    hours = fresh_plan(job, job["stages"][-1]).hours
+    clusters = [cast(Cluster, {**job["cluster"], "gpu": same_gpu(gpu)}) for gpu in gpus_of(settings)]
+    costs = [cost("base", hours, cluster) for cluster in clusters]
+    rates = [one["dollars_per_hour"] for one in costs if one and one["dollars_per_hour"]]
+    return max(rates) if len(rates) == len(costs) else None
 
 
 def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, modal.Function]:
@@ -95,7 +103,7 @@ def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, moda
             modal.Secret.from_name(name, environment_name=settings["environment"])
             for name in secrets_of(job, settings)
         ],
-        "env": dict(settings["env"]) or None,
+        "env": {"NANOLIT_CODE": code_version(), **settings["env"]},
         "retries": settings["retries"],
         "timeout": settings["timeout"],
         "startup_timeout": settings["startup_timeout"],
@@ -155,6 +163,18 @@ def explain(error: modal.exception.Error) -> str:
 
 def submission_path(root: str | Path, run: str) -> Path:
     return run_folder(root, run) / "submission.json"
+
+
+def remember(root: str | Path, result: dict[str, Any]) -> None:
+    """Keep how a submission ended: Modal forgets it after some days."""
+    write_json(submission_path(root, result["run"]).with_name(RESULT), result)
+
+
+def remembered(root: str | Path, submission: Submission) -> dict[str, Any] | None:
+    """How a submission ended, if that was seen from here."""
+    path = submission_path(root, submission["run"]).with_name(RESULT)
+    result = read_json(path) if path.exists() else {}
+    return result if result.get("app") == submission["app"] else None
 
 
 def read_submission(root: str | Path, run: str) -> Submission:

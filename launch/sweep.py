@@ -1,29 +1,116 @@
 """One or several jobs to Modal: at most `max_parallel` at a time, each with its own app, logs and result."""
 
+import heapq
 import json
+import math
 import queue
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from launch.follow import follow, running
-from launch.submit import CPU_FUNCTIONS, Submission, secrets_of, submission_path, submit, volumes_of
+from launch.gpus import gpus_of
+from launch.submit import (
+    CPU_FUNCTIONS,
+    Submission,
+    dollars_per_hour,
+    remember,
+    secrets_of,
+    submission_path,
+    submit,
+    volumes_of,
+)
 from launch.uploads import upload_paths
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
 from nanolit.jobs.sweep import JobFailed, conclude
-from nanolit.machine.paths import read_json, write_json
-from nanolit.planning.plans import plan_jobs
-from nanolit.planning.show import show_plans
+from nanolit.machine.paths import read_json
+from nanolit.planning.plans import Plans, TokenizerPlan, check_cost, fresh_plans, plan_jobs, total
+from nanolit.planning.show import fitting_text, money, show_plans, steps_text
+from nanolit.planning.sizes import BatchPlan
+from nanolit.report.tables import markdown_table
+
+STARTER_GPUS, TEAM_GPUS = 10, 50  # at once, by Modal's plan (modal.com/pricing, September 2026)
 
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
-    """Print every job's plans, and with dry_run=true the job that would be submitted."""
-    show_plans(plan_jobs(jobs))
-    for job in jobs:
-        if settings["dry_run"]:
+    """Print what the jobs would be and cost, and with dry_run=true that nothing was submitted."""
+    planned = plan_jobs(jobs)
+    if len(jobs) == 1 and len(jobs[0]["stages"]) == 1:
+        show_plans(planned)
+    else:
+        say(f"{plans_table(planned)}{sum_line(planned, settings)}")
+        say("python -m nanolit.plan … shows all of a stage's plan")
+        if note := check_cost(planned):
+            say(note)
+    for remark in remarks(planned, settings):
+        say(remark)
+    if settings["dry_run"]:
+        for job in jobs if settings["show_request"] else []:
             say(json.dumps(request_of(job, settings), indent=2, ensure_ascii=False))
-            say(f"dry run: {job['run']} was not submitted")
+        names = ", ".join(job["run"] for job in jobs)
+        say(f"dry run: {names} not submitted; hydra.launcher.show_request=true prints all that would be sent")
+
+
+def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
+    """A row for each job, or for each stage of the only one."""
+    rows = []
+    for job, plans in planned:
+        groups = [[plan] for plan in plans.values()] if len(planned) == 1 else [[*plans.values()]]
+        for group in groups:
+            hours, dollars = total(group)
+            name = f"{job['run']} · {group[0].stage}" if len(planned) == 1 else job["run"]
+            steps = " + ".join(steps_text(plan) for plan in group if not isinstance(plan, TokenizerPlan))
+            peaks = [plan.memory for plan in group if isinstance(plan, BatchPlan) and plan.memory]
+            memory = max(peaks, key=lambda one: one["gib"]["peak"], default=None)
+            time = "unknown" if hours is None else f"{hours:,.2f}"
+            rows.append([name, steps, fitting_text(memory), time, money(dollars)])
+    return markdown_table(["Run", "Steps", "Memory of a GPU", "Hours", "Cost"], rows, num_left=3)
+
+
+def sum_line(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> str:
+    """All jobs together, and how long they take when the next begins as one ends."""
+    totals = [total([*plans.values()]) for _, plans in planned]
+    hours, dollars = [time for time, _ in totals], [price for _, price in totals]
+    text = f"{len(planned)} jobs, at most {settings['max_parallel']} at a time"
+    if len(planned) == 1:
+        text = f"{len(planned[0][1])} stages"
+    if None not in hours:
+        ends = [0.0] * settings["max_parallel"]
+        for time in cast(list[float], hours):
+            heapq.heapreplace(ends, ends[0] + time)
+        text += f": {sum(cast(list[float], hours)):,.1f} hours"
+        text += f", done after {max(ends):,.1f}" if len(planned) > 1 else ""
+    return text + (f"; {money(None if None in dollars else sum(cast(list[float], dollars)))} in all")
+
+
+def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> list[str]:
+    """What the plans do not say: the GPUs, Modal's limits, what a dry run leaves out."""
+    job, gpus = planned[0][0], gpus_of(settings)
+    host = f"{settings['cpu']:g} cores, {settings['memory'] / 1024:g} GiB"
+    nodes = f"{settings['nodes']} nodes of " if settings["nodes"] > 1 else ""
+    lines = [
+        f"Modal: {nodes}{' or '.join(gpus)}, {host}; volume {volumes_of(settings)[settings['root']]['name']}"
+    ]
+    together = (
+        min(len(planned), settings["max_parallel"]) * job["cluster"]["devices"] * job["cluster"]["nodes"]
+    )
+    if len(gpus) > 1 and (rate := dollars_per_hour(job, settings)):
+        lines.append(f"planned and priced as {gpus[0]}; at most ${rate:,.2f} an hour, whichever it gets")
+    if together > STARTER_GPUS:
+        lines.append(
+            f"{together} GPUs at once: Modal's Starter plan has {STARTER_GPUS}, Team {TEAM_GPUS}; others wait"
+        )
+    if settings["nodes"] > 1:
+        lines.append("several nodes: Modal has to switch that on for your workspace; ask its support")
+    longest = max((total([*plans.values()])[0] or 0) * 3600 for _, plans in planned)
+    if longest > settings["timeout"]:
+        limits = math.ceil(longest / settings["timeout"])
+        lines.append(
+            f"{limits} time limits of {settings['timeout'] / 3600:g} hours, each resumed by the next; "
+            "python -m nanolit.plan cluster=all … compares clusters"
+        )
+    return lines
 
 
 def request_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +140,7 @@ def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | N
 
     Ctrl-C ends the waiting, not the jobs: then JobFailed says how to come back to them.
     """
+    jobs = shares(jobs)
     if not settings["wait"]:
         for job in jobs:
             begin(job, settings)
@@ -72,6 +160,18 @@ def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | N
         lines += [f"{job['run']} was not submitted; the same command submits it" for job in waiting]
         raise JobFailed("\n".join(lines), 130) from None
     return conclude(jobs, [results[job["run"]] for job in jobs])
+
+
+def shares(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, each with its share of max_cost by what it is planned to cost; the machines keep to it."""
+    limit, dollars = jobs[0]["max_cost"], [total([*fresh_plans(job).values()])[1] for job in jobs]
+    if limit is None or None in dollars or not sum(cast(list[float], dollars)):
+        return [*jobs]
+    whole = sum(cast(list[float], dollars))
+    return [
+        cast(Job, {**job, "max_cost": limit * cast(float, part) / whole})
+        for job, part in zip(jobs, dollars, strict=True)
+    ]
 
 
 def watch(
@@ -109,7 +209,10 @@ def how_to_follow(job: Job) -> str:
 
 
 def conclude_one(job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """Keep the result beside the submission, and say it."""
-    write_json(submission_path(job["root"], job["run"]).with_name("submission_result.json"), result)
+    """Keep the result beside the submission, and say it, with what to type next."""
+    remember(job["root"], result)
     say(f"── {job['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
+    if result["status"] == "done":
+        chat = f"python -m nanolit.chat run={job['run']}"
+        say(f"   python -m launch fetch {job['run']} brings it here; then {chat}")
     return result

@@ -4,6 +4,7 @@ nanolit chat demo                          in the terminal, with the run's last 
 nanolit chat demo/sft -p "Hello"           one message, one reply; -p - reads it from the input
 nanolit chat demo web=true                 a page, and at /v1 what OpenAI's clients speak
 nanolit chat release=FOLDER web=true       the same with a release folder
+nanolit chat demo web=true cluster=modal_a10g    deploy both to Modal; dry_run=true says what it costs
 
 NANOLIT_CHAT_PASSWORD, if it is set, is the page's password and the API's key.
 """
@@ -38,6 +39,11 @@ class Settings(Root):
     seed: int | None = setting("give the same replies every time (default: new ones)", None)
     web: bool = setting("open a page in the browser, and the API", False)
     host: str = setting("the page's address; by default only this machine sees it", LOOPBACK)
+    cluster: str | None = setting("deploy it there: one of Modal's clusters with one GPU", None)
+    name: str | None = setting("the deployed chat's name, part of its address (default: the run's)", None)
+    public: bool = setting("deploy it without a password", False)
+    keep_warm: int = setting("containers that never sleep", 0, least=0, most=1)
+    dry_run: bool = setting("say what would be deployed and what it costs", False)
     port: int | None = setting("the page's port (default: a free one)", None, least=1, most=65535)
     prompt: str | None = setting("answer this one message and leave", None, value="TEXT", short="-p")
 
@@ -51,6 +57,11 @@ def parse(words: Sequence[str]) -> Settings:
         raise ValueError("-p answers in the terminal; leave out either it or web=true")
     if not settings.web and (settings.port, settings.host) != (None, LOOPBACK):
         raise ValueError("port and host are for the page; add web=true")
+    deployed = [name for name in ("name", "public", "keep_warm", "dry_run") if getattr(settings, name)]
+    if settings.cluster is None and deployed:
+        raise ValueError(f"{deployed[0]} is for a chat that is deployed; add cluster=modal_a10g")
+    if settings.cluster is not None and (settings.run is None or not settings.web):
+        raise ValueError("cluster= deploys a run's page; give run=RUN web=true with it")
     return settings
 
 
@@ -61,6 +72,9 @@ def talk(settings: Settings) -> None:
     from nanolit.inference.sampling import check_settings
 
     check_settings(temperature=settings.temperature, top_k=settings.top_k or None)
+    if settings.cluster is not None:
+        deploy_page(settings)
+        return
     if settings.web:
         serve_page(settings)
         return
@@ -79,6 +93,16 @@ def talk(settings: Settings) -> None:
     if terminal.interactive:
         terminal.greet(loaded.name)
     terminal.converse()
+
+
+def deploy_page(settings: Settings) -> None:
+    """Deploy the run's page and API to a rented GPU."""
+    from launch.deploy import Wish, deploy
+
+    shared = ("cluster", "name", "public", "keep_warm", "dry_run")
+    password = os.environ.get(PASSWORD) or None
+    typed = {name: getattr(settings, name) for name in shared}
+    deploy(Wish(run=str(settings.run), root=settings.home, password=password, **typed))
 
 
 def serve_page(settings: Settings) -> None:

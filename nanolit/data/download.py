@@ -147,7 +147,8 @@ class _Fetch:
     def _check_room(self, names: Sequence[str]) -> None:
         needed = sum(self.stated[name]["size"] for name in names) - self.received(names)
         free = shutil.disk_usage(self.folder).free
-        if needed > free:
+        # A Modal volume grows, and answers a question for its size with placeholders
+        if needed > free and os.environ.get("MODAL_IS_REMOTE") != "1":
             raise ValueError(
                 f"{self.folder} needs {needed / 1e9:,.1f} GB more for {len(names):,} shards, and the disk "
                 f"has {free / 1e9:,.1f} GB left; free some, or give another root=…"

@@ -26,6 +26,7 @@ from nanolit.report import gradients
 from nanolit.report.folders import Stage
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
+RENTED_SAVE_SECONDS = 600.0  # between checkpoints on a machine that can be taken away at any moment
 SAMPLE_TOKENS = 32
 
 
@@ -64,6 +65,7 @@ class Watch:
         self.checkpoints = Checkpoints(
             parts.folder / "checkpoints",
             save_every=plan.save_every,
+            save_seconds=None if job["cluster"]["kind"] == "local" else RENTED_SAVE_SECONDS,
             keep=KEPT_CHECKPOINTS,
             clock=self.clock,
             progress=self.state,

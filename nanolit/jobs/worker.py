@@ -33,7 +33,7 @@ from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
 from nanolit.machine.signals import handlers_kept, ignore_ctrl_c
 from nanolit.machine.terminal import say
-from nanolit.phases.core import Phase
+from nanolit.phases.core import Phase, StoppedInStep
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
 from nanolit.report.card import write_report
@@ -110,6 +110,8 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         try:
             with watch.shown():
                 trainer.fit(phase, parts.stream)
+        except StoppedInStep:
+            watch.checkpoints.teardown(trainer, phase, "fit")
         except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
             watch.checkpoints.teardown(trainer, phase, "fit")
             raise KeyboardInterrupt from error

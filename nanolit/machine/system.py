@@ -34,6 +34,8 @@ ENCODERS = min(4, cores_of_rank())
 
 def commit() -> str | None:
     """Return the checkout's short commit, with -dirty where files differ from it; None without a checkout."""
+    if code := os.environ.get("NANOLIT_CODE"):
+        return code.partition("+")[2] or None
     if not (PACKAGE.parent / ".git").exists():
         return None
     return output("git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude=*")
@@ -48,8 +50,12 @@ def version(distribution: str) -> str | None:
 
 
 def code_version() -> str:
-    """Return nanolit's version, with the commit where the code is a checkout: 0.1.0+3fa9c1d."""
-    return "+".join(filter(None, (version("nanolit") or "0", commit())))
+    """Return nanolit's version, with the commit where the code is a checkout: 0.1.0+3fa9c1d.
+
+    Where the code was sent to a rented machine, NANOLIT_CODE says what it is: neither git nor an installed
+    distribution is there.
+    """
+    return os.environ.get("NANOLIT_CODE") or "+".join(filter(None, (version("nanolit") or "0", commit())))
 
 
 def gpu_names() -> list[str]:

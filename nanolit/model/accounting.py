@@ -18,6 +18,7 @@ VALUE_GATE_CHANNELS = 12
 # first match counts, so variants stand before the plain name.
 PEAK_BF16_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("gb200",), 2.5e15),
+    (("b300",), 2.25e15),
     (("b200",), 2.25e15),
     (("b100",), 1.8e15),
     (("h200",), 989e12),
@@ -46,6 +47,7 @@ PEAK_BF16_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
 # Memory that a program can allocate, in GiB, by GPU and in the same way: torch's `total_memory`, rounded.
 GPU_MEMORY_GIB: tuple[tuple[tuple[str, ...], float], ...] = (
     (("gb200",), 184.0),
+    (("b300",), 268.0),
     (("b200",), 178.0),
     (("b100",), 178.0),
     (("h200",), 139.8),

@@ -59,6 +59,10 @@ def compile_gpt(gpt: GPT) -> Callable[..., Tensor]:
     return torch.compile(gpt, dynamic=False)
 
 
+class StoppedInStep(Exception):
+    """A step was given up between two micro-batches: all else is as the step before it left it."""
+
+
 class Phase(L.LightningModule):
     """A GPT, its optimizer and its schedule; `loss` says what is optimized.
 
@@ -88,6 +92,7 @@ class Phase(L.LightningModule):
         # resume
         self.num_steps, self.finished_steps = num_steps, finished_steps
         self.restore = restore
+        self.stops_in_step: Callable[[], bool] = lambda: False  # set by callbacks.checkpoint; collective
         self.step_loss = torch.zeros(())
         self.num_tokens = 0  # learned by the last step, over all ranks
         self.num_processed = 0  # what the model took in for them: prompts and padding too
@@ -133,6 +138,8 @@ class Phase(L.LightningModule):
         loss = total
         for index, micro_batch in enumerate(batch.micro_batches):
             if index:
+                if self.stops_in_step():
+                    raise StoppedInStep
                 loss.backward()
             ids_BT, targets_BT = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
             # Σ / global count, not a mean of means: finetuning's micro-batches learn different numbers of

@@ -1,5 +1,6 @@
 """Which checkpoint is taken and which are kept, when none is written, and what a full disk says."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,6 +142,14 @@ def make(folder) -> Checkpoints:
     return Checkpoints(
         folder, save_every=1, keep=2, clock=Clock(), progress=lambda: {"step": 3}, on_divergence="stop"
     )
+
+
+def test_a_rented_machine_saves_by_time_too(tmp_path):
+    callback = make(tmp_path)
+    callback.save_every, callback.save_seconds, callback._saved = 1_000, 600.0, time.monotonic() - 599
+    assert [callback._due(999), callback._due(1_000)] == [False, True]
+    callback._saved -= 2
+    assert callback._due(999)
 
 
 def test_the_newest_are_kept(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ class Call:
     taken: bool = False
     result: Any = None
     data_format: int = 0
+    web: Any = None  # the WebFunction that this container serves
+    at: float = field(default_factory=time.time)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -142,15 +145,16 @@ class Containers:
         for mount in function.mount_ids:
             self.place(self.plane.mounts.get(mount, []), files)
         self.build(function.image_id, files)
+        moved = {}  # a part of a volume is below the container's own folder, whatever its path
         for mount in function.volume_mounts:
             path = Path(mount.mount_path)
+            if mount.sub_path:
+                path = files / mount.mount_path.strip("/")
+                moved[mount.mount_path] = str(path)
             if not path.is_symlink():
-                path.symlink_to(self.plane.volume(mount.volume_id))
+                path.symlink_to(self.plane.volume(mount.volume_id) / mount.sub_path)
         app = self.plane.owner[call.function_id]
-        layout = api.AppLayout.FromString(self.plane.apps[app]["layout"].SerializeToString())
-        for name, function_id in layout.function_ids.items():
-            metadata = self.plane.handle(function_id, name)
-            layout.objects.add(object_id=function_id, function_handle_metadata=metadata)
+        layout = self.plane.layout(app)
         for one in function.object_dependencies:
             layout.objects.add(object_id=one.object_id)
         arguments = api.ContainerArguments(
@@ -169,7 +173,7 @@ class Containers:
         return {
             **kept,
             **image_environment(self.plane, function.image_id),
-            **{key: value for secret in secrets for key, value in secret.items()},
+            **{key: moved.get(value, value) for secret in secrets for key, value in secret.items()},
             "PYTHONPATH": str(files / "root"),
             "PYTHONUNBUFFERED": "1",
             "MODAL_SERVER_URL": self.plane.url_of_rpc,

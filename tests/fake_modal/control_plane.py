@@ -18,9 +18,17 @@ from modal_proto import api_pb2 as api
 from modal_proto.api_grpc import ModalClientBase
 
 from tests.fake_modal.containers import Call, Containers
+from tests.fake_modal.web import Web, WebFunction
 
 PICKLE = [api.DATA_FORMAT_PICKLE]
-QUIET = {"ContainerHeartbeat", "AppHeartbeat", "AppGetLogs", "FunctionGetOutputs", "FunctionCallGetInfo"}
+QUIET = {
+    "ContainerHeartbeat",
+    "AppHeartbeat",
+    "AppGetLogs",
+    "FunctionGetOutputs",
+    "FunctionCallGetInfo",
+    "FunctionGetInputs",
+}
 BLOCK = 8 << 20  # bytes; modal.volume.BLOCK_SIZE
 
 
@@ -29,11 +37,12 @@ def answered_by_us(names: frozenset[str]) -> type:
     return type("Service", (ModalClientBase,), dict.fromkeys(names, lambda self, stream: None))
 
 
-class ControlPlane:
+class ControlPlane(Web):
     """State is in memory, and on disk what tests look at: rpc.jsonl, tasks/, volumes/NAME/, blobs/."""
 
     def __init__(self, state: Path, *, secrets: dict[str, dict[str, str]], port: int) -> None:
         self.state, self.secrets, self.url = state, secrets, f"http://127.0.0.1:{port}"
+        super().__init__()
         self.count = 0
         self.apps: dict[str, dict[str, Any]] = {}
         self.functions: dict[str, api.Function] = {}
@@ -43,6 +52,7 @@ class ControlPlane:
         self.mounts: dict[str, list[api.MountFile]] = {}
         self.files: dict[str, bytes] = {}  # sha256 → content
         self.calls: dict[str, Call] = {}
+        self.dicts: dict[str, dict[bytes, bytes]] = {}
         self.containers = Containers(self)
         for name in ("tasks", "volumes", "blobs"):
             (state / name).mkdir(parents=True, exist_ok=True)
@@ -69,6 +79,8 @@ class ControlPlane:
             answer = getattr(self, f"on_{name}", None)
             if name == "AppGetLogs":
                 await self.stream_logs(request, stream)
+            elif name == "FunctionCallGetDataIn":
+                await self.send_data_in(request, stream)
             elif name == "VolumeListFiles2":
                 await stream.send_message(self.list_files(request))
             else:
@@ -91,9 +103,10 @@ class ControlPlane:
         return api.AppCreateResponse(app_id=app, app_page_url=f"https://modal.com/apps/{app}")
 
     async def on_AppGetOrCreate(self, request: Any, task: str) -> Any:
-        if request.app_name not in self.apps:
+        app = self.deployed.get(request.app_name, request.app_name)
+        if app not in self.apps:
             raise GRPCError(Status.NOT_FOUND, f"App '{request.app_name}' not found")
-        return api.AppGetOrCreateResponse(app_id=request.app_name)
+        return api.AppGetOrCreateResponse(app_id=app)
 
     async def on_AppStop(self, request: Any, task: str) -> None:
         self.apps[request.app_id]["stopped"] = True
@@ -106,12 +119,18 @@ class ControlPlane:
         if not name:
             name = self.new("anonymous")
             self.secrets[name] = dict(request.env_dict)
+        elif request.object_creation_type:
+            self.secrets.setdefault(name, dict(request.env_dict))
         if name not in self.secrets:
             raise GRPCError(Status.NOT_FOUND, f"Secret '{name}' not found in environment 'main'")
         missing = [key for key in request.required_keys if key not in self.secrets[name]]
         if missing:
             raise GRPCError(Status.NOT_FOUND, f"Secret is missing key(s): {', '.join(missing)}")
         return api.SecretGetOrCreateResponse(secret_id=f"st-{name}")
+
+    async def on_SecretUpdate(self, request: Any, task: str) -> None:
+        there = self.secrets[request.secret_id.removeprefix("st-")]
+        there.update({one.key: one.value for one in request.updates})
 
     async def on_VolumeGetOrCreate(self, request: Any, task: str) -> Any:
         folder = self.state / "volumes" / request.deployment_name
@@ -167,6 +186,23 @@ class ControlPlane:
                 )
         return reply
 
+    # -- dicts
+
+    async def on_DictGetOrCreate(self, request: Any, task: str) -> Any:
+        self.dicts.setdefault(request.deployment_name, {})
+        return api.DictGetOrCreateResponse(dict_id=f"di-{request.deployment_name}")
+
+    async def on_DictUpdate(self, request: Any, task: str) -> Any:
+        there = self.dicts[request.dict_id.removeprefix("di-")]
+        created = [item for item in request.updates if item.key not in there]
+        for item in created if request.if_not_exists else request.updates:
+            there[item.key] = item.value
+        return api.DictUpdateResponse(created=bool(created))
+
+    async def on_DictGet(self, request: Any, task: str) -> Any:
+        value = self.dicts[request.dict_id.removeprefix("di-")].get(request.key)
+        return api.DictGetResponse(found=value is not None, value=value)
+
     # -- mounts, blobs, images
 
     async def on_MountBatchedCheckExistence(self, request: Any, task: str) -> Any:
@@ -214,7 +250,19 @@ class ControlPlane:
     # -- functions and calls
 
     def handle(self, function_id: str, name: str) -> Any:
+        methods = {}
+        if function_id in self.web:
+            methods["web"] = api.FunctionHandleMetadata(
+                function_name=name.replace("*", "web"),
+                function_type=api.Function.FUNCTION_TYPE_GENERATOR,
+                is_method=True,
+                use_method_name="web",
+                web_url=self.web[function_id].url,
+                definition_id=f"de-{function_id}",
+                app_id=self.owner[function_id],
+            )
         return api.FunctionHandleMetadata(
+            method_handle_metadata=methods,
             function_name=name,
             function_type=api.Function.FUNCTION_TYPE_FUNCTION,
             definition_id=f"de-{function_id}",
@@ -224,14 +272,19 @@ class ControlPlane:
         )
 
     async def on_FunctionPrecreate(self, request: Any, task: str) -> Any:
-        function_id = self.new("fu")
+        function_id = request.existing_function_id or self.new("fu")
         self.owner[function_id] = request.app_id
+        if "web" in request.method_definitions and function_id not in self.web:
+            self.web[function_id] = WebFunction(self, function_id)
+            await self.web[function_id].listen()
         self.apps[request.app_id]["layout"].function_ids[request.function_name] = function_id
         metadata = self.handle(function_id, request.function_name)
         return api.FunctionPrecreateResponse(function_id=function_id, handle_metadata=metadata)
 
     async def on_FunctionCreate(self, request: Any, task: str) -> Any:
         function_id, function = request.existing_function_id, request.function
+        if request.function_data.ranked_functions:  # a list of GPUs, the most wanted first
+            function = request.function_data.ranked_functions[0].function
         self.functions[function_id] = function
         data = self.function_data(function)
         metadata = self.handle(function_id, function.function_name)
@@ -303,6 +356,8 @@ class ControlPlane:
 
     async def on_FunctionGetInputs(self, request: Any, task: str) -> Any:
         call = self.containers.running[task]
+        if call.web:
+            return await call.web.next_input()
         call.taken = True
         item = api.FunctionGetInputsItem(
             input_id=call.input_id, input=call.input, function_call_id=call.id, retry_count=call.retries
@@ -310,6 +365,11 @@ class ControlPlane:
         return api.FunctionGetInputsResponse(inputs=[item])
 
     async def on_FunctionPutOutputs(self, request: Any, task: str) -> None:
+        call = self.containers.running[task]
+        if call.web:
+            for output in request.outputs:
+                call.web.ended(output.input_id)
+            return
         self.containers.put_output(task, request.outputs[0].result, request.outputs[0].data_format)
 
     async def on_TaskResult(self, request: Any, task: str) -> None:

@@ -109,6 +109,25 @@ def test_ranks_listen_on_loopback_alone_and_end_with_their_parent(training: subp
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
+def test_ranks_give_up_a_long_step_together_when_one_of_them_is_asked_to_stop(tmp_path: Path) -> None:
+    """Saved is the step before it, by both."""
+    from .test_execute import TINY
+
+    words = [word.replace("max_steps=2", "max_steps=1000") for word in TINY]
+    words += [f"root={tmp_path}", "cluster.devices=2", "total_batch=1024", "micro_batch=1"]
+    code = TRAIN.replace("run(", "print(run(").replace("]))", "])))")
+    patient = "from nanolit.jobs import ranks; ranks.WORKER = 'tests.jobs.long_step_worker'\n"
+    command = [sys.executable, "-c", patient + code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "'status': 'interrupted'" in done.stdout, done.stdout + done.stderr
+    (folder,) = (tmp_path / "runs/tiny/base/checkpoints").iterdir()
+    assert folder.name == "step_000003"
+    assert len([*folder.glob("optimizer-*-of-00002.safetensors")]) == 2
+    assert (folder / "manifest.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
 def test_a_silent_rank_ends_the_run_after_the_stated_time(tmp_path: Path) -> None:
     """Ten minutes, here six seconds; the stopped rank itself is killed."""

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import file_hash
 from nanolit.config.compose import compose
 from nanolit.jobs import watch
 from nanolit.jobs.execute import run
 from nanolit.jobs.processes import descendants
 from nanolit.machine.paths import read_json, write_json
+from nanolit.phases.core import Phase
 from tests.jobs.tiny_runs import STEPS, keep_only_checkpoint, losses, overrides, train, write_corpus
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -55,6 +58,29 @@ def test_a_run_resumed_after_any_step_has_the_same_losses_to_the_last_digit(
     assert sorted(losses(root)) == list(range(1, STEPS + 1))
     assert samples(resumed) == samples(root)
     assert samples(root).count("## Step ") == 2
+
+
+def test_a_long_step_is_given_up_between_micro_batches_and_begun_again(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the eighth step's first micro-batch: seven are saved, and the curve is that of no stop."""
+    more, root = whole
+    calls, real = [], Phase.loss
+
+    def loss(self: Phase, *batch: Any) -> Any:
+        if self.finished_steps == 7 and self.training and not calls:
+            calls.append(self.finished_steps)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *batch)
+
+    monkeypatch.setattr(checkpoint, "LONG_STEP_SECONDS", -1.0)
+    monkeypatch.setattr(Phase, "loss", loss)
+    words = [*overrides(corpus, tmp_path / "root", *more), "save_every=1000"]
+    stopped = run(compose(words))
+    assert (stopped["status"], stopped["step"]) == ("interrupted", 7), stopped
+    assert [path.name for path in (tmp_path / "root").glob("runs/tiny/base/checkpoints/*")] == ["step_000007"]
+    assert run(compose(words))["status"] == "done"
+    assert losses(tmp_path / "root") == losses(root)
 
 
 def test_epochs_cropped_tokens_and_the_wait_are_recorded(whole: tuple[list[str], Path]) -> None:

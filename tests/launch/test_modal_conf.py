@@ -6,9 +6,11 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra_plugins.nanolit_modal.config import ModalLauncherConf
-from hydra_plugins.nanolit_modal.launcher import ModalLauncher, check_jobs, same_gpu, validate
+from hydra_plugins.nanolit_modal.launcher import ModalLauncher, check_jobs, validate
 from omegaconf import OmegaConf
 
+from launch.gpus import same_gpu
+from launch.submit import dollars_per_hour
 from nanolit.config.compose import compose, compose_config, options
 
 
@@ -45,6 +47,8 @@ def test_a_gpu_is_the_same_however_it_is_written():
         ({"gpu": "A10:8"}, "1 to 4"),
         ({"gpu": "H100:9"}, "1 to 8"),
         ({"gpu": "H100:0"}, "1 to 8"),
+        ({"gpu": ["H100:8", "h200:8"]}, "give one of T4"),
+        ({"gpu": 8}, "give a name like H100:8, or a list"),
         ({"gpu": "H100", "nodes": 2}, "H100:8"),
         ({"timeout": 100_000}, "give Modal 1 to 86,400"),
         ({"timeout": 0}, "give Modal 1 to 86,400"),
@@ -59,6 +63,14 @@ def test_what_modal_would_refuse_or_bill_is_one_line(changes, message):
 
 def test_the_defaults_pass():
     validate(**settings())
+
+
+def test_several_gpus_will_do_if_they_have_the_memory_that_is_planned_for():
+    job = compose(["cluster=modal_h100"])
+    check_jobs([job], settings(gpu=["H100", "H200", "A100-80GB"]))
+    with pytest.raises(ValueError, match="A100-40GB in place of H100, with less memory"):
+        check_jobs([job], settings(gpu=["H100", "A100-40GB"]))
+    assert dollars_per_hour(job, settings(gpu=["H100", "H200"])) > dollars_per_hour(job, settings(gpu="H100"))
 
 
 def test_a_sweeper_that_needs_results_needs_to_wait():

@@ -2,15 +2,21 @@
 
 import json
 import subprocess
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from hydra_plugins.nanolit_modal.config import ModalLauncherConf
 
-from launch import commands, remote
+from launch import calls, claim, spending
+from launch.compile_cache import CompileCache
 from launch.image import unwanted
+from launch.sweep import describe_jobs, shares
 from launch.uploads import fingerprint, strings
-from nanolit.config.compose import compose
+from nanolit.config.compose import compose, compose_config, options
+from nanolit.planning.plans import fresh_plans, total
 from tests.fake_modal.account import Account
 
 pytestmark = pytest.mark.xdist_group("modal")
@@ -31,13 +37,14 @@ def all_requests(account: Account) -> str:
 
 def test_a_dry_run_shows_the_job_and_makes_no_call(laptop):
     before = all_requests(laptop)
-    code, output = laptop.run("nanolit.train", *laptop.overrides("dry", "dry_run=true"))
+    words = laptop.overrides("dry", "dry_run=true", "hydra.launcher.show_request=true")
+    code, output = laptop.run("nanolit.train", *words)
     assert code == 0, output
     shown = json.loads(output[output.index("\n{") : output.rindex("}") + 1])
-    assert shown["functions"]["train"]["gpu"] == "H100!:1"
+    assert shown["functions"]["train"]["gpu"] == "H100:1"
     assert shown["job"]["run"] == "dry"
     assert shown["job"]["root"] == str(laptop.volume)
-    assert "dry was not submitted" in output
+    assert "dry not submitted" in output
     assert "$" in output, "the plan has a price"
     assert all_requests(laptop) == before
     assert not (laptop.root / "runs" / "dry").exists()
@@ -152,6 +159,10 @@ def test_the_doctor_names_what_is_wrong(laptop):
     assert code == 1, output
     assert "token: " in output
     assert "volume nanolit: there" in output
+    assert (
+        "volume new: not there yet; the first submission makes it"
+        in laptop.run("launch", "doctor", "--volume", "new")[1]
+    )
     assert "secret wandb: WRONG: Secret 'wandb' not found" in output
 
 
@@ -164,33 +175,128 @@ def test_the_doctor_tries_a_gpu_in_the_job_image(laptop):
     assert function["resources"]["gpuConfig"] == {"gpuType": "T4", "count": 1}
 
 
-def test_only_what_lives_is_billed_up_to_now(monkeypatch, capsys):
-    """A call from an hour ago that lives, one that ended after half an hour, and two whose end is unknown."""
-    begun = {"stage": "base", "function": "train", "state": "begun", "at": time.time() - 3600}
-    ended = {**begun, "state": "done", "ended": begun["at"] + 1800}
-    calls = [{**call, "call": name} for call, name in [(begun, "lives"), (ended, "ended"), (begun, "dead")]]
-    calls.append({**begun, "call": "other", "state": "lost"})
-    submission = {"run": "r", "gpu": "H100!:1", "nodes": 1, "dollars_per_hour": 4.0}
-    monkeypatch.setattr(commands, "read_submission", lambda *_: submission)
-    monkeypatch.setattr(commands, "calls_of", lambda _: calls)
-    monkeypatch.setattr(remote, "lives", lambda call: call == "lives")
-    assert commands.cost(commands.OneRun(run="r")) == 0
-    out = capsys.readouterr().out
-    assert [line.split("|")[-2].strip() for line in out.splitlines()[2:6]] == ["1.00", "0.50", "-", "-"]
-    assert "1.50 hours" in out
-    assert "about $6.00" in out
-    assert "not counted: 2 call(s) whose end is not known" in out
+def stands(laptop: Account, run: str, files: dict[str, object], *, price: float = 36.0) -> str:
+    """What `status` says of a run that is submitted and alive, with these files on its volume."""
+    folder = laptop.state / "volumes" / "nanolit" / "runs" / run
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    submission = {"run": run, "volume": "nanolit", "environment": None, "gpu": "H100:8", "nodes": 1}
+    submission |= {"dollars_per_hour": price, "app": "ap-1", "call": "fc-1", "stages": ["base"]}
+    path = laptop.root / "runs" / run / "submission.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(submission))
+    script = (
+        "from launch import progress; from launch.submit import read_submission; "
+        f"print(progress.progress(progress.OnVolume(read_submission({str(laptop.root)!r}, {run!r}))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=laptop.environment(), capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_the_status_tells_step_loss_time_left_and_dollars(laptop):
+    """Ten steps of two seconds, an hour of GPUs: 90 steps are left, so three minutes."""
+    begun = time.time() - 3600
+    rows = [f"{step},3.{step:03},{2 * step},1000" for step in range(1, 11)]
+    files = {
+        "calls.json": {"calls": [{"stage": "base", "function": "train", "state": "begun", "at": begun - 99}]},
+        "gpu_seconds.json": {"seconds": {str(begun): 3600.0}},
+        "base/metrics.csv": "\n".join(["step,loss,seconds,tokens_per_second", *rows]) + "\n",
+        "base/plan.json": {"num_steps": 100},
+    }
+    assert stands(laptop, "going", files) == (
+        "base: step 10 of 100, loss 3.010, 1,000 tokens/s, 3:00 left, $36.00 so far; checkpoint: none\n"
+    )
+
+
+def test_the_status_tells_that_a_run_waits_for_its_gpus(laptop):
+    call = {"stage": "base", "function": "train", "state": "begun", "at": time.time() - 192}
+    said = stands(laptop, "queued", {"calls.json": {"calls": [call]}})
+    assert said.startswith("base: waiting for H100:8 or starting for 3:")
+
+
+def test_a_meter_adds_up_machines_and_keeps_to_max_cost(tmp_path):
+    """An hour of an earlier machine at $4: of $5, a quarter of an hour is left, less the reserve."""
+    (tmp_path / spending.FILE).write_text(json.dumps({"seconds": {"1.0": 3600.0}}))
+    meter = spending.Meter(tmp_path)
+    left = meter.seconds_left(5.0, 4.0)
+    assert left == pytest.approx(900 - spending.RESERVE_SECONDS, abs=2)
+    assert meter.seconds_left(None, 4.0) is None
+    meter.keep()
+    assert set(json.loads((tmp_path / spending.FILE).read_text())["seconds"]) == {"1.0", f"{meter.begun:.3f}"}
+
+
+def test_compiled_kernels_come_back_on_the_next_machine(tmp_path):
+    first = CompileCache(tmp_path / "vol", tmp_path / "first", model="d12")
+    first.keep()
+    assert not first.path.exists(), "nothing was compiled"
+    (tmp_path / "first" / "triton" / "ab").mkdir(parents=True)
+    (tmp_path / "first" / "triton" / "ab" / "kernel.cubin").write_bytes(b"code")
+    first.keep()
+    second = CompileCache(tmp_path / "vol", tmp_path / "second", model="d12")
+    assert (Path(second.environment["TRITON_CACHE_DIR"]) / "ab" / "kernel.cubin").read_bytes() == b"code"
+    written = second.path.stat().st_mtime_ns
+    second.keep()
+    assert second.path.stat().st_mtime_ns == written, "nothing new"
+
+
+def test_of_two_that_find_a_dead_claim_one_gets_the_stage(monkeypatch):
+    """A Dict of Modal's is modelled by its two documented rules: put refuses what exists, get reads it."""
+
+    class Claims(dict):
+        def put(self, key, value, *, skip_if_exists):
+            assert skip_if_exists
+            new = key not in self
+            self.setdefault(key, value)
+            return new
+
+    claims, alive = Claims(), {"a", "b", "c"}
+    monkeypatch.setattr(claim.modal.Dict, "from_name", lambda *_, **__: claims)
+    monkeypatch.setattr(claim, "lives", lambda call: call in alive)
+
+    def claimed(call):
+        monkeypatch.setattr(claim.modal, "current_function_call_id", lambda: call)
+        return claim.claimed("run/base", environment=None)
+
+    assert [claimed("a"), claimed("a"), claimed("b")] == [None, None, "a"]
+    alive.remove("a")
+    assert [claimed("b"), claimed("c"), claimed("b")] == [None, "b", None]
+
+
+def test_a_sweep_shares_max_cost_by_what_its_jobs_are_planned_to_cost():
+    jobs = [compose(["cluster=modal_h100", f"model={model}", "max_cost=100"]) for model in ("d12", "d20")]
+    shared = [job["max_cost"] for job in shares(jobs)]
+    planned = [total([*fresh_plans(job).values()])[1] for job in jobs]
+    assert sum(shared) == pytest.approx(100)
+    assert shared[0] / shared[1] == pytest.approx(planned[0] / planned[1])
+
+
+@pytest.mark.parametrize("name", [name for name in options("cluster") if name.startswith("modal")])
+def test_a_dry_run_of_every_cluster_fits_on_a_screen(name, laptop, capsys):
+    before = all_requests(laptop)
+    launcher = {**asdict(ModalLauncherConf()), **dict(compose_config([f"cluster={name}"]).hydra.launcher)}
+    for phase, models in (("base", [26]), ("base", [12, 20, 26]), ("speedrun", [20])):
+        jobs = [compose([f"cluster={name}", f"phase={phase}", f"model=d{depth}"]) for depth in models]
+        describe_jobs(jobs, {**launcher, "dry_run": True})
+        out = capsys.readouterr().out
+        assert out.count("\n") <= 36
+        assert "$" in out
+        assert "not submitted" in out
+    assert all_requests(laptop) == before
 
 
 def test_a_call_of_another_submission_that_died_is_lost_and_not_waited_for(monkeypatch):
-    calls = remote.Calls.__new__(remote.Calls)
-    calls.payload = {"submission": "mine"}
-    calls.calls = [
+    orchestrator = calls.Calls.__new__(calls.Calls)
+    orchestrator.payload = {"submission": "mine"}
+    orchestrator.calls = [
         {"function": "train", "stage": "base", "state": "begun", "submission": "other", "call": "c"}
     ]
-    monkeypatch.setattr(remote, "lives", lambda _: False)
-    assert calls.live("train", "base") is None
-    assert calls.calls[0]["state"] == "lost"
+    monkeypatch.setattr(calls, "lives", lambda _: False)
+    assert orchestrator.live("train", "base") is None
+    assert orchestrator.calls[0]["state"] == "lost"
 
 
 def test_a_run_that_was_not_submitted_is_named(laptop):

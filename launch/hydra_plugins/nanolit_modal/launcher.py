@@ -1,7 +1,6 @@
 """The launcher that cluster=modal_* selects: all jobs and its own settings are checked before all else."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,29 +12,13 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.nanolit_modal.config import ModalLauncherConf
 from omegaconf import DictConfig, OmegaConf
 
-from nanolit.config.schema import Job
+from launch.gpus import check_gpu, gpus_of, same_gpu
+from nanolit.config.schema import Cluster, Job
 from nanolit.jobs.confirm import confirm
 from nanolit.jobs.sweep import refuse_same_run
+from nanolit.model.accounting import gpu_memory_gib
 from nanolit.planning.plans import plan_jobs
 
-# https://modal.com/docs/guide/gpu (November 2026). "!" keeps an H100 an H100, "+" lets a B200 be a newer one.
-GPUS = (
-    "T4",
-    "L4",
-    "A10",
-    "L40S",
-    "A100",
-    "A100-40GB",
-    "A100-80GB",
-    "RTX-PRO-6000",
-    "H100",
-    "H100!",
-    "H200",
-    "B200",
-    "B200+",
-)
-MOST_GPUS = {"A10": 4}
-OTHER_NAMES = {"A10": "A10G", "A100": "A100-40GB"}  # of the same GPU
 DAY_SECONDS = 86_400
 
 
@@ -99,17 +82,19 @@ def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
         cluster = job["cluster"]
         if cluster["kind"] != "modal":
             raise ValueError(f"cluster={cluster['name']} cannot be swept with a Modal one; give them apart")
-        if same_gpu(settings["gpu"]) != same_gpu(planned := cluster["gpu"] or "cpu"):
+        first, *others = gpus_of(settings)
+        if same_gpu(first) != same_gpu(planned := cluster["gpu"] or "cpu"):
             raise ValueError(
-                f"hydra.launcher.gpu={settings['gpu']} is rented and cluster.gpu={planned} is planned and "
+                f"hydra.launcher.gpu={first} is rented and cluster.gpu={planned} is planned and "
                 "priced; give both the same GPU"
             )
-        count = int(settings["gpu"].partition(":")[2] or 1)
-        if (cluster["devices"], cluster["nodes"]) != (count, settings["nodes"]):
-            raise ValueError(
-                f"cluster.devices={cluster['devices']} on {cluster['nodes']} node(s), but hydra.launcher.gpu="
-                f"{settings['gpu']} on {settings['nodes']}; give both the same number"
-            )
+        for gpu in (first, *others):
+            check_count(gpu, cluster, nodes=settings["nodes"])
+            if (gpu_memory_gib(same_gpu(gpu)) or 0) < (gpu_memory_gib(same_gpu(first)) or 0):
+                raise ValueError(
+                    f"hydra.launcher.gpu has {gpu} in place of {first}, with less memory than "
+                    "is planned for; leave it out, or give the smallest first and as cluster.gpu"
+                )
     refuse_same_run(jobs)
     if not settings["wait"] and len(jobs) > settings["max_parallel"]:
         raise ValueError(
@@ -118,17 +103,21 @@ def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
         )
 
 
-def same_gpu(gpu: str) -> str:
-    """One name for every way to write a GPU: that of prices, without a mark and a count."""
-    name = gpu.partition(":")[0].rstrip("!+")
-    return OTHER_NAMES.get(name, name)
+def check_count(gpu: str, cluster: Cluster, *, nodes: int) -> None:
+    """ValueError unless as many GPUs are rented as are planned."""
+    if (cluster["devices"], cluster["nodes"]) != (int(gpu.partition(":")[2] or 1), nodes):
+        raise ValueError(
+            f"cluster.devices={cluster['devices']} on {cluster['nodes']} node(s), but hydra.launcher.gpu="
+            f"{gpu} on {nodes}; give both the same number"
+        )
 
 
 def validate(**settings: Any) -> None:
     """ValueError for what Modal's client lets pass and Modal itself refuses, or bills."""
     known = [one.name for one in fields(ModalLauncherConf)]
     assert set(settings) <= set(known), settings
-    check_gpu(settings["gpu"], nodes=settings["nodes"])
+    for gpu in gpus_of(settings):
+        check_gpu(gpu, nodes=settings["nodes"])
     for key, low, high in (
         ("timeout", 1, DAY_SECONDS),
         ("startup_timeout", 1, DAY_SECONDS),
@@ -139,24 +128,10 @@ def validate(**settings: Any) -> None:
         ("nodes", 1, 32),
         ("max_parallel", 1, 100),
     ):
-        if not low <= settings[key] <= high:
+        if settings[key] is not None and not low <= settings[key] <= high:
             raise ValueError(f"hydra.launcher.{key} is {settings[key]:,}; give Modal {low:,} to {high:,}")
     for path in [settings["root"], *settings["volumes"]]:
         if not path.startswith("/") or path == "/":
             raise ValueError(
                 f"hydra.launcher has a volume at {path!r}; a volume is mounted at an absolute path like /vol"
             )
-
-
-def check_gpu(gpu: str, *, nodes: int) -> None:
-    """ValueError unless `gpu` is NAME or NAME:COUNT as Modal has them; several nodes need eight GPUs each."""
-    match = re.fullmatch(r"([A-Z0-9-]+[!+]?)(?::(\d+))?", gpu)
-    if not match or match[1] not in GPUS:
-        raise ValueError(
-            f"hydra.launcher.gpu is {gpu!r}; give one of {', '.join(GPUS)}, with :COUNT for several"
-        )
-    count, most = int(match[2] or 1), MOST_GPUS.get(match[1], 8)
-    if not 1 <= count <= most:
-        raise ValueError(f"hydra.launcher.gpu is {gpu!r}; a container has 1 to {most} of them")
-    if nodes > 1 and count != 8:
-        raise ValueError(f"hydra.launcher.gpu is {gpu!r} on {nodes} nodes; give all 8 of each: {match[1]}:8")

@@ -1,0 +1,116 @@
+"""The calls of one run's functions, as the orchestrator makes them, and what is known of any call."""
+
+import time
+from typing import Any
+
+import modal
+
+from nanolit.machine.paths import read_json, run_folder, write_json
+
+Payload = dict[str, Any]
+Result = dict[str, Any]
+UNREACHABLE = (  # errors that say nothing about the call that was asked for
+    modal.exception.ConnectionError,
+    modal.exception.InternalError,
+    modal.exception.ResourceExhaustedError,
+    modal.exception.ServiceError,
+)
+POLL_SECONDS = 2.0  # between two looks at what Modal could not tell, or at a checkpoint not yet committed
+WAIT_SECONDS = 20.0  # of one request for a call's result
+
+
+class Calls:
+    """The calls of one run, in calls.json on the volume."""
+
+    def __init__(self, payload: Payload) -> None:
+        self.payload = payload
+        self.volume = volume_of(payload)
+        job = payload["job"]
+        self.path = run_folder(job["root"], job["run"]) / "calls.json"
+        self.calls: list[dict[str, Any]] = read_json(self.path)["calls"] if self.path.exists() else []
+
+    def write(self) -> None:
+        write_json(self.path, {"format": 1, "calls": self.calls})
+        commit(self.volume)
+
+    def wait(self, function: str, stage: str, *, deadline: float) -> Result | None:
+        """The result of the call for a stage, begun if there is none that lives; None at the deadline."""
+        if function == "prepare" and self.was_done(function):
+            return {"status": "done", "run": self.payload["job"]["run"], "stage": stage}
+        call = self.live(function, stage) or self.begin(function, stage)
+        while True:
+            try:
+                left = deadline - time.monotonic()
+                result = modal.FunctionCall.from_id(call["call"]).get(timeout=min(WAIT_SECONDS, max(left, 0)))
+                break
+            except TimeoutError:
+                if left <= 0:
+                    return None
+            except UNREACHABLE:
+                time.sleep(POLL_SECONDS)
+            except Exception as error:
+                text = f"{stage}: Modal ended call {call['call']}: {type(error).__name__}: {error}"
+                run = self.payload["job"]["run"]
+                result = {"status": "failed", "run": run, "stage": stage, "error": text}
+                break
+        if result["status"] == "duplicate":
+            call["call"] = result["call"]
+            self.write()
+            return self.wait(function, stage, deadline=deadline)
+        call.update(state=result["status"], ended=time.time())
+        self.write()
+        return result
+
+    def was_done(self, function: str) -> bool:
+        wanted = (function, self.payload["submission"], "done")
+        return any((one["function"], one["submission"], one["state"]) == wanted for one in self.calls)
+
+    def live(self, function: str, stage: str) -> dict[str, Any] | None:
+        """The recorded call that is to be waited for: this submission's, or another's that still runs."""
+        for call in reversed(self.calls):
+            mine = call["submission"] == self.payload["submission"]
+            if (call["function"], call["stage"], call["state"]) == (function, stage, "begun"):
+                if mine or lives(call["call"]):
+                    return call
+                call["state"] = "lost"  # nobody knows when
+        return None
+
+    def begin(self, function: str, stage: str) -> dict[str, Any]:
+        handle = modal.Function.from_id(self.payload["functions"][function])
+        spawned = handle.spawn(self.payload, stage)
+        call = {"function": function, "stage": stage, "call": spawned.object_id, "state": "begun"}
+        self.calls.append({**call, "submission": self.payload["submission"], "at": time.time()})
+        self.write()
+        return self.calls[-1]
+
+    def hand_over(self) -> str:
+        """Begin this orchestrator again before its time limit; the new one waits for the call that lives."""
+        handle = modal.Function.from_id(self.payload["functions"]["orchestrate"])
+        return handle.spawn(self.payload).object_id
+
+
+def lives(call: str) -> bool:
+    """Whether a call is still queued or running; also when Modal can't be asked."""
+    try:
+        modal.FunctionCall.from_id(call).get(timeout=0)
+    except (TimeoutError, *UNREACHABLE):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def volume_of(payload: Payload) -> modal.Volume:
+    return modal.Volume.from_name(payload["volume"], environment_name=payload["environment"])
+
+
+def commit(store: modal.Volume) -> None:
+    """Commit the volume.
+
+    With files open Modal cannot reload it and raises; our own commit has happened, so we only log the
+    message.
+    """
+    try:
+        store.commit()
+    except RuntimeError as error:
+        print(f"volume: {error}", flush=True)

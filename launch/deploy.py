@@ -1,0 +1,248 @@
+"""A chat to Modal: `python -m nanolit.chat run=RUN web=true cluster=modal_a10g`.
+
+An app of its own that stays: it wakes with a request and sleeps two minutes after the last, and the same
+command again puts the newest release and code behind the same address.
+"""
+
+import re
+import secrets as tokens
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import modal
+
+from launch.gpus import gpus_of, same_gpu
+from launch.image import container_image
+from launch.progress import read_volume_json
+from launch.serve import labelled
+from launch.submit import explain, volume, volumes_of
+from launch.uploads import upload
+from nanolit.config.compose import compose_config
+from nanolit.config.schema import MODEL_STAGES, Cluster
+from nanolit.machine.arguments import choose
+from nanolit.machine.paths import Json, read_json, run_folder, write_json
+from nanolit.machine.system import code_version
+from nanolit.model.accounting import gpu_memory_gib
+from nanolit.planning.costs import cost
+
+CORES, LEAST_MEMORY = 2.0, 16_384  # MiB
+IDLE_SECONDS, INPUT_SECONDS, START_SECONDS = 120, 900, 900
+MOST_REQUESTS = 100  # at once, in the one container; how many are answered at once is the chat's to say
+MONTH_HOURS = 720
+LONGEST_NAME = 32  # of 63 in an address, which the workspace and "nanolit" are in too
+RELEASE = "/release"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was typed."""
+
+    run: str  # RUN or RUN/STAGE
+    root: Path
+    cluster: str
+    name: str | None = None
+    password: str | None = None
+    public: bool = False
+    keep_warm: int = 0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A release, here (`folder`), on the volume (`place`), or both; `size` is that of the weights."""
+
+    meta: Json
+    size: int
+    folder: Path | None = None
+    place: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.meta.get('run')}/{self.meta.get('stage')}"
+
+
+def deploy(wish: Wish) -> None:
+    """Deploy or update the chat, and print where it is; ValueError before any call for a wrong wish."""
+    machine, settings = machine_of(wish.cluster)
+    name = checked_name(wish.name or wish.run.partition("/")[0], given=wish.name is not None)
+    here = release_here(wish.run, wish.root)
+    if wish.dry_run:
+        print(described(here.name if here else wish.run, here, machine, wish))
+        where = "is uploaded if it is not on the volume" if here else "is looked for on the volume"
+        print(f"dry run: nothing was deployed; the release {where}, the app is nanolit-chat-{name}")
+        return
+    try:
+        found = release_there(wish.run, settings, here)
+        print(described(found.name, found, machine, wish), flush=True)
+        place = found.place or upload(cast(Path, found.folder), settings).removeprefix(f"{settings['root']}/")
+        secret, password = password_secret(name, wish, settings["environment"])
+        app, chat = define(name, wish, settings, place, found, secret)
+        with modal.enable_output():
+            app.deploy(strategy="recreate", environment_name=settings["environment"])
+        url = chat().web.get_web_url()
+    except modal.exception.Error as error:
+        raise ValueError(explain(error)) from error
+    there = {"name": name, "app": app.app_id, "app_name": app.name, "url": url, "place": place}
+    settled = {"environment": settings["environment"], "gpu": gpus_of(settings)[0].partition(":")[0]}
+    write_json(record_path(wish.root, name), {**there, **settled, **recorded(wish, found, machine)})
+    key = "without a key" if wish.public else "its key is the password"
+    print(f"{url}   {password}\nAPI: {url}/v1, {key}")
+    print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
+
+
+def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
+    """What is kept here of a chat besides where it is."""
+    return {
+        "format": 1,
+        "release": found.name,
+        "step": found.meta.get("step"),
+        "cluster": wish.cluster,
+        "keep_warm": wish.keep_warm,
+        "public": wish.public,
+        "dollars_per_hour": dollars_per_hour(machine),
+        "deployed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "code": code_version(),
+    }
+
+
+def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
+    """The cluster as it is priced, and the launcher's settings; ValueError unless it is one GPU."""
+    from hydra_plugins.nanolit_modal.launcher import plain, validate
+
+    config = compose_config([f"cluster={cluster}"])
+    machine = cast(Cluster, {**plain(config.cluster), "cpu": CORES, "memory": LEAST_MEMORY})
+    if machine["kind"] != "modal":
+        raise ValueError(f"cluster={cluster} serves no chat; give one of Modal's with one GPU, as modal_a10g")
+    if (machine["devices"], machine["nodes"]) != (1, 1):
+        gpus = machine["devices"] * machine["nodes"]
+        raise ValueError(
+            f"cluster={cluster} has {gpus} GPUs and a chat uses one; give cluster=modal_a10g or modal_h100"
+        )
+    settings = {key: plain(value) for key, value in config.hydra.launcher.items() if key != "_target_"}
+    validate(**settings)
+    return machine, settings
+
+
+def checked_name(name: str, *, given: bool) -> str:
+    """Return a chat's name as an address may have it: lower case, digits, hyphens."""
+    fit = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not fit or len(fit) > LONGEST_NAME or (given and fit != name):
+        raise ValueError(
+            f"name={name} cannot be part of an address; give name= with 1 to {LONGEST_NAME} of a-z, 0-9 and -"
+        )
+    return fit
+
+
+def release_here(run: str, root: Path) -> Found | None:
+    """The run's release on this machine; that of its last stage, unless the stage is given."""
+    name, _, stage = run.partition("/")
+    for one in [choose(stage, MODEL_STAGES, kind="stage")] if stage else reversed(MODEL_STAGES):
+        folder = run_folder(root, name) / one / "release"
+        if (folder / "meta.json").is_file() and (folder / "model.safetensors").is_file():
+            size = (folder / "model.safetensors").stat().st_size
+            return Found(meta=read_json(folder / "meta.json"), size=size, folder=folder)
+    return None
+
+
+def release_there(run: str, settings: dict[str, Any], here: Found | None) -> Found:
+    """The release on the volume, unless the one here is another; ValueError where it is nowhere."""
+    store = volume(volumes_of(settings)[settings["root"]], settings["environment"])
+    name, _, stage = run.partition("/")
+    stages = [stage] if stage else [str(here.meta["stage"])] if here else [*reversed(MODEL_STAGES)]
+    for one in stages:
+        place = f"runs/{name}/{one}/release"
+        meta = read_volume_json(store, f"{place}/meta.json")
+        if meta and (here is None or meta == here.meta):
+            sizes = {Path(entry.path).name: entry.size for entry in store.listdir(place)}
+            if "model.safetensors" in sizes:
+                return Found(meta=meta, size=sizes["model.safetensors"], place=place)
+    if here is None:
+        try:
+            runs = sorted(Path(entry.path).name for entry in store.listdir("runs"))
+        except (FileNotFoundError, modal.exception.NotFoundError):
+            runs = []
+        raise ValueError(
+            f"run {run} has no release here or on the volume {store.name}; "
+            f"runs there: {', '.join(runs) or 'none'}"
+        )
+    return here
+
+
+def described(name: str, found: Found | None, machine: Cluster, wish: Wish) -> str:
+    """The model, the machine, what it costs: three lines or four."""
+    gpu, memory = str(machine["gpu"]), gpu_memory_gib(str(machine["gpu"]))
+    model = name
+    if found:
+        model += f", step {found.meta.get('step', 0):,}, {found.size / 1e9:,.1f} GB"
+    room = ""
+    if found and memory:
+        verdict = "fits" if found.size * 1.25 < memory * 2**30 else "does not fit"
+        room = f" ({memory:.0f} GiB): {verdict}"
+    rate = dollars_per_hour(machine)
+    price = "conf/prices.yaml has no price of it" if rate is None else f"${rate:,.2f} an hour"
+    lines = [f"{model} → one {gpu}{room}"]
+    lines.append(f"{price} while somebody talks and {IDLE_SECONDS // 60} minutes after, nothing else")
+    if wish.keep_warm:
+        month = "" if rate is None else f": about ${rate * MONTH_HOURS:,.0f} a month"
+        lines.append(f"keep_warm={wish.keep_warm}: it never sleeps{month}")
+    if wish.public:
+        lines.append("public=true: everyone who has the address talks to it, at your cost")
+    return "\n".join(lines)
+
+
+def dollars_per_hour(machine: Cluster) -> float | None:
+    priced = cast(Cluster, {**machine, "gpu": same_gpu(str(machine["gpu"]))})
+    known = cost("base", {"gpu": str(machine["gpu"]), "hours": 1.0, "total_hours": 1.0}, priced)
+    return known and known["dollars_per_hour"]
+
+
+def password_secret(name: str, wish: Wish, environment: str | None) -> tuple[modal.Secret | None, str]:
+    """The secret that holds the password, and what to tell of it. One that is there is kept."""
+    if wish.public:
+        return None, "no password: public=true"
+    key = f"nanolit-chat-{name}"
+    secret = modal.Secret.from_name(key, environment_name=environment)
+    try:
+        secret.hydrate()
+        if wish.password:
+            secret.update({"NANOLIT_CHAT_PASSWORD": wish.password})
+        told = "password: as in NANOLIT_CHAT_PASSWORD" if wish.password else "password: as before"
+    except modal.exception.NotFoundError:
+        password = wish.password or tokens.token_urlsafe(9)
+        content = {"NANOLIT_CHAT_PASSWORD": password}
+        modal.Secret.objects.create(key, content, environment_name=environment)
+        secret = modal.Secret.from_name(key, environment_name=environment)
+        told = "password: as in NANOLIT_CHAT_PASSWORD" if wish.password else f"password: {password}"
+    return secret, f"{told} (kept in the secret {key})"
+
+
+def define(
+    name: str, wish: Wish, settings: dict[str, Any], place: str, found: Found, secret: modal.Secret | None
+) -> tuple[modal.App, Any]:
+    """The app, and its class."""
+    app = modal.App(f"nanolit-chat-{name}", include_source=False, tags={"chat": name})
+    store = volume(volumes_of(settings)[settings["root"]], settings["environment"])
+    memory = max(LEAST_MEMORY, 3 * found.size // 2**20)
+    chat = app.cls(
+        image=container_image(settings["image"], root=settings["root"]),
+        gpu=gpus_of(settings)[0],
+        cpu=CORES,
+        memory=memory,
+        env={"NANOLIT_CODE": code_version(), "NANOLIT_RELEASE": RELEASE, "NANOLIT_SERVED": found.name},
+        secrets=[secret] if secret else [],
+        volumes={RELEASE: store.with_mount_options(read_only=True, sub_path=place)},
+        min_containers=wish.keep_warm,
+        max_containers=1,
+        scaledown_window=IDLE_SECONDS,
+        timeout=INPUT_SECONDS,
+        startup_timeout=START_SECONDS,
+        region=settings["region"],
+        enable_memory_snapshot=True,
+    )(modal.concurrent(max_inputs=MOST_REQUESTS)(labelled(f"nanolit-{name}")))
+    return app, chat
+
+
+def record_path(root: Path, name: str) -> Path:
+    return root / "chats" / f"{name}.json"

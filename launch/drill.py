@@ -1,0 +1,207 @@
+"""Try what only the real service can show, in one command of about $0.30 and a quarter of an hour."""
+
+import json
+import secrets
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import modal
+from omegaconf import OmegaConf
+
+from launch import probes
+from launch.chats import stop_chat
+from launch.deploy import Wish, deploy, record_path
+from launch.follow import follow
+from launch.image import container_image
+from launch.progress import OnVolume
+from launch.submit import explain, started
+from launch.sweep import begin
+from nanolit.config.compose import compose, compose_config
+from nanolit.machine.arguments import Root, setting
+from nanolit.machine.paths import read_json, write_json
+from nanolit.report.tables import markdown_table
+
+RUN = "drill"
+JOB = ("phase=base", "model=d2", "data=sample", "precision=fp32", "model.context=256", "total_batch=4096")
+RENTED = ("cluster=modal_a10g", "cluster.gpu=T4", "hydra.launcher.gpu=T4")
+SMALL = ("cluster.cpu=2", "cluster.memory=8192")
+IMAGE = {"python": "3.12", "apt": [], "uv_extras": ["cudnn"]}
+WAIT_SECONDS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drill(Root):
+    volume: str = setting("a volume of Modal's", "nanolit")
+    environment: str | None = setting("an environment of Modal's", None)
+    gpu: tuple[str, ...] = setting("GPUs to try for a minute each", ("T4", "H100!"), value="NAME")
+    megabytes: int = setting("size of the file that the volume is tried with", 1_000, least=1, most=10_000)
+    steps: int = setting("steps of the training job that is handed over", 4_000, least=1)
+    only: tuple[str, ...] = setting("steps of the drill to run (default: all)", (), value="STEP")
+    mount: str = setting("where the volume is in the containers", "/vol", value="PATH")
+    dry_run: bool = setting("list the steps and make no call", False)
+
+
+def drill(settings: Drill) -> int:
+    """Try the real service and print a table: volume, claims, a stop, a job, GPUs, a chat (about $0.30)."""
+    wanted = {
+        "image": "build the job's image, or find it built",
+        "volume": f"write {settings.megabytes:,} MB, commit, read them elsewhere; statfs, flock, rename",
+        "claim": "of two containers that claim a key at once, one gets it",
+        "stop": "stop a container: how long it has to write a checkpoint, and whether its input comes back",
+        "job": "train a d2 with a time limit of a minute, nobody watching: handed over until it is done",
+        **{f"gpu {name}": "driver, CUDA, attention, compiling, speed of a d12" for name in settings.gpu},
+        "chat": "deploy that model, ask it cold and warm, stop it",
+    }
+    steps = {
+        name: what for name, what in wanted.items() if not settings.only or name.split()[0] in settings.only
+    }
+    if settings.dry_run:
+        print(markdown_table(["Step", "What is tried"], [*map(list, steps.items())], num_left=2, widest=None))
+        print("about $0.30 and 15 minutes; dry run: nothing was called")
+        return 0
+    results: dict[str, dict[str, Any]] = {}
+    path = settings.home / "drill.json"
+    try:
+        run_steps(settings, steps, results)
+    except modal.exception.AuthError as error:
+        raise ValueError(explain(error)) from error
+    finally:
+        write_json(path, {"format": 1, "modal": modal.__version__, "steps": results})
+    rows = [[name, "failed" if "error" in found else "ok", told(found)] for name, found in results.items()]
+    print(markdown_table(["Step", "", "Found"], rows, num_left=3, widest=None))
+    print(f"{path} has it all; send it with an issue, so that others know what the real service does")
+    return 1 if any("error" in found for found in results.values()) else 0
+
+
+def run_steps(settings: Drill, steps: dict[str, str], results: dict[str, dict[str, Any]]) -> None:
+    begun = time.monotonic()
+    app = modal.App("nanolit-drill", include_source=False)
+    functions = define(app, settings)
+    with started(app, settings.environment):
+        results["image"] = {"seconds": round(time.monotonic() - begun, 1)}
+        tries: dict[str, Callable[[], dict[str, Any]]] = {
+            "volume": lambda: try_volume(settings, functions),
+            "claim": lambda: try_claim(settings, functions),
+            "stop": lambda: try_stop(settings, functions),
+            "job": lambda: try_job(settings),
+            **{f"gpu {name}": functions[f"gpu {name}"].remote for name in settings.gpu},
+            "chat": lambda: try_chat(settings),
+        }
+        for name in [one for one in tries if one in steps]:
+            print(f"{name}: {steps[name]} …", flush=True)
+            begun = time.monotonic()
+            try:
+                found = tries[name]()
+            except modal.exception.AuthError:
+                raise
+            except Exception as error:  # whatever it is, it is what was to be found
+                found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+            results[name] = {**found, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def define(app: modal.App, settings: Drill) -> dict[str, modal.Function]:
+    volume = modal.Volume.from_name(
+        settings.volume, create_if_missing=True, version=2, environment_name=settings.environment
+    )
+    image = container_image(IMAGE, root=settings.mount)
+    shared = {"image": image, "timeout": 600, "single_use_containers": True}
+    on_volume = {**shared, "volumes": {settings.mount: volume}}
+    functions = {
+        "write": app.function(**on_volume)(probes.write_volume),
+        "read": app.function(**on_volume)(probes.read_volume),
+        "claim": app.function(**shared)(probes.claim),
+        "stop": app.function(**shared)(probes.be_stopped),
+    }
+    for name in settings.gpu:
+        own = app.function(**shared, gpu=name, name=f"try_{''.join(filter(str.isalnum, name))}")
+        functions[f"gpu {name}"] = own(probes.try_gpu)
+    return functions
+
+
+def try_volume(settings: Drill, functions: dict[str, modal.Function]) -> dict[str, Any]:
+    place = (settings.mount, settings.volume, settings.environment, settings.megabytes)
+    written = functions["write"].remote(*place)
+    begun = time.monotonic()
+    read = functions["read"].remote(settings.mount, settings.megabytes)
+    return {**written, **read, "seen_after_seconds": round(time.monotonic() - begun, 1)}
+
+
+def try_claim(settings: Drill, functions: dict[str, modal.Function]) -> dict[str, Any]:
+    key = secrets.token_hex(4)
+    calls = [functions["claim"].spawn(key, settings.environment) for _ in range(2)]
+    got = sorted(call.get(timeout=WAIT_SECONDS) for call in calls)
+    assert got == [False, True], f"the two claims came back as {got}"
+    return {"claims": "one of two"}
+
+
+def try_stop(settings: Drill, functions: dict[str, modal.Function]) -> dict[str, Any]:
+    """Stop a container as Modal does when it takes a machine away."""
+    key = secrets.token_hex(4)
+    call = functions["stop"].spawn(key, settings.environment)
+    there = modal.Dict.from_name(probes.PROBES, create_if_missing=True, environment_name=settings.environment)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (task := there.get(f"{key}/task")):
+        assert time.monotonic() < deadline, "the container did not start"
+        time.sleep(1)
+    subprocess.run([sys.executable, "-m", "modal", "container", "stop", task, "-y"], check=True)
+    return {"grace_seconds": call.get(timeout=WAIT_SECONDS), "input": "came back"}
+
+
+def try_job(settings: Drill) -> dict[str, Any]:
+    """Submit as `nanolit.train … wait=false` does, and read how often it was handed over."""
+    words = [*JOB, *RENTED, *SMALL, f"run={RUN}-{secrets.token_hex(2)}", f"max_steps={settings.steps}"]
+    words += [f"root={settings.home}", "stage.tokenizer.vocab_size=512", "stage.tokenizer.max_chars=100_000"]
+    job = compose(words)
+    launcher = compose_config(words).hydra.launcher
+    own = {"timeout": 60 if settings.steps > 100 else 600, "root": settings.mount}
+    own |= {"environment": settings.environment, "stream_logs": False}
+    submission = begin(job, {**as_dict(launcher), **own})
+    result = follow(submission, logs=False)
+    assert result["status"] == "done", f"{result['status']}: {result.get('error')}"
+    calls = [call["state"] for call in OnVolume(submission).calls() if call["function"] == "train"]
+    hours, dollars = OnVolume(submission).spent()
+    found = {"run": job["run"], "train_calls": calls, "gpu_hours": round(hours, 4)}
+    return found | {"dollars": dollars and round(dollars, 4)}
+
+
+def try_chat(settings: Drill) -> dict[str, Any]:
+    """Deploy the newest run of the drill, without a password for these seconds."""
+    runs = sorted(
+        (settings.home / "runs").glob(f"{RUN}-*/submission.json"), key=lambda one: one.stat().st_mtime
+    )
+    assert runs, "there is no run to talk to: the job did not run"
+    wish = Wish(run=runs[-1].parent.name, root=settings.home, cluster="modal_a10g", name=RUN, public=True)
+    deploy(wish)
+    url = read_json(record_path(settings.home, RUN))["url"]
+    try:
+        times = {name: ask(url) for name in ("cold_seconds", "warm_seconds")}
+    finally:
+        stop_chat(settings.home, RUN)
+    return {"url": url, **times}
+
+
+def ask(url: str) -> float:
+    """Seconds of one completion of sixteen tokens."""
+    begun = time.monotonic()
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=WAIT_SECONDS) as answer:
+        model = json.load(answer)["data"][0]["id"]
+    content = json.dumps({"model": model, "prompt": "The", "max_tokens": 16}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", content, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:
+        answer.read()
+    return round(time.monotonic() - begun, 1)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key != "_target_"}
+
+
+def told(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())

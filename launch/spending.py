@@ -1,0 +1,41 @@
+"""What a run has cost: the seconds it had its GPUs, written by the machines themselves.
+
+Waiting for a GPU is not billed, so the times of the calls say too much.
+"""
+
+import time
+from pathlib import Path
+
+from nanolit.machine.paths import read_json, write_json
+
+FILE = "gpu_seconds.json"  # in the run's folder: one entry a machine, by when it began
+EVERY_SECONDS = 30.0
+RESERVE_SECONDS = 60.0  # a last step and its checkpoint, when max_cost is near
+
+
+class Meter:
+    """Counts this machine's seconds, after those of the machines before it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.begun, self.written = folder / FILE, time.time(), 0.0
+        self.before: dict[str, float] = read_json(self.path)["seconds"] if self.path.exists() else {}
+
+    def seconds(self) -> float:
+        return sum(self.before.values()) + time.time() - self.begun
+
+    def seconds_left(self, max_cost: float | None, dollars_per_hour: float | None) -> float | None:
+        """Seconds until `max_cost` is spent, less a reserve; None without a limit or a price."""
+        if max_cost is None or not dollars_per_hour:
+            return None
+        return max_cost / dollars_per_hour * 3600 - self.seconds() - RESERVE_SECONDS
+
+    def tick(self) -> None:
+        """Write, if the last time is long enough ago."""
+        if time.time() - self.written > EVERY_SECONDS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write this machine's seconds so far."""
+        self.written = time.time()
+        seconds = {**self.before, f"{self.begun:.3f}": round(self.written - self.begun, 3)}
+        write_json(self.path, {"format": 1, "seconds": seconds})

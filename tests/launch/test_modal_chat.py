@@ -1,0 +1,274 @@
+"""A chat on a fake Modal: the real client deploys, the real entrypoint serves, the control plane is ours."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from nanolit.model.release import save_release
+from tests.chat.test_web import browser, heard, page, say  # noqa: F401
+from tests.conftest import TAUGHT
+from tests.fake_modal.account import Account, wait_until
+
+pytestmark = [
+    pytest.mark.xdist_group("modal"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
+]
+PASSWORD = "elm-otter"
+QUESTION, REPLY = TAUGHT[0]
+SERVING = ("modal_a10g", "modal_h100")
+CHAT = ("run=taught", "web=true", "cluster=modal_a10g")
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory, taught_model, byte_tokenizer):
+    """An account without volumes or secrets, and a run that is on the laptop alone."""
+    account = Account(tmp_path_factory.mktemp("chat"), secrets={})
+    byte_tokenizer.save(account.root / "tokenizers" / "bytes")
+    save_release(
+        account.root / "runs" / "taught" / "sft" / "release",
+        taught_model,
+        tokenizer_folder=account.root / "tokenizers" / "bytes",
+        tokenizer_hash=byte_tokenizer.hash,
+        meta={"run": "taught", "stage": "sft", "step": 150},
+    )
+    yield account
+    account.close()
+
+
+def requests_so_far(account: Account) -> str:
+    path = account.state / "rpc.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
+REFUSED = [
+    (["run=taught", "web=true", "cluster=modal_8xh100"], "has 8 GPUs and a chat uses one"),
+    (["run=taught", "web=true", "cluster=local"], "give one of Modal's with one GPU"),
+    (["run=taught", "cluster=modal_a10g"], "give run=RUN web=true with it"),
+    (["run=taught", "web=true", "keep_warm=1"], "add cluster=modal_a10g"),
+    ([*CHAT, "name=Ada_1"], "1 to 32 of a-z, 0-9 and -"),
+    ([*CHAT, f"name={'a' * 33}"], "1 to 32 of a-z, 0-9 and -"),
+]
+SHOWN = [[*CHAT[:2], f"cluster={name}", "keep_warm=1", "public=true", "dry_run=true"] for name in SERVING]
+SCRIPT = """
+import contextlib, io, json, sys
+from nanolit.chat.__main__ import main
+outputs = []
+for words in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = main(words)
+    outputs.append([code, out.getvalue()])
+print(json.dumps(outputs))
+"""
+
+
+@pytest.fixture(scope="module")
+def without_calls(account):
+    """What the command says to wishes that need no call, in one process; the fake saw none."""
+    before = requests_so_far(account)
+    words = json.dumps([words for words, _ in REFUSED] + SHOWN)
+    command = [sys.executable, "-c", SCRIPT, words]
+    done = subprocess.run(command, env=account.environment(), capture_output=True, text=True, check=True)
+    assert requests_so_far(account) == before
+    return json.loads(done.stdout)
+
+
+def test_what_cannot_be_deployed_is_one_line_and_no_call(without_calls):
+    for (_, message), (code, output) in zip(REFUSED, without_calls, strict=False):
+        assert code == 2
+        assert message in output
+        assert output.count("\n") == 1
+
+
+def test_a_dry_run_of_every_serving_cluster_prints_dollars_and_makes_no_call(without_calls):
+    for code, output in without_calls[len(REFUSED) :]:
+        assert code in (0, None), output
+        assert output.count("\n") <= 8
+        assert "taught/sft, step 150" in output
+        assert "fits" in output
+        assert "an hour while somebody talks" in output
+        assert "a month" in output
+
+
+@pytest.mark.slow
+def test_a_run_that_is_nowhere_is_one_line_with_the_runs_that_are_there(account):
+    code, output = account.run("nanolit.chat", "run=never", *CHAT[1:])
+    assert code == 2, output
+    assert "run never has no release here or on the volume nanolit; runs there: " in output
+
+
+@pytest.fixture(scope="module")
+def deployed(account):
+    """The command twice: (the outputs, the record beside the runs)."""
+    outputs = []
+    for _ in range(2):
+        code, output = account.run("nanolit.chat", *CHAT, NANOLIT_CHAT_PASSWORD=PASSWORD)
+        assert code == 0, output
+        outputs.append(output)
+    return outputs, json.loads((account.root / "chats" / "taught.json").read_text())
+
+
+@pytest.fixture
+def client(deployed):
+    key = {"Authorization": f"Bearer {PASSWORD}"}
+    with httpx.Client(base_url=deployed[1]["url"], headers=key, timeout=120) as client:
+        yield client
+
+
+def body(**more):
+    return {
+        "model": "taught/sft",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        **more,
+    }
+
+
+@pytest.mark.slow
+def test_the_same_command_again_is_the_same_app_at_the_same_address(account, deployed):
+    (first, second), record = deployed
+    assert record["url"] in first
+    assert record["url"] in second
+    assert PASSWORD not in first + second
+    assert len(account.requests("AppCreate")) == 1
+    assert len(list((account.state / "volumes" / "nanolit" / "uploads").iterdir())) == 1, "uploaded once"
+
+
+@pytest.mark.slow
+def test_the_requests_are_those_of_the_design(account, deployed):
+    function = account.requests("FunctionCreate")[-1]["function"]
+    assert function["resources"]["gpuConfig"] == {"gpuType": "A10", "count": 1}
+    assert function["checkpointingEnabled"]
+    assert function["maxConcurrentInputs"] == 100
+    assert function["autoscalerSettings"]["maxContainers"] == 1
+    assert function["autoscalerSettings"]["scaledownWindow"] == 120
+    assert function["timeoutSecs"] == 900
+    (mount,) = function["volumeMounts"]
+    assert mount["readOnly"]
+    assert mount["subPath"] == deployed[1]["place"]
+    web = function["methodDefinitions"]["web"]["webhookConfig"]
+    assert web["requestedSuffix"] == "nanolit-taught"
+
+
+@pytest.mark.slow
+def test_a_request_wakes_one_container_that_answers_page_and_api(account, client):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert "gradio" in client.get("/").text.lower()
+    assert not client.get("/config").json()["connect_heartbeat"]
+    reply = client.post("/v1/chat/completions", json=body()).json()
+    assert reply["choices"][0]["message"]["content"] == REPLY
+    assert len(account.containers()) == 1
+
+
+@pytest.mark.slow
+def test_without_the_password_nothing_is_told(client, deployed):
+    with httpx.Client(base_url=deployed[1]["url"], timeout=120) as stranger:
+        assert stranger.get("/v1/models").status_code == 401
+        assert stranger.post("/v1/chat/completions", json=body()).status_code == 401
+        assert "password" in stranger.get("/", follow_redirects=True).text.lower()
+
+
+@pytest.mark.slow
+def test_a_reply_streams_through_the_web_of_modal(client):
+    with client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: {")]
+    pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content") or "" for line in lines]
+    assert "".join(pieces) == REPLY
+    assert len([piece for piece in pieces if piece]) >= 3
+
+
+@pytest.mark.slow
+def test_the_client_of_openai_speaks_to_it_streamed_and_whole(deployed):
+    openai = pytest.importorskip("openai", reason="openai is not installed (extra: dev)")
+    key = {"base_url": f"{deployed[1]['url']}/v1", "api_key": PASSWORD}
+    with openai.OpenAI(**key, max_retries=0, timeout=120) as client:
+        whole = client.chat.completions.create(**body())
+        pieces = client.chat.completions.create(**body(stream=True))
+        text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert whole.choices[0].message.content == text == REPLY
+
+
+@pytest.mark.slow
+def test_an_open_tab_lets_it_sleep_and_loses_nothing_when_it_wakes(account, deployed, page):  # noqa: F811
+    """Both exchanges stay on the page, though the container that answered the first is gone."""
+    page.goto(deployed[1]["url"])
+    page.fill("input[type=password]", PASSWORD)
+    page.keyboard.press("Enter")
+    say(page, QUESTION)
+    first = heard(page, 1)
+    (account.state / "idle").write_text("3")
+    wait_until(lambda: not account.containers(), seconds=60)
+    (account.state / "idle").unlink()
+    say(page, "Sum?")
+    wait_until(lambda: bool(account.containers()), seconds=60)
+    page.set_default_timeout(90_000)
+    assert heard(page, 2)[:2] == first
+    assert page.left_loopback == []
+
+
+@pytest.mark.slow
+def test_thirty_at_once_have_one_container_and_the_same_answer(account, client):
+    replies = []
+
+    def ask():
+        replies.append(client.post("/v1/chat/completions", json=body()))
+
+    threads = [threading.Thread(target=ask) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [reply.json()["choices"][0]["message"]["content"] for reply in replies] == [REPLY] * 30
+    assert len(account.containers()) == 1
+
+
+@pytest.mark.slow
+def test_it_sleeps_when_nobody_asks_and_a_login_outlives_the_sleep(account, client, deployed):
+    with httpx.Client(base_url=deployed[1]["url"], timeout=120, follow_redirects=True) as visitor:
+        visitor.post("/login", data={"password": PASSWORD})
+        assert visitor.get("/stats").status_code == 200
+        (account.state / "idle").write_text("2")
+        beat = visitor.get("/gradio_api/heartbeat/an-open-tab")
+        assert beat.status_code == 204
+        wait_until(lambda: not account.containers(), seconds=60)
+        (account.state / "idle").unlink()
+        begun = time.monotonic()
+        assert visitor.get("/stats").status_code == 200, f"woken in {time.monotonic() - begun:.0f} s"
+        assert len(account.containers(live=False)) >= 2
+
+
+@pytest.mark.slow
+def test_a_chat_is_listed_logged_and_stopped_by_its_name(account, client, deployed):
+    assert client.get("/health").status_code == 200
+    listed = account.run("launch", "status")[1]
+    assert "chat:taught" in listed
+    assert "awake" in listed
+    assert "awake: taught/sft on" in account.run("launch", "logs", "chat:taught")[1]
+    assert "an hour while it is awake" in account.run("launch", "cost", "chat:taught")[1]
+    code, output = account.run("launch", "stop", "chat:taught")
+    assert code == 0, output
+    wait_until(lambda: not account.containers(), seconds=30)
+    assert client.get("/health").status_code == 404
+    assert "stopped" in account.run("launch", "status", "chat:taught")[1]
+    code, output = account.run("launch", "stop", "chat:never")
+    assert code == 2, output
+    assert "chat:never was not deployed from" in output
+
+
+@pytest.mark.slow
+def test_a_drill_tells_what_it_found_and_what_failed(account):
+    """The fake's volume, claims and stop are real here; there is no GPU, which is told and not hidden."""
+    words = ["--megabytes", "3", "--gpu", "T4", "--only", "volume,claim,stop,gpu"]
+    code, output = account.run("launch", "drill", *words, "--mount", str(account.volume))
+    assert code == 1, output
+    found = json.loads((account.root / "drill.json").read_text())["steps"]
+    assert found["volume"]["flock_and_rename"] == "work"
+    assert found["claim"]["claims"] == "one of two"
+    assert 0.5 <= found["stop"]["grace_seconds"] <= 5
+    assert "PyTorch sees no GPU there" in found["gpu T4"]["error"]
+    assert [name for name, step in found.items() if "error" in step] == ["gpu T4"]

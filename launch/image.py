@@ -25,8 +25,6 @@ SUFFIXES = {
     ".zst",
     ".json",
     ".html",
-    ".css",
-    ".js",
 }
 LEFT_OUT = {"__pycache__", "target", "runs", "notebooks", "node_modules"}
 UV = "0.13.9"

@@ -62,8 +62,6 @@ def test_answers_on_disk_are_shown_without_control_characters(
     (release.parent / "evaluation/GSM8K.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = [f"release={release}", "show=GSM8K"]
     assert evaluate.main([*words, "wrong=true"]) in (0, None)
-    assert (
-        capsys.readouterr().out == "wrong  item 0\n  2+2?\n  so 4\\x1b[2J\n  #### 5\n  →   5\n  expected: 4\n"
-    )
+    assert capsys.readouterr().out == "wrong  item 0\n  2+2?\n  so 4␛[2J\n  #### 5\n  →   5\n  expected: 4\n"
     assert evaluate.main([words[0], "show=GSMK8"]) == 2
     assert "did you mean GSM8K?" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_a_run_of_many_stages_keeps_the_columns_aligned(tmp_path):
 
 def write_typed(root: Path, run: str, words: list[str], *, checksum: str = "1", bpb: float = 1.0) -> None:
     """A finished base of a run that was typed with these words."""
-    done = result(status="done", val_bpb=bpb, val_rows={"checksum": checksum})
+    done = result(status="done", val_bpb=bpb, val_rows={"tokens": 64, "rows": 1, "checksum": checksum})
     write_stage(root, run, "base", result_json=done, job_yaml=json.dumps({"overrides": words}))
 
 

@@ -212,9 +212,7 @@ class Chaos:
         root = self.folder / "damaged"
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(source, root)
-        files = [*(root / "runs").rglob("*"), *(root / "tokenizers").rglob("*")]
-        files = sorted(path for path in files if path.is_file() and path.suffix not in (".png", ".lock"))
-        path = self.random.choice([path for path in files if path.name != ".lock"])
+        path = self.random.choice(damageable(root))
         kind, change = self.random.choice(list(DAMAGES.items()))
         what = f"{path.relative_to(root)} {kind}"
         content = path.read_bytes()
@@ -227,6 +225,15 @@ class Chaos:
                 if difference.split()[0] not in path.as_posix():
                     self.fall(f"{what}: {difference}, silently", end.text)
         print(f"damage: {what}: {end.code} {end.text.strip().splitlines()[-1:]}", flush=True)
+
+
+def damageable(root: Path) -> list[Path]:
+    """Return the files of a root's runs and tokenizers; there are none yet while data is fetched."""
+    files = [*(root / "runs").rglob("*"), *(root / "tokenizers").rglob("*")]
+    left_out = (".png", ".lock")
+    return sorted(
+        path for path in files if path.is_file() and path.suffix not in left_out and path.name != ".lock"
+    )
 
 
 @contextmanager
@@ -271,7 +278,7 @@ def attack(chaos: Chaos, settings: Settings) -> None:
     for size in SIZES[: settings.disks]:
         chaos.fill_disk(size)
     for index in range(settings.damages):
-        runs = [reference, *sorted(chaos.folder.glob("halfway-*"))]
+        runs = [reference, *filter(damageable, sorted(chaos.folder.glob("halfway-*")))]
         chaos.damage(runs[index % len(runs)])
     if settings.ranks:
         chaos.strike_ranks(settings.ranks)

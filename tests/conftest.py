@@ -1,5 +1,6 @@
 """Models small enough to make in a test: one with random weights, one that was taught a few replies."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render
 
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # A shell that starts the tests in the background has Ctrl-C ignored, and what tests start inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -113,3 +115,16 @@ def taught_model(byte_tokenizer) -> GPT:
             break
     assert loss < 0.05, f"the model did not learn its replies: loss {loss:.2f}"
     return model
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for the tests that look at a page."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium-headless-shell")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()

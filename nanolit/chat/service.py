@@ -17,6 +17,7 @@ from typing import Unpack
 
 from nanolit.inference.engine import Engine, Sampling
 from nanolit.inference.request import Handle, Request, Token
+from nanolit.machine.terminal import one_line
 
 PLACES = 40  # replies at once, those that wait for a slot included. Untuned
 REPLY_SECONDS = 600.0  # after which a reply ends as if its length were reached
@@ -221,7 +222,7 @@ class Service:
     def _fail(self, error: Exception) -> None:
         self._engine.release()
         for ticket in [*self._tickets]:
-            self._end(ticket, error if str(error) == ENDED else Failed(" ".join(str(error).split())))
+            self._end(ticket, error if str(error) == ENDED else Failed(one_line(error)))
 
 
 def _checked(news: News) -> list[Token] | None:

@@ -24,6 +24,7 @@ from nanolit.chat.markup import as_html
 from nanolit.chat.models import Defaults, Models
 from nanolit.chat.service import PLACES
 from nanolit.machine.device import derived_seed
+from nanolit.machine.terminal import one_line
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -151,7 +152,7 @@ class Page:
         try:
             context = self.talker_of(name).engine.context
         except ValueError as error:
-            return gradio.skip(), gradio.skip(), html.escape(f"({_line(error)})")
+            return gradio.skip(), gradio.skip(), html.escape(f"({one_line(error)})")
         slider = gradio.Slider(maximum=context - 1, value=usual_max_tokens(context))
         return gradio.Chatbot(**self.face(name)), slider, NOTE
 
@@ -176,7 +177,7 @@ class Page:
             reply = self.talker_of(model).reply(asked, message, seed=seed, **settings)
             yield from self._stream(before, message, reply)
         except (ValueError, RuntimeError) as error:  # the message goes back to where it was typed
-            note = html.escape(f"({_line(error)})")
+            note = html.escape(f"({one_line(error)})")
             yield gradio.Textbox(message, submit_btn=True, stop_btn=False), before, shown(before), note
 
     def _stream(self, before: Messages, message: str, reply: Any) -> Iterator[tuple]:
@@ -252,10 +253,6 @@ def shown(messages: Messages) -> list[dict[str, Any]]:
         {"role": message["role"], "content": [{"type": "text", "text": as_html(message["content"]) or "…"}]}
         for message in messages or []
     ]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def mount(app: "FastAPI", models: Models, defaults: Defaults) -> None:

@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from nanolit.machine.clock import duration
 from nanolit.machine.numbers import chunked, listed
 from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.terminal import one_line
 
 FORMAT = 1
 RECORD = "hub.json"
@@ -312,7 +313,7 @@ def _reason(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"it answered {response.status_code} {response.reason_phrase}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 def _size(path: Path) -> int | None:

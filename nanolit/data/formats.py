@@ -13,6 +13,8 @@ from pathlib import Path
 from nanolit.data.parquet import open_shard
 from nanolit.data.pieces import Document
 from nanolit.data.sources import HUB, PLAIN, compression_of, kind_of
+from nanolit.machine.terminal import one_line
+from nanolit.tasks.rows import first_line
 
 BLOCK = 1 << 20  # characters, or bytes, read at once
 LONGEST = (
@@ -43,7 +45,7 @@ def _of_records(path: Path, kind: str, text_column: str) -> Iterator[Document]:
             else:
                 yield from _of_lines(path, stream, text_column)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({_line(error)}); copy it again") from error
+        raise ValueError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
 
 
 def _opened(path: Path) -> io.BufferedReader:
@@ -65,7 +67,7 @@ def _blocks(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{path}", error) from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({_line(error)}); copy it again") from error
+        raise ValueError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
 
 
 def _of_lines(path: Path, stream: io.BufferedReader, text_column: str) -> Iterator[Document]:
@@ -76,7 +78,7 @@ def _of_lines(path: Path, stream: io.BufferedReader, text_column: str) -> Iterat
             line = stream.readline(LONGEST)
         except OSError as error:
             raise ValueError(
-                f"{path}: cannot be read after line {number - 1} ({_line(error)}); copy it again"
+                f"{path}: cannot be read after line {number - 1} ({one_line(error)}); copy it again"
             ) from error
         if not line:
             return
@@ -152,7 +154,7 @@ def _of_parquet(path: Path, text_column: str) -> Iterator[Document]:
         ) from None
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{path}: cannot be read after row {number} ({_line(error)}); copy it again"
+            f"{path}: cannot be read after row {number} ({one_line(error)}); copy it again"
         ) from error
 
 
@@ -165,10 +167,9 @@ def hub_documents(name: str, text_column: str) -> dict[str, Iterator[Document]]:
         splits = load_dataset(repository, configuration or None, streaming=True)
         columns = next(iter(splits.values())).column_names
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"data={name} can't be read from the hub ({reason}); go online, check the name, or choose one of "
-            "several configurations: data=hf:OWNER/NAME:CONFIGURATION"
+            f"data={name} can't be read from the hub ({first_line(error)}); go online, check the name, or "
+            "choose one of several configurations: data=hf:OWNER/NAME:CONFIGURATION"
         ) from error
     if columns is not None and text_column not in columns:
         raise ValueError(_no_column(f"data={name}", text_column, columns))
@@ -219,7 +220,3 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> ValueError:
         f"{place} is not UTF-8 (byte {error.start + 1}: {byte:#04x}); write it again as UTF-8 "
         "(iconv -f latin1 -t utf-8 OLD > NEW)"
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

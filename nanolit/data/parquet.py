@@ -9,6 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanolit.machine.terminal import one_line
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -81,7 +83,7 @@ def open_shard(path: Path, text_column: str) -> Shard:
             schema, metadata = file.schema_arrow, file.metadata
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{path} is not a whole parquet file ({_line(error)}); fetch or write it again"
+            f"{path} is not a whole parquet file ({one_line(error)}); fetch or write it again"
         ) from error
     if text_column not in schema.names:
         raise ValueError(
@@ -128,7 +130,8 @@ def read_texts(shard: Shard, group: int) -> "pa.LargeStringArray":
         texts = column.cast(pa.large_string()).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{shard.path}: row group {group} cannot be read ({_line(error)}); fetch or write the file again"
+            f"{shard.path}: row group {group} cannot be read ({one_line(error)}); "
+            "fetch or write the file again"
         ) from error
     before = sum(shard.group_sizes[:group])
     if texts.null_count:
@@ -153,7 +156,3 @@ def _first_invalid(texts: "pa.Array") -> int:
         except UnicodeDecodeError:
             return index
     raise AssertionError("arrow found a fault in the texts that is none of encoding")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

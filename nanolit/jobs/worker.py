@@ -32,7 +32,7 @@ from nanolit.machine.arguments import train_command
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
 from nanolit.machine.signals import handlers_kept, ignore_ctrl_c
-from nanolit.machine.terminal import say
+from nanolit.machine.terminal import one_line, say
 from nanolit.phases.core import Phase, StoppedInStep
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
@@ -64,7 +64,7 @@ def attempt(job: Job, plan: Plan) -> Json:
         return {"status": "failed", "error": out_of_memory(job, plan)}
     except Exception as error:
         if others_are_gone(error):
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             minutes = f"{stuck.SILENCE.total_seconds() / 60:g} minutes"
             text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
             return {"status": "failed", "error": text, "left": True}

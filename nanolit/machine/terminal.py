@@ -33,3 +33,8 @@ def bold(text: str) -> str:
 def say(text: str) -> None:
     """Print a line at once; a progress bar stays below it."""
     print(text, flush=True)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's whole message in one line."""
+    return " ".join(str(error).split())

@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from nanolit.machine.paths import Json, read_json, sync, write_atomically, write_json
+from nanolit.machine.terminal import one_line
 from nanolit.model.gpt import GPT, GPTConfig
 
 FORMAT = 1
@@ -129,7 +130,7 @@ def _described(hyperparameters: Json, header: Mapping[str, tuple[int, ...]], fol
         with torch.device("meta"):
             model = GPT(config)
     except (TypeError, ValueError, RuntimeError) as error:  # the last for sizes beyond any address
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{folder}/gpt.json does not describe a model of this version ({reason})") from error
     _check_shapes(model, header, origin=str(folder))
     return model

@@ -60,6 +60,11 @@ class FileRows:
         return f"{path} {place}"
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class HubRows:
     """One split of a dataset of the hub (downloaded once by `datasets`, then read from its cache)."""
 
@@ -70,9 +75,8 @@ class HubRows:
         try:
             self.dataset = load_dataset(dataset, subset, split=split)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"the dataset {self.label} can't be read from the hub ({reason}); go online, "
+                f"the dataset {self.label} can't be read from the hub ({first_line(error)}); go online, "
                 "or name a mirror folder as the source: recipe.mirror=FOLDER"
             ) from error
         if not len(self.dataset):

@@ -3,7 +3,6 @@
 import contextlib
 import html.parser
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,24 +17,11 @@ from nanolit.chat.__main__ import main
 from nanolit.chat.markup import as_html
 from nanolit.chat.web import question_at, recent
 
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 LOOPBACK = re.compile(r"^(http|ws)://127\.0\.0\.1:\d+/|^(data|blob):")
 ATTACK = (
     '<div style="position:fixed;inset:0;z-index:9999">FAKE LOGIN</div>'
     '<form action="http://192.0.2.1/"><input name=p></form><img src=http://192.0.2.1/i.png onerror=alert(1)>'
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium-headless-shell")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

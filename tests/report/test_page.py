@@ -1,6 +1,5 @@
 """The web page of a report. Oracle: Python's own HTML parser, and Chromium where it is installed."""
 
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -74,21 +73,13 @@ def test_a_base_alone_continues_texts(tmp_path: Path) -> None:
     assert "<p>Once<em> upon a time</em></p>" in text
 
 
-def test_the_page_fits_every_width(page: Path) -> None:
+def test_the_page_fits_every_width(page: Path, browser) -> None:
     """In Chromium, at the widths of a phone, a tablet and a laptop: no sideways scroll, nothing refused."""
-    names = ("chromium-headless-shell", "chromium", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium-headless-shell")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-    with playwright.sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        for width in (390, 768, 1280):
-            tab = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme="dark")
-            said: list[str] = []
-            tab.on("console", lambda message, said=said: said.append(message.text))
-            tab.goto(page.as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") == width
-            assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-            assert said == []
-        chromium.close()
+    for width in (390, 768, 1280):
+        tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark")
+        said: list[str] = []
+        tab.on("console", lambda message, said=said: said.append(message.text))
+        tab.goto(page.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        assert said == []

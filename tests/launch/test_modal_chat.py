@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from nanolit.model.release import save_release
-from tests.chat.test_web import browser, heard, page, say  # noqa: F401
+from tests.chat.test_web import heard, page, say  # noqa: F401
 from tests.conftest import TAUGHT
 from tests.fake_modal.account import Account, wait_until
 

@@ -20,7 +20,7 @@ from nanolit.kernels.attention import attend
 from nanolit.model.block import norm
 from nanolit.model.gpt import GPT
 
-BATCH_TOKENS = 16_384  # read at once, padding included: the attention masks of 8 rows of 2,048 take 34 MB
+BATCH_TOKENS = 16_384  # read at once, padding included
 # Rows are padded to whole tiles: for others SDPA copies its mask for every head, at every layer
 TILE = 64
 HEAD_TOKENS = 4_096  # whose logits are held at once: half a gigabyte in float32 at 32,768 tokens
@@ -192,36 +192,64 @@ def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
     x_BTC = norm(model.embedding(ids_BT))
     before_BTC = x_BTC.gather(1, before_BT.clamp(min=0)[..., None].expand_as(x_BTC))
     before_BTC = before_BTC * (before_BT >= 0)[..., None]
-    places_BT = places_BT.to(torch.int32)  # whose differences, (B, T, T), take half the memory so
-    keep_BTT = _keep(padded("endings", 0)) if any(len(row.targets) > 1 for row in rows) else None
-    masks = dict[int | None, Tensor]()  # by window, as SDPA adds them to scores
-
-    def mask_of(keep_BTT: Tensor, window: int | None) -> Tensor:
-        if window not in masks:
-            if window is not None and window < T:
-                keep_BTT = keep_BTT & (places_BT[:, :, None] - places_BT[:, None] <= window)
-            dropped = keep_BTT.new_zeros(keep_BTT.shape, dtype=x_BTC.dtype)
-            masks[window] = dropped.masked_fill_(~keep_BTT, -torch.inf)[:, None]
-        return masks[window]
+    several = any(len(row.targets) > 1 for row in rows)
+    endings = _Endings(rows, padded("endings", 0), places_BT, dtype=x_BTC.dtype) if several else None
 
     def attend_in_row(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         window = decoder.layers[layer].window
-        if keep_BTT is None:
-            return attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=decoder.backend)
-        y_BHTD = F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD)),
-            attn_mask=mask_of(keep_BTT, window),
-            enable_gqa=q_BTHD.size(2) != k_BTKD.size(2),
-        )
-        return y_BHTD.transpose(1, 2)
+        y_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, window=window, backend=decoder.backend)
+        return endings.attend(y_BTHD, q_BTHD, k_BTKD, v_BTKD, window) if endings else y_BTHD
 
     angles = model.cos_TE[places_BT], model.sin_TE[places_BT]
     return decoder.blocks(ids_BT, x_BTC, before_BTC, angles, decoder.heads, attend_in_row)
 
 
-def _keep(endings_BT: Tensor) -> Tensor:
-    """True at (query, key) where the key comes before and is of the beginning or of the same ending."""
-    query_BT1, key_B1T = endings_BT[:, :, None], endings_BT[:, None]
-    T = endings_BT.size(1)
-    earlier_TT = torch.ones(T, T, dtype=torch.bool, device=endings_BT.device).tril()
-    return earlier_TT & ((key_B1T == 0) | (key_B1T == query_BT1))
+class _Endings:
+    """Attention of the endings alone, the last E tokens of each row at most; the beginnings' is causal.
+
+    Endings are short: their scores take E × T and not T × T, and the rest of a row is left to the kernels
+    that need no mask.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], endings_BT: Tensor, places_BT: Tensor, dtype: torch.dtype
+    ) -> None:
+        T, device = endings_BT.size(1), endings_BT.device
+        shared = [int((row.endings == 0).sum()) for row in rows]
+        E = -(-max(len(row.ids) - count for row, count in zip(rows, shared, strict=True)) // 8) * 8
+        begin_B1 = torch.tensor(shared, device=device)[:, None]
+        self.at_BE = (begin_B1 + torch.arange(E, device=device)).clamp(max=T - 1)
+        self.back_BT = (torch.arange(T, device=device) - begin_B1).clamp(0, max(E - 1, 0))
+        self.ending_BT = endings_BT > 0
+        key_B1T, query_BE1 = endings_BT[:, None], endings_BT.gather(1, self.at_BE)[..., None]
+        earlier_BET = torch.arange(T, device=device) <= self.at_BE[..., None]
+        self.keep_BET = earlier_BET & ((key_B1T == 0) | (key_B1T == query_BE1))
+        self.distance_BET = places_BT.gather(1, self.at_BE)[..., None] - places_BT[:, None]
+        self.dtype = dtype
+        self.masks = dict[int | None, Tensor]()  # by window, as SDPA adds them to scores
+
+    def attend(
+        self, y_BTHD: Tensor, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, window: int | None
+    ) -> Tensor:
+        """Return the rows' attention; `y_BTHD`, causal over whole rows, is right in their beginnings."""
+        if not self.at_BE.size(1):
+            return y_BTHD
+        q_BEHD = _taken(q_BTHD, self.at_BE)
+        y_BHED = F.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q_BEHD, k_BTKD, v_BTKD)),
+            attn_mask=self._mask(window),
+            enable_gqa=q_BTHD.size(2) != k_BTKD.size(2),
+        )
+        ending_BTHD = _taken(y_BHED.transpose(1, 2), self.back_BT)
+        return torch.where(self.ending_BT[..., None, None], ending_BTHD, y_BTHD)
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self.masks:
+            keep_BET = self.keep_BET if window is None else self.keep_BET & (self.distance_BET <= window)
+            dropped_BET = keep_BET.new_zeros(keep_BET.shape, dtype=self.dtype)
+            self.masks[window] = dropped_BET.masked_fill_(~keep_BET, -torch.inf)[:, None]
+        return self.masks[window]
+
+
+def _taken(x_BTHD: Tensor, at_BE: Tensor) -> Tensor:
+    return x_BTHD.gather(1, at_BE[..., None, None].expand(-1, -1, *x_BTHD.shape[2:]))

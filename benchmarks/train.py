@@ -19,6 +19,7 @@ import torch  # noqa: E402
 
 from benchmarks import communication, results  # noqa: E402
 from benchmarks.parts import fill_gradients, parts_of  # noqa: E402
+from nanolit.callbacks.progress import Clock  # noqa: E402
 from nanolit.callbacks.throughput import Recorder, Throughput  # noqa: E402
 from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
@@ -26,7 +27,6 @@ from nanolit.jobs.parts import Parts, build_trainer  # noqa: E402
 from nanolit.jobs.processes import launched_rank  # noqa: E402
 from nanolit.jobs.worker import quieten_libraries  # noqa: E402
 from nanolit.machine.arguments import read_some, setting  # noqa: E402
-from nanolit.machine.clock import Clock  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402

@@ -10,7 +10,7 @@ import modal
 
 from launch.spending import FILE
 from launch.submit import Submission
-from nanolit.machine.clock import duration
+from nanolit.machine.terminal import duration
 from nanolit.report.tables import age
 
 RECENT_ROWS = 20  # of metrics.csv, over which a step's time is taken

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nanolit.config.build import build
-from nanolit.config.compose import allow_weak_sandbox, named, options
+from nanolit.config.rules import allow_weak_sandbox, named, options
 from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
@@ -278,7 +278,7 @@ def evaluator_of(job: Job, plan: TrainingPlan, tokenizer: "Tokenizer") -> "Evalu
 
 def unigrams(job: Job, evaluator: "BitsPerByte", tokenizer: "Tokenizer") -> float:
     """Return the bits per byte of a model that knows only how frequent each token is."""
-    from nanolit.data.pretrain import training_texts
+    from nanolit.data.texts import training_texts
     from nanolit.evaluation.bits_per_byte import unigram_bits_per_byte
 
     corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=1)

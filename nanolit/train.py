@@ -17,8 +17,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from nanolit.config.compose import USER_ERRORS, compose, explain, help_text, options
-from nanolit.config.search_path import check_search_path
-from nanolit.config.words import malformed, spelled_out
+from nanolit.config.words import check_search_path, malformed, spelled_out
 from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command

@@ -92,6 +92,7 @@ PACKAGES: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "machine.device": {"torch"},
     "config.compose": {"hydra", "omegaconf"},
+    "config.rules": {"omegaconf"},
     "config.words": {"hydra"},
     "tasks": {"datasets"},
     "kernels": {"torch", "triton"},
@@ -111,6 +112,7 @@ LIBRARIES: dict[str, set[str]] = {
     "jobs.worker": {"torch", "lightning"},
     "jobs.parts": {"torch", "lightning"},
     "jobs.watch": {"torch", "lightning"},
+    "jobs.ending": {"lightning"},
     "jobs.trial": {"torch"},
     "__init__": {"torch"},  # for type checkers
     "language_model": {"torch"},

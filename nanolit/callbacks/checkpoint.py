@@ -10,43 +10,35 @@ A directory without a manifest, or with a file that doesn't match it, is not a c
 removed once a run has resumed from one below it. What has another name is nobody's business here.
 """
 
-import hashlib
 import json
 import shutil
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from nanolit.callbacks import stuck
-from nanolit.callbacks.throughput import check_finite
-from nanolit.machine.clock import Clock
-from nanolit.machine.device import rank, world_size
+from nanolit.machine.device import gathered, rank, world_size
 from nanolit.machine.paths import (
     DamagedFile,
     Json,
     by_step,
     check_content,
+    file_hash,
     read_json,
     step_of,
     sync,
     write_json,
 )
-from nanolit.machine.signals import AskedToStop, ignore_ctrl_c, in_main_thread
-from nanolit.machine.terminal import say
 from nanolit.optim.muon_adamw import MuonAdamW
-from nanolit.phases.core import Phase, StoppedInStep
+from nanolit.phases.core import Phase
 
 FORMAT = 1
-LONG_STEP_SECONDS = 5.0  # above which a stop is looked for between micro-batches, at a millisecond each
 
 
 class Progress(TypedDict):
@@ -107,11 +99,6 @@ class Checkpoint:
             return found
 
         optimizer.load_state_slices(read)
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_whole(folder: Path) -> bool:
@@ -238,9 +225,7 @@ def own_files(target: Path, phase: Phase, progress: Json) -> tuple[Json, str]:
         )
         write_json(target / names[1], phase.position)
         if rank() == 0:
-            state = {
-                name: tensor.detach().cpu().contiguous() for name, tensor in phase.gpt.named_parameters()
-            }
+            state = {name: on_cpu(tensor) for name, tensor in phase.gpt.named_parameters()}
             save_file(state, target / "model.safetensors")
             write_json(target / "progress.json", progress)
             names += ["model.safetensors", "progress.json"]
@@ -257,126 +242,3 @@ def on_cpu(tensor: Tensor) -> Tensor:
 
 def entry_of(path: Path) -> Entry:
     return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-
-
-def gathered(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-class Checkpoints(L.Callback):
-    """Saves every `save_every` steps and `save_seconds`, at the end, and when asked to stop.
-
-    SIGINT, SIGTERM and SIGHUP only raise a flag. All ranks agree on it after each step over a CPU group, so
-    that they save and stop at the same step, whichever of them got the signal; a second SIGINT stops at once.
-
-    Where a step is long, they agree between its micro-batches too: a machine that is taken away leaves some
-    25 seconds, and a d26's step takes 224 s on an A10G. The step is begun again after the resume.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        save_every: int,
-        save_seconds: float | None = None,
-        keep: int,
-        clock: Clock,
-        progress: Callable[[], Json],
-        on_divergence: str,
-    ) -> None:
-        self.folder, self.save_every, self.keep = folder, save_every, keep
-        self.save_seconds = save_seconds
-        self.clock, self.progress, self.on_divergence = clock, progress, on_divergence
-        self.stop = False  # a signal asked for it, and all ranks know
-        self._signals: AskedToStop | None = None
-        self._begun = time.monotonic()  # the step
-        self._long = False  # the last step was, on the slowest rank
-        self._group: Any = None
-        self._stuck: stuck.EndIfStuck | None = None
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Phase)
-        self._saved, self._saved_step = time.monotonic(), pl_module.finished_steps
-        pl_module.stops_in_step = self._stops_in_step
-        if world_size() > 1:
-            self._group = torch.distributed.new_group(backend="gloo", timeout=stuck.SILENCE)
-        self._signals = AskedToStop(self._tell)
-        if world_size() > 1 and in_main_thread():
-            self._stuck = stuck.EndIfStuck()
-
-    def _tell(self) -> None:
-        if rank() == 0:
-            say("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
-    ) -> None:
-        self._begun = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Phase)
-        step, last = pl_module.finished_steps, pl_module.finished_steps == pl_module.num_steps
-        asked = self._signals is not None and self._signals.asked
-        is_long = time.monotonic() - self._begun > LONG_STEP_SECONDS
-        self.stop, save, self._long = self._agreed(asked, self._due(step), is_long)
-        if self.stop and self._stuck:
-            self._stuck.step_ended()
-        if last or self.stop or save:
-            self._save(trainer, pl_module)
-        if self.stop:
-            ignore_ctrl_c()  # all is saved, and the run is ending: it would only break the way out
-        if self.stop and not last:
-            trainer.should_stop = True
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Save what the last whole step left, when a long one was given up."""
-        if not isinstance(exception, StoppedInStep):
-            return
-        assert isinstance(pl_module, Phase)
-        self.stop = True
-        if self._stuck:
-            self._stuck.step_ended()
-        pl_module.optimizer.zero_grad(set_to_none=True)
-        if pl_module.finished_steps > self._saved_step:
-            self._save(trainer, pl_module)
-        ignore_ctrl_c()
-
-    def _save(self, trainer: L.Trainer, phase: Phase) -> None:
-        with self.clock.paused():
-            loss = float(trainer.strategy.reduce(phase.step_loss, reduce_op="sum"))
-            check_finite(loss, phase.finished_steps, on_divergence=self.on_divergence)
-            written = write(self.folder, phase, self.progress())
-            if rank() == 0:
-                prune(self.folder, newest=written, keep=self.keep)
-        self._saved, self._saved_step = time.monotonic(), phase.finished_steps
-
-    def _due(self, step: int) -> bool:
-        late = self.save_seconds is not None and time.monotonic() - self._saved > self.save_seconds
-        return late or step % self.save_every == 0
-
-    def _stops_in_step(self) -> bool:
-        if not self._long:  # then all ranks skip it, since they agreed on it
-            return False
-        (stop,) = self._agreed(self._signals is not None and self._signals.asked)
-        return stop
-
-    def _agreed(self, *flags: bool) -> tuple[bool, ...]:
-        """Return each flag if it is raised on any rank. Collective."""
-        if self._group is None:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.int32)
-        torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX, group=self._group)
-        return tuple(map(bool, raised))
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._stuck:
-            self._stuck.close()

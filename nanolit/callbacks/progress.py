@@ -1,4 +1,4 @@
-"""Where training stands, for people: a bar at a terminal, in a pipe a line every few seconds."""
+"""Seconds of training, and where it stands for people: a bar at a terminal, else a line every few seconds."""
 
 import math
 import statistics
@@ -13,8 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanolit.machine.clock import Clock, duration
-from nanolit.machine.terminal import at_terminal, say
+from nanolit.machine.terminal import at_terminal, duration, say
 
 # Columns of metrics.csv that are shown: the name people read, the format, and whether a rise is good
 SHOWN = {
@@ -28,6 +27,32 @@ PIPE_SECONDS, MOST_PIPE_SECONDS = 5.0, 60.0  # between two lines in a pipe: a tw
 RECENT_STEPS = 32  # that the pace is judged by
 FAST, SLOW = 0.7, 0.9  # a trend is the difference of two running means; these are their decays, untuned
 NOISE = 0.002  # of the value: a smaller difference is no trend
+
+
+class Clock:
+    """Seconds of training, without what runs inside `paused` (evaluation, samples, checkpoints)."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._before = seconds
+        self.paused_seconds = 0.0  # of this process
+        self._since: float | None = time.perf_counter()  # None while it is paused
+
+    @property
+    def seconds(self) -> float:
+        return self._before if self._since is None else self._before + time.perf_counter() - self._since
+
+    def restart(self) -> None:
+        """Start counting now: what happened since the clock was made was preparation."""
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._before, self._since, begun = self.seconds, None, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+            self.paused_seconds += self._since - begun
 
 
 class Trend:

@@ -14,8 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from nanolit.callbacks.progress import Progress
-from nanolit.machine.clock import Clock
+from nanolit.callbacks.progress import Clock, Progress
 from nanolit.machine.paths import read_table, write_atomically
 from nanolit.phases.core import Phase
 
@@ -215,13 +214,3 @@ class Throughput(L.Callback):
     def tokens_per_second(self) -> float:
         """The median over the logged stretches, without the first, which holds the compilation."""
         return statistics.median(self.speeds[1:] or self.speeds) if self.speeds else math.nan
-
-
-def check_finite(loss: float, step: int, *, on_divergence: str) -> None:
-    """ValueError when training has diverged and `on_divergence` is "stop"."""
-    if math.isfinite(loss) or on_divergence == "continue":
-        return
-    raise ValueError(
-        f"the loss is {loss} at step {step}: training has diverged; the last checkpoint is kept. "
-        "Lower the learning rates (stage.base.lr_scale=0.5) or say on_divergence=continue"
-    )

@@ -5,7 +5,6 @@ pydantic is imported when there is something to check: `--help` and `--cfg job` 
 """
 
 import difflib
-import functools
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,10 +13,9 @@ from typing_extensions import is_typeddict
 
 from nanolit.config.build import Annotation, refuse_foreign_target, signature_of
 from nanolit.config.schema import Choices
-from nanolit.machine.paths import lacks
+from nanolit.machine.paths import faults
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 WORDS = {
@@ -51,25 +49,9 @@ def check_mapping(
 
     With `takes_others` it may have more keys; down to level `may_lack` it may lack some.
     """
-    from pydantic import ValidationError
-
-    extra = "allow" if takes_others else "forbid"
-    try:
-        adapter(kind).validate_python(node, strict=True, extra=extra)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
-        errors = [detail for detail in errors if not lacks(detail, may_lack)]
-        if not errors:
-            return
+    if errors := faults(node, kind, may_lack=may_lack, extra="allow" if takes_others else "forbid"):
         first = min(errors, key=lambda detail: (FIRST.get(detail["type"], 2), len(detail["loc"])))
-        raise ValueError(one_line(first, kind, path)) from error
-
-
-@functools.cache
-def adapter(kind: Annotation) -> "TypeAdapter[object]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+        raise ValueError(one_line(first, kind, path))
 
 
 def check_targets(node: object, *, path: str) -> None:

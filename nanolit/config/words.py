@@ -3,11 +3,14 @@
 import difflib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+
+from nanolit.machine.paths import conf_folder, read_yaml
 
 # What other programs call a setting; nanochat's flags first.
 OTHER_NAMES = {
@@ -28,6 +31,7 @@ OTHER_NAMES = {
     "output_dir": "root",
 }
 HUB = "hf:"
+DEEPEST = ("*.yaml", "*/*.yaml", "*/*/*.yaml")  # groups and their options
 PLAIN_PATH = r"""[A-Za-z./][\w./:-]*|'.*'|".*\""""  # Hydra reads it as it is
 
 
@@ -123,3 +127,23 @@ def hydra_quoted(text: str) -> str:
     """Put text in quotes for Hydra, where a backslash counts only before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), text)
     return f"'{escaped}'"
+
+
+def check_search_path(words: Sequence[str]) -> None:
+    """ValueError for a file of conf/, or of a folder that the words add, whose aliases unfold without end."""
+    for folder in (conf_folder(), *added(words)):
+        for path in (path for pattern in DEEPEST for path in folder.glob(pattern)):
+            content = path.read_bytes()
+            if b"*" in content and b"&" in content:
+                read_yaml(path, remedy="mend it")
+
+
+def added(words: Sequence[str]) -> Iterator[Path]:
+    """Yield the folders of hydra.searchpath=[…] and --config-dir."""
+    for word in words:
+        if word.lstrip("+").startswith("hydra.searchpath="):
+            yield from map(Path, re.findall(r"(?:file://|[\[,=])(/[^,\]]+)", word))
+    for flag, folder in pairwise([*words, ""]):
+        name, _, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield Path(value or folder)

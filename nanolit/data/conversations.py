@@ -14,9 +14,9 @@ import torch
 
 from nanolit.data.conversation_packing import Packing, Row, pack
 from nanolit.data.mixture import Mixture
-from nanolit.data.row_identity import RowIdentity
 from nanolit.data.sequence import permutation
 from nanolit.data.stream import Step, ahead
+from nanolit.data.validation import RowIdentity
 from nanolit.machine.device import IGNORED
 from nanolit.machine.paths import Json
 from nanolit.machine.system import ENCODERS

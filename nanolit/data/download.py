@@ -22,10 +22,9 @@ from typing import TypeVar, cast
 
 from typing_extensions import TypedDict
 
-from nanolit.machine.clock import duration
 from nanolit.machine.numbers import chunked, listed
 from nanolit.machine.paths import read_json, write_json
-from nanolit.machine.terminal import one_line
+from nanolit.machine.terminal import duration, one_line
 
 FORMAT = 1
 RECORD = "hub.json"

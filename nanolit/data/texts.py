@@ -1,4 +1,4 @@
-"""A corpus's training text as arrow arrays, for training a tokenizer without Python strings; no torch."""
+"""A corpus's texts, to train and compare tokenizers: as arrow arrays or as strings; no torch."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -45,3 +45,19 @@ def _cut(texts: "pa.LargeStringArray", num_characters: int) -> "pa.LargeStringAr
     import pyarrow.compute as pc
 
     return pc.call_function("utf8_slice_codeunits", [texts], pc.SliceOptions(0, num_characters))
+
+
+def training_texts(
+    corpus: Corpus, *, max_characters: int, max_document_characters: int = 10_000
+) -> Iterator[str]:
+    """Yield the training split's documents, cut as `training_arrays` cuts them."""
+    # 10,000 characters a document at most, as nanochat, so that no long book decides the vocabulary
+    limits = {"max_characters": max_characters, "max_document_characters": max_document_characters}
+    for texts in training_arrays(corpus, **limits):
+        yield from texts.to_pylist()
+
+
+def validation_texts(corpus: Corpus) -> Iterator[str]:
+    """Yield the held-out documents, in the files' order."""
+    for shard, group in corpus.validation_groups():
+        yield from read_texts(shard, group).to_pylist()

@@ -1,5 +1,9 @@
-"""The fixed validation rows of a corpus, dealt out by rows: the same tokens on any number of ranks."""
+"""The fixed validation rows of a corpus, dealt out by rows: the same tokens on any number of ranks.
 
+Rows have an identity, so that only scores of the same rows are compared.
+"""
+
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,14 +11,12 @@ import torch
 
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.parquet import Corpus, read_texts
-from nanolit.data.row_identity import RowIdentity
 from nanolit.data.stream import CHUNK, as_batch
 from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
 
 BUFFER = 1000  # documents to choose from, as in nanochat: its rows are nearly ours
-
-
+LETTERS = 12  # of the checksum: 48 bits, enough to tell apart all validation sets anyone will ever make
 NOTHING: list = []
 
 
@@ -26,6 +28,9 @@ class ValidationRows:
     many. Rank r has rows r, r + world, …, so that it may have one row fewer than another, and a last
     batch of fewer rows. Every rank packs all rows once, and keeps its own (2 or 4 bytes a token). `identity`
     says which rows these are, of all ranks: {"tokens", "rows", "checksum"}.
+
+    Both best fits have the same rows, so that their bits per byte compare: cropped ones, but split ones of
+    copies of own text, whose pieces may be much longer than a row.
     """
 
     def __init__(
@@ -42,6 +47,9 @@ class ValidationRows:
         threads: int = ENCODERS,
     ) -> None:
         self.micro_batch = micro_batch
+        # Bits per byte depend on the rows: a d8 read 1.2197 on 468 rows, 1.2111 on 640 of one file (LOG.md)
+        if packing != "flat":
+            packing = "bestfit_split" if corpus.content else "bestfit"
         wanted = None if num_tokens is None else max(1, num_tokens // context)
         documents = _documents(corpus, tokenizer, threads=threads)
         packer = make_packer(packing, capacity=context + 1, buffer=BUFFER, dtype=tokenizer.dtype)
@@ -86,3 +94,29 @@ def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterato
             for index in range(len(offsets) - 1):
                 yield Documents([number], tokens, offsets[index : index + 2])
                 number += 1
+
+
+class RowIdentity:
+    """Count rows and their learned tokens, and hash them: add every row of all ranks, in the global order.
+
+    Padding is not part of a row, so that the checksum depends neither on ranks nor on the micro-batch. It is
+    the same on every platform (32-bit little-endian ids), and costs 15 ms per million tokens on one core.
+    """
+
+    def __init__(self) -> None:
+        self.num_rows = self.num_tokens = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, ids: np.ndarray, keep: np.ndarray | None = None) -> None:
+        """Add a row of T + 1 ids; `keep` (T,) says which of its T targets are learned (None: all)."""
+        keep = np.ones(len(ids) - 1, dtype=bool) if keep is None else keep
+        self.num_rows += 1
+        self.num_tokens += int(keep.sum())
+        self._hash.update(len(ids).to_bytes(4, "little"))
+        self._hash.update(ids.astype("<i4").tobytes())
+        self._hash.update(keep.astype(np.uint8).tobytes())
+
+    def as_dict(self) -> dict[str, int | str]:
+        """Return what is stored beside a score: tokens, rows and checksum."""
+        checksum = self._hash.hexdigest()[:LETTERS]
+        return {"tokens": self.num_tokens, "rows": self.num_rows, "checksum": checksum}

@@ -1,7 +1,7 @@
 """Bits per byte: how well a model predicts text, on a scale that does not depend on the tokenizer."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,6 @@ def validation_scores(
             "bits per byte needs targets with bytes; these batches have none: give it other text"
         )
     return nats / (math.log(2) * num_bytes), all_nats / num_targets
-
-
-def describe_rows(rows: Mapping[str, Any]) -> str:
-    """Return the line that says which rows bits per byte are of; figures of other rows don't compare."""
-    return f"validation rows: {rows['tokens']:,} tokens in {rows['rows']:,} rows, checksum {rows['checksum']}"
 
 
 def unigram_bits_per_byte(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 from typing_extensions import TypedDict
 
 from nanolit.evaluation.items import ItemFile
@@ -21,7 +20,7 @@ from nanolit.evaluation.questions import Encoder, Question, TooLong, ask, check_
 from nanolit.evaluation.scores import Item as ScoredItem
 from nanolit.evaluation.scores import Scored, mean_centered
 from nanolit.evaluation.spans import Group, Scorer, Span
-from nanolit.machine.device import rank, world_size
+from nanolit.machine.device import gathered, rank, world_size
 from nanolit.machine.paths import Json, read_json, write_json
 from nanolit.tasks.bundle import LABELS, Item, Label, digest_of, is_original, read_items
 
@@ -188,10 +187,7 @@ def _score_on_all_ranks(scorer: Scorer, groups: Sequence[Group]) -> list[list[Sp
     turns = [n % world if (n // world) % 2 == 0 else world - 1 - n % world for n in range(len(order))]
     mine = [index for index, turn in zip(order, turns, strict=True) if turn == rank()]
     scored = dict(zip(mine, scorer.score([groups[index] for index in mine]), strict=True))
-    if world > 1:
-        pieces: list[Any] = [None] * world
-        dist.all_gather_object(pieces, scored)
-        scored = {index: spans for piece in pieces for index, spans in piece.items()}
+    scored = {index: spans for piece in gathered(scored) for index, spans in piece.items()}
     return [scored[index] for index in range(len(groups))]
 
 

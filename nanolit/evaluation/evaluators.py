@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nanolit.evaluation.bits_per_byte import describe_rows, validation_scores
+from nanolit.evaluation.bits_per_byte import validation_scores
 from nanolit.evaluation.chat_tasks import evaluate_generative
 from nanolit.inference.engine import Engine
 from nanolit.tasks.task import Task
@@ -70,6 +70,11 @@ class BitsPerByte(Evaluator):
             return f"the {describe_rows(before)} are replaced by others: the best score begins anew"
         self.value, self.best = state.get("val_bpb"), state.get("best_val_bpb")
         return ""
+
+
+def describe_rows(rows: Mapping[str, Any]) -> str:
+    """Return the line that says which rows bits per byte are of; figures of other rows don't compare."""
+    return f"validation rows: {rows['tokens']:,} tokens in {rows['rows']:,} rows, checksum {rows['checksum']}"
 
 
 # Raise it whenever the same seed draws other answers. 1: one prompt at a time, random numbers by SHA-256

@@ -14,9 +14,8 @@ import numpy as np
 import torch.distributed as dist
 
 from nanolit.evaluation.scores import FORMAT, Item, Scored, lines_of, parsed, whole_item
-from nanolit.machine.device import rank, world_size
-from nanolit.machine.paths import read_json, write_atomically
-from nanolit.tasks.bundle import sha256_of_file
+from nanolit.machine.device import gathered, rank, world_size
+from nanolit.machine.paths import file_hash, read_json, write_atomically
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")  # of transformers
 
@@ -74,17 +73,13 @@ def identity(folder: Path) -> dict[str, str]:
 
 
 def _digest(paths: Iterable[Path]) -> str:
-    digests = [sha256_of_file(path) for path in paths]
+    digests = [file_hash(path) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def on_all_ranks(mine: list[Item]) -> list[Item]:
     """Return the items of every rank, by index. Collective."""
-    pieces: list[Any] = [mine]
-    if world_size() > 1:
-        pieces = [None] * world_size()
-        dist.all_gather_object(pieces, mine)
-    return sorted((item for piece in pieces for item in piece), key=lambda item: item["index"])
+    return sorted((item for piece in gathered(mine) for item in piece), key=lambda item: item["index"])
 
 
 def checksum_of(ids: Sequence[int] | np.ndarray) -> int:

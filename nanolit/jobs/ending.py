@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
+from lightning.pytorch.loggers import WandbLogger
+
 from nanolit.callbacks.evaluate import CORE_PART
 from nanolit.config.schema import Job
 from nanolit.evaluation.core import fitting, mean_of_part, score_core
 from nanolit.evaluation.items import identity
 from nanolit.evaluation.spans import OwnScorer
 from nanolit.jobs.parts import Parts
-from nanolit.jobs.processes import launched_rank
-from nanolit.machine.clock import duration
+from nanolit.jobs.processes import launched_rank, sigterm_interrupts
 from nanolit.machine.paths import Json, core_folder
 from nanolit.machine.system import code_version
-from nanolit.machine.terminal import say
+from nanolit.machine.terminal import duration, say
 from nanolit.model.release import save_release
 from nanolit.planning.plans import BasePlan
+from nanolit.report.card import write_report
 
 FAST_DEV_PROBLEMS = 2
 
@@ -29,6 +31,16 @@ def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
         tokenizer_hash=parts.tokenizer.hash,
         meta={**meta, **result, "code": code_version()},
     )
+
+
+def ask_core(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """`score_base`, which SIGTERM interrupts; ValueError says what to do where it can't be asked."""
+    try:
+        with sigterm_interrupts():
+            return score_base(job, parts, release)
+    except ValueError as error:
+        remedy = "core_every=null goes on without it"
+        raise ValueError(f"base is trained, CORE can't be asked: {error}; {remedy}") from error
 
 
 def score_base(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -53,6 +65,13 @@ def score_base(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float],
         asked |= {"folder": asked["folder"] / "core", "max_per_task": CORE_PART, "crop": scores["crop"]}
         columns["core_part"], _ = mean_of_part(*model, **asked)
     return scores["metrics"], columns
+
+
+def attach_report(job: Job, logger: WandbLogger) -> None:
+    """Write the run's report and send it to W&B."""
+    report = write_report(Path(job["root"]), job["run"])
+    for path in (report, report.with_suffix(".html")):
+        logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
 
 
 def summarize(stage: str, result: Json, release: Path) -> None:

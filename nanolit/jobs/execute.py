@@ -67,7 +67,8 @@ def run(
     before anything is fetched.
     """
     try:
-        node = Node() if under_torchrun() else this_node(nodes=job["cluster"]["nodes"])
+        nodes = job["cluster"]["nodes"]
+        node = Node() if nodes == 1 or under_torchrun() else this_node(nodes=nodes)
         if node.rank:
             return follow(job, node)
         check_root(job)
@@ -77,29 +78,34 @@ def run(
         with hub_forbidden(job["offline"]), ours as keep_open:
             plans = plans or fresh_plans(job)
             check_settings(job, plans)
-            announce(job, training_plans(job, plans))
+            training = training_plans(job, plans)
+            announce(job, training)
             if confirm:
                 confirm(job, plans)
             check_sources(job, plans)
             if not under_torchrun():
-                plans = try_micro_batches(job, plans)
-            return run_stages(job, training_plans(job, plans), node, keep_open)
+                training |= try_micro_batches(job, plans)
+            return run_stages(job, training, node, keep_open)
     except (ValueError, OSError) as error:
         return {"status": "failed", "run": job["run"], "error": str(error)}
 
 
 def announce(job: Job, plans: Plans) -> None:
     """Show what is still to do, and how long it takes."""
-    waiting = [
-        plan
-        for stage, plan in plans.items()
-        if not (is_made(job, plan) if stage == "tokenizer" else finished(job["root"], job["run"], stage))
-    ]
-    if waiting:
+    if waiting := unfinished(job, plans):
         say(outline(job["run"], waiting))
     else:
         folder = shlex.quote(str(run_folder(job["root"], job["run"])))
         say(f"{job['run']} is finished; nothing is trained again. To begin anew, delete {folder}")
+
+
+def unfinished(job: Job, plans: Plans) -> list[Plan]:
+    """Return the plans of what is still to run."""
+    return [
+        plan
+        for stage, plan in plans.items()
+        if not (is_made(job, plan) if stage == "tokenizer" else finished(job["root"], job["run"], stage))
+    ]
 
 
 def follow(job: Job, node: Node) -> Result:
@@ -119,25 +125,24 @@ def follow(job: Job, node: Node) -> Result:
     return {**result, "node": node.rank}
 
 
-def try_micro_batches(job: Job, plans: Plans) -> Plans:
+def try_micro_batches(job: Job, plans: Plans) -> dict[str, Plan]:
     """For micro_batch=auto: try on the device what isn't known yet, before anything else holds its memory.
 
-    Returns the plans with the micro-batches that were found.
+    Return the training plans with the micro-batches that were found.
     """
-    planned = dict(plans)
-    for plan in plans.values():
+    found: dict[str, Plan] = {}
+    for plan in unfinished(job, plans):
         if not isinstance(plan, BasePlan | FinetunePlan) or not is_auto(job, plan.stage):
             continue
-        known = tried(job, plan.gpt, equal_rows=plan.equal_rows)
-        if finished(job["root"], job["run"], plan.stage) or not known.open(plan.micro_batches):
+        if not tried(job, plan.gpt, equal_rows=plan.equal_rows).open(plan.micro_batches):
             continue
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", TRIAL, str(hand_over(job, plan, Path(folder)))]
             if code := supervise(command, environment=clean_environment(devices=1)):
                 ended = f"{plan.stage}: the trial of micro-batches ended with exit code {code}"
                 say(f"{ended}; going on with {plan.micro_batch} rows")
-        planned[plan.stage] = fresh_plan(job, plan.stage)
-    return planned
+        found[plan.stage] = keep_stored(job, fresh_plan(job, plan.stage))
+    return found
 
 
 def training_plans(job: Job, plans: Plans) -> dict[str, Plan]:
@@ -180,12 +185,7 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
 
 def fetch_data(job: Job, plans: Plans) -> None:
     """Bring what the stages still to run read to this machine, shards and CORE's questions: once for all."""
-    reading = [
-        plan
-        for plan in plans.values()
-        if (isinstance(plan, TokenizerPlan) and not is_made(job, plan))
-        or (isinstance(plan, BasePlan) and not finished(job["root"], job["run"], plan.stage))
-    ]
+    reading = [plan for plan in unfinished(job, plans) if isinstance(plan, TokenizerPlan | BasePlan)]
     if not reading:
         return
     num_shards = max(plan.shards for plan in reading)

@@ -16,8 +16,8 @@ from nanolit.config.names import decisive_settings, difference
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
-from nanolit.machine.arguments import train_command
 from nanolit.machine.paths import Json, run_folder, stage_folder
+from nanolit.machine.terminal import train_command
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.plans import Plan, Plans, RLPlan, TokenizerPlan, stored_plan
 from nanolit.report.folders import read_result

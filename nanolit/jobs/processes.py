@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from nanolit.machine.signals import ending, handlers_kept, ignore_ctrl_c, in_main_thread, leave_terminal
+from nanolit.machine.exit import ending, handlers_kept, ignore_ctrl_c, in_main_thread, leave_terminal
 from nanolit.machine.system import available_cores
 
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30

@@ -39,9 +39,7 @@ class Node:
 
 
 def this_node(*, nodes: int) -> Node:
-    """What started a job on several machines says of this one; ValueError where it says nothing."""
-    if nodes == 1:
-        return Node()
+    """Return which of several machines this is; ValueError where what started the job doesn't say."""
     rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")
     if not rank.isdecimal() or int(rank) >= nodes or not master_addr:
         raise ValueError(

@@ -5,11 +5,9 @@ from pathlib import Path
 
 from nanolit.config.build import build
 from nanolit.config.schema import Job
-from nanolit.data.pretrain import training_texts, validation_texts
-from nanolit.data.texts import training_arrays
-from nanolit.machine.clock import duration
+from nanolit.data.texts import training_arrays, training_texts, validation_texts
 from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
-from nanolit.machine.terminal import say
+from nanolit.machine.terminal import duration, say
 from nanolit.planning.plans import TokenizerPlan
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.comparison import SAMPLE_CHARACTERS, comparison_table, write_comparison

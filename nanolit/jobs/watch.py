@@ -7,17 +7,23 @@ from contextlib import AbstractContextManager, nullcontext
 import lightning as L
 import torch
 
-from nanolit.callbacks.checkpoint import Checkpoints
-from nanolit.callbacks.evaluate import CORE_PART, Evaluate, EvaluateChat, EvaluateCore
-from nanolit.callbacks.progress import Progress
-from nanolit.callbacks.sample import WriteSamples, chat_prompts, text_prompts
+from nanolit.callbacks.evaluate import (
+    CORE_PART,
+    Evaluate,
+    EvaluateChat,
+    EvaluateCore,
+    WriteSamples,
+    chat_prompts,
+    text_prompts,
+)
+from nanolit.callbacks.progress import Clock, Progress
+from nanolit.callbacks.saving import Checkpoints
 from nanolit.callbacks.throughput import Recorder, Throughput
 from nanolit.config.schema import Job
 from nanolit.inference.engine import Engine
 from nanolit.jobs.ending import FAST_DEV_PROBLEMS
 from nanolit.jobs.parts import Parts
 from nanolit.jobs.processes import launched_rank
-from nanolit.machine.clock import Clock
 from nanolit.machine.paths import Json, core_folder
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.phases.core import Phase

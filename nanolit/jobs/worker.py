@@ -15,28 +15,27 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from nanolit.callbacks import stuck
+from nanolit.callbacks import saving
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
-from nanolit.jobs.ending import leave_release, score_base, summarize
+from nanolit.jobs.ending import ask_core, attach_report, leave_release, summarize
 from nanolit.jobs.parts import Parts, build_parts, build_trainer
-from nanolit.jobs.processes import GRACE_SECONDS, launched_rank, sigterm_interrupts
+from nanolit.jobs.processes import GRACE_SECONDS, launched_rank
 from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
 from nanolit.jobs.watch import Watch
-from nanolit.machine.arguments import train_command
 from nanolit.machine.device import make_deterministic
+from nanolit.machine.exit import handlers_kept, ignore_ctrl_c
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
-from nanolit.machine.signals import handlers_kept, ignore_ctrl_c
-from nanolit.machine.terminal import one_line, say
+from nanolit.machine.terminal import one_line, say, train_command
 from nanolit.phases.core import Phase, StoppedInStep
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
-from nanolit.report.card import write_report
 from nanolit.report.folders import Stage
 
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
@@ -65,7 +64,7 @@ def attempt(job: Job, plan: Plan) -> Json:
     except Exception as error:
         if others_are_gone(error):
             reason = one_line(error)
-            minutes = f"{stuck.SILENCE.total_seconds() / 60:g} minutes"
+            minutes = f"{saving.SILENCE.total_seconds() / 60:g} minutes"
             text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
             return {"status": "failed", "error": text, "left": True}
         traceback.print_exc()
@@ -107,14 +106,7 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         announce(stage, parts, watch.gradients)
     trainer = build_trainer(parts, job=job, stage=stage, callbacks=watch.callbacks)
     if phase.finished_steps < phase.num_steps:
-        try:
-            with watch.shown():
-                trainer.fit(phase, parts.stream)
-        except StoppedInStep:
-            watch.checkpoints.teardown(trainer, phase, "fit")
-        except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
-            watch.checkpoints.teardown(trainer, phase, "fit")
-            raise KeyboardInterrupt from error
+        fit(trainer, parts, watch)
     result = watch.state()
     if phase.finished_steps < phase.num_steps:
         return {"status": "interrupted", "error": interruption(job, stage, phase), **result}
@@ -125,27 +117,32 @@ def train(job: Job, plan: TrainingPlan) -> Json:
     stop = watch.checkpoints.stop  # then no other stage begins
     if isinstance(plan, BasePlan) and plan.core_every:
         try:
-            with sigterm_interrupts():
-                if stop:
-                    raise KeyboardInterrupt
-                result["metrics"], columns = score_base(job, parts, release)
+            if stop:
+                raise KeyboardInterrupt
+            result["metrics"], columns = ask_core(job, parts, release)
         except KeyboardInterrupt:
-            error = (
-                f"{stage} is trained, CORE was interrupted; continue with: {train_command(job['overrides'])}"
-            )
+            again = train_command(job["overrides"])
+            error = f"{stage} is trained, CORE was interrupted; continue with: {again}"
             return {"status": "interrupted", "error": error, **result}
-        except ValueError as error:
-            remedy = "core_every=null goes on without it"
-            raise ValueError(f"{stage} is trained, CORE can't be asked: {error}; {remedy}") from error
         watch.recorder.record(trainer, {"step": phase.finished_steps, **columns})
         result["wall_seconds"] = watch.state()["wall_seconds"]
     result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}
     if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
         write_result(job, stage, result)  # what the report reads
-        report = write_report(Path(job["root"]), job["run"])
-        for path in (report, report.with_suffix(".html")):
-            trainer.logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
+        attach_report(job, trainer.logger)
     return result
+
+
+def fit(trainer: L.Trainer, parts: Parts, watch: Watch) -> None:
+    """Train the steps that are left, or up to an interruption; KeyboardInterrupt after a second Ctrl-C."""
+    try:
+        with watch.shown():
+            trainer.fit(parts.phase, parts.stream)
+    except StoppedInStep:
+        watch.checkpoints.teardown(trainer, parts.phase, "fit")
+    except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
+        watch.checkpoints.teardown(trainer, parts.phase, "fit")
+        raise KeyboardInterrupt from error
 
 
 def announce(stage: str, parts: Parts, trained: Json) -> None:
@@ -231,7 +228,7 @@ def join_ranks() -> None:
     )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=world, timeout=stuck.SILENCE
+        backend, store=store, rank=rank, world_size=world, timeout=saving.SILENCE
     )
 
 

@@ -8,7 +8,6 @@ values that are right. `--help` is generated from the fields. Nothing typed is e
 import ast
 import difflib
 import math
-import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -136,11 +135,6 @@ def choose(name: str, allowed: Collection[str], *, kind: str) -> str:
 def names(text: str) -> list[str]:
     """Split 'a, b' into ['a', 'b'], without repeats."""
     return list(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
-
-
-def train_command(words: Sequence[str]) -> str:
-    """Return the command that trains with these words, quoted for the shell."""
-    return shlex.join(["python", "-m", "nanolit.train", *words])
 
 
 def listing(files: Mapping[str, Path]) -> str:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+from typing import Any
 
 import torch
 
@@ -69,6 +70,14 @@ def rank() -> int:
 
 def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return `value` of every rank, in rank order. Collective."""
+    values: list[Any] = [value] * world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def derived_seed(seed: int, purpose: str, *keys: int) -> int:

@@ -1,6 +1,7 @@
 """Places below the one base path, and files: written whole or not at all, and checked when they are read."""
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+    from pydantic.config import ExtraValues
+    from pydantic_core import ErrorDetails
 
 PACKAGE = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]  # an object of a JSON file: its reader checks or converts what it takes from it
@@ -99,6 +102,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def file_hash(path: Path) -> str:
+    """Return a file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder of files and releases that were not whole yet.
 
@@ -149,23 +158,24 @@ def check_content(content: Json, kind: Any, path: Path, *, remedy: str, may_lack
 
     It may lack keys down to level `may_lack`: 1 are its own.
     """
+    if errors := faults(content, kind, may_lack=may_lack):
+        first = errors[0]
+        key, reason = ".".join(map(str, first["loc"])), first["msg"][0].lower() + first["msg"][1:]
+        raise DamagedFile(f"{path} is damaged ({key}: {reason}); {remedy}")
+
+
+def faults(
+    content: Mapping[str, object], kind: Any, *, may_lack: int = 0, extra: "ExtraValues | None" = None
+) -> "list[ErrorDetails]":
+    """Return pydantic's errors of `content` as a `kind`, without keys that it may lack down to a level."""
     from pydantic import ValidationError  # here: most commands read nothing that needs it
 
     try:
-        _adapter(kind).validate_python(content, strict=True)
+        _adapter(kind).validate_python(content, strict=True, extra=extra)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
-        errors = [detail for detail in errors if not lacks(detail, may_lack)]
-        if not errors:
-            return
-        first = errors[0]
-        key, reason = ".".join(map(str, first["loc"])), first["msg"][0].lower() + first["msg"][1:]
-        raise DamagedFile(f"{path} is damaged ({key}: {reason}); {remedy}") from error
-
-
-def lacks(detail: Mapping[str, Any], level: int) -> bool:
-    """Tell whether an error of pydantic's is a missing key at or above a level."""
-    return detail["type"] == "missing" and len(detail["loc"]) <= level
+        return [e for e in errors if e["type"] != "missing" or len(e["loc"]) > may_lack]
+    return []
 
 
 @functools.cache

@@ -1,8 +1,10 @@
 """Lines for a person: plain text in a pipe, bold where a terminal shows it, never what steers a terminal."""
 
 import os
+import shlex
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -38,3 +40,15 @@ def say(text: str) -> None:
 def one_line(error: Exception) -> str:
     """Return an error's whole message in one line."""
     return " ".join(str(error).split())
+
+
+def duration(seconds: float) -> str:
+    """Return '1:15' for 75 seconds, '1:01:40' for 3700."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def train_command(words: Sequence[str]) -> str:
+    """Return the command that trains with these words, quoted for the shell."""
+    return shlex.join(["python", "-m", "nanolit.train", *words])

@@ -3,7 +3,6 @@
 Nothing here runs code from the files. Of the tokenizer only its hash and its size are compared.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from nanolit.machine.paths import Json, read_json, sync, write_atomically, write_json
+from nanolit.machine.paths import Json, file_hash, read_json, sync, write_atomically, write_json
 from nanolit.machine.terminal import one_line
 from nanolit.model.gpt import GPT, GPTConfig
 
@@ -61,7 +60,7 @@ def save_release(
         weights = temporary / "model.safetensors"
         save_file(tensors, weights, metadata={"format": str(FORMAT)})
         sync(weights)
-        hashes = {"weights_hash": _hash(weights), "tokenizer_hash": tokenizer_hash}
+        hashes = {"weights_hash": file_hash(weights), "tokenizer_hash": tokenizer_hash}
         write_json(temporary / "gpt.json", {"format": FORMAT, **model.hyperparameters})
         write_json(temporary / "meta.json", {"format": FORMAT, **meta, **hashes})
         tokenizer = (tokenizer_folder / "tokenizer.json").read_bytes()  # nothing else that may lie there
@@ -96,7 +95,7 @@ def load_release(
             "one that it was trained with"
         )
     stated = meta.pop("weights_hash", None)
-    if stated is not None and stated != _hash(weights):
+    if stated is not None and stated != file_hash(weights):
         raise ValueError(f"{weights} is damaged: its hash is not the one in meta.json; {AGAIN}")
     model.to_empty(device=device)
     model.prepare(dtype=dtype)
@@ -194,11 +193,6 @@ def _read_format(path: Path, kind: Any = None) -> Json:
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}; update nanolit")
     return content
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _replace(folder: Path, new: Path) -> None:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from nanolit.machine import system
-from nanolit.machine.clock import duration
 from nanolit.machine.paths import home, read_text, write_atomically
+from nanolit.machine.terminal import duration
 from nanolit.planning.plans import TrainingPlan, as_json
 from nanolit.report import gradients
 from nanolit.report.curves import write_curves

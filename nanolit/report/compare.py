@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
-from nanolit.machine.clock import duration
+from nanolit.machine.terminal import duration
 from nanolit.report.folders import Run, Stage, as_number, open_run
 from nanolit.report.noise import CANNOT_TELL, CORE_SPREAD, difference
 from nanolit.report.scores import measured, parts_of_core, sorted_metrics

@@ -1,12 +1,12 @@
 """The settings of a run that differ from its recipe's, and the command that made it."""
 
-import shlex
 from collections.abc import Mapping
 from typing import cast
 
 from nanolit.config.names import DECISIVE, decisive_settings, difference
 from nanolit.config.schema import Job
 from nanolit.machine.paths import Json
+from nanolit.machine.terminal import train_command
 from nanolit.report.folders import Run
 from nanolit.report.sections import Block, Code, Section, Table, Text
 from nanolit.report.tables import MISSING, readable
@@ -25,7 +25,7 @@ def chosen_settings(run: Run) -> list[Block]:
     except ValueError:  # a recipe that this version doesn't have
         return []
     words = [word for word in job.get("overrides") or () if not word.startswith("root=")]
-    command = Code(shlex.join(["python", "-m", "nanolit.train", *words]))
+    command = Code(train_command(words))
     name = job["recipe"]["name"]
     if not rows:
         return [Section("Settings", [command, Text(f"They are those of recipe={name}.")])]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanolit.machine.paths import whole_or_absent, write_json
+from nanolit.machine.paths import file_hash, whole_or_absent, write_json
 from nanolit.tasks.rows import ENDINGS, FileRows, read_lines
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # 162 MB; nanochat's copy
@@ -204,15 +204,9 @@ def _unpack(archive: Path, folder: Path) -> str:
         for name in bundle.namelist():
             if Path(name).name in PUBLISHED and bundle.getinfo(name).file_size < CHUNK:
                 _extract(bundle, name, folder / Path(name).name)
-    return sha256_of_file(archive)
+    return file_hash(archive)
 
 
 def _extract(bundle: zipfile.ZipFile, name: str, target: Path) -> None:
     with whole_or_absent(target) as path, path.open("wb") as out, bundle.open(name) as member:
         shutil.copyfileobj(member, out)
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the hash of a file as it lies on disk."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from stand_in_phase import StandInPhase, trainer_of
 
 from nanolit.callbacks import checkpoint
-from nanolit.callbacks.checkpoint import Checkpoints
-from nanolit.machine.clock import Clock
+from nanolit.callbacks.progress import Clock
+from nanolit.callbacks.saving import Checkpoints
 from nanolit.machine.paths import write_json
 from tests.privileges import without_privileges
 

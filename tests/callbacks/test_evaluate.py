@@ -9,9 +9,9 @@ import torch
 from stand_in_phase import StandInPhase
 
 from nanolit.callbacks.evaluate import Evaluate
+from nanolit.callbacks.progress import Clock
 from nanolit.evaluation import evaluators
 from nanolit.evaluation.evaluators import BitsPerByte
-from nanolit.machine.clock import Clock
 
 ROWS = {"tokens": 1024, "rows": 8, "checksum": "3fa9c1d2e4b5"}
 

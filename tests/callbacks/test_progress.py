@@ -7,17 +7,16 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
 from nanolit.callbacks import progress
-from nanolit.callbacks.progress import Progress, Trend
-from nanolit.machine.clock import Clock
+from nanolit.callbacks.progress import Clock, Progress, Trend
 
 SHOW = """
 import time, warnings
-from nanolit.callbacks.progress import Progress
-from nanolit.machine.clock import Clock
+from nanolit.callbacks.progress import Clock, Progress
 from nanolit.machine.terminal import say
 shown = Progress("sft, stage 4 of 5", num_steps=3, clock=Clock())
 with shown.shown():
@@ -123,3 +122,23 @@ def test_a_terminal_gets_a_bar_below_what_is_said():
     assert all(part in text for part in ("━", "stage 4 of 5", "loss 2.0000"))
     assert text.index("said at 1") < text.rindex("━"), "the bar is drawn again below the line"
     assert text.rstrip().endswith(("\033[?25h", "\033[2K")), "the cursor is back and the bar is gone"
+
+
+def test_a_pause_counts_nothing_and_nothing_twice(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock(7.0)
+    now[0] += 10
+    with clock.paused():
+        assert clock.seconds == 17.0, "what a checkpoint keeps"
+        now[0] += 5
+        assert clock.seconds == 17.0
+    now[0] += 2
+    assert clock.seconds == 19.0
+    assert clock.paused_seconds == 5.0
+
+
+def test_a_real_clock_goes_on():
+    clock = Clock()
+    time.sleep(0.01)
+    assert 0.01 <= clock.seconds < 1

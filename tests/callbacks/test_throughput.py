@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from stand_in_phase import StandInPhase, trainer_of
 
+from nanolit.callbacks.progress import Clock
 from nanolit.callbacks.throughput import COLUMNS, Recorder, Throughput
-from nanolit.machine.clock import Clock
 
 
 def test_speeds_are_those_of_all_devices_and_of_steps_after_the_first(monkeypatch: pytest.MonkeyPatch):

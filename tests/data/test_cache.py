@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from corpora import TOKENIZER, make_corpus, row_hashes, texts, write_texts
 
@@ -15,8 +14,6 @@ from nanolit.data import cache as cache_module
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Packing
 from nanolit.data.parquet import Corpus
-from nanolit.data.pretrain import training_stream
-from nanolit.data.shards import LocalFolder, Sample
 from nanolit.data.stream import PretrainStream
 
 
@@ -140,16 +137,3 @@ TokenCache(Path({str(tmp_path / "tokens")!r}), shards, TOKENIZER)
     assert [process.returncode for process in running] == [0, 0, 0]
     assert "".join(printed).count("cache:") == 2
     assert len(files(tmp_path / "tokens")) == 2
-
-
-def test_data_cache_is_all_that_it_takes(tmp_path: Path) -> None:
-    """The setting of every dataset reaches the stream; the tokens lie below the root's data."""
-    write_texts(tmp_path / "a.parquet", texts(60))
-    write_texts(tmp_path / "val.parquet", texts(30, label="held out"))
-    data = LocalFolder(path=str(tmp_path), text_column="text", validation=None, cache=True)
-    settings: Any = {"context": 24, "rows": 4, "micro_batch": 4, "seed": 1, "packing": "flat"}
-    stream = training_stream(data.open_corpus(tmp_path / "root"), TOKENIZER, **settings)
-    assert len(files(tmp_path / "root" / "data" / "local" / "tokens")) == 1
-    (step,) = islice(stream, 1)
-    assert np.concatenate([ids_BT.numpy() for ids_BT, _ in step.micro_batches]).shape == (4, 24)
-    assert Sample().open_corpus(tmp_path).cache_folder is None

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from corpora import TOKENIZER, make_corpus, texts
 
-from nanolit.data.pretrain import training_stream, training_texts, validation_rows
 from nanolit.data.shards import Sample
+from nanolit.data.stream import PretrainStream
+from nanolit.data.texts import training_texts
+from nanolit.data.validation import ValidationRows
 
 
 def test_the_tokenizer_is_trained_on_the_training_split_alone(tmp_path: Path) -> None:
@@ -40,8 +42,8 @@ sys.exit("pandas" in sys.modules or not arrays)
 def test_the_sample_fills_steps_and_validation(tmp_path: Path) -> None:
     corpus = Sample().open_corpus(tmp_path)
     settings: Any = {"context": 64, "micro_batch": 16, "packing": "bestfit", "rank": 1, "world": 2}
-    stream = training_stream(corpus, TOKENIZER, rows=32, seed=1, **settings)
-    validation = validation_rows(corpus, TOKENIZER, num_tokens=6400, **settings)
+    stream = PretrainStream(corpus, TOKENIZER, rows=32, seed=1, **settings)
+    validation = ValidationRows(corpus, TOKENIZER, num_tokens=6400, **settings)
     assert stream.lanes == 16
     (step,) = islice(stream, 1)
     assert [ids_BT.shape for ids_BT, _ in step.micro_batches] == [(16, 64)]
@@ -52,7 +54,7 @@ def test_the_held_out_rows_of_splitting_are_those_of_best_fit(tmp_path: Path) ->
     """So that bits per byte compare: splitting gives more text to train on, never another measure."""
     settings: Any = {"context": 64, "micro_batch": 4, "num_tokens": 1280}
     batches = [
-        list(validation_rows(Sample().open_corpus(tmp_path), TOKENIZER, packing=packing, **settings))
+        list(ValidationRows(Sample().open_corpus(tmp_path), TOKENIZER, packing=packing, **settings))
         for packing in ("bestfit_split", "bestfit")
     ]
     for one, other in zip(*batches, strict=True):

@@ -10,8 +10,7 @@ from corpora import TOKENIZER, make_corpus
 from nanolit.data import validation
 from nanolit.data.packing import Packing
 from nanolit.data.parquet import Corpus
-from nanolit.data.row_identity import RowIdentity
-from nanolit.data.validation import ValidationRows
+from nanolit.data.validation import RowIdentity, ValidationRows
 
 packings = pytest.mark.parametrize("packing", ["bestfit", "flat"])
 

@@ -2,10 +2,10 @@
 
 from datetime import timedelta
 
-from nanolit.callbacks import stuck
+from nanolit.callbacks import saving
 from nanolit.jobs import worker
 
-stuck.SILENCE = timedelta(seconds=6)
+saving.SILENCE = timedelta(seconds=6)
 
 if __name__ == "__main__":
     worker.main()

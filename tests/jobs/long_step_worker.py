@@ -4,11 +4,11 @@ import os
 import signal
 from typing import Any
 
-from nanolit.callbacks import checkpoint
+from nanolit.callbacks import saving
 from nanolit.jobs import worker
 from nanolit.phases.core import Phase
 
-checkpoint.LONG_STEP_SECONDS = -1.0
+saving.LONG_STEP_SECONDS = -1.0
 ASKED_IN = 3  # finished steps
 loss, asked = Phase.loss, []
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nanolit.config.compose import compose
-from nanolit.jobs import confirm as module
-from nanolit.jobs.confirm import confirm
+from nanolit.jobs import sweep as module
+from nanolit.jobs.sweep import confirm
 from nanolit.machine.paths import stage_folder
 from nanolit.planning.plans import plan_jobs
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nanolit.callbacks import checkpoint
+from nanolit.callbacks import saving
 from nanolit.callbacks.checkpoint import file_hash
 from nanolit.config.compose import compose
 from nanolit.jobs import watch
@@ -73,7 +73,7 @@ def test_a_long_step_is_given_up_between_micro_batches_and_begun_again(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *batch)
 
-    monkeypatch.setattr(checkpoint, "LONG_STEP_SECONDS", -1.0)
+    monkeypatch.setattr(saving, "LONG_STEP_SECONDS", -1.0)
     monkeypatch.setattr(Phase, "loss", loss)
     words = [*overrides(corpus, tmp_path / "root", *more), "save_every=1000"]
     stopped = run(compose(words))

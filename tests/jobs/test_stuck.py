@@ -8,10 +8,10 @@ import pytest
 
 RANK = """
 import hashlib, signal, sys
-from nanolit.callbacks import stuck
-stuck.SECONDS = 0.5
+from nanolit.callbacks import saving
+saving.GRACE_SECONDS = 0.5
 signal.signal(signal.SIGTERM, lambda *_: None)
-watch = stuck.EndIfStuck()
+watch = saving.EndIfStuck()
 if sys.argv[1] == "ends its step":
     watch.step_ended()
 print("ready", flush=True)

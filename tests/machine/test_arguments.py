@@ -8,7 +8,8 @@ from typing import Literal
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nanolit.machine.arguments import read, read_some, setting, train_command
+from nanolit.machine.arguments import read, read_some, setting
+from nanolit.machine.terminal import train_command
 
 
 @dataclass(frozen=True)

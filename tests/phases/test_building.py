@@ -47,6 +47,16 @@ def test_base_is_scored_on_the_rows_of_its_plan(tmp_path: Path, byte_tokenizer: 
     assert sum(len(ids_BT) for ids_BT, _ in step.micro_batches) == plan.rows
 
 
+def test_data_cache_is_all_that_keeping_tokens_takes(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    """The setting of every dataset reaches the stream; the tokens lie below the root's data."""
+    job = job_of(tmp_path, byte_tokenizer, "data.cache=true")
+    plan: Any = fresh_plan(job, "base")
+    training = build_base(job, plan, inputs_of(plan, byte_tokenizer))
+    (file,) = (tmp_path / "data" / "sample" / "tokens").glob("train-*.tokens")
+    assert file.stat().st_size > 4_000_000  # bytes of the sample, a token each
+    assert len(next(iter(training.stream)).micro_batches) == plan.accumulation
+
+
 def test_the_plans_rates_and_the_recipes_flags_reach_the_optimizer(
     tmp_path: Path, byte_tokenizer: Tokenizer
 ) -> None:

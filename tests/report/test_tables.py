@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanolit.machine.clock import duration
+from nanolit.machine.terminal import duration
 from nanolit.report.tables import age, markdown_table, readable, score
 
 CELLS = st.text(

@@ -14,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch.gpus import check_gpu, gpus_of, same_gpu
 from nanolit.config.schema import Cluster, Job
-from nanolit.jobs.confirm import confirm
-from nanolit.jobs.sweep import refuse_same_run
+from nanolit.jobs.sweep import confirm, refuse_same_run
 from nanolit.model.accounting import gpu_memory_gib
 from nanolit.planning.plans import plan_jobs
 

@@ -81,19 +81,12 @@ def main(arguments: Sequence[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
     except BrokenPipeError:  # of `--cfg job | head`
         raise
-    except (*USER_ERRORS, JobFailed) as error:
-        if full_error:
+    except (*USER_ERRORS, RuntimeError) as error:
+        line = message(error, arguments)
+        if full_error or not line:
             raise
-        print(f"error: {message(error, arguments)}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return error.code if isinstance(error, JobFailed) else 2
-    except RuntimeError as error:
-        if "srun" not in str(error):
-            raise
-        print(
-            "error: cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node",
-            file=sys.stderr,
-        )
-        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
@@ -101,9 +94,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def message(error: BaseException, arguments: Sequence[str]) -> str:
+    """Return the line for an error; "" for a fault of ours, which keeps its traceback."""
     overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
     if isinstance(error, JobFailed):
         return str(error)
+    if isinstance(error, RuntimeError):
+        login = "cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node"
+        return login if "srun" in str(error) else ""
     if isinstance(error, OSError) and error.filename:
         roots = [one.partition("=")[2] for one in overrides if one.startswith("root=")]
         return unwritable(error, str(home(roots[-1] if roots else None)))

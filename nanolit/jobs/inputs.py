@@ -101,8 +101,7 @@ def instead(job: Job, stage: str) -> str:
 
 def check_previous(job: Job, stage: str) -> None:
     """ValueError with the command that makes it, when the model that the stage begins from is missing."""
-    models = [other for other in job["recipe"]["stages"] if other != "tokenizer"]
-    before = models[: models.index(stage)] if stage in models else []
+    before = stages_before(job, stage)
     if not before or job["start_from"] or finished(job["root"], job["run"], before[-1]):
         return
     previous = next(earlier for earlier in before if not finished(job["root"], job["run"], earlier))
@@ -113,6 +112,12 @@ def check_previous(job: Job, stage: str) -> None:
         f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; make it with: "
         f"{train_command([f'phase={previous}', *others])}{finished_ones}"
     )
+
+
+def stages_before(job: Job, stage: str) -> list[str]:
+    """Return the recipe's stages before this one that end in a model."""
+    stages: list[str] = list(job["recipe"]["stages"])
+    return [other for other in stages[: stages.index(stage)] if other != "tokenizer"]
 
 
 def finished(root: str, run: str, stage: str) -> Json | None:
@@ -132,8 +137,7 @@ class Origin:
 
 def origin(job: Job, stage: str) -> Origin | None:
     """Return the source of the stage's weights, None if they are drawn anew; ValueError if it is missing."""
-    models = [other for other in job["recipe"]["stages"] if other != "tokenizer"]
-    before = models[: models.index(stage)]
+    before = stages_before(job, stage)
     first = next(other for other in job["stages"] if other != "tokenizer")
     if job["start_from"] and stage == first:
         return named_origin(job, stage, before or [stage])

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
@@ -18,7 +18,6 @@ from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
 from nanolit.config.build import build
 from nanolit.config.schema import Job
-from nanolit.evaluation.evaluators import Evaluator
 from nanolit.jobs.inputs import Origin, origin
 from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import keyed_generator, pick_device
@@ -28,7 +27,7 @@ from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import load_release, load_weights
 from nanolit.phases.base import build_base
-from nanolit.phases.core import Inputs, Phase, Restore, ShardedOptimizerStrategy, Training
+from nanolit.phases.core import Inputs, Restore, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
 from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json
@@ -44,20 +43,16 @@ PHASES: dict[type[TrainingPlan], Callable[..., Training]] = {
 DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
 
 
-@dataclass
-class Parts:
-    """The phase's file builds `phase`, `stream`, `evaluator`, `left_out`; `chat_tasks` is empty for base."""
+@dataclass(kw_only=True)
+class Parts(Training):
+    """What the phase's file builds, and all around it; `chat_tasks` is empty for base."""
 
     plan: TrainingPlan
     folder: Path
     tokenizer: Tokenizer
     tokenizer_folder: Path
     device: torch.device
-    phase: Phase
-    stream: Any  # the phase's, or what a benchmark puts in its place
-    evaluator: Evaluator
     chat_tasks: list[Task]
-    left_out: str
     resumed: Checkpoint | None
     origin: Origin | None
 
@@ -86,16 +81,13 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     if resumed:
         training.stream.load_position(resumed.positions())
     return Parts(
+        **vars(training),
         plan=plan,
         folder=folder,
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
         device=device,
-        phase=training.phase,
-        stream=training.stream,
-        evaluator=training.evaluator,
         chat_tasks=[build(node) for node in job["chat_tasks"]["tasks"]] if plan.chats else [],
-        left_out=training.left_out,
         resumed=resumed,
         origin=begins,
     )

@@ -225,11 +225,11 @@ def optimizer_settings(job: Job) -> Node:
     return {"compile": False if job["compile"] is False else None, **settings}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Training:
     """A phase, the stream of its steps, and its score; `left_out` says what data is never seen, or ""."""
 
     phase: Phase
-    stream: Any  # PretrainStream, ConversationStream or PromptStream: all load_position and yield steps
+    stream: Any  # PretrainStream, ConversationStream, PromptStream, or what a benchmark puts in their place
     evaluator: Evaluator
     left_out: str = ""

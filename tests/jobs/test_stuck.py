@@ -32,6 +32,6 @@ def test_a_rank_ends_if_its_step_does_not(what: str, rounds: int, code: int, sai
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == code
     assert said in output

@@ -60,7 +60,7 @@ class Settings(results.Kept):
 def main(arguments: list[str]) -> int:
     """Measure, print a table and a line of JSON, keep both."""
     settings, overrides = read_some(Settings, arguments, about=__doc__)
-    work = [choose(name, WORK, kind="work") for name in names(settings.work)] or list(WORK)
+    work = work_of(settings)
     model, tokenizer = random_model(overrides)
     engine, rng = Engine(model, tokenizer), random.Random(0)
     engine.end_ids = frozenset()
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         "rollouts": lambda: rollouts(engine, prompts, limits, settings.samples),
         "requests": lambda: served(engine, settings, rng),
         "loop": lambda: loop(engine, prompts[:4], limits[:4], settings.samples),
-        "peer": lambda: peer(settings, model, rng) if settings.peer else iter(()),
+        "peer": lambda: peer(engine, settings, rng),
     }
     path = settings.results
     for name in work:
@@ -93,6 +93,19 @@ def main(arguments: list[str]) -> int:
         path = results.save(entry, settings, device=entry["device"])
     results.print_entry(entry, path)
     return 0
+
+
+def work_of(settings: Settings) -> list[str]:
+    """Return the parts to run; ValueError for a peer that isn't there, before minutes are spent on others."""
+    work = [choose(name, WORK, kind="work") for name in names(settings.work)]
+    folder = settings.peer
+    if folder is None:
+        if "peer" in work:
+            raise ValueError("work=peer needs nanochat; give peer=FOLDER, a checkout of it")
+        return work or [name for name in WORK if name != "peer"]
+    if not (folder / "nanochat" / "engine.py").is_file():
+        raise ValueError(f"peer={folder} holds no nanochat/engine.py; give a checkout of nanochat")
+    return work or list(WORK)
 
 
 def random_model(overrides: list[str]) -> tuple[GPT, Tokenizer]:
@@ -230,7 +243,8 @@ def rollouts(
 
 def served(engine: Engine, settings: Settings, rng: random.Random) -> dict[str, float]:
     """Return the speed of requests of random lengths, all there at the beginning."""
-    lengths = [rng.randint(settings.longest // 10, settings.longest) for _ in range(2 * settings.requests)]
+    shortest = max(1, settings.longest * 100 // 1024)
+    lengths = [rng.randint(shortest, settings.longest) for _ in range(2 * settings.requests)]
     requests = [
         Request(prompt_ids=random_prompt(engine.model, read, rng), max_tokens=written, seed=read, **SAMPLING)
         for read, written in zip(lengths[::2], lengths[1::2], strict=True)
@@ -265,17 +279,17 @@ def plain_steps(engine: Engine) -> Iterator[None]:
     engine.plain = False
 
 
-def peer(settings: Settings, model: GPT, rng: random.Random) -> Iterator[dict[str, Any]]:
+def peer(ours: Engine, settings: Settings, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Yield the same lines of nanochat's own engine, with a model of the same sizes."""
     assert settings.peer is not None
-    config, rows = model.config, 1
+    ours.release()  # its slots may hold most of the memory
+    model, config, rows = ours.model, ours.model.config, 1
     other = peer_model(settings.peer, config, model.device, seed=0)
     from nanochat import engine as theirs  # pyright: ignore[reportMissingImports]
+    from nanochat import flash_attention  # pyright: ignore[reportMissingImports]
 
-    engine, prompt = (
-        theirs.Engine(other.eval(), NoSpecials(config.vocab_size)),
-        random_prompt(model, settings.prompt, rng),
-    )
+    engine = theirs.Engine(other.eval(), NoSpecials(config.vocab_size))
+    prompt = random_prompt(model, settings.prompt, rng)
     while rows <= min(settings.most_rows, 128):
         for _ in range(2):
             synchronize(model.device)
@@ -293,7 +307,7 @@ def peer(settings: Settings, model: GPT, rng: random.Random) -> Iterator[dict[st
             "tokens_per_second": rows / step,
         }
         print("  nanochat: " + "  ".join(f"{key} {value:,.4g}" for key, value in line.items()), flush=True)
-        yield line
+        yield {**line, "attention": "flash3" if flash_attention.USE_FA3 else "sdpa"}
         rows *= 2
 
 

@@ -8,12 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import inference
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     *("model.depth=2", "model.width=64", "model.heads=1", "model.context=128", "recipe.vocab_size=512"),
     *("prompt=20", "new=4", "most_rows=4", "questions=2", "samples=2", "new_tokens=8", "requests=3"),
     *("longest=16", "repeats=1", "commit=abc"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["work=peer"], "give peer=FOLDER"), (["peer=/nowhere"], "peer=/nowhere holds no nanochat/engine.py")],
+)
+def test_a_peer_that_is_missing_is_said_before_anything_is_measured(words, message):
+    with pytest.raises(ValueError, match=message):
+        inference.main([*TINY, *words])
 
 
 def test_all_parts_run_and_their_figures_fit_together(tmp_path):
@@ -28,6 +39,7 @@ def test_all_parts_run_and_their_figures_fit_together(tmp_path):
         assert 0 < line["bandwidth_share"] < 1
     assert 2 * 2 * 2 <= entry["rollouts"]["tokens"] <= 2 * 2 * 8
     assert entry["requests"]["tokens_per_second"] > 0
+    assert "peer" not in entry
     assert entry["loop"]["tokens_per_second"] > 0
     (kept,) = tmp_path.iterdir()
     assert json.loads(kept.read_text())["results"] == [entry]

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanolit.evaluation.spans import Group, Span, batches_of, spans_of
+from nanolit.evaluation.spans import Group, Span, spans_of
+from nanolit.inference.decode import batches_of
 from nanolit.machine.device import pick_device
 from nanolit.machine.paths import Json
 

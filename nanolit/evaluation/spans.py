@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanolit.inference.decode import Decoder
+from nanolit.inference.decode import Decoder, batches_of
 from nanolit.kernels.attention import attend
 from nanolit.model.block import norm
 from nanolit.model.gpt import GPT
@@ -130,21 +130,6 @@ def parts_of(group: Group) -> list[Group]:
     if group.num_shared():
         return [group]
     return [Group([text], [start]) for text, start in zip(group.texts, group.starts, strict=True)]
-
-
-def batches_of(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
-    """Yield the rows to read together, the longest first, so that memory runs out at once or never.
-
-    Padding included, a batch has at most `num_tokens`, or is one row.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > num_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ shapes.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,11 +117,8 @@ class Decoder:
 
         Row b of ids has what `padded` gives. Nothing depends on the tensors' content: a graph can hold this.
         """
-        longest = ids_BT.size(1) - 1 + start
-        texts_B, places = (
-            torch.arange(len(ids_BT), device=ids_BT.device),
-            dict[int | None, tuple[Tensor, ...]](),
-        )
+        longest, texts_B = ids_BT.size(1) - 1 + start, torch.arange(len(ids_BT), device=ids_BT.device)
+        places = dict[int | None, tuple[Tensor, ...]]()
 
         def attend_and_keep(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
             window, old = self.layers[layer].window, None
@@ -362,6 +359,21 @@ class Decoder:
         qkv_XC = torch.cat([row.to(dtype) for row in rows])
         qkv_XC = F.pad(qkv_XC, (0, 0, 0, -len(qkv_XC) % ALIGNED))
         return Layer(qkv_XC, output_CC, expand_FC, contract_CF, table, attention.window)
+
+
+def batches_of(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
+    """Yield the places of texts to read together, the longest first: memory runs out at once or never.
+
+    Padding included, a batch has at most `num_tokens`, or is one text.
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > num_tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def marks_of(model: GPT) -> list[tuple[int, int]]:

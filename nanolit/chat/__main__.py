@@ -4,6 +4,7 @@ nanolit chat demo                          in the terminal, with the run's last 
 nanolit chat demo/sft -p "Hello"           one message, one reply; -p - reads it from the input
 nanolit chat demo web=true                 a page, and at /v1 what OpenAI's clients speak
 nanolit chat release=FOLDER web=true       the same with a release folder
+nanolit chat demo web=true devices=8       the same on eight GPUs, which share one queue
 nanolit chat demo web=true cluster=modal_a10g    deploy both to Modal; dry_run=true says what it costs
 
 NANOLIT_CHAT_PASSWORD, if it is set, is the page's password and the API's key.
@@ -38,6 +39,7 @@ class Settings(Root):
     max_tokens: int | None = setting("longest reply (default: at most half of the context)", None, least=1)
     seed: int | None = setting("give the same replies every time (default: new ones)", None)
     web: bool = setting("open a page in the browser, and the API", False)
+    devices: int = setting("GPUs that answer, the page and the API alike", 1, least=1)
     host: str = setting("the page's address; by default only this machine sees it", LOOPBACK)
     cluster: str | None = setting("deploy it there: one of Modal's clusters with one GPU", None)
     name: str | None = setting("the deployed chat's name, part of its address (default: the run's)", None)
@@ -55,13 +57,15 @@ def parse(words: Sequence[str]) -> Settings:
         raise ValueError("give either run=RUN or release=FOLDER; --help shows the settings")
     if settings.web and settings.prompt is not None:
         raise ValueError("-p answers in the terminal; leave out either it or web=true")
-    if not settings.web and (settings.port, settings.host) != (None, LOOPBACK):
-        raise ValueError("port and host are for the page; add web=true")
+    if not settings.web and (settings.port, settings.host, settings.devices) != (None, LOOPBACK, 1):
+        raise ValueError("port, host and devices are for the page; add web=true")
     deployed = [name for name in ("name", "public", "keep_warm", "dry_run") if getattr(settings, name)]
     if settings.cluster is None and deployed:
         raise ValueError(f"{deployed[0]} is for a chat that is deployed; add cluster=modal_a10g")
     if settings.cluster is not None and (settings.run is None or not settings.web):
         raise ValueError("cluster= deploys a run's page; give run=RUN web=true with it")
+    if settings.cluster is not None and settings.devices > 1:
+        raise ValueError(f"devices={settings.devices} is for this machine; a deployed chat has one GPU")
     return settings
 
 
@@ -116,7 +120,7 @@ def serve_page(settings: Settings) -> None:
     folders = {} if settings.release else list_releases(settings.root)
     first = next((name for name, other in folders.items() if other == folder), None)
     folders = {first: folder} | folders if first else {str(settings.run or folder.resolve().name): folder}
-    models = Models([*folders], lambda name: nanolit.load(folders[name]))
+    models = Models([*folders], lambda name: nanolit.load(folders[name]), devices=settings.devices)
     context = models.get().service.context
     defaults = Defaults(
         temperature=settings.temperature,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from nanolit.chat.dialogue import Talker
 from nanolit.chat.service import PLACES, Busy, Service
-from nanolit.inference.engine import Engine
+from nanolit.inference.engine import engines_on
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -48,11 +48,21 @@ class Served:
 
 
 class Models:
-    """Models by name; the first name is the default. At most `MOST_LOADED` are in memory at once."""
+    """Models by name; the first name is the default. At most `MOST_LOADED` are in memory at once.
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], Loaded], *, places: int = PLACES) -> None:
+    Each answers on `devices` devices, with `places` for each of them.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        load: Callable[[str], Loaded],
+        *,
+        places: int = PLACES,
+        devices: int = 1,
+    ) -> None:
         self.names = list(names)
-        self._load, self._places = load, places
+        self._load, self._places, self._devices = load, places, devices
         self._loaded: OrderedDict[str, Served] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -65,7 +75,8 @@ class Models:
             if name not in self._loaded:
                 self._make_room()
                 loaded = self._load(name)
-                service = Service(Engine(loaded.model, loaded.tokenizer), places=self._places)
+                engines = engines_on(self._devices, loaded.model, loaded.tokenizer)
+                service = Service(engines, places=self._places)
                 talker = Talker(service, continues_text=loaded.meta.get("stage") == "base")
                 self._loaded[name] = Served(name, service, talker)
             self._loaded.move_to_end(name)
@@ -89,4 +100,4 @@ class Models:
                 served.service.close()
                 del self._loaded[name]
                 return
-        raise Busy(self._places, LOADING_SECONDS)
+        raise Busy(self._places * self._devices, LOADING_SECONDS)

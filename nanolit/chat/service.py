@@ -1,7 +1,8 @@
-"""One thread that drives an engine for many people at once: the page's and the API's replies share a batch.
+"""One queue in front of a model's engines: the page's and the API's replies share their batches.
 
-Only this thread touches the engine. Requests and cancellations wait in an inbox that it empties before each
-step, so nobody waits for a step to ask or to leave, and no event loop is ever held up.
+Every engine, one a GPU, has a thread of its own, which alone touches it. Before each step the thread takes
+from the queue what its engine is to answer and ends what nobody waits for any more. So nobody waits for a
+step to ask or to leave, and no event loop is ever held up.
 """
 
 import asyncio
@@ -10,18 +11,22 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Unpack
 
-from nanolit.inference.engine import Engine, Sampling
+from nanolit.inference.engine import Engine, Sampling, longest_beginning
 from nanolit.inference.request import Handle, Request, Token
+from nanolit.machine.device import use_device
 from nanolit.machine.terminal import one_line
 
-PLACES = 40  # replies at once, those that wait for a slot included. Untuned
+PLACES = 40  # replies at once for each engine, those that wait for a slot included. Untuned
 REPLY_SECONDS = 600.0  # after which a reply ends as if its length were reached
 LONGEST_WAIT = 60  # seconds that a client is asked to wait: the most that OpenAI's own client respects
+# An engine that failed is given nothing for so long while another one works: a broken GPU fails at once, has
+# the least to do, and would be given every request. Untuned
+REST_SECONDS = 60.0
 ENDED = "the server has ended"
 
 News = list[Token] | Exception | None  # some tokens, what went wrong, or the end
@@ -41,7 +46,7 @@ class Busy(ValueError):
 
 @dataclass(eq=False)
 class Ticket:
-    """One request on its way: `tell` is called with its news, in the service's thread."""
+    """One request on its way: `tell` is called with its news, in an engine's thread."""
 
     request: Request
     tell: Callable[[News], None]
@@ -50,38 +55,51 @@ class Ticket:
     told: int = 0  # tokens
     left: bool = False  # nobody waits for it any more
 
+    @property
+    def is_over(self) -> bool:
+        return self.left or time.monotonic() > self.deadline
 
-@dataclass
-class Totals:
-    """What /stats adds up since the start."""
 
-    replies: int = 0
-    tokens: int = 0
-    cancelled: int = 0
-    refused: int = 0
+@dataclass(eq=False)
+class Worker:
+    """An engine and what its thread has in hand, which the others look at to share the queue with it."""
+
+    engine: Engine
+    tickets: list[Ticket] = field(default_factory=list)  # in the order in which they came
+    kept: list[tuple[int, ...]] = field(default_factory=list)  # conversations whose slots the engine keeps
+    full: bool = False  # it had no room for what is next in the queue
+    rests_until: float = 0.0
+    step_seconds: float = 0.0  # of the last steps, averaged
 
 
 class Service:
-    """Serves `engine` to at most `places` requests at once; the others get `Busy`."""
+    """Serves `engines` of one model to at most `places` requests at once; the others get `Busy`."""
 
-    def __init__(self, engine: Engine, *, places: int = PLACES, reply_seconds: float = REPLY_SECONDS) -> None:
-        self.tokenizer, self.context, self.end_ids = engine.tokenizer, engine.context, engine.end_ids
-        self.max_positions = engine.max_positions
-        self.places, self.reply_seconds, self.totals = places, reply_seconds, Totals()
-        self._engine = engine
-        self._tickets: list[Ticket] = []  # in the order in which they came
-        self._inbox: deque[Ticket] = deque()
+    def __init__(
+        self, engines: Sequence[Engine], *, places: int = PLACES, reply_seconds: float = REPLY_SECONDS
+    ) -> None:
+        first = engines[0]
+        self.tokenizer, self.context, self.end_ids = first.tokenizer, first.context, first.end_ids
+        self.max_positions = first.max_positions
+        self.places, self.reply_seconds = places * len(engines), reply_seconds
+        self._totals = Counter(replies=0, tokens=0, cancelled=0, refused=0)  # since the start
+        self._queue: list[Ticket] = []  # that no engine has taken yet
         self._changed = threading.Condition()
         self._closed = False
-        self._step_seconds = 0.0  # of the last steps, averaged
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._workers = [Worker(engine) for engine in engines]
+        self._threads = [
+            threading.Thread(target=self._run, args=(worker,), name=f"engine {number}", daemon=True)
+            for number, worker in enumerate(self._workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def num_open(self) -> int:
         """Return how many requests are being answered or wait for a slot."""
         with self._changed:
-            return sum(not ticket.left for ticket in (*self._tickets, *self._inbox))
+            taken = [ticket for worker in self._workers for ticket in worker.tickets]
+            return sum(not ticket.left for ticket in (*self._queue, *taken))
 
     def generate(
         self, prompt_ids: Sequence[int], **sampling: Unpack[Sampling]
@@ -121,24 +139,31 @@ class Service:
     def wait_seconds(self) -> int:
         """Return in how many seconds the reply that is closest to its limit will have ended."""
         with self._changed:
-            left = [t.request.max_tokens - t.told for t in self._tickets] or [1]
-        return min(max(math.ceil(min(left) * self._step_seconds), 1), LONGEST_WAIT)
+            ends = [
+                (t.request.max_tokens - t.told) * w.step_seconds for w in self._workers for t in w.tickets
+            ]
+        return min(max(math.ceil(min(ends, default=0)), 1), LONGEST_WAIT)
 
     def stats(self) -> dict[str, float]:
         """Return what /stats shows."""
+        slowest = max(worker.step_seconds for worker in self._workers)
         return {
+            "engines": len(self._workers),
             "places": self.places,
             "open": self.num_open,
-            **asdict(self.totals),
-            "milliseconds_per_step": round(1000 * self._step_seconds, 2),
+            **self._totals,
+            "milliseconds_per_step": round(1000 * slowest, 2),
         }
 
     def close(self) -> None:
-        """End all replies and the thread."""
+        """End all replies and the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout=30)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=30)
+        for ticket in self._queue:
+            ticket.tell(ValueError(ENDED))
 
     @contextlib.contextmanager
     def _entered(self, request: Request, tell: Callable[[News], None]) -> Iterator[None]:
@@ -149,80 +174,116 @@ class Service:
             if self._closed:
                 raise ValueError(ENDED)
             if self.num_open >= self.places:
-                self.totals.refused += 1
+                self._totals["refused"] += 1
                 raise Busy(self.places, self.wait_seconds())
-            self._inbox.append(ticket)
-            self._changed.notify()
+            self._queue.append(ticket)
+            self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 ticket.left = True
-                self._changed.notify()
+                self._changed.notify_all()
 
-    def _run(self) -> None:
+    def _run(self, worker: Worker) -> None:
+        use_device(worker.engine.model.device)
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._inbox or self._tickets or self._closed)
+                new = self._take(worker)
+                while not (new or worker.tickets or self._closed):
+                    self._changed.wait(REST_SECONDS)
+                    new = self._take(worker)
                 if self._closed:
                     break
-                new, self._inbox = self._inbox, deque()
-                self._tickets += new
-            self._submit(new)
-            self._drop_those_who_left()
             began = time.monotonic()
             try:
-                self._engine.step()
+                self._drop_those_who_left(worker)
+                self._submit(worker, new)
+                worker.engine.step()
             except Exception as error:  # out of memory, say: these replies end, the next ones are served
-                self._fail(error)
-            self._step_seconds += 0.1 * (time.monotonic() - began - self._step_seconds)
-            for ticket in [*self._tickets]:
-                self._tell(ticket)
-        self._fail(ValueError(ENDED))
+                self._fail(worker, Failed(one_line(error)))
+            worker.step_seconds += 0.1 * (time.monotonic() - began - worker.step_seconds)
+            for ticket in [*worker.tickets]:
+                self._tell(worker, ticket)
+        self._fail(worker, ValueError(ENDED))
 
-    def _submit(self, new: Sequence[Ticket]) -> None:
-        for ticket in new:
-            try:
-                ticket.handle = self._engine.submit(ticket.request)
-            except ValueError as error:
-                self._end(ticket, error)
+    def _take(self, worker: Worker) -> list[Ticket]:
+        """Take off the queue what this engine is to answer, in order: nobody overtakes for want of room."""
+        new: list[Ticket] = []
+        worker.kept, worker.full = [*worker.engine.kept], False
+        for ticket in [*self._queue]:
+            if not ticket.is_over:
+                if self._worker_for(ticket) is not worker:
+                    continue
+                requests = [other.request for other in (*new, ticket)]
+                worker.full = bool(worker.tickets) and not worker.engine.has_room(requests)
+                if worker.full:
+                    self._changed.notify_all()  # it may be another's now
+                    break
+            self._queue.remove(ticket)
+            worker.tickets.append(ticket)
+            new.append(ticket)
+        return new
 
-    def _drop_those_who_left(self) -> None:
+    def _worker_for(self, ticket: Ticket) -> Worker | None:
+        """Return who should answer: the one that keeps the conversation, else the one with least to do.
+
+        None while all are full. Both are asked of the engines that have room and work.
+        """
         now = time.monotonic()
-        for ticket in [*self._tickets]:
-            if ticket.left or now > ticket.deadline:
-                self.totals.cancelled += 1
-                self._end(ticket, None)
+        working = [worker for worker in self._workers if now > worker.rests_until] or self._workers
+        ready = [worker for worker in working if not worker.full]
+        keepers = [worker for worker in ready if longest_beginning(worker.kept, ticket.request.prompt_ids)]
+        return min(keepers or ready, key=lambda worker: len(worker.tickets), default=None)
 
-    def _tell(self, ticket: Ticket) -> None:
+    def _submit(self, worker: Worker, new: Sequence[Ticket]) -> None:
+        for ticket in new:
+            if ticket in worker.tickets:  # it may have left meanwhile
+                try:
+                    ticket.handle = worker.engine.submit(ticket.request)
+                except ValueError as error:
+                    self._end(worker, ticket, error)
+
+    def _drop_those_who_left(self, worker: Worker) -> None:
+        for ticket in [*worker.tickets]:
+            if ticket.is_over:
+                self._end(worker, ticket, None, cancelled=1)
+
+    def _tell(self, worker: Worker, ticket: Ticket) -> None:
         assert ticket.handle is not None
         completion = ticket.handle.completions[0]
         new = slice(ticket.told, None)
         tokens = [*map(Token, completion.ids[new], completion.sampled[new])]
         if tokens:
             ticket.told += len(tokens)
-            self.totals.tokens += len(tokens)
+            with self._changed:
+                self._totals["tokens"] += len(tokens)
             ticket.tell(tokens)
         try:
             if ticket.handle.done:
-                self.totals.replies += 1
-                self._end(ticket, None)
+                self._end(worker, ticket, None, replies=1)
         except ValueError as error:
-            self._end(ticket, error)
+            self._end(worker, ticket, error)
 
-    def _end(self, ticket: Ticket, error: Exception | None) -> None:
+    def _end(self, worker: Worker, ticket: Ticket, error: Exception | None, **counts: int) -> None:
         if ticket.handle is not None:
-            self._engine.cancel(ticket.handle)
+            worker.engine.cancel(ticket.handle)
         with self._changed:
-            self._tickets.remove(ticket)
+            worker.tickets.remove(ticket)
+            self._totals.update(counts)
         if error is not None:
             ticket.tell(error)
         ticket.tell(None)
 
-    def _fail(self, error: Exception) -> None:
-        self._engine.release()
-        for ticket in [*self._tickets]:
-            self._end(ticket, error if str(error) == ENDED else Failed(one_line(error)))
+    def _fail(self, worker: Worker, error: Exception) -> None:
+        """End all that this engine has, which then begins anew."""
+        with self._changed:
+            worker.rests_until = time.monotonic() + REST_SECONDS
+        for ticket in [*worker.tickets]:
+            ticket.handle = None  # a broken engine may not be able to cancel it
+            self._end(worker, ticket, error)
+        with contextlib.suppress(Exception):
+            worker.engine.release()
 
 
 def _checked(news: News) -> list[Token] | None:

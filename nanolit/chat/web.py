@@ -22,7 +22,6 @@ from nanolit.chat.asked import MAX_ALL_CHARACTERS, MAX_CHARACTERS, MAX_TEMPERATU
 from nanolit.chat.dialogue import Talker, usual_max_tokens
 from nanolit.chat.markup import as_html
 from nanolit.chat.models import Defaults, Models
-from nanolit.chat.service import PLACES
 from nanolit.machine.device import derived_seed
 from nanolit.machine.terminal import one_line
 
@@ -268,7 +267,8 @@ def mount(app: "FastAPI", models: Models, defaults: Defaults) -> None:
         seed=defaults.seed,
         models=models,
     )
-    demo.queue(default_concurrency_limit=PLACES, max_size=2 * PLACES)
+    places = first.service.places
+    demo.queue(default_concurrency_limit=places, max_size=2 * places)
     gradio.mount_gradio_app(
         app,
         demo,

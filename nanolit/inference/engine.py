@@ -7,10 +7,11 @@ while the next one runs. The engine knows of no roles, files or rewards: phases/
 build on it.
 """
 
+import copy
 import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
@@ -34,6 +35,7 @@ from nanolit.inference.sampling import (
     uniforms,
 )
 from nanolit.inference.slots import Slots, row_bytes
+from nanolit.machine.device import pick_devices
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -82,7 +84,7 @@ class Engine:
         self.kept = OrderedDict[tuple[int, ...], list[Tensor]]()  # texts, and their slots' content
         self.decoder: Decoder | None = None
         self.launcher: Launcher | None = None
-        self.budget = 0  # bytes that slots may take
+        self._budget = 0  # bytes that slots may take, once the weights are packed
         # On a GPU one launch stays unread, so that reading it costs no time of the next
         self.unread = int(model.device.type == "cuda")
         self.prefill_tokens = PREFILL_TOKENS if model.device.type == "cuda" else CPU_PREFILL_TOKENS
@@ -124,6 +126,13 @@ class Engine:
             handle = Handle(request, self.tokenizer, self.end_ids)
             self.waiting.extend(handle.rows)
             return handle
+
+    def has_room(self, requests: Sequence[Request]) -> bool:
+        """Tell whether these can run beside all that runs and waits, before anything has ended."""
+        asked = [row.request for row in (*self.rows, *self.waiting)]
+        longest = max(request.positions for request in (*asked, *requests))
+        rows = len(asked) + sum(request.num_samples for request in requests)
+        return rows <= self._most_rows(longest)
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -182,7 +191,7 @@ class Engine:
         launcher = self._make_slots(rows)
         prompts, whole = [group[0].request.prompt_ids for group in groups], list[int]()
         for place, prompt in enumerate(prompts):
-            if beginning := self._kept_beginning(prompt):
+            if beginning := longest_beginning(self.kept, prompt):
                 self.kept.move_to_end(beginning)
                 launcher.slots.put_in(len(self.rows), self.kept[beginning])
                 self._join([groups[place]], launcher, start=len(beginning))
@@ -292,23 +301,23 @@ class Engine:
         while sum(t.nbytes for kept in self.kept.values() for t in kept) > KEPT_SHARE * self.budget:
             self.kept.popitem(last=False)
 
-    def _kept_beginning(self, prompt: Sequence[int]) -> tuple[int, ...]:
-        """Return the longest kept text that the prompt continues, () if there is none."""
-        fitting = (text for text in self.kept if len(text) < len(prompt) and (*prompt[: len(text)],) == text)
-        return max(fitting, key=len, default=())
-
     def _prepare(self) -> Decoder:
         """Return the packed weights: packed anew if they changed and no text is being written."""
         if self.decoder and not self.rows and not self.waiting and self.decoder.marks != marks_of(self.model):
             self.release()
         if self.decoder is None:
             self.decoder = Decoder(self.model, plain=self.plain)
-            self.budget = free_bytes(self.model.device)
+            self._budget = free_bytes(self.model.device)
         return self.decoder
+
+    @property
+    def budget(self) -> int:
+        """Return the bytes that slots may take: fixed once the weights are packed."""
+        return self._budget or free_bytes(self.model.device)
 
     def _check(self, request: Request) -> None:
         request.check(max_positions=self.max_positions)
-        size, budget = row_bytes(self.model, request.positions), self.budget or free_bytes(self.model.device)
+        size, budget = row_bytes(self.model, request.positions), self.budget
         if size > budget:
             raise ValueError(
                 f"prompt + max_tokens ({request.positions:,}) need a slot of {size / 2**20:,.0f} MiB; there "
@@ -361,6 +370,25 @@ class Engine:
                 yield tokens
         finally:
             self.cancel(handle)
+
+
+def engines_on(num_devices: int, model: GPT, tokenizer: Tokenizer) -> list[Engine]:
+    """Return an engine for each device, with a copy of the model for all but the one that it is on."""
+    engines = []
+    for device in pick_devices(num_devices) if num_devices > 1 else [model.device]:
+        own = model
+        if device != model.device:
+            with torch.cuda.device(device):  # its kernels are chosen by trying them there
+                own = copy.deepcopy(model).to(device)
+                own.prepare(dtype=model.compute_dtype)
+        engines.append(Engine(own, tokenizer))
+    return engines
+
+
+def longest_beginning(texts: Iterable[tuple[int, ...]], prompt: Sequence[int]) -> tuple[int, ...]:
+    """Return the longest of the texts that the prompt continues, () if there is none."""
+    fitting = (text for text in texts if len(text) < len(prompt) and (*prompt[: len(text)],) == text)
+    return max(fitting, key=len, default=())
 
 
 def free_bytes(device: torch.device) -> int:

@@ -24,6 +24,22 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def pick_devices(count: int) -> list[torch.device]:
+    """Return that many devices like `pick_device`'s: GPUs from the first on, or the CPU again and again."""
+    first, there = pick_device(), torch.cuda.device_count()
+    if first.type != "cuda":
+        return [first] * count
+    if count > there:
+        raise ValueError(f"devices={count}, but this machine has {there} GPUs; give devices={there} or fewer")
+    return [torch.device("cuda", index) for index in range(count)]
+
+
+def use_device(device: torch.device) -> None:
+    """Let this thread's streams, graphs and Triton kernels be this GPU's; nothing for other devices."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def make_deterministic() -> None:
     """Ask torch, its compiler and our operators for the same bits in every run of one command on one GPU.
 

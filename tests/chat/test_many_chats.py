@@ -60,13 +60,20 @@ async def talk(address: str, seconds: float) -> tuple[int, Counter, list[float]]
 
 
 @pytest.mark.parametrize("seconds", [pytest.param(1, id="short"), pytest.param(20, marks=pytest.mark.slow)])
-def test_each_of_forty_replies_is_what_it_would_be_alone(taught_model, byte_tokenizer, seconds):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_each_of_forty_replies_is_what_it_would_be_alone(
+    taught_model, byte_tokenizer, seconds, devices, monkeypatch
+):
     """Oracle: the same server, asked one at a time. Everybody gets on, and memory stays."""
-    with served(models_of(byte_tokenizer, {"taught/sft": taught_model})) as address:
+    monkeypatch.setenv("NANOLIT_DEVICE", "cpu")
+    settings = {"devices": devices, "places": PLACES // devices}
+    models = models_of(byte_tokenizer, {"taught/sft": taught_model}, **settings)
+    with served(models) as address:
         wrong, replies, memory = asyncio.run(talk(address, seconds))
         assert wrong == 0
         assert len(replies) == PLACES
         assert max(replies.values()) <= 4 * min(replies.values()) + 2
         assert memory[-1] - memory[len(memory) // 2] < 16
         stats = httpx.get(f"{address}/stats").json()["taught/sft"]
+        assert (stats["engines"], stats["places"]) == (devices, PLACES)
         assert (stats["open"], stats["refused"]) == (0, 0)

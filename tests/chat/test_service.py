@@ -1,0 +1,234 @@
+"""Several engines behind one queue: right replies, shared fairly, and none lost."""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from nanolit.chat import service as service_module
+from nanolit.chat.service import Failed, Service
+from nanolit.inference import engine as engine_module
+from nanolit.inference.engine import Engine, engines_on
+from nanolit.inference.request import Handle, Request, Token
+from nanolit.machine.device import pick_devices
+from tests.conftest import MODERN, build_tiny_model
+
+Steps = Generator[list[Token | None]]
+LONG = 4000  # tokens, which take seconds
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("NANOLIT_DEVICE", "cpu")
+
+
+@pytest.fixture
+def engines(byte_tokenizer) -> list[Engine]:
+    return engines_on(2, build_tiny_model(MODERN), byte_tokenizer)
+
+
+@pytest.fixture
+def rambling(rambling_model, byte_tokenizer, monkeypatch) -> list[Engine]:
+    """Two engines with a slot each, whose replies are as long as they may be."""
+    monkeypatch.setattr(engine_module, "MAX_ROWS", 1)
+    return engines_on(2, rambling_model, byte_tokenizer)
+
+
+@pytest.fixture
+def serve() -> Iterator:
+    """Services that end with the test."""
+    services: list[Service] = []
+
+    def start(engines: list[Engine], **settings) -> Service:
+        services.append(Service(engines, **settings))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+
+
+@pytest.fixture
+def taken(request, monkeypatch) -> list[list[int]]:
+    """The last tokens of the prompts that each engine was given, so far."""
+    engines = request.getfixturevalue("rambling" if "rambling" in request.fixturenames else "engines")
+    taken: list[list[int]] = [[], []]
+
+    for engine, prompts in zip(engines, taken, strict=True):
+
+        def submit(asked: Request, submit=engine.submit, prompts=prompts) -> Handle:
+            prompts.append(asked.prompt_ids[-1])
+            return submit(asked)
+
+        monkeypatch.setattr(engine, "submit", submit)
+    return taken
+
+
+def ids_of(steps: Steps) -> list[int]:
+    return [token.id for (token,) in steps if token]
+
+
+def begun(steps: Steps) -> Steps:
+    """A reply whose first token has come."""
+    next(steps)
+    return steps
+
+
+def random_requests(count: int) -> list[dict]:
+    rng = random.Random(3)
+    return [
+        {
+            "prompt_ids": [256, *(rng.randrange(256) for _ in range(rng.randrange(40)))],
+            "max_tokens": rng.randrange(1, 40),
+            "temperature": rng.choice([0, 1.0]),
+            "seed": seed,
+        }
+        for seed in range(count)
+    ]
+
+
+def test_two_engines_give_the_tokens_of_one_and_share_the_work(engines, taken, serve, byte_tokenizer):
+    """Oracle: one engine, in float32, that is given all requests together."""
+    requests = random_requests(60)
+    alone = Engine(engines[0].model, byte_tokenizer).complete_all([Request(**one) for one in requests])
+    service = serve(engines, places=30)
+    with ThreadPoolExecutor(60) as pool:
+        replies = list(pool.map(lambda one: ids_of(service.generate(**one)), requests))
+    assert replies == [completion.ids for (completion,) in alone]
+    assert sum(map(len, taken)) == 60
+    assert min(map(len, taken)) >= 20
+
+
+def test_who_waits_is_served_by_the_first_engine_that_has_room(rambling, taken, serve):
+    """Each has one slot: while one is held for long, all others are answered by the other engine."""
+    service = serve(rambling)
+    long = begun(service.generate([256, 0], max_tokens=LONG))
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(ids_of, service.generate([256, id], max_tokens=5)) for id in range(1, 7)]
+        assert [reply.result(timeout=20) for reply in asked] == [[ord("a")] * 5] * 6
+    assert taken[0] == [0]
+    assert sorted(taken[1]) == [1, 2, 3, 4, 5, 6]
+    long.close()
+
+
+def test_who_leaves_the_queue_or_a_slot_makes_room(rambling, taken, serve):
+    service = serve(rambling)
+    running = [begun(service.generate([256, id], max_tokens=LONG)) for id in (0, 1)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = service.generate([256, 2], max_tokens=5)
+        reply = pool.submit(ids_of, waiting)
+        while service.num_open < 3:
+            time.sleep(0.01)
+        assert taken == [[0], [1]], "the third waits in the queue, not at an engine"
+        running[1].close()
+        assert reply.result(timeout=20) == [ord("a")] * 5
+    assert taken == [[0], [1, 2]]
+    assert service.stats()["cancelled"] == 1
+    running[0].close()
+
+
+def test_a_conversation_goes_back_to_the_engine_that_keeps_it(engines, taken, serve):
+    service = serve(engines)
+    steps = [begun(service.generate([256, id], max_tokens=30, keep=True, temperature=0)) for id in (65, 66)]
+    for reply in steps:
+        ids_of(reply)
+    assert [len(engine.kept) for engine in engines] == [1, 1]
+    for engine, id in zip(reversed(engines), (7, 8), strict=True):
+        (text,) = engine.kept
+        ids_of(service.generate([*text, id], max_tokens=2))
+    assert taken == [[65, 8], [66, 7]]
+
+
+def test_a_conversation_whose_engine_is_full_goes_on_the_same_at_another(rambling, taken, serve):
+    service = serve(rambling)
+    first = begun(service.generate([256, 0], max_tokens=LONG))
+    ids_of(service.generate([256, 1], max_tokens=20, keep=True))
+    first.close()
+    (text,) = rambling[1].kept
+    busy = begun(service.generate([*text, 2], max_tokens=LONG))
+    assert ids_of(service.generate([*text, 3], max_tokens=5)) == [ord("a")] * 5
+    assert taken == [[0, 3], [1, 2]]
+    busy.close()
+
+
+def test_an_engine_that_fails_takes_its_own_requests_with_it_and_rests(
+    rambling_model, byte_tokenizer, serve, monkeypatch
+):
+    """A token beyond the vocabulary, which no tokenizer gives, fails its engine's step."""
+    engines = engines_on(2, rambling_model, byte_tokenizer)
+    service = serve(engines)
+    beside, elsewhere = (begun(service.generate([256, id], max_tokens=LONG)) for id in (0, 1))
+    assert [len(engine.rows) for engine in engines] == [1, 1]
+    for reply in (service.generate([256, 10**6], max_tokens=5), beside):
+        with pytest.raises(Failed, match="index out of range"):
+            ids_of(reply)
+    for id in range(2, 5):  # the failed one has less to do
+        assert ids_of(service.generate([256, id], max_tokens=5)) == [ord("a")] * 5
+    assert engines[0].decoder is None
+    assert next(elsewhere)[0] == Token(ord("a"), sampled=True)
+    service._workers[0].rests_until = 0.0
+    assert ids_of(service.generate([256, 5], max_tokens=5)) == [ord("a")] * 5
+    assert engines[0].decoder is not None
+    elsewhere.close()
+
+
+def test_a_single_engine_that_failed_serves_the_next_request(rambling_model, byte_tokenizer, serve):
+    service = serve([Engine(rambling_model, byte_tokenizer)])
+    with pytest.raises(Failed, match="index out of range"):
+        ids_of(service.generate([256, 10**6], max_tokens=5))
+    assert ids_of(service.generate([256, 1], max_tokens=5)) == [ord("a")] * 5
+
+
+def test_hundreds_of_requests_leave_nothing_behind_and_none_is_lost(engines, serve):
+    """From 40 threads; a fifth of them leave after some tokens, at once or in the queue."""
+    threads, rng = threading.active_count(), random.Random(5)
+    service = serve(engines)
+    patience = [rng.choice([0, 1, 5]) if rng.random() < 0.2 else None for _ in range(400)]
+
+    def ask(request: dict, most: int | None) -> bool:
+        """Tell whether the reply came to its end, where somebody waited for it."""
+        steps = service.generate(**request, keep=request["seed"] % 2 == 0)
+        ids = [token.id for (token,) in itertools.islice(steps, most) if token]
+        steps.close()
+        return most is not None or len(ids) == request["max_tokens"] or ids[-1] in service.end_ids
+
+    with ThreadPoolExecutor(40) as pool:
+        assert all(pool.map(ask, random_requests(400), patience))
+    while service.num_open:
+        time.sleep(0.01)
+    for engine in engines:
+        assert (engine.rows, list(engine.waiting), list(engine.launched)) == ([], [], [])
+        kept = sum(tensor.nbytes for slot in engine.kept.values() for tensor in slot)
+        assert 0 < kept <= engine_module.KEPT_SHARE * engine.budget
+    service.close()
+    assert threading.active_count() == threads
+    for engine in engines:
+        assert (engine.decoder, engine.launcher, len(engine.kept)) == (None, None, 0)
+
+
+def test_a_service_that_ends_tells_all_who_wait(rambling, serve):
+    service = serve(rambling)
+    running = [begun(service.generate([256, id], max_tokens=LONG)) for id in (0, 1)]
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(ids_of, service.generate([256, 2], max_tokens=5))
+        while service.num_open < 3:
+            time.sleep(0.01)
+        service.close()
+        for ended in (reply.result, lambda: ids_of(running[0]), lambda: ids_of(running[1])):
+            with pytest.raises(ValueError, match=service_module.ENDED):
+                ended()
+    with pytest.raises(ValueError, match=service_module.ENDED):
+        ids_of(service.generate([256, 2], max_tokens=5))
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
+    there = torch.cuda.device_count()
+    assert [device.type for device in pick_devices(3)] == ["cpu"] * 3
+    monkeypatch.setenv("NANOLIT_DEVICE", "cuda")
+    with pytest.raises(ValueError, match=f"this machine has {there} GPUs"):
+        pick_devices(there + 1)

@@ -73,7 +73,7 @@ class Worker:
 
 
 class Service:
-    """Serves `engines` of one model to at most `places` requests at once; the others get `Busy`."""
+    """Serves `engines` of one model to at most `places` requests for each at once; the others get `Busy`."""
 
     def __init__(
         self, engines: Sequence[Engine], *, places: int = PLACES, reply_seconds: float = REPLY_SECONDS
@@ -190,6 +190,8 @@ class Service:
         while True:
             with self._changed:
                 new = self._take(worker)
+                if self._queue:  # what was this engine's may be another's now
+                    self._changed.notify_all()
                 while not (new or worker.tickets or self._closed):
                     self._changed.wait(REST_SECONDS)
                     new = self._take(worker)
@@ -218,7 +220,6 @@ class Service:
                 requests = [other.request for other in (*new, ticket)]
                 worker.full = bool(worker.tickets) and not worker.engine.has_room(requests)
                 if worker.full:
-                    self._changed.notify_all()  # it may be another's now
                     break
             self._queue.remove(ticket)
             worker.tickets.append(ticket)

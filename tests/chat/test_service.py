@@ -226,6 +226,28 @@ def test_a_service_that_ends_tells_all_who_wait(rambling, serve):
         ids_of(service.generate([256, 2], max_tokens=5))
 
 
+def test_replies_end_at_their_time_limit(rambling, serve):
+    service = serve(rambling, reply_seconds=0.5)
+    with ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(ids_of, [service.generate([256, id], max_tokens=16_000) for id in range(3)]))
+    assert max(map(len, replies)) < 16_000
+    assert service.stats()["cancelled"] == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_same_reply(byte_tokenizer, serve, monkeypatch):
+    monkeypatch.delenv("NANOLIT_DEVICE")
+    model = build_tiny_model(MODERN).to("cuda:0")
+    model.prepare()
+    engines = engines_on(2, model, byte_tokenizer)
+    assert [engine.model.device.index for engine in engines] == [0, 1]
+    service = serve(engines)
+    replies = [begun(service.generate([256, 65], max_tokens=30, temperature=0)) for _ in range(2)]
+    assert [engine.decoder is not None for engine in engines] == [True, True]
+    assert ids_of(replies[0]) == ids_of(replies[1])
+
+
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     there = torch.cuda.device_count()
     assert [device.type for device in pick_devices(3)] == ["cpu"] * 3

@@ -1,6 +1,5 @@
 """One or several jobs to Modal: at most `max_parallel` at a time, each with its own app, logs and result."""
 
-import heapq
 import json
 import math
 import queue
@@ -23,65 +22,26 @@ from launch.submit import (
 from launch.uploads import upload_paths
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
+from nanolit.jobs.overview import show_jobs
 from nanolit.jobs.sweep import JobFailed, conclude
-from nanolit.machine.paths import read_json
-from nanolit.planning.plans import Plans, TokenizerPlan, check_cost, fresh_plans, plan_jobs, total
-from nanolit.planning.show import fitting_text, money, show_plans, steps_text
-from nanolit.planning.sizes import BatchPlan
-from nanolit.report.tables import markdown_table
+from nanolit.machine.paths import read_json, run_folder
+from nanolit.planning.plans import Plans, fresh_plans, plan_jobs, total
 
+MOST_CORES = 8  # for a GPU: more are a node's whose other GPUs are not rented
 STARTER_GPUS, TEAM_GPUS = 10, 50  # at once, by Modal's plan (modal.com/pricing, September 2026)
 
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
     """Print what the jobs would be and cost, and with dry_run=true that nothing was submitted."""
     planned = plan_jobs(jobs)
-    if len(jobs) == 1 and len(jobs[0]["stages"]) == 1:
-        show_plans(planned)
-    else:
-        say(f"{plans_table(planned)}{sum_line(planned, settings)}")
-        say("python -m nanolit.plan … shows all of a stage's plan")
-        if note := check_cost(planned):
-            say(note)
+    show_jobs(planned, at_a_time=settings["max_parallel"])
     for remark in remarks(planned, settings):
         say(remark)
     if settings["dry_run"]:
         for job in jobs if settings["show_request"] else []:
             say(json.dumps(request_of(job, settings), indent=2, ensure_ascii=False))
-        names = ", ".join(job["run"] for job in jobs)
-        say(f"dry run: {names} not submitted; hydra.launcher.show_request=true prints all that would be sent")
-
-
-def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
-    """A row for each job, or for each stage of the only one."""
-    rows = []
-    for job, plans in planned:
-        groups = [[plan] for plan in plans.values()] if len(planned) == 1 else [[*plans.values()]]
-        for group in groups:
-            hours, dollars = total(group)
-            name = f"{job['run']} · {group[0].stage}" if len(planned) == 1 else job["run"]
-            steps = " + ".join(steps_text(plan) for plan in group if not isinstance(plan, TokenizerPlan))
-            peaks = [plan.memory for plan in group if isinstance(plan, BatchPlan) and plan.memory]
-            memory = max(peaks, key=lambda one: one["gib"]["peak"], default=None)
-            time = "unknown" if hours is None else f"{hours:,.2f}"
-            rows.append([name, steps, fitting_text(memory), time, money(dollars)])
-    return markdown_table(["Run", "Steps", "Memory of a GPU", "Hours", "Cost"], rows, num_left=3)
-
-
-def sum_line(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> str:
-    """All jobs together, and how long they take when the next begins as one ends."""
-    totals = [total([*plans.values()]) for _, plans in planned]
-    hours, dollars = [time for time, _ in totals], [price for _, price in totals]
-    text = f"{len(planned)} jobs, at most {settings['max_parallel']} at a time"
-    if len(planned) == 1:
-        text = f"{len(planned[0][1])} stages"
-    if None not in hours:
-        ends = [0.0] * settings["max_parallel"]
-        for time in cast(list[float], hours):
-            heapq.heapreplace(ends, ends[0] + time)
-        text += f": {sum(cast(list[float], hours)):,.1f} hours"
-        text += f", done after {max(ends):,.1f}" if len(planned) > 1 else ""
-    return text + (f"; {money(None if None in dollars else sum(cast(list[float], dollars)))} in all")
+        what = jobs[0]["run"] if len(jobs) == 1 else f"{len(jobs)} jobs"
+        say(f"dry run: {what} not submitted; hydra.launcher.show_request=true prints all that would be sent")
 
 
 def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> list[str]:
@@ -92,6 +52,9 @@ def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> l
     lines = [
         f"Modal: {nodes}{' or '.join(gpus)}, {host}; volume {volumes_of(settings)[settings['root']]['name']}"
     ]
+    if settings["cpu"] > MOST_CORES * (devices := job["cluster"]["devices"]):
+        share = f"cluster.cpu={4 * devices} cluster.memory={32_768 * devices}"
+        lines.append(f"{host} are rented for {devices} GPU(s); {share} would do and cost less")
     together = (
         min(len(planned), settings["max_parallel"]) * job["cluster"]["devices"] * job["cluster"]["nodes"]
     )
@@ -191,6 +154,8 @@ def watch(
 
 def begin(job: Job, settings: dict[str, Any]) -> Submission:
     refuse_running(job)
+    if not any(run_folder(job["root"], "").glob("*/submission.json")):
+        say("the first submission builds the image, for some minutes; later ones find it")
     submission = submit(upload_paths(job, settings), settings)
     say(f"── {job['run']} submitted as {submission['app']}: {submission['dashboard']}")
     say(f"   {how_to_follow(job)}")

@@ -12,12 +12,13 @@ from pathlib import Path
 from nanolit.config.schema import Job
 from nanolit.config.stored import write_job
 from nanolit.jobs.execute import run, say, score
+from nanolit.jobs.overview import show_jobs
 from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import Json, run_folder
 from nanolit.machine.system import gpu_names
 from nanolit.machine.terminal import at_terminal
 from nanolit.planning.plans import Plans, check_cost, mixture_note, plan_jobs, total
-from nanolit.planning.show import amount, money, show_plans
+from nanolit.planning.show import amount, money
 from nanolit.report.folders import read_result
 from nanolit.report.sweep import sweep_table, write_sweep_csv
 
@@ -39,7 +40,8 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     """Run the jobs; their validation bits per byte, or None. ValueError comes before any has begun."""
     planned = check_jobs(jobs)
     if jobs[0]["dry_run"]:
-        show_plans(planned)
+        show_jobs(planned)
+        say("dry run: nothing was begun")
         return [None for _ in jobs]
     if len(jobs) == 1:
         return conclude(jobs, [run(*planned[0], confirm=lambda *planned: confirm([planned]))])

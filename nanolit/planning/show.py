@@ -176,7 +176,8 @@ def memory_rows(memory: Memory) -> Rows:
     parts = ", ".join(f"{name} {gib[name]:.1f}" for name in names)
     rows = ", ".join(f"{gpu} {most or '–'}" for gpu, most in memory["largest_micro_batch"].items())
     return [
-        ("memory", f"about {gib['peak']:.1f}{of} GiB a GPU{verdict} ({parts})"),
+        ("memory", f"about {gib['peak']:.1f}{of} GiB a GPU{verdict}"),
+        ("  of it", parts),
         ("  rows that fit", rows),
     ]
 

@@ -20,9 +20,9 @@ class SlurmLauncher(LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
+        from nanolit.jobs.overview import show_jobs
         from nanolit.jobs.sweep import JobFailed, refuse_same_run
         from nanolit.planning.plans import plan_jobs
-        from nanolit.planning.show import show_plans
 
         jobs = [compose(overrides) for overrides in job_overrides]
         for job in jobs:
@@ -30,7 +30,7 @@ class SlurmLauncher(LocalLauncher):
         if jobs[0]["dry_run"]:
             return super().launch(job_overrides, initial_job_idx)
         refuse_same_run(jobs)
-        show_plans(plan_jobs(jobs))
+        show_jobs(plan_jobs(jobs))
         try:
             return self.submitit().launch(job_overrides, initial_job_idx)
         except KeyboardInterrupt as error:

@@ -30,12 +30,17 @@ LEFT_OUT = {"__pycache__", "target", "runs", "notebooks", "node_modules"}
 UV = "0.13.9"
 RUST = "1.95.0"
 MATURIN = "1.16.0"
-BUILD_EXTENSION = (
-    f"curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain {RUST}",
-    f". /root/.cargo/env && /.uv/uv tool run maturin@{MATURIN} build --release --locked --features python "
-    "--manifest-path /src/rustbpe/Cargo.toml --interpreter $(command -v python) --out /src/wheel",
-    f"python -m zipfile -e /src/wheel/*.whl /src/unpacked && mkdir -p {CODE}/nanolit "
-    f"&& find /src/unpacked -name '_rustbpe*.so' -exec cp {{}} {CODE}/nanolit/ ';'",
+BUILD_EXTENSION = " && ".join(  # one layer: the compiler, 1 GB, is gone at its end
+    (
+        f"curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain {RUST}",
+        ". /root/.cargo/env",
+        f"/.uv/uv tool run maturin@{MATURIN} build --release --locked --features python "
+        "--manifest-path /src/rustbpe/Cargo.toml --interpreter $(command -v python) --out /src/wheel",
+        "python -m zipfile -e /src/wheel/*.whl /src/unpacked",
+        f"mkdir -p {CODE}/nanolit",
+        f"find /src/unpacked -name '_rustbpe*.so' -exec cp {{}} {CODE}/nanolit/ ';'",
+        "rm -rf /root/.cargo /root/.rustup /src/rustbpe/target /src/wheel /src/unpacked",
+    )
 )
 
 
@@ -52,7 +57,7 @@ def container_image(settings: dict[str, Any], *, root: str) -> modal.Image:
     image = image.apt_install("build-essential", "curl", "git", *settings["apt"])
     image = image.uv_sync(str(CHECKOUT), extras=list(settings["uv_extras"]), uv_version=UV)
     image = image.add_local_dir(CHECKOUT / "rustbpe", "/src/rustbpe", copy=True, ignore=unwanted)
-    image = image.run_commands(*BUILD_EXTENSION)
+    image = image.run_commands(BUILD_EXTENSION)
     image = image.env({"HF_HOME": f"{root}/cache/huggingface", "NANOLIT_HOME": root})
     for folder, target in (("conf", "nanolit/conf"), ("launch", "launch"), ("nanolit", "nanolit")):
         image = image.add_local_dir(CHECKOUT / folder, f"{CODE}/{target}", copy=True, ignore=unwanted)

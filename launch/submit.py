@@ -30,6 +30,8 @@ def submit(job: Job, settings: dict[str, Any]) -> Submission:
     """Submit one job and return at once; ValueError for what the account lacks (a secret, a token)."""
     app = modal.App(f"{settings['app_name']}-{job['run']}", include_source=False, tags=tags(job, settings))
     try:
+        for name in secrets_of(job, settings):  # before the image begins to build, which takes minutes
+            modal.Secret.from_name(name, environment_name=settings["environment"]).hydrate()
         functions = define(app, job, settings)
         with started(app, settings["environment"]):
             payload = payload_of(job, settings, {name: one.object_id for name, one in functions.items()})

@@ -22,6 +22,12 @@ from nanolit.inference.request import Token
 
 T = TypeVar("T")
 PATIENCE = 10.0  # seconds without a token after which a comment shows that the connection lives
+ENDPOINTS = (
+    "GET /v1/models",
+    "GET /v1/models/NAME",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+)
 SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -173,6 +179,11 @@ def routes(models: Models, defaults: dict[str, Any]) -> APIRouter:
     async def completions(asked: TextCompletion, request: Request):
         return await complete(asked, request, TextShape)
 
+    @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"])
+    def absent(path: str, request: Request):
+        message = f"there is no {request.method} /v1/{path}; there are: {', '.join(ENDPOINTS)}"
+        return JSONResponse(error_body(message, kind="invalid_request_error"), 404)
+
     return router
 
 
@@ -246,7 +257,13 @@ def event(content: dict[str, Any]) -> str:
 def error_body(
     message: str, *, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
+    message, param = writable(message), param and writable(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def writable(text: str) -> str:
+    """Return a text that UTF-8 can write: halves of characters, which JSON lets through, are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def no_such_model(name: str, models: Models) -> JSONResponse:

@@ -6,6 +6,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 # nanochat's limits (scripts/chat_web.py)
 MAX_MESSAGES, MAX_CHARACTERS, MAX_ALL_CHARACTERS = 500, 8_000, 32_000
+MAX_NAME = 300
 MAX_TEMPERATURE, MAX_TOP_K, MAX_TOKENS = 2.0, 200, 4_096
 WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"}
 NOTHING = (None, False, 0, "", [], {}, {"type": "text"}, "none", "auto")  # values that ask for nothing
@@ -34,7 +35,7 @@ class Sampled(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
+    model: Annotated[str, Field(max_length=MAX_NAME)] | None = None
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
     )

@@ -9,11 +9,12 @@ import hashlib
 import hmac
 import html
 import ipaddress
+import re
 import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -44,6 +45,9 @@ SECURITY_HEADERS = {
 }
 
 
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z._-]+))(?::\d+)?")  # a Host header: [address] or name, port
+
+
 class Guard:
     """Passes on to `app` what may pass; `hosts` are names by which this server is known."""
 
@@ -66,18 +70,18 @@ class Guard:
 
     def _refused(self, request: Request) -> Response | None:
         """Return the answer to a request that must not pass, whoever sends it."""
-        path, host = request.url.path, request.headers.get("host", "")
+        path, host = request.scope["path"], request.headers.get("host", "")
         if not self._is_ours(host):  # a stranger's page that has its own name point at this machine
             return refusal(403, f"this server does not answer to the name {host!r}")
         origin = request.headers.get("origin")
-        if request.method == "POST" and origin and urlsplit(origin).netloc != host:
+        if request.method == "POST" and origin and origin.partition("://")[2] != host:
             return refusal(403, "requests from other sites are not answered")
         if path.startswith("/gradio_api/heartbeat/"):
             return Response(status_code=204)  # an open tab must not keep a rented GPU awake
         if not (path in PAGE_PATHS or path.startswith((*PAGE_FOLDERS, *OUR_PATHS))):
             return refusal(404, "there is nothing here")
         length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+        if not is_number(length) or int(length) > MAX_BODY_BYTES:
             return refusal(413, TooLarge().detail)
         if path.startswith("/v1/") and request.method == "POST":
             kind = request.headers.get("content-type", "").partition(";")[0].strip()
@@ -87,10 +91,8 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         """Tell whether a Host header names this server: numbers can't be anybody else's name."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
-        except ValueError:
-            return False
+        match = HOST.fullmatch(host.lower())
+        name = (match[1] or match[2]) if match else ""
         try:
             return bool(ipaddress.ip_address(name))
         except ValueError:
@@ -98,14 +100,14 @@ class Guard:
 
     async def _login(self, request: Request, receive: Receive) -> Response | None:
         """Return None for those who may pass, else the form, its outcome, or a refusal."""
-        path = request.url.path
+        path = request.scope["path"]
         if self.password is None:
             return RedirectResponse("/", 303) if path == "/login" else None
         if path == "/login" and request.method == "POST":
             form = parse_qs((await Request(request.scope, receive).body()).decode("utf-8", "replace"))
             if waiting := self._seconds_to_wait(request):
                 return LoginPage(f"Too many tries. Wait {waiting} s.", 429, {"retry-after": str(waiting)})
-            if not self._matches(request, form.get("password", [""])[0]):
+            if not self._matches(request, form.get("password", [""])[0].encode()):
                 return LoginPage("That is not the password.", 401)
             response = RedirectResponse("/", 303)
             secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
@@ -121,15 +123,15 @@ class Guard:
         if kind.lower() == "bearer":
             if waiting := self._seconds_to_wait(request):
                 return refusal(429, f"too many wrong keys; wait {waiting} s", {"retry-after": str(waiting)})
-            if self._matches(request, key.strip()):
+            if self._matches(request, key.strip().encode("latin-1")):  # a header's bytes, whatever they are
                 return None
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/login", 303)
         return refusal(401, "the password is missing or wrong; send it as Authorization: Bearer PASSWORD")
 
-    def _matches(self, request: Request, password: str) -> bool:
+    def _matches(self, request: Request, password: bytes) -> bool:
         assert self.password is not None
-        if hmac.compare_digest(password.encode(), self.password.encode()):
+        if hmac.compare_digest(password, self.password.encode()):
             return True
         self._wrong.setdefault(client_of(request), deque(maxlen=TRIES)).append(time.monotonic())
         return False
@@ -155,7 +157,7 @@ class Guard:
     def _has_cookie(self, request: Request) -> bool:
         cookie = request.cookies.get(COOKIE, "")
         expiry = cookie.partition(".")[0]
-        if not (expiry.isascii() and expiry.isdigit() and int(expiry) > time.time()):
+        if not is_number(expiry) or int(expiry) < time.time():
             return False
         return hmac.compare_digest(cookie.encode(), self._ticket(int(expiry)).encode())
 
@@ -198,6 +200,11 @@ def refusal(status_code: int, message: str, headers: dict[str, str] | None = Non
     """Return an error as OpenAI's clients read it."""
     body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
     return JSONResponse(body, status_code, headers)
+
+
+def is_number(text: str) -> bool:
+    """Tell whether `int` takes it: not for other scripts' digits, nor for thousands of digits."""
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def client_of(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +19,9 @@ from nanolit.chat.guard import Guard
 from nanolit.chat.models import Defaults, Models
 from nanolit.chat.service import Busy
 
+TYPE = re.compile(
+    r"str|constrained-str|list\[.*"
+)  # what pydantic puts into the place of an error, of a union
 FIRST_PORT, NUM_PORTS = 7860, 100
 SHUTDOWN_SECONDS = 3  # for replies that are being written
 
@@ -66,10 +70,11 @@ def _explain_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
+        place = (
+            ".".join(str(part) for part in first["loc"][1:] if not TYPE.fullmatch(str(part))) or "the body"
+        )
         what = first["msg"].removeprefix("Value error, ")
-        message = f"{place}: {what}" if place else what
-        return JSONResponse(error_body(message, kind="invalid_request_error", param=place or None), 400)
+        return JSONResponse(error_body(f"{place}: {what}", kind="invalid_request_error", param=place), 400)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

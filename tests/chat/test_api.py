@@ -143,6 +143,39 @@ def test_what_cannot_be_served_is_refused_in_one_line(client, asked, message):
     assert refused.value.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the body: Field required"),
+        (b"[" * 100_000, "error parsing the body"),
+        (b'{"messages": "x", "seed": ' + b"9" * 5_000 + b"}", "error parsing the body"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "messages.0.content: "),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}', "model: "),
+        (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature: "),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": "' + b"x" * 301 + b'"}', "model: "),
+        (b'{"messages": [{"role": "user", "content": "x"}], "stop": [1]}', "stop: "),
+    ],
+)
+def test_a_body_that_makes_no_sense_is_refused_in_one_line(address, content, message):
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{address}/v1/chat/completions", content=content, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) in [
+        (400, "invalid_request_error"),
+        (404, "invalid_request_error"),
+    ]
+    assert message in error["message"]
+    assert len(error["message"]) < 400
+
+
+def test_a_wrong_path_or_method_is_told_what_there_is(address):
+    for method, path in (("GET", "chat/completions"), ("DELETE", "models"), ("GET", "embeddings")):
+        answer = httpx.request(method, f"{address}/v1/{path}")
+        assert answer.status_code == 404
+        assert f"there is no {method} /v1/{path}" in answer.json()["error"]["message"]
+        assert "POST /v1/chat/completions" in answer.json()["error"]["message"]
+
+
 def test_what_asks_for_nothing_passes(client):
     reply = client.chat.completions.create(
         model="taught/sft",

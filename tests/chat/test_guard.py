@@ -99,6 +99,8 @@ def test_five_wrong_passwords_a_minute_and_then_none_is_looked_at(locked_server)
         ("example.net.evil.example", 403),
         ("[::1", 403),
         ("", 403),
+        ("127.0.0.1/health?", 403),
+        ("user@127.0.0.1", 403),
     ],
 )
 def test_a_name_that_is_not_ours_is_not_answered(open_server, host, status):
@@ -115,6 +117,33 @@ def test_other_sites_cannot_post(open_server):
         assert client.post(CHAT, content=b"{}", headers=plain).status_code == 415
         allowed = client.options(CHAT, headers={"origin": "http://evil.example"})
         assert "access-control-allow-origin" not in allowed.headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"cookie": f"{COOKIE}={'9' * 5_000}.x"},
+        {"cookie": f"{COOKIE}=²²²²²²²²²²².x".encode()},
+        {"origin": "http://["},
+        {"origin": "://"},
+        {"host": "127.0.0.1/health?x="},
+        {"authorization": "Bearer"},
+        {"authorization": b"Bearer \xff\xfe\x80"},
+    ],
+)
+def test_headers_that_make_no_sense_are_refused_and_break_nothing(locked_server, headers):
+    """A Host with a path in it was once taken for the path, /health, which needs no password."""
+    answer = httpx.post(locked_server + CHAT, json=ASKED, headers=headers)
+    assert answer.status_code in (401, 403)
+    assert answer.json()["error"]["message"]
+
+
+def test_a_password_may_have_any_letters(models):
+    with served(models_of(**models), password="ülme-otter 😀") as address:
+        headers = {"authorization": "Bearer ülme-otter 😀".encode()}
+        assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 200
+        login = httpx.post(f"{address}/login", data={"password": "ülme-otter 😀"})
+        assert login.status_code == 303
 
 
 def test_what_is_too_large_is_not_read(open_server):

@@ -6,15 +6,13 @@ shown as written: it is never Markdown, and never HTML.
 """
 
 import html
+import json
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it reads this while it is imported
 
 import gradio
 
@@ -37,6 +35,7 @@ BEGINNINGS = (
     "The chemical symbol of gold is",
     "If 5 + 3 = 8, then",
 )
+MOST_KEPT = 10_000  # messages of a conversation: more than a browser keeps, few enough to look at each time
 ASSETS = Path(__file__).parent
 
 Messages = list[dict[str, str]]
@@ -55,7 +54,7 @@ def build_demo(
     """Return the page, not yet served; with `models` a person may choose another one than `talker`."""
     names = models.names if models else [name]
     page = Page(lambda chosen: models.get(chosen).talker if models else talker, seed=seed)
-    with gradio.Blocks(title=f"NanoLit · {name}", fill_height=True, analytics_enabled=False) as demo:
+    with gradio.Blocks(title=f"NanoLit · {name}", fill_height=True) as demo:
         # Not a secret: it lies in the page. A fixed one lets a restarted server read what the browser kept
         messages = gradio.BrowserState([], storage_key=f"nanolit {name}", secret="nanolit")
         with gradio.Row(elem_id="top"):
@@ -118,6 +117,8 @@ class Page:
         """Connect the page's parts to these methods."""
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         inputs, outputs = [messages, *controls], [box, messages, chatbot, status]
+        for asked in (box.submit, chatbot.example_select, chatbot.retry, chatbot.edit):
+            asked(None, None, status, js=f"() => {json.dumps(SENDING)}", **hidden)  # by the browser, at once
         replies: Any = [
             box.submit(self.send, [box, *inputs], outputs, **hidden),
             chatbot.example_select(self.example, inputs, outputs, **hidden),
@@ -151,7 +152,7 @@ class Page:
         try:
             context = self.talker_of(name).engine.context
         except ValueError as error:
-            return gradio.skip(), gradio.skip(), html.escape(f"({one_line(error)})")
+            return gradio.skip(), gradio.skip(), refusal(error)
         slider = gradio.Slider(maximum=context - 1, value=usual_max_tokens(context))
         return gradio.Chatbot(**self.face(name)), slider, NOTE
 
@@ -161,7 +162,7 @@ class Page:
             yield READY, gradio.skip(), gradio.skip(), gradio.skip()
             return
         model, system, temperature, top_k, top_p, max_tokens = controls
-        before = [message for message in messages or [] if message["role"] != "system"]
+        before, message, system = kept(messages), whole(message), whole(system)
         yield BUSY, gradio.skip(), shown([*before, said("user", message)]), "…"
         settings = {"temperature": temperature, "top_k": int(top_k) or None, "max_tokens": int(max_tokens)}
         if top_p < 1:
@@ -176,8 +177,8 @@ class Page:
             reply = self.talker_of(model).reply(asked, message, seed=seed, **settings)
             yield from self._stream(before, message, reply)
         except (ValueError, RuntimeError) as error:  # the message goes back to where it was typed
-            note = html.escape(f"({one_line(error)})")
-            yield gradio.Textbox(message, submit_btn=True, stop_btn=False), before, shown(before), note
+            box = gradio.Textbox(message, submit_btn=True, stop_btn=False)
+            yield box, before, shown(before), refusal(error)
 
     def _stream(self, before: Messages, message: str, reply: Any) -> Iterator[tuple]:
         text, count, seen, began = "", 0, -math.inf, time.monotonic()
@@ -189,7 +190,7 @@ class Page:
                 seen = now
         after = [*before, said("user", message), said("assistant", text)]
         rate = count / max(time.monotonic() - began, 1e-9)
-        note = f"{count:,} tokens · {rate:,.0f} tokens/s"
+        note = f"{count:,} token{'s' * (count != 1)} · {rate:,.0f} tokens/s"
         if reply.dropped_turns:
             note += f" · the context is full: the oldest {reply.dropped_turns} exchange(s) were left out"
         yield READY, after, shown(after), note
@@ -199,31 +200,42 @@ class Page:
 
     def retry(self, event: gradio.RetryData, messages: Messages, *controls: Any) -> Iterator[tuple]:
         """Answer a message again; what followed it is forgotten."""
-        place = question_at(messages, event.index)
+        messages, place = question_at(messages, event.index)
         yield from self.send(messages[place]["content"], messages[:place], *controls)
 
     def edit(self, event: gradio.EditData, messages: Messages, *controls: Any) -> Iterator[tuple]:
         """Answer a message that was changed (page.js has it edited as text); what followed is forgotten."""
-        place = question_at(messages, event.index)
+        messages, place = question_at(messages, event.index)
         yield from self.send(event.value, messages[:place], *controls)
 
     def undo(self, event: gradio.UndoData, messages: Messages) -> tuple:
         """Take the last exchange back, its message to where it was typed."""
-        place = question_at(messages, event.index)
+        messages, place = question_at(messages, event.index)
         box = gradio.Textbox(messages[place]["content"], submit_btn=True, stop_btn=False)
         return box, messages[:place], shown(messages[:place]), NOTE
 
     def restore(self, messages: Messages) -> Any:
         """Show what the browser kept; nothing where there is nothing: somebody may have typed already."""
-        return shown(messages) if messages else gradio.skip()
+        return shown(kept(messages)) if messages else gradio.skip()
 
     def clear(self) -> tuple:
         return READY, [], [], NOTE
 
 
+SENDING = "Sending … (a server that sleeps needs up to a minute to wake)"
 NOTE = "It can be wrong about anything."
 READY = gradio.Textbox(submit_btn=True, stop_btn=False)
 BUSY = gradio.Textbox("", submit_btn=False, stop_btn=True)
+
+
+def refusal(error: Exception) -> str:
+    """Return what the page says of an error."""
+    return f'<span class="error" role="alert">{html.escape(one_line(error))}</span>'
+
+
+def whole(text: str) -> str:
+    """Return the text without halves of characters, which a browser can send and nobody can write."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -239,11 +251,27 @@ def recent(messages: Messages) -> Messages:
     return messages[start:]
 
 
-def question_at(messages: Messages, index: Any) -> int:
-    """Return the place of the user's message that Gradio's index belongs to."""
+def kept(messages: Any) -> Messages:
+    """Return a conversation that a browser sent, or none if it is not one: the browser can be anybody's."""
+    if not isinstance(messages, list) or len(messages) > MOST_KEPT:
+        return []
+    for place, message in enumerate(messages):
+        role = ("user", "assistant")[place % 2]
+        if not (isinstance(message, dict) and message.get("role") == role):
+            return []
+        if not isinstance(message.get("content"), str):
+            return []
+    return [said(message["role"], whole(message["content"])) for message in messages]
+
+
+def question_at(messages: Any, index: Any) -> tuple[Messages, int]:
+    """Return the conversation, and the place of the user's message that Gradio's index belongs to."""
+    messages = kept(messages)
     index = index[0] if isinstance(index, (list, tuple)) else index
     places = [place for place, message in enumerate(messages) if message["role"] == "user" and place <= index]
-    return places[-1] if places else 0
+    if not places:
+        raise gradio.Error("There is no such message.")
+    return messages, places[-1]
 
 
 def shown(messages: Messages) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -15,8 +16,24 @@ from hypothesis import strategies as st
 
 from nanolit.chat.__main__ import main
 from nanolit.chat.markup import as_html
-from nanolit.chat.web import question_at, recent
+from nanolit.chat.web import kept, question_at, recent
 
+NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+# The button to send is back, and the texts are there: a question and a reply each
+HEARD = """(count) => {
+  const texts = [...document.querySelectorAll("#chat .message-content")].map((one) => one.innerText.trim());
+  const replies = document.querySelectorAll("#chat .bot.message").length;
+  const over = document.querySelector("#box button.submit-button");
+  return over && replies === count && texts.length === 2 * count && texts;
+}"""
+# The speed of a reply is shown when it has ended
+WATCH = """() => {
+  const over = () => /tokens?\\/s/.test(document.querySelector("#status").innerText);
+  window.answered = new Promise((done) => {
+    const changes = { childList: true, subtree: true, characterData: true };
+    new MutationObserver(() => over() && done()).observe(document.body, changes);
+  });
+}"""
 LOOPBACK = re.compile(r"^(http|ws)://127\.0\.0\.1:\d+/|^(data|blob):")
 ATTACK = (
     '<div style="position:fixed;inset:0;z-index:9999">FAKE LOGIN</div>'
@@ -29,7 +46,7 @@ def page(browser):
     """A page that notes in `page.left_loopback` every request beyond this machine, sent or blocked."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    page.set_default_timeout(20_000)  # machines that do much else answer late
+    page.set_default_timeout(90_000)  # machines that do much else answer late
     page.left_loopback, page.failed = [], []
     page.on("request", lambda r: None if LOOPBACK.match(r.url) else page.left_loopback.append(r.url))
     page.on("response", lambda r: page.failed.append((r.status, r.url)) if r.status >= 400 else None)
@@ -57,35 +74,40 @@ def address(start_chat):
     return serve(start_chat, "taught")[1]
 
 
+@contextlib.contextmanager
+def answered(page) -> Iterator[None]:
+    """Do something on the page that makes the model answer, and wait for the end of its reply."""
+    page.evaluate(WATCH)
+    yield
+    page.wait_for_function("window.answered.then(() => true)")
+
+
 def visit(page, address: str) -> None:
-    """Open the page and wait until it listens."""
-    page.goto(address)
-    page.wait_for_load_state("networkidle")
+    """Open the page and wait until it listens: it has asked the server, and the box has the focus."""
+    with page.expect_response(lambda response: "/gradio_api/queue/join" in response.url):
+        page.goto(address)
+    page.wait_for_function("document.activeElement === document.querySelector('#box textarea')")
 
 
 def say(page, text: str, *, refused: str = "") -> None:
-    """Type and send: Enter again while the text is still there, for a busy page may not have read it yet."""
+    """Type and send, and wait until it is on its way, or until the page says why not."""
     box = page.locator("#box textarea")
     box.fill(text)
-    for _ in range(6):
-        box.press("Enter")
-        for _ in range(60):
-            page.wait_for_timeout(100)
-            if refused in page.inner_text("#status") if refused else not box.input_value():
-                return
-    raise AssertionError(f"{text!r} was not sent; the page: {page.inner_text('body')[-500:]!r}")
+    page.evaluate(NEXT_FRAME)  # Gradio hands what was typed on before it paints
+    page.evaluate("window.before = document.querySelector('#status').innerText")
+    box.press("Enter")
+    page.wait_for_function(
+        "document.querySelector('#status').innerText !== window.before"
+    )  # the browser's own
+    if refused:
+        page.locator("#status", has_text=refused).wait_for()
+    else:
+        page.wait_for_function("document.querySelector('#box textarea').value === ''")
 
 
 def heard(page, count: int) -> list[str]:
-    """Wait until the page is still and shows `count` replies; return all that it shows, in order."""
-    texts = None
-    for _ in range(100):
-        page.wait_for_timeout(300)
-        before, texts = texts, page.locator("#chat .message-content").all_inner_texts()
-        still = page.locator("button.submit-button").count() and len(texts) == 2 * count
-        if still and texts == before and page.locator(".bot.message").count() == count:
-            return [text.strip() for text in texts]
-    raise AssertionError(f"{count} replies were expected, the page shows {texts}")
+    """Wait until `count` replies have ended; return all that the page shows, in order."""
+    return page.wait_for_function(HEARD, arg=count).json_value()
 
 
 def counted(address: str, what: str) -> int:
@@ -117,7 +139,7 @@ def test_the_page_chats_without_leaving_this_machine(address, page):
 
 def test_a_message_that_does_not_fit_goes_back_to_where_it_was_typed(address, page):
     visit(page, address)
-    say(page, "x" * 200, refused="(the message (203 tokens) and max_tokens (64) don't fit")
+    say(page, "x" * 200, refused="the message (203 tokens) and max_tokens (64) don't fit")
     assert page.locator("#box textarea").input_value() == "x" * 200
     assert page.locator("#chat .message").count() == 0
 
@@ -148,8 +170,7 @@ def test_code_stays_code_and_a_copy_is_what_was_written(address, page):
     assert page.locator(".user pre").inner_text().split("\n")[1] == "x = 2*3 < 7"
     heard(page, 1)
     page.get_by_label("Copy message").first.click()
-    page.wait_for_timeout(200)
-    assert page.evaluate("navigator.clipboard.readText()") == text
+    page.wait_for_function("async (text) => (await navigator.clipboard.readText()) === text", arg=text)
 
 
 def test_retry_undo_and_edit_go_on_from_where_they_were_asked(address, page):
@@ -159,9 +180,9 @@ def test_retry_undo_and_edit_go_on_from_where_they_were_asked(address, page):
     say(page, "Sum?")
     first = heard(page, 2)
     before = counted(address, "replies")
-    page.get_by_role("button", name="Retry").click()
-    while counted(address, "replies") == before:
-        page.wait_for_timeout(100)
+    with answered(page):
+        page.get_by_role("button", name="Retry").click()
+    assert counted(address, "replies") == before + 1
     assert heard(page, 2) == first
     page.get_by_role("button", name="Undo").click()
     assert heard(page, 1) == first[:2]
@@ -210,6 +231,17 @@ def test_stop_frees_the_slot_within_a_second_and_keeps_what_came(address, page):
     while counted(address, "open"):
         assert time.monotonic() - closed < 5, "a closed tab keeps its slot"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_the_title_is_beside_or_above_the_choice_of_a_model(address, page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    visit(page, address)
+    title, model = (page.locator(name).bounding_box() for name in ("#title h1", "#model"))
+    beside = title["x"] + title["width"] <= model["x"]
+    above = title["y"] + title["height"] <= model["y"]
+    assert above if width == 390 else beside
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_an_example_is_asked_and_answered(address, page):
@@ -292,7 +324,27 @@ def test_a_long_talk_goes_on_with_its_newest_exchanges():
 def test_the_index_of_a_message_is_that_of_its_question():
     roles = ("user", "assistant", "user", "assistant")
     messages = [{"role": role, "content": ""} for role in roles]
-    assert [question_at(messages, index) for index in (0, 1, [2, 0], 3)] == [0, 0, 2, 2]
+    assert [question_at(messages, index) for index in (0, 1, [2, 0], 3)] == [
+        (messages, n) for n in (0, 0, 2, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        *(None, "x", {}, [None], [{}], [[]]),
+        [{"role": "user"}],
+        [{"role": "user", "content": 1}],
+        [{"role": "system", "content": "x"}],
+        [{"role": "assistant", "content": "x"}],
+    ],
+)
+def test_what_is_no_conversation_is_as_if_the_browser_had_kept_nothing(messages):
+    assert kept(messages) == []
+
+
+def test_half_a_character_of_a_browser_is_a_question_mark():
+    assert kept([{"role": "user", "content": "a\ud83d"}]) == [{"role": "user", "content": "a?"}]
 
 
 def test_a_taken_port_is_one_line(capsys):

@@ -4,10 +4,12 @@ An app of its own that stays: it wakes with a request and sleeps two minutes aft
 command again puts the newest release and code behind the same address.
 """
 
+import json
 import re
 import secrets as tokens
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,8 +47,17 @@ class Wish:
     name: str | None = None
     password: str | None = None
     public: bool = False
+    auth: str = "password"  # or "modal": its proxy lets tokens of the workspace in, which no browser sends
+    domains: Sequence[str] = ()
+    gpu_snapshot: bool = False
     keep_warm: int = 0
+    drawing: Json = field(default_factory=dict)  # how replies are drawn: the fields of chat's Defaults
     dry_run: bool = False
+
+    @property
+    def is_locked(self) -> bool:
+        """Tell whether a password is asked for."""
+        return self.auth == "password" and not self.public
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,7 @@ class Found:
 
     meta: Json
     size: int
+    context: int
     folder: Path | None = None
     place: str | None = None
 
@@ -66,8 +78,10 @@ class Found:
 def deploy(wish: Wish) -> None:
     """Deploy or update the chat, and print where it is; ValueError before any call for a wrong wish."""
     machine, settings = machine_of(wish.cluster)
+    check_wish(wish)
     name = checked_name(wish.name or wish.run.partition("/")[0], given=wish.name is not None)
     here = release_here(wish.run, wish.root)
+    check_room(wish, here)
     if wish.dry_run:
         print(described(here.name if here else wish.run, here, machine, wish))
         where = "is uploaded if it is not on the volume" if here else "is looked for on the volume"
@@ -75,9 +89,10 @@ def deploy(wish: Wish) -> None:
         return
     try:
         found = release_there(wish.run, settings, here)
+        check_room(wish, found)
         print(described(found.name, found, machine, wish), flush=True)
         place = found.place or upload(cast(Path, found.folder), settings).removeprefix(f"{settings['root']}/")
-        secret, password = password_secret(name, wish, settings["environment"])
+        secret, entrance = password_secret(name, wish, settings["environment"])
         app, chat = define(name, wish, settings, place, found, secret)
         with modal.enable_output():
             app.deploy(strategy="recreate", environment_name=settings["environment"])
@@ -87,8 +102,7 @@ def deploy(wish: Wish) -> None:
     there = {"name": name, "app": app.app_id, "app_name": app.name, "url": url, "place": place}
     settled = {"environment": settings["environment"], "gpu": gpus_of(settings)[0].partition(":")[0]}
     write_json(record_path(wish.root, name), {**there, **settled, **recorded(wish, found, machine)})
-    key = "without a key" if wish.public else "its key is the password"
-    print(f"{url}   {password}\nAPI: {url}/v1, {key}")
+    print(f"{url}   {entrance}\nAPI: {url}/v1, {key_text(wish)}")
     print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
 
 
@@ -101,6 +115,8 @@ def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
         "cluster": wish.cluster,
         "keep_warm": wish.keep_warm,
         "public": wish.public,
+        "auth": wish.auth,
+        "domains": [*wish.domains],
         "dollars_per_hour": dollars_per_hour(machine),
         "deployed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "code": code_version(),
@@ -125,6 +141,22 @@ def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
     return machine, settings
 
 
+def check_wish(wish: Wish) -> None:
+    """ValueError for wishes that do not go together, and for what is no domain."""
+    if wish.public and wish.auth == "modal":
+        raise ValueError("public=true lets everybody in and auth=modal only Modal's tokens; give one of them")
+    for domain in wish.domains:
+        if not re.fullmatch(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}", domain):
+            raise ValueError(f"domains={domain} is not a domain; give its name alone, as chat.example.org")
+
+
+def check_room(wish: Wish, found: Found | None) -> None:
+    """ValueError for replies longer than the model's context."""
+    most = wish.drawing.get("max_tokens")
+    if found and most and most >= found.context:
+        raise ValueError(f"max_tokens ({most:,}) must be below the model's context ({found.context:,})")
+
+
 def checked_name(name: str, *, given: bool) -> str:
     """Return a chat's name as an address may have it: lower case, digits, hyphens."""
     fit = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -141,8 +173,9 @@ def release_here(run: str, root: Path) -> Found | None:
     for one in [choose(stage, MODEL_STAGES, kind="stage")] if stage else reversed(MODEL_STAGES):
         folder = run_folder(root, name) / one / "release"
         if (folder / "meta.json").is_file() and (folder / "model.safetensors").is_file():
-            size = (folder / "model.safetensors").stat().st_size
-            return Found(meta=read_json(folder / "meta.json"), size=size, folder=folder)
+            size, gpt = (folder / "model.safetensors").stat().st_size, read_json(folder / "gpt.json")
+            meta = read_json(folder / "meta.json")
+            return Found(meta=meta, size=size, context=gpt["context"], folder=folder)
     return None
 
 
@@ -156,8 +189,9 @@ def release_there(run: str, settings: dict[str, Any], here: Found | None) -> Fou
         meta = read_volume_json(store, f"{place}/meta.json")
         if meta and (here is None or meta == here.meta):
             sizes = {Path(entry.path).name: entry.size for entry in store.listdir(place)}
-            if "model.safetensors" in sizes:
-                return Found(meta=meta, size=sizes["model.safetensors"], place=place)
+            if size := sizes.get("model.safetensors"):
+                context = read_volume_json(store, f"{place}/gpt.json")["context"]
+                return Found(meta=meta, size=size, context=context, place=place)
     if here is None:
         try:
             runs = sorted(Path(entry.path).name for entry in store.listdir("runs"))
@@ -189,6 +223,12 @@ def described(name: str, found: Found | None, machine: Cluster, wish: Wish) -> s
         lines.append(f"keep_warm={wish.keep_warm}: it never sleeps{month}")
     if wish.public:
         lines.append("public=true: everyone who has the address talks to it, at your cost")
+    if wish.auth == "modal":
+        lines.append("auth=modal: the API alone, no page, which could not send Modal's tokens")
+    if wish.gpu_snapshot:
+        lines.append("gpu_snapshot=true: the GPU's memory is in the snapshot too, an experiment of Modal's")
+    if wish.domains:
+        lines.append(f"also at {', '.join(wish.domains)}, once Modal's dashboard has what its DNS must say")
     return "\n".join(lines)
 
 
@@ -198,10 +238,18 @@ def dollars_per_hour(machine: Cluster) -> float | None:
     return known and known["dollars_per_hour"]
 
 
+def key_text(wish: Wish) -> str:
+    """What a request to the API has to carry."""
+    if wish.auth == "modal":
+        return "with the headers Modal-Key and Modal-Secret of a proxy token (modal.com/settings)"
+    return "its key is the password" if wish.is_locked else "without a key"
+
+
 def password_secret(name: str, wish: Wish, environment: str | None) -> tuple[modal.Secret | None, str]:
     """The secret that holds the password, and what to tell of it. One that is there is kept."""
-    if wish.public:
-        return None, "no password: public=true"
+    if not wish.is_locked:
+        unused = ", NANOLIT_CHAT_PASSWORD is not used" if wish.password else ""
+        return None, f"no password{unused}: {'public=true' if wish.public else 'auth=modal'}"
     key = f"nanolit-chat-{name}"
     secret = modal.Secret.from_name(key, environment_name=environment)
     try:
@@ -225,12 +273,15 @@ def define(
     app = modal.App(f"nanolit-chat-{name}", include_source=False, tags={"chat": name})
     store = volume(volumes_of(settings)[settings["root"]], settings["environment"])
     memory = max(LEAST_MEMORY, 3 * found.size // 2**20)
+    serving = {"name": found.name, "hosts": [*wish.domains], "page": wish.auth != "modal"}
+    serving = json.dumps({**serving, "gpu_snapshot": wish.gpu_snapshot, "defaults": wish.drawing})
+    served = labelled(f"nanolit-{name}", domains=wish.domains, proxy_auth=wish.auth == "modal")
     chat = app.cls(
         image=container_image(settings["image"], root=settings["root"]),
         gpu=gpus_of(settings)[0],
         cpu=CORES,
         memory=memory,
-        env={"NANOLIT_CODE": code_version(), "NANOLIT_RELEASE": RELEASE, "NANOLIT_SERVED": found.name},
+        env={"NANOLIT_CODE": code_version(), "NANOLIT_RELEASE": RELEASE, "NANOLIT_SERVE": serving},
         secrets=[secret] if secret else [],
         volumes={RELEASE: store.with_mount_options(read_only=True, sub_path=place)},
         min_containers=wish.keep_warm,
@@ -240,7 +291,8 @@ def define(
         startup_timeout=START_SECONDS,
         region=settings["region"],
         enable_memory_snapshot=True,
-    )(modal.concurrent(max_inputs=MOST_REQUESTS)(labelled(f"nanolit-{name}")))
+        experimental_options={"enable_gpu_snapshot": True} if wish.gpu_snapshot else {},
+    )(modal.concurrent(max_inputs=MOST_REQUESTS)(served))
     return app, chat
 
 

@@ -117,6 +117,20 @@ def taught_model(byte_tokenizer) -> GPT:
     return model
 
 
+@pytest.fixture(scope="session")
+def rambling_model(taught_model) -> GPT:
+    """A model that says a after a, greedily: a text without an end."""
+    with torch.no_grad():
+        rambling = GPT(GPTConfig(**taught_model.hyperparameters | {"context": 16_384}))
+        rambling.prepare(dtype=torch.float32)
+        for parameter in rambling.parameters():
+            parameter.zero_()
+        rambling.embedding.weight.fill_(1.0)
+        rambling.residual_scalars.fill_(1.0)
+        rambling.unembedding.weight[ord("a")] = 1.0  # whatever was said, the next byte is an a
+    return rambling
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium, for the tests that look at a page."""

@@ -13,7 +13,8 @@ NANOLIT_CHAT_PASSWORD, if it is set, is the page's password and the API's key.
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import nanolit
 from nanolit.machine.arguments import Root, read, setting
@@ -21,6 +22,9 @@ from nanolit.machine.exit import command
 
 LOOPBACK = "127.0.0.1"
 PASSWORD = "NANOLIT_CHAT_PASSWORD"
+DRAWING = ("temperature", "top_k", "max_tokens", "seed")
+HERE = ("host", "port", "devices", "prompt")
+DEPLOYED = ("name", "public", "auth", "domains", "keep_warm", "gpu_snapshot", "dry_run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,10 @@ class Settings(Root):
     cluster: str | None = setting("deploy it there: one of Modal's clusters with one GPU", None)
     name: str | None = setting("the deployed chat's name, part of its address (default: the run's)", None)
     public: bool = setting("deploy it without a password", False)
+    auth: Literal["password", "modal"] = setting("modal: the API alone, for Modal's proxy tokens", "password")
+    domains: tuple[str, ...] = setting("domains of yours that lead to it too", (), value="DOMAIN,…")
     keep_warm: int = setting("containers that never sleep", 0, least=0, most=1)
+    gpu_snapshot: bool = setting("keep the GPU's memory for the next start (Modal's alpha)", False)
     dry_run: bool = setting("say what would be deployed and what it costs", False)
     port: int | None = setting("the page's port (default: a free one)", None, least=1, most=65535)
     prompt: str | None = setting("answer this one message and leave", None, value="TEXT", short="-p")
@@ -59,13 +66,14 @@ def parse(words: Sequence[str]) -> Settings:
         raise ValueError("-p answers in the terminal; leave out either it or web=true")
     if not settings.web and (settings.port, settings.host, settings.devices) != (None, LOOPBACK, 1):
         raise ValueError("port, host and devices are for the page; add web=true")
-    deployed = [name for name in ("name", "public", "keep_warm", "dry_run") if getattr(settings, name)]
-    if settings.cluster is None and deployed:
-        raise ValueError(f"{deployed[0]} is for a chat that is deployed; add cluster=modal_a10g")
+    changed = [one.name for one in fields(settings) if getattr(settings, one.name) != one.default]
+    for name in changed:
+        if settings.cluster is None and name in DEPLOYED:
+            raise ValueError(f"{name} is for a chat that is deployed; add cluster=modal_a10g")
+        if settings.cluster is not None and name in HERE:
+            raise ValueError(f"{name} is for a chat on this machine; leave out either it or cluster=")
     if settings.cluster is not None and (settings.run is None or not settings.web):
         raise ValueError("cluster= deploys a run's page; give run=RUN web=true with it")
-    if settings.cluster is not None and settings.devices > 1:
-        raise ValueError(f"devices={settings.devices} is for this machine; a deployed chat has one GPU")
     return settings
 
 
@@ -103,10 +111,10 @@ def deploy_page(settings: Settings) -> None:
     """Deploy the run's page and API to a rented GPU."""
     from launch.deploy import Wish, deploy
 
-    shared = ("cluster", "name", "public", "keep_warm", "dry_run")
     password = os.environ.get(PASSWORD) or None
-    typed = {name: getattr(settings, name) for name in shared}
-    deploy(Wish(run=str(settings.run), root=settings.home, password=password, **typed))
+    drawing = {name: getattr(settings, name) for name in DRAWING}
+    wished = {name: getattr(settings, name) for name in ("cluster", *DEPLOYED)}
+    deploy(Wish(run=str(settings.run), root=settings.home, password=password, drawing=drawing, **wished))
 
 
 def serve_page(settings: Settings) -> None:

@@ -6,27 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from nanolit.model.gpt import GPT, GPTConfig
+from nanolit.model.gpt import GPT
 from nanolit.model.release import save_release
 from nanolit.tokenizer.bpe import Tokenizer
 
 PACKAGE_PARENT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def rambling_model(taught_model) -> GPT:
-    """A model that says a after a, greedily: a text without an end."""
-    with torch.no_grad():
-        rambling = GPT(GPTConfig(**taught_model.hyperparameters | {"context": 16_384}))
-        rambling.prepare(dtype=torch.float32)
-        for parameter in rambling.parameters():
-            parameter.zero_()
-        rambling.embedding.weight.fill_(1.0)
-        rambling.residual_scalars.fill_(1.0)
-        rambling.unembedding.weight[ord("a")] = 1.0  # whatever was said, the next byte is an a
-    return rambling
 
 
 @pytest.fixture(scope="session")

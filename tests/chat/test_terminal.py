@@ -263,7 +263,7 @@ def test_settings_are_read_in_any_order():
         (["run=a", "port=8000"], "add web=true"),
         (["run=a", "devices=2"], "add web=true"),
         (["run=a", "web=true", "devices=0"], "devices=0 must be a whole number, 1 or more"),
-        (["run=a", "web=true", "devices=2", "cluster=modal_a10g"], "devices=2 is for this machine"),
+        (["run=a", "web=true", "devices=2", "cluster=modal_a10g"], "devices is for a chat on this machine"),
         (["run=a", "temperature=-1"], "temperature=-1 must be a number, 0 or more"),
         (["run=a", "web=true", "port=99999"], "port=99999 must be a whole number from 1 to 65535"),
         (["run=a", "top_k=-5"], "top_k=-5 must be a whole number, 0 or more"),

@@ -62,11 +62,13 @@ class Account:
             "NANOLIT_HOME": str(self.root),
         }
 
-    def start(self, module: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, module: str, *words: str, checkout: Path = REPOSITORY, **environment: str
+    ) -> subprocess.Popen[str]:
         """A command on the laptop, `python -m module words`."""
         return subprocess.Popen(
             [sys.executable, "-m", module, *words],
-            cwd=REPOSITORY,
+            cwd=checkout,
             env={**self.environment(), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -74,9 +76,11 @@ class Account:
             start_new_session=True,
         )
 
-    def run(self, module: str, *words: str, **environment: str) -> tuple[int, str]:
+    def run(
+        self, module: str, *words: str, checkout: Path = REPOSITORY, **environment: str
+    ) -> tuple[int, str]:
         """A command's exit code and all that it printed."""
-        process = self.start(module, *words, **environment)
+        process = self.start(module, *words, checkout=checkout, **environment)
         output, _ = process.communicate(timeout=600)
         return process.returncode, output
 

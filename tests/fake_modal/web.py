@@ -62,9 +62,16 @@ class WebFunction:
     def app(self) -> dict[str, Any]:
         return self.plane.apps[self.plane.owner[self.function_id]]
 
+    @property
+    def needs_tokens(self) -> bool:
+        method = self.plane.functions[self.function_id].method_definitions["web"]
+        return method.webhook_config.requires_proxy_auth
+
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if self.app["stopped"]:
             return web.Response(status=404, text="modal-http: app for invoked web endpoint is stopped")
+        if self.needs_tokens and not {"Modal-Key", "Modal-Secret"} <= {*request.headers}:
+            return web.Response(status=401, text="modal-http: missing credentials for proxy authorization")
         visit = Visit(input_id=self.plane.new("in"), call_id=self.plane.new("fc"), scope=scope_of(request))
         self.plane.visits[visit.call_id] = visit
         await visit.to_app.put({"type": "http.request", "body": await request.read(), "more_body": False})

@@ -1,27 +1,33 @@
 """A chat on a fake Modal: the real client deploys, the real entrypoint serves, the control plane is ours."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from nanolit.chat.service import PLACES
 from nanolit.model.release import save_release
 from tests.chat.test_web import heard, page, say  # noqa: F401
 from tests.conftest import TAUGHT
-from tests.fake_modal.account import Account, wait_until
+from tests.fake_modal.account import REPOSITORY, Account, wait_until
 
 pytestmark = [
     pytest.mark.xdist_group("modal"),
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
 ]
 PASSWORD = "elm-otter"
+WAIT_SECONDS = 300  # a cold start on a machine that does much else
 QUESTION, REPLY = TAUGHT[0]
 SERVING = ("modal_a10g", "modal_h100")
 CHAT = ("run=taught", "web=true", "cluster=modal_a10g")
+EVERYTHING = ("auth=modal", "gpu_snapshot=true", "domains=chat.example.org", "keep_warm=1")
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +35,20 @@ def account(tmp_path_factory, taught_model, byte_tokenizer):
     """An account without volumes or secrets, and a run that is on the laptop alone."""
     account = Account(tmp_path_factory.mktemp("chat"), secrets={})
     byte_tokenizer.save(account.root / "tokenizers" / "bytes")
-    save_release(
-        account.root / "runs" / "taught" / "sft" / "release",
-        taught_model,
-        tokenizer_folder=account.root / "tokenizers" / "bytes",
-        tokenizer_hash=byte_tokenizer.hash,
-        meta={"run": "taught", "stage": "sft", "step": 150},
-    )
+    release(account, taught_model, byte_tokenizer, step=150)
     yield account
     account.close()
+
+
+def release(account: Account, model, tokenizer, *, step: int) -> None:
+    """Make it the newest release of the run `taught`."""
+    save_release(
+        account.root / "runs" / "taught" / "sft" / "release",
+        model,
+        tokenizer_folder=account.root / "tokenizers" / "bytes",
+        tokenizer_hash=tokenizer.hash,
+        meta={"run": "taught", "stage": "sft", "step": step},
+    )
 
 
 def requests_so_far(account: Account) -> str:
@@ -52,8 +63,18 @@ REFUSED = [
     (["run=taught", "web=true", "keep_warm=1"], "add cluster=modal_a10g"),
     ([*CHAT, "name=Ada_1"], "1 to 32 of a-z, 0-9 and -"),
     ([*CHAT, f"name={'a' * 33}"], "1 to 32 of a-z, 0-9 and -"),
+    ([*CHAT, "auth=modal", "public=true"], "give one of them"),
+    ([*CHAT, "auth=tokens"], "auth=tokens must be one of password, modal"),
+    ([*CHAT, "domains=https://chat.example.org"], "give its name alone, as chat.example.org"),
+    ([*CHAT, "max_tokens=128"], "max_tokens (128) must be below the model's context (128)"),
+    ([*CHAT, "port=7860"], "port is for a chat on this machine"),
+    (["run=taught", "web=true", "gpu_snapshot=true"], "gpu_snapshot is for a chat that is deployed"),
 ]
-SHOWN = [[*CHAT[:2], f"cluster={name}", "keep_warm=1", "public=true", "dry_run=true"] for name in SERVING]
+SHOWN = [
+    [*CHAT[:2], f"cluster={name}", *more, "dry_run=true"]
+    for name in SERVING
+    for more in ((), ("keep_warm=1", "public=true"), EVERYTHING)
+]
 SCRIPT = """
 import contextlib, io, json, sys
 from nanolit.chat.__main__ import main
@@ -86,13 +107,16 @@ def test_what_cannot_be_deployed_is_one_line_and_no_call(without_calls):
 
 
 def test_a_dry_run_of_every_serving_cluster_prints_dollars_and_makes_no_call(without_calls):
-    for code, output in without_calls[len(REFUSED) :]:
+    for words, (code, output) in zip(SHOWN, without_calls[len(REFUSED) :], strict=True):
         assert code in (0, None), output
-        assert output.count("\n") <= 8
+        assert len(output.splitlines()) <= 10
+        assert max(map(len, output.splitlines())) <= 120
         assert "taught/sft, step 150" in output
         assert "fits" in output
         assert "an hour while somebody talks" in output
-        assert "a month" in output
+        for word in words[3:-1]:
+            assert word.split("=")[-1 if word.startswith("domains") else 0] in output
+        assert ("a month" in output) == ("keep_warm=1" in words)
 
 
 @pytest.mark.slow
@@ -107,7 +131,7 @@ def deployed(account):
     """The command twice: (the outputs, the record beside the runs)."""
     outputs = []
     for _ in range(2):
-        code, output = account.run("nanolit.chat", *CHAT, NANOLIT_CHAT_PASSWORD=PASSWORD)
+        code, output = account.run("nanolit.chat", *CHAT, "temperature=0", NANOLIT_CHAT_PASSWORD=PASSWORD)
         assert code == 0, output
         outputs.append(output)
     return outputs, json.loads((account.root / "chats" / "taught.json").read_text())
@@ -116,7 +140,7 @@ def deployed(account):
 @pytest.fixture
 def client(deployed):
     key = {"Authorization": f"Bearer {PASSWORD}"}
-    with httpx.Client(base_url=deployed[1]["url"], headers=key, timeout=120) as client:
+    with httpx.Client(base_url=deployed[1]["url"], headers=key, timeout=WAIT_SECONDS) as client:
         yield client
 
 
@@ -167,7 +191,7 @@ def test_a_request_wakes_one_container_that_answers_page_and_api(account, client
 
 @pytest.mark.slow
 def test_without_the_password_nothing_is_told(client, deployed):
-    with httpx.Client(base_url=deployed[1]["url"], timeout=120) as stranger:
+    with httpx.Client(base_url=deployed[1]["url"], timeout=WAIT_SECONDS) as stranger:
         assert stranger.get("/v1/models").status_code == 401
         assert stranger.post("/v1/chat/completions", json=body()).status_code == 401
         assert "password" in stranger.get("/", follow_redirects=True).text.lower()
@@ -186,7 +210,7 @@ def test_a_reply_streams_through_the_web_of_modal(client):
 def test_the_client_of_openai_speaks_to_it_streamed_and_whole(deployed):
     openai = pytest.importorskip("openai", reason="openai is not installed (extra: dev)")
     key = {"base_url": f"{deployed[1]['url']}/v1", "api_key": PASSWORD}
-    with openai.OpenAI(**key, max_retries=0, timeout=120) as client:
+    with openai.OpenAI(**key, max_retries=0, timeout=WAIT_SECONDS) as client:
         whole = client.chat.completions.create(**body())
         pieces = client.chat.completions.create(**body(stream=True))
         text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
@@ -194,8 +218,11 @@ def test_the_client_of_openai_speaks_to_it_streamed_and_whole(deployed):
 
 
 @pytest.mark.slow
-def test_an_open_tab_lets_it_sleep_and_loses_nothing_when_it_wakes(account, deployed, page):  # noqa: F811
-    """Both exchanges stay on the page, though the container that answered the first is gone."""
+def test_an_open_tab_lets_it_sleep_and_loses_nothing_when_it_wakes(account, client, deployed, page):  # noqa: F811
+    """Both exchanges are on the page and in the prompt, though the container that answered first is gone.
+
+    The oracle of the prompt is the API, asked for the same conversation, and for its last message alone.
+    """
     page.goto(deployed[1]["url"])
     page.fill("input[type=password]", PASSWORD)
     page.keyboard.press("Enter")
@@ -204,10 +231,17 @@ def test_an_open_tab_lets_it_sleep_and_loses_nothing_when_it_wakes(account, depl
     (account.state / "idle").write_text("3")
     wait_until(lambda: not account.containers(), seconds=60)
     (account.state / "idle").unlink()
-    say(page, "Sum?")
-    wait_until(lambda: bool(account.containers()), seconds=60)
     page.set_default_timeout(90_000)
-    assert heard(page, 2)[:2] == first
+    page.locator("#box textarea").fill("Sum?")
+    page.locator("#box textarea").press("Enter")
+    page.locator("#status", has_text="Sending").wait_for()
+    both = heard(page, 2)
+    assert both[:2] == first
+    roles = ("user", "assistant", "user")
+    asked = [{"role": role, "content": text} for role, text in zip(roles, both[:3], strict=True)]
+    answers = [client.post("/v1/chat/completions", json=body(messages=m)).json() for m in (asked, asked[-1:])]
+    together, alone = (answer["choices"][0]["message"]["content"].strip() for answer in answers)
+    assert both[3] == together != alone
     assert page.left_loopback == []
 
 
@@ -229,7 +263,7 @@ def test_thirty_at_once_have_one_container_and_the_same_answer(account, client):
 
 @pytest.mark.slow
 def test_it_sleeps_when_nobody_asks_and_a_login_outlives_the_sleep(account, client, deployed):
-    with httpx.Client(base_url=deployed[1]["url"], timeout=120, follow_redirects=True) as visitor:
+    with httpx.Client(base_url=deployed[1]["url"], timeout=WAIT_SECONDS, follow_redirects=True) as visitor:
         visitor.post("/login", data={"password": PASSWORD})
         assert visitor.get("/stats").status_code == 200
         (account.state / "idle").write_text("2")
@@ -240,6 +274,115 @@ def test_it_sleeps_when_nobody_asks_and_a_login_outlives_the_sleep(account, clie
         begun = time.monotonic()
         assert visitor.get("/stats").status_code == 200, f"woken in {time.monotonic() - begun:.0f} s"
         assert len(account.containers(live=False)) >= 2
+
+
+@pytest.fixture(scope="module")
+def updated(account, deployed, rambling_model, byte_tokenizer, tmp_path_factory):
+    """The command once more, with another model in the run and from a checkout with other code."""
+    with httpx.Client(base_url=deployed[1]["url"], timeout=WAIT_SECONDS) as visitor:
+        assert visitor.get("/health").json() == {"status": "ok"}, "a container of the old code is awake"
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name in ("nanolit", "launch", "conf", "rustbpe"):
+        unneeded = shutil.ignore_patterns("__pycache__", "target")
+        shutil.copytree(REPOSITORY / name, checkout / name, ignore=unneeded)
+    for name in ("pyproject.toml", "uv.lock", "hatch_build.py"):
+        shutil.copy(REPOSITORY / name, checkout)
+    server = checkout / "nanolit" / "chat" / "server.py"
+    code = server.read_text()
+    assert '{"status": "ok"}' in code
+    server.write_text(code.replace('{"status": "ok"}', '{"status": "new"}'))
+    release(account, rambling_model, byte_tokenizer, step=300)
+    code, output = account.run("nanolit.chat", *CHAT, "temperature=0", checkout=checkout)
+    assert code == 0, output
+    return output
+
+
+@pytest.mark.slow
+def test_an_update_serves_the_new_code_and_weights_at_the_same_address(account, deployed, updated, client):
+    assert deployed[1]["url"] in updated
+    assert "password: as before" in updated
+    assert "step 300" in updated
+    created = [one for one in account.requests("FunctionCreate") if one["function"]["appName"]]
+    assert len({one["existingFunctionId"] for one in account.requests("FunctionCreate")}) == 1, created
+    assert account.containers() == [], "recreate: nobody goes on with the old weights"
+    assert client.get("/health").json() == {"status": "new"}
+    reply = client.post("/v1/chat/completions", json=body(max_tokens=5)).json()
+    assert reply["choices"][0]["message"]["content"] == "aaaaa"
+
+
+def begin_long_reply(client: httpx.Client) -> Iterator[str]:
+    """The lines of a stream after its first piece; dropped, they end it."""
+    asked = body(stream=True, max_tokens=4096)
+    request = client.build_request("POST", "/v1/chat/completions", json=asked)
+    response = client.send(request, stream=True)
+    assert response.status_code == 200
+    lines = response.iter_lines()
+    for line in lines:
+        if '"content":"a' in line:
+            return lines
+    raise AssertionError("the stream ended before its first piece")
+
+
+def stats(client: httpx.Client) -> dict[str, float]:
+    return client.get("/stats").json()["taught/sft"]
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_frees_its_place_within_a_second(client, updated):
+    """And what it takes to ask: a machine that does much else answers late."""
+    with httpx.Client(base_url=client.base_url, headers=client.headers, timeout=WAIT_SECONDS) as other:
+        lines = begin_long_reply(other)
+        asked = time.monotonic()
+        before = stats(client)
+        one_question = time.monotonic() - asked
+        assert before["open"] == 1, "the first piece comes before the last"
+        del lines
+    left = time.monotonic()
+    wait_until(lambda: stats(client)["open"] == 0, seconds=WAIT_SECONDS)
+    assert time.monotonic() - left < 1 + 3 * one_question
+    assert stats(client)["cancelled"] == before["cancelled"] + 1
+
+
+@pytest.mark.slow
+def test_forty_stream_at_once_and_the_next_is_told_how_long_to_wait(client, updated):
+    with contextlib.ExitStack() as stack:
+        streams = []
+        for _ in range(PLACES):
+            other = httpx.Client(base_url=client.base_url, headers=client.headers, timeout=WAIT_SECONDS)
+            streams.append(begin_long_reply(stack.enter_context(other)))
+        assert stats(client)["open"] == PLACES
+        refused = client.post("/v1/chat/completions", json=body())
+        assert refused.status_code == 503
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+    wait_until(lambda: stats(client)["open"] == 0, seconds=WAIT_SECONDS)
+
+
+@pytest.mark.slow
+def test_with_tokens_of_modal_the_api_alone_is_served(account, deployed):
+    """On a domain of one's own too; what the snapshot asks of Modal is in the request."""
+    code, output = account.run("nanolit.chat", *CHAT, "name=api", *EVERYTHING)
+    assert code == 0, output
+    assert "the headers Modal-Key and Modal-Secret" in output
+    function = account.requests("FunctionCreate")[-1]["function"]
+    assert function["experimentalOptions"] == {"enable_gpu_snapshot": "True"}
+    assert function["autoscalerSettings"]["minContainers"] == 1
+    web = function["methodDefinitions"]["web"]["webhookConfig"]
+    assert web["requiresProxyAuth"]
+    assert web["customDomains"] == [{"name": "chat.example.org"}]
+    assert not [name for name in function["secretIds"] if "chat" in name], "no password"
+    url = json.loads((account.root / "chats" / "api.json").read_text())["url"]
+    tokens = {"Modal-Key": "wk-test", "Modal-Secret": "ws-test", "Host": "chat.example.org"}
+    assert httpx.get(f"{url}/v1/models", timeout=WAIT_SECONDS).status_code == 401
+    with httpx.Client(base_url=url, headers=tokens, timeout=WAIT_SECONDS) as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["taught/sft"]
+        assert client.get("/").status_code == 404
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+    code, output = account.run("launch", "stop", "chat:api")
+    assert code == 0, output
+    again = (
+        "run=taught/sft web=true cluster=modal_a10g name=api keep_warm=1 auth=modal domains=chat.example.org"
+    )
+    assert again in output
 
 
 @pytest.mark.slow

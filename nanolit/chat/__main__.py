@@ -42,7 +42,7 @@ class Settings(Root):
     top_k: int = setting("sample from the N likeliest tokens; 0: from all", 50, least=0)
     max_tokens: int | None = setting("longest reply (default: at most half of the context)", None, least=1)
     seed: int | None = setting("give the same replies every time (default: new ones)", None)
-    web: bool = setting("open a page in the browser, and the API", False)
+    web: bool = setting("serve a page for the browser, and the API", False)
     devices: int = setting("GPUs that answer, the page and the API alike", 1, least=1)
     host: str = setting("the page's address; by default only this machine sees it", LOOPBACK)
     cluster: str | None = setting("deploy it there: one of Modal's clusters with one GPU", None)

@@ -50,7 +50,7 @@ from nanolit.planning.plans import (
 from nanolit.planning.show import outline, plan_table
 from nanolit.planning.sizes import is_auto
 from nanolit.report.card import write_report
-from nanolit.report.closing import closing
+from nanolit.report.closing import closing, shown
 from nanolit.tasks.bundle import check_bundle, open_bundle
 
 TRIAL = "nanolit.jobs.trial"
@@ -95,7 +95,7 @@ def announce(job: Job, plans: Plans) -> None:
     if waiting := unfinished(job, plans):
         say(outline(job["run"], waiting))
     else:
-        folder = shlex.quote(str(run_folder(job["root"], job["run"])))
+        folder = shlex.quote(shown(run_folder(job["root"], job["run"])))
         say(f"{job['run']} is finished; nothing is trained again. To begin anew, delete {folder}")
 
 

@@ -3,8 +3,8 @@
 Runs `nanolit.train` on the sample with a tiny eager model on the CPU and records every function of the
 repository that is entered between the command and the first finished step. A function counts with all its
 lines; "comments" says how many of them are nothing else. "Changes of file" counts how often the next
-function, in the order of first calls, is in another file. `write` puts the list into README.md and
-CONTRIBUTING.md. To trace another commit, check it out elsewhere and put that folder first on PYTHONPATH.
+function, in the order of first calls, is in another file. `write` puts the list into CONTRIBUTING.md and
+docs/layout.md. To trace another commit, check it out elsewhere and put that folder first on PYTHONPATH.
 """
 
 import ast
@@ -186,7 +186,7 @@ def sections(step: Leg, threads: Leg) -> dict[str, str]:
         f"{reading_list(data, start=len(step.files) + 1)}"
     )
     short = ", ".join(f"`{name.removeprefix('nanolit/')}`" for name in step.files)
-    return {"CONTRIBUTING.md": full, "README.md": short}
+    return {"CONTRIBUTING.md": full, "docs/layout.md": short}
 
 
 def write(texts: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The reading lists of README.md and CONTRIBUTING.md against a trace of the step they describe."""
+"""The reading lists of CONTRIBUTING.md and docs/layout.md against a trace of the step they describe."""
 
 import re
 import subprocess
@@ -45,9 +45,9 @@ def test_the_reading_list_of_contributing_is_what_a_step_runs_through(traced_fil
 
 
 @pytest.mark.slow
-def test_the_reading_list_of_the_readme_is_the_step_without_its_data_threads(traced_files: list[str]):
+def test_the_reading_list_of_the_layout_is_the_step_without_its_data_threads(traced_files: list[str]):
     """Oracle: sys.settrace, whose data threads come last. Remedy: `python dev/trace_step.py write`."""
-    listed = listed_files(between_markers(ROOT / "README.md"))
+    listed = listed_files(between_markers(ROOT / "docs" / "layout.md"))
     assert listed == traced_files[: len(listed)]
     assert not any(name.startswith("data/") for name in listed)
     assert all(name.startswith(("data/", "tokenizer/")) for name in traced_files[len(listed) :])

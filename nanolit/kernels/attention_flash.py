@@ -1,7 +1,7 @@
 """FlashAttention-3 and -4, with windows, as an operator of torch: it compiles and has gradients.
 
-Both are optional packages that users install themselves (README.md, How fast it trains); each is imported
-when it is first asked for. Their windows count as ours do: positions before the query's own.
+Both are optional packages that users install themselves (docs/speed.md); each is imported when it is first
+asked for. Their windows count as ours do: positions before the query's own.
 https://github.com/Dao-AILab/flash-attention
 """
 

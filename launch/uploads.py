@@ -10,9 +10,10 @@ import modal
 from launch.submit import volume, volumes_of
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import say
+from nanolit.tasks.rows import SHIPPED
 
 PATH_KEYS = {"path", "source", "mirror", "start_from"}  # whose value may be a name or a path
-NAMES = {"sample", "hub"}
+NAMES = {*SHIPPED, "hub"}
 
 
 def upload_paths(job: Job, settings: dict[str, Any]) -> Job:

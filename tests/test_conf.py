@@ -97,7 +97,7 @@ def test_every_group_of_the_design_is_there():
     assert set(GROUPS["model"]) == {f"d{depth}" for depth in (2, 4, 6, 8, 12, 16, 20, 24, 26, 32)}
     assert GROUPS["recipe"] == ["classic", "modern"]
     assert set(GROUPS["phase"]) == {"tokenizer", "base", "mid", "sft", "rl", "identity", "speedrun"}
-    assert set(GROUPS["data"]) == {"sample", "local", "fineweb_edu", "climbmix", NONE}
+    assert set(GROUPS["data"]) == {"sample", "stories", "local", "fineweb_edu", "climbmix", NONE}
     assert len(GROUPS["cluster"]) == 7
 
 
@@ -253,9 +253,10 @@ def test_identity_is_taught_by_the_file_that_was_given():
     assert taught("recipe=modern") == {"sft": []}
     assert taught("recipe=modern", "identity=who.jsonl") == {"sft": [("who.jsonl", 2)]}
     assert taught("recipe=modern", "phase=identity", "start_from=big") == {"sft": [(None, 2)]}
-    assert taught("experiment=demo", "identity=who.jsonl") == {
-        "mid": [("who.jsonl", 2)],
-        "sft": [("who.jsonl", 2)],
+    assert taught("experiment=demo") == {"sft": [(None, 1)]}
+    assert taught("experiment=demo", "recipe=classic", "identity=who.jsonl") == {
+        "mid": [("who.jsonl", 1)],
+        "sft": [("who.jsonl", 1)],
     }
 
 

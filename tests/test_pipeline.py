@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import nanolit
 from nanolit import evaluate
 from nanolit.chat.__main__ import main as chat
+from nanolit.chat.models import Models
+from nanolit.chat.web import Page
 from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
-from nanolit.machine.paths import read_json
+from nanolit.machine.paths import conf_folder, read_json
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -39,9 +42,9 @@ def test_every_stage_of_the_recipe_leaves_a_release_and_scores(pipeline: tuple[s
         assert any(row["val_loss"] for row in csv.DictReader(rows)) == (stage != "rl")
     report = (root / "runs" / "dev" / "report.md").read_text()
     assert all(f" {stage.upper()} " in report for stage in stages)
-    (sums,) = [line for line in report.splitlines() if line.startswith("| Sums ")]
+    (sums,) = [line for line in report.splitlines() if line.startswith("| WorkedSums ")]
     assert " ± " in sums  # from the items that each stage left
-    assert " 2 of 10 |" in sums
+    assert " 2 of 250 |" in sums
 
 
 def test_a_second_run_says_that_it_is_finished(
@@ -61,6 +64,20 @@ def test_the_finished_run_answers(pipeline: tuple[str, Path], capsys: pytest.Cap
     _, root = pipeline
     assert chat(["run=dev", f"root={root}", "max_tokens=4", "temperature=0", "-p", "Hello"]) == 0
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_the_demos_own_questions_are_asked_and_shown_on_its_page(pipeline: tuple[str, Path]) -> None:
+    """Oracle: the file of conf/chat_evaluation that the demo chooses."""
+    folder = pipeline[1] / "runs" / "dev" / "sft"
+    asked = yaml.safe_load((conf_folder() / "chat_evaluation" / "demo.yaml").read_text())["questions"]
+    lines = (folder / "samples.md").read_text().splitlines()
+    assert [line.partition(" → ")[0] for line in lines if line.startswith("- ")] == [
+        f"- {q!r}" for q in asked
+    ]
+    models = Models(["dev"], lambda _: nanolit.load(folder / "release"))
+    face = Page(lambda name: models.get(name).talker, seed=None).face("dev")
+    models.close()
+    assert face["examples"] == [{"text": question} for question in asked]
 
 
 @pytest.mark.parametrize("stage", ["base", "mid", "sft", "rl"])

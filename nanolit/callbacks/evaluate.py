@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +157,17 @@ class EvaluateChat(L.Callback):
             pl_module.gpt.train()
 
 
-def text_prompts(tokenizer: Tokenizer) -> Prompts:
+def text_prompts(tokenizer: Tokenizer, texts: Sequence[str] = TEXTS) -> Prompts:
     """Beginnings of texts, for a model that continues them."""
-    return [(text, [tokenizer.bos_id, *tokenizer.encode(text)]) for text in TEXTS]
+    return [(text, [tokenizer.bos_id, *tokenizer.encode(text)]) for text in texts]
 
 
-def chat_prompts(tokenizer: Tokenizer) -> Prompts:
+def chat_prompts(tokenizer: Tokenizer, questions: Sequence[str] = QUESTIONS) -> Prompts:
     """Questions, for a model that answers them."""
-    messages = [
-        [{"role": "user", "content": text}, {"role": "assistant", "content": "-"}] for text in QUESTIONS
+    return [
+        (text, render_prompt({"messages": [{"role": "user", "content": text}]}, tokenizer))
+        for text in questions
     ]
-    rendered = [render_prompt({"messages": turns}, tokenizer) for turns in messages]
-    return list(zip(QUESTIONS, rendered, strict=True))
 
 
 class WriteSamples(L.Callback):

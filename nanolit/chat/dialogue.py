@@ -80,11 +80,13 @@ class Talker:
     """Turns conversations into prompts for the engine and the engine's tokens into text.
 
     With `continues_text` (a base model, which knows no roles) the last message is the beginning of a text,
-    the reply its continuation, and all else is left out.
+    the reply its continuation, and all else is left out. `questions` are what the release suggests to ask.
     """
 
-    def __init__(self, engine: Generates, *, continues_text: bool = False) -> None:
-        self.engine = engine
+    def __init__(
+        self, engine: Generates, *, continues_text: bool = False, questions: Sequence[str] = ()
+    ) -> None:
+        self.engine, self.questions = engine, questions
         self.continues_text = continues_text
 
     def reply(self, history: Messages, message: str, **sampling: Any) -> Reply:

@@ -75,9 +75,13 @@ class Models:
             if name not in self._loaded:
                 self._make_room()
                 loaded = self._load(name)
-                engines = engines_on(self._devices, loaded.model, loaded.tokenizer)
+                meta, engines = loaded.meta, engines_on(self._devices, loaded.model, loaded.tokenizer)
                 service = Service(engines, places=self._places)
-                talker = Talker(service, continues_text=loaded.meta.get("stage") == "base")
+                talker = Talker(
+                    service,
+                    continues_text=meta.get("stage") == "base",
+                    questions=meta.get("questions", ()),
+                )
                 self._loaded[name] = Served(name, service, talker)
             self._loaded.move_to_end(name)
             return self._loaded[name]

@@ -141,7 +141,7 @@ class Page:
         what = "A base model: it continues your text, and each message begins a new one."
         if not talker.continues_text:
             what = f"A small language model with a context of {talker.engine.context:,} tokens."
-        examples = BEGINNINGS if talker.continues_text else EXAMPLES
+        examples = BEGINNINGS if talker.continues_text else talker.questions or EXAMPLES
         return {
             "placeholder": f"<h2>{html.escape(name)}</h2><p>{what}</p>",
             "examples": [{"text": text} for text in examples],

@@ -57,11 +57,16 @@ class Mixture(TypedDict):
 
 
 class ChatTasks(TypedDict):
-    """The questions for mid, sft and rl at their end: the content of a file of conf/chat_evaluation."""
+    """The questions for mid, sft and rl at their end: the content of a file of conf/chat_evaluation.
+
+    `texts` and `questions` are what samples.md and the chat page begin with; without them, what is usual.
+    """
 
     mirror: str
     max_tokens: int  # of an answer
     tasks: list[Target]
+    texts: NotRequired[list[str]]
+    questions: NotRequired[list[str]]
 
 
 class FinetuneDefaults(TypedDict):

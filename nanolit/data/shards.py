@@ -66,19 +66,33 @@ class Dataset:
         """Bring the first `num_shards` train shards and the held-out ones to this machine, if they aren't."""
 
 
-class Sample(Dataset):
-    """The text that ships with the package: 4.3 million characters, and 0.4 million held out."""
+class Shipped(Dataset):
+    """Text that ships with the package: train.parquet and validation.parquet in `folder`."""
 
-    name = "sample"
+    folder: Path
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(
             name=self.name,
             text_column="text",
-            train_files=(SAMPLE_FOLDER / "train.parquet",),
-            validation_files=(SAMPLE_FOLDER / "validation.parquet",),
+            train_files=(self.folder / "train.parquet",),
+            validation_files=(self.folder / "validation.parquet",),
             cache_folder=self.cache_folder(root),
         )
+
+
+class Sample(Shipped):
+    """Real text of many kinds: 4.3 million characters, and 0.4 million held out."""
+
+    name = "sample"
+    folder = SAMPLE_FOLDER
+
+
+class Stories(Shipped):
+    """Little stories from a grammar (dev/stories.py): a model of a million parameters learns to tell them."""
+
+    name = "stories"
+    folder = SAMPLE_FOLDER.parent / "stories"
 
 
 class LocalFolder(Dataset):

@@ -24,6 +24,7 @@ FAST_DEV_PROBLEMS = 2
 def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
     stage, recipe = parts.plan.stage, job["recipe"]["name"]
     meta = {"run": job["run"], "stage": stage, "recipe": recipe, "seed": job["seed"]}
+    meta["questions"] = job["chat_tasks"].get("questions", [])
     save_release(
         release,
         parts.phase.gpt,

@@ -9,6 +9,8 @@ import torch
 
 from nanolit.callbacks.evaluate import (
     CORE_PART,
+    QUESTIONS,
+    TEXTS,
     Evaluate,
     EvaluateChat,
     EvaluateCore,
@@ -33,7 +35,7 @@ from nanolit.report.folders import Stage
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 RENTED_SAVE_SECONDS = 600.0  # between checkpoints on a machine that can be taken away at any moment
-SAMPLE_TOKENS = 32
+TEXT_TOKENS, REPLY_TOKENS = 32, 200  # of a sample
 
 
 class Watch:
@@ -86,7 +88,7 @@ class Watch:
 
     def watch_quality(self, job: Job, parts: Parts) -> None:
         """Build what asks the model: its evaluation, chat tasks and samples."""
-        plan, tokenizer = parts.plan, parts.tokenizer
+        plan, tokenizer, asked = parts.plan, parts.tokenizer, job["chat_tasks"]
         engine = Engine(parts.phase.gpt, tokenizer)
         self.evaluation = Evaluate(
             parts.evaluator,
@@ -110,7 +112,7 @@ class Watch:
         self.chat = EvaluateChat(
             engine,
             parts.chat_tasks,
-            max_tokens=job["chat_tasks"]["max_tokens"],
+            max_tokens=asked["max_tokens"],
             max_problems=FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
             folder=parts.folder / "evaluation",
             clock=self.clock,
@@ -119,9 +121,11 @@ class Watch:
         self.samples = WriteSamples(
             parts.folder / "samples.md",
             engine=engine,
-            prompts=chat_prompts(tokenizer) if plan.chats else text_prompts(tokenizer),
+            prompts=chat_prompts(tokenizer, asked.get("questions", QUESTIONS))
+            if plan.chats
+            else text_prompts(tokenizer, asked.get("texts", TEXTS)),
             sample_every=plan.sample_every,
-            max_tokens=SAMPLE_TOKENS,
+            max_tokens=min(REPLY_TOKENS, plan.gpt["context"] // 2) if plan.chats else TEXT_TOKENS,
             clock=self.clock,
         )
 

@@ -34,6 +34,7 @@ class Meta(TypedDict):
     step: NotRequired[int | None]
     tokenizer_hash: NotRequired[str | None]
     weights_hash: NotRequired[str | None]  # since December 2026
+    questions: NotRequired[list[str]]  # that suit this model; none: what suits any
 
 
 class Vocabulary(TypedDict):

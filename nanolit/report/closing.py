@@ -8,7 +8,7 @@ from nanolit.report.card import chat_command, final_table, talk
 from nanolit.report.folders import open_run
 from nanolit.report.sections import Exchange
 
-SHOWN_CHARACTERS = 300  # of a reply
+SHOWN_CHARACTERS = 800  # of a reply
 
 
 def closing(root: Path, run: str, report: Path) -> str:

@@ -1,7 +1,7 @@
 """Rows of a task: files from the embedded sample, a mirror folder or the user, or a dataset of the hub.
 
-`source` is "sample" (what comes with the package), "hub" (huggingface.co, through `datasets`) or a folder
-laid out like the sample: eval/arc/ARC-Easy-train.jsonl.zst, eval/gsm8k/test.jsonl.zst, chat/….
+`source` is "sample" or "stories" (what comes with the package), "hub" (huggingface.co, through `datasets`) or
+a folder laid out like the sample: eval/arc/ARC-Easy-train.jsonl.zst, eval/gsm8k/test.jsonl.zst, chat/….
 JSON, CSV and parquet are read, nothing is unpickled.
 Every row knows its place (file and line, or dataset and row), so that a complaint can name it.
 """
@@ -18,7 +18,8 @@ import zstandard
 
 from nanolit.machine.paths import PACKAGE
 
-SAMPLE = PACKAGE / "data" / "sample"
+SAMPLE, STORIES = PACKAGE / "data" / "sample", PACKAGE / "data" / "stories"
+SHIPPED = {"sample": SAMPLE, "stories": STORIES}
 BLOCK = 1024  # rows of a dataset read at once
 ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")  # tried where a name is given without
 Row = Mapping[str, Any]  # one object of a file or a dataset, as it stands there; its task knows the fields
@@ -104,10 +105,11 @@ class HubRows:
 
 def folder_of(source: str) -> Path:
     """Return the folder that a source other than "hub" names; ValueError when it isn't there."""
-    folder = SAMPLE if source == "sample" else Path(source).expanduser()
+    folder = SHIPPED.get(source) or Path(source).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"source {source!r} is not a folder; allowed: sample, hub, or a mirror folder that exists"
+            f"source {source!r} is not a folder; allowed: {', '.join(SHIPPED)}, hub, or a mirror folder that "
+            "exists"
         )
     return folder
 

@@ -97,7 +97,7 @@ def test_a_recipe_uses_real_size_and_only_the_demo_uses_the_demos() -> None:
     assert mixtures("recipe=classic") == {"mid": {"hub", "file"}, "sft": {"hub", "file"}}
     assert mixtures("recipe=modern") == {"sft": {"hub"}}
     assert mixtures("recipe=modern", "recipe.mirror=/mirror") == {"sft": {"/mirror"}}
-    assert mixtures("experiment=demo") == {"mid": {"sample"}, "sft": {"sample", "file"}}
+    assert mixtures("experiment=demo") == {"sft": {"stories", "sample", "file"}}
 
 
 def test_chat_tasks_are_asked_from_the_source_that_is_learned_from() -> None:

@@ -51,9 +51,9 @@ def test_every_task_of_the_stages_is_looked_for_and_no_other(tmp_path: Path) -> 
     sft = nodes_of(job(tmp_path, "phase=sft"))
     targets = [node["_target_"].rpartition(".")[2] for node in sft]
     assert targets[:2] == ["Identity", "ConversationFile"]
-    assert targets[-2:] == ["SimpleSpelling", "Sums"]  # the last of the chat tasks
+    assert targets[-2:] == ["SimpleSpelling", "WorkedSums"]  # the last of the chat tasks
     rl = nodes_of(job(tmp_path, "stages=[rl]", "start_from=other"))
-    assert [node["size"] for node in rl[:2]] == [1_000, 20]
+    assert [node["size"] for node in rl[:2]] == [9_000, 250]
 
 
 @pytest.mark.parametrize("before", [None, "0"])

@@ -47,6 +47,7 @@ def overrides(folder: Path, root: Path, *more: str) -> list[str]:
     ]
     return [
         "experiment=demo",
+        "recipe=classic",
         "model.width=32",
         "model.heads=2",
         "model.context=64",

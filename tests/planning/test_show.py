@@ -25,10 +25,10 @@ def test_the_table_shows_what_decides_the_run():
 def test_the_outline_has_a_line_for_the_job_and_one_for_each_stage_with_its_time():
     plans = list(fresh_plans(compose(["experiment=demo", "cluster.gpu=cpu"])).values())
     first, *stages = outline("demo", plans).splitlines()
-    assert first.startswith("demo · 5 stages: ")
+    assert first.startswith("demo · 4 stages: ")
     assert first.endswith("minutes on two CPU cores")
-    assert [line.split()[0] for line in stages] == ["tokenizer", "base", "mid", "sft", "rl"]
-    assert "tokens of sample" in stages[1]
+    assert [line.split()[0] for line in stages] == ["tokenizer", "base", "sft", "rl"]
+    assert "tokens of stories" in stages[1]
     assert not any("unknown" in line or "download" in line for line in stages)
 
 

@@ -26,7 +26,7 @@ def test_it_ends_with_talk_scores_pictures_and_the_command(tmp_path, monkeypatch
 
 
 def test_a_base_continues_texts_and_a_long_reply_is_cut(tmp_path):
-    samples = f"## Step 2\n\n- 'Once' → {' upon' * 100!r}\n"
+    samples = f"## Step 2\n\n- 'Once' → {' upon' * 200!r}\n"
     write_stage(tmp_path / "runs" / "new" / "base", result={"status": "done"}, samples=samples)
     begun, continued, *_ = closing(tmp_path, "new", write_report(tmp_path, "new")).splitlines()
     assert begun == "begun      Once"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from nanolit.tasks.jsonl import ConversationFile
 from nanolit.tasks.mmlu import MMLU
 from nanolit.tasks.smoltalk import SmolTalk
 from nanolit.tasks.spelling import SimpleSpelling, SpellingBee, words_of
-from nanolit.tasks.sums import Sums
+from nanolit.tasks.sums import Sums, WorkedSums
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import check_conversation
 
@@ -45,9 +46,11 @@ SAMPLE_TASKS: dict[str, Task] = {
     "chat": ConversationFile(path="chat/chat-train", source="sample"),
     "chat-test": ConversationFile(path="chat/chat-test", source="sample"),
     "identity": Identity(),
+    "identity-stories": Identity(source="stories"),
     "spelling": SimpleSpelling(split="train", size=50, source="sample"),
     "bee": SpellingBee(split="train", size=50, source="sample"),
     "sums": Sums(split="train", size=50),
+    "worked-sums": WorkedSums(split="train", below=50, size=50),
 }
 
 
@@ -66,7 +69,8 @@ def reference(conversation: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["arc-easy", "arc-challenge", "mmlu", "gsm8k", "gsm8k-test", "spelling", "bee", "sums"]
+    "name",
+    ["arc-easy", "arc-challenge", "mmlu", "gsm8k", "gsm8k-test", "spelling", "bee", "sums", "worked-sums"],
 )
 def test_the_reference_is_right_and_nonsense_is_wrong(name: str) -> None:
     task = SAMPLE_TASKS[name]
@@ -185,11 +189,31 @@ def test_no_held_out_prompt_is_trained_on() -> None:
     assert not prompts("chat") & prompts("chat-test")
     assert not prompts("gsm8k") & prompts("gsm8k-test")
     sums = {
-        split: {c["messages"][0]["content"] for c in Sums(split=split, size=200)}
+        split: {numbers_of(conversation) for conversation in Sums(split=split, below=100, size=10_000)}
         for split in ("train", "test")
     }
-    assert sums["test"]
+    assert len(sums["test"]) >= 200
+    assert len(sums["train"] | sums["test"]) == 100 * 100
     assert not sums["train"] & sums["test"]
+
+
+def numbers_of(conversation: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", conversation["messages"][0]["content"]))
+
+
+def test_a_sum_is_right_however_it_is_asked_and_worked() -> None:
+    """Oracle: Python's addition of the numbers in the question, and of each step's."""
+    task = WorkedSums(split="train", below=50, size=300)
+    sums = list(task)
+    for conversation in sums:
+        right = sum(map(int, numbers_of(conversation)))
+        assert task.extract(reference(conversation)) == str(right)
+        assert task.evaluate(conversation, f"It is {right}.")
+        assert not task.evaluate(conversation, f"{right}+1={right + 1}")
+    wordings = {re.sub(r"\d+", "N", task["messages"][0]["content"]) for task in sums}
+    assert {"What is N+N?", "N+N", "what is N plus N"} <= wordings
+    for step in ", ".join(map(reference, sums)).split(", "):
+        assert eval(step.replace("=", "=="))
 
 
 def test_spelling_bee_counts_rightly() -> None:
@@ -315,7 +339,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
         (lambda source: ConversationFile(path="mine", source=source), "mine: no such file"),
         (
             lambda source: GSM8K(split="train", source=source + "/absent"),
-            "is not a folder; allowed: sample, hub",
+            "is not a folder; allowed: sample, stories, hub",
         ),
     ],
 )

@@ -22,7 +22,7 @@ from nanolit.tasks.spelling import words_of
 from nanolit.tasks.sums import QUESTIONS, pairs_of, worked
 
 TRAIN_STORIES, VALIDATION_STORIES = 9_000, 450
-TRAIN_CHATS, TEST_CHATS, IDENTITY_CHATS = 7_000, 150, 700
+TRAIN_CHATS, TEST_CHATS, IDENTITY_CHATS = 4_000, 150, 700
 SMALL_PAIRS, PAIRS = pairs_of("train", 10), pairs_of("train", 100)
 ROWS_PER_GROUP = 90
 NAMES = (*GIRLS, *BOYS)

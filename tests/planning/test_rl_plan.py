@@ -26,10 +26,10 @@ def test_a_top_k_of_0_is_the_whole_vocabulary():
 
 
 def test_the_demos_reinforcement_learning_has_a_time_on_a_cpu():
-    """Oracle: it took 5 seconds on two contended cores."""
+    """Oracle: it took 147 to 160 seconds on one of two contended cores."""
     hours = fresh_plan(compose(["experiment=demo", "cluster.gpu=cpu"]), "rl").hours
     assert hours["total_hours"] is not None
-    assert 1 < hours["total_hours"] * 3600 < 20
+    assert 20 < hours["total_hours"] * 3600 < 200
 
 
 def test_an_epoch_of_unknown_length_has_no_time_on_a_cpu():

@@ -103,7 +103,7 @@ def test_sums_in_the_chats_are_right_and_none_is_held_out() -> None:
         if len(numbers := re.findall(r"\d+", question)) == 2
         for first, second in [map(int, numbers)]
     ]
-    assert len(sums) > 1_000
+    assert len(sums) > 500
     assert all(int(re.findall(r"\d+", answer)[-1]) == first + second for first, second, answer in sums)
     assert not held_out & {(first, second) for first, second, _ in sums}
 
@@ -114,6 +114,6 @@ def test_words_in_the_chats_are_spelled_rightly_and_none_is_held_out() -> None:
         for question, answer in turns("chat-train")
         if re.fullmatch(r"[a-z](,[a-z])+", answer)
     ]
-    assert len(spelled) > 1_000
+    assert len(spelled) > 500
     assert all(answer.replace(",", "") in question for question, answer in spelled)
     assert not set(words_of("sample", "test")) & {answer.replace(",", "") for _, answer in spelled}

@@ -19,12 +19,17 @@ from nanolit.machine.paths import conf_folder, read_json
 pytestmark = pytest.mark.xdist_group("training")
 
 
+def overrides(recipe: str, root: Path) -> list[str]:
+    """The demo's stages, three steps each; a fast_dev_run does not shorten what rl is validated on."""
+    few = "stage.rl.validation.size=20"
+    return ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", few, "run=dev", f"root={root}"]
+
+
 @pytest.fixture(scope="module", params=["classic", "modern"])
 def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A finished run of the demo's stages: (recipe, root)."""
     root = tmp_path_factory.mktemp(request.param)
-    overrides = ["experiment=demo", f"recipe={request.param}", "fast_dev_run=true", "run=dev", f"root={root}"]
-    result = run(compose(overrides))
+    result = run(compose(overrides(request.param, root)))
     assert result["status"] == "done", result
     return request.param, root
 
@@ -52,9 +57,7 @@ def test_a_second_run_says_that_it_is_finished(
 ) -> None:
     recipe, root = pipeline
     before = (root / "runs" / "dev" / "base" / "metrics.csv").read_bytes()
-    result = run(
-        compose(["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", "run=dev", f"root={root}"])
-    )
+    result = run(compose(overrides(recipe, root)))
     assert result["status"] == "done"
     assert "base: run dev has finished it at step 3" in capsys.readouterr().out
     assert (root / "runs" / "dev" / "base" / "metrics.csv").read_bytes() == before
@@ -128,9 +131,9 @@ def test_who_it_is_can_be_taught_again_from_the_base(pipeline: tuple[str, Path],
     name = f"dev-identity-{len(stages)}-dev"
     mine = root / "mine.jsonl"
     mine.write_text('[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}]\n' * 3)
-    overrides = ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", f"root={root}", "rl=false"]
+    words = ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", f"root={root}", "rl=false"]
     result = run(
-        compose([*overrides, "phase=identity", stages, "start_from=dev", f"run={name}", f"identity={mine}"])
+        compose([*words, "phase=identity", stages, "start_from=dev", f"run={name}", f"identity={mine}"])
     )
     assert result["status"] == "done", result
     taught = {"mid", "sft"} if (recipe, stages) == ("classic", "stages=null") else {"sft"}

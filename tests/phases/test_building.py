@@ -52,7 +52,7 @@ def test_data_cache_is_all_that_keeping_tokens_takes(tmp_path: Path, byte_tokeni
     job = job_of(tmp_path, byte_tokenizer, "data.cache=true")
     plan: Any = fresh_plan(job, "base")
     training = build_base(job, plan, inputs_of(plan, byte_tokenizer))
-    (file,) = (tmp_path / "data" / "sample" / "tokens").glob("train-*.tokens")
+    (file,) = (tmp_path / "data" / "stories" / "tokens").glob("train-*.tokens")
     assert file.stat().st_size > 4_000_000  # bytes of the sample, a token each
     assert len(next(iter(training.stream)).micro_batches) == plan.accumulation
 

@@ -4,8 +4,10 @@ import time
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from nanolit.chat.guard import COOKIE, MAX_BODY_BYTES, Guard
+from nanolit.chat.server import build_app
 from tests.chat.serving import models_of, served
 
 ASKED = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
@@ -64,6 +66,33 @@ def test_a_login_outlives_the_server_and_ends_with_its_password(locked_server, m
             assert httpx.get(f"{address}/v1/models", cookies=cookies).status_code == status
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1/health?", "127.0.0.1/login?", "x@127.0.0.1/health#"])
+def test_no_host_header_opens_what_the_password_closes(locked_server, host):
+    """Starlette's request.url is made of this header: its path may be another than the app's."""
+    for path in ("/v1/models", "/stats"):
+        assert httpx.get(locked_server + path, headers={"host": host}).status_code in (401, 403)
+    assert httpx.post(locked_server + CHAT, json=ASKED, headers={"host": host}).status_code in (401, 403)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("host", "["),
+        ("origin", "http://["),
+        ("content-length", "\xb2"),
+        ("content-length", "9" * 5000),
+        ("cookie", f"{COOKIE}={'9' * 5000}.x"),
+        ("authorization", "Bearer \xff"),
+    ],
+)
+def test_no_header_is_more_than_refused(models, name, value):
+    """As an ASGI server passes it on; the app's exceptions come through."""
+    client = TestClient(build_app(models_of(**models), password="elm-otter-42", page=False))
+    headers = {"host": "127.0.0.1", "content-type": "application/json", name: value.encode("latin-1")}
+    for path in ("/v1/models", "/login"):
+        assert 200 <= client.request("POST", path, headers=headers, content=b"{}").status_code < 500
+
+
 def test_a_ticket_that_expired_or_was_changed_does_not_open(locked_server):
     guard = Guard(None, password="elm-otter-42")  # pyright: ignore[reportArgumentType]
     old, good = guard._ticket(int(time.time()) - 1), guard._ticket()
@@ -98,6 +127,7 @@ def test_five_wrong_passwords_a_minute_and_then_none_is_looked_at(locked_server)
         ("127.0.0.1.evil.example", 403),
         ("example.net.evil.example", 403),
         ("[::1", 403),
+        ("127.0.0.1#", 403),
         ("", 403),
         ("127.0.0.1/health?", 403),
         ("user@127.0.0.1", 403),

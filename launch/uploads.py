@@ -10,6 +10,7 @@ import modal
 from launch.submit import volume, volumes_of
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import say
+from nanolit.machine.paths import expanded
 from nanolit.tasks.rows import SHIPPED
 
 PATH_KEYS = {"path", "source", "mirror", "start_from"}  # whose value may be a name or a path
@@ -25,12 +26,16 @@ def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
     for key, text in strings(
         {name: value for name, value in job.items() if name not in ("root", "overrides")}
     ):
-        if text in changed or any(text.startswith(f"{path}/") for path in volumes_of(settings)):
+        if (
+            key not in PATH_KEYS
+            or text in changed
+            or any(text.startswith(f"{path}/") for path in volumes_of(settings))
+        ):
             continue
-        path = Path(text).expanduser()
-        if key in PATH_KEYS and text not in NAMES and path.exists():
+        path = expanded(text)
+        if text not in NAMES and path.exists():
             changed[text] = upload(path, settings)
-        elif path.is_absolute() and key in PATH_KEYS:
+        elif path.is_absolute():
             raise ValueError(
                 f"{key}={text} is not on this machine, and not on the volume at {settings['root']}; give a "
                 "path that is here (it is uploaded), or put it there with python -m launch put"

@@ -26,6 +26,7 @@ import psutil
 from nanolit.machine.arguments import Root, read
 from nanolit.machine.exit import command
 from nanolit.machine.locks import fcntl
+from nanolit.machine.paths import expanded
 from nanolit.machine.system import code_version, gpu_names, output, version, wandb_key
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.tasks.sandbox import is_weak, walls
@@ -137,7 +138,7 @@ def check_wandb() -> Finding:
 
 
 def check_modal() -> Finding:
-    file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
+    file = expanded(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml")
     if "MODAL_TOKEN_ID" in os.environ or file.is_file():
         return Finding("Modal", GOOD, "a token is here; python -m launch doctor tries it")
     return Finding("Modal", MISSING, "no token: cluster=modal_… can't submit", "modal setup")

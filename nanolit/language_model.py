@@ -12,7 +12,7 @@ from nanolit.config.schema import MODEL_STAGES
 from nanolit.inference.engine import Engine
 from nanolit.machine.arguments import choose
 from nanolit.machine.device import pick_device
-from nanolit.machine.paths import Json, home, run_folder
+from nanolit.machine.paths import Json, expanded, home, run_folder
 from nanolit.model.gpt import GPT
 from nanolit.model.release import load_release
 from nanolit.tokenizer.bpe import Tokenizer
@@ -115,7 +115,7 @@ def load_language_model(
 
 def find_release(run_or_release: str | Path, *, root: str | Path | None = None) -> Path:
     """Return the release folder that a path or a run's name means; ValueError says where it looked."""
-    path = Path(run_or_release).expanduser()
+    path = expanded(run_or_release)
     if (path / "gpt.json").is_file():
         return path
     run, _, stage = str(run_or_release).partition("/")

@@ -16,6 +16,7 @@ from pathlib import Path
 from nanolit.machine.arguments import Root, read
 from nanolit.machine.exit import command
 from nanolit.machine.paths import run_folder
+from nanolit.machine.terminal import printable
 from nanolit.report.folders import Run, find_runs
 from nanolit.report.tables import age, markdown_table, score
 
@@ -27,7 +28,7 @@ NARROWEST = 12  # characters of a column that is cut to fit
 @command
 def main(words: Sequence[str]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(list_runs(read(Root, words, about=__doc__).home, now=time.time(), width=width), end="")
+    print(printable(list_runs(read(Root, words, about=__doc__).home, now=time.time(), width=width)), end="")
 
 
 def list_runs(root: Path, *, now: float, width: int | None = None) -> str:

@@ -16,12 +16,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
-from nanolit.config.compose import USER_ERRORS, compose, explain, help_text, options
+from nanolit.config.compose import USER_ERRORS, compose, explain, help_text, options, refuse_odd_choices
 from nanolit.config.words import check_search_path, malformed, spelled_out
 from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command
 from nanolit.machine.paths import conf_folder, home
+from nanolit.machine.terminal import printable
 
 HYDRA_FLAGS = (
     "--help",
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(list(arguments))
         sys.argv[1:] = spelled_out(arguments, options("data"))  # which Hydra reads
+        refuse_odd_choices(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
     except BrokenPipeError:  # of `--cfg job | head`
         raise
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         line = message(error, arguments)
         if full_error or not line:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(' '.join(line.split()))}", file=sys.stderr)
         return error.code if isinstance(error, JobFailed) else 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
@@ -98,7 +100,7 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
     overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
     if isinstance(error, JobFailed):
         return str(error)
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
         login = "cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node"
         return login if "srun" in str(error) else ""
     if isinstance(error, OSError) and error.filename:

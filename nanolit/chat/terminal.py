@@ -15,7 +15,7 @@ from nanolit.chat.dialogue import Talker, without_empty
 from nanolit.inference.sampling import check_settings
 from nanolit.machine.arguments import choose, setting, settings_of
 from nanolit.machine.device import derived_seed
-from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.paths import expanded, read_json, write_json
 from nanolit.machine.terminal import printable
 from nanolit.tokenizer.conversation import check_conversation
 
@@ -193,4 +193,4 @@ COMMANDS: dict[str, tuple[str, Callable[[Terminal, str], object]]] = {
 def _path(text: str, command: str) -> Path:
     if not text:
         raise ValueError(f"{command} needs a file: {command} talk.json")
-    return Path(text).expanduser()
+    return expanded(text)

@@ -34,6 +34,7 @@ LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+USER_ERRORS += (RecursionError,)  # of values in values in values
 
 
 def refuse_environment(name: str, *_default: object) -> str:
@@ -52,6 +53,7 @@ def compose(overrides: Sequence[str]) -> Job:
     try:
         check_search_path(overrides)
         overrides = spelled_out(overrides, options("data"))
+        refuse_odd_choices(overrides)
         config = compose_config(overrides)
         choices = filled(config, overrides)
         check_job({**choices, "run": choices["run"] or ""})
@@ -68,6 +70,15 @@ def compose(overrides: Sequence[str]) -> Job:
         return job
     except USER_ERRORS as error:
         raise ValueError(explain(error, overrides)) from error
+
+
+def refuse_odd_choices(overrides: Sequence[str]) -> None:
+    """ValueError for `model=[1,2]`, which ends in a traceback of Hydra's: a group's options are names."""
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        parts = value[1:-1].split(",") if key in groups() and value[:1] == "[" else []
+        if any(re.fullmatch(r"[-+\d._eE]+|true|false|null|[\[{].*", part.strip()) for part in parts):
+            raise ValueError(f"{word}: {key} is chosen by name: {', '.join(options(key))}")
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -118,6 +129,10 @@ def check_name(run: str) -> None:
 def explain(error: BaseException, overrides: Sequence[str]) -> str:
     """One line for an error of composition: what was got, the nearest that is allowed."""
     text = str(error)
+    if isinstance(error, RecursionError):
+        return (
+            "a value is nested hundreds of levels deep, and no setting is: check the words, and their files"
+        )
     if isinstance(error, HydraException) and (
         wrong := grammar_error(overrides, {group: options(group) for group in groups()})
     ):

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import TypedDict
 
 from nanolit.config.build import build
 from nanolit.config.schema import ChatTasks, Choices, Mixture, Node, StageName, Stages, Target
-from nanolit.machine.paths import conf_folder, home, read_json, read_yaml, run_folder
+from nanolit.machine.paths import conf_folder, expanded, home, read_json, read_yaml, run_folder
 from nanolit.machine.system import gpu_names
 
 CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
@@ -91,7 +91,7 @@ def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
     path = conf_folder() / folder / f"{name}.yaml"
     is_yaml, is_chats = re.search(r"\.ya?ml$", str(name)), folder == "mixture" and re.search(CHATS, str(name))
     if is_yaml or is_chats:
-        path = Path(str(name)).expanduser()
+        path = expanded(str(name))
     if not path.is_file() and not (is_chats and path.is_absolute()):  # which may be another machine's
         if is_yaml or is_chats:
             raise ValueError(f"{key}={name}: there is no such file; check the path")
@@ -195,15 +195,21 @@ def fit_vocabulary(job: Choices) -> None:
         tokenizer["vocab_size"] = min(tokenizer["vocab_size"], fitting)
 
 
+class Sizes(TypedDict):
+    """What is read of a release's gpt.json here."""
+
+    vocab_size: int
+
+
 def vocabulary_before(job: Choices) -> int | None:
     """Return the vocabulary of the model in `start_from`, or in a later stage's run; None without one."""
     wish = job["start_from"] or ("" if "base" in job["stages"] else job["run"])
     if not wish or "tokenizer" in job["stages"]:
         return None
     run = run_folder(job["root"], wish.split("/")[0])
-    releases = [Path(wish).expanduser(), *sorted(run.glob("*/release"))]
+    releases = [expanded(wish), *sorted(run.glob("*/release"))]
     found = [folder / "gpt.json" for folder in releases if (folder / "gpt.json").is_file()]
-    return read_json(found[0])["vocab_size"] if found else None
+    return read_json(found[0], Sizes, remedy="copy or convert it again")["vocab_size"] if found else None
 
 
 def options(group: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Words of the command line: short forms spelled out, and for what Hydra refuses the form that works."""
 
+import contextlib
 import difflib
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from nanolit.machine.paths import conf_folder, read_yaml
+from nanolit.machine.paths import conf_folder, expanded, read_yaml
 
 # What other programs call a setting; nanochat's flags first.
 OTHER_NAMES = {
@@ -63,7 +64,9 @@ def _paths(value: str) -> list[str]:
 
 
 def _is_there(path: str) -> bool:
-    return bool(path) and Path(path).expanduser().exists()
+    with contextlib.suppress(ValueError, OSError):  # not a path at all
+        return bool(path) and expanded(path).exists()
+    return False
 
 
 def grammar_error(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> str | None:

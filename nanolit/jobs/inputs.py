@@ -16,7 +16,7 @@ from nanolit.config.names import decisive_settings, difference
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
-from nanolit.machine.paths import Json, run_folder, stage_folder
+from nanolit.machine.paths import Json, expanded, run_folder, stage_folder
 from nanolit.machine.terminal import train_command
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.plans import Plan, Plans, RLPlan, TokenizerPlan, stored_plan
@@ -149,8 +149,8 @@ def origin(job: Job, stage: str) -> Origin | None:
 def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
     """`start_from`: RUN (its last finished stage of `allowed`), RUN/stage, or the folder of a release."""
     wish = str(job["start_from"])
-    if (Path(wish).expanduser() / "gpt.json").is_file():
-        return Origin(wish, Path(wish).expanduser(), None)
+    if (expanded(wish) / "gpt.json").is_file():
+        return Origin(wish, expanded(wish), None)
     run, _, name = wish.partition("/")
     done = [earlier for earlier in allowed if finished(job["root"], run, earlier)]
     if name and finished(job["root"], run, name):

@@ -32,7 +32,7 @@ from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.exit import handlers_kept, ignore_ctrl_c
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
-from nanolit.machine.terminal import one_line, say, train_command
+from nanolit.machine.terminal import one_line, printable, say, train_command
 from nanolit.phases.core import Phase, StoppedInStep
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
@@ -180,7 +180,7 @@ def plain_warning(
 ) -> str:
     """Our own warnings are for whoever runs the job, and say no line of source."""
     if Path(filename).is_relative_to(PACKAGE):
-        return f"{message}\n"
+        return f"{printable(str(message))}\n"
     return FORMAT_WARNING(message, category, filename, lineno, line)
 
 

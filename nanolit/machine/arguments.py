@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from nanolit.machine.paths import home
+from nanolit.machine.paths import expanded, home
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Setting:
         if self.kind is str or text in self.choices:
             return text
         if self.kind is Path:
-            return Path(text).expanduser()
+            return expanded(text)
         if self.kind is bool and text.lower() in ("true", "false"):
             return text.lower() == "true"
         if self.kind in (int, float):

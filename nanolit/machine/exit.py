@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from nanolit.machine.terminal import printable
+from nanolit.machine.terminal import one_line, printable
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
@@ -37,7 +37,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         except (ValueError, OSError) as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            print(f"error: {printable(str(error))}", file=sys.stderr)
+            print(f"error: {printable(one_line(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)

@@ -27,7 +27,15 @@ LARGEST_YAML = 100_000  # values; the jobs of this repository have about 300
 
 def home(root: str | Path | None = None) -> Path:
     """Return the base path of all artefacts: `root`, else NANOLIT_HOME, else ./runs."""
-    return Path(root or os.environ.get("NANOLIT_HOME") or "runs").expanduser().absolute()
+    return expanded(root or os.environ.get("NANOLIT_HOME") or "runs").absolute()
+
+
+def expanded(path: str | Path) -> Path:
+    """Return the path with ~ or ~USER at its beginning replaced; ValueError for a user that is not here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path} begins with a user that is not here; write the folder itself") from error
 
 
 def run_folder(root: str | Path, run: str) -> Path:
@@ -123,7 +131,9 @@ def remove_leftovers(folder: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with whole_or_absent(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # Half a surrogate pair is written as \ud83d, which in JSON means itself
+        encoded = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+        temporary.write_bytes(encoded)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -12,14 +12,17 @@ def printable(text: str) -> str:
 
     Some move the cursor, rename the window or type for the user: ␛ says that one was there.
     """
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) != "Cc"
-        else chr(0x2400 + ord(character))
-        if ord(character) < 0x20
-        else "␡"
-        for character in text
-    )
+    return "".join(map(picture, text))
+
+
+def picture(character: str) -> str:
+    """Return what stands for a character in a terminal: itself, unless it steers or cannot be encoded."""
+    category = unicodedata.category(character)
+    if character in "\n\t" or category not in ("Cc", "Cs"):
+        return character
+    if category == "Cs":
+        return "\ufffd"  # half a surrogate pair
+    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "␡"
 
 
 def at_terminal() -> bool:

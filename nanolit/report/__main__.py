@@ -15,6 +15,7 @@ from typing import Literal
 from nanolit.machine.arguments import Root, read, setting
 from nanolit.machine.exit import command
 from nanolit.machine.paths import write_atomically
+from nanolit.machine.terminal import printable
 from nanolit.report import card, compare, curves
 from nanolit.report.folders import open_run
 
@@ -41,15 +42,15 @@ def main(words: Sequence[str]) -> None:
         if settings.plot:
             raise ValueError("plot= is a setting of compare=A,B; a card has its curves anyway")
         for name in settings.run:
-            print(card.final_table(settings.home, name))
+            print(printable(card.final_table(settings.home, name)))
             path = card.write_report(settings.home, name)
-            print(path.with_suffix(".html"), path, sep="\n")
+            print(printable(f"{path.with_suffix('.html')}\n{path}"))
     else:
         run_comparison(settings, settings.compare or ())
 
 
 def run_comparison(settings: Settings, names: Sequence[str]) -> None:
-    print(compare.compare(settings.home, names))
+    print(printable(compare.compare(settings.home, names)))
     if settings.plot is None:
         return
     runs = [open_run(settings.home, name) for name in names]

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Literal
 
+from nanolit.machine.paths import expanded
 from nanolit.tasks.chat_formats import messages_of
 from nanolit.tasks.rows import FileRows, Row, find_file
 from nanolit.tasks.task import Conversation, Task, check_choice
@@ -33,7 +33,7 @@ class ConversationFile(Task):
     ) -> None:
         check_choice("malformed", malformed, ("error", "skip"))
         check_choice("part", part, ("all", "train", "held_out"))
-        file = find_file(source, str(Path(path).expanduser()), remedy=self.remedy)
+        file = find_file(source, str(expanded(path)), remedy=self.remedy)
         rows = FileRows([file])
         _check_ids(rows)
         if part != "all":

@@ -134,6 +134,7 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
             "there is no data=smple; did you mean sample? allowed: .*, a path, or hf:OWNER/NAME",
         ),
         (["mixture=absent.jsonl"], "stage.sft.mixture=absent.jsonl: there is no such file"),
+        (["phase=base", "model=[1,2]"], r"model=\[1,2\]: model is chosen by name: d2, d4, "),
         (["mixture=absent"], "there is no stage.sft.mixture=absent; allowed: .*, a file of chats"),
     ],
 )

@@ -32,6 +32,14 @@ def test_what_the_user_can_fix_is_one_line_and_code_2(error, capsys):
     assert capsys.readouterr().err == "error: depth is 0\n"
 
 
+def test_an_error_of_several_lines_is_told_in_one_without_what_steers_a_terminal(capsys):
+    def main(_):
+        raise ValueError("no key\n  a\x1b]0;title\x07")
+
+    assert command(main)([]) == 2
+    assert capsys.readouterr().err == "error: no key a␛]0;title␇\n"
+
+
 def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 

@@ -88,3 +88,15 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_json(tmp_path / "a.json", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_user_that_is_not_here_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match=r"^~nobody-here/x begins with a user that is not here; write"):
+        paths.home("~nobody-here/x")
+    monkeypatch.setenv("HOME", "/srv")
+    assert paths.expanded("~/x") == Path("/srv/x")
+
+
+def test_half_a_surrogate_pair_is_written_and_read_again(tmp_path: Path):
+    write_json(tmp_path / "a.json", content := {"said": "\ud83d and é"})
+    assert read_json(tmp_path / "a.json") == content

@@ -14,7 +14,7 @@ from nanolit.data.parquet import open_shard
 from nanolit.data.pieces import Document
 from nanolit.data.sources import HUB, PLAIN, compression_of, kind_of
 from nanolit.machine.terminal import one_line
-from nanolit.tasks.rows import first_line
+from nanolit.tasks.rows import check_width, first_line
 
 BLOCK = 1 << 20  # characters, or bytes, read at once
 LONGEST = (
@@ -44,6 +44,8 @@ def _of_records(path: Path, kind: str, text_column: str) -> Iterator[Document]:
                 yield from _of_array(path, _text(stream), text_column)
             else:
                 yield from _of_lines(path, stream, text_column)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{path}", error) from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
 
@@ -104,11 +106,13 @@ def _of_array(path: Path, text: io.TextIOWrapper, text_column: str) -> Iterator[
         while start < len(buffer) and buffer[start] in " \t\r\n,":
             start += 1
         if buffer[start : start + 1] == "]":
+            if (buffer[start + 1 :] + text.read(BLOCK)).strip():
+                raise ValueError(f"{path}: there is more behind the end of the array; write jsonl")
             return
         place = f"{path}: item {number + 1} of the array"
         try:
             row, start = decoder.raw_decode(buffer, start)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             if len(buffer) - start > LONGEST:
                 raise ValueError(_too_long(place)) from None
             more = text.read(max(BLOCK, len(buffer)))  # doubling, or long items would cost their square
@@ -122,11 +126,12 @@ def _of_array(path: Path, text: io.TextIOWrapper, text_column: str) -> Iterator[
 
 def _of_csv(path: Path, stream: io.BufferedReader, text_column: str, *, delimiter: str) -> Iterator[Document]:
     csv.field_size_limit(LONGEST)
-    reader = csv.DictReader(_text(stream, newline=""), delimiter=delimiter)
+    reader = csv.DictReader(_text(stream, newline=""), delimiter=delimiter, strict=True)
     try:
         if text_column not in (columns := reader.fieldnames or []):
             raise ValueError(_no_column(f"{path}", text_column, columns))
         for row in reader:
+            check_width(row)
             yield [row[text_column]]
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{path}: after line {reader.line_num}", error) from None

@@ -54,8 +54,10 @@ def _pair(row: Row, question: str, answer: str) -> list[Message]:
         return _joined([_message(message) for message in (*row[question], *answers)])
     more = [row[key] for key in MORE if question == "instruction" and row.get(key)]
     system = [_said("system", row["system"])] if row.get("system") else []
-    asked = "\n\n".join(map(str, [row[question], *more]))
-    return [*system, _said("user", asked), _said("assistant", row[answer])]
+    asked = [row[question], *more]
+    odd = [part for part in asked if not isinstance(part, str | int | float) or isinstance(part, bool)]
+    text = odd[0] if odd else "\n\n".join(map(str, asked))  # what is no text is left to check_conversation
+    return [*system, _said("user", text), _said("assistant", row[answer])]
 
 
 def _said(role: str, content: object) -> Message:
@@ -101,7 +103,7 @@ def _joined(messages: list[Message]) -> list[Message]:
         and messages[first].get("role") == "system"
     ):
         first += 1
-    if first < 2:
+    texts = [message.get("content") for message in messages[:first]]
+    if first < 2 or not all(isinstance(text, str) for text in texts):
         return messages
-    texts = [str(message.get("content")) for message in messages[:first]]
-    return [_said("system", "\n\n".join(texts)), *messages[first:]]
+    return [_said("system", "\n\n".join(map(str, texts))), *messages[first:]]

@@ -10,17 +10,19 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import zstandard
 
-from nanolit.machine.paths import PACKAGE
+from nanolit.machine.paths import PACKAGE, expanded
 
 SAMPLE, STORIES = PACKAGE / "data" / "sample", PACKAGE / "data" / "stories"
 SHIPPED = {"sample": SAMPLE, "stories": STORIES}
 BLOCK = 1024  # rows of a dataset read at once
+LONGEST_FIELD = 256 << 20  # characters of CSV; Python's own limit, 131,072, is below a long chat
 ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")  # tried where a name is given without
 Row = Mapping[str, Any]  # one object of a file or a dataset, as it stands there; its task knows the fields
 
@@ -105,7 +107,7 @@ class HubRows:
 
 def folder_of(source: str) -> Path:
     """Return the folder that a source other than "hub" names; ValueError when it isn't there."""
-    folder = SHIPPED.get(source) or Path(source).expanduser()
+    folder = SHIPPED.get(source) or expanded(source)
     if not folder.is_dir():
         raise ValueError(
             f"source {source!r} is not a folder; allowed: {', '.join(SHIPPED)}, hub, or a mirror folder that "
@@ -134,7 +136,7 @@ def read_lines(path: Path) -> list[str]:
             content = _decompressed(content)
         elif path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise ValueError(f"{path} can't be read ({error}); fetch it again") from error
     try:
         return content.decode("utf-8-sig").split("\n")
@@ -166,8 +168,7 @@ def _rows_of(path: Path) -> Iterator[tuple[str, Row]]:
         return
     lines = read_lines(path)
     if kind in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO("\n".join(lines)), delimiter="\t" if kind == ".tsv" else ",")
-        yield from ((f"line {reader.line_num}", row) for row in reader)
+        yield from _of_csv(path, lines, delimiter="\t" if kind == ".tsv" else ",")
     elif (array := _array(lines)) is not None:
         yield from (
             (f"item {number}", _row(row, f"{path} item {number}")) for number, row in enumerate(array, 1)
@@ -176,6 +177,26 @@ def _rows_of(path: Path) -> Iterator[tuple[str, Row]]:
         for number, text in enumerate(lines, start=1):
             if text.strip():
                 yield f"line {number}", _parse(text, f"{path} line {number}")
+
+
+def _of_csv(path: Path, lines: Sequence[str], *, delimiter: str) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(LONGEST_FIELD)
+    text = io.StringIO("\n".join(lines), newline="")  # as csv asks: it ends lines at \r\n too
+    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            check_width(row)
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num} is not CSV ({error}); write it again") from None
+
+
+def check_width(row: Mapping[Any, Any]) -> None:
+    """csv.Error for a line with more fields than columns: a comma without quotes cuts a text in two."""
+    if None in row:
+        raise csv.Error(
+            f"it has {len(row[None]) + len(row) - 1} fields, and there are {len(row) - 1} columns"
+        )
 
 
 def _of_parquet(path: Path) -> list[Row]:
@@ -206,9 +227,10 @@ def _is_message(item: Row) -> bool:
 
 def _parse(text: str, place: str) -> Row:
     try:
-        return _row(json.loads(text), place)
-    except (json.JSONDecodeError, RecursionError) as error:
+        item = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: not valid JSON ({error}); one object or list a line") from error
+    return _row(item, place)
 
 
 def _row(item: object, place: str) -> Row:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,34 @@ def test_records_of_every_format_are_the_same_documents(tmp_path, name, write, e
     path = tmp_path / (name + ending)
     path.write_bytes(PACK[ending](write(TEXTS).encode()))
     assert read(path) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("text\nHello, world\n", "line 2 is not CSV (it has 2 fields, and there are 1 columns)"),
+        ('text\n"Hello\nworld\n', "is not CSV (unexpected end of data)"),
+    ],
+)
+def test_a_csv_that_loses_text_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b'[{"text": "a"}, {"text": "\xed"}]', "given.json is not UTF-8 (byte 27: 0xed)"),
+        (b'[{"text": "a"}][{"text": "b"}]', "there is more behind the end of the array"),
+        (b'[{"text": 1' + b"1" * 5000 + b"}]", "item 1 of the array is not JSON"),
+    ],
+)
+def test_a_damaged_array_is_one_line_with_the_file(tmp_path: Path, content: bytes, complaint: str) -> None:
+    (tmp_path / "given.json").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(complaint)) as caught:
+        read(tmp_path / "given.json")
+    assert "given.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("ending", PACK)

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,36 @@ def write_csv(path: Path) -> None:
 def test_arrays_tables_and_every_spelling_are_the_same_conversations(tmp_path, name, write) -> None:
     write(tmp_path / name)
     assert list(ConversationFile(path=str(tmp_path / name))) == CONVERSATIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("mine.csv", "prompt,completion\nHi,Hello, you\n", "has 3 fields, and there are 2 columns"),
+        ("mine.csv", 'prompt,completion\nHi,"Hello\n', "is not CSV (unexpected end of data)"),
+        ("mine.tsv", 'prompt\tcompletion\nHi\tHel"lo\n"a"b\tc', "is not CSV"),
+        ("mine.json", '[{"instruction": {"a": 1}, "output": "b"}]', "the user's content is {'a': 1}"),
+        ("mine.json", '[{"instruction": "a", "input": [1], "output": "b"}]', "the user's content is [1]"),
+    ],
+)
+def test_what_would_be_learned_in_another_form_is_refused(tmp_path, name, text, complaint) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(complaint)) as caught:
+        check_rows(ConversationFile(path=str(tmp_path / name)))
+    assert name in str(caught.value)
+
+
+def test_no_system_message_becomes_the_word_none() -> None:
+    messages = [says("system", None), says("developer", "Be short"), USER, ASSISTANT]
+    with pytest.raises(ValueError, match="message 1: the system's content is None"):
+        check_conversation({"messages": messages_of({"messages": messages})})
+
+
+def test_a_csv_of_windows_and_a_long_field_are_read(tmp_path: Path) -> None:
+    long = "Hello " * 50_000
+    (tmp_path / "mine.csv").write_bytes(f'prompt,completion\r\n"Hi\r\nyou","{long}"\r\n'.encode())
+    (conversation,) = ConversationFile(path=str(tmp_path / "mine.csv"))
+    assert [one["content"] for one in conversation["messages"]] == ["Hi\r\nyou", long]
 
 
 def part_of(path: Path, part: Any) -> list[str]:

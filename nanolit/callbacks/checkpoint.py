@@ -117,7 +117,8 @@ def is_whole(folder: Path) -> bool:
         check_content(manifest, Manifest, path, remedy="")
         stated: dict[str, Entry] = manifest["files"]
         ranks = ("optimizer-*-of-*.safetensors", "data-*-of-*.json")
-        there = {file.name for pattern in ranks for file in folder.glob(pattern)} | {"progress.json"}
+        there = {file.name for pattern in ranks for file in folder.glob(pattern)}
+        there |= {"model.safetensors", "progress.json"}
         return (
             there - stated.keys() <= {"progress.json"}
             and (folder / "progress.json").is_file()

@@ -32,7 +32,7 @@ class TokenCache:
     def __init__(
         self, folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer, *, threads: int = ENCODERS
     ) -> None:
-        self.dtype = np.dtype(tokenizer.dtype)
+        self.dtype, self.vocab_size = np.dtype(tokenizer.dtype), tokenizer.vocab_size
         self._paths = {shard.path: folder / _file_name(shard, tokenizer) for shard in shards}
         missing = [shard for shard in shards if not self._is_whole(shard)]
         if not missing:
@@ -56,15 +56,22 @@ class TokenCache:
         before, count = sum(shard.group_sizes[:group]), shard.group_sizes[group]
         start = path.stat().st_size - (sum(shard.group_sizes) + 1 - before) * OFFSET.itemsize
         offsets = np.fromfile(path, OFFSET, count=count + 1, offset=start)
-        return np.memmap(path, self.dtype, mode="r").view(np.ndarray), offsets
+        tokens = np.memmap(path, self.dtype, mode="r").view(np.ndarray)
+        # What is about to be read anyway; an id beyond the vocabulary would end a GPU's process
+        if tokens[offsets[0] : offsets[-1]].max(initial=0) >= self.vocab_size:
+            raise ValueError(
+                f"{path} is damaged: it holds ids that are none; delete it, and it is made again"
+            )
+        return tokens, offsets
 
     def _is_whole(self, shard: Shard) -> bool:
-        """Tell whether the file is there and as long as its last offset says."""
-        path, num_documents = self._paths[shard.path], sum(shard.group_sizes)
-        if not path.is_file() or (size := path.stat().st_size) < OFFSET.itemsize:
+        """Tell whether the file is there, its offsets rise, and it is as long as the last one says."""
+        path, num_offsets = self._paths[shard.path], sum(shard.group_sizes) + 1
+        start = path.stat().st_size - num_offsets * OFFSET.itemsize if path.is_file() else -1
+        if start < 0:
             return False
-        (num_tokens,) = np.fromfile(path, OFFSET, count=1, offset=size - OFFSET.itemsize)
-        return size == num_tokens * self.dtype.itemsize + (num_documents + 1) * OFFSET.itemsize
+        ends = np.fromfile(path, OFFSET, offset=start)
+        return ends[0] == 0 and start == ends[-1] * self.dtype.itemsize and bool((np.diff(ends) > 0).all())
 
     def _make(self, shard: Shard, tokenizer: Tokenizer, *, threads: int) -> int:
         """Tokenize the shard a row group at a time, under a temporary name until the file is whole."""

@@ -1,5 +1,6 @@
 """Which checkpoint is taken and which are kept, when none is written, and what a full disk says."""
 
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,9 @@ from tests.privileges import without_privileges
 def whole(folder):
     folder.mkdir(parents=True)
     write_json(folder / "progress.json", {"step": 1})
-    write_json(folder / "manifest.json", {"format": checkpoint.FORMAT, "step": 1, "files": {}})
+    (folder / "model.safetensors").write_bytes(b"weights")
+    files = {"model.safetensors": checkpoint.entry_of(folder / "model.safetensors")}
+    write_json(folder / "manifest.json", {"format": checkpoint.FORMAT, "step": 1, "files": files})
     return folder
 
 
@@ -42,11 +45,11 @@ def test_a_manifest_that_was_cut_off_is_skipped(tmp_path):
 
 def test_a_file_that_was_damaged_at_its_full_length_is_seen(tmp_path):
     folder = whole(tmp_path / "step_000001")
-    (folder / "model").write_bytes(b"weights")
-    entry = {"bytes": 7, "sha256": checkpoint.file_hash(folder / "model")}
-    write_json(folder / "manifest.json", {"format": 1, "step": 1, "files": {"model": entry}})
+    (folder / "model.safetensors").write_bytes(b"weights")
+    entry = {"bytes": 7, "sha256": checkpoint.file_hash(folder / "model.safetensors")}
+    write_json(folder / "manifest.json", {"format": 1, "step": 1, "files": {"model.safetensors": entry}})
     assert checkpoint.is_whole(folder)
-    (folder / "model").write_bytes(b"wEights")
+    (folder / "model.safetensors").write_bytes(b"wEights")
     assert not checkpoint.is_whole(folder)
 
 
@@ -128,6 +131,15 @@ def test_a_manifest_without_a_file_that_is_there_is_none(tmp_path):
     """Without a rank's part of its state the optimizer would begin anew, and nothing would say so."""
     folder = whole(tmp_path / "step_000001")
     (folder / "optimizer-00000-of-00001.safetensors").write_bytes(b"moments")
+    assert not checkpoint.is_whole(folder)
+
+
+def test_a_manifest_that_does_not_name_the_weights_is_none(tmp_path):
+    """Their hash would not be compared."""
+    folder = whole(tmp_path / "step_000001")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["model.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     assert not checkpoint.is_whole(folder)
 
 

@@ -98,6 +98,22 @@ def test_a_file_that_is_not_whole_is_made_again(corpus: Corpus, tmp_path: Path, 
     assert path.read_bytes() == whole
 
 
+def test_a_file_whose_offsets_fall_is_made_again_and_ids_that_are_none_are_refused(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    make_cache(corpus, tmp_path / "tokens")
+    path = tmp_path / "tokens" / files(tmp_path / "tokens")[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-16] + whole[-8:] + whole[-8:])  # the last document has no token
+    make_cache(corpus, tmp_path / "tokens")
+    assert path.read_bytes() == whole
+    path.write_bytes(b"\xff\xff" + whole[2:])
+    cache = make_cache(corpus, tmp_path / "tokens")
+    shard = next(shard for shard in corpus.train_shards if shard.path.stem in path.name)
+    with pytest.raises(ValueError, match="holds ids that are none; delete it, and it is made again"):
+        cache.tokens(shard, 0)
+
+
 def test_a_folder_that_takes_no_files_is_one_line(corpus: Corpus, tmp_path: Path) -> None:
     """A real failure to write: the process may open no file larger than a kilobyte."""
     code = f"""

@@ -4,12 +4,29 @@ from pathlib import Path
 from typing import Any
 
 import modal
+from typing_extensions import TypedDict
 
 from launch.deploy import record_path
 from nanolit.machine.paths import read_json, write_json
 
 PREFIX = "chat:"
-Record = dict[str, Any]
+Record = dict[str, Any]  # chats/NAME.json: a `Stored`, and more
+
+
+class Stored(TypedDict):
+    """What is read of a chat's file."""
+
+    name: str
+    app: str
+    app_name: str
+    url: str
+    environment: str | None
+    gpu: str
+    release: str
+    cluster: str
+    keep_warm: int
+    dollars_per_hour: float | None
+    deployed: str
 
 
 def read_chat(root: Path, name: str) -> Record:
@@ -18,11 +35,15 @@ def read_chat(root: Path, name: str) -> Record:
     if not path.exists():
         there = ", ".join(record["name"] for record in deployed(root)) or "none"
         raise ValueError(f"{name} was not deployed from {root}; chats of it: {there}")
-    return read_json(path)
+    return stored_chat(path)
 
 
 def deployed(root: Path) -> list[Record]:
-    return [read_json(path) for path in sorted((root / "chats").glob("*.json"))]
+    return [stored_chat(path) for path in sorted((root / "chats").glob("*.json"))]
+
+
+def stored_chat(path: Path) -> Record:
+    return read_json(path, Stored, remedy="delete it; the command that deployed the chat writes it again")
 
 
 def standing(chat: Record) -> str:

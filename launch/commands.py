@@ -15,11 +15,11 @@ from launch.chats import PREFIX, cost_of, deployed, read_chat, standing, stop_ch
 from launch.follow import follow, newest_call, running, stream, wait
 from launch.image import container_image
 from launch.progress import OnVolume, progress, reached
-from launch.submit import Submission, read_submission, remember, remembered, started
+from launch.submit import Submission, read_submission, remember, remembered, started, stored_submission
 from launch.uploads import put as send
 from nanolit.jobs.execute import score
 from nanolit.machine.arguments import Root, setting
-from nanolit.machine.paths import read_json, run_folder
+from nanolit.machine.paths import run_folder
 from nanolit.report.tables import age, markdown_table
 
 NOT_FETCHED = ("checkpoints", "wandb")
@@ -78,7 +78,7 @@ def status(settings: OneOrAllRuns) -> int:
         return 0
     paths = sorted(run_folder(settings.home, "").glob("*/submission.json"))
     rows = []
-    for submission in map(read_json, paths):
+    for submission in map(stored_submission, paths):
         since = datetime.fromisoformat(submission["submitted"]).timestamp()
         said = state(submission, settings.home)
         rows.append([submission["run"], submission["gpu"], age(time.time() - since), said])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import modal
+from typing_extensions import TypedDict
 
 from launch import remote
 from launch.calls import Payload
@@ -20,10 +21,26 @@ from nanolit.machine.system import code_version
 from nanolit.planning.costs import cost
 from nanolit.planning.plans import fresh_plan
 
-Submission = dict[str, Any]
+Submission = dict[str, Any]  # submission.json: a `Stored`, and more
 CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": {"cpu": 16.0, "memory": 65_536}}
 WANDB_SECRET = "wandb"
 RESULT = "submission_result.json"
+
+
+class Stored(TypedDict):
+    """What is read of a submission.json."""
+
+    run: str
+    app: str
+    call: str
+    dashboard: str
+    submitted: str
+    gpu: str
+    nodes: int
+    dollars_per_hour: float | None
+    volume: str
+    environment: str | None
+    stages: list[str]
 
 
 def submit(job: Job, settings: dict[str, Any]) -> Submission:
@@ -187,4 +204,8 @@ def read_submission(root: str | Path, run: str) -> Submission:
         raise ValueError(
             f"run {run} was not submitted from {root}; submitted there: {', '.join(there) or 'none'}"
         )
-    return read_json(path)
+    return stored_submission(path)
+
+
+def stored_submission(path: Path) -> Submission:
+    return read_json(path, Stored, remedy="delete it; `modal app list` shows what runs")

@@ -15,6 +15,7 @@ from launch.submit import (
     dollars_per_hour,
     remember,
     secrets_of,
+    stored_submission,
     submission_path,
     submit,
     volumes_of,
@@ -24,7 +25,7 @@ from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
 from nanolit.jobs.overview import show_jobs
 from nanolit.jobs.sweep import JobFailed, conclude
-from nanolit.machine.paths import read_json, run_folder
+from nanolit.machine.paths import run_folder
 from nanolit.planning.plans import Plans, fresh_plans, plan_jobs, total
 
 MOST_CORES = 8  # for a GPU: more are a node's whose other GPUs are not rented
@@ -165,7 +166,7 @@ def begin(job: Job, settings: dict[str, Any]) -> Submission:
 def refuse_running(job: Job) -> None:
     """ValueError when the run has been submitted from here and has not ended."""
     path = submission_path(job["root"], job["run"])
-    if path.exists() and running(read_json(path)):
+    if path.exists() and running(stored_submission(path)):
         raise ValueError(f"run {job['run']} is running on Modal already; {how_to_follow(job)}")
 
 

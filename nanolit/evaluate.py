@@ -211,7 +211,7 @@ def show(settings: Settings, folder: Path) -> None:
         question = item.get("question", "")
         print(f"{'right' if item['right'] else 'wrong'}  item {item['index']}")
         print(readable(question if isinstance(question, str) else json.dumps(question, ensure_ascii=False)))
-        for reply, extracted in zip_longest(item.get("replies", []), item.get("extracted", [])):
+        for reply, extracted in zip_longest(item.get("replies", []), item.get("extracted", []), fillvalue=""):
             print(
                 readable(reply)
                 if extracted in (None, reply)

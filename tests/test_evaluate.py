@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanolit import evaluate
+from nanolit.evaluation.scores import read_items
 
 
 def test_a_release_alone_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,3 +66,15 @@ def test_answers_on_disk_are_shown_without_control_characters(
     assert capsys.readouterr().out == "wrong  item 0\n  2+2?\n  so 4␛[2J\n  #### 5\n  →   5\n  expected: 4\n"
     assert evaluate.main([words[0], "show=GSMK8"]) == 2
     assert "did you mean GSM8K?" in capsys.readouterr().err
+
+
+def test_damaged_answers_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    """The last line alone may have been cut by an interruption."""
+    whole = {"index": 0, "prompt": 1, "right": True, "replies": ["4"], "losses": [0.5, None]}
+    odd = [{"replies": None}, {"replies": [4]}, {"losses": {"A": "1"}}, {"losses": [[1]]}, {"right": 1}]
+    lines = [json.dumps(line) for line in ({"format": 1}, *(whole | change for change in odd), whole)]
+    path = tmp_path / "GSM8K.jsonl"
+    path.write_text("\n".join([*lines, "[" * 100_000, json.dumps(whole), '{"index": 3, "pro']))
+    with pytest.warns(UserWarning, match="GSM8K.jsonl: 6 damaged lines are left out; evaluate again"):
+        _, items = read_items(path)
+    assert items == [whole, whole]

@@ -37,6 +37,7 @@ ASKED_AT_ONCE = 500  # file names in one request
 POLL_SECONDS = 0.5
 TOLD_EVERY_SECONDS = 10.0  # where the output is not a terminal
 SPEED_OVER_POLLS = 30
+LARGEST_SHARD = 1 << 62  # bytes: what a file can have
 TRANSIENT = (408, 425, 429)  # of the client's errors, those that pass
 
 Answer = TypeVar("Answer")
@@ -126,16 +127,16 @@ class _Fetch:
 
         hub, record = HfApi(endpoint=self.endpoint), _record(self.folder)
         if record is None or record["repository"] != self.repository:
-            revision = str(self._patiently(self.repository, lambda: hub.dataset_info(self.repository).sha))
+            revision = self._answer(lambda: str(hub.dataset_info(self.repository).sha))
             record = Record(repository=self.repository, revision=revision, shards={})
         self.revision = revision = record["revision"]
         shards = record["shards"]
         for some in chunked((name for name in names if name not in shards), ASKED_AT_ONCE):
             where = {"revision": revision, "repo_type": "dataset"}
             ask = functools.partial(hub.get_paths_info, self.repository, some, **where)
-            for file in self._patiently(self.repository, ask):
-                if isinstance(file, RepoFile) and file.lfs:
-                    shards[file.path] = {"size": file.lfs.size, "sha256": file.lfs.sha256}
+            for file in self._answer(ask):
+                if isinstance(file, RepoFile) and file.lfs and file.path in some and _is_size(file.lfs.size):
+                    shards[file.path] = {"size": file.lfs.size, "sha256": str(file.lfs.sha256)}
         if absent := [name for name in names if name not in shards]:
             raise ValueError(
                 f"{self.repository} on the hub has no {listed(absent)} at revision {revision[:8]}; "
@@ -143,6 +144,22 @@ class _Fetch:
             )
         write_json(self.folder / RECORD, {"format": FORMAT, **record})
         return shards
+
+    def _answer(self, ask: Callable[[], Answer]) -> Answer:
+        """Return what the hub answers; ValueError for what is no answer of a hub, a login page, say."""
+
+        def attempt() -> Answer:
+            try:
+                return ask()
+            except OSError:
+                raise
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{self.repository}: {self.endpoint or 'huggingface.co'} answers, but not as a hub does "
+                    f"({one_line(error)}); is there a login page between, or another HF_ENDPOINT?"
+                ) from error
+
+        return self._patiently(self.repository, attempt)
 
     def _check_room(self, names: Sequence[str]) -> None:
         needed = sum(self.stated[name]["size"] for name in names) - self.received(names)
@@ -284,7 +301,13 @@ def _record(folder: Path) -> Record | None:
             f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; delete it, or update "
             "nanolit"
         )
+    if odd := [name for name, stated in record["shards"].items() if not _is_size(stated["size"])]:
+        raise ValueError(f"{path} is damaged: {odd[0]!r} has no size that a shard can have; delete it")
     return cast(Record, record)
+
+
+def _is_size(size: object) -> bool:
+    return type(size) is int and 0 < size <= LARGEST_SHARD
 
 
 def _passes(error: Exception) -> bool:

@@ -12,7 +12,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from typing_extensions import TypedDict
 
 from nanolit.data.formats import documents, hub_documents
 from nanolit.data.parquet import open_shard
@@ -20,7 +22,7 @@ from nanolit.data.pieces import REMEMBERED, Document, Part, PieceWriter
 from nanolit.data.sources import HUB, PLAIN, Files, compression_of, find_files, kind_of, side_of
 from nanolit.machine.locks import held
 from nanolit.machine.numbers import listed
-from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.paths import expanded, read_json, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -37,12 +39,33 @@ LARGEST_AVERAGE = 128 << 10
 Found = Mapping[str, Files | None]  # by source; None: on the hub
 
 
+typed_dict: Any = TypedDict  # called with fields that only the dataclass knows
+
+
+class StoredPart(TypedDict):
+    """A `Part` in the manifest."""
+
+    documents: int
+    bytes: int
+    shards: list[str]
+
+
+class Source(TypedDict):
+    """A source in the manifest."""
+
+    name: str
+    files: list[str]
+    passed_over: list[str]
+    train: StoredPart
+    validation: StoredPart
+
+
 @dataclass(kw_only=True)
 class Manifest:
     """By source its name, files, what was passed over and what was written; counts over all of them."""
 
     format: int
-    sources: list[dict[str, Any]]
+    sources: list[Source]
     piece: int
     held_out_fraction: float  # 0: the sources name what is held out
     without_text: int
@@ -51,14 +74,21 @@ class Manifest:
     content: str  # a hash of all that was written
 
     def parts(self, side: str) -> list[Part]:
-        return [Part(**source[side]) for source in self.sources]
+        return [
+            Part(**{key: source[side][key] for key in StoredPart.__annotations__}) for source in self.sources
+        ]
 
     def times(self, weights: Sequence[float] | None) -> tuple[float, ...]:
         """Return how often an epoch has each train file, so that the sources' bytes are as `weights`."""
         if len(self.sources) == 1:
             return ()
         parts = self.parts("train")
-        shares = [w / part.bytes for w, part in zip(weights or [1] * len(parts), parts, strict=True)]
+        if weights and len(weights) != len(parts):
+            raise ValueError(
+                f"the {MANIFEST} of the copied text has {len(parts)} sources in place of {len(weights)}; "
+                "delete data/local below the root, and it is copied again"
+            )
+        shares = [w / max(part.bytes, 1) for w, part in zip(weights or [1] * len(parts), parts, strict=True)]
         least = min(shares)
         times = [share / least if weights else 1.0 for share in shares]
         return tuple(t for t, part in zip(times, parts, strict=True) for _ in part.shards)
@@ -85,12 +115,13 @@ class Manifest:
         return text
 
 
+STORED = typed_dict("Stored", get_type_hints(Manifest))
+
+
 def find(sources: Sequence[str], validation: str | None) -> Found:
     """Return the files of each source; ValueError names one that has none."""
     return {
-        source: None
-        if source.startswith(HUB)
-        else find_files(Path(source).expanduser(), validation=validation)
+        source: None if source.startswith(HUB) else find_files(expanded(source), validation=validation)
         for source in sources
     }
 
@@ -136,7 +167,8 @@ def prepared(found: Found, folder: Path, *, text_column: str) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    return Manifest(**read_json(folder / MANIFEST))
+    content = read_json(folder / MANIFEST, STORED, remedy=f"delete {folder}, and it is written again")
+    return Manifest(**{key: content[key] for key in get_type_hints(Manifest)})
 
 
 def stamps(files: Files) -> list[list[str | int]]:

@@ -2,13 +2,29 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from nanolit.machine.paths import DamagedFile, check_content
 
 FORMAT = 1
-Item = dict[str, Any]  # index, prompt (a checksum), right, and what the task has besides
+Item = dict[str, Any]  # a `Kept`, and what the task has besides
+
+
+class Kept(TypedDict):
+    """What is read of every item."""
+
+    index: int
+    prompt: int  # a checksum
+    right: bool
+    replies: NotRequired[list[str]]
+    extracted: NotRequired[list[Any]]
+    losses: NotRequired[list[float | None] | dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,10 @@ def read_items(path: Path) -> tuple[Item, list[Item]]:
     header = parsed(first)
     if header is None or header.get("format") != FORMAT:
         raise ValueError(f"{path} doesn't begin with a header of format {FORMAT}; evaluate again")
-    return header, [item for item in map(whole_item, lines) if item]
+    items = [whole_item(line) for line in lines if line]
+    if damaged := items[:-1].count(None):  # the last line may have been cut by an interruption
+        warnings.warn(f"{path}: {damaged:,} damaged lines are left out; evaluate again", stacklevel=2)
+    return header, [item for item in items if item]
 
 
 def paired_difference(one: Iterable[Item], other: Iterable[Item]) -> tuple[float, float, int]:
@@ -76,17 +95,19 @@ def lines_of(path: Path) -> list[str]:
 
 
 def whole_item(line: str) -> Item | None:
-    """Return the item of a line, or None where the line was cut."""
+    """Return the item of a line, or None where the line was cut or damaged."""
     item = parsed(line)
-    kinds = {"index": int, "prompt": int, "right": bool}
-    whole = item is not None and all(type(item.get(key)) is kind for key, kind in kinds.items())
-    return item if whole else None
+    try:
+        check_content(item or {}, Kept, Path(), remedy="")
+    except DamagedFile:
+        return None
+    return item
 
 
 def parsed(line: str) -> Item | None:
     """Return the object of a line, or None."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -3,7 +3,6 @@
 The generations are October 2025 (recipe classic) and July 2026 (modern). Only tensors are unpickled.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from nanolit.model.gpt import GPT, GPTConfig
-from nanolit.model.release import load_weights
+from nanolit.model.release import check_shapes, described, load_weights
 
 STAGES = {"base": "base", "mid": "mid", "chatsft": "sft", "chatrl": "rl"}  # nanochat's name: our stage
 
@@ -148,7 +147,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Tensors by canonical name. Only tensors are read: a pickle that holds anything else is refused."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # whatever damaged bytes make of torch's reader
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a readable checkpoint ({reason}); copy it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -160,8 +159,13 @@ def build_model(state: Mapping[str, Any], model_config: Mapping[str, Any], *, or
     """A GPT on the CPU with a checkpoint's weights, embeddings in their saved dtype; and its recipe."""
     recipe = generation(set(state))
     tensors = {canonical_name(name): tensor for name, tensor in state.items()}
-    with torch.device("meta"):
-        model = GPT(config_of(model_config, recipe))
+    try:
+        model = described(config_of(model_config, recipe), tensors)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the model_config of {origin} describes no model ({error}); copy it again"
+        ) from error
+    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, origin=origin)
     model.to_empty(device="cpu")
     model.prepare(dtype=tensors["embedding.weight"].dtype if "embedding.weight" in tensors else None)
     load_weights(model, tensors, origin=origin)

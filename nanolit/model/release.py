@@ -124,16 +124,23 @@ def _header(weights: Path) -> dict[str, tuple[int, ...]]:
 def _described(hyperparameters: Json, header: Mapping[str, tuple[int, ...]], folder: Path) -> GPT:
     """Return the model of a gpt.json on no device, if it is that of the weights."""
     try:
-        config = GPTConfig(**hyperparameters)
-        if config.depth > len(header):  # a million blocks would take long to describe
-            raise ValueError(f"depth is {config.depth:,}, and there are {len(header):,} tensors")
-        with torch.device("meta"):
-            model = GPT(config)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last for sizes beyond any address
+        model = described(GPTConfig(**hyperparameters), header)
+    except (TypeError, ValueError) as error:
         reason = one_line(error)
         raise ValueError(f"{folder}/gpt.json does not describe a model of this version ({reason})") from error
-    _check_shapes(model, header, origin=str(folder))
+    check_shapes(model, header, origin=str(folder))
     return model
+
+
+def described(config: GPTConfig, header: Mapping[str, object]) -> GPT:
+    """Return a model on no device; ValueError for sizes that nothing with these tensors can have."""
+    if config.depth > len(header):  # a million blocks would take long to describe
+        raise ValueError(f"depth is {config.depth:,}, and there are {len(header):,} tensors")
+    try:
+        with torch.device("meta"):
+            return GPT(config)
+    except (TypeError, RuntimeError) as error:  # sizes beyond any address
+        raise ValueError(one_line(error)) from error
 
 
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> None:
@@ -141,7 +148,7 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> N
 
     ValueError unless names and shapes agree, and for weights that are not finite.
     """
-    _check_shapes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, origin=origin)
+    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, origin=origin)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
@@ -153,7 +160,7 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> N
         )
 
 
-def _check_shapes(model: GPT, shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
+def check_shapes(model: GPT, shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
     parameters = dict(model.named_parameters())
     missing = sorted(parameters.keys() - shapes.keys())
     unknown = sorted(shapes.keys() - parameters.keys())

@@ -28,6 +28,7 @@ from nanolit.report.settings import chosen_settings
 from nanolit.report.tables import MISSING, markdown_table, readable
 
 NO_SCORES = "No stage has been evaluated yet."
+MOST_ARROWS = 50  # of a line of samples.md, any of which may be the one between prompt and reply
 SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics", "gradients")
 
 
@@ -201,10 +202,10 @@ def _turns(samples: str) -> Iterator[tuple[str, str]]:
     """Yield (prompt, reply) of the lines "- 'prompt' → 'reply'" of samples.md."""
     for line in samples.splitlines():
         places = [match.start() for match in re.finditer(" → ", line)] if line.startswith("- ") else []
-        for place in places:
+        for place in places[:MOST_ARROWS]:
             try:
                 prompt, reply = ast.literal_eval(line[2:place]), ast.literal_eval(line[place + 3 :])
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two of deep brackets
                 continue
             yield str(prompt), str(reply)
             break

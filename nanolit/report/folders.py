@@ -5,7 +5,7 @@ row of metrics.csv is read as far as it goes, and unknown columns are kept.
 """
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from nanolit.planning.plans import BasePlan, Plan, RLPlan, TrainingPlan, read_pl
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 
+LARGEST = sys.float_info.max  # NaN is not below it either; an integer of JSON may be above
 ANYTHING = 9  # levels of a plan: a report takes what there is
 REMEDY = "delete it, and the same command makes it again"
 
@@ -257,7 +258,7 @@ def open_run(root: Path, name: str) -> Run:
 
 def as_number(value: object) -> float | None:
     """Return `value` if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         return None
     return value
 

@@ -87,10 +87,12 @@ class Partial:
             place = f"{self.path} line {line}"
             try:
                 row = json.loads(text)
+                if not isinstance(row, dict) or (line > 1 and type(row.get("number")) is not int):
+                    raise ValueError("it is not an object with a number")
                 if line > 1:
                     check(row)
                     self.done[row["number"]] = row["messages"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{place} is damaged ({error}); remove that line, or the file") from None
             if line == 1 and row != self._head:
                 was = ", ".join(f"{key} {row[key]!r}" for key in row if row[key] != self._head.get(key))

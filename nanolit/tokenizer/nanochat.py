@@ -6,6 +6,9 @@ from pathlib import Path
 from nanolit.tokenizer.bpe import Tokenizer
 
 FILE_NAME = "tokenizer.pkl"
+# What damaged bytes make an unpickler raise, beside its own error
+DAMAGES = (EOFError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
+DAMAGES += (RecursionError,)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -27,7 +30,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         names = sorted(specials, key=specials.__getitem__)
         ids = [ranks[token] for token in tokens] + [specials[name] for name in names]
         pattern = state["pat_str"]
-    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, IndexError) as error:
+    except (pickle.UnpicklingError, *DAMAGES) as error:
         raise ValueError(
             f"{path} is not a tokenizer of nanochat ({error}); allowed is a pickled tiktoken.core.Encoding "
             "and nothing else: give the file that its tok_train wrote"
@@ -36,7 +39,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(
             f"{path} has gaps in its ids; they must run from 0 to {len(ids) - 1}, special tokens last"
         )
-    return Tokenizer(tokens, pattern=pattern, special_tokens=names)
+    try:
+        return Tokenizer(tokens, pattern=pattern, special_tokens=names)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no vocabulary of nanochat ({error}); copy it again") from error
 
 
 class _PickledEncoding:

@@ -1,8 +1,10 @@
 """Shards come whole from the hub or not at all: the real client against a stand-in that fails to order."""
 
 import hashlib
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from corpora import texts, write_texts
-from hub import Hub, serving
+from hub import Handler, Hub, serving
 
 from nanolit.config.compose import compose
 from nanolit.data.download import ATTEMPTS, PARTIAL, RECORD, fetch_shards, missing_shards
@@ -170,6 +172,24 @@ def test_a_shard_that_the_hub_does_not_have_is_named(tmp_path: Path, hub: Hub) -
     said = refused(tmp_path, [*NAMES, "shard_00009.parquet"])
     assert "someone/texts on the hub has no shard_00009.parquet at revision 01234567" in said
     assert not whole(tmp_path, hub)
+
+
+@pytest.mark.parametrize("answer", ["<html>Please log in</html>", [], {"id": 7}, None])
+def test_a_login_page_in_place_of_the_hub_is_told(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    monkeypatch.setattr(Handler, "answer_json", lambda handler, _: answer_with(handler, answer))
+    said = refused(tmp_path)
+    assert re.search("answers, but not as a hub does|no shard_00000|answered 404", said)
+    assert not whole(tmp_path, hub)
+
+
+def answer_with(handler: Handler, answer: object) -> None:
+    body = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
 
 
 def test_a_hub_that_is_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,16 @@ def test_a_faulty_file_leaves_no_copy(tmp_path: Path) -> None:
     ] == []
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 1, "sources": [{"name": "a"}]}', "[" * 100_000])
+def test_a_damaged_manifest_of_a_copy_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "book.txt").write_text(STORY)
+    corpus_of(tmp_path / "root", tmp_path / "book.txt")
+    (manifest,) = (tmp_path / "root").rglob("manifest.json")
+    manifest.write_text(text)
+    with pytest.raises(ValueError, match=f"{manifest} .*; delete {manifest.parent}, and it is written again"):
+        corpus_of(tmp_path / "root", tmp_path / "book.txt")
+
+
 @pytest.mark.parametrize(("weights", "shares"), [(None, 0.09), ([1, 1], 0.5), ([3, 1], 0.75), ([1, 9], 0.1)])
 def test_several_sources_have_the_shares_that_their_weights_say(tmp_path, weights, shares) -> None:
     write_jsonl(tmp_path / "few.jsonl", [f"few {n} " + "x" * 990 for n in range(300)])

@@ -182,6 +182,7 @@ def stands(laptop: Account, run: str, files: dict[str, object], *, price: float 
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     submission = {"run": run, "volume": "nanolit", "environment": None, "gpu": "H100:8", "nodes": 1}
     submission |= {"dollars_per_hour": price, "app": "ap-1", "call": "fc-1", "stages": ["base"]}
+    submission |= {"dashboard": "https://modal.com/id/ap-1", "submitted": "2026-11-30T00:00:00Z"}
     path = laptop.root / "runs" / run / "submission.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(submission))

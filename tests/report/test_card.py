@@ -93,6 +93,11 @@ def test_prompts_and_replies_come_back_from_the_samples():
     assert list(card._turns(text)) == said
 
 
+@pytest.mark.parametrize("line", ["- " + "[" * 100_000 + " → 1", "- 'a'" + " → (" * 20_000])
+def test_a_damaged_line_of_the_samples_is_no_exchange_and_takes_no_time(line):
+    assert list(card._turns(line)) == []
+
+
 def test_an_unfinished_run_gives_a_card_with_its_error(tmp_path):
     folder = tmp_path / "runs" / "half"
     write_stage(folder / "base", metrics=metrics_text(30), plan={"num_steps": 100})

@@ -5,7 +5,7 @@ import fcntl
 import pytest
 from run_folders import metrics_text, write_demo, write_stage
 
-from nanolit.report.folders import Run, Stage, find_runs, open_run
+from nanolit.report.folders import Run, Stage, as_number, find_runs, open_run
 
 
 def test_a_half_written_last_row_is_read_as_far_as_it_goes(tmp_path):
@@ -39,6 +39,11 @@ def test_metrics_keep_numbers_only_and_flatten_nested_ones(tmp_path):
     }
     folder = write_stage(tmp_path / "rl", result={"status": "done", "val_bpb": None, "metrics": metrics})
     assert Stage("rl", folder).metrics == {"GSM8K": 0.5, "pass@k.1": 0.25, "pass@k.8": 0.5}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, -(10**400), True, "1", None])
+def test_what_no_float_holds_is_no_number(value):
+    assert as_number(value) is None
 
 
 def test_a_stage_without_a_result_was_interrupted_unless_the_run_is_locked(tmp_path):

@@ -179,7 +179,18 @@ def test_a_partial_file_of_other_settings_is_refused(changes: dict[str, Any], tm
         Partial(path, order(3, **changes), check=check_conversation)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"number": 1}', '{"number": 1, "messages": []}', "\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"number": 1}',
+        '{"number": 1, "messages": []}',
+        '{"number": "1", "messages": []}',
+        "[" * 100_000,
+        "\xff",
+    ],
+)
 def test_a_damaged_partial_file_is_named_with_its_line(line: str, tmp_path: Path) -> None:
     path = tmp_path / "identity.jsonl.partial"
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "I am Ada."}]

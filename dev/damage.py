@@ -124,6 +124,8 @@ def instead(path: Path, make: Callable[[], None]) -> None:
 
 
 def load(path: Path) -> Any:
+    if path.suffix == ".json":
+        return json.loads(path.read_text())  # YAML takes 1e-10 for a text
     import yaml
 
     return yaml.safe_load(path.read_text())

@@ -1,0 +1,545 @@
+"""The files that fuzz.py damages: those of a run, a stranger's models, texts and chats in every format."""
+
+import bz2
+import csv
+import filecmp
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import zstandard
+
+from dev.damage import BASE, CHECKPOINT, find, load
+from dev.fuzz_inputs import NUMBERS, damaged, dumped, edited, tampered, text
+from launch.submit import read_submission
+from nanolit import convert, evaluate, runs
+from nanolit.callbacks import checkpoint
+from nanolit.callbacks.throughput import history
+from nanolit.config.stored import read_job
+from nanolit.data import prepare
+from nanolit.data.cache import TokenCache
+from nanolit.data.download import missing_shards
+from nanolit.data.formats import documents
+from nanolit.data.mixture import Mixture
+from nanolit.data.parquet import open_shard, read_texts
+from nanolit.evaluation.items import ItemFile
+from nanolit.model.release import load_release, save_release
+from nanolit.planning.plans import read_plan
+from nanolit.report.card import write_report
+from nanolit.report.folders import Run, Stage
+from nanolit.tasks import bundle
+from nanolit.tasks.identity_generation import Order, Partial
+from nanolit.tasks.identity_prompts import Subject
+from nanolit.tasks.jsonl import ConversationFile
+from nanolit.tokenizer.bpe import Tokenizer
+from nanolit.tokenizer.conversation import check_conversation
+
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+RELEASE = BASE / "release"
+UNDAMAGED = FIXTURES / "run_format_1" / CHECKPOINT
+BYTE_TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
+PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor().compress}
+TEXTS = [{"text": f"Text number {n}. It is short."} for n in range(4)]
+ASKED, SAID = "What is 2 + 2?", "It is 4, as everybody knows."
+CALL = [{"type": "text", "text": "It is "}, {"type": "python", "text": "2+2"}]
+CALL += [{"type": "python_output", "text": "4"}]
+CHATS = (
+    {"messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}], "id": "1"},
+    {"messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": CALL, "weight": 1}]},
+    {
+        "messages": [
+            {"role": "system", "content": "Be kind."},
+            {"role": "developer", "content": "Be short."},
+            {"role": "user", "content": [{"type": "text", "text": ASKED}]},
+            {"role": "assistant", "content": SAID},
+        ]
+    },
+    {"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]},
+    {"instruction": "Add.", "input": ASKED, "output": SAID, "system": "Be kind."},
+    {"prompt": ASKED, "completion": SAID},
+    {"prompt": [{"role": "user", "content": ASKED}], "completion": [{"role": "assistant", "content": SAID}]},
+    {"question": ASKED, "answer": SAID, "more": None},
+)
+
+
+class Wrong(Exception):
+    """Something was accepted that must not be, or refused without a word of what it is about."""
+
+
+class Kind(NamedTuple):
+    make: Callable[[Random], Any]  # the input of a number
+    feed: Callable[[Any], object]  # to the real reader
+
+
+Opener = Callable[[Path], Kind]  # of a folder of its own
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error about a file must name it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not any(name in str(error) for name in (path.name.split(".")[0], path.parent.name)):
+            raise Wrong(f"the message doesn't name {path.name}: {error}") from error
+        raise
+
+
+def run_file(file: Path, read: Callable[[Path, bool], object]) -> Opener:
+    """Return the kind of a run's file; `read` gets the root and whether the file is another than it was."""
+
+    def open_kind(folder: Path) -> Kind:
+        root = Path(shutil.copytree(FIXTURES / "run_format_1", folder / "root"))
+        with_hash(root / RELEASE)
+        path = find(root, file)
+        content, node = path.read_bytes(), load(path) if path.suffix in (".json", ".yaml") else None
+
+        def feed(new: bytes) -> None:
+            path.write_bytes(new)
+            try:
+                with naming(path):
+                    read(root, new != content)
+                runs.main([f"root={root}"])
+            finally:
+                path.write_bytes(content)
+
+        return Kind(lambda random: tampered(random, content, node), feed)
+
+    return open_kind
+
+
+def with_hash(release: Path) -> None:
+    """Write a release of an earlier version anew, so that its meta.json has the hash of its weights."""
+    model, meta = load_release(release, device="cpu")
+    kept = shutil.copytree(release / "tokenizer", release.with_name("kept"))
+    save_release(release, model, tokenizer_folder=kept, tokenizer_hash=meta["tokenizer_hash"], meta=meta)
+    shutil.rmtree(kept)
+
+
+def read_stage(root: Path, _changed: bool = False) -> object:
+    stage = Stage("base", root / BASE)
+    return (
+        stage.metrics,
+        stage.columns,
+        stage.step,
+        stage.num_steps,
+        stage.val_rows,
+        Run(root / BASE.parent).job,
+    )
+
+
+def read_checkpoint(root: Path, changed: bool) -> None:
+    folder = root / CHECKPOINT
+    if not checkpoint.is_whole(folder):
+        return
+    listed = load(folder / "manifest.json")["files"]
+    if not {"model.safetensors", "optimizer-00000-of-00001.safetensors"} <= listed.keys():
+        raise Wrong("a checkpoint counts as whole, and its manifest lacks files")
+    same = [filecmp.cmp(folder / name, UNDAMAGED / name, shallow=False) for name in listed]
+    if changed and not all(same):
+        raise Wrong("a changed checkpoint counts as whole")
+    found = checkpoint.Checkpoint(folder)
+    found.model_state()
+    found.positions()
+
+
+def read_release(root: Path, _changed: bool) -> None:
+    before, _ = load_release(FIXTURES / "run_format_1" / RELEASE, device="cpu")
+    model, _ = load_release(root / RELEASE, device="cpu")
+    for name, tensor in before.state_dict().items():
+        if not torch.equal(tensor, model.state_dict()[name]):
+            raise Wrong(f"{name} is another than it was")
+
+
+def read_tokenizer(root: Path, _changed: bool) -> None:
+    before = Tokenizer.load(FIXTURES / "run_format_1" / RELEASE / "tokenizer")
+    if Tokenizer.load(root / RELEASE / "tokenizer").hash != before.hash:
+        raise Wrong("the tokenizer is another than it was")
+
+
+def open_stranger(folder: Path) -> Kind:
+    """Tokenizers with the hash that fits, and weights whose header lies: what only a stranger writes."""
+    release = Path(shutil.copytree(FIXTURES / "release_format_1", folder / "release"))
+    weights, words = release / "model.safetensors", release / "tokenizer" / "tokenizer.json"
+    content, tokens = weights.read_bytes(), load(words)
+    size = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:size])
+
+    def make(random: Random) -> tuple[bytes, bytes]:
+        node = edited(random, tokens) if random.random() < 0.5 else tokens
+        if isinstance(node, dict):
+            content_ = {key: node.get(key) for key in ("pattern", "special_tokens", "tokens")}
+            canonical = json.dumps(content_, sort_keys=True, separators=(",", ":"))
+            node["hash"] = hashlib.sha256(canonical.encode()).hexdigest()
+        if node is not tokens:
+            return content, dumped(random, node)
+        new = dumped(random, edited(random, header))
+        length = random.choice(
+            (*[len(new)] * 9, *(n for n in NUMBERS if isinstance(n, int) and 0 <= n < 2**64))
+        )
+        return struct.pack("<Q", length) + new + content[size:], dumped(random, tokens)
+
+    def feed(new: tuple[bytes, bytes]) -> None:
+        weights.write_bytes(new[0])
+        words.write_bytes(new[1])
+        meta = load(release / "meta.json")
+        node = json.loads(new[1].decode("utf-8-sig", "replace") if new[1][:2] != b"\xff\xfe" else "{}")
+        meta["tokenizer_hash"] = node.get("hash") if isinstance(node, dict) else ""
+        (release / "meta.json").write_text(json.dumps(meta))
+        with naming(release):
+            load_release(release, device="cpu")
+            tokenizer = Tokenizer.load(release / "tokenizer")
+            tokenizer.decode(tokenizer.encode("A text of 12 words, é and 😀."))
+
+    return Kind(make, feed)
+
+
+def open_nanochat(folder: Path) -> Kind:
+    """Files of nanochat's: a pickled tokenizer, a checkpoint and its meta file."""
+    source = Path(shutil.copytree(FIXTURES / "nanochat_2026", folder / "nanochat"))
+    files = [source / "tokenizer" / "tokenizer.pkl", *sorted(source.glob("base_checkpoints/d3/*0020.*"))]
+    contents = {path: path.read_bytes() for path in files}
+    state = torch.load(files[2], weights_only=True)
+
+    def make(random: Random) -> tuple[Path, bytes]:
+        path = random.choice([*files, files[1]])
+        if path.suffix == ".pt" and random.random() < 0.5:
+            odd = (torch.zeros(2, dtype=torch.int8), torch.full((3,), float("nan")), 7, torch.zeros(0))
+            key, new = random.choice([*state]), {**state}
+            new.pop(key)
+            new |= {random.choice((key, text(random))): random.choice(odd)} if random.random() < 0.8 else {}
+            torch.save(random.choice((new, new, [*new.values()], random.choice(odd))), buffer := io.BytesIO())
+            return path, buffer.getvalue()
+        node = load(path) if path.suffix == ".json" else None
+        return path, tampered(random, contents[path], node)
+
+    def feed(new: tuple[Path, bytes]) -> None:
+        path, content = new
+        path.write_bytes(content)
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        try:
+            with naming(path):
+                print(convert.convert_nanochat(source, folder / "out"))
+            load_release(folder / "out", device="cpu")
+        finally:
+            path.write_bytes(contents[path])
+
+    return Kind(make, feed)
+
+
+def written(random: Random, rows: Any, kind: str) -> bytes:
+    """Return rows as a file of a kind; rows that it cannot hold are written as JSON."""
+    rows = rows if isinstance(rows, list) else [rows]
+    if kind == ".parquet":
+        try:
+            pq.write_table(pa.Table.from_pylist(rows), buffer := io.BytesIO(), row_group_size=2)
+            return buffer.getvalue()
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
+            pq.write_table(
+                pa.table({"text": [text(random).encode("utf-8", "replace").decode()]}), buffer := io.BytesIO()
+            )
+            return buffer.getvalue()
+    if kind in (".csv", ".tsv"):
+        objects = [row for row in rows if isinstance(row, dict)]
+        names = list(dict.fromkeys(name for row in objects for name in row))
+        writer = csv.writer(out := io.StringIO(), delimiter="\t" if kind == ".tsv" else ",", escapechar="\\")
+        writer.writerows([names, *([row.get(name, "") for name in names] for row in objects)])
+        return out.getvalue().encode("utf-8", "surrogatepass")
+    if kind == ".json":
+        return dumped(random, rows)
+    return b"\n".join(dumped(random, row) for row in rows)
+
+
+def packed_file(random: Random, rows: Iterable[Any], kinds: tuple[str, ...]) -> tuple[str, bytes, bool]:
+    """Return a name, its bytes, and whether a compressed file was cut, which nobody may pass over."""
+    kind, ending = random.choice(kinds), random.choice([*PACKERS, "", ""])
+    content = written(random, edited(random, list(rows)), kind)
+    if random.random() < 0.4:
+        content = damaged(random, content)
+    packed = content if kind == ".parquet" else PACKERS[ending](content)
+    ending = "" if kind == ".parquet" else ending
+    if random.random() < 0.2:
+        return f"given{kind}{ending}", packed[: random.randrange(1, max(len(packed), 2))], bool(ending)
+    return f"given{kind}{ending}", damaged(random, packed) if random.random() < 0.1 else packed, False
+
+
+def open_texts(folder: Path) -> Kind:
+    kinds = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+    def feed(file: tuple[str, bytes, bool]) -> None:
+        path = folder / file[0]
+        path.write_bytes(file[1])
+        with naming(path):
+            for document in documents(path, "text"):
+                for block in document:
+                    if not (block is None or isinstance(block, str)):
+                        raise Wrong(f"a block of {type(block).__name__}")
+                    (block or "").encode()
+            if path.suffix == ".parquet":
+                shard = open_shard(path, "text")
+                [read_texts(shard, group) for group in range(len(shard.group_sizes))]
+        if file[2]:
+            raise Wrong("a compressed file that was cut is read as if it were whole")
+
+    return Kind(lambda random: packed_file(random, TEXTS, kinds), feed)
+
+
+def open_chats(folder: Path) -> Kind:
+    kinds = (".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+    def make(random: Random) -> tuple[tuple[str, bytes, bool], str, str]:
+        rows = random.sample(CHATS, random.choice((1, 2, 4)))
+        part, malformed = (
+            random.choice(("all", "train", "held_out")),
+            random.choice(("error", "error", "skip")),
+        )
+        return packed_file(random, rows, kinds), part, malformed
+
+    def feed(asked: tuple[tuple[str, bytes, bool], Any, Any]) -> None:
+        (name, content, cut), part, malformed = asked
+        path = folder / name
+        path.write_bytes(content)
+        with naming(path):
+            task = ConversationFile(path=name, source=str(folder), part=part, malformed=malformed)
+            print(task.name, len(Mixture([task], BYTE_TOKENIZER, max_tokens=200)))
+        for index in range(len(task) if malformed == "error" else 0):
+            check_words(task[index], task.rows[task.kept[index]])
+        if cut:
+            raise Wrong("a compressed file that was cut is read as if it were whole")
+
+    return Kind(make, feed)
+
+
+def check_words(conversation: Any, row: Any) -> None:
+    """What is learned must be text of the row, never the form in which Python shows another value."""
+    every = "\n\n".join(strings(row))
+    for message in conversation["messages"]:
+        parts = message["content"]
+        for part in [parts] if isinstance(parts, str) else [one["text"] for one in parts]:
+            if not all(piece in every for piece in part.split("\n\n")):
+                raise Wrong(f"{part[:60]!r} is learned, which is no text of the row")
+
+
+def strings(node: Any) -> Iterator[str]:
+    if isinstance(node, dict | list):
+        for below in node.values() if isinstance(node, dict) else node:
+            yield from strings(below)
+    elif isinstance(node, str) or type(node) in (int, float):
+        yield str(node)
+
+
+def lines_file(
+    name: str, rows: list[Any], read: Callable[[Path], object], *, errors_name: bool = True
+) -> Opener:
+    """Return the kind of a file of JSON lines."""
+
+    def open_kind(folder: Path) -> Kind:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+        def make(random: Random) -> bytes:
+            new = edited(random, rows)
+            new = new if isinstance(new, list) else [new]
+            lines = b"".join(dumped(random, row) + b"\n" for row in new)
+            return random.choice((lines, lines, damaged(random, lines), damaged(random, content)))
+
+        def feed(new: bytes) -> None:
+            path.write_bytes(new)
+            with naming(path):
+                read(path)
+
+        return Kind(make, feed)
+
+    return open_kind
+
+
+def json_file(name: str, node: Any, read: Callable[[Path], object]) -> Opener:
+    def open_kind(folder: Path) -> Kind:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def feed(new: bytes) -> None:
+            path.write_bytes(new)
+            with naming(path):
+                read(path)
+
+        return Kind(lambda random: tampered(random, dumped(random, node), node), feed)
+
+    return open_kind
+
+
+def open_zip(folder: Path) -> Kind:
+    """The archive of CORE's questions, fetched from a file: names, sizes and members that lie."""
+    archive, members = folder / "bundle.zip", folder / "members"
+    rows = {label.file: [item_of(label.kind, n) for n in range(12)] for label in bundle.LABELS}
+
+    def make(random: Random) -> bytes:
+        with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as new:
+            for file, items in rows.items():
+                lines = "\n".join(map(json.dumps, items)).encode()
+                if random.random() < 0.03:
+                    lines = tampered(
+                        random,
+                        b"\n".join(dumped(random, item) for item in [*items, edited(random, items[0])]),
+                    )
+                name = f"eval_bundle/eval_data/{file}.jsonl"
+                name = f"{text(random)}{name}".replace("\0", "") if random.random() < 0.02 else name
+                new.writestr(name.encode("utf-8", "replace").decode()[:60_000], lines)
+        content = buffer.getvalue()
+        return damaged(random, content) if random.random() < 0.7 else content
+
+    def feed(new: bytes) -> None:
+        archive.write_bytes(new)
+        shutil.rmtree(members, ignore_errors=True)
+        bundle.URL = archive.as_uri()
+        bundle.check_bundle(bundle.open_bundle(members))
+        if outside := [path for path in folder.iterdir() if path not in (archive, members)]:
+            raise Wrong(f"{outside} was written")
+
+    return Kind(make, feed)
+
+
+def item_of(kind: str, number: int) -> dict[str, Any]:
+    if kind == "multiple_choice":
+        return {"query": "the sea", "choices": ["a", "is deep"], "gold": number % 2}
+    if kind == "schema":
+        return {"context_options": ["the sea", "an island"], "continuation": "is deep", "gold": number % 2}
+    return {"context": "the sea", "continuation": "is deep"}
+
+
+def open_cache(folder: Path) -> Kind:
+    """Tokens on disk: cut, longer, or with offsets that point elsewhere."""
+    pq.write_table(pa.table({"text": [f"Text number {n}" for n in range(40)]}), folder / "a.parquet")
+    shard = open_shard(folder / "a.parquet", "text")
+    TokenCache(folder / "tokens", [shard], BYTE_TOKENIZER)
+    (path,) = (folder / "tokens").glob("*.tokens")
+    content = path.read_bytes()
+    right = BYTE_TOKENIZER.encode_batch(read_texts(shard, 0).to_pylist(), bos=True)
+
+    def feed(new: bytes) -> None:
+        path.write_bytes(new)
+        cache = TokenCache(folder / "tokens", [shard], BYTE_TOKENIZER)
+        tokens, ends = cache.tokens(shard, 0)
+        found = [tokens[a:b].tolist() for a, b in itertools.pairwise(ends)]
+        if [*map(len, found)] != [*map(len, right)] or max(map(max, found)) >= BYTE_TOKENIZER.vocab_size:
+            raise Wrong("other documents are read than the text has, or ids that are none")
+
+    return Kind(lambda random: damaged(random, content), feed)
+
+
+def show_items(path: Path) -> None:
+    settings = evaluate.Settings(run="tiny", show=path.stem)
+    evaluate.show(settings, path.parent)
+    ItemFile(path, ITEMS[0])
+
+
+ITEMS = [
+    {"format": 1, "task": "GSM8K", "weights": "a", "tokenizer": "b"},
+    {"index": 0, "prompt": 7, "right": True, "question": "2 + 2?", "replies": ["4"], "extracted": ["4"]},
+    {"index": 1, "prompt": 8, "right": False, "losses": [1.5, None], "expected": "5", "question": {"a": 1}},
+]
+ORDER = Order(Subject.of("Ada", None), "writer", 1, 3)
+TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+PARTIAL = [{"format": 1, **ORDER.settings()}, *({"number": n, "messages": TALK} for n in range(2))]
+CHOICES = next(label for label in bundle.LABELS if label.kind == "multiple_choice" and label.shots == 0)
+RECORD = {"format": 1, "repository": "a/b", "revision": "c" * 40, "shards": {"x": {"size": 3, "sha256": "d"}}}
+PART = {"documents": 3, "bytes": 100, "shards": ["train-00-000.parquet"]}
+PREPARED = {
+    "format": 1,
+    "piece": 2048,
+    "held_out_fraction": 0.05,
+    "without_text": 0,
+    "pieces": 4,
+    "repeated": 1,
+}
+PREPARED |= {"content": "a1", "sources": [{"name": "a", "files": ["b"], "passed_over": [], "train": PART}]}
+PREPARED["sources"][0]["validation"] = PART
+CORE = {"format": 1, "metrics": {"CORE": 0.1, "CORE, standard error": 0.01, "copa": {"accuracy": 0.5}}}
+
+
+def read_prepared(path: Path) -> None:
+    manifest = prepare.read_manifest(path.parent)
+    print(manifest.summary(), manifest.times([1.0]), manifest.parts("validation"))
+
+
+def read_bundle(path: Path) -> None:
+    bundle.read_items(path.parents[2], CHOICES)
+
+
+def read_submitted(path: Path) -> None:
+    """As far as `python -m launch status` comes without an account."""
+    read_submission(path.parents[2], path.parent.name)
+
+
+SUBMITTED = {"format": 1, "run": "a", "app": "ap-1", "call": "fc-1", "dashboard": "https://x", "gpu": "H100"}
+SUBMITTED |= {"submitted": "2026-11-30T00:00:00Z", "nodes": 1, "dollars_per_hour": 2.5, "volume": "nanolit"}
+SUBMITTED |= {"environment": None, "stages": ["base"], "functions": {}, "overrides": []}
+
+FILES: dict[str, tuple[int, Opener]] = {
+    "job.yaml": (
+        250,
+        run_file(BASE / "job.yaml", lambda root, _: (read_job(root / BASE / "job.yaml"), read_stage(root))),
+    ),
+    "plan.json": (
+        250,
+        run_file(BASE / "plan.json", lambda root, _: (read_plan(root / BASE), read_stage(root))),
+    ),
+    "result.json": (150, run_file(BASE / "result.json", read_stage)),
+    "metrics.csv": (
+        300,
+        run_file(
+            BASE / "metrics.csv",
+            lambda root, _: (history(root / BASE / "metrics.csv", 8, log_every=1), read_stage(root)),
+        ),
+    ),
+    "report": (30, run_file(BASE / "result.json", lambda root, _: write_report(root, "tiny"))),
+    "samples.md": (30, run_file(BASE / "samples.md", lambda root, _: write_report(root, "tiny"))),
+    "manifest.json": (200, run_file(CHECKPOINT / "manifest.json", read_checkpoint)),
+    "progress.json": (60, run_file(CHECKPOINT / "progress.json", read_checkpoint)),
+    "position": (60, run_file(CHECKPOINT / "data-00000-of-00001.json", read_checkpoint)),
+    "optimizer": (60, run_file(CHECKPOINT / "optimizer-00000-of-00001.safetensors", read_checkpoint)),
+    "gpt.json": (250, run_file(RELEASE / "gpt.json", read_release)),
+    "meta.json": (150, run_file(RELEASE / "meta.json", read_release)),
+    "weights": (150, run_file(RELEASE / "model.safetensors", read_release)),
+    "tokenizer.json": (200, run_file(RELEASE / "tokenizer" / "tokenizer.json", read_tokenizer)),
+    "stranger": (400, open_stranger),
+    "nanochat": (200, open_nanochat),
+    "texts": (900, open_texts),
+    "chats": (1200, open_chats),
+    "items": (200, lines_file("GSM8K.jsonl", ITEMS, show_items)),
+    "identity": (
+        150,
+        lines_file(
+            "identity.jsonl.partial", PARTIAL, lambda path: Partial(path, ORDER, check=check_conversation)
+        ),
+    ),
+    "core questions": (
+        200,
+        lines_file(
+            f"eval_data/{CHOICES.file}.jsonl", [item_of(CHOICES.kind, n) for n in range(3)], read_bundle
+        ),
+    ),
+    "core archive": (60, open_zip),
+    "token cache": (100, open_cache),
+    "hub.json": (80, json_file("hub.json", RECORD, lambda path: missing_shards(path.parent, ["x", "y"]))),
+    "prepared": (80, json_file("manifest.json", PREPARED, read_prepared)),
+    "submission.json": (80, json_file("runs/a/submission.json", SUBMITTED, read_submitted)),
+    "core.json": (
+        60,
+        json_file("base/evaluation/core.json", CORE, lambda path: Stage("base", path.parents[1]).metrics),
+    ),
+}

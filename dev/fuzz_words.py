@@ -1,0 +1,611 @@
+"""What people and models type: command lines, chats, requests, sums, programs, and what a hub answers."""
+
+import asyncio
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from random import Random
+from threading import Thread
+from typing import Any
+
+import httpx
+import yaml
+from hub import Handler, Hub  # pyright: ignore[reportMissingImports]
+from huggingface_hub.utils import HfHubHTTPError
+
+from dev.fuzz_files import BYTE_TOKENIZER, FIXTURES, Kind, Opener, Wrong
+from dev.fuzz_inputs import damaged, edited, tampered, text, typed, value
+from launch.__main__ import COMMANDS as LAUNCH
+from nanolit import identity, language_model, plan, train
+from nanolit.chat import __main__ as chat
+from nanolit.chat.dialogue import Talker, as_parts
+from nanolit.chat.guard import COOKIE
+from nanolit.chat.models import Defaults, Models
+from nanolit.chat.server import build_app
+from nanolit.chat.terminal import COMMANDS, Drawing, Terminal
+from nanolit.config.compose import compose, options
+from nanolit.config.names import flatten
+from nanolit.config.schema import Choices
+from nanolit.data.download import LONGEST_PAUSE_SECONDS, _asked_pause, fetch_shards
+from nanolit.inference.calculator import calculate
+from nanolit.machine.arguments import choose, read
+from nanolit.machine.paths import conf_folder
+from nanolit.model.release import load_release
+from nanolit.tasks.gsm8k import parts_of, same_answer
+from nanolit.tasks.humaneval import extract_program, imports_of
+from nanolit.tasks.sandbox import judge_python
+
+RELEASE = FIXTURES / "release_format_1"
+
+
+def loaded(stage: str) -> language_model.LanguageModel:
+    """Return a tiny model that says anything, as if it came from this stage."""
+    model, meta = load_release(RELEASE, device="cpu")
+    return language_model.LanguageModel(model, BYTE_TOKENIZER, meta={**meta, "stage": stage})
+
+
+def at_home(folder: Path) -> None:
+    """Work in a folder, and have it as one's home: nothing else is read, or written."""
+    os.chdir(folder)
+    os.environ["HOME"] = str(folder)
+
+
+# Command lines
+
+LINES: dict[str, tuple[list[str], ...]] = {
+    "runs": (["root=root"],),
+    "report": (["run=tiny", "root=root"], ["compare=tiny,tiny", "plot=a.png", "column=loss", "root=root"]),
+    "evaluate": (
+        ["run=tiny/base", "tasks=none", "root=root", "max_per_task=3"],
+        ["release=release", "tasks=core", "offline=true", "crop=20", "bundle=bundle", "root=root"],
+        ["run=tiny", "show=GSM8K", "wrong=true", "root=root"],
+    ),
+    "chat": (
+        ["tiny", "-p", "hello", "max_tokens=4", "temperature=0", "top_k=3", "root=root"],
+        ["release=release", "--prompt", "hello", "seed=3", "max_tokens=5"],
+        ["run=tiny", "web=true", "port=7999", "host=127.0.0.1"],
+        ["run=tiny", "web=true", "cluster=modal_a10g", "dry_run=true", "name=a"],
+    ),
+    "convert": (
+        ["nanochat", "nanochat", "out", "source=base", "tag=d3", "step=20"],
+        ["nanochat-tokenizer", "a", "b"],
+    ),
+    "identity": (
+        ["name=Ada", "model=x", "facts=facts.md", "count=3", "prices=0.1,2", "out=i.jsonl", "dry_run=true"],
+    ),
+    "describe": (["data=sample", "documents=20", "model=d2", "shards=1"],),
+    "lm_eval": (["run=tiny", "tasks=piqa,sciq", "shots=1", "limit=2"],),
+    "launch": (
+        *(["status", "tiny"], ["logs", "chat:a", "-f"], ["doctor", "--gpu", "T4", "secret=a"]),
+        ["put", "a", "b"],
+    ),
+}  # fmt: skip
+
+
+def open_commands(folder: Path) -> Kind:
+    """Command lines of every command but those of Hydra's, in a folder of their own."""
+    at_home(folder)
+    shutil.copytree(FIXTURES / "run_format_1", "root")
+    shutil.copytree(FIXTURES / "nanochat_2026", "nanochat")
+    shutil.copytree(RELEASE, "release")
+    Path("facts.md").write_text("It is small.")
+
+    def make(random: Random) -> list[str]:
+        name = random.choice([*LINES])
+        return [name, *typed(random, random.choice(LINES[name]))]
+
+    def feed(words: list[str]) -> Any:
+        name, rest = words[0], words[1:]
+        sys.stdin = io.StringIO("Hello\n")
+        if name == "launch" or (
+            name == "chat" and {"web", "cluster"} & {word.lstrip("-").partition("=")[0] for word in rest}
+        ):
+            return parsed(name, rest)
+        if name == "identity" and "dry_run=true" not in rest:
+            return parsed(name, rest)
+        module = importlib.import_module(f"nanolit.{name}" + ".__main__" * (name in ("chat", "report")))
+        return module.main(rest)
+
+    return Kind(make, feed)
+
+
+def parsed(name: str, words: list[str]) -> object:
+    """Read the words of a command that would serve, or ask somebody elsewhere."""
+    if name == "chat":
+        return chat.parse(words)
+    if name == "identity":
+        return identity.order_of(read(identity.Settings, words, about=""))
+    settings, _ = LAUNCH[choose((words or [""])[0], LAUNCH, kind="command")]
+    return read(settings, words[1:], about="")
+
+
+PLAUSIBLE = (
+    *("0", "1", "-1", "3", "64", "0.5", "1e9", "null", "true", "[]", "{}", "[1,2]", "1,2", "end", "auto"),
+)
+
+
+def open_overrides(folder: Path) -> Kind:
+    """Words that Hydra reads: any key of a job with any value, and words that are none."""
+    at_home(folder)
+    job = compose(["experiment=demo"])
+    keys = [
+        *flatten({**job}),
+        *job,
+        *Choices.__annotations__,
+        "experiment",
+        "hydra.mode",
+        "hydra/launcher",
+        "mixture",
+    ]
+    values = [
+        name for group in ("model", "recipe", "data", "cluster", "phase", "logger") for name in options(group)
+    ]
+
+    def make(random: Random) -> list[str]:
+        words = random.choice(
+            (["phase=base", "model=d2", "data=sample"], ["experiment=demo"], ["phase=speedrun"])
+        )
+        for _ in range(random.choice((1, 1, 2))):
+            odd = random.choice(
+                (
+                    random.choice(PLAUSIBLE),
+                    random.choice(PLAUSIBLE),
+                    text(random),
+                    json.dumps(value(random)),
+                    random.choice(values),
+                    "{a: [1, b]}",
+                )
+            )
+            key = random.choice(keys)
+            key = random.choice((*[key] * 6, key.rpartition(".")[0] or key, f"+{key}", f"~{key}", key + "x"))
+            words = (
+                typed(random, [*words, f"{key}={odd}"[:20_000]])
+                if random.random() < 0.3
+                else [*words, f"{key}={odd}"]
+            )
+        return [word.replace("\0", "") for word in words]
+
+    return Kind(make, lambda words: plan.main([*words, *(["--json"] if len(words[-1]) % 5 == 0 else [])]))
+
+
+def open_train(folder: Path) -> Kind:
+    """The same words for the command that trains, which here only plans."""
+    make, _ = open_overrides(folder)
+
+    def feed(words: list[str]) -> int:
+        sys.argv = ["nanolit.train", *words, "dry_run=true"]
+        try:
+            return train.main(sys.argv[1:])
+        finally:
+            os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets for the rest of its process
+
+    return Kind(make, feed)
+
+
+def open_yaml(folder: Path) -> Kind:
+    """Mixtures and chat evaluations of one's own, and configuration files of a search path."""
+    conf = conf_folder()
+    sources = {
+        "mixture": (conf / "mixture" / "demo_sft.yaml", ["phase=sft", "model=d2"]),
+        "chat_tasks": (conf / "chat_evaluation" / "demo.yaml", ["phase=sft", "model=d2"]),
+        "experiment": (conf / "experiment" / "quick_d12.yaml", []),
+    }
+
+    def make(random: Random) -> tuple[list[str], bytes]:
+        key = random.choice([*sources])
+        path, words = sources[key]
+        content = path.read_bytes()
+        file = folder / ("experiment/own.yaml" if key == "experiment" else "own.yaml")
+        chosen = (
+            [f"hydra.searchpath=[file://{folder}]", "experiment=own"]
+            if key == "experiment"
+            else [f"{key}={file}"]
+        )
+        return [*words, *chosen], tampered(random, content, yaml.safe_load(content))
+
+    def feed(asked: tuple[list[str], bytes]) -> int:
+        words, content = asked
+        for file in (folder / "experiment" / "own.yaml", folder / "own.yaml"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+        return plan.main(words)
+
+    return Kind(make, feed)
+
+
+# Chats
+
+REQUESTS: tuple[dict[str, Any], ...] = (
+    {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3, "temperature": 0},
+    {
+        "model": "tiny/sft",
+        "messages": [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}],
+        "max_completion_tokens": 2, "top_p": 0.9, "top_k": 5, "seed": 7, "stop": ["a", "b"], "n": 1,
+        "stream": True, "stream_options": {"include_usage": True}, "repetition_penalty": 1.2, "user": "me",
+    },
+    {"prompt": "Hello", "max_tokens": 3, "temperature": 0.5, "stream": False, "echo": False, "user": ""},
+)  # fmt: skip
+OTHERS = "/v1/completions /v1/models /v1/models/tiny/sft /health /stats /login"
+PATHS = ("/v1/chat/completions",) * 6 + (*OTHERS.split(),)
+HEADERS = {
+    "host": (
+        *("127.0.0.1", "127.0.0.1:80", "[::1]:80", "localhost", "evil.example", "127.0.0.1/health?", "["),
+        "::1]",
+    ),
+    "origin": ("http://127.0.0.1", "null", "http://evil.example", "http://[", "//"),
+    "content-length": ("5", "-1", "1e9", "\xb2", "9" * 5000, "+1", "0x5"),
+    "content-type": (
+        *("application/json; charset=utf-16", "text/plain", "application/json;"),
+        "application/x-www-form-urlencoded",
+    ),
+    "cookie": (
+        *("nanolit=1.a", f"nanolit={'9' * 5000}.a", "nanolit=\xb2.a", "nanolit", ";;;="),
+        f"{COOKIE}={'9' * 5000}.x",
+    ),
+    "authorization": ("Bearer", "Bearer x", "Bearer secret-word", "Basic Og==", "bearer \xff"),
+    "accept": ("text/html", "*/*"),
+    "x-forwarded-proto": ("https", "\xff"),
+}  # fmt: skip
+
+
+def open_requests(folder: Path) -> Kind:
+    """Requests for the chat's API with damaged bodies and headers; half of them meet a password."""
+    models = Models(["tiny/sft", "tiny/base"], lambda name: loaded(name.partition("/")[2]))
+    apps = {
+        word: build_app(models, defaults=Defaults(seed=1), password=word, page=False)
+        for word in (None, "secret-word")
+    }
+
+    def make(random: Random) -> tuple[str | None, str, str, list[tuple[bytes, bytes]], bytes]:
+        method, path = random.choice(("POST", "POST", "POST", "GET", "PUT", "OPTIONS")), random.choice(PATHS)
+        path = text(random) if random.random() < 0.05 else path
+        node = random.choice(REQUESTS)
+        body = tampered(random, json.dumps(node).encode(), node)
+        headers = {"host": "127.0.0.1", "content-type": "application/json"}
+        for name in random.sample([*HEADERS], random.choice((0, 0, 1, 1, 2))):
+            headers[name] = random.choice((*HEADERS[name], text(random)[:3000]))
+        return random.choice((None, None, "secret-word")), method, path, raw(headers), body[:4_000_000]
+
+    def feed(asked: tuple[str | None, str, str, list[tuple[bytes, bytes]], bytes]) -> None:
+        password, method, path, headers, body = asked
+        status, answer = asyncio.run(request(apps[password], method, path, headers, body))
+        known = any(name == b"authorization" and b"secret-word" in word for name, word in headers)
+        if password and not known and status == 200 and path not in ("/health", "/login"):
+            raise Wrong(f"{path} was answered without the password")
+        if status >= 500 or status < 200:
+            raise Wrong(f"status {status}: {answer[:200]!r}")
+        pieces = (
+            answer.decode().removesuffix("\n\n").split("\n\n")
+            if answer.startswith(b":")
+            else [answer.decode()]
+        )
+        for piece in pieces if path.startswith("/v1/") else ():
+            if piece.startswith((":", "data: [DONE]")) or not piece or status in (204, 303, 307, 404, 405):
+                continue
+            json.loads(piece.removeprefix("data: "), parse_constant=refuse_constant)
+        if status >= 400:
+            raise ValueError(f"{status}")
+
+    return Kind(make, feed)
+
+
+def raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return headers as a server passes them on: in Latin-1, without line breaks."""
+    return [
+        (name.encode(), re.sub("[\r\n\0]", "", word).encode("latin-1", "replace"))
+        for name, word in headers.items()
+    ]
+
+
+def refuse_constant(name: str) -> None:
+    raise Wrong(f"{name} in JSON")
+
+
+async def request(
+    app: Any, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes
+) -> tuple[int, bytes]:
+    """Ask an ASGI app; return the status and the whole answer."""
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "root_path": "",
+    }
+    scope |= {
+        "raw_path": path.encode("utf-8", "replace"),
+        "query_string": b"",
+        "headers": headers,
+        "client": ("127.0.0.1", 9),
+    }
+    scope |= {"server": ("127.0.0.1", 80), "asgi": {"version": "3.0"}}
+    sent, messages = [{"type": "http.request", "body": body, "more_body": False}], []
+
+    async def receive() -> dict[str, Any]:
+        return sent.pop() if sent else await asyncio.Event().wait() and {}
+
+    async def send(message: dict[str, Any]) -> None:
+        messages.append(message)
+
+    await app(scope, receive, send)
+    return messages[0]["status"], b"".join(message.get("body", b"") for message in messages)
+
+
+def open_terminal(folder: Path) -> Kind:
+    """What is typed into the chat in a terminal, bytes that are no text included."""
+    at_home(folder)
+    models = [loaded("sft"), loaded("base")]
+    settings = [
+        f"{name}={word}" for name in vars(Drawing()) for word in ("0", "1", "-1", "1e30", "0.5", "none", "")
+    ]
+    talk = {
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "[1+1][= 2] Ho"}]
+    }
+
+    def make(random: Random) -> tuple[bytes, bytes]:
+        lines = []
+        for _ in range(random.randint(1, 5)):
+            command = random.choice([*COMMANDS, "/load", "/set", "", "", ""])
+            rest = random.choice(
+                (text(random), "talk.json", "saved.json", "Hello", f"{random.choice(settings)}")
+            )
+            lines.append(f"{command} {rest}"[:2000])
+        typed_lines = "\n".join(lines).encode("utf-8", "surrogatepass")
+        typed_lines = damaged(random, typed_lines)[:5000] if random.random() < 0.3 else typed_lines
+        return re.sub(rb"(?<= )[/~.]+", b"", typed_lines), tampered(random, json.dumps(talk).encode(), talk)
+
+    def feed(asked: tuple[bytes, bytes]) -> None:
+        Path("talk.json").write_bytes(asked[1])
+        Path("saved.json").unlink(missing_ok=True)
+        for model in models:
+            sys.stdin = io.TextIOWrapper(io.BytesIO(asked[0]), encoding="utf-8")
+            talker = Talker(model.engine, continues_text=model.is_base)
+            Terminal(talker, Drawing(max_tokens=4, seed=1)).converse()
+
+    return Kind(make, feed)
+
+
+# What models write
+
+PIECES = (
+    *("1", "23", "4.5", ".5", "1,234", "0", "00", "(", ")", "+", "-", "*", "/", "//", " ", "**", "e9", "_"),
+    *("j", "9" * 60),
+)
+PIECES += (
+    *("'strawberry'", '"r"', ".count(", "\\", "%", "lambda:", "٣", "²", "\n", "\t", "\0", "#", "if", "True"),
+)
+
+
+def sum_of(random: Random) -> str:
+    odd = random.choice(
+        (text(random), "(" * 90, "-" * 90, "1+" * 120, "9*" * 100, "'a'.count('a')", "2*(3+4)")
+    )
+    return (
+        "".join(random.choice(PIECES) for _ in range(random.randrange(12))) if random.random() < 0.8 else odd
+    )
+
+
+def check_sum(expression: str) -> None:
+    """What the calculator answers is what Python prints."""
+    answer = calculate(expression)
+    if answer is None:
+        raise ValueError("no sum")
+    cleaned = (
+        expression.strip()
+        if "count" in expression
+        else re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression).strip()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if answer != str(eval(cleaned, {"__builtins__": {}})):  # only what the calculator took
+            raise Wrong(f"{expression!r} is said to be {answer}")
+
+
+def call_of(random: Random) -> str:
+    ends = (
+        ("[", "][= 3]"),
+        ("<<", "=3>>"),
+        ("<|python_start|>", "<|python_end|>"),
+        ("#### ", "\n"),
+        ("[[", "]"),
+    )
+    return "".join(
+        sum_of(random).join(random.choice(ends)) + random.choice((" ", text(random)[:500])) for _ in range(3)
+    )
+
+
+def check_call(reply: str) -> None:
+    """Calls in a reply become parts without losing a character, and annotations are read or refused."""
+    parts = as_parts({"role": "assistant", "content": reply})["content"]
+    if isinstance(parts, list):
+        shown = {"text": "{}", "python": "[{}]", "python_output": "[= {}]"}
+        if "".join(shown[part["type"]].format(part["text"]) for part in parts) != reply:
+            raise Wrong("a reply loses characters on its way into the next prompt")
+    same_answer(reply, "#### 3")
+    parts_of(reply)
+
+
+def fenced(random: Random) -> str:
+    marks = ("```", "~~~", "````", "``", " ```", "    ```", "\t```")
+    lines = []
+    for _ in range(random.randrange(9)):
+        mark = random.choice(marks) + random.choice(
+            ("python", "py", "{.python}", "", " ", text(random)[:200])
+        )
+        lines.append(
+            random.choice((mark, mark, "def f(x): return x", "import os", text(random)[:2000], '"""'))
+        )
+    return random.choice(("\n", "\n", "\r\n", "\r")).join(lines)
+
+
+def check_fences(reply: str) -> None:
+    program = extract_program(reply)
+    imports_of(reply)
+    if not set(program.split("\n")) <= set(reply.strip().replace("\r\n", "\n").split("\n")) | {""}:
+        flat = [line.strip() for line in program.split("\n")]
+        if not all(line in reply for line in flat):
+            raise Wrong("the program has lines that the reply has not")
+
+
+HONEST = "def square(x):\n    return x * x\n"
+LIARS = (
+    *(
+        "class Same(int):\n    def __eq__(self, other): return True\n    def __hash__(self): return 1\n"
+        "def square(x): return Same(0)\n",
+    ),
+    *("import sys\ndef square(x):\n    sys.exit(42)\n", "import os\ndef square(x):\n    os._exit(42)\n"),
+    *(
+        "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n"
+        "        f.f_globals['check'] = print\n"
+        "        f = f.f_back\n",
+    ),
+    *("def square(x): return [4, 9][x < 0:]\n", "def square(x): return None\n"),
+)
+STRANGE = (
+    *("while True: pass", "x = 'x' * (1 << 40)", "def g(): g()\ng()", "print('x' * 10**6)"),
+    *("raise SystemExit(42)", "open('{file}', 'w')", "import os; os.close(0); os.close(1); os.close(2)"),
+    *("import os\nfor n in range(9): os.close(n)", "print('\\ud800')", "import sys; sys.stdout = None"),
+    *("import sys; sys.setrecursionlimit(10**9)", "del square", "square = iter(int, 1)"),
+    *("def square(x): return iter(int, 1)", "def square(x): return (lambda a: a)(x * x) + 0j"),
+    *("def square(x):\n    a = []\n    a.append(a)\n    return a", "def square(x): return 10**5000"),
+    *("square = 4", "def square(x): return float('nan')"),
+    *("class square:\n    def __new__(cls, x): return x * x", "import json; json.loads = 1"),
+    *("def square(x): yield x * x", "async def square(x): return x * x"),
+    *("import builtins; builtins.print = None",),
+)
+CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-3) == 9\n"
+
+
+def open_programs(folder: Path) -> Kind:
+    """Programs that a model may write; none of the liars passes, whatever stands around them."""
+
+    def make(random: Random) -> tuple[str, bool]:
+        lies, strange = random.random() < 0.3, random.choice(STRANGE).replace("{file}", str(folder / "new"))
+        program = random.choice(LIARS) if lies else HONEST
+        if lies:  # as it is, or behind what cannot define another function
+            return random.choice(("", "import math\n", "x = 1\n" * 1000)) + program, True
+        kind = random.randrange(3)
+        program = program + strange if kind == 0 else strange + "\n" + program if kind == 1 else program
+        return tampered(random, program.encode()).decode("utf-8", "surrogateescape")[:100_000], False
+
+    def feed(asked: tuple[str, bool]) -> None:
+        program, lies = asked
+        outcome = judge_python(program, entry_point="square", test=CHECK, timeout_seconds=5)
+        if outcome.passed and lies:
+            raise Wrong("a liar passed")
+        if (folder / "new").exists():
+            raise Wrong("a program wrote a file")
+        if not outcome.passed:
+            raise ValueError("failed")
+
+    return Kind(make, feed)
+
+
+# What a hub answers
+
+PAUSES = (
+    *("45", "0", "-1", "1e9", "9" * 400, "٣", "²", "Wed, 21 Oct 2026 07:28:00 GMT", '"api";r=0;t=45'),
+    *('"a";r=0;t=' + "9" * 400,),
+)
+
+
+def check_pause(asked: tuple[int, dict[str, str]]) -> None:
+    """However a hub asks for a pause, it is between none and the longest."""
+    status, headers = asked
+    response = httpx.Response(status, headers=raw(headers), request=httpx.Request("GET", "http://127.0.0.1"))
+    error = HfHubHTTPError("no", response=response)  # pyright: ignore[reportArgumentType]
+    if not 0 <= _asked_pause(error) <= LONGEST_PAUSE_SECONDS:
+        raise Wrong("a pause out of bounds")
+
+
+def pause_of(random: Random) -> tuple[int, dict[str, str]]:
+    names = random.sample(
+        ("retry-after", "ratelimit", "ratelimit-policy", "content-length"), random.randint(0, 3)
+    )
+    words = {name: random.choice((*PAUSES, text(random)[:3000])) for name in names}
+    return random.choice((429, 429, 503, 404, 200)), words
+
+
+class Lying(Handler):
+    """A hub whose JSON is changed on its way."""
+
+    random = Random(0)
+
+    def answer_json(self, content: object) -> None:
+        super().answer_json(edited(self.random, content, most=2))
+
+    def handle_one_request(self) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            super().handle_one_request()
+
+
+def open_hub(folder: Path) -> Kind:
+    """A hub with strange metadata and faults; what has a shard's name afterwards is that shard."""
+    files = {f"shard_{n:05d}.parquet": bytes([n]) * 5000 for n in range(2)}
+    hub = Hub("someone/texts", files)
+    bound: Any = type("Bound", (Lying,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+    faults = (
+        503,
+        500,
+        404,
+        (429, {"RateLimit": "²"}),
+        "reset",
+        "truncate",
+        "damage",
+        "more",
+        "ignore range",
+        416,
+        302,
+    )
+
+    def make(random: Random) -> tuple[int, list[Any]]:
+        return random.randrange(10**9), [random.choice(faults) for _ in range(random.choice((0, 1, 2, 6)))]
+
+    def feed(asked: tuple[int, list[Any]]) -> None:
+        Lying.random = Random(asked[0])
+        hub.faults.clear()
+        hub.faults["shard_00000.parquet"] = [*asked[1]]
+        there = folder / "shards"
+        shutil.rmtree(there, ignore_errors=True)
+        try:
+            fetch_shards(there, hub.repository, [*files], offline=False, first_pause=0.001)
+        finally:
+            for path in there.glob("*.parquet"):
+                if path.read_bytes() != files[path.name]:
+                    raise Wrong(f"{path.name} is not what the hub has")
+
+    return Kind(make, feed)
+
+
+def plainly(make: Callable[[Random], Any], feed: Callable[[Any], object]) -> Opener:
+    return lambda folder: Kind(make, feed)
+
+
+WORDS: dict[str, tuple[int, Opener]] = {
+    "command lines": (900, open_commands),
+    "overrides": (300, open_overrides),
+    "train": (40, open_train),
+    "yaml": (120, open_yaml),
+    "requests": (1200, open_requests),
+    "terminal": (400, open_terminal),
+    "sums": (600, plainly(sum_of, check_sum)),
+    "calls": (500, plainly(call_of, check_call)),
+    "fences": (500, plainly(fenced, check_fences)),
+    "programs": (120, open_programs),
+    "pauses": (300, plainly(pause_of, check_pause)),
+    "hub": (120, open_hub),
+}

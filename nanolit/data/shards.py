@@ -58,6 +58,10 @@ class Dataset:
         """Return about how many bytes own text has, counted until there are `enough`; None where unknown."""
         return None
 
+    def num_characters(self) -> int | None:
+        """Return about how many characters the train text has; None where that is unknown."""
+        return self.text_bytes()
+
     def document_bytes(self) -> float | None:
         """Return about how long the documents of own text are; None where that is unknown."""
         return None
@@ -70,6 +74,10 @@ class Shipped(Dataset):
     """Text that ships with the package: train.parquet and validation.parquet in `folder`."""
 
     folder: Path
+    characters: int  # of train.parquet
+
+    def num_characters(self) -> int:
+        return self.characters
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(
@@ -86,6 +94,7 @@ class Sample(Shipped):
 
     name = "sample"
     folder = SAMPLE_FOLDER
+    characters = 4_300_000
 
 
 class Stories(Shipped):
@@ -93,6 +102,7 @@ class Stories(Shipped):
 
     name = "stories"
     folder = SAMPLE_FOLDER.parent / "stories"
+    characters = 4_900_000
 
 
 class LocalFolder(Dataset):

@@ -37,6 +37,8 @@ class Dataset(Protocol):
 
     def text_bytes(self) -> int | None: ...
 
+    def num_characters(self) -> int | None: ...
+
     def document_bytes(self) -> float | None: ...
 
 
@@ -53,7 +55,8 @@ class TokenizerPlan(StagePlan):
 
 def plan_tokenizer(job: Job, head: StagePlan, *, dataset: Dataset) -> TokenizerPlan:
     settings = job["stage"]["tokenizer"]
-    duration = settings["max_chars"] / CHARACTERS_PER_HOUR
+    most, there = settings["max_chars"], dataset.num_characters()
+    duration = max(min(most, most if there is None else there) / CHARACTERS_PER_HOUR, 1 / 3600)
     shards = dataset.shards_with(settings["max_chars"])
     return TokenizerPlan(
         **vars(head),

@@ -180,8 +180,8 @@ class Limited:
         if self._whole:
             return await self._receive()
         try:
-            left = self._deadline - time.monotonic()
-            message = await asyncio.wait_for(self._receive(), max(left, 0))
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                message = await self._receive()
         except TimeoutError:
             return {"type": "http.disconnect"}
         self._size += len(message.get("body", b""))

@@ -129,7 +129,8 @@ class Service:
             yield []
             while True:
                 try:
-                    tokens = _checked(await asyncio.wait_for(news.get(), patience))
+                    async with asyncio.timeout(patience):  # wait_for of Python 3.11 may lose a cancellation
+                        tokens = _checked(await news.get())
                 except TimeoutError:
                     tokens = []
                 if tokens is None:

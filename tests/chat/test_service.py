@@ -1,5 +1,6 @@
 """Several engines behind one queue: right replies, shared fairly, and none lost."""
 
+import asyncio
 import itertools
 import random
 import threading
@@ -224,6 +225,28 @@ def test_a_service_that_ends_tells_all_who_wait(rambling, serve):
                 ended()
     with pytest.raises(ValueError, match=service_module.ENDED):
         ids_of(service.generate([256, 2], max_tokens=5))
+
+
+def test_a_reader_that_is_cancelled_as_a_token_comes_has_left(rambling, serve, monkeypatch):
+    """In that moment asyncio.wait_for of Python 3.11 gives the token, and the cancellation is lost."""
+    service, put = serve(rambling), asyncio.Queue.put_nowait
+
+    async def leave_with_a_token() -> None:
+        async def read() -> None:
+            async for _ in service.stream(Request(prompt_ids=[256, 1], max_tokens=20), patience=60):
+                pass
+
+        def put_and_cancel(queue: asyncio.Queue, item: object) -> None:
+            put(queue, item)
+            reader.cancel()
+
+        reader = asyncio.ensure_future(read())
+        monkeypatch.setattr(asyncio.Queue, "put_nowait", put_and_cancel)
+        await asyncio.wait({reader})
+        assert reader.cancelled()
+        assert service.num_open == 0
+
+    asyncio.run(leave_with_a_token())
 
 
 def test_replies_end_at_their_time_limit(rambling, serve):

@@ -46,14 +46,16 @@ validation: [{_target_: nanolit.tasks.sums.Sums, split: test, size: 20}]
 """
 CHAT = "max_tokens: 4\ntasks: [{_target_: nanolit.tasks.sums.Sums, split: test, size: 8}]\n"
 WORDS = (
-    *("experiment=demo", "data=fineweb_edu", "model.depth=1", "model.width=64", "model.heads=2"),
-    *("model.context=64", "stage.tokenizer.vocab_size=600", "stage.tokenizer.max_chars=1000000"),
+    *("experiment=demo", "recipe=classic", "data=fineweb_edu"),
+    *("model.depth=1", "model.width=64", "model.heads=2", "model.context=64"),
+    *("stage.tokenizer.vocab_size=600", "stage.tokenizer.max_chars=1000000"),
     *("total_batch=512", "micro_batch=2", "compile=false", "stage.base.eval_tokens=512"),
     *("stage.base.max_steps=32", "stage.base.save_every=4", "stage.base.eval_every=8"),
     *("stage.mid.max_steps=16", "stage.mid.save_every=3", "stage.mid.eval_every=4"),
     *("stage.sft.max_steps=16", "stage.sft.save_every=3", "stage.sft.eval_every=4"),
     *("stage.rl.max_steps=12", "stage.rl.save_every=2", "stage.rl.eval_every=3"),
     *("stage.rl.questions=4", "stage.rl.samples=4", "stage.rl.max_new_tokens=4"),
+    "stage.rl.validation.size=20",
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIZES = ("4m", "16k", "3m", "5m", "7m")

@@ -59,8 +59,8 @@ class Dataset:
         return None
 
     def num_characters(self) -> int | None:
-        """Return about how many characters the train text has; None where that is unknown."""
-        return self.text_bytes()
+        """Return about how many characters the train text has; None where only reading it would tell."""
+        return None
 
     def document_bytes(self) -> float | None:
         """Return about how long the documents of own text are; None where that is unknown."""

@@ -34,6 +34,7 @@ class Dataset:
 
     name: str
     bytes_per_shard = 0  # to be downloaded
+    num_characters: int | None = None  # of the train text, about; None where only reading it would tell
 
     def __init__(self, *, cache: bool = False) -> None:  # jobs of earlier versions don't say
         self.cache = cache
@@ -58,10 +59,6 @@ class Dataset:
         """Return about how many bytes own text has, counted until there are `enough`; None where unknown."""
         return None
 
-    def num_characters(self) -> int | None:
-        """Return about how many characters the train text has; None where only reading it would tell."""
-        return None
-
     def document_bytes(self) -> float | None:
         """Return about how long the documents of own text are; None where that is unknown."""
         return None
@@ -74,10 +71,6 @@ class Shipped(Dataset):
     """Text that ships with the package: train.parquet and validation.parquet in `folder`."""
 
     folder: Path
-    characters: int  # of train.parquet
-
-    def num_characters(self) -> int:
-        return self.characters
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(
@@ -94,7 +87,7 @@ class Sample(Shipped):
 
     name = "sample"
     folder = SAMPLE_FOLDER
-    characters = 4_300_000
+    num_characters = 4_300_000
 
 
 class Stories(Shipped):
@@ -102,7 +95,7 @@ class Stories(Shipped):
 
     name = "stories"
     folder = SAMPLE_FOLDER.parent / "stories"
-    characters = 4_900_000
+    num_characters = 4_900_000
 
 
 class LocalFolder(Dataset):

@@ -30,14 +30,13 @@ class Dataset(Protocol):
 
     name: str
     bytes_per_shard: int
+    num_characters: int | None
 
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int: ...
 
     def shards_with(self, num_characters: int) -> int: ...
 
     def text_bytes(self) -> int | None: ...
-
-    def num_characters(self) -> int | None: ...
 
     def document_bytes(self) -> float | None: ...
 
@@ -55,8 +54,8 @@ class TokenizerPlan(StagePlan):
 
 def plan_tokenizer(job: Job, head: StagePlan, *, dataset: Dataset) -> TokenizerPlan:
     settings = job["stage"]["tokenizer"]
-    most, there = settings["max_chars"], dataset.num_characters()
-    duration = max(min(most, most if there is None else there) / CHARACTERS_PER_HOUR, 1 / 3600)
+    characters = min(settings["max_chars"], dataset.num_characters or settings["max_chars"])
+    duration = max(characters / CHARACTERS_PER_HOUR, 1 / 3600)
     shards = dataset.shards_with(settings["max_chars"])
     return TokenizerPlan(
         **vars(head),

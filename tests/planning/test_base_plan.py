@@ -31,6 +31,6 @@ def test_a_fast_dev_run_is_three_tiny_steps():
 def test_the_tokenizers_time_is_of_the_text_that_there_is(dataset):
     """Not of the two billion characters that it may read at most."""
     texts = pq.read_table(dataset.folder / "train.parquet", columns=["text"])["text"].to_pylist()
-    assert dataset.num_characters() == pytest.approx(sum(map(len, texts)), rel=0.01)
+    assert dataset.num_characters == pytest.approx(sum(map(len, texts)), rel=0.01)
     plan = fresh_plan(compose(["experiment=demo", f"data={dataset.name}"]), "tokenizer")
     assert plan.hours["total_hours"] == 1 / 3600

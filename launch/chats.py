@@ -24,6 +24,7 @@ class Stored(TypedDict):
     gpu: str
     release: str
     cluster: str
+    public: bool
     keep_warm: int
     dollars_per_hour: float | None
     deployed: str

@@ -15,7 +15,15 @@ from launch.chats import PREFIX, cost_of, deployed, read_chat, standing, stop_ch
 from launch.follow import follow, newest_call, running, stream, wait
 from launch.image import container_image
 from launch.progress import OnVolume, progress, reached
-from launch.submit import Submission, read_submission, remember, remembered, started, stored_submission
+from launch.submit import (
+    Submission,
+    read_submission,
+    remember,
+    remembered,
+    started,
+    stored_submission,
+    submissions,
+)
 from launch.uploads import put as send
 from nanolit.jobs.execute import score
 from nanolit.machine.arguments import Root, setting
@@ -76,9 +84,8 @@ def status(settings: OneOrAllRuns) -> int:
         for call in OnVolume(submission).calls():
             print(f"  {call['stage']:<10}{call['function']:<10}{call['state']:<12}{call['call']}")
         return 0
-    paths = sorted(run_folder(settings.home, "").glob("*/submission.json"))
     rows = []
-    for submission in map(stored_submission, paths):
+    for submission in map(stored_submission, submissions(settings.home)):
         since = datetime.fromisoformat(submission["submitted"]).timestamp()
         said = state(submission, settings.home)
         rows.append([submission["run"], submission["gpu"], age(time.time() - since), said])

@@ -196,11 +196,16 @@ def remembered(root: str | Path, submission: Submission) -> dict[str, Any] | Non
     return result if result.get("app") == submission["app"] else None
 
 
+def submissions(root: str | Path) -> list[Path]:
+    """Return the submission.json of every run that was submitted from here."""
+    return sorted(run_folder(root, "").glob("*/submission.json"))
+
+
 def read_submission(root: str | Path, run: str) -> Submission:
     """What was submitted; ValueError when nothing was."""
     path = submission_path(root, run)
     if not path.exists():
-        there = sorted(one.parent.name for one in run_folder(root, "").glob("*/submission.json"))
+        there = [one.parent.name for one in submissions(root)]
         raise ValueError(
             f"run {run} was not submitted from {root}; submitted there: {', '.join(there) or 'none'}"
         )

@@ -17,6 +17,7 @@ from launch.submit import (
     secrets_of,
     stored_submission,
     submission_path,
+    submissions,
     submit,
     volumes_of,
 )
@@ -25,7 +26,6 @@ from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
 from nanolit.jobs.overview import show_jobs
 from nanolit.jobs.sweep import JobFailed, conclude
-from nanolit.machine.paths import run_folder
 from nanolit.planning.plans import Plans, fresh_plans, plan_jobs, total
 
 MOST_CORES = 8  # for a GPU: more are a node's whose other GPUs are not rented
@@ -155,7 +155,7 @@ def watch(
 
 def begin(job: Job, settings: dict[str, Any]) -> Submission:
     refuse_running(job)
-    if not any(run_folder(job["root"], "").glob("*/submission.json")):
+    if not submissions(job["root"]):
         say("the first submission builds the image, for some minutes; later ones find it")
     submission = submit(upload_paths(job, settings), settings)
     say(f"── {job['run']} submitted as {submission['app']}: {submission['dashboard']}")

@@ -122,15 +122,37 @@ def evaluate_core(
         tasks.append((label, items, kept, asked, missing))
     progress = _Progress(labels)
     for label, items, kept, asked, missing in tasks:
+        finish: Callable[[], None] | None = None
         for first in range(0, len(missing), CHUNK):
             progress.show(label, first, len(missing))
-            indices = missing[first : first + CHUNK]
-            questions = ask(label, items, indices, tokenizer, crop=crop)
-            spans = _score_on_all_ranks(scorer, [question.group for question in questions])
-            scored = map(judged, indices, questions, spans)
-            kept.add({**item, "question": items[item["index"]]} for item in scored)
+            begun = _ask_chunk(scorer, tokenizer, label, items, missing[first : first + CHUNK], kept, crop)
+            if finish:  # a GPU reads the next prompts while these are written down
+                finish()
+            finish = begun
+        if finish:
+            finish()
         yield label.name, kept.scored(label.name, asked, baseline=label.baseline / 100)
     progress.end()
+
+
+def _ask_chunk(
+    scorer: Scorer,
+    tokenizer: Encoder,
+    label: Label,
+    items: Sequence[Item],
+    indices: Sequence[int],
+    kept: ItemFile,
+    crop: int | None,
+) -> Callable[[], None]:
+    """Begin to score these items; what is returned waits for the scores and keeps them."""
+    questions = ask(label, items, indices, tokenizer, crop=crop)
+    gather = _start_on_all_ranks(scorer, [question.group for question in questions])
+
+    def finish() -> None:
+        scored = map(judged, indices, questions, gather())
+        kept.add({**item, "question": items[item["index"]]} for item in scored)
+
+    return finish
 
 
 def _shuffled(bundle: Path, label: Label) -> tuple[list[Item], str]:
@@ -180,15 +202,20 @@ def judged(index: int, question: Question, spans: Sequence[Span]) -> ScoredItem:
     }
 
 
-def _score_on_all_ranks(scorer: Scorer, groups: Sequence[Group]) -> list[list[Span]]:
-    """Deal the groups out by length, to and fro, so that ranks end together; gather every span."""
+def _start_on_all_ranks(scorer: Scorer, groups: Sequence[Group]) -> Callable[[], list[list[Span]]]:
+    """Deal the groups out by length, to and fro, so that ranks end together; the rest gathers every span."""
     world = world_size()
     order = sorted(range(len(groups)), key=lambda index: -sum(map(len, groups[index].texts)))
     turns = [n % world if (n // world) % 2 == 0 else world - 1 - n % world for n in range(len(order))]
     mine = [index for index, turn in zip(order, turns, strict=True) if turn == rank()]
-    scored = dict(zip(mine, scorer.score([groups[index] for index in mine]), strict=True))
-    scored = {index: spans for piece in gathered(scored) for index, spans in piece.items()}
-    return [scored[index] for index in range(len(groups))]
+    wait = scorer.start([groups[index] for index in mine])
+
+    def gather() -> list[list[Span]]:
+        scored = dict(zip(mine, wait(), strict=True))
+        scored = {index: spans for piece in gathered(scored) for index, spans in piece.items()}
+        return [scored[index] for index in range(len(groups))]
+
+    return gather
 
 
 class _Progress:

@@ -4,7 +4,7 @@ A text begins with the tokenizer's BOS (GPT-2's is <|endoftext|>), is padded on 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,17 @@ class ForeignModel:
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [np.array([self.bos_id] * bos + ids, dtype=np.int64) for ids in encoded]
 
-    @torch.inference_mode()
-    def score(self, groups: Sequence[Group]) -> list[list[Span]]:
-        """Return a Span for every text of every group."""
+    def start(self, groups: Sequence[Group]) -> Callable[[], list[list[Span]]]:
+        """Score groups at once; see spans.Scorer."""
         parts = [part for group in groups for part in zip(group.texts, group.starts, strict=True)]
         spans: dict[int, Span] = {}
         for batch in batches_of([len(text) for text, _ in parts], BATCH_TOKENS):
             spans |= zip(batch, self._read([parts[place] for place in batch]), strict=True)
         in_order = (spans[place] for place in range(len(parts)))
-        return [[next(in_order) for _ in group.texts] for group in groups]
+        scored = [[next(in_order) for _ in group.texts] for group in groups]
+        return lambda: scored
 
+    @torch.inference_mode()
     def _read(self, parts: Sequence[tuple[np.ndarray, int]]) -> list[Span]:
         T = max(len(text) for text, _ in parts)
         padded = [np.pad(text, (0, T - len(text)), constant_values=self.bos_id) for text, _ in parts]

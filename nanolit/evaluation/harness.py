@@ -48,7 +48,7 @@ class HarnessModel(TemplateLM):
             groups.setdefault(tuple(before), []).append(place)
         asked = [self._group([pairs[place] for place in places]) for places in groups.values()]
         scores: dict[int, tuple[float, bool]] = {}
-        for places, group, spans in zip(groups.values(), asked, self.scorer.score(asked), strict=True):
+        for places, group, spans in zip(groups.values(), asked, self.scorer.start(asked)(), strict=True):
             for place, text, start, span in zip(places, group.texts, group.starts, spans, strict=True):
                 scores[place] = -span.loss * (len(text) - start), span.greedy
         return [scores[place] for place in range(len(pairs))]

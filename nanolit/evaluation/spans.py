@@ -6,7 +6,7 @@ place, the predecessor and the keys that it has in its own text, so the losses a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,18 +57,19 @@ class Scorer(Protocol):
     @property
     def max_positions(self) -> int: ...
 
-    def score(self, groups: Sequence[Group]) -> list[list[Span]]: ...
+    def start(self, groups: Sequence[Group]) -> Callable[[], list[list[Span]]]:
+        """Begin to read groups; what is returned waits for the device and gives each text's Span."""
+        ...
 
 
 class OwnScorer:
     """A NanoLit model as it is now: later changes of its weights need a new scorer."""
 
     def __init__(self, model: GPT) -> None:
-        self.decoder = Decoder(model, plain=True)  # its kernels are for single steps
-        self.max_positions = model.max_positions
+        self.decoder, self.max_positions = Decoder(model), model.max_positions
 
-    def score(self, groups: Sequence[Group]) -> list[list[Span]]:
-        return score_groups(self.decoder, groups)
+    def start(self, groups: Sequence[Group]) -> Callable[[], list[list[Span]]]:
+        return start_scoring(self.decoder, groups)
 
 
 @dataclass(frozen=True)
@@ -106,23 +107,41 @@ def lay_out(group: Group) -> Row:
 
 
 def score_groups(decoder: Decoder, groups: Sequence[Group]) -> list[list[Span]]:
-    """Return a Span for every text of every group. Groups are read by length, which changes no result."""
+    """Return a Span for every text of every group."""
+    return start_scoring(decoder, groups)()
+
+
+def start_scoring(decoder: Decoder, groups: Sequence[Group]) -> Callable[[], list[list[Span]]]:
+    """Begin to score; see Scorer. Groups are read by length, which changes no result.
+
+    A GPU has all its work when this returns, and the host is free to lay out the next groups.
+    """
     longest = max((len(text) for group in groups for text in group.texts), default=0)
     if longest > decoder.model.max_positions:
         raise ValueError(
             f"a prompt has {longest:,} tokens; this model takes at most {decoder.model.max_positions:,}: "
             f"give crop={decoder.model.max_positions}"
         )
-    spans: list[list[Span]] = [[] for _ in groups]
     # Texts that begin alike are a row; cropped ones may share nothing, and are rows of their own
     parts = [(index, part) for index, group in enumerate(groups) for part in parts_of(group)]
-    rows, scored = [lay_out(part) for _, part in parts], list[list[Span]]([[] for _ in parts])
-    for batch in batches_of([len(row.ids) for row in rows], BATCH_TOKENS):
-        for place, of_row in zip(batch, _score(decoder, [rows[place] for place in batch]), strict=True):
-            scored[place] = of_row
-    for (index, _), of_row in zip(parts, scored, strict=True):
-        spans[index] += of_row
-    return spans
+    rows = [lay_out(part) for _, part in parts]
+    read = [
+        (batch, _read(decoder, [rows[place] for place in batch]))
+        for batch in batches_of([len(row.ids) for row in rows], BATCH_TOKENS)
+    ]
+
+    def finish() -> list[list[Span]]:
+        scored, spans = list[list[Span]]([[] for _ in parts]), list[list[Span]]([[] for _ in groups])
+        for batch, tensors in read:
+            lengths = [len(target) for place in batch for target in rows[place].targets]
+            of_batch = spans_of(*tensors, lengths)
+            for place in batch:
+                scored[place] = [next(of_batch) for _ in rows[place].targets]
+        for (index, _), of_row in zip(parts, scored, strict=True):
+            spans[index] += of_row
+        return spans
+
+    return finish
 
 
 def parts_of(group: Group) -> list[Group]:
@@ -133,21 +152,24 @@ def parts_of(group: Group) -> list[Group]:
 
 
 @torch.inference_mode()
-def _score(decoder: Decoder, rows: Sequence[Row]) -> list[list[Span]]:
+def _read(decoder: Decoder, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Return the losses (M,) of all spans' tokens, and whether each is the likeliest."""
     hidden_BTC = _hidden(decoder, rows)
-    device, T = hidden_BTC.device, hidden_BTC.size(1)
+    T, losses, hits = hidden_BTC.size(1), [], []
     places = [b * T + where for b, row in enumerate(rows) for where in row.predictors]
-    at_M = torch.from_numpy(np.concatenate(places)).to(device)
-    targets_M = torch.from_numpy(np.concatenate([target for row in rows for target in row.targets])).to(
-        device
-    )
-    losses, hits = [], []
+    at_M = _on(hidden_BTC.device, np.concatenate(places))
+    targets_M = _on(at_M.device, np.concatenate([target for row in rows for target in row.targets]))
     for at, targets in zip(at_M.split(HEAD_TOKENS), targets_M.split(HEAD_TOKENS), strict=True):
         logits_MV = decoder.logits(hidden_BTC.flatten(0, 1)[at])
         losses.append(F.cross_entropy(logits_MV, targets, reduction="none"))
         hits.append(logits_MV.argmax(-1) == targets)
-    of_rows = spans_of(torch.cat(losses), torch.cat(hits), [len(where) for where in places])
-    return [[next(of_rows) for _ in row.targets] for row in rows]
+    return torch.cat(losses), torch.cat(hits)
+
+
+def _on(device: torch.device, numbers: np.ndarray) -> Tensor:
+    """Copy to the device without waiting for what it has to do before."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def spans_of(losses_M: Tensor, hits_M: Tensor, lengths: Sequence[int]) -> Iterator[Span]:
@@ -170,8 +192,10 @@ def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
     T = -(-max(len(row.ids) for row in rows) // TILE) * TILE
 
     def padded(name: str, filler: int) -> Tensor:
-        parts = [np.pad(getattr(row, name), (0, T - len(row.ids)), constant_values=filler) for row in rows]
-        return torch.from_numpy(np.stack(parts)).to(device)
+        numbers = np.full((len(rows), T), filler, np.int64)
+        for line, row in zip(numbers, rows, strict=True):
+            line[: len(row.ids)] = getattr(row, name)
+        return _on(device, numbers)
 
     ids_BT, places_BT, before_BT = padded("ids", 0), padded("places", 0), padded("before", -1)
     x_BTC = norm(model.embedding(ids_BT))
@@ -186,7 +210,8 @@ def _hidden(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
         return endings.attend(y_BTHD, q_BTHD, k_BTKD, v_BTKD, window) if endings else y_BTHD
 
     angles = model.cos_TE[places_BT], model.sin_TE[places_BT]
-    return decoder.blocks(ids_BT, x_BTC, before_BTC, angles, decoder.heads, attend_in_row)
+    kernels = decoder.reads_by_kernels
+    return decoder.blocks(ids_BT, x_BTC, before_BTC, angles, attend_in_row, kernels=kernels)
 
 
 class _Endings:
@@ -200,12 +225,15 @@ class _Endings:
         self, rows: Sequence[Row], endings_BT: Tensor, places_BT: Tensor, dtype: torch.dtype
     ) -> None:
         T, device = endings_BT.size(1), endings_BT.device
-        shared = [int((row.endings == 0).sum()) for row in rows]
-        E = -(-max(len(row.ids) - count for row, count in zip(rows, shared, strict=True)) // 8) * 8
-        begin_B1 = torch.tensor(shared, device=device)[:, None]
-        self.at_BE = (begin_B1 + torch.arange(E, device=device)).clamp(max=T - 1)
-        self.back_BT = (torch.arange(T, device=device) - begin_B1).clamp(0, max(E - 1, 0))
-        self.ending_BT = endings_BT > 0
+        shared = np.array([int((row.endings == 0).sum()) for row in rows])[:, None]
+        lengths = np.array([len(row.ids) for row in rows])[:, None]
+        E = -(-int((lengths - shared).max()) // 8) * 8
+        at_BE = np.minimum(shared + np.arange(E), T - 1)
+        ending_BE = shared + np.arange(E) < lengths
+        self.at_BE = _on(device, at_BE)
+        # Of the endings' tokens, in all rows one after another: their places in (B, E) and in (B, T)
+        self.from_N = _on(device, np.flatnonzero(ending_BE))
+        self.to_N = _on(device, (np.arange(len(rows))[:, None] * T + at_BE)[ending_BE])
         key_B1T, query_BE1 = endings_BT[:, None], endings_BT.gather(1, self.at_BE)[..., None]
         earlier_BET = torch.arange(T, device=device) <= self.at_BE[..., None]
         self.keep_BET = earlier_BET & ((key_B1T == 0) | (key_B1T == query_BE1))
@@ -217,16 +245,16 @@ class _Endings:
         self, y_BTHD: Tensor, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, window: int | None
     ) -> Tensor:
         """Return the rows' attention; `y_BTHD`, causal over whole rows, is right in their beginnings."""
-        if not self.at_BE.size(1):
+        if not len(self.to_N):
             return y_BTHD
-        q_BEHD = _taken(q_BTHD, self.at_BE)
+        q_BEHD = q_BTHD.gather(1, self.at_BE[..., None, None].expand(-1, -1, *q_BTHD.shape[2:]))
         y_BHED = F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q_BEHD, k_BTKD, v_BTKD)),
             attn_mask=self._mask(window),
             enable_gqa=q_BTHD.size(2) != k_BTKD.size(2),
         )
-        ending_BTHD = _taken(y_BHED.transpose(1, 2), self.back_BT)
-        return torch.where(self.ending_BT[..., None, None], ending_BTHD, y_BTHD)
+        ending_NHD = y_BHED.transpose(1, 2).flatten(0, 1)[self.from_N]
+        return y_BTHD.flatten(0, 1).index_copy(0, self.to_N, ending_NHD).view_as(y_BTHD)
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self.masks:
@@ -234,7 +262,3 @@ class _Endings:
             dropped_BET = keep_BET.new_zeros(keep_BET.shape, dtype=self.dtype)
             self.masks[window] = dropped_BET.masked_fill_(~keep_BET, -torch.inf)[:, None]
         return self.masks[window]
-
-
-def _taken(x_BTHD: Tensor, at_BE: Tensor) -> Tensor:
-    return x_BTHD.gather(1, at_BE[..., None, None].expand(-1, -1, *x_BTHD.shape[2:]))

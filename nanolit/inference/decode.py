@@ -6,6 +6,7 @@ where it agrees. What each part of the model is for is said in model/gpt.py and 
 shapes.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from nanolit.inference.sampling import (
 )
 from nanolit.inference.slots import Slots
 from nanolit.kernels.attention import Backend, agrees, attend, attend_by_sdpa, rotate
-from nanolit.kernels.heads import has_kernel, split_heads
+from nanolit.kernels.heads import split_heads
 from nanolit.machine.device import triton_capability
 from nanolit.model.block import Block, norm
 from nanolit.model.gpt import GPT
@@ -54,9 +55,6 @@ class Layer:
     window: int | None
 
 
-Heads = Callable[[Layer, Tensor, Tensor, Where], tuple[Tensor, ...]]  # ids_BT, x_BTC -> queries, keys, values
-
-
 class Decoder:
     """Runs `model` from a copy of its weights in the compute dtype; where they have it, they are shared.
 
@@ -74,7 +72,6 @@ class Decoder:
         ):  # they plan or compile for each shape, and prompts have any length
             has_flash = agrees("flash", model.device, model.compute_dtype, model.head_dim)
             self.backend = "flash" if has_flash else "sdpa"
-        self.has_heads = has_kernel(model.device, model.compute_dtype, model.head_dim) and not plain
         with torch.inference_mode():
             self.layers = [self._pack(layer) for layer in range(config.depth)]
             self.head_VC = model.unembedding.weight.detach().to(model.compute_dtype)
@@ -84,8 +81,17 @@ class Decoder:
             self.scalars = list(zip(r_L, s_L, strict=True))
         # How many parts of a text's keys are attended to already, for each row and head; 0 between two steps
         self.counts = torch.zeros(MAX_ROWS * config.heads, dtype=torch.int32, device=model.device)
-        self.fused_rows = MAX_ROWS if not plain and self._has_kernels() else 0
-        self.marks = marks_of(model)
+        self.plain, self.marks = plain, marks_of(model)
+
+    @functools.cached_property
+    def fused_rows(self) -> int:
+        """How many rows a step by kernels has at most; they are tried when a step is first asked for."""
+        return 0 if self.plain else MAX_ROWS * self._can(self._steps_agree, "decoding")
+
+    @functools.cached_property
+    def reads_by_kernels(self) -> bool:
+        """Whether kernels serve for many tokens; they are tried when some are first read."""
+        return not self.plain and self._can(self._reads_agree, "reading prompts")
 
     @torch.inference_mode()
     def refresh(self) -> None:
@@ -140,8 +146,8 @@ class Decoder:
         if slots is not None:
             slots.previous_BC[rows_B] = x_BTC[texts_B, last_B]
         where = self.model.cos_TE[start:longest], self.model.sin_TE[start:longest]
-        heads = self._trained_heads if self.has_heads else self.heads
-        x_BTC = self.blocks(ids_BT[:, 1:], x_BTC, before_BTC, where, heads, attend_and_keep)
+        ids_BT, kernels = ids_BT[:, 1:], self.reads_by_kernels
+        x_BTC = self.blocks(ids_BT, x_BTC, before_BTC, where, attend_and_keep, kernels=kernels)
         return self.logits(x_BTC[texts_B, last_B])
 
     def step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor, *, longest: int, ragged: bool) -> Tensor:
@@ -172,24 +178,35 @@ class Decoder:
         before_1BC = slots.previous_BC[: len(ids_B)].clone()[None]
         slots.previous_BC[: len(ids_B)] = x_1BC[0]
         where = self.model.cos_TE[positions_B], self.model.sin_TE[positions_B]
-        return self.logits(self.blocks(ids_B[None], x_1BC, before_1BC, where, self.heads, attend_and_keep)[0])
+        return self.logits(self.blocks(ids_B[None], x_1BC, before_1BC, where, attend_and_keep)[0])
 
     def blocks(
-        self, ids_BT: Tensor, x_BTC: Tensor, before_BTC: Tensor, where: Where, heads: Heads, mix: Attend
+        self,
+        ids_BT: Tensor,
+        x_BTC: Tensor,
+        before_BTC: Tensor,
+        where: Where,
+        mix: Attend,
+        *,
+        kernels: bool = False,
     ) -> Tensor:
-        """Return the normalised output of the last block, as GPT._hidden does."""
+        """Return the normalised output of the last block, as GPT._hidden does.
+
+        `where` has the angles of each position, or of each row's own.
+        """
         model = self.model
         if model.smear_gate is not None and model.smear_scale is not None:
             gate_BT1 = torch.sigmoid(model.smear_gate(x_BTC[..., : model.smear_gate.in_features]))
             x_BTC = x_BTC + model.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
+        if kernels:
+            return self._blocks_by_kernels(ids_BT, x_BTC.contiguous(), where, mix)
         x0_BTC = middle_BTC = x_BTC
         for number, layer in enumerate(self.layers):
             if self.scalars:
                 r, s = self.scalars[number]
                 x_BTC = r * x_BTC + s * x0_BTC
-            x_BTC = x_BTC + F.linear(
-                mix(number, *heads(layer, ids_BT, x_BTC, where)).flatten(2), layer.output_CC
-            )
+            y_BTHD = mix(number, *self._heads(layer, ids_BT, x_BTC, where))
+            x_BTC = x_BTC + F.linear(y_BTHD.flatten(2), layer.output_CC)
             x_BTC = x_BTC + F.linear(
                 F.relu(F.linear(norm(x_BTC), layer.expand_FC)).square(), layer.contract_CF
             )
@@ -199,20 +216,42 @@ class Decoder:
             x_BTC = x_BTC - model.backout_scale.to(x_BTC.dtype) * middle_BTC
         return norm(x_BTC)
 
-    def heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
+    def _blocks_by_kernels(self, ids_BT: Tensor, x0_BTC: Tensor, where: Where, mix: Attend) -> Tensor:
+        """Do so in five passes over the stream a layer: operators one by one take more time than products."""
+        from nanolit.kernels import decode_kernel as fused  # imports Triton
+
+        config, backout = self.model.config, self.model.backout_scale
+        # Rows that have angles of their own are one long row to the kernel of training
+        rows = ids_BT.shape if where[0].dim() == 2 else (1, ids_BT.numel())
+        cos_TE, sin_TE = (angles.flatten(0, -2) for angles in where)
+        shape = {"heads": config.heads, "kv_heads": config.kv_heads, "qk_scale": config.qk_scale}
+        x0_MC = x0_BTC.flatten(0, 1)
+        x_MC, normed_MC, middle_MC = x0_MC.clone(), torch.empty_like(x0_MC), torch.empty_like(x0_MC)
+        between = dict[str, Any]()
+        for number, layer in enumerate(self.layers):
+            between["mix"] = (*self.scalars[number], x0_MC) if self.scalars else None
+            fused.prepare(x_MC, normed_MC, **between)
+            qkv_BTX = F.linear(normed_MC, layer.qkv_XC).view(*ids_BT.shape, -1)
+            parts = split_heads(qkv_BTX.view(*rows, -1)[..., : sum(self.split)], cos_TE, sin_TE, **shape)
+            q_BTHD, k_BTKD, v_BTKD = (part.view(*ids_BT.shape, *part.shape[2:]) for part in parts)
+            v_BTKD = self._gated(layer, ids_BT, v_BTKD, qkv_BTX)
+            x_MC.addmm_(mix(number, q_BTHD, k_BTKD, v_BTKD).reshape(len(x_MC), -1), layer.output_CC.T)
+            fused.prepare(x_MC, normed_MC)
+            hidden_MF = F.linear(normed_MC, layer.expand_FC)
+            fused.square(hidden_MF)
+            x_MC.addmm_(hidden_MF, layer.contract_CF.T)
+            between = {"kept_BC": middle_MC if number == config.depth // 2 else None}
+        between["backout"] = None if backout is None else (backout, middle_MC)
+        fused.prepare(x_MC, normed_MC, **between)
+        return normed_MC.view_as(x0_BTC)
+
+    def _heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
         """Return what Attention does: rotated, normalised, scaled queries and keys, and gated values."""
         qkv_BTX, scale = F.linear(norm(x_BTC), layer.qkv_XC), self.model.config.qk_scale
         parts = qkv_BTX[..., : sum(self.split)].split(self.split, dim=-1)
         q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.model.head_dim)) for part in parts)
         v_BTKD = self._gated(layer, ids_BT, v_BTKD, qkv_BTX)
         return norm(rotate(q_BTHD, *where)) * scale, norm(rotate(k_BTKD, *where)) * scale, v_BTKD
-
-    def _trained_heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
-        """Return the same by the kernel of training: a prompt is read by 20 launches a layer less."""
-        config, qkv_BTX = self.model.config, F.linear(norm(x_BTC), layer.qkv_XC)
-        shape = {"heads": config.heads, "kv_heads": config.kv_heads, "qk_scale": config.qk_scale}
-        q_BTHD, k_BTKD, v_BTKD = split_heads(qkv_BTX[..., : sum(self.split)], *where, **shape)
-        return q_BTHD, k_BTKD, self._gated(layer, ids_BT, v_BTKD, qkv_BTX)
 
     def _gated(self, layer: Layer, ids_BT: Tensor, v_BTKD: Tensor, qkv_BTX: Tensor) -> Tensor:
         if layer.table_VX is None:
@@ -312,16 +351,11 @@ class Decoder:
         slots.previous_BC.copy_(before_BC)
         found_BV = self.capped(self.fused_step(slots, table_BX))
         slots.previous_BC.copy_(before_BC)
-        # Rounding gives 0.01 to 0.02; rows that were wrong on a GPU had 0.15 and more
-        return bool(((found_BV - expected_BV).norm(dim=1) < 0.1 * expected_BV.norm(dim=1)).all())
+        return _alike(found_BV, expected_BV)
 
-    @torch.inference_mode()
-    def _has_kernels(self) -> bool:
-        """Try the kernels on made-up texts and logits: whether they run here and agree with plain PyTorch."""
-        model, device, head_dim = self.model, self.model.device, self.model.head_dim
-        fits = model.compute_dtype == FUSED_DTYPE and not head_dim & (head_dim - 1)
-        if not fits or triton_capability(device) < AMPERE:
-            return False
+    def _steps_agree(self) -> bool:
+        """Decode and draw both ways, on made-up texts and logits."""
+        model, device = self.model, self.model.device
         slots, longest = Slots(model, rows=TRIALS, capacity=TRIALS * STRIDE), TRIALS * STRIDE
         generator = torch.Generator(device).manual_seed(0)
         for buffer in slots.buffers:
@@ -333,16 +367,38 @@ class Decoder:
         table_BX, drawn_B = torch.from_numpy(table).to(device), slots.drawn_B.clone()
         logits_BV = 3 * torch.randn(TRIALS, model.vocab_size, generator=generator, device=device)
         expected_B, _ = sample(logits_BV, table_BX, needs_of(table))
+        right = self.agrees(slots, table_BX, longest=longest)
+        self._fused_draw(logits_BV, table_BX, None, drawn_B, softcap=0.0)
+        # Sums in another order may round a draw to its neighbour
+        return right and (drawn_B == expected_B).sum().item() >= TRIALS - 1
+
+    def _reads_agree(self) -> bool:
+        """Read made-up texts both ways, with angles for all of them and for each."""
+        model = self.model
+        ids_BT = torch.arange(TRIALS * STRIDE, device=model.device).view(TRIALS, STRIDE) % model.vocab_size
+        x_BTC, where = norm(model.embedding(ids_BT)), (model.cos_TE[:STRIDE], model.sin_TE[:STRIDE])
+
+        def mix(layer: int, *heads: Tensor) -> Tensor:
+            return attend(*heads, window=self.layers[layer].window, backend=self.backend)
+
+        expected_BTC = self.blocks(ids_BT, x_BTC, x_BTC, where, mix)
+        own = (where[0].expand(TRIALS, -1, -1), where[1].expand(TRIALS, -1, -1))
+        found = (self.blocks(ids_BT, x_BTC, x_BTC, w, mix, kernels=True) for w in (where, own))
+        return all(_alike(found_BTC, expected_BTC) for found_BTC in found)
+
+    @torch.inference_mode()
+    def _can(self, agree: Callable[[], bool], doing: str) -> bool:
+        """Return whether kernels run here and agree with plain PyTorch; warn if not."""
+        model = self.model
+        fits = model.compute_dtype == FUSED_DTYPE and not model.head_dim & (model.head_dim - 1)
+        if not fits or triton_capability(model.device) < AMPERE:
+            return False
         try:
-            right = self.agrees(slots, table_BX, longest=longest)
-            self._fused_draw(logits_BV, table_BX, None, drawn_B, softcap=0.0)
-            # Sums in another order may round a draw to its neighbour
-            right &= (drawn_B == expected_B).sum().item() >= TRIALS - 1
-            problem = "" if right else "they are wrong here"
+            problem = "" if agree() else "they are wrong here"
         except Exception as error:  # not for this GPU or this Triton
             problem = " ".join(str(error).split())
         if problem:
-            warnings.warn(f"decoding without our kernels, slower: {problem}", stacklevel=2)
+            warnings.warn(f"{doing} without our kernels, slower: {problem}", stacklevel=2)
         return not problem
 
     def _pack(self, number: int) -> Layer:
@@ -359,6 +415,11 @@ class Decoder:
         qkv_XC = torch.cat([row.to(dtype) for row in rows])
         qkv_XC = F.pad(qkv_XC, (0, 0, 0, -len(qkv_XC) % ALIGNED))
         return Layer(qkv_XC, output_CC, expand_FC, contract_CF, table, attention.window)
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    # Rounding gives 0.01 to 0.02; rows that were wrong on a GPU had 0.15 and more
+    return bool(((found - expected).norm(dim=-1) < 0.1 * expected.norm(dim=-1)).all())
 
 
 def batches_of(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:

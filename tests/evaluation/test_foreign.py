@@ -59,8 +59,8 @@ def test_texts_read_alone_and_padded_have_the_losses_of_shared_beginnings(
     monkeypatch.setattr(foreign, "BATCH_TOKENS", budget)
     model, _ = load_release(RELEASE, device=torch.device("cpu"))
     groups = drawn_groups(model.vocab_size)
-    scored = ForeignModel(AsTransformers(model), Tokenizer()).score(groups)
-    for found, expected in zip(scored, OwnScorer(model).score(groups), strict=True):
+    scored = ForeignModel(AsTransformers(model), Tokenizer()).start(groups)()
+    for found, expected in zip(scored, OwnScorer(model).start(groups)(), strict=True):
         assert [span.loss for span in found] == pytest.approx([span.loss for span in expected], abs=1e-5)
         assert [span.greedy for span in found] == [span.greedy for span in expected]
 

@@ -36,20 +36,23 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=["classic", "modern", "grouped"])
 def model(request) -> GPT:
+    return build_model(CLASSIC if request.param == "classic" else MODERN, 1 + (request.param != "grouped"))
+
+
+def build_model(recipe: dict, kv_heads: int) -> GPT:
     """Four layers of width 256 in bfloat16; modern ones have a window of 128 positions."""
-    recipe = CLASSIC if request.param == "classic" else MODERN
     with torch.device("meta"):
         gpt = GPT(
             GPTConfig(
                 depth=4,
                 width=256,
                 heads=2,
-                kv_heads=1 if request.param == "grouped" else 2,
+                kv_heads=kv_heads,
                 vocab_size=265,
                 context=512,
                 softcap=15.0,
                 vocab_multiple=64,
-                **recipe | {"window_pattern": "SSSL" if request.param != "classic" else "L"},
+                **recipe | {"window_pattern": "L" if recipe is CLASSIC else "SSSL"},
             )
         )
     gpt.to_empty(device="cuda")

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_evaluating_by_hand_gives_the_same_and_asks_nothing_again(
     finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, root = finished
-    monkeypatch.delattr(OwnScorer, "score")
+    monkeypatch.delattr(OwnScorer, "start")
     monkeypatch.delattr(questions, "_texts")  # no prompt is even rendered
     assert evaluate.main([f"root={root}", "run=tiny/base", "tasks=core", "offline=true"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"] == scores(root)[0]
@@ -83,14 +84,14 @@ def test_core_interrupted_at_the_end_resumes_there_and_says_how(
     shutil.rmtree(stage / "evaluation")
     asked: list[int] = []
 
-    def score(self: OwnScorer, groups: list) -> list:
+    def start(self: OwnScorer, groups: list) -> Callable[[], list]:
         asked.append(len(groups))
         if interrupts and len(asked) == 4:
             raise KeyboardInterrupt
-        return score_groups(self, groups)
+        return start_scoring(self, groups)
 
-    score_groups, interrupts = OwnScorer.score, True
-    monkeypatch.setattr(OwnScorer, "score", score)
+    start_scoring, interrupts = OwnScorer.start, True
+    monkeypatch.setattr(OwnScorer, "start", start)
     result = train(corpus, tmp_path / "root")
     assert result["status"] == "interrupted"
     assert "base is trained, CORE was interrupted; continue with: python -m nanolit.train " in result["error"]

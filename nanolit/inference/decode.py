@@ -321,25 +321,28 @@ class Decoder:
         seen_BV: Tensor | None,
         drawn_B: Tensor,
         softcap: float = 0.0,
+        mail: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | None:
         """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed.
 
-        Logits of `fused_step` need the model's softcap, others have it already.
+        Logits of `fused_step` need the model's softcap, others have it already. For `mail`, which kernels
+        alone can fill, see decode_kernel.sample.
         """
         if self.fused_rows:
-            log_probs_B = self._fused_draw(logits_BV, table_BX, seen_BV, drawn_B, softcap=softcap)
+            rest: dict[str, Any] = {"softcap": softcap, "mail": mail}
+            log_probs_B = self._fused_draw(logits_BV, table_BX, seen_BV, drawn_B, **rest)
             return log_probs_B if needs.log_probs else None
         ids_B, log_probs_B = sample(logits_BV, table_BX, needs, seen_BV=seen_BV)
         drawn_B.copy_(ids_B)
         return log_probs_B
 
     def _fused_draw(
-        self, logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor, *, softcap: float
+        self, logits_BV: Tensor, table_BX: Tensor, seen_BV: Tensor | None, drawn_B: Tensor, **rest: Any
     ) -> Tensor:
         from nanolit.kernels import decode_kernel  # imports Triton
 
         log_probs_B = logits_BV.new_empty(len(logits_BV), dtype=torch.float32)
-        decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B, softcap=softcap)
+        decode_kernel.sample(logits_BV, table_BX, seen_BV, drawn_B, log_probs_B, **rest)
         return log_probs_B
 
     def agrees(self, slots: Slots, table_BX: Tensor, *, longest: int) -> bool:
@@ -368,7 +371,7 @@ class Decoder:
         logits_BV = 3 * torch.randn(TRIALS, model.vocab_size, generator=generator, device=device)
         expected_B, _ = sample(logits_BV, table_BX, needs_of(table))
         right = self.agrees(slots, table_BX, longest=longest)
-        self._fused_draw(logits_BV, table_BX, None, drawn_B, softcap=0.0)
+        self._fused_draw(logits_BV, table_BX, None, drawn_B)
         # Sums in another order may round a draw to its neighbour
         return right and (drawn_B == expected_B).sum().item() >= TRIALS - 1
 

@@ -27,12 +27,11 @@ from nanolit.inference.sampling import (
     LOG_PROBS,
     PENALTY,
     POSITION,
+    SEED,
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    UNIFORM,
     needs_of,
-    uniforms,
 )
 from nanolit.inference.slots import Slots, row_bytes
 from nanolit.machine.device import pick_devices
@@ -79,7 +78,7 @@ class Engine:
         self.lock = threading.RLock()
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []  # row b has slot b, and line b of the table
-        self.table, self.seeds = np.zeros((MAX_ROWS, COLUMNS), np.int32), np.zeros(MAX_ROWS, np.uint64)
+        self.table = np.zeros((MAX_ROWS, COLUMNS), np.int32)
         self.launched: deque[tuple[list[Row], Callable[[], list[list]]]] = deque()
         self.kept = OrderedDict[tuple[int, ...], list[Tensor]]()  # texts, and their slots' content
         self.decoder: Decoder | None = None
@@ -226,24 +225,25 @@ class Engine:
             joined.extend(group[1:])
             order.extend([source] * (len(group) - 1))
         self.rows.extend(joined)
-        table, seeds = self.table[first : len(self.rows)], self.seeds[first : len(self.rows)]
-        for line, row in enumerate(joined):
-            seeds[line] = row.seed
-            self._fill(table[line], row.request)
-        table.view(np.float32)[:, UNIFORM] = uniforms(seeds, table[:, POSITION])
+        table = self.table[first : len(self.rows)]
+        for line, row in zip(table, joined, strict=True):
+            self._fill(line, row)
         needs, seen_BV, drawn_B = needs_of(table), None, slots.drawn_B[first : len(self.rows)]
         if needs.penalty:
             seen_BV = slots.note_prompts(
                 [row.request.prompt_ids for row in joined], first, self.model.vocab_size
             )
-        settings = torch.from_numpy(table).to(logits_BV.device)
+        settings = torch.from_numpy(table).to(logits_BV.device, copy=True)
+        settings[:, POSITION] -= 1  # the prompt's last token has been fed
         log_probs_B = launcher.decoder.draw(
             logits_BV[order], settings, needs, seen_BV=seen_BV, drawn_B=drawn_B
         )
         self.launched.append((joined, launcher.download(drawn_B, log_probs_B)))
 
-    def _fill(self, line: np.ndarray, request: Request) -> None:
-        numbers, greedy = line.view(np.float32), request.temperature == 0
+    def _fill(self, line: np.ndarray, row: Row) -> None:
+        request, numbers = row.request, line.view(np.float32)
+        greedy = request.temperature == 0
+        line[SEED : SEED + 2].view(np.uint64)[0] = row.seed
         line[POSITION], line[LOG_PROBS] = len(request.prompt_ids), request.log_probs
         line[TOP_K] = 0 if greedy else min(request.top_k or 0, self.model.vocab_size)
         numbers[TEMPERATURE], numbers[TOP_P] = request.temperature, 1 if greedy else request.top_p
@@ -258,7 +258,6 @@ class Engine:
             row.known(place - row.start)
             for row, place in zip(self.rows, table[:, POSITION].tolist(), strict=True)
         ]
-        table.view(np.float32)[:, UNIFORM] = uniforms(self.seeds[: len(self.rows)], table[:, POSITION] + 1)
         self.launched.append(([*self.rows], self.launcher.decode(table)))
         table[:, POSITION] += 1
         return True
@@ -288,8 +287,7 @@ class Engine:
             self._keep(row, place, slots)
         if place != last:
             slots.copy_row(last, slice(place, place + 1), length=int(self.table[last, POSITION]))
-            self.table[place], self.seeds[place] = self.table[last], self.seeds[last]
-            self.rows[place] = self.rows[last]
+            self.table[place], self.rows[place] = self.table[last], self.rows[last]
         self.rows.pop()
 
     def _keep(self, row: Row, place: int, slots: Slots) -> None:

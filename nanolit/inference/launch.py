@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from nanolit.inference.decode import Decoder, padded
-from nanolit.inference.sampling import COLUMNS, FORCED, POSITION, Needs, needs_of
+from nanolit.inference.sampling import COLUMNS, FORCED, LOG_PROBS, POSITION, TURN, Needs, needs_of
 from nanolit.inference.slots import Slots
 
 MAX_GRAPHS = 32  # the longest unused one makes room: settings of sampling and long texts add shapes
 FIRST_REACH = 256  # positions; each longer graph of a prompt or a plain step has twice as many
 LONGEST_PROMPT = 2048  # that has a graph: longer ones keep the GPU busy without
+TURNS = 4  # whose draws the mail keeps; the engine has at most two unread
 T = TypeVar("T")
 
 Draws = tuple[Tensor, Tensor | None]  # ids and, where asked for, their log-probabilities
@@ -44,29 +45,65 @@ class Launcher:
         # Graphs share their memory: they never overlap, and a launch's draws are copied before the next one
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
         self.table = torch.zeros(slots.rows, COLUMNS, dtype=torch.int32, device=device)
+        # What the device's table will be: the sampling kernel moves it on, so that few steps send it
+        self.expected, self.turn = np.zeros((slots.rows, COLUMNS), np.int32), 0
+        # Kernels write draws into the host's memory: a copy after every step would hold the next one up
+        self.mail = (
+            torch.zeros(TURNS, slots.rows, dtype=torch.int64, pin_memory=self.captures),
+            torch.zeros(TURNS, slots.rows, pin_memory=self.captures),
+        )
 
     def decode(self, table: np.ndarray) -> Callable[[], list[list]]:
-        """Feed each row its forced token or its newest draw, and draw the next; see `download`."""
+        """Feed each row its forced token or its newest draw, and draw the next; see `download`.
+
+        The column TURN of the table is filled here.
+        """
+        rows = len(table)
+        bucket = min(bucket_of(rows), self.slots.rows)
+        if not self.captures or self.decoder.fused_rows < bucket:
+            return self._decode_plainly(table, bucket)
+        table[:, TURN] = self.turn
+        expected = self.expected[:bucket]
+        if not np.array_equal(expected[:rows], table) or expected[rows:].any():
+            expected[:rows], self.expected[rows:] = table, 0
+            self.upload(expected)
+        needs = Needs(
+            penalty=self.slots.seen_BV is not None, log_probs=True
+        )  # kernels see what each row needs
+        try:
+            self._replay(bucket, self.slots.capacity, needs)  # as far as each row reaches
+        except Exception as error:  # from here on the next slower way serves
+            what = f"our kernels from {bucket} rows on"
+            warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
+            self.decoder.fused_rows = bucket // 2
+            self.graphs.clear()
+            return self.decode(table)
+        ready, draws = torch.cuda.Event(), [mailed[self.turn % TURNS, :rows].numpy() for mailed in self.mail]
+        ready.record()
+        draws = draws if table[:, LOG_PROBS].any() else draws[:1]
+        self.turn += 1
+        expected[:rows, FORCED] = -1
+        expected[:rows, POSITION] += 1
+        expected[:rows, TURN] += 1
+        return lambda: ready.synchronize() or [draw.tolist() for draw in draws]
+
+    def _decode_plainly(self, table: np.ndarray, bucket: int) -> Callable[[], list[list]]:
         rows, longest = len(table), int(table[:, POSITION].max()) + 1
         if not self.captures:
             ragged = bool((table[:, POSITION] != longest - 1).any())
             return self.download(*self.step(self.upload(table), longest, needs_of(table), ragged=ragged))
-        bucket = min(bucket_of(rows), self.slots.rows)
         self.upload(np.pad(table, ((0, bucket - rows), (0, 0))))
+        self.expected[:] = 0  # the kernels' next step sends its table
         needs, reach = needs_of(table), bucket_of(max(longest, FIRST_REACH))
         needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
-        if self.decoder.fused_rows:  # the kernel that samples does for each row what it needs
+        if self.decoder.fused_rows:
             needs = Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
-        fused = self.decoder.fused_rows >= bucket
-        if fused:  # as far as each row reaches
-            reach = self.slots.capacity
         try:
             draws = self._replay(bucket, min(reach, self.slots.capacity), needs)
-        except Exception as error:  # a kernel or a capture failed: from here on the next slower way serves
-            what = f"our kernels from {bucket} rows on" if fused else "CUDA graphs"
-            warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
-            self.decoder.fused_rows = bucket // 2 if fused else self.decoder.fused_rows
-            self.captures = fused
+        except Exception as error:  # a capture failed
+            reason = " ".join(str(error).split())
+            warnings.warn(f"decoding without CUDA graphs, slower: {reason}", stacklevel=2)
+            self.captures = False
             self.graphs.clear()
             return self.decode(table)
         return self.download(*(draw if draw is None else draw[:rows] for draw in draws))
@@ -117,7 +154,8 @@ class Launcher:
             if seen_BV is not None:
                 seen_BV.scatter_(1, ids_B[:, None], True)
         drawn_B = slots.drawn_B[:B]
-        rest = {"seen_BV": seen_BV, "drawn_B": drawn_B, "softcap": softcap}
+        mail = self.mail if self.captures and decoder.fused_rows >= B else None
+        rest = {"seen_BV": seen_BV, "drawn_B": drawn_B, "softcap": softcap, "mail": mail}
         return drawn_B, decoder.draw(logits_BV, table, needs, **rest)
 
     def upload(self, table: np.ndarray) -> Tensor:
@@ -154,7 +192,8 @@ class Launcher:
 
     def _capture(self, bucket: int, reach: int, needs: Needs) -> tuple[torch.cuda.CUDAGraph, Draws]:
         """Record the step, after a rehearsal: kernels are tried, libraries set up what graphs can't hold."""
-        states = (self.slots.drawn_B, self.slots.previous_BC)  # a step moves these on; all else it repeats
+        # A step moves these on; all else it repeats
+        states = (self.slots.drawn_B, self.slots.previous_BC, self.table)
         before = [state.clone() for state in states]
 
         def rehearse() -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 # The constants of SplitMix64, a hash of a counter: https://prng.di.unimi.it/splitmix64.c
-GOLDEN, MIX_1, MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-# The columns of a batch's table, int32 with a line a row; from UNIFORM on the bits are float32's
-FORCED, POSITION, TOP_K, LOG_PROBS, UNIFORM, TEMPERATURE, TOP_P, PENALTY = range(8)
-COLUMNS = 8
+GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+# The columns of a batch's table, int32 with a line a row. Three hold the bits of a float32; SEED is the first
+# of two that hold those of a uint64; POSITION is that of the token that is fed, -1 of which is FORCED
+FORCED, POSITION, TOP_K, LOG_PROBS, TEMPERATURE, TOP_P, PENALTY, TURN, SEED = range(9)
+COLUMNS = 10
 
 
 def check_settings(
@@ -81,8 +82,9 @@ def sample(
 ) -> tuple[Tensor, Tensor | None]:
     """Return an id (B,) int64 for each row, -1 where logits are not finite, and log-probabilities if needed.
 
-    A draw inverts the cumulative distribution at the row's uniform number. The log-probability is that of the
-    distribution drawn from; of a row with temperature 0 it is the model's own. Waits for nothing.
+    A draw inverts the cumulative distribution at a uniform number, of the row's seed and position. The
+    log-probability is that of the distribution drawn from; of a row with temperature 0 it is the model's own.
+    Waits for nothing.
     """
     logits_BV, numbers = logits_BV.float(), table.view(torch.float32)
     if needs.penalty and seen_BV is not None:  # as CTRL, https://arxiv.org/abs/1909.05858, section 4.1
@@ -109,7 +111,7 @@ def sample(
     probabilities_BV = (log_probs_BV.cpu() if device.type == "mps" else log_probs_BV).exp()
     cumulative_BV = probabilities_BV.cumsum(dim=-1, dtype=torch.float64)
     total_B1 = cumulative_BV[:, -1:]
-    point_B1 = numbers[:, UNIFORM, None].to(total_B1.device) * total_B1
+    point_B1 = uniforms(table.to(total_B1.device))[:, None] * total_B1
     drawn_B1 = torch.searchsorted(cumulative_BV, point_B1, right=True).clamp(max=logits_BV.size(1) - 1)
     ids_B = drawn_B1[:, 0].to(device)
     if likeliest_B is not None:
@@ -118,13 +120,24 @@ def sample(
     return torch.where(total_B1[:, 0].isfinite().to(device), ids_B, -1), log_probs_B
 
 
-def uniforms(seeds_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
-    """Return float32 numbers in [0, 1), one for each pair of seed (uint64) and position."""
-    hashed = seeds_B + (positions_B.astype(np.uint64) + np.uint64(1)) * GOLDEN  # modulo 2^64
-    hashed = (hashed ^ (hashed >> np.uint64(30))) * MIX_1
-    hashed = (hashed ^ (hashed >> np.uint64(27))) * MIX_2
+def uniforms(table: Tensor) -> Tensor:
+    """Return float32 numbers in [0, 1), one for each row's seed and the position after its own."""
+    low_B, high_B = (table[:, SEED + word].long() for word in (0, 1))
+    counter_B = table[:, POSITION].long() + 2
+    hashed_B = (high_B << 32 | low_B & 0xFFFFFFFF) + counter_B * _signed(GOLDEN)  # modulo 2^64
+    hashed_B = (hashed_B ^ _shifted(hashed_B, 30)) * _signed(MIX_1)
+    hashed_B = (hashed_B ^ _shifted(hashed_B, 27)) * _signed(MIX_2)
     # 24 bits: as many as float32 holds exactly, so that no number rounds to 1
-    return ((hashed ^ (hashed >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+    return _shifted(hashed_B ^ _shifted(hashed_B, 31), 40).float() / 2**24
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _shifted(numbers: Tensor, bits: int) -> Tensor:
+    """Shift to the right, and fill with zeros as for unsigned numbers."""
+    return numbers >> bits & (1 << 64 - bits) - 1
 
 
 def _least_likely(logits: Tensor, top_p: Tensor | float) -> Tensor:

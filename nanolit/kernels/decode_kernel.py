@@ -70,17 +70,21 @@ def sample(
     log_probs_B: Tensor,
     *,
     softcap: float = 0.0,
+    mail: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Draw as inference.sampling.sample does, whatever the rows ask for, a program a row.
 
-    With `softcap` logits become softcap·tanh(logits / softcap) first.
+    With `softcap` logits become softcap·tanh(logits / softcap) first. `mail`, ids and log-probabilities by
+    turn and row, gets the draws too, and the table then moves on by a position and a turn.
     """
     (B, V), block = logits_BV.shape, triton.next_power_of_2(logits_BV.size(1))
     warps = min(32, max(4, block // 2048))  # 64 logits a thread: more would not stay in registers
     seen = drawn_B if seen_BV is None else seen_BV.view(torch.uint8)
+    ids, log_probs = mail or (drawn_B.view(1, -1), log_probs_B)
     _sample[(B,)](
-        *(logits_BV, table_BX, seen, drawn_B, log_probs_B, softcap, V, logits_BV.stride(0), table_BX.size(1)),
-        *(seen_BV is not None, softcap > 0, max(block // CHUNK, 1), min(CHUNK, block)),
+        *(logits_BV, table_BX, seen, drawn_B, log_probs_B, ids, log_probs, softcap, V, logits_BV.stride(0)),
+        *(table_BX.size(1), ids.size(0), ids.size(1), seen_BV is not None, softcap > 0, mail is not None),
+        *(max(block // CHUNK, 1), min(CHUNK, block)),
         **_launch(logits_BV, warps=warps),
     )
 
@@ -235,9 +239,14 @@ def _begin(
 
 @triton.jit
 def _order(x):
-    """Return whole numbers in the order of these float32 numbers."""
-    bits = x.to(tl.int32, bitcast=True)
+    """Return whole numbers in the order of these float32 numbers, of which -0 is 0."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _number(key):
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -254,32 +263,32 @@ def _kth_largest(keys, k, low, high):
 
 @triton.jit
 def _sample(
-    logits, rows, seen, drawn, log_probs, softcap, V, row_stride, COLUMNS: tl.constexpr, SEEN: tl.constexpr,
-    SOFTCAP: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
+    logits, rows, seen, drawn, log_probs, mailed_ids, mailed_log_probs, softcap, V, row_stride,
+    COLUMNS: tl.constexpr, TURNS: tl.constexpr, MAILED, SEEN: tl.constexpr, SOFTCAP: tl.constexpr,
+    MAIL: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     line, logits, seen = rows + row * COLUMNS, logits + row * row_stride, seen + row * V
-    top_k, uniform = tl.load(line + 2), tl.load(line + 4).to(tl.float32, bitcast=True)
-    temperature = tl.load(line + 5).to(tl.float32, bitcast=True)
-    top_p = tl.load(line + 6).to(tl.float32, bitcast=True)
-    penalty = tl.load(line + 7).to(tl.float32, bitcast=True)
+    position, top_k, turn = tl.load(line + 1), tl.load(line + 2), tl.load(line + 7)
+    temperature = tl.load(line + 4).to(tl.float32, bitcast=True)
+    top_p = tl.load(line + 5).to(tl.float32, bitcast=True)
+    penalty = tl.load(line + 6).to(tl.float32, bitcast=True)
     place = tl.arange(0, CHUNKS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    x = _penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP)
-    keys = _order(x)
-    best = tl.max(tl.max(x, axis=1), axis=0)
-    id = tl.min(tl.min(tl.where(x == best, place, CHUNKS * CHUNK), axis=1), axis=0)
+    # Keys alone stay in registers: numbers come back from them
+    keys = _order(_penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP))
     largest = tl.max(keys, axis=1)
-    high = tl.max(largest, axis=0) + 1
-    least = tl.min(tl.min(keys, axis=1), axis=0)
+    highest, least = tl.max(largest, axis=0), tl.min(tl.min(keys, axis=1), axis=0)
+    best, high = _number(highest), highest + 1
+    id = tl.min(tl.min(tl.where(keys == highest, place, CHUNKS * CHUNK), axis=1), axis=0)
     if top_k > 0:
         if top_k < CHUNKS:  # a bound to begin with: the k-th of the chunks' largest keys
             least = _kth_largest(largest, top_k, least, high)
         least = _kth_largest(keys, top_k, least, high)
     warmth = tl.where(temperature == 0, 1.0, temperature)
-    weights = tl.where(keys >= least, tl.exp((x - best) / warmth), 0.0)
+    weights = tl.where(keys >= least, tl.exp((_number(keys) - best) / warmth), 0.0)
     if top_p < 1:  # keep a token if those likelier than it have less than top_p of all probability
         most = top_p * tl.sum(tl.sum(weights, axis=1), axis=0)
         low = least - 1
@@ -294,7 +303,7 @@ def _sample(
     sums, number = tl.cumsum(chunks, axis=0), tl.arange(0, CHUNKS)
     total = tl.max(sums, axis=0)
     if temperature > 0:
-        point = uniform * total
+        point = _uniform(line, position) * total
         chunk = tl.minimum(tl.sum((sums <= point).to(tl.int32), axis=0), CHUNKS - 1)
         point -= tl.sum(tl.where(number < chunk, chunks, 0.0), axis=0)
         inside = tl.arange(0, CHUNK)
@@ -306,8 +315,29 @@ def _sample(
         id = chunk * CHUNK + tl.where(after < CHUNK, after, likeliest)
     one = tl.arange(0, 1)
     chosen = _penalised(logits, seen, id + one, V, penalty, softcap, SEEN, SOFTCAP)
-    tl.store(log_probs + row + one, (chosen - best) / warmth - tl.log(total))
-    tl.store(drawn + row, tl.where((total > 0) & (total < float("inf")), id, -1).to(tl.int64))
+    log_prob = (chosen - best) / warmth - tl.log(total)
+    id = tl.where((total > 0) & (total < float("inf")), id, -1).to(tl.int64)
+    tl.store(log_probs + row + one, log_prob)
+    tl.store(drawn + row, id)
+    if MAIL:
+        place = (turn % TURNS) * MAILED + row
+        tl.store(mailed_ids + place, id)
+        tl.store(mailed_log_probs + place + one, log_prob)
+        if penalty > 0:  # of a row that there is
+            tl.store(line, -1)
+            tl.store(line + 1, position + 1)
+            tl.store(line + 7, turn + 1)
+
+
+@triton.jit
+def _uniform(line, position):
+    """Do as inference.sampling.uniforms."""
+    low = tl.load(line + 8).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = tl.load(line + 9).to(tl.uint32, bitcast=True).to(tl.uint64)
+    hashed = (low | (high << 32)) + (position.to(tl.uint64) + 2) * 0x9E3779B97F4A7C15
+    hashed = (hashed ^ (hashed >> 30)) * 0xBF58476D1CE4E5B9
+    hashed = (hashed ^ (hashed >> 27)) * 0x94D049BB133111EB
+    return ((hashed ^ (hashed >> 31)) >> 40).to(tl.float32) / 16777216
 
 
 @triton.jit
@@ -484,8 +514,9 @@ def _attend(
     q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
     scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # exp2 is the GPU's own exponential
     q1, q2 = q1.to(tl.float32) * scale, q2.to(tl.float32) * scale
-    best, weights = -1e30, 0.0
-    sum1, sum2 = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
+    # Each of KEYS places has sums of its own, added up last: warps need not wait for one another until then
+    bests, each_weights = tl.full((KEYS,), -1e30, tl.float32), tl.zeros((KEYS,), tl.float32)
+    sums1, sums2 = tl.zeros((KEYS, D // 2), tl.float32), tl.zeros((KEYS, D // 2), tl.float32)
     while start < last:
         next_k1, next_k2 = _halves(keys + start_of_text, start + KEYS, last, half, stride, D, KEYS)
         next_v1, next_v2 = _halves(values + start_of_text, start + KEYS, last, half, stride, D, KEYS)
@@ -493,14 +524,19 @@ def _attend(
         seen = (place < last) & (place != new_place)  # what stands at the new key's place left the window
         scores = tl.sum(k1.to(tl.float32) * q1[None, :] + k2.to(tl.float32) * q2[None, :], axis=1)
         scores = tl.where(seen, scores, -1e30)
-        higher = tl.maximum(best, tl.max(scores))
-        shrunk, seen_weights = tl.exp2(best - higher), tl.where(seen, tl.exp2(scores - higher), 0.0)
-        weights = weights * shrunk + tl.sum(seen_weights)
-        sum1 = sum1 * shrunk + tl.sum(v1.to(tl.float32) * seen_weights[:, None], axis=0)
-        sum2 = sum2 * shrunk + tl.sum(v2.to(tl.float32) * seen_weights[:, None], axis=0)
-        best = higher
+        raised = tl.maximum(bests, scores)
+        factor, new_weights = tl.exp2(bests - raised), tl.where(seen, tl.exp2(scores - raised), 0.0)
+        each_weights = each_weights * factor + new_weights
+        sums1 = sums1 * factor[:, None] + v1.to(tl.float32) * new_weights[:, None]
+        sums2 = sums2 * factor[:, None] + v2.to(tl.float32) * new_weights[:, None]
+        bests = raised
         k1, k2, v1, v2 = next_k1, next_k2, next_v1, next_v2
         start += KEYS
+    best = tl.max(bests)
+    factor = tl.exp2(bests - best)
+    weights = tl.sum(each_weights * factor)
+    sum1 = tl.sum(sums1 * factor[:, None], axis=0)
+    sum2 = tl.sum(sums2 * factor[:, None], axis=0)
 
     if part == 0:  # the new key and value never come from memory
         new_k1, new_k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
@@ -542,8 +578,8 @@ def _attend(
         if tl.atomic_add(counts + row * H + head, 1, sem="acq_rel") == PARTS - 1:  # the last one sums up
             tl.debug_barrier()
             each = own + tl.arange(0, PARTS) * (D + 2)
-            bests = tl.load(each + D, cache_modifier=".cg")
-            share = tl.exp2(bests - tl.max(bests))
+            tops = tl.load(each + D, cache_modifier=".cg")
+            share = tl.exp2(tops - tl.max(tops))
             norm = tl.sum(share * tl.load(each + D + 1, cache_modifier=".cg"))
             all1 = tl.load(each[:, None] + half[None, :], cache_modifier=".cg")
             all2 = tl.load(each[:, None] + D // 2 + half[None, :], cache_modifier=".cg")

@@ -17,10 +17,10 @@ from nanolit.inference.sampling import (
     LOG_PROBS,
     PENALTY,
     POSITION,
+    SEED,
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    UNIFORM,
     needs_of,
     sample,
 )
@@ -111,7 +111,7 @@ def test_draws_of_the_kernel_equal_plain_ones(vocab):
     table = np.zeros((rows, COLUMNS), np.int32)
     numbers = table.view(np.float32)
     table[:, TOP_K], table[:, LOG_PROBS] = rng.choice([0, 1, 50, 200], rows), 1
-    numbers[:, UNIFORM], numbers[:, TEMPERATURE] = rng.random(rows), rng.choice([0, 0.5, 1.0, 1.7], rows)
+    table[:, SEED], numbers[:, TEMPERATURE] = np.arange(rows), rng.choice([0, 0.5, 1.0, 1.7], rows)
     numbers[:, TOP_P], numbers[:, PENALTY] = rng.choice([1.0, 0.9, 0.3], rows), 1
     table[numbers[:, TEMPERATURE] == 0, TOP_K], numbers[numbers[:, TEMPERATURE] == 0, TOP_P] = 0, 1
     settings = torch.from_numpy(table).cuda()

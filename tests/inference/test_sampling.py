@@ -30,9 +30,9 @@ def table_of(
 ) -> np.ndarray:
     """Lines of equal settings that want log-probabilities; row b has the seed `seed` + b."""
     table = np.zeros((count, sampling.COLUMNS), np.int32)
-    numbers, seeds = table.view(np.float32), np.arange(seed, seed + count).astype(np.uint64)
+    numbers = table.view(np.float32)
     table[:, sampling.TOP_K], table[:, sampling.LOG_PROBS] = top_k or 0, 1
-    numbers[:, sampling.UNIFORM] = uniforms(seeds, np.full(count, position))
+    table[:, sampling.SEED], table[:, sampling.POSITION] = np.arange(seed, seed + count), position - 1
     numbers[:, sampling.TEMPERATURE], numbers[:, sampling.TOP_P] = temperature, top_p
     numbers[:, sampling.PENALTY] = 1
     return table
@@ -114,14 +114,31 @@ def test_a_draw_depends_on_its_seed_and_position_and_not_on_the_rows_beside_it()
 
 def test_uniform_numbers_are_spread_evenly_and_do_not_repeat():
     """Oracle: mean, variance and correlation of neighbours, each within five standard errors."""
-    numbers = uniforms(np.full(100_000, 3, np.uint64), np.arange(100_000)).astype(np.float64)
+    table = torch.zeros(100_000, sampling.COLUMNS, dtype=torch.int32)
+    table[:, sampling.SEED], table[:, sampling.POSITION] = 3, torch.arange(100_000)
+    numbers = uniforms(table).double().numpy()
     assert numbers.min() >= 0
     assert numbers.max() < 1
     assert abs(numbers.mean() - 1 / 2) < 5 * (1 / 12 / 1e5) ** 0.5
     assert abs(numbers.var() - 1 / 12) < 5 * (1 / 180 / 1e5) ** 0.5
-    other = uniforms(np.full(100_000, 4, np.uint64), np.arange(100_000))
+    table[:, sampling.SEED] = 4
+    other = uniforms(table).numpy()
     for shifted in (np.roll(numbers, 1), other):
         assert abs(np.corrcoef(numbers, shifted)[0, 1]) < 5 / 1e5**0.5
+
+
+def test_a_uniform_number_is_the_hash_of_seed_and_position():
+    """Oracle: SplitMix64 in Python's own whole numbers, with seeds of all 64 bits."""
+    rng, whole = np.random.default_rng(0), 2**64 - 1
+    table = np.zeros((50, sampling.COLUMNS), np.int32)
+    seeds = rng.integers(whole, size=50, dtype=np.uint64)
+    table[:, sampling.SEED : sampling.SEED + 2] = seeds.view(np.int32).reshape(50, 2)
+    table[:, sampling.POSITION] = rng.integers(5000, size=50)
+    for row, number in enumerate(uniforms(torch.from_numpy(table)).tolist()):
+        hashed = int(seeds[row]) + (int(table[row, sampling.POSITION]) + 2) * sampling.GOLDEN & whole
+        hashed = (hashed ^ hashed >> 30) * sampling.MIX_1 & whole
+        hashed = (hashed ^ hashed >> 27) * sampling.MIX_2 & whole
+        assert number == ((hashed ^ hashed >> 31) >> 40) / 2**24
 
 
 def test_log_probabilities_have_gradients_for_kept_tokens_only():

@@ -33,7 +33,7 @@ with torch.inference_mode():
         slots.seen_BV = torch.zeros(5, model.vocab_size, dtype=torch.bool)
     ids_B, positions_B = torch.tensor([3, 99, 250, 7, 1]), torch.tensor([0, 1, 63, 130, 300])
     expected = decoder.step(plain, ids_B, positions_B, longest=301, ragged=True)
-    table = torch.zeros(5, 8, dtype=torch.int32)
+    table = torch.zeros(5, 10, dtype=torch.int32)
     table[:, 0], table[:, 1] = torch.tensor([3, -1, 250, 7, -1]), positions_B
     fused.drawn_B.copy_(ids_B)
     found = decoder.capped(decoder.fused_step(fused, table))
@@ -47,8 +47,8 @@ assert fused.seen_BV.nonzero().tolist() == [[row, id] for row, id in enumerate(i
 """
 SAMPLED = """
 import numpy as np, torch
-from nanolit.inference.sampling import COLUMNS, LOG_PROBS, PENALTY, TEMPERATURE, TOP_K, TOP_P, UNIFORM
-from nanolit.inference.sampling import needs_of, sample
+from nanolit.inference.sampling import COLUMNS, LOG_PROBS, PENALTY, POSITION, SEED, TEMPERATURE, TOP_K
+from nanolit.inference.sampling import TOP_P, TURN, needs_of, sample
 from nanolit.kernels import decode_kernel
 generator, rng = torch.Generator().manual_seed(1), np.random.default_rng(1)
 for vocab in (70, 1000, 2048):
@@ -59,15 +59,23 @@ for vocab in (70, 1000, 2048):
     table = np.zeros((rows, COLUMNS), np.int32)
     numbers = table.view(np.float32)
     table[:, TOP_K], table[:, LOG_PROBS] = rng.choice([0, 1, 5, 50, vocab], rows), 1
-    numbers[:, UNIFORM], numbers[:, TEMPERATURE] = rng.random(rows), rng.choice([0.5, 1.0, 1.7], rows)
+    table[:, SEED], table[:, SEED + 1] = rng.integers(-(2**31), 2**31, (2, rows))
+    table[:, POSITION], table[:, TURN] = rng.integers(0, 3000, rows), 6
+    numbers[:, TEMPERATURE] = rng.choice([0.5, 1.0, 1.7], rows)
     numbers[:, TOP_P], numbers[:, PENALTY] = rng.choice([1.0, 0.9, 0.3], rows), rng.choice([1.0, 1.4], rows)
     numbers[::9, TEMPERATURE], table[::9, TOP_K], numbers[::9, TOP_P] = 0, 0, 1
     seen_BV = torch.rand(rows, vocab, generator=generator) < 0.3
     device_table = torch.from_numpy(table)
     expected_B, expected_log_probs_B = sample(logits_BV, device_table, needs_of(table), seen_BV=seen_BV)
     found_B, log_probs_B = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
-    decode_kernel.sample(logits_BV, device_table, seen_BV, found_B, log_probs_B)
-    assert found_B.tolist() == expected_B.tolist()
+    mail = torch.zeros(4, rows + 3, dtype=torch.int64), torch.zeros(4, rows + 3)
+    moved_on = device_table.clone()
+    moved_on[:, 0], moved_on[:, POSITION], moved_on[:, TURN] = -1, moved_on[:, POSITION] + 1, 7
+    decode_kernel.sample(logits_BV, device_table, seen_BV, found_B, log_probs_B, mail=mail)
+    assert found_B.tolist() == expected_B.tolist() == mail[0][2, :rows].tolist()
+    assert torch.equal(device_table, moved_on)
+    assert torch.equal(log_probs_B.nan_to_num(), mail[1][2, :rows].nan_to_num())
+    assert all(len(one.any(dim=1).nonzero()) == 1 for one in mail)
     finite = expected_B >= 0
     assert finite.sum() == rows - 1
     torch.testing.assert_close(log_probs_B[finite], expected_log_probs_B[finite], atol=2e-5, rtol=1e-4)
@@ -169,13 +177,15 @@ def test_draws_equal_those_of_plain_sampling_in_tritons_interpreter():
 
 BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
 NUMBERS = {"softcap": "fp32", "epsilon": "fp32", "qk_scale": "fp32", "B": "i32", "count": "i32"}
-NUMBERS |= dict.fromkeys(("row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K"), "i32")
+NUMBERS |= dict.fromkeys(("row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K", "MAILED"), "i32")
 POINTERS = {"ids": INT64, "drawn": INT64, "sums": FP32, "counts": "*i32", "r": FP32, "s": FP32}
 POINTERS |= {"gate": FP32, "scale": FP32, "b": FP32, "rows": "*i32", "seen": "*u8", "log_probs": FP32}
+POINTERS |= {"mailed_ids": INT64, "mailed_log_probs": FP32}
 AROUND = {"C": 5120, "NORMALIZED": True, "SQUARED": True, "RESIDUAL": True, "MIX": True, "KEPT": True}
+DRAWN = {"SEEN": True, "SOFTCAP": True, "CHUNKS": 256, "CHUNK": 128}
 EVERYTHING = [
-    ("_sample", 16, 1, {"COLUMNS": 8, "SEEN": True, "SOFTCAP": True, "CHUNKS": 256, "CHUNK": 128}),
-    ("_begin", 4, 1, {"COLUMNS": 8, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048}),
+    ("_sample", 16, 1, {"COLUMNS": 10, "TURNS": 4, "MAIL": True} | DRAWN),
+    ("_begin", 4, 1, {"COLUMNS": 10, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048}),
     ("_product_of_a_row", 4, 1, AROUND | {"COLUMNS": 4, "INNER": 1024, "CHUNKS": 5}),
     *(
         (
@@ -201,7 +211,7 @@ EVERYTHING = [
     ),
     ("_prepare", 4, 1, {"MIX": True, "KEPT": True, "BACKOUT": True, "BLOCK": 2048}),
     ("_square", 8, 1, {"BLOCK": 4096}),
-    ("_attend", 4, 1, {"COLUMNS": 8, "D": 128, "TABLE": True, "PARTS": 8, "KEYS": 64}),
+    ("_attend", 4, 1, {"COLUMNS": 10, "D": 128, "TABLE": True, "PARTS": 8, "KEYS": 64}),
 ]
 
 

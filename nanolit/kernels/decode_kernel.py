@@ -25,7 +25,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
 FEW = 16  # rows that `product` serves
-SLICES = 4  # of the inner numbers of a product of rows, one a warp
 SHARED = 98_304  # bytes of shared memory for a product's stages: an A10G has 99 KiB for a program
 PROGRAMS = 132  # multiprocessors of an H200: sizes are chosen to give each about one program
 MOST_PARTS = 32
@@ -109,23 +108,33 @@ def product(
     operands = (x_BC, weight_NC, out_BN, x_BC if residual_BC is None else residual_BC)
     operands += (r, s, x0_BN, x_BC if kept_BC is None else kept_BC, EPSILON)
     flags = (normalized, squared, residual_BC is not None, mix is not None, kept_BC is not None)
-    if B == 1:  # 320 bytes of weights a thread, all on the way at once
-        columns = 4 if N <= 16 * PROGRAMS else 16
-        warps = min(8, max(1, triton.next_power_of_2(round(columns * C / 7000))))
+    if B == 1:
+        columns, warps = _tile_of_a_row(N, C)
         inner = 1024 * warps // columns
         _product_of_a_row[(triton.cdiv(N, columns),)](
             *(*operands, N, C, *flags, columns, inner, triton.cdiv(C, inner)), **_launch(x_BC, warps=warps)
         )
         return
-    rows, inner = max(8, triton.next_power_of_2(B)), 128 if C > 2560 else 64
-    columns = 32 if 16 * PROGRAMS < N <= 32 * PROGRAMS else 16
-    stages = min(6, SHARED // ((rows + columns) * SLICES * inner * x_BC.element_size()))
+    rows, (columns, slices, inner, stages) = max(8, triton.next_power_of_2(B)), _tile_of_rows(B, N, C)
     line = LINE_BYTES // weight_NC.element_size()
     _product_of_rows[(triton.cdiv(N, columns),)](
-        *(*operands, B, N, C, *flags, rows, columns, SLICES, inner),
+        *(*operands, B, N, C, *flags, rows, columns, slices, inner),
         *(triton.next_power_of_2(triton.cdiv(C, line)), line),
-        **_launch(x_BC, warps=SLICES, stages=max(2, stages)),
+        **_launch(x_BC, warps=slices, stages=stages),
     )
+
+
+def _tile_of_a_row(N: int, C: int) -> tuple[int, int]:
+    """Return columns and warps of a program: 320 bytes of weights a thread, all on the way at once."""
+    columns = 4 if N <= 16 * PROGRAMS else 16
+    return columns, min(8, max(1, triton.next_power_of_2(round(columns * C / 7000))))
+
+
+def _tile_of_rows(B: int, N: int, C: int) -> tuple[int, int, int, int]:
+    """Return columns, slices of the inner numbers, one a warp, inner numbers at once, and stages."""
+    rows, inner = max(8, triton.next_power_of_2(B)), 128 if C > 2560 else 64
+    columns = 32 if 16 * PROGRAMS < N <= 32 * PROGRAMS else 16
+    return columns, 4, inner, max(2, min(6, SHARED // ((rows + columns) * 4 * inner * 2)))
 
 
 def prepare(

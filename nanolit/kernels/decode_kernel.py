@@ -4,9 +4,9 @@ At few rows a step is nothing but reading weights once. So up to FEW rows every 
 they stream by: the norm before a product, the activation and the residual after it, five kernels a layer.
 With more rows torch's products are the fastest, and small kernels do what stands between them. On Hopper a
 kernel is launched while the one before it still runs (programmatic dependent launch): it fetches its weights,
-or the keys and values of earlier positions, waits for that one's results, and lets the next one in. What
-others wrote is read past the first-level cache (".cg"). Import this where there is Triton, on NVIDIA from
-Ampere on.
+or the keys and values of earlier positions, waits for that one's results, and lets the next one in. All that
+changes from step to step is read past the first-level cache (".cg"), which kernels that begin so early may
+find as an earlier step left it. Import this where there is Triton, on NVIDIA from Ampere on.
 
 A product of d20 at 1, 8 and 32 rows on an H200, in microseconds, and torch's at 32 (LOG.md, 2026-11-30):
 queries, keys and values 3.7, 4.9, 9.1 and 11.5; output 2.0, 2.7, 4.1 and 4.9; expand 4.5, 7.3, 14.7 and 6.2;
@@ -227,19 +227,20 @@ def _begin(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < C
-    forced = tl.load(rows + row * COLUMNS).to(tl.int64)
-    token = tl.where(forced >= 0, forced, tl.maximum(tl.load(drawn + row), 0))
+    forced = _whole(rows + row * COLUMNS).to(tl.int64)
+    token = tl.where(forced >= 0, forced, tl.maximum(_whole(drawn + row), 0))
     tl.store(ids + row, token)
     if SEEN:
         tl.store(seen + row * V + token, 1)
     y = tl.load(embeddings + token * C + column, mask=inside, other=0.0).to(tl.float32)
     y = (y * tl.rsqrt(tl.sum(y * y) / C + epsilon)).to(x.dtype.element_ty)
     if SMEAR:
-        before = tl.load(previous + row * C + column, mask=inside, other=0.0).to(tl.float32)
+        before = tl.load(previous + row * C + column, mask=inside, other=0.0, cache_modifier=".cg")
         weight = tl.load(gate + column, mask=column < GATES, other=0.0).to(tl.float32)
         opened = tl.sigmoid(tl.sum(y.to(tl.float32) * weight))
         tl.store(previous + row * C + column, y, mask=inside)
-        y = (y.to(tl.float32) + tl.load(scale).to(tl.float32) * opened * before).to(x.dtype.element_ty)
+        opened *= tl.load(scale).to(tl.float32)
+        y = (y.to(tl.float32) + opened * before.to(tl.float32)).to(x.dtype.element_ty)
     tl.store(x0 + row * C + column, y, mask=inside)
     if SCALARS:
         y = ((tl.load(r) + tl.load(s)) * y.to(tl.float32)).to(x.dtype.element_ty)
@@ -281,10 +282,10 @@ def _sample(
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     line, logits, seen = rows + row * COLUMNS, logits + row * row_stride, seen + row * V
-    position, top_k, turn = tl.load(line + 1), tl.load(line + 2), tl.load(line + 7)
-    temperature = tl.load(line + 4).to(tl.float32, bitcast=True)
-    top_p = tl.load(line + 5).to(tl.float32, bitcast=True)
-    penalty = tl.load(line + 6).to(tl.float32, bitcast=True)
+    position, top_k, turn = _whole(line + 1), _whole(line + 2), _whole(line + 7)
+    temperature = _whole(line + 4).to(tl.float32, bitcast=True)
+    top_p = _whole(line + 5).to(tl.float32, bitcast=True)
+    penalty = _whole(line + 6).to(tl.float32, bitcast=True)
     place = tl.arange(0, CHUNKS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     # Keys alone stay in registers: numbers come back from them
     keys = _order(_penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP))
@@ -298,7 +299,8 @@ def _sample(
         least = _kth_largest(keys, top_k, least, high)
     warmth = tl.where(temperature == 0, 1.0, temperature)
     weights = tl.where(keys >= least, tl.exp((_number(keys) - best) / warmth), 0.0)
-    if top_p < 1:  # keep a token if those likelier than it have less than top_p of all probability
+    # Keep a token if those likelier than it have less than top_p of all probability; lines of 0 are no rows
+    if (top_p < 1) & (penalty > 0):
         most = top_p * tl.sum(tl.sum(weights, axis=1), axis=0)
         low = least - 1
         while low + 1 < high:
@@ -339,10 +341,15 @@ def _sample(
 
 
 @triton.jit
+def _whole(at):
+    return tl.load(at, cache_modifier=".cg")
+
+
+@triton.jit
 def _uniform(line, position):
     """Do as inference.sampling.uniforms."""
-    low = tl.load(line + 8).to(tl.uint32, bitcast=True).to(tl.uint64)
-    high = tl.load(line + 9).to(tl.uint32, bitcast=True).to(tl.uint64)
+    low = _whole(line + 8).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = _whole(line + 9).to(tl.uint32, bitcast=True).to(tl.uint64)
     hashed = (low | (high << 32)) + (position.to(tl.uint64) + 2) * 0x9E3779B97F4A7C15
     hashed = (hashed ^ (hashed >> 30)) * 0xBF58476D1CE4E5B9
     hashed = (hashed ^ (hashed >> 27)) * 0x94D049BB133111EB
@@ -356,7 +363,7 @@ def _penalised(logits, seen, place, V, penalty, softcap, SEEN: tl.constexpr, SOF
     if SOFTCAP:  # tanh(z) = 2 / (1 + exp(-2z)) - 1
         x = tl.where(place < V, softcap * (2 / (1 + tl.exp(-2 * x / softcap)) - 1), x)
     if SEEN:
-        known = tl.load(seen + place, mask=place < V, other=0) != 0
+        known = tl.load(seen + place, mask=place < V, other=0, cache_modifier=".cg") != 0
         x = tl.where(known, tl.where(x > 0, x / penalty, x * penalty), x)
     return x
 
@@ -443,7 +450,8 @@ def _finish(
         tl.store(kept + place, y.to(dtype), mask=inside)
     if MIX:
         y = y.to(dtype).to(tl.float32)
-        y = tl.load(r) * y + tl.load(s) * tl.load(x0 + place, mask=inside, other=0.0).to(tl.float32)
+        first = tl.load(x0 + place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+        y = tl.load(r) * y + tl.load(s) * first
     tl.store(out + place, y.to(dtype), mask=inside)
 
 
@@ -462,12 +470,13 @@ def _prepare(
     if KEPT:
         tl.store(kept + place, y.to(dtype), mask=inside)
     if MIX:
-        y = tl.load(r) * y + tl.load(s) * tl.load(x0 + place, mask=inside, other=0.0).to(tl.float32)
+        first = tl.load(x0 + place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+        y = tl.load(r) * y + tl.load(s) * first
         y = y.to(dtype).to(tl.float32)
         tl.store(x + place, y.to(dtype), mask=inside)
     if BACKOUT:
-        less = tl.load(b).to(tl.float32) * tl.load(middle + place, mask=inside, other=0.0).to(tl.float32)
-        y = (y - less).to(dtype).to(tl.float32)
+        less = tl.load(middle + place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+        y = (y - tl.load(b).to(tl.float32) * less).to(dtype).to(tl.float32)
     tl.store(out + place, (y * tl.rsqrt(tl.sum(y * y) / C + epsilon)).to(dtype), mask=inside)
 
 
@@ -506,7 +515,7 @@ def _attend(
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_head = head // (H // K)
     half = tl.arange(0, D // 2)
-    position = tl.load(rows + row * COLUMNS + 1)
+    position = _whole(rows + row * COLUMNS + 1)
     stored, new_place = tl.minimum(position, R), position % R
     chunk = tl.cdiv(tl.cdiv(stored, PARTS), KEYS) * KEYS
     first, last = part * chunk, tl.minimum((part + 1) * chunk, stored)
@@ -555,7 +564,7 @@ def _attend(
             gate = 3 * tl.sigmoid(
                 tl.load(qkv + row * X + (H + 2 * K) * D + kv_head, cache_modifier=".cg").to(tl.float32)
             )
-            entry = table + (tl.load(ids + row) * K + kv_head) * D + half
+            entry = table + (_whole(ids + row) * K + kv_head) * D + half
             new_v1 = (new_v1.to(tl.float32) + gate * tl.load(entry).to(tl.float32)).to(new_v1.dtype)
             new_v2 = (new_v2.to(tl.float32) + gate * tl.load(entry + D // 2).to(tl.float32)).to(new_v2.dtype)
         if head % (H // K) == 0:
@@ -613,5 +622,5 @@ def _halves(of_text, start, last, half, stride, D: tl.constexpr, KEYS: tl.conste
     """Return the two halves of the keys or values at KEYS places, 0 from `last` on."""
     place = start + tl.arange(0, KEYS)[:, None]
     at = of_text + place.to(tl.int64) * stride + half[None, :]
-    one = tl.load(at, mask=place < last, other=0.0)
-    return one, tl.load(at + D // 2, mask=place < last, other=0.0)
+    one = tl.load(at, mask=place < last, other=0.0, cache_modifier=".cg")
+    return one, tl.load(at + D // 2, mask=place < last, other=0.0, cache_modifier=".cg")

@@ -331,10 +331,10 @@ def _sample(
     tl.store(log_probs + row + one, log_prob)
     tl.store(drawn + row, id)
     if MAIL:
-        place = (turn % TURNS) * MAILED + row
-        tl.store(mailed_ids + place, id)
-        tl.store(mailed_log_probs + place + one, log_prob)
-        if penalty > 0:  # of a row that there is
+        if penalty > 0:  # lines of 0 are no rows: what they draw would overwrite an older turn's mail
+            place = (turn % TURNS) * MAILED + row
+            tl.store(mailed_ids + place, id)
+            tl.store(mailed_log_probs + place + one, log_prob)
             tl.store(line, -1)
             tl.store(line + 1, position + 1)
             tl.store(line + 7, turn + 1)

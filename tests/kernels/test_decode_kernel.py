@@ -76,6 +76,11 @@ for vocab in (70, 1000, 2048):
     assert torch.equal(device_table, moved_on)
     assert torch.equal(log_probs_B.nan_to_num(), mail[1][2, :rows].nan_to_num())
     assert all(len(one.any(dim=1).nonzero()) == 1 for one in mail)
+    mail[0].zero_()
+    empty = torch.zeros(rows, COLUMNS, dtype=torch.int32)  # pads a batch: moves nothing and mails nothing
+    decode_kernel.sample(logits_BV, empty, seen_BV, found_B, log_probs_B, mail=mail)
+    assert not mail[0].any()
+    assert not empty.any()
     finite = expected_B >= 0
     assert finite.sum() == rows - 1
     torch.testing.assert_close(log_probs_B[finite], expected_log_probs_B[finite], atol=2e-5, rtol=1e-4)

@@ -330,7 +330,7 @@ def _sample(
     id = tl.where((total > 0) & (total < float("inf")), id, -1).to(tl.int64)
     tl.store(log_probs + row + one, log_prob)
     tl.store(drawn + row, id)
-    if MAIL:
+    if MAIL:  # noqa: SIM102 (a constant of the compiler, and a number of the GPU)
         if penalty > 0:  # lines of 0 are no rows: what they draw would overwrite an older turn's mail
             place = (turn % TURNS) * MAILED + row
             tl.store(mailed_ids + place, id)

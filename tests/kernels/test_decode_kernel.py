@@ -78,7 +78,7 @@ for vocab in (70, 1000, 2048):
     assert all(len(one.any(dim=1).nonzero()) == 1 for one in mail)
     mail[0].zero_()
     empty = torch.zeros(rows, COLUMNS, dtype=torch.int32)  # pads a batch: moves nothing and mails nothing
-    decode_kernel.sample(logits_BV, empty, seen_BV, found_B, log_probs_B, mail=mail)
+    decode_kernel.sample(logits_BV, empty, seen_BV, found_B.clone(), log_probs_B.clone(), mail=mail)
     assert not mail[0].any()
     assert not empty.any()
     finite = expected_B >= 0

@@ -332,9 +332,9 @@ def _sample(
     tl.store(drawn + row, id)
     if MAIL:  # noqa: SIM102 (a constant of the compiler, and a number of the GPU)
         if penalty > 0:  # lines of 0 are no rows: what they draw would overwrite an older turn's mail
-            place = (turn % TURNS) * MAILED + row
-            tl.store(mailed_ids + place, id)
-            tl.store(mailed_log_probs + place + one, log_prob)
+            mailed = (turn % TURNS) * MAILED + row
+            tl.store(mailed_ids + mailed, id)
+            tl.store(mailed_log_probs + mailed + one, log_prob)
             tl.store(line, -1)
             tl.store(line + 1, position + 1)
             tl.store(line + 7, turn + 1)

@@ -222,6 +222,6 @@ class WriteSamples(L.Callback):
 
 def until(text: str, step: int) -> str:
     """The samples up to a step: a run that goes on from there writes the later ones again."""
-    before, *parts = re.split(r"^## Step (\d+)$", text, flags=re.MULTILINE)
+    before, *parts = re.split(r"^## Step ([0-9]{1,15})$", text, flags=re.MULTILINE)
     sections = zip(parts[::2], parts[1::2], strict=True)
     return before + "".join(f"## Step {its}{body}" for its, body in sections if int(its) <= step)

@@ -10,7 +10,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from nanolit.machine.paths import DamagedFile, check_content
+from nanolit.machine.paths import DamagedFile, check_content, read_text
 
 FORMAT = 1
 Item = dict[str, Any]  # a `Kept`, and what the task has besides
@@ -91,7 +91,7 @@ def paired_difference(one: Iterable[Item], other: Iterable[Item]) -> tuple[float
 
 def lines_of(path: Path) -> list[str]:
     """Return the lines; one that was cut within a character is no whole item in any case."""
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return read_text(path, remedy="delete it and evaluate again", errors="replace").split("\n")
 
 
 def whole_item(line: str) -> Item | None:

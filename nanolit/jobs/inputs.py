@@ -16,6 +16,7 @@ from nanolit.config.names import decisive_settings, difference
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
+from nanolit.machine.locks import open_lock
 from nanolit.machine.paths import Json, expanded, run_folder, stage_folder
 from nanolit.machine.terminal import train_command
 from nanolit.planning.costs import num_ranks
@@ -30,9 +31,7 @@ def check_root(job: Job) -> None:
     """ValueError unless the run's folder can be made and written."""
     folder = run_folder(job["root"], job["run"])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a"):
-            pass
+        open_lock(folder / ".lock").close()
     except OSError as error:
         raise ValueError(unwritable(error, job["root"])) from error
 

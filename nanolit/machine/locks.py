@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -20,8 +21,7 @@ except ImportError:  # Windows has no flock: nothing is held there
 @contextmanager
 def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int]]:
     """Hold the lock of a file; yield its descriptor, for children to inherit; ValueError if it is taken."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with open_lock(path) as file:
         try:
             if fcntl is None:
                 raise OSError(errno.ENOLCK, "no flock on this system")
@@ -35,6 +35,14 @@ def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield [file.fileno()]
+
+
+def open_lock(path: Path) -> TextIO:
+    """Open a lock's file, made where it is missing; ValueError where something else has its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # opening a pipe would wait for whoever reads it
+        raise ValueError(f"{path} is not a file, as a lock must be; delete it")
+    return path.open("a+")
 
 
 def holder(content: str) -> str:
@@ -58,13 +66,13 @@ def warn_unlocked(folder: str, reason: str) -> None:
 
 def is_held(path: Path) -> bool:
     """Tell whether another process holds the lock of this file now; False where there are no locks."""
-    if fcntl is None or not path.exists():
-        return False
-    with path.open("rb") as file:
-        try:
+    try:
+        if fcntl is None or not path.is_file():
+            return False
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass  # a file system without locks
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks, or a file that may not be read
     return False

@@ -3,13 +3,14 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,15 @@ def remove_leftovers(folder: Path) -> None:
     Call it only under the lock of what is written there.
     """
     for path in [*folder.glob(".*.tmp"), *folder.glob(".release.*")]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove what has this name as far as it can be removed: a folder, a file, a link without its target."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
             path.unlink(missing_ok=True)
 
 
@@ -137,8 +144,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write `content` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write `content` as indented JSON, atomically; a number that is not finite becomes null."""
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN of a run that has diverged
+        known = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        text = json.dumps(known, indent=2, ensure_ascii=False)
+    write_atomically(path, text + "\n")
 
 
 class DamagedFile(ValueError):
@@ -153,7 +165,7 @@ def read_json(path: Path, kind: Any = None, *, remedy: str = "delete it and make
     """
     text = read_text(path, remedy=remedy)
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
@@ -161,6 +173,22 @@ def read_json(path: Path, kind: Any = None, *, remedy: str = "delete it and make
     if kind is not None:
         check_content(content, kind, path, remedy=remedy)
     return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Json:
+    """Return an object's content; a key that stands twice would be read as whichever came last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return content
+
+
+def _finite(text: str) -> float:
+    """Return a number of JSON, which has neither NaN nor infinity."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
 
 
 def check_content(content: Json, kind: Any, path: Path, *, remedy: str, may_lack: int = 0) -> None:
@@ -219,6 +247,7 @@ def read_yaml(path: Path, *, remedy: str) -> Any:
         node = loader.get_single_node()
         if _unfolded(node, {}) > LARGEST_YAML:
             raise DamagedFile(f"{path} unfolds to over {LARGEST_YAML:,} values by its aliases; {remedy}")
+        _check_keys(node)
         return loader.construct_document(node) if node else None
     except DamagedFile:
         raise
@@ -238,6 +267,20 @@ def _unfolded(node: Any, counted: dict[int, int]) -> int:
         parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
         counted[id(node)] = 1 + sum(_unfolded(part, counted) for part in parts)
     return counted[id(node)]
+
+
+def _check_keys(node: Any) -> None:
+    """ValueError for a key that stands twice in a mapping: it would be read as whichever came last."""
+    below = node.value if isinstance(getattr(node, "value", None), list) else []
+    if below and isinstance(below[0], tuple):
+        keys = [(key.tag, key.value) for key, _ in below if isinstance(key.value, str)]
+        if twice := next(
+            (value for index, (_, value) in enumerate(keys) if keys[index] in keys[:index]), None
+        ):
+            raise ValueError(f"the key {twice!r} stands twice")
+        below = [value for _, value in below]
+    for value in below:
+        _check_keys(value)
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:

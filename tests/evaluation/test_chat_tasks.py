@@ -270,6 +270,12 @@ def test_items_are_kept_and_an_interrupted_evaluation_resumes_there(engine, tmp_
     assert read_items(path)[1] == items
 
 
+def test_no_pipe_among_the_items_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "Lucky.jsonl")
+    with pytest.raises(ValueError, match=r"Lucky\.jsonl is not a file; delete it and evaluate again"):
+        read_items(tmp_path / "Lucky.jsonl")
+
+
 def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):
     """Oracle: the model on the prompt's last positions."""
     conversation = LongChoices(Numbers(1))[0]

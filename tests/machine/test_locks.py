@@ -22,6 +22,16 @@ def test_a_lock_that_is_held_names_its_process(tmp_path: Path):
     assert not is_held(tmp_path / ".lock")
 
 
+def test_a_lock_that_is_no_file_is_refused_and_waits_for_nobody(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    for name in ("pipe", "folder", "link"):
+        assert not is_held(tmp_path / name)
+        with pytest.raises((ValueError, OSError), match=name), held(tmp_path / name):
+            pass
+
+
 def test_a_holder_that_is_gone_is_not_taken_for_a_living_one():
     """Its ranks inherited the lock."""
     gone = subprocess.Popen([sys.executable, "-c", ""])

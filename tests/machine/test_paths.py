@@ -26,6 +26,11 @@ class Kind(TypedDict):
         ('{"step": 1, "par', "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
         ('{"step": ' + "1" * 5000 + "}", "is not valid JSON"),
+        ('{"step": NaN, "parts": {}}', "is not valid JSON (NaN is not a finite number)"),
+        ('{"step": 1, "parts": {"a": -Infinity}}', "is not valid JSON (-Infinity is not a finite number)"),
+        ('{"step": 1, "parts": {"a": 1e400}}', "is not valid JSON (1e400 is not a finite number)"),
+        ('{"step": 1, "parts": {}, "step": 2}', "is not valid JSON (the key 'step' stands twice)"),
+        ("\ufeff{}", "is not valid JSON"),
         ("[]", "holds list, expected an object"),
         ("null", "holds NoneType, expected an object"),
         ("{}", "is damaged (step: field required)"),
@@ -43,6 +48,19 @@ def test_json_of_other_content_is_refused_in_one_line(tmp_path: Path, text: str,
     assert told.startswith(f"{path} {fault}")
     assert told.endswith("; restore it")
     assert "\n" not in told
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "b:\n- {a: 1, a: 1}\n"])
+def test_a_key_of_yaml_that_stands_twice_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(DamagedFile, match=r"is not valid YAML .*the key 'a' stands twice.*; restore it"):
+        read_yaml(tmp_path / "a.yaml", remedy="restore it")
+
+
+def test_what_is_not_finite_is_written_as_null(tmp_path: Path):
+    """A run that has diverged leaves JSON that can be read again."""
+    write_json(tmp_path / "a.json", {"loss": float("nan"), "parts": [1.5, -float("inf")]})
+    assert read_json(tmp_path / "a.json") == {"loss": None, "parts": [1.5, None]}
 
 
 def test_more_than_is_asked_for_is_kept(tmp_path: Path):

@@ -27,25 +27,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "launch"), str(ROOT / "tests" / "data"), str(ROOT / "dev")]
-from chaos_child import PHASES, STRUCK, Blow, End, run_child, run_on_full_disk, warm  # noqa: E402
-from chaos_compare import differences, left_overs, newest_whole, phase_reached  # noqa: E402
-from chaos_ranks import RANK_WORDS, strike  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "launch"), str(ROOT / "tests" / "data")]
 from hub import Hub, serving  # noqa: E402  # pyright: ignore[reportMissingImports]
 
+from dev.chaos_child import PHASES, STRUCK, Blow, End, run_child, run_on_full_disk, warm  # noqa: E402
+from dev.chaos_compare import differences, left_overs, newest_whole, phase_reached  # noqa: E402
+from dev.chaos_ranks import RANK_WORDS, strike  # noqa: E402
+from dev.damages import BYTES, PLACES, changing  # noqa: E402
 from nanolit.data.shards import FineWebEdu, shard_name  # noqa: E402
 from nanolit.machine.arguments import read, setting  # noqa: E402
 from nanolit.machine.exit import command  # noqa: E402
 
 SAMPLE = ROOT / "nanolit" / "data" / "sample"
-MIXTURE = """
-sources:
-  - {_target_: nanolit.tasks.sums.Sums, split: train, size: 400}
-  - {_target_: nanolit.tasks.spelling.SimpleSpelling, split: train, size: 400, source: sample}
-validation: [{_target_: nanolit.tasks.sums.Sums, split: test, size: 20}]
-"""
-CHAT = "max_tokens: 4\ntasks: [{_target_: nanolit.tasks.sums.Sums, split: test, size: 8}]\n"
+TINY = ROOT / "dev" / "tiny"
 WORDS = (
+    *(f"stage.{stage}.mixture={TINY}/mixture.yaml" for stage in ("mid", "sft")),
     *("experiment=demo", "recipe=classic", "data=fineweb_edu"),
     *("model.depth=1", "model.width=64", "model.heads=2", "model.context=64"),
     *("stage.tokenizer.vocab_size=600", "stage.tokenizer.max_chars=1000000"),
@@ -55,23 +51,12 @@ WORDS = (
     *("stage.sft.max_steps=16", "stage.sft.save_every=3", "stage.sft.eval_every=4"),
     *("stage.rl.max_steps=12", "stage.rl.save_every=2", "stage.rl.eval_every=3"),
     *("stage.rl.questions=4", "stage.rl.samples=4", "stage.rl.max_new_tokens=4"),
-    "stage.rl.validation.size=20",
+    *("stage.rl.validation.size=20", f"chat_tasks={TINY}/chat.yaml"),
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIZES = ("4m", "16k", "3m", "5m", "7m")
 MISSES = 2  # a blow of the last phase may come too late; one more life for it is not worth its time
 PER_PHASE = (2, 2, 4, 4, 4, 8)  # kills of one life; the last ones may come too late
-DAMAGES = {
-    "empty": lambda content: b"",
-    "half": lambda content: content[: len(content) // 2],
-    "zeros at the end": lambda content: content + b"\0\0",
-    "a byte flipped": lambda content: content[:-9] + bytes([content[-9:][0] ^ 255]) + content[-8:],
-    "null": lambda content: b"null",
-    "a list": lambda content: b"[]",
-    "deep": lambda content: b"[" * 100_000,
-    "not UTF-8": lambda content: b"\xff\xfe" + content,
-    "gone": None,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +76,12 @@ class Chaos:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        (folder / "mixture.yaml").write_text(MIXTURE)
-        (folder / "chat.yaml").write_text(CHAT)
-        files = {"stage.mid.mixture": "mixture", "stage.sft.mixture": "mixture", "chat_tasks": "chat"}
-        self.words = [*WORDS, *(f"{key}={folder}/{name}.yaml" for key, name in files.items())]
         self.counts: dict[str, Counter[str]] = {}
         self.fell: list[str] = []
         self.lives = 0
 
     def run(self, root: Path, blow: Blow | None = None) -> End:
-        return run_child(self.words, root, log=self.folder / "child.log", blow=blow)
+        return run_child(WORDS, root, log=self.folder / "child.log", blow=blow)
 
     def count(self, kind: str, what: str) -> None:
         self.counts.setdefault(kind, Counter())[what] += 1
@@ -179,7 +160,7 @@ class Chaos:
     def fill_disk(self, size: str) -> None:
         root = self.folder / "from-disk"
         shutil.rmtree(root, ignore_errors=True)
-        ends = run_on_full_disk(self.words, root, log=self.folder / "disk.log", size=size)
+        ends = run_on_full_disk(WORDS, root, log=self.folder / "disk.log", size=size)
         if ends is None:
             return self.count("disks", "not possible here")
         self.count("disks", size)
@@ -191,7 +172,7 @@ class Chaos:
 
     def strike_ranks(self, strikes: int) -> None:
         """Kill one of two ranks, or their parent alone, again and again; then let the run end."""
-        words, root = [*self.words, *RANK_WORDS], self.folder / "ranks"
+        words, root = [*WORDS, *RANK_WORDS], self.folder / "ranks"
         reference, log = self.folder / "ranks-reference", self.folder / "ranks.log"
         for folder, victims in ((reference, []), (root, ["rank", "parent"] * strikes)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -215,10 +196,10 @@ class Chaos:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(source, root)
         path = self.random.choice(damageable(root))
-        kind, change = self.random.choice(list(DAMAGES.items()))
+        applies = {name: changing(change) for name, change in BYTES.items()} | PLACES
+        kind = self.random.choice([*applies])
         what = f"{path.relative_to(root)} {kind}"
-        content = path.read_bytes()
-        path.write_bytes(change(content)) if change and content else path.unlink()
+        applies[kind](path)
         end = self.run(root)
         self.count("damages", kind)
         self.check_end(end, what, [0, 1, 2])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos_child import PHASES
+from dev.chaos_child import PHASES
 
 MEASURED = "second|time|wait|mfu|memory|gone"  # columns that differ between two runs of anything
 
@@ -37,7 +37,7 @@ def differences(
         files = ["release/model.safetensors", "release/gpt.json", "release/tokenizer/tokenizer.json"]
         for file in files if weights_only else [*files, "samples.md"]:
             one, other = (folder / "runs/demo" / phase / file for folder in (root, reference))
-            if not one.exists() or sha256(one) != sha256(other):
+            if not one.is_file() or sha256(one) != sha256(other):
                 found.append(f"{phase}/{file} differs")
         if not weights_only and rows_of(root, phase) != rows_of(reference, phase):
             found.append(f"{phase}/metrics.csv differs")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from chaos_child import LIMIT_SECONDS, End
+
+from dev.chaos_child import LIMIT_SECONDS, End
 
 RANK_WORDS = ("phase=base", "cluster.devices=2", "stage.base.max_steps=300", "stage.base.save_every=10")
 GONE_SECONDS = 30  # within which nothing of a run that lost its parent may run on

@@ -9,9 +9,8 @@ import io
 import itertools
 import json
 import shutil
-import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -22,8 +21,9 @@ import pyarrow.parquet as pq
 import torch
 import zstandard
 
-from dev.damage import BASE, CHECKPOINT, find, load
-from dev.fuzz_inputs import NUMBERS, damaged, dumped, edited, tampered, text
+from dev.damage import BASE, CHECKPOINT, find
+from dev.damages import load, packed, parted
+from dev.fuzz_inputs import NUMBERS, damaged, dumped, dumped_lines, edited, tampered, text
 from launch.submit import read_submission
 from nanolit import convert, evaluate, runs
 from nanolit.callbacks import checkpoint
@@ -49,30 +49,9 @@ from nanolit.tokenizer.conversation import check_conversation
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 RELEASE = BASE / "release"
-UNDAMAGED = FIXTURES / "run_format_1" / CHECKPOINT
+UNDAMAGED = FIXTURES / "run_format_1"
 BYTE_TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor().compress}
-TEXTS = [{"text": f"Text number {n}. It is short."} for n in range(4)]
-ASKED, SAID = "What is 2 + 2?", "It is 4, as everybody knows."
-CALL = [{"type": "text", "text": "It is "}, {"type": "python", "text": "2+2"}]
-CALL += [{"type": "python_output", "text": "4"}]
-CHATS = (
-    {"messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}], "id": "1"},
-    {"messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": CALL, "weight": 1}]},
-    {
-        "messages": [
-            {"role": "system", "content": "Be kind."},
-            {"role": "developer", "content": "Be short."},
-            {"role": "user", "content": [{"type": "text", "text": ASKED}]},
-            {"role": "assistant", "content": SAID},
-        ]
-    },
-    {"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]},
-    {"instruction": "Add.", "input": ASKED, "output": SAID, "system": "Be kind."},
-    {"prompt": ASKED, "completion": SAID},
-    {"prompt": [{"role": "user", "content": ASKED}], "completion": [{"role": "assistant", "content": SAID}]},
-    {"question": ASKED, "answer": SAID, "more": None},
-)
 
 
 class Wrong(Exception):
@@ -98,47 +77,63 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def run_file(file: Path, read: Callable[[Path, bool], object]) -> Opener:
-    """Return the kind of a run's file; `read` gets the root and whether the file is another than it was."""
+def own_file(open_path: Callable[[Path], Path], read: Callable[[Path, bool], object]) -> Opener:
+    """Return the kind of a file of ours; `read` gets the folder, and whether the file has changed."""
 
     def open_kind(folder: Path) -> Kind:
-        root = Path(shutil.copytree(FIXTURES / "run_format_1", folder / "root"))
-        with_hash(root / RELEASE)
-        path = find(root, file)
-        content, node = path.read_bytes(), load(path) if path.suffix in (".json", ".yaml") else None
+        path = open_path(folder)
+        content, node, dump = path.read_bytes(), None, dumped
+        if path.suffix in (".json", ".yaml"):
+            node = load(path)
+        elif path.suffix in (".jsonl", ".partial"):
+            node, dump = [json.loads(line) for line in content.splitlines()], dumped_lines
 
         def feed(new: bytes) -> None:
             path.write_bytes(new)
             try:
                 with naming(path):
-                    read(root, new != content)
-                runs.main([f"root={root}"])
+                    read(folder, new != content)
+                if (folder / "runs" / "tiny").is_dir():
+                    runs.main([f"root={folder}"])
             finally:
                 path.write_bytes(content)
 
-        return Kind(lambda random: tampered(random, content, node), feed)
+        return Kind(lambda random: tampered(random, content, node, dump), feed)
 
     return open_kind
 
 
-def with_hash(release: Path) -> None:
-    """Write a release of an earlier version anew, so that its meta.json has the hash of its weights."""
-    model, meta = load_release(release, device="cpu")
-    kept = shutil.copytree(release / "tokenizer", release.with_name("kept"))
-    save_release(release, model, tokenizer_folder=kept, tokenizer_hash=meta["tokenizer_hash"], meta=meta)
-    shutil.rmtree(kept)
+def of_run(file: Path, read: Callable[[Path, bool], object]) -> Opener:
+    """Return the kind of a file of a run that an earlier version made, its release written anew."""
+
+    def open_path(folder: Path) -> Path:
+        shutil.copytree(UNDAMAGED, folder, dirs_exist_ok=True)
+        release = folder / RELEASE
+        model, meta = load_release(release, device="cpu")
+        kept = shutil.copytree(release / "tokenizer", release.with_name("kept"))
+        save_release(release, model, tokenizer_folder=kept, tokenizer_hash=meta["tokenizer_hash"], meta=meta)
+        shutil.rmtree(kept)
+        return find(folder, file)
+
+    return own_file(open_path, read)
+
+
+def of_content(name: str, node: Any, read: Callable[[Path], object]) -> Opener:
+    """Return the kind of a file with this content, a JSON line for each row where its name says so."""
+
+    def open_path(folder: Path) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_lines = path.suffix in (".jsonl", ".partial")
+        path.write_text("".join(json.dumps(row) + "\n" for row in node) if is_lines else json.dumps(node))
+        return path
+
+    return own_file(open_path, lambda folder, _: read(folder / name))
 
 
 def read_stage(root: Path, _changed: bool = False) -> object:
-    stage = Stage("base", root / BASE)
-    return (
-        stage.metrics,
-        stage.columns,
-        stage.step,
-        stage.num_steps,
-        stage.val_rows,
-        Run(root / BASE.parent).job,
-    )
+    stage, run = Stage("base", root / BASE), Run(root / BASE.parent)
+    return stage.metrics, stage.columns, stage.step, stage.num_steps, stage.val_rows, run.job
 
 
 def read_checkpoint(root: Path, changed: bool) -> None:
@@ -148,7 +143,7 @@ def read_checkpoint(root: Path, changed: bool) -> None:
     listed = load(folder / "manifest.json")["files"]
     if not {"model.safetensors", "optimizer-00000-of-00001.safetensors"} <= listed.keys():
         raise Wrong("a checkpoint counts as whole, and its manifest lacks files")
-    same = [filecmp.cmp(folder / name, UNDAMAGED / name, shallow=False) for name in listed]
+    same = [filecmp.cmp(folder / name, UNDAMAGED / CHECKPOINT / name, shallow=False) for name in listed]
     if changed and not all(same):
         raise Wrong("a changed checkpoint counts as whole")
     found = checkpoint.Checkpoint(folder)
@@ -157,7 +152,7 @@ def read_checkpoint(root: Path, changed: bool) -> None:
 
 
 def read_release(root: Path, _changed: bool) -> None:
-    before, _ = load_release(FIXTURES / "run_format_1" / RELEASE, device="cpu")
+    before, _ = load_release(UNDAMAGED / RELEASE, device="cpu")
     model, _ = load_release(root / RELEASE, device="cpu")
     for name, tensor in before.state_dict().items():
         if not torch.equal(tensor, model.state_dict()[name]):
@@ -165,7 +160,7 @@ def read_release(root: Path, _changed: bool) -> None:
 
 
 def read_tokenizer(root: Path, _changed: bool) -> None:
-    before = Tokenizer.load(FIXTURES / "run_format_1" / RELEASE / "tokenizer")
+    before = Tokenizer.load(UNDAMAGED / RELEASE / "tokenizer")
     if Tokenizer.load(root / RELEASE / "tokenizer").hash != before.hash:
         raise Wrong("the tokenizer is another than it was")
 
@@ -175,22 +170,20 @@ def open_stranger(folder: Path) -> Kind:
     release = Path(shutil.copytree(FIXTURES / "release_format_1", folder / "release"))
     weights, words = release / "model.safetensors", release / "tokenizer" / "tokenizer.json"
     content, tokens = weights.read_bytes(), load(words)
-    size = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.loads(content[8:size])
+    header, data = parted(content)
+    sizes = [n for n in NUMBERS if isinstance(n, int) and 0 <= n < 2**64]
 
     def make(random: Random) -> tuple[bytes, bytes]:
         node = edited(random, tokens) if random.random() < 0.5 else tokens
         if isinstance(node, dict):
-            content_ = {key: node.get(key) for key in ("pattern", "special_tokens", "tokens")}
-            canonical = json.dumps(content_, sort_keys=True, separators=(",", ":"))
+            own = {key: node.get(key) for key in ("pattern", "special_tokens", "tokens")}
+            canonical = json.dumps(own, sort_keys=True, separators=(",", ":"))
             node["hash"] = hashlib.sha256(canonical.encode()).hexdigest()
         if node is not tokens:
             return content, dumped(random, node)
         new = dumped(random, edited(random, header))
-        length = random.choice(
-            (*[len(new)] * 9, *(n for n in NUMBERS if isinstance(n, int) and 0 <= n < 2**64))
-        )
-        return struct.pack("<Q", length) + new + content[size:], dumped(random, tokens)
+        size = random.choice(sizes) if random.random() < 0.4 else len(new)
+        return packed(new, data, size), dumped(random, tokens)
 
     def feed(new: tuple[bytes, bytes]) -> None:
         weights.write_bytes(new[0])
@@ -223,8 +216,7 @@ def open_nanochat(folder: Path) -> Kind:
             new |= {random.choice((key, text(random))): random.choice(odd)} if random.random() < 0.8 else {}
             torch.save(random.choice((new, new, [*new.values()], random.choice(odd))), buffer := io.BytesIO())
             return path, buffer.getvalue()
-        node = load(path) if path.suffix == ".json" else None
-        return path, tampered(random, contents[path], node)
+        return path, tampered(random, contents[path], load(path) if path.suffix == ".json" else None)
 
     def feed(new: tuple[Path, bytes]) -> None:
         path, content = new
@@ -240,40 +232,41 @@ def open_nanochat(folder: Path) -> Kind:
     return Kind(make, feed)
 
 
+def table_of(rows: list[Any]) -> bytes:
+    pq.write_table(pa.Table.from_pylist(rows), buffer := io.BytesIO(), row_group_size=2)
+    return buffer.getvalue()
+
+
 def written(random: Random, rows: Any, kind: str) -> bytes:
-    """Return rows as a file of a kind; rows that it cannot hold are written as JSON."""
+    """Return rows as a file of a kind; where Parquet cannot hold them, another text."""
     rows = rows if isinstance(rows, list) else [rows]
     if kind == ".parquet":
         try:
-            pq.write_table(pa.Table.from_pylist(rows), buffer := io.BytesIO(), row_group_size=2)
-            return buffer.getvalue()
+            return table_of(rows)
         except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
-            pq.write_table(
-                pa.table({"text": [text(random).encode("utf-8", "replace").decode()]}), buffer := io.BytesIO()
-            )
-            return buffer.getvalue()
+            return table_of([{"text": text(random).encode("utf-8", "replace").decode()}])
     if kind in (".csv", ".tsv"):
         objects = [row for row in rows if isinstance(row, dict)]
         names = list(dict.fromkeys(name for row in objects for name in row))
         writer = csv.writer(out := io.StringIO(), delimiter="\t" if kind == ".tsv" else ",", escapechar="\\")
         writer.writerows([names, *([row.get(name, "") for name in names] for row in objects)])
         return out.getvalue().encode("utf-8", "surrogatepass")
-    if kind == ".json":
-        return dumped(random, rows)
-    return b"\n".join(dumped(random, row) for row in rows)
+    return dumped(random, rows) if kind == ".json" else dumped_lines(random, rows).removesuffix(b"\n")
 
 
-def packed_file(random: Random, rows: Iterable[Any], kinds: tuple[str, ...]) -> tuple[str, bytes, bool]:
+def packed_file(random: Random, rows: list[Any], kinds: tuple[str, ...]) -> tuple[str, bytes, bool]:
     """Return a name, its bytes, and whether a compressed file was cut, which nobody may pass over."""
     kind, ending = random.choice(kinds), random.choice([*PACKERS, "", ""])
-    content = written(random, edited(random, list(rows)), kind)
+    content, ending = written(random, edited(random, rows), kind), "" if kind == ".parquet" else ending
     if random.random() < 0.4:
         content = damaged(random, content)
-    packed = content if kind == ".parquet" else PACKERS[ending](content)
-    ending = "" if kind == ".parquet" else ending
+    content = PACKERS[ending](content)
     if random.random() < 0.2:
-        return f"given{kind}{ending}", packed[: random.randrange(1, max(len(packed), 2))], bool(ending)
-    return f"given{kind}{ending}", damaged(random, packed) if random.random() < 0.1 else packed, False
+        return f"given{kind}{ending}", content[: random.randrange(1, max(len(content), 2))], bool(ending)
+    return f"given{kind}{ending}", damaged(random, content) if random.random() < 0.1 else content, False
+
+
+TEXTS = [{"text": f"Text number {n}. It is short."} for n in range(4)]
 
 
 def open_texts(folder: Path) -> Kind:
@@ -283,11 +276,10 @@ def open_texts(folder: Path) -> Kind:
         path = folder / file[0]
         path.write_bytes(file[1])
         with naming(path):
-            for document in documents(path, "text"):
-                for block in document:
-                    if not (block is None or isinstance(block, str)):
-                        raise Wrong(f"a block of {type(block).__name__}")
-                    (block or "").encode()
+            for block in itertools.chain.from_iterable(documents(path, "text")):
+                if not (block is None or isinstance(block, str)):
+                    raise Wrong(f"a block of {type(block).__name__}")
+                (block or "").encode()
             if path.suffix == ".parquet":
                 shard = open_shard(path, "text")
                 [read_texts(shard, group) for group in range(len(shard.group_sizes))]
@@ -295,6 +287,23 @@ def open_texts(folder: Path) -> Kind:
             raise Wrong("a compressed file that was cut is read as if it were whole")
 
     return Kind(lambda random: packed_file(random, TEXTS, kinds), feed)
+
+
+ASKED, SAID = "What is 2 + 2?", "It is 4, as everybody knows."
+USER, REPLY = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+CALL = [("text", "It is "), ("python", "2+2"), ("python_output", "4")]
+CALLING = {"role": "assistant", "content": [{"type": t, "text": w} for t, w in CALL], "weight": 1}
+TOLD = [{"role": "system", "content": "Be kind."}, {"role": "developer", "content": "Be short."}]
+CHATS = (
+    {"messages": [USER, REPLY], "id": "1"},
+    {"messages": [USER, CALLING]},
+    {"messages": [*TOLD, {"role": "user", "content": [{"type": "text", "text": ASKED}]}, REPLY]},
+    {"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]},
+    {"instruction": "Add.", "input": ASKED, "output": SAID, "system": "Be kind."},
+    {"prompt": ASKED, "completion": SAID},
+    {"prompt": [USER], "completion": [REPLY]},
+    {"question": ASKED, "answer": SAID, "more": None},
+)
 
 
 def open_chats(folder: Path) -> Kind:
@@ -341,47 +350,6 @@ def strings(node: Any) -> Iterator[str]:
         yield str(node)
 
 
-def lines_file(
-    name: str, rows: list[Any], read: Callable[[Path], object], *, errors_name: bool = True
-) -> Opener:
-    """Return the kind of a file of JSON lines."""
-
-    def open_kind(folder: Path) -> Kind:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-        def make(random: Random) -> bytes:
-            new = edited(random, rows)
-            new = new if isinstance(new, list) else [new]
-            lines = b"".join(dumped(random, row) + b"\n" for row in new)
-            return random.choice((lines, lines, damaged(random, lines), damaged(random, content)))
-
-        def feed(new: bytes) -> None:
-            path.write_bytes(new)
-            with naming(path):
-                read(path)
-
-        return Kind(make, feed)
-
-    return open_kind
-
-
-def json_file(name: str, node: Any, read: Callable[[Path], object]) -> Opener:
-    def open_kind(folder: Path) -> Kind:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-        def feed(new: bytes) -> None:
-            path.write_bytes(new)
-            with naming(path):
-                read(path)
-
-        return Kind(lambda random: tampered(random, dumped(random, node), node), feed)
-
-    return open_kind
-
-
 def open_zip(folder: Path) -> Kind:
     """The archive of CORE's questions, fetched from a file: names, sizes and members that lie."""
     archive, members = folder / "bundle.zip", folder / "members"
@@ -392,10 +360,7 @@ def open_zip(folder: Path) -> Kind:
             for file, items in rows.items():
                 lines = "\n".join(map(json.dumps, items)).encode()
                 if random.random() < 0.03:
-                    lines = tampered(
-                        random,
-                        b"\n".join(dumped(random, item) for item in [*items, edited(random, items[0])]),
-                    )
+                    lines = tampered(random, dumped_lines(random, [*items, edited(random, items[0])]))
                 name = f"eval_bundle/eval_data/{file}.jsonl"
                 name = f"{text(random)}{name}".replace("\0", "") if random.random() < 0.02 else name
                 new.writestr(name.encode("utf-8", "replace").decode()[:60_000], lines)
@@ -423,7 +388,7 @@ def item_of(kind: str, number: int) -> dict[str, Any]:
 
 def open_cache(folder: Path) -> Kind:
     """Tokens on disk: cut, longer, or with offsets that point elsewhere."""
-    pq.write_table(pa.table({"text": [f"Text number {n}" for n in range(40)]}), folder / "a.parquet")
+    (folder / "a.parquet").write_bytes(table_of([{"text": f"Text number {n}"} for n in range(40)]))
     shard = open_shard(folder / "a.parquet", "text")
     TokenCache(folder / "tokens", [shard], BYTE_TOKENIZER)
     (path,) = (folder / "tokens").glob("*.tokens")
@@ -442,9 +407,13 @@ def open_cache(folder: Path) -> Kind:
 
 
 def show_items(path: Path) -> None:
-    settings = evaluate.Settings(run="tiny", show=path.stem)
-    evaluate.show(settings, path.parent)
+    evaluate.show(evaluate.Settings(run="tiny", show=path.stem), path.parent)
     ItemFile(path, ITEMS[0])
+
+
+def read_prepared(path: Path) -> None:
+    manifest = prepare.read_manifest(path.parent)
+    print(manifest.summary(), manifest.times([1.0]), manifest.parts("validation"))
 
 
 ITEMS = [
@@ -456,6 +425,7 @@ ORDER = Order(Subject.of("Ada", None), "writer", 1, 3)
 TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
 PARTIAL = [{"format": 1, **ORDER.settings()}, *({"number": n, "messages": TALK} for n in range(2))]
 CHOICES = next(label for label in bundle.LABELS if label.kind == "multiple_choice" and label.shots == 0)
+QUESTIONS = [item_of(CHOICES.kind, n) for n in range(3)]
 RECORD = {"format": 1, "repository": "a/b", "revision": "c" * 40, "shards": {"x": {"size": 3, "sha256": "d"}}}
 PART = {"documents": 3, "bytes": 100, "shards": ["train-00-000.parquet"]}
 PREPARED = {
@@ -469,77 +439,67 @@ PREPARED = {
 PREPARED |= {"content": "a1", "sources": [{"name": "a", "files": ["b"], "passed_over": [], "train": PART}]}
 PREPARED["sources"][0]["validation"] = PART
 CORE = {"format": 1, "metrics": {"CORE": 0.1, "CORE, standard error": 0.01, "copa": {"accuracy": 0.5}}}
-
-
-def read_prepared(path: Path) -> None:
-    manifest = prepare.read_manifest(path.parent)
-    print(manifest.summary(), manifest.times([1.0]), manifest.parts("validation"))
-
-
-def read_bundle(path: Path) -> None:
-    bundle.read_items(path.parents[2], CHOICES)
-
-
-def read_submitted(path: Path) -> None:
-    """As far as `python -m launch status` comes without an account."""
-    read_submission(path.parents[2], path.parent.name)
-
-
 SUBMITTED = {"format": 1, "run": "a", "app": "ap-1", "call": "fc-1", "dashboard": "https://x", "gpu": "H100"}
 SUBMITTED |= {"submitted": "2026-11-30T00:00:00Z", "nodes": 1, "dollars_per_hour": 2.5, "volume": "nanolit"}
 SUBMITTED |= {"environment": None, "stages": ["base"], "functions": {}, "overrides": []}
+JOB, METRICS = BASE / "job.yaml", BASE / "metrics.csv"
+STATE = CHECKPOINT / "optimizer-00000-of-00001.safetensors"
 
 FILES: dict[str, tuple[int, Opener]] = {
-    "job.yaml": (
-        250,
-        run_file(BASE / "job.yaml", lambda root, _: (read_job(root / BASE / "job.yaml"), read_stage(root))),
-    ),
+    "job.yaml": (250, of_run(JOB, lambda root, _: (read_job(root / JOB), read_stage(root)))),
     "plan.json": (
         250,
-        run_file(BASE / "plan.json", lambda root, _: (read_plan(root / BASE), read_stage(root))),
+        of_run(BASE / "plan.json", lambda root, _: (read_plan(root / BASE), read_stage(root))),
     ),
-    "result.json": (150, run_file(BASE / "result.json", read_stage)),
+    "result.json": (150, of_run(BASE / "result.json", read_stage)),
     "metrics.csv": (
         300,
-        run_file(
-            BASE / "metrics.csv",
-            lambda root, _: (history(root / BASE / "metrics.csv", 8, log_every=1), read_stage(root)),
-        ),
+        of_run(METRICS, lambda root, _: (history(root / METRICS, 8, log_every=1), read_stage(root))),
     ),
-    "report": (30, run_file(BASE / "result.json", lambda root, _: write_report(root, "tiny"))),
-    "samples.md": (30, run_file(BASE / "samples.md", lambda root, _: write_report(root, "tiny"))),
-    "manifest.json": (200, run_file(CHECKPOINT / "manifest.json", read_checkpoint)),
-    "progress.json": (60, run_file(CHECKPOINT / "progress.json", read_checkpoint)),
-    "position": (60, run_file(CHECKPOINT / "data-00000-of-00001.json", read_checkpoint)),
-    "optimizer": (60, run_file(CHECKPOINT / "optimizer-00000-of-00001.safetensors", read_checkpoint)),
-    "gpt.json": (250, run_file(RELEASE / "gpt.json", read_release)),
-    "meta.json": (150, run_file(RELEASE / "meta.json", read_release)),
-    "weights": (150, run_file(RELEASE / "model.safetensors", read_release)),
-    "tokenizer.json": (200, run_file(RELEASE / "tokenizer" / "tokenizer.json", read_tokenizer)),
+    "report": (30, of_run(BASE / "result.json", lambda root, _: write_report(root, "tiny"))),
+    "samples.md": (30, of_run(BASE / "samples.md", lambda root, _: write_report(root, "tiny"))),
+    "manifest.json": (200, of_run(CHECKPOINT / "manifest.json", read_checkpoint)),
+    "progress.json": (60, of_run(CHECKPOINT / "progress.json", read_checkpoint)),
+    "position": (60, of_run(CHECKPOINT / "data-00000-of-00001.json", read_checkpoint)),
+    "optimizer": (60, of_run(STATE, read_checkpoint)),
+    "gpt.json": (250, of_run(RELEASE / "gpt.json", read_release)),
+    "meta.json": (150, of_run(RELEASE / "meta.json", read_release)),
+    "weights": (150, of_run(RELEASE / "model.safetensors", read_release)),
+    "tokenizer.json": (200, of_run(RELEASE / "tokenizer" / "tokenizer.json", read_tokenizer)),
     "stranger": (400, open_stranger),
     "nanochat": (200, open_nanochat),
     "texts": (900, open_texts),
     "chats": (1200, open_chats),
-    "items": (200, lines_file("GSM8K.jsonl", ITEMS, show_items)),
+    "items": (200, of_content("GSM8K.jsonl", ITEMS, show_items)),
     "identity": (
         150,
-        lines_file(
+        of_content(
             "identity.jsonl.partial", PARTIAL, lambda path: Partial(path, ORDER, check=check_conversation)
         ),
     ),
     "core questions": (
         200,
-        lines_file(
-            f"eval_data/{CHOICES.file}.jsonl", [item_of(CHOICES.kind, n) for n in range(3)], read_bundle
+        of_content(
+            f"eval_data/{CHOICES.file}.jsonl",
+            QUESTIONS,
+            lambda path: bundle.read_items(path.parents[2], CHOICES),
         ),
     ),
     "core archive": (60, open_zip),
     "token cache": (100, open_cache),
-    "hub.json": (80, json_file("hub.json", RECORD, lambda path: missing_shards(path.parent, ["x", "y"]))),
-    "prepared": (80, json_file("manifest.json", PREPARED, read_prepared)),
-    "submission.json": (80, json_file("runs/a/submission.json", SUBMITTED, read_submitted)),
+    "hub.json": (80, of_content("hub.json", RECORD, lambda path: missing_shards(path.parent, ["x", "y"]))),
+    "prepared": (80, of_content("manifest.json", PREPARED, read_prepared)),
+    "submission.json": (
+        80,
+        # As far as `python -m launch status` comes without an account
+        of_content(
+            "runs/a/submission.json",
+            SUBMITTED,
+            lambda path: read_submission(path.parents[2], path.parent.name),
+        ),
+    ),
     "core.json": (
         60,
-        json_file("base/evaluation/core.json", CORE, lambda path: Stage("base", path.parents[1]).metrics),
+        of_content("base/evaluation/core.json", CORE, lambda path: Stage("base", path.parents[1]).metrics),
     ),
 }

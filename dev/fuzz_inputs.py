@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+from dev.damages import BYTES
+
 TEXTS = (
     *("", " ", "\n", "\r\n", "\t", "\0", "\x1b]0;title\x07", "\x7f", "\x9b31m", "\u202e", "\u2028"),
     *("\ufeff", "é", "e\u0301", "😀", "\ud83d", "\ude00\ud83d", "é", "²", "٣", "\u00a0", "\uffff", "ﷺ"),
@@ -19,13 +21,9 @@ TEXTS = (
 )
 NUMBERS = (0, 1, -1, 2, 3, 7, 255, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400)
 NUMBERS += (0.5, -0.0, 1e-320, 1e300, float("nan"), float("inf"), -float("inf"))
-BYTES = (
-    *(b"\0", b"\0\0\0\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\xbd", b"\r"),
-    *(b"\x1b[2J",),
-)
-BYTES += (
-    *(b'"', b"\\u0000", b"\\ud800", b"{", b"]", b",", b"\n\n", b"9" * 5000, b"[" * 100_000, b"x" * 300_000),
-)
+PIECES = (b"\0", b"\0\0\0\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\xbd", b"\r")
+PIECES += (b"\x1b[2J", b'"', b"\\u0000", b"\\ud800", b"{", b"]", b",", b"\n\n", b"9" * 5000, b"[" * 100_000)
+PIECES += (b"x" * 300_000,)
 
 
 def text(random: Random) -> str:
@@ -79,10 +77,8 @@ def edited(random: Random, node: Any, *, most: int = 3) -> Any:
             parent[random.choice((text(random), key + "x", key.upper()))] = parent.pop(key)
         elif kind == 4:
             parent[key] = copy.deepcopy(other[there])
-        elif kind < 7:
-            parent[key] = alike(random, parent[key])
         else:
-            parent[key] = value(random)
+            parent[key] = alike(random, parent[key]) if kind < 7 else value(random)
     return node
 
 
@@ -99,9 +95,9 @@ def alike(random: Random, old: Any) -> Any:
     return random.choice((old * 2 if isinstance(old, list) else {}, [*old], value(random)))
 
 
-def dumped(random: Random, node: Any, **form: Any) -> bytes:
+def dumped(random: Random, node: Any) -> bytes:
     """Return JSON, now and then with a key that is there twice, numbers of many digits, or as UTF-16."""
-    written = json.dumps(node, ensure_ascii=random.random() < 0.5, **form)
+    written = json.dumps(node, ensure_ascii=random.random() < 0.5)
     if random.random() < 0.05 and (found := re.search(r'\{("[^"]*": )', written)):
         written = written.replace(found[1], found[1] + json.dumps(value(random)) + ", " + found[1], 1)
     if random.random() < 0.03:
@@ -110,34 +106,37 @@ def dumped(random: Random, node: Any, **form: Any) -> bytes:
     return written.encode(encoding, "surrogatepass")
 
 
+def dumped_lines(random: Random, rows: Any) -> bytes:
+    """Return a line of JSON for each row."""
+    return b"".join(dumped(random, row) + b"\n" for row in (rows if isinstance(rows, list) else [rows]))
+
+
 def damaged(random: Random, content: bytes) -> bytes:
-    """Return the bytes cut, flipped, repeated, or with something strange in them."""
+    """Return the bytes cut, flipped, repeated, with something strange in them, or as a damaged file's."""
     at, other = sorted((random.randint(0, len(content)), random.randint(0, len(content))))
+    before, between, after = content[:at], content[at:other], content[other:]
     kind = random.randrange(9)
-    if kind < 2:
-        return content[: random.choice((at, at, 0, max(len(content) - 1, 0)))]
+    if kind == 0:
+        return random.choice((before, content[:-1]))
+    if kind == 1:
+        return before + after
     if kind == 2:
-        return content[:at] + content[other:]
-    if kind == 3 and content:
-        at = random.randrange(len(content))
-        return content[:at] + bytes([content[at] ^ 1 << random.randrange(8)]) + content[at + 1 :]
+        return before[:-1] + bytes([byte ^ 1 << random.randrange(8) for byte in before[-1:]]) + content[at:]
+    if kind == 3:
+        return before + between[:500] * random.choice((2, 3, 50)) + after
     if kind == 4:
-        return (
-            content[:other] + content[at : min(other, at + 500)] * random.choice((1, 2, 50)) + content[other:]
-        )
+        return random.choice((random.randbytes(random.randrange(200)), content[::-1]))
     if kind == 5:
-        return random.choice(
-            (random.randbytes(random.randrange(200)), b"", bytes(len(content)), content[::-1])
-        )
+        return text(random).encode("utf-8", "surrogatepass").join((before, content[at:]))
     if kind == 6:
-        return text(random).encode("utf-8", "surrogatepass").join((content[:at], content[at:]))
-    return content[:at] + random.choice(BYTES) + content[at:]
+        return random.choice([*BYTES.values()])(content)
+    return before + random.choice(PIECES) + content[at:]
 
 
-def tampered(random: Random, content: bytes, node: Any = None) -> bytes:
+def tampered(random: Random, content: bytes, node: Any = None, dump: Any = dumped) -> bytes:
     """Return a file's bytes, changed in its structure where that is given, as bytes, in both, or not."""
     if node is not None and random.random() < 0.7:
-        content = dumped(random, edited(random, node))
+        content = dump(random, edited(random, node))
         if random.random() < 0.8:
             return content
     for _ in range(random.choice((0, 1, 1, 1, 2))):
@@ -153,17 +152,16 @@ def typed(random: Random, words: list[str]) -> list[str]:
     words = [*words]
     for _ in range(random.choice((0, 1, 1, 2, 3))):
         kind, at = random.randrange(8), random.randrange(len(words) + 1)
-        key, equals, _ = (words[at] if at < len(words) else "").partition("=")
+        here = words[at : at + 1]
+        key, equals, after = "".join(here).partition("=")
         if kind == 0:
             del words[at : at + 1]
         elif kind == 1:
             words.insert(at, random.choice([*words, text(random)]))
         elif kind == 2:
-            words[at : at + 1] = [key, "".join(words[at : at + 1]).partition("=")[2]]
+            words[at : at + 1] = [key, after]
         elif kind == 3:
-            words[at : at + 1] = [
-                f"{random.choice(('-', '--', '+', '++', '~'))}{word}" for word in words[at : at + 1]
-            ]
+            words[at : at + 1] = [random.choice(("-", "--", "+", "++", "~")) + word for word in here]
         elif kind == 4 and key:
             words[at] = words[at][: random.randrange(len(words[at]))]
         else:

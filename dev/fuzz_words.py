@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -106,11 +107,9 @@ def open_commands(folder: Path) -> Kind:
     def feed(words: list[str]) -> Any:
         name, rest = words[0], words[1:]
         sys.stdin = io.StringIO("Hello\n")
-        if name == "launch" or (
-            name == "chat" and {"web", "cluster"} & {word.lstrip("-").partition("=")[0] for word in rest}
-        ):
-            return parsed(name, rest)
-        if name == "identity" and "dry_run=true" not in rest:
+        keys = {word.lstrip("-").partition("=")[0] for word in rest}
+        asks = {"launch": True, "chat": keys & {"web", "cluster"}, "identity": "dry_run=true" not in rest}
+        if asks.get(name):
             return parsed(name, rest)
         module = importlib.import_module(f"nanolit.{name}" + ".__main__" * (name in ("chat", "report")))
         return module.main(rest)
@@ -128,50 +127,27 @@ def parsed(name: str, words: list[str]) -> object:
     return read(settings, words[1:], about="")
 
 
-PLAUSIBLE = (
-    *("0", "1", "-1", "3", "64", "0.5", "1e9", "null", "true", "[]", "{}", "[1,2]", "1,2", "end", "auto"),
-)
+PLAUSIBLE = (*"0139", "-1", "64", "0.5", "1e9", "null", "true", "[]", "{}", "[1,2]", "1,2", "end", "auto")
 
 
 def open_overrides(folder: Path) -> Kind:
     """Words that Hydra reads: any key of a job with any value, and words that are none."""
     at_home(folder)
     job = compose(["experiment=demo"])
-    keys = [
-        *flatten({**job}),
-        *job,
-        *Choices.__annotations__,
-        "experiment",
-        "hydra.mode",
-        "hydra/launcher",
-        "mixture",
-    ]
-    values = [
-        name for group in ("model", "recipe", "data", "cluster", "phase", "logger") for name in options(group)
-    ]
+    keys = [*flatten({**job}), *job, *Choices.__annotations__]
+    keys += ["experiment", "hydra.mode", "hydra/launcher", "mixture"]
+    groups = ("model", "recipe", "data", "cluster", "phase", "logger")
+    values = [name for group in groups for name in options(group)]
+    starts = (["phase=base", "model=d2", "data=sample"], ["experiment=demo"], ["phase=speedrun"])
 
     def make(random: Random) -> list[str]:
-        words = random.choice(
-            (["phase=base", "model=d2", "data=sample"], ["experiment=demo"], ["phase=speedrun"])
-        )
+        words = random.choice(starts)
         for _ in range(random.choice((1, 1, 2))):
-            odd = random.choice(
-                (
-                    random.choice(PLAUSIBLE),
-                    random.choice(PLAUSIBLE),
-                    text(random),
-                    json.dumps(value(random)),
-                    random.choice(values),
-                    "{a: [1, b]}",
-                )
-            )
-            key = random.choice(keys)
+            likely = random.choice(PLAUSIBLE), random.choice(PLAUSIBLE), random.choice(values), "{a: [1, b]}"
+            odd, key = random.choice((*likely, text(random), json.dumps(value(random)))), random.choice(keys)
             key = random.choice((*[key] * 6, key.rpartition(".")[0] or key, f"+{key}", f"~{key}", key + "x"))
-            words = (
-                typed(random, [*words, f"{key}={odd}"[:20_000]])
-                if random.random() < 0.3
-                else [*words, f"{key}={odd}"]
-            )
+            words = [*words, f"{key}={odd}"]
+            words = typed(random, [word[:20_000] for word in words]) if random.random() < 0.3 else words
         return [word.replace("\0", "") for word in words]
 
     return Kind(make, lambda words: plan.main([*words, *(["--json"] if len(words[-1]) % 5 == 0 else [])]))
@@ -204,12 +180,8 @@ def open_yaml(folder: Path) -> Kind:
         key = random.choice([*sources])
         path, words = sources[key]
         content = path.read_bytes()
-        file = folder / ("experiment/own.yaml" if key == "experiment" else "own.yaml")
-        chosen = (
-            [f"hydra.searchpath=[file://{folder}]", "experiment=own"]
-            if key == "experiment"
-            else [f"{key}={file}"]
-        )
+        own = [f"hydra.searchpath=[file://{folder}]", "experiment=own"]
+        chosen = own if key == "experiment" else [f"{key}={folder / 'own.yaml'}"]
         return [*words, *chosen], tampered(random, content, yaml.safe_load(content))
 
     def feed(asked: tuple[list[str], bytes]) -> int:
@@ -236,21 +208,13 @@ REQUESTS: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 OTHERS = "/v1/completions /v1/models /v1/models/tiny/sft /health /stats /login"
 PATHS = ("/v1/chat/completions",) * 6 + (*OTHERS.split(),)
+FORM, NINES = "application/x-www-form-urlencoded", f"nanolit={'9' * 5000}.a"
 HEADERS = {
-    "host": (
-        *("127.0.0.1", "127.0.0.1:80", "[::1]:80", "localhost", "evil.example", "127.0.0.1/health?", "["),
-        "::1]",
-    ),
+    "host": ("127.0.0.1:80", "[::1]:80", "localhost", "evil.example", "127.0.0.1/health?", "[", "::1]"),
     "origin": ("http://127.0.0.1", "null", "http://evil.example", "http://[", "//"),
     "content-length": ("5", "-1", "1e9", "\xb2", "9" * 5000, "+1", "0x5"),
-    "content-type": (
-        *("application/json; charset=utf-16", "text/plain", "application/json;"),
-        "application/x-www-form-urlencoded",
-    ),
-    "cookie": (
-        *("nanolit=1.a", f"nanolit={'9' * 5000}.a", "nanolit=\xb2.a", "nanolit", ";;;="),
-        f"{COOKIE}={'9' * 5000}.x",
-    ),
+    "content-type": ("application/json; charset=utf-16", "text/plain", "application/json;", FORM),
+    "cookie": ("nanolit=1.a", NINES, "nanolit=\xb2.a", "nanolit", ";;;=", NINES.replace("nanolit", COOKIE)),
     "authorization": ("Bearer", "Bearer x", "Bearer secret-word", "Basic Og==", "bearer \xff"),
     "accept": ("text/html", "*/*"),
     "x-forwarded-proto": ("https", "\xff"),
@@ -260,10 +224,8 @@ HEADERS = {
 def open_requests(folder: Path) -> Kind:
     """Requests for the chat's API with damaged bodies and headers; half of them meet a password."""
     models = Models(["tiny/sft", "tiny/base"], lambda name: loaded(name.partition("/")[2]))
-    apps = {
-        word: build_app(models, defaults=Defaults(seed=1), password=word, page=False)
-        for word in (None, "secret-word")
-    }
+    build = functools.partial(build_app, models, defaults=Defaults(seed=1), page=False)
+    apps = {word: build(password=word) for word in (None, "secret-word")}
 
     def make(random: Random) -> tuple[str | None, str, str, list[tuple[bytes, bytes]], bytes]:
         method, path = random.choice(("POST", "POST", "POST", "GET", "PUT", "OPTIONS")), random.choice(PATHS)
@@ -283,11 +245,8 @@ def open_requests(folder: Path) -> Kind:
             raise Wrong(f"{path} was answered without the password")
         if status >= 500 or status < 200:
             raise Wrong(f"status {status}: {answer[:200]!r}")
-        pieces = (
-            answer.decode().removesuffix("\n\n").split("\n\n")
-            if answer.startswith(b":")
-            else [answer.decode()]
-        )
+        said = answer.decode()
+        pieces = said.removesuffix("\n\n").split("\n\n") if said.startswith(":") else [said]
         for piece in pieces if path.startswith("/v1/") else ():
             if piece.startswith((":", "data: [DONE]")) or not piece or status in (204, 303, 307, 404, 405):
                 continue
@@ -300,10 +259,8 @@ def open_requests(folder: Path) -> Kind:
 
 def raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     """Return headers as a server passes them on: in Latin-1, without line breaks."""
-    return [
-        (name.encode(), re.sub("[\r\n\0]", "", word).encode("latin-1", "replace"))
-        for name, word in headers.items()
-    ]
+    words = {name: re.sub("[\r\n\0]", "", word) for name, word in headers.items()}
+    return [(name.encode(), word.encode("latin-1", "replace")) for name, word in words.items()]
 
 
 def refuse_constant(name: str) -> None:
@@ -314,21 +271,10 @@ async def request(
     app: Any, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> tuple[int, bytes]:
     """Ask an ASGI app; return the status and the whole answer."""
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "root_path": "",
-    }
-    scope |= {
-        "raw_path": path.encode("utf-8", "replace"),
-        "query_string": b"",
-        "headers": headers,
-        "client": ("127.0.0.1", 9),
-    }
-    scope |= {"server": ("127.0.0.1", 80), "asgi": {"version": "3.0"}}
+    scope = {"type": "http", "http_version": "1.1", "method": method, "scheme": "http", "path": path}
+    scope |= {"raw_path": path.encode("utf-8", "replace"), "root_path": "", "query_string": b""}
+    scope |= {"headers": headers, "client": ("127.0.0.1", 9), "server": ("127.0.0.1", 80)}
+    scope |= {"asgi": {"version": "3.0"}}
     sent, messages = [{"type": "http.request", "body": body, "more_body": False}], []
 
     async def receive() -> dict[str, Any]:
@@ -345,20 +291,16 @@ def open_terminal(folder: Path) -> Kind:
     """What is typed into the chat in a terminal, bytes that are no text included."""
     at_home(folder)
     models = [loaded("sft"), loaded("base")]
-    settings = [
-        f"{name}={word}" for name in vars(Drawing()) for word in ("0", "1", "-1", "1e30", "0.5", "none", "")
-    ]
-    talk = {
-        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "[1+1][= 2] Ho"}]
-    }
+    words = ("0", "1", "-1", "1e30", "0.5", "none", "")
+    settings = [f"{name}={word}" for name in vars(Drawing()) for word in words]
+    reply = {"role": "assistant", "content": "[1+1][= 2] Ho"}
+    talk = {"messages": [{"role": "user", "content": "Hi"}, reply]}
 
     def make(random: Random) -> tuple[bytes, bytes]:
         lines = []
         for _ in range(random.randint(1, 5)):
             command = random.choice([*COMMANDS, "/load", "/set", "", "", ""])
-            rest = random.choice(
-                (text(random), "talk.json", "saved.json", "Hello", f"{random.choice(settings)}")
-            )
+            rest = random.choice((text(random), "talk.json", "saved.json", "Hello", random.choice(settings)))
             lines.append(f"{command} {rest}"[:2000])
         typed_lines = "\n".join(lines).encode("utf-8", "surrogatepass")
         typed_lines = damaged(random, typed_lines)[:5000] if random.random() < 0.3 else typed_lines
@@ -378,20 +320,27 @@ def open_terminal(folder: Path) -> Kind:
 # What models write
 
 PIECES = (
-    *("1", "23", "4.5", ".5", "1,234", "0", "00", "(", ")", "+", "-", "*", "/", "//", " ", "**", "e9", "_"),
-    *("j", "9" * 60),
+    *"10()+-*/_j %#",
+    "23",
+    "4.5",
+    ".5",
+    "1,234",
+    "00",
+    "//",
+    "**",
+    "e9",
+    "9" * 60,
+    "'strawberry'",
+    '"r"',
 )
-PIECES += (
-    *("'strawberry'", '"r"', ".count(", "\\", "%", "lambda:", "٣", "²", "\n", "\t", "\0", "#", "if", "True"),
-)
+PIECES += (".count(", "\\", "%", "lambda:", "٣", "²", "\n", "\t", "\0", "#", "if", "True")
 
 
 def sum_of(random: Random) -> str:
-    odd = random.choice(
+    if random.random() < 0.8:
+        return "".join(random.choice(PIECES) for _ in range(random.randrange(12)))
+    return random.choice(
         (text(random), "(" * 90, "-" * 90, "1+" * 120, "9*" * 100, "'a'.count('a')", "2*(3+4)")
-    )
-    return (
-        "".join(random.choice(PIECES) for _ in range(random.randrange(12))) if random.random() < 0.8 else odd
     )
 
 
@@ -400,11 +349,8 @@ def check_sum(expression: str) -> None:
     answer = calculate(expression)
     if answer is None:
         raise ValueError("no sum")
-    cleaned = (
-        expression.strip()
-        if "count" in expression
-        else re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression).strip()
-    )
+    comma = r"(?!)" if "count" in expression else r"(?<=\d),(?=\d{3}(?!\d))"
+    cleaned = re.sub(comma, "", expression).strip()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if answer != str(eval(cleaned, {"__builtins__": {}})):  # only what the calculator took
@@ -419,9 +365,10 @@ def call_of(random: Random) -> str:
         ("#### ", "\n"),
         ("[[", "]"),
     )
-    return "".join(
-        sum_of(random).join(random.choice(ends)) + random.choice((" ", text(random)[:500])) for _ in range(3)
-    )
+    pieces = [
+        (sum_of(random), random.choice(ends), random.choice((" ", text(random)[:500]))) for _ in range(3)
+    ]
+    return "".join(call.join(around) + after for call, around, after in pieces)
 
 
 def check_call(reply: str) -> None:
@@ -435,16 +382,15 @@ def check_call(reply: str) -> None:
     parts_of(reply)
 
 
+NAMES, CODE = ("python", "py", "{.python}", "", " "), ("def f(x): return x", "import os", '"""')
+
+
 def fenced(random: Random) -> str:
     marks = ("```", "~~~", "````", "``", " ```", "    ```", "\t```")
     lines = []
     for _ in range(random.randrange(9)):
-        mark = random.choice(marks) + random.choice(
-            ("python", "py", "{.python}", "", " ", text(random)[:200])
-        )
-        lines.append(
-            random.choice((mark, mark, "def f(x): return x", "import os", text(random)[:2000], '"""'))
-        )
+        mark = random.choice(marks) + random.choice((*NAMES, text(random)[:200]))
+        lines.append(random.choice((mark, mark, *CODE, text(random)[:2000])))
     return random.choice(("\n", "\n", "\r\n", "\r")).join(lines)
 
 
@@ -459,16 +405,11 @@ def check_fences(reply: str) -> None:
 
 HONEST = "def square(x):\n    return x * x\n"
 LIARS = (
-    *(
-        "class Same(int):\n    def __eq__(self, other): return True\n    def __hash__(self): return 1\n"
-        "def square(x): return Same(0)\n",
-    ),
+    "class Same(int):\n    def __eq__(self, other): return True\n    def __hash__(self): return 1\n"
+    "def square(x): return Same(0)\n",
+    "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n"
+    "        f.f_globals['check'] = print\n        f = f.f_back\n",
     *("import sys\ndef square(x):\n    sys.exit(42)\n", "import os\ndef square(x):\n    os._exit(42)\n"),
-    *(
-        "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n"
-        "        f.f_globals['check'] = print\n"
-        "        f = f.f_back\n",
-    ),
     *("def square(x): return [4, 9][x < 0:]\n", "def square(x): return None\n"),
 )
 STRANGE = (
@@ -494,8 +435,7 @@ def open_programs(folder: Path) -> Kind:
         program = random.choice(LIARS) if lies else HONEST
         if lies:  # as it is, or behind what cannot define another function
             return random.choice(("", "import math\n", "x = 1\n" * 1000)) + program, True
-        kind = random.randrange(3)
-        program = program + strange if kind == 0 else strange + "\n" + program if kind == 1 else program
+        program = random.choice((program + strange, strange + "\n" + program, program))
         return tampered(random, program.encode()).decode("utf-8", "surrogateescape")[:100_000], False
 
     def feed(asked: tuple[str, bool]) -> None:
@@ -513,10 +453,9 @@ def open_programs(folder: Path) -> Kind:
 
 # What a hub answers
 
-PAUSES = (
-    *("45", "0", "-1", "1e9", "9" * 400, "٣", "²", "Wed, 21 Oct 2026 07:28:00 GMT", '"api";r=0;t=45'),
-    *('"a";r=0;t=' + "9" * 400,),
-)
+PAUSES = ("45", "0", "-1", "1e9", "9" * 400, "٣", "²", "Wed, 21 Oct 2026 07:28:00 GMT", '"api";r=0;t=45')
+PAUSES += ('"a";r=0;t=' + "9" * 400,)
+ASKING = ("retry-after", "ratelimit", "ratelimit-policy", "content-length")
 
 
 def check_pause(asked: tuple[int, dict[str, str]]) -> None:
@@ -529,9 +468,7 @@ def check_pause(asked: tuple[int, dict[str, str]]) -> None:
 
 
 def pause_of(random: Random) -> tuple[int, dict[str, str]]:
-    names = random.sample(
-        ("retry-after", "ratelimit", "ratelimit-policy", "content-length"), random.randint(0, 3)
-    )
+    names = random.sample(ASKING, random.randint(0, 3))
     words = {name: random.choice((*PAUSES, text(random)[:3000])) for name in names}
     return random.choice((429, 429, 503, 404, 200)), words
 
@@ -558,19 +495,8 @@ def open_hub(folder: Path) -> Kind:
     server.daemon_threads = True
     Thread(target=server.serve_forever, daemon=True).start()
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-    faults = (
-        503,
-        500,
-        404,
-        (429, {"RateLimit": "²"}),
-        "reset",
-        "truncate",
-        "damage",
-        "more",
-        "ignore range",
-        416,
-        302,
-    )
+    faults = (503, 500, 404, 416, 302, (429, {"RateLimit": "²"}))
+    faults += ("reset", "truncate", "damage", "more", "ignore range")
 
     def make(random: Random) -> tuple[int, list[Any]]:
         return random.randrange(10**9), [random.choice(faults) for _ in range(random.choice((0, 1, 2, 6)))]

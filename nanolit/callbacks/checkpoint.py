@@ -11,13 +11,13 @@ removed once a run has resumed from one below it. What has another name is nobod
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +31,7 @@ from nanolit.machine.paths import (
     check_content,
     file_hash,
     read_json,
+    remove,
     step_of,
     sync,
     write_json,
@@ -41,10 +42,59 @@ from nanolit.phases.core import Phase
 FORMAT = 1
 
 
-class Progress(TypedDict):
-    """What every progress.json has; callbacks add to it."""
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Seconds = Annotated[float, Field(ge=0)]
+REMEDY = "delete its folder to resume from the checkpoint before it"
 
-    step: int
+
+class ValRows(TypedDict):
+    tokens: int
+    rows: int
+    checksum: str
+
+
+class Gradients(TypedDict):
+    right_from: int
+    before: NotRequired[str]
+
+
+class Progress(TypedDict):
+    """What is read of a progress.json; callbacks add to it."""
+
+    step: Count
+    tokens: NotRequired[Count]
+    processed_tokens: NotRequired[Count]
+    seconds: NotRequired[Seconds]
+    wall_seconds: NotRequired[Seconds]
+    val_bpb: NotRequired[float | None]
+    best_val_bpb: NotRequired[float | None]
+    val_rows: NotRequired[ValRows]
+    pass_at_1: NotRequired[float | None]
+    pass_at_k: NotRequired[float | None]
+    metrics: NotRequired[dict[str, Any]]
+    gradients: NotRequired[Gradients]
+    settings: NotRequired[dict[str, Any]]  # that decide the stage's result
+
+
+class Lane(TypedDict):
+    """Where a lane of the pretraining stream stands."""
+
+    next: Count
+    documents: list[Count]
+    starts: NotRequired[list[Count]]
+    offset: NotRequired[Count]
+    overlap: NotRequired[Any]
+    num_kept: Count
+    num_cropped: Count
+
+
+class Position(TypedDict):
+    """What is read of a rank's position in the data, whatever the stream."""
+
+    format: int
+    step: Count
+    identity: NotRequired[dict[str, Any]]
+    lanes: NotRequired[dict[str, Lane]]
 
 
 class Entry(TypedDict):
@@ -63,25 +113,34 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = sorted(read_json(folder / "manifest.json", Manifest)["files"])
-        self.progress: Json = read_json(folder / "progress.json", Progress)
+        self.progress: Json = self._read("progress.json", Progress)
         self.step: int = self.progress["step"]
 
+    def _read(self, name: str, kind: Any) -> Json:
+        content = read_json(self.folder / name, kind, remedy=REMEDY)
+        if content["step"] != step_of(self.folder):
+            raise DamagedFile(f"{self.folder / name} is of step {content['step']:,}; {REMEDY}")
+        return content
+
     def model_state(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "model.safetensors")
+        path = self.folder / "model.safetensors"
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
 
     def positions(self) -> list[Json]:
         """The positions of all ranks that wrote it, in rank order."""
-        return [read_json(self.folder / name) for name in self.files if name.startswith("data-")]
+        return [self._read(name, Position) for name in self.files if name.startswith("data-")]
 
     def restore_optimizer(self, optimizer: MuonAdamW) -> None:
         """Load this rank's share of the state, whatever the number of ranks was when it was written."""
         names = [name for name in self.files if name.startswith("optimizer-")]
         if not names:
             raise ValueError(f"{self.folder} has no state of the optimizer; delete it")
-        files = [safe_open(self.folder / name, "pt") for name in names]
         pieces: dict[str, list[tuple[int, int, Any]]] = {}
-        for file in files:
-            starts = json.loads(file.metadata()["starts"])
+        for name in names:
+            file, starts = open_slices(self.folder / name)
             for key, start in starts.items():
                 size = file.get_slice(key).get_shape()[0]
                 pieces.setdefault(key, []).append((start, start + size, file))
@@ -95,10 +154,30 @@ class Checkpoint:
                 if low < high and (not parts or low == start + sum(map(len, parts))):
                     parts.append(file.get_slice(key)[low - begin : high - begin])
             found = torch.cat(parts) if parts else torch.empty(0)
-            assert len(found) == stop - start, (key, start, stop, len(found))
+            if len(found) != stop - start:
+                raise DamagedFile(f"{self.folder} lacks a part of the optimizer's {key}; {REMEDY}")
             return found
 
         optimizer.load_state_slices(read)
+
+
+def open_slices(path: Path) -> tuple[Any, dict[str, int]]:
+    """Open a rank's file of the optimizer; return it, and where in the flat tensor each slice begins."""
+    try:
+        file = safe_open(path, "pt")
+        starts = json.loads((file.metadata() or {}).get("starts", "null"))
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
+    if (
+        not isinstance(starts, dict)
+        or starts.keys() != shapes.keys()
+        or not all(
+            type(start) is int and start >= 0 and len(shapes[key]) == 1 for key, start in starts.items()
+        )
+    ):
+        raise DamagedFile(f"{path} is damaged (its slices and their starts differ); {REMEDY}")
+    return file, starts
 
 
 def is_whole(folder: Path) -> bool:
@@ -115,6 +194,8 @@ def is_whole(folder: Path) -> bool:
                 "continue with the version that wrote it"
             )
         check_content(manifest, Manifest, path, remedy="")
+        if manifest.get("step", step_of(folder)) != step_of(folder):
+            return False  # renamed, or copied
         stated: dict[str, Entry] = manifest["files"]
         ranks = ("optimizer-*-of-*.safetensors", "data-*-of-*.json")
         there = {file.name for pattern in ranks for file in folder.glob(pattern)}
@@ -161,14 +242,14 @@ def prune(folder: Path, *, newest: Path, keep: int) -> None:
     others = [path for path in by_step(folder) if step_of(path) < step_of(newest)]
     there = [path for path in others if (path / "manifest.json").exists()]
     for path in set(others) - set(there[max(len(there) - keep + 1, 0) :]):
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
 
 
 def remove_above(folder: Path, step: int) -> None:
     """Remove what lies above the checkpoint that a run resumes from: it was looked at and is broken."""
     for path in by_step(folder):
         if step_of(path) > step:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
 def write(folder: Path, phase: Phase, progress: Json) -> Path:
@@ -184,7 +265,7 @@ def write(folder: Path, phase: Phase, progress: Json) -> Path:
     problems = problems or on_rank_zero(lambda: finish(target, progress, [files for files, _ in everyone]))
     if problems:
         if rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)
+            remove(target)
         raise OSError(
             f"could not write the checkpoint {target}: {problems[0]}; earlier checkpoints are untouched"
         )
@@ -203,7 +284,7 @@ def on_rank_zero(work: Callable[[], None]) -> list[str]:
 
 
 def make_anew(target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
+    remove(target)
     target.mkdir(parents=True)
 
 

@@ -104,7 +104,7 @@ class ConversationStream:
                 f"the stream's position has format {position.get('format')!r}, this version reads {FORMAT}; "
                 "resume with the version that wrote it"
             )
-        was = position["identity"]
+        was = position.get("identity", {})
         if changed := [key for key, now in self._identity.items() if was.get(key) != now]:
             differences = ", ".join(f"{key} was {was.get(key)}, is {self._identity[key]}" for key in changed)
             raise ValueError(

@@ -172,14 +172,14 @@ class PretrainStream:
                     f"the stream's position has format {position.get('format')!r}, this version reads "
                     f"{FORMAT}; resume with the version that wrote it"
                 )
-            was, now = dict(position["identity"]), self._identity
+            was, now = position.get("identity", {}), self._identity
             if changed := [key for key in now if was.get(key) != now[key]]:
                 differences = ", ".join(f"{key} was {was.get(key)}, is {now[key]}" for key in changed)
                 raise ValueError(
                     f"the stream can't continue, its rows would differ: {differences}; "
                     "resume with the settings and data that the run began with, or begin a new run"
                 )
-            lanes.update(position["lanes"])
+            lanes.update(position.get("lanes", {}))
         if len(lanes) != self.lanes or len({position["step"] for position in positions}) != 1:
             raise ValueError(
                 f"the stream continues from the positions of all ranks after one step; got steps "

@@ -106,8 +106,9 @@ class Passes(Evaluator):
         return {"pass_at_1": first, "pass_at_k": last, "sampling": SAMPLING}
 
     def load(self, state: Mapping[str, Any]) -> str:
-        if state.get("pass_at_1") is not None:
-            self.passes = (state["pass_at_1"], state["pass_at_k"])
+        first, last = state.get("pass_at_1"), state.get("pass_at_k")
+        if first is not None and last is not None:
+            self.passes = (first, last)
         if "step" in state and state.get("sampling", 1) != SAMPLING:
             return (
                 f"an older version sampled up to step {state['step']:,}; from here on the same seed draws "

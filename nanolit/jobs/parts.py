@@ -4,9 +4,10 @@ The worker fits these parts; the benchmarks time the same ones.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +18,16 @@ from lightning.pytorch.loggers import Logger
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
 from nanolit.config.build import build
+from nanolit.config.names import decisive_settings
 from nanolit.config.schema import Job
 from nanolit.jobs.inputs import Origin, origin
 from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import keyed_generator, pick_device
-from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
+from nanolit.machine.paths import Json, read_json, stage_folder, tokenizers_folder
 from nanolit.machine.system import wandb_key
 from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
-from nanolit.model.release import load_release, load_weights
+from nanolit.model.release import AGAIN, Meta, load_release, load_weights
 from nanolit.phases.base import build_base
 from nanolit.phases.core import Inputs, Restore, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
@@ -55,6 +57,8 @@ class Parts(Training):
     chat_tasks: list[Task]
     resumed: Checkpoint | None
     origin: Origin | None
+    # That decide the stage's result: a checkpoint with others is of another run
+    settings: Json = field(default_factory=dict)
 
 
 def build_parts(job: Job, plan: TrainingPlan) -> Parts:
@@ -66,6 +70,9 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
     resumed, device = checkpoint.latest(folder / "checkpoints"), pick_device()
+    settings = settings_of(job, plan, begins)
+    if resumed:
+        check_same_run(resumed, settings)
     if launched_rank() == 0:
         checkpoint.remove_above(folder / "checkpoints", resumed.step if resumed else 0)
     gpt, restore = load_gpt(job, plan, device, resumed=resumed, begins=begins)
@@ -90,7 +97,35 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
         chat_tasks=[build(node) for node in job["chat_tasks"]["tasks"]] if plan.chats else [],
         resumed=resumed,
         origin=begins,
+        settings=settings,
     )
+
+
+def settings_of(job: Job, plan: TrainingPlan, begins: Origin | None) -> Json:
+    """Return all that decides the stage's result, as JSON holds it, the weights it begins from included."""
+    weights = None
+    if begins:
+        weights = read_json(begins.release / "meta.json", Meta, remedy=AGAIN).get("weights_hash")
+    return json.loads(
+        json.dumps({**decisive_settings(job, plan.stage), "stage": plan.stage, "from": weights})
+    )
+
+
+def check_same_run(resumed: Checkpoint, settings: Json) -> None:
+    """ValueError with the difference, when a checkpoint came here from another run or another stage.
+
+    Keys that only one version stores are passed over, and so are those of an older one that stored none.
+    """
+    stored = resumed.progress.get("settings", {})
+    if changes := [
+        f"{key} was {stored[key]!r}, is {settings[key]!r}"
+        for key in sorted(stored.keys() & settings.keys())
+        if stored[key] != settings[key]
+    ]:
+        raise ValueError(
+            f"{resumed.folder} is of another run: {', '.join(changes)}; move it away, and the same command "
+            "resumes from the run's own"
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: TrainingPlan) -> None:

@@ -76,7 +76,7 @@ class Watch:
             save_seconds=None if job["cluster"]["kind"] == "local" else RENTED_SAVE_SECONDS,
             keep=KEPT_CHECKPOINTS,
             clock=self.clock,
-            progress=self.state,
+            progress=lambda: {**self.state(), "settings": parts.settings},
             on_divergence=job["on_divergence"],
         )
         quality = [self.evaluation, *self.core, self.chat, self.samples]

@@ -149,6 +149,8 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> N
     ValueError unless names and shapes agree, and for weights that are not finite.
     """
     check_shapes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, origin=origin)
+    if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise ValueError(f"{_few(odd)} in {origin} holds integers, which are no weights; {AGAIN}")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])

@@ -49,7 +49,7 @@ def remark(gradients: Json) -> str:
     """Return the line that marks where right gradients begin; "" where all are."""
     if not gradients["right_from"]:
         return ""
-    fault = FAULTS[gradients["before"]]
+    fault = FAULTS.get(gradients.get("before", ""), FAULTS["unknown"])
     return f"gradients are right from step {gradients['right_from']:,} on (before it: {fault})"
 
 

@@ -8,21 +8,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from stand_in_phase import StandInPhase, trainer_of
 
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.progress import Clock
 from nanolit.callbacks.saving import Checkpoints
-from nanolit.machine.paths import write_json
+from nanolit.machine.paths import STEP, DamagedFile, step_of, write_json
 from tests.privileges import without_privileges
 
 
 def whole(folder):
     folder.mkdir(parents=True)
-    write_json(folder / "progress.json", {"step": 1})
+    step = step_of(folder) if STEP.fullmatch(folder.name) else 1
+    write_json(folder / "progress.json", {"step": step})
     (folder / "model.safetensors").write_bytes(b"weights")
     files = {"model.safetensors": checkpoint.entry_of(folder / "model.safetensors")}
-    write_json(folder / "manifest.json", {"format": checkpoint.FORMAT, "step": 1, "files": files})
+    write_json(folder / "manifest.json", {"format": checkpoint.FORMAT, "step": step, "files": files})
     return folder
 
 
@@ -148,6 +150,58 @@ def test_a_checkpoint_that_may_not_be_read_is_no_reason_to_take_an_older_one(tmp
     (folder / "manifest.json").chmod(0)
     with pytest.raises(ValueError, match=r"cannot be read \(Permission denied\); make it readable"):
         without_privileges(lambda: checkpoint.is_whole(folder))
+
+
+def test_a_checkpoint_that_was_renamed_is_none_of_the_step_of_its_name(tmp_path):
+    """Its own step is below what is removed above the step that a run resumes after."""
+    whole(tmp_path / "step_000004").rename(tmp_path / "step_000100")
+    assert not checkpoint.is_whole(tmp_path / "step_000100")
+
+
+def test_what_is_no_folder_makes_room_for_a_checkpoint(tmp_path):
+    (tmp_path / "step_000008").write_text("a file")
+    (tmp_path / "step_000009").symlink_to(tmp_path / "step_000009")
+    checkpoint.remove_above(tmp_path, 4)
+    assert not names(tmp_path)
+    (tmp_path / "step_000008").write_text("a file")
+    checkpoint.make_anew(tmp_path / "step_000008")
+    assert (tmp_path / "step_000008").is_dir()
+
+
+@pytest.mark.parametrize(
+    "starts", [None, "[]", "[" * 100_000, '{"a": 0}', '{"a": -1, "b": 0}', '{"a": 0, "c": 0}']
+)
+def test_slices_of_the_optimizer_without_their_starts_are_refused(tmp_path, starts):
+    path = tmp_path / "optimizer-00000-of-00001.safetensors"
+    save_file({name: torch.zeros(2) for name in "ab"}, path, metadata=starts and {"starts": starts})
+    with pytest.raises(DamagedFile, match=r"is damaged .*; delete its folder to resume from the"):
+        checkpoint.open_slices(path)
+    save_file({"a": torch.zeros(2)}, path, metadata={"starts": '{"a": 0}'})
+    assert checkpoint.open_slices(path)[1] == {"a": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("progress.json", {"step": 3}),
+        ("progress.json", {"step": 1, "seconds": -1.0}),
+        ("progress.json", {"step": 1, "val_rows": {}}),
+        ("data-00000-of-00001.json", {"format": 1}),
+        ("data-00000-of-00001.json", {"format": 1, "step": 1, "lanes": {"0": {"next": -1}}}),
+    ],
+)
+def test_a_checkpoint_whose_records_are_none_is_refused_in_a_line(tmp_path, name, content):
+    """Their hashes fit: whoever changed them wrote the manifest anew."""
+    folder = whole(tmp_path / "step_000001")
+    write_json(folder / "data-00000-of-00001.json", {"format": 1, "step": 1})
+    write_json(folder / name, content)
+    files = {
+        path.name: checkpoint.entry_of(path) for path in folder.iterdir() if path.name != "manifest.json"
+    }
+    write_json(folder / "manifest.json", {"format": 1, "step": 1, "files": files})
+    assert checkpoint.is_whole(folder)
+    with pytest.raises(DamagedFile, match="; delete its folder to resume from the checkpoint before it"):
+        checkpoint.Checkpoint(folder).positions()
 
 
 def make(folder) -> Checkpoints:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dev.damages import edit, fit
+from nanolit.callbacks.checkpoint import Checkpoint
 from nanolit.config.compose import compose
 from nanolit.config.stored import read_job
 from nanolit.jobs.inputs import origin
-from nanolit.jobs.parts import load_gpt
+from nanolit.jobs.parts import check_same_run, load_gpt, settings_of
 from nanolit.planning.plans import fresh_plan
 
 FORMAT_1 = Path(__file__).parent.parent / "fixtures" / "run_format_1"  # its base ended at step 8
@@ -21,6 +23,14 @@ STAGE = Path("runs", "tiny", "base")
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FORMAT_1, tmp_path / "root"))
+
+
+def copy_as_last(checkpoints: Path) -> None:
+    """Make the checkpoint of step 4 that of the release's step."""
+    last = Path(shutil.copytree(checkpoints / "step_000004", checkpoints / "step_000008"))
+    edit(last / "progress.json", "step", 8)
+    fit(last / "progress.json")
+    edit(last / "manifest.json", "step", 8)
 
 
 def begin(root: Path):
@@ -44,7 +54,7 @@ def test_a_stage_begins_with_the_weights_of_the_release(root, capsys):
 
 def test_the_moments_are_of_the_step_of_the_release(root, capsys):
     checkpoints = root / STAGE / "checkpoints"
-    shutil.copytree(checkpoints / "step_000004", checkpoints / "step_000008")
+    copy_as_last(checkpoints)
     _, restore = begin(root)
     assert restore is not None
     assert "without" not in capsys.readouterr().out
@@ -52,9 +62,24 @@ def test_the_moments_are_of_the_step_of_the_release(root, capsys):
 
 def test_a_damaged_checkpoint_of_that_step_is_not_replaced_by_the_one_before(root, capsys):
     checkpoints = root / STAGE / "checkpoints"
-    shutil.copytree(checkpoints / "step_000004", checkpoints / "step_000008")
+    copy_as_last(checkpoints)
     with (checkpoints / "step_000008" / "model.safetensors").open("ab") as file:
         file.write(b"x")
     _, restore = begin(root)
     assert restore is None
     assert "no whole checkpoint of step 8" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_one_of_an_older_version_is_not(root):
+    job = read_job(root / STAGE / "job.yaml")
+    folder = root / STAGE / "checkpoints" / "step_000004"
+    settings = settings_of(
+        job, fresh_plan(compose(["phase=base", "data=sample", f"root={root}"]), "base"), None
+    )
+    check_same_run(Checkpoint(folder), settings)  # it stored none
+    edit(folder / "progress.json", "settings", settings)
+    fit(folder / "progress.json")
+    check_same_run(Checkpoint(folder), settings)
+    check_same_run(Checkpoint(folder), {**settings, "newer": 1})
+    with pytest.raises(ValueError, match=r"step_000004 is of another run: seed was 1, is 2; move it away"):
+        check_same_run(Checkpoint(folder), {**settings, "seed": 2})

@@ -41,13 +41,15 @@ os.environ |= {
     "NO_PROXY": "*",
 }
 from dev.fuzz_files import FILES, Kind, Opener  # noqa: E402
+from dev.fuzz_inputs import INPUTS  # noqa: E402
 from dev.fuzz_words import WORDS  # noqa: E402
 from nanolit.machine.arguments import choose, read, setting  # noqa: E402
 from nanolit.machine.exit import command  # noqa: E402
 from nanolit.machine.terminal import printable  # noqa: E402
 from nanolit.report.tables import markdown_table  # noqa: E402
 
-KINDS: dict[str, tuple[int, Opener]] = FILES | WORDS
+OPENERS: dict[str, Opener] = FILES | WORDS
+KINDS = {name: (share, OPENERS[name]) for name, share in INPUTS["shares"].items()}
 HANG_SECONDS = 20.0  # of the processor's time
 WAIT_SECONDS = 120.0  # for an input that uses none
 MEMORY = 6 << 30  # bytes beyond what the process has

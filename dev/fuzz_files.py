@@ -23,7 +23,7 @@ import zstandard
 
 from dev.damage import BASE, CHECKPOINT, find
 from dev.damages import load, packed, parted
-from dev.fuzz_inputs import NUMBERS, damaged, dumped, dumped_lines, edited, tampered, text
+from dev.fuzz_inputs import INPUTS, NUMBERS, damaged, dumped, dumped_lines, edited, tampered, text
 from launch.submit import read_submission
 from nanolit import convert, evaluate, runs
 from nanolit.callbacks import checkpoint
@@ -289,28 +289,11 @@ def open_texts(folder: Path) -> Kind:
     return Kind(lambda random: packed_file(random, TEXTS, kinds), feed)
 
 
-ASKED, SAID = "What is 2 + 2?", "It is 4, as everybody knows."
-USER, REPLY = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
-CALL = [("text", "It is "), ("python", "2+2"), ("python_output", "4")]
-CALLING = {"role": "assistant", "content": [{"type": t, "text": w} for t, w in CALL], "weight": 1}
-TOLD = [{"role": "system", "content": "Be kind."}, {"role": "developer", "content": "Be short."}]
-CHATS = (
-    {"messages": [USER, REPLY], "id": "1"},
-    {"messages": [USER, CALLING]},
-    {"messages": [*TOLD, {"role": "user", "content": [{"type": "text", "text": ASKED}]}, REPLY]},
-    {"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]},
-    {"instruction": "Add.", "input": ASKED, "output": SAID, "system": "Be kind."},
-    {"prompt": ASKED, "completion": SAID},
-    {"prompt": [USER], "completion": [REPLY]},
-    {"question": ASKED, "answer": SAID, "more": None},
-)
-
-
 def open_chats(folder: Path) -> Kind:
     kinds = (".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
     def make(random: Random) -> tuple[tuple[str, bytes, bool], str, str]:
-        rows = random.sample(CHATS, random.choice((1, 2, 4)))
+        rows = random.sample(INPUTS["chats"], random.choice((1, 2, 4)))
         part, malformed = (
             random.choice(("all", "train", "held_out")),
             random.choice(("error", "error", "skip")),
@@ -408,7 +391,7 @@ def open_cache(folder: Path) -> Kind:
 
 def show_items(path: Path) -> None:
     evaluate.show(evaluate.Settings(run="tiny", show=path.stem), path.parent)
-    ItemFile(path, ITEMS[0])
+    ItemFile(path, INPUTS["items"][0])
 
 
 def read_prepared(path: Path) -> None:
@@ -416,90 +399,58 @@ def read_prepared(path: Path) -> None:
     print(manifest.summary(), manifest.times([1.0]), manifest.parts("validation"))
 
 
-ITEMS = [
-    {"format": 1, "task": "GSM8K", "weights": "a", "tokenizer": "b"},
-    {"index": 0, "prompt": 7, "right": True, "question": "2 + 2?", "replies": ["4"], "extracted": ["4"]},
-    {"index": 1, "prompt": 8, "right": False, "losses": [1.5, None], "expected": "5", "question": {"a": 1}},
-]
+def read_bundle(path: Path) -> None:
+    bundle.read_items(path.parents[2], CHOICES)
+
+
+def read_submitted(path: Path) -> None:
+    """As far as `python -m launch status` comes without an account."""
+    read_submission(path.parents[2], path.parent.name)
+
+
+def read_core(path: Path) -> object:
+    return Stage("base", path.parents[1]).metrics
+
+
 ORDER = Order(Subject.of("Ada", None), "writer", 1, 3)
 TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
 PARTIAL = [{"format": 1, **ORDER.settings()}, *({"number": n, "messages": TALK} for n in range(2))]
 CHOICES = next(label for label in bundle.LABELS if label.kind == "multiple_choice" and label.shots == 0)
 QUESTIONS = [item_of(CHOICES.kind, n) for n in range(3)]
-RECORD = {"format": 1, "repository": "a/b", "revision": "c" * 40, "shards": {"x": {"size": 3, "sha256": "d"}}}
-PART = {"documents": 3, "bytes": 100, "shards": ["train-00-000.parquet"]}
-PREPARED = {
-    "format": 1,
-    "piece": 2048,
-    "held_out_fraction": 0.05,
-    "without_text": 0,
-    "pieces": 4,
-    "repeated": 1,
-}
-PREPARED |= {"content": "a1", "sources": [{"name": "a", "files": ["b"], "passed_over": [], "train": PART}]}
-PREPARED["sources"][0]["validation"] = PART
-CORE = {"format": 1, "metrics": {"CORE": 0.1, "CORE, standard error": 0.01, "copa": {"accuracy": 0.5}}}
-SUBMITTED = {"format": 1, "run": "a", "app": "ap-1", "call": "fc-1", "dashboard": "https://x", "gpu": "H100"}
-SUBMITTED |= {"submitted": "2026-11-30T00:00:00Z", "nodes": 1, "dollars_per_hour": 2.5, "volume": "nanolit"}
-SUBMITTED |= {"environment": None, "stages": ["base"], "functions": {}, "overrides": []}
 JOB, METRICS = BASE / "job.yaml", BASE / "metrics.csv"
-STATE = CHECKPOINT / "optimizer-00000-of-00001.safetensors"
 
-FILES: dict[str, tuple[int, Opener]] = {
-    "job.yaml": (250, of_run(JOB, lambda root, _: (read_job(root / JOB), read_stage(root)))),
-    "plan.json": (
-        250,
-        of_run(BASE / "plan.json", lambda root, _: (read_plan(root / BASE), read_stage(root))),
+FILES: dict[str, Opener] = {
+    "job.yaml": of_run(JOB, lambda root, _: (read_job(root / JOB), read_stage(root))),
+    "plan.json": of_run(BASE / "plan.json", lambda root, _: (read_plan(root / BASE), read_stage(root))),
+    "result.json": of_run(BASE / "result.json", read_stage),
+    "metrics.csv": of_run(
+        METRICS, lambda root, _: (history(root / METRICS, 8, log_every=1), read_stage(root))
     ),
-    "result.json": (150, of_run(BASE / "result.json", read_stage)),
-    "metrics.csv": (
-        300,
-        of_run(METRICS, lambda root, _: (history(root / METRICS, 8, log_every=1), read_stage(root))),
+    "report": of_run(BASE / "result.json", lambda root, _: write_report(root, "tiny")),
+    "samples.md": of_run(BASE / "samples.md", lambda root, _: write_report(root, "tiny")),
+    "manifest.json": of_run(CHECKPOINT / "manifest.json", read_checkpoint),
+    "progress.json": of_run(CHECKPOINT / "progress.json", read_checkpoint),
+    "position": of_run(CHECKPOINT / "data-00000-of-00001.json", read_checkpoint),
+    "optimizer": of_run(CHECKPOINT / "optimizer-00000-of-00001.safetensors", read_checkpoint),
+    "gpt.json": of_run(RELEASE / "gpt.json", read_release),
+    "meta.json": of_run(RELEASE / "meta.json", read_release),
+    "weights": of_run(RELEASE / "model.safetensors", read_release),
+    "tokenizer.json": of_run(RELEASE / "tokenizer" / "tokenizer.json", read_tokenizer),
+    "stranger": open_stranger,
+    "nanochat": open_nanochat,
+    "texts": open_texts,
+    "chats": open_chats,
+    "items": of_content("GSM8K.jsonl", INPUTS["items"], show_items),
+    "identity": of_content(
+        "identity.jsonl.partial", PARTIAL, lambda path: Partial(path, ORDER, check=check_conversation)
     ),
-    "report": (30, of_run(BASE / "result.json", lambda root, _: write_report(root, "tiny"))),
-    "samples.md": (30, of_run(BASE / "samples.md", lambda root, _: write_report(root, "tiny"))),
-    "manifest.json": (200, of_run(CHECKPOINT / "manifest.json", read_checkpoint)),
-    "progress.json": (60, of_run(CHECKPOINT / "progress.json", read_checkpoint)),
-    "position": (60, of_run(CHECKPOINT / "data-00000-of-00001.json", read_checkpoint)),
-    "optimizer": (60, of_run(STATE, read_checkpoint)),
-    "gpt.json": (250, of_run(RELEASE / "gpt.json", read_release)),
-    "meta.json": (150, of_run(RELEASE / "meta.json", read_release)),
-    "weights": (150, of_run(RELEASE / "model.safetensors", read_release)),
-    "tokenizer.json": (200, of_run(RELEASE / "tokenizer" / "tokenizer.json", read_tokenizer)),
-    "stranger": (400, open_stranger),
-    "nanochat": (200, open_nanochat),
-    "texts": (900, open_texts),
-    "chats": (1200, open_chats),
-    "items": (200, of_content("GSM8K.jsonl", ITEMS, show_items)),
-    "identity": (
-        150,
-        of_content(
-            "identity.jsonl.partial", PARTIAL, lambda path: Partial(path, ORDER, check=check_conversation)
-        ),
+    "core questions": of_content(f"eval_data/{CHOICES.file}.jsonl", QUESTIONS, read_bundle),
+    "core archive": open_zip,
+    "token cache": open_cache,
+    "hub.json": of_content(
+        "hub.json", INPUTS["hub.json"], lambda path: missing_shards(path.parent, ["x", "y"])
     ),
-    "core questions": (
-        200,
-        of_content(
-            f"eval_data/{CHOICES.file}.jsonl",
-            QUESTIONS,
-            lambda path: bundle.read_items(path.parents[2], CHOICES),
-        ),
-    ),
-    "core archive": (60, open_zip),
-    "token cache": (100, open_cache),
-    "hub.json": (80, of_content("hub.json", RECORD, lambda path: missing_shards(path.parent, ["x", "y"]))),
-    "prepared": (80, of_content("manifest.json", PREPARED, read_prepared)),
-    "submission.json": (
-        80,
-        # As far as `python -m launch status` comes without an account
-        of_content(
-            "runs/a/submission.json",
-            SUBMITTED,
-            lambda path: read_submission(path.parents[2], path.parent.name),
-        ),
-    ),
-    "core.json": (
-        60,
-        of_content("base/evaluation/core.json", CORE, lambda path: Stage("base", path.parents[1]).metrics),
-    ),
+    "prepared": of_content("manifest.json", INPUTS["prepared"], read_prepared),
+    "submission.json": of_content("runs/a/submission.json", INPUTS["submission.json"], read_submitted),
+    "core.json": of_content("base/evaluation/core.json", INPUTS["core.json"], read_core),
 }

@@ -4,10 +4,15 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import yaml
+
 from dev.damages import BYTES
+
+INPUTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("fuzz.yaml").read_text())
 
 TEXTS = (
     *("", " ", "\n", "\r\n", "\t", "\0", "\x1b]0;title\x07", "\x7f", "\x9b31m", "\u202e", "\u2028"),

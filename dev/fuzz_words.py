@@ -24,7 +24,7 @@ from hub import Handler, Hub  # pyright: ignore[reportMissingImports]
 from huggingface_hub.utils import HfHubHTTPError
 
 from dev.fuzz_files import BYTE_TOKENIZER, FIXTURES, Kind, Opener, Wrong
-from dev.fuzz_inputs import damaged, edited, tampered, text, typed, value
+from dev.fuzz_inputs import INPUTS, damaged, edited, tampered, text, typed, value
 from launch.__main__ import COMMANDS as LAUNCH
 from nanolit import identity, language_model, plan, train
 from nanolit.chat import __main__ as chat
@@ -62,35 +62,6 @@ def at_home(folder: Path) -> None:
 
 # Command lines
 
-LINES: dict[str, tuple[list[str], ...]] = {
-    "runs": (["root=root"],),
-    "report": (["run=tiny", "root=root"], ["compare=tiny,tiny", "plot=a.png", "column=loss", "root=root"]),
-    "evaluate": (
-        ["run=tiny/base", "tasks=none", "root=root", "max_per_task=3"],
-        ["release=release", "tasks=core", "offline=true", "crop=20", "bundle=bundle", "root=root"],
-        ["run=tiny", "show=GSM8K", "wrong=true", "root=root"],
-    ),
-    "chat": (
-        ["tiny", "-p", "hello", "max_tokens=4", "temperature=0", "top_k=3", "root=root"],
-        ["release=release", "--prompt", "hello", "seed=3", "max_tokens=5"],
-        ["run=tiny", "web=true", "port=7999", "host=127.0.0.1"],
-        ["run=tiny", "web=true", "cluster=modal_a10g", "dry_run=true", "name=a"],
-    ),
-    "convert": (
-        ["nanochat", "nanochat", "out", "source=base", "tag=d3", "step=20"],
-        ["nanochat-tokenizer", "a", "b"],
-    ),
-    "identity": (
-        ["name=Ada", "model=x", "facts=facts.md", "count=3", "prices=0.1,2", "out=i.jsonl", "dry_run=true"],
-    ),
-    "describe": (["data=sample", "documents=20", "model=d2", "shards=1"],),
-    "lm_eval": (["run=tiny", "tasks=piqa,sciq", "shots=1", "limit=2"],),
-    "launch": (
-        *(["status", "tiny"], ["logs", "chat:a", "-f"], ["doctor", "--gpu", "T4", "secret=a"]),
-        ["put", "a", "b"],
-    ),
-}  # fmt: skip
-
 
 def open_commands(folder: Path) -> Kind:
     """Command lines of every command but those of Hydra's, in a folder of their own."""
@@ -101,8 +72,8 @@ def open_commands(folder: Path) -> Kind:
     Path("facts.md").write_text("It is small.")
 
     def make(random: Random) -> list[str]:
-        name = random.choice([*LINES])
-        return [name, *typed(random, random.choice(LINES[name]))]
+        name, *words = random.choice(INPUTS["commands"]).split()
+        return [name, *typed(random, words)]
 
     def feed(words: list[str]) -> Any:
         name, rest = words[0], words[1:]
@@ -127,9 +98,6 @@ def parsed(name: str, words: list[str]) -> object:
     return read(settings, words[1:], about="")
 
 
-PLAUSIBLE = (*"0139", "-1", "64", "0.5", "1e9", "null", "true", "[]", "{}", "[1,2]", "1,2", "end", "auto")
-
-
 def open_overrides(folder: Path) -> Kind:
     """Words that Hydra reads: any key of a job with any value, and words that are none."""
     at_home(folder)
@@ -143,7 +111,7 @@ def open_overrides(folder: Path) -> Kind:
     def make(random: Random) -> list[str]:
         words = random.choice(starts)
         for _ in range(random.choice((1, 1, 2))):
-            likely = random.choice(PLAUSIBLE), random.choice(PLAUSIBLE), random.choice(values), "{a: [1, b]}"
+            likely = *random.choices(INPUTS["plausible"], k=2), random.choice(values), "{a: [1, b]}"
             odd, key = random.choice((*likely, text(random), json.dumps(value(random)))), random.choice(keys)
             key = random.choice((*[key] * 6, key.rpartition(".")[0] or key, f"+{key}", f"~{key}", key + "x"))
             words = [*words, f"{key}={odd}"]
@@ -196,29 +164,12 @@ def open_yaml(folder: Path) -> Kind:
 
 # Chats
 
-REQUESTS: tuple[dict[str, Any], ...] = (
-    {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3, "temperature": 0},
-    {
-        "model": "tiny/sft",
-        "messages": [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}],
-        "max_completion_tokens": 2, "top_p": 0.9, "top_k": 5, "seed": 7, "stop": ["a", "b"], "n": 1,
-        "stream": True, "stream_options": {"include_usage": True}, "repetition_penalty": 1.2, "user": "me",
-    },
-    {"prompt": "Hello", "max_tokens": 3, "temperature": 0.5, "stream": False, "echo": False, "user": ""},
-)  # fmt: skip
-OTHERS = "/v1/completions /v1/models /v1/models/tiny/sft /health /stats /login"
-PATHS = ("/v1/chat/completions",) * 6 + (*OTHERS.split(),)
-FORM, NINES = "application/x-www-form-urlencoded", f"nanolit={'9' * 5000}.a"
+LONG = {"NINES": "9" * 5000, "COOKIE": COOKIE}
 HEADERS = {
-    "host": ("127.0.0.1:80", "[::1]:80", "localhost", "evil.example", "127.0.0.1/health?", "[", "::1]"),
-    "origin": ("http://127.0.0.1", "null", "http://evil.example", "http://[", "//"),
-    "content-length": ("5", "-1", "1e9", "\xb2", "9" * 5000, "+1", "0x5"),
-    "content-type": ("application/json; charset=utf-16", "text/plain", "application/json;", FORM),
-    "cookie": ("nanolit=1.a", NINES, "nanolit=\xb2.a", "nanolit", ";;;=", NINES.replace("nanolit", COOKIE)),
-    "authorization": ("Bearer", "Bearer x", "Bearer secret-word", "Basic Og==", "bearer \xff"),
-    "accept": ("text/html", "*/*"),
-    "x-forwarded-proto": ("https", "\xff"),
-}  # fmt: skip
+    name: [re.sub("NINES|COOKIE", lambda match: LONG[match[0]], word) for word in words]
+    for name, words in INPUTS["headers"].items()
+}
+PATHS = ("/v1/chat/completions",) * 6 + (*INPUTS["paths"],)
 
 
 def open_requests(folder: Path) -> Kind:
@@ -230,7 +181,7 @@ def open_requests(folder: Path) -> Kind:
     def make(random: Random) -> tuple[str | None, str, str, list[tuple[bytes, bytes]], bytes]:
         method, path = random.choice(("POST", "POST", "POST", "GET", "PUT", "OPTIONS")), random.choice(PATHS)
         path = text(random) if random.random() < 0.05 else path
-        node = random.choice(REQUESTS)
+        node = random.choice(INPUTS["requests"])
         body = tampered(random, json.dumps(node).encode(), node)
         headers = {"host": "127.0.0.1", "content-type": "application/json"}
         for name in random.sample([*HEADERS], random.choice((0, 0, 1, 1, 2))):
@@ -319,26 +270,10 @@ def open_terminal(folder: Path) -> Kind:
 
 # What models write
 
-PIECES = (
-    *"10()+-*/_j %#",
-    "23",
-    "4.5",
-    ".5",
-    "1,234",
-    "00",
-    "//",
-    "**",
-    "e9",
-    "9" * 60,
-    "'strawberry'",
-    '"r"',
-)
-PIECES += (".count(", "\\", "%", "lambda:", "٣", "²", "\n", "\t", "\0", "#", "if", "True")
-
 
 def sum_of(random: Random) -> str:
     if random.random() < 0.8:
-        return "".join(random.choice(PIECES) for _ in range(random.randrange(12)))
+        return "".join(random.choice((*INPUTS["sums"], "9" * 60)) for _ in range(random.randrange(12)))
     return random.choice(
         (text(random), "(" * 90, "-" * 90, "1+" * 120, "9*" * 100, "'a'.count('a')", "2*(3+4)")
     )
@@ -403,36 +338,15 @@ def check_fences(reply: str) -> None:
             raise Wrong("the program has lines that the reply has not")
 
 
-HONEST = "def square(x):\n    return x * x\n"
-LIARS = (
-    "class Same(int):\n    def __eq__(self, other): return True\n    def __hash__(self): return 1\n"
-    "def square(x): return Same(0)\n",
-    "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n"
-    "        f.f_globals['check'] = print\n        f = f.f_back\n",
-    *("import sys\ndef square(x):\n    sys.exit(42)\n", "import os\ndef square(x):\n    os._exit(42)\n"),
-    *("def square(x): return [4, 9][x < 0:]\n", "def square(x): return None\n"),
-)
-STRANGE = (
-    *("while True: pass", "x = 'x' * (1 << 40)", "def g(): g()\ng()", "print('x' * 10**6)"),
-    *("raise SystemExit(42)", "open('{file}', 'w')", "import os; os.close(0); os.close(1); os.close(2)"),
-    *("import os\nfor n in range(9): os.close(n)", "print('\\ud800')", "import sys; sys.stdout = None"),
-    *("import sys; sys.setrecursionlimit(10**9)", "del square", "square = iter(int, 1)"),
-    *("def square(x): return iter(int, 1)", "def square(x): return (lambda a: a)(x * x) + 0j"),
-    *("def square(x):\n    a = []\n    a.append(a)\n    return a", "def square(x): return 10**5000"),
-    *("square = 4", "def square(x): return float('nan')"),
-    *("class square:\n    def __new__(cls, x): return x * x", "import json; json.loads = 1"),
-    *("def square(x): yield x * x", "async def square(x): return x * x"),
-    *("import builtins; builtins.print = None",),
-)
-CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-3) == 9\n"
-
-
 def open_programs(folder: Path) -> Kind:
     """Programs that a model may write; none of the liars passes, whatever stands around them."""
 
     def make(random: Random) -> tuple[str, bool]:
-        lies, strange = random.random() < 0.3, random.choice(STRANGE).replace("{file}", str(folder / "new"))
-        program = random.choice(LIARS) if lies else HONEST
+        lies, strange = (
+            random.random() < 0.3,
+            random.choice(INPUTS["strange"]).replace("{file}", str(folder / "new")),
+        )
+        program = random.choice(INPUTS["liars"]) if lies else INPUTS["honest"]
         if lies:  # as it is, or behind what cannot define another function
             return random.choice(("", "import math\n", "x = 1\n" * 1000)) + program, True
         program = random.choice((program + strange, strange + "\n" + program, program))
@@ -440,7 +354,7 @@ def open_programs(folder: Path) -> Kind:
 
     def feed(asked: tuple[str, bool]) -> None:
         program, lies = asked
-        outcome = judge_python(program, entry_point="square", test=CHECK, timeout_seconds=5)
+        outcome = judge_python(program, entry_point="square", test=INPUTS["check"], timeout_seconds=5)
         if outcome.passed and lies:
             raise Wrong("a liar passed")
         if (folder / "new").exists():
@@ -453,8 +367,7 @@ def open_programs(folder: Path) -> Kind:
 
 # What a hub answers
 
-PAUSES = ("45", "0", "-1", "1e9", "9" * 400, "٣", "²", "Wed, 21 Oct 2026 07:28:00 GMT", '"api";r=0;t=45')
-PAUSES += ('"a";r=0;t=' + "9" * 400,)
+PAUSES = (*INPUTS["pauses"], "9" * 400, '"a";r=0;t=' + "9" * 400)
 ASKING = ("retry-after", "ratelimit", "ratelimit-policy", "content-length")
 
 
@@ -521,17 +434,17 @@ def plainly(make: Callable[[Random], Any], feed: Callable[[Any], object]) -> Ope
     return lambda folder: Kind(make, feed)
 
 
-WORDS: dict[str, tuple[int, Opener]] = {
-    "command lines": (900, open_commands),
-    "overrides": (300, open_overrides),
-    "train": (40, open_train),
-    "yaml": (120, open_yaml),
-    "requests": (1200, open_requests),
-    "terminal": (400, open_terminal),
-    "sums": (600, plainly(sum_of, check_sum)),
-    "calls": (500, plainly(call_of, check_call)),
-    "fences": (500, plainly(fenced, check_fences)),
-    "programs": (120, open_programs),
-    "pauses": (300, plainly(pause_of, check_pause)),
-    "hub": (120, open_hub),
+WORDS: dict[str, Opener] = {
+    "command lines": open_commands,
+    "overrides": open_overrides,
+    "train": open_train,
+    "yaml": open_yaml,
+    "requests": open_requests,
+    "terminal": open_terminal,
+    "sums": plainly(sum_of, check_sum),
+    "calls": plainly(call_of, check_call),
+    "fences": plainly(fenced, check_fences),
+    "programs": open_programs,
+    "pauses": plainly(pause_of, check_pause),
+    "hub": open_hub,
 }

@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,13 @@ WORDS = (
 )
 RUN, FIRST, LAST = Path("runs", "tiny"), "step_000004", "step_000008"
 BASE, CHECKPOINT = RUN / "base", RUN / "base" / "checkpoints" / FIRST
+TRAIN = "nanolit.jobs.execute"
 RUNS, REPORT = ("nanolit.runs", ()), ("nanolit.report.__main__", ("run=tiny",))
 Command = tuple[str, tuple[str, ...]]
 
 
 def train(stage: str) -> Command:
-    return "nanolit.jobs.execute", (*WORDS, f"phase={stage}")
+    return TRAIN, (*WORDS, f"phase={stage}")
 
 
 def files_of(stage: str) -> Iterator[tuple[str, list[tuple[str, Command]]]]:
@@ -108,6 +109,35 @@ def damages(root: Path, files: Iterable[Path] = tuple(FILES)) -> Iterator[Damage
         yield from damages_of(file, find(root, file))
 
 
+def swaps(states: dict[str, Path]) -> Iterator[Damage]:
+    """Yield what is whole and in the wrong place: checkpoints and releases of others, or renamed ones."""
+    for stage in STAGES:
+        file, other = RUN / stage / "checkpoints" / FIRST, "mid" if stage == "base" else "base"
+        stranger, elsewhere = states["other"] / file, states["rl"] / RUN / other
+        if stranger.exists():
+            yield Damage(file, "of another run", putting(stranger))
+            yield Damage(file, "the next of another run", putting(stranger.with_name(LAST), "step_000006"))
+        yield Damage(file, "of another stage", putting(elsewhere / "checkpoints" / FIRST))
+        yield Damage(
+            file, "copied to a later step", lambda path: shutil.copytree(path, path.with_name("step_000006"))
+        )
+        yield Damage(file, "a later step of nothing", lambda path: path.with_name("step_000006").mkdir())
+        yield Damage(file, "a later step as a file", lambda path: path.with_name("step_000006").touch())
+        yield Damage(file, "a later step as a pipe", lambda path: os.mkfifo(path.with_name("step_000006")))
+        yield Damage(RUN / stage / "release", "of another stage", putting(elsewhere / "release"))
+
+
+def putting(source: Path, name: str = "") -> Callable[[Path], object]:
+    """Return what puts a copy of a folder in another's place, or beside it under a name."""
+
+    def apply(path: Path) -> None:
+        target = path.with_name(name or path.name)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+
+    return apply
+
+
 def find(root: Path, file: Path) -> Path:
     """Return the path below a root; some names have a hash in them."""
     return next(root.glob(str(file).replace("NAME", "*"))) if "NAME" in str(file) else root / file
@@ -127,7 +157,7 @@ def call(command: Command, root: Path, *, seconds: float = 120) -> tuple[int | N
     """Run a command in a fork; return its exit code, None where it hung, and what it printed."""
     module, words = command
     log = root.with_name("log.txt")
-    if module == "nanolit.jobs.execute":
+    if module == TRAIN:
         job: Any = {**composed(words), "root": str(root)}
         write_job(log.with_name("job.yaml"), job)
         words = (str(log.with_name("job.yaml")),)
@@ -174,7 +204,7 @@ def composed(words: tuple[str, ...]) -> Any:
 
 def result_of(command: Command, root: Path, output: str) -> str:
     """Return what may not change without a word: the weights of a training, the last line of an answer."""
-    if command[0] != "nanolit.jobs.execute":
+    if command[0] != TRAIN:
         return output.strip().splitlines()[-1] if output.strip() else ""
     stage = command[1][-1].removeprefix("phase=")
     path = root / RUN / stage / "release" / "model.safetensors"
@@ -194,6 +224,10 @@ def prepare(folder: Path) -> dict[str, Path]:
     for stage in STAGES:
         code, output = call(train(stage), states["rl"], seconds=600)
         assert code == 0, output
+    states["other"] = folder / "other"
+    states["other"].mkdir()
+    code, output = call((TRAIN, (*WORDS, "seed=2", "phase=base")), states["other"], seconds=600)
+    assert code == 0, output
     for stage in STAGES:
         later = STAGES[STAGES.index(stage) + 1 :]
         states[stage] = folder / stage
@@ -279,7 +313,7 @@ def main(words: list[str]) -> int:
         states = prepare(folder)
         judge, tried, fallen = Judge(folder, states), Counter(), []
         every, first = int(options.get("every", "1")), int(options.get("first", "0"))
-        for damage in [*damages(states["rl"])][first::every]:
+        for damage in [*swaps(states), *[*damages(states["rl"])][first::every]]:
             label = f"{damage.file}: {damage.name}"
             if options.get("only", "") not in label:
                 continue

@@ -1,9 +1,10 @@
 """The calls of one run's functions, as the orchestrator makes them, and what is known of any call."""
 
 import time
-from typing import Any
+from typing import Any, NotRequired
 
 import modal
+from typing_extensions import TypedDict
 
 from nanolit.machine.paths import read_json, run_folder, write_json
 
@@ -19,6 +20,22 @@ POLL_SECONDS = 2.0  # between two looks at what Modal could not tell, or at a ch
 WAIT_SECONDS = 20.0  # of one request for a call's result
 
 
+class Call(TypedDict):
+    """What is read of a call's record, by whom it was begun and since when."""
+
+    function: str
+    stage: str
+    state: str
+    call: NotRequired[str]
+    submission: NotRequired[str]
+    at: NotRequired[float]
+    ended: NotRequired[float]
+
+
+class Kept(TypedDict, total=False):
+    calls: list[Call]
+
+
 class Calls:
     """The calls of one run, in calls.json on the volume."""
 
@@ -27,7 +44,9 @@ class Calls:
         self.volume = volume_of(payload)
         job = payload["job"]
         self.path = run_folder(job["root"], job["run"]) / "calls.json"
-        self.calls: list[dict[str, Any]] = read_json(self.path)["calls"] if self.path.exists() else []
+        self.calls: list[dict[str, Any]] = (
+            read_json(self.path, Kept).get("calls", []) if self.path.exists() else []
+        )
 
     def write(self) -> None:
         write_json(self.path, {"format": 1, "calls": self.calls})

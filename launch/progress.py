@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import modal
 
-from launch.spending import FILE
+from launch import calls, spending
 from launch.submit import Submission
+from nanolit.machine.paths import parse_json
 from nanolit.machine.terminal import duration
 from nanolit.report.tables import age
 
@@ -24,8 +26,9 @@ def read_volume(volume: modal.Volume, path: str) -> bytes:
         return b""
 
 
-def read_volume_json(volume: modal.Volume, path: str) -> dict[str, Any]:
-    return json.loads(read_volume(volume, path) or b"{}")
+def read_volume_json(volume: modal.Volume, path: str, kind: Any = None) -> dict[str, Any]:
+    content = read_volume(volume, path) or b"{}"
+    return parse_json(content, Path(path), kind, remedy="remove it with `modal volume rm`")
 
 
 class OnVolume:
@@ -39,12 +42,12 @@ class OnVolume:
     def read(self, name: str) -> bytes:
         return read_volume(self.volume, f"runs/{self.run}/{name}")
 
-    def json(self, name: str) -> dict[str, Any]:
-        return read_volume_json(self.volume, f"runs/{self.run}/{name}")
+    def json(self, name: str, kind: Any = None) -> dict[str, Any]:
+        return read_volume_json(self.volume, f"runs/{self.run}/{name}", kind)
 
     def calls(self) -> list[dict[str, Any]]:
         """The calls that the run's orchestrators have made, oldest first."""
-        return self.json("calls.json").get("calls", [])
+        return self.json("calls.json", calls.Kept).get("calls", [])
 
     def write_calls(self, calls: list[dict[str, Any]]) -> None:
         content = io.BytesIO(json.dumps({"format": 1, "calls": calls}, indent=2).encode())
@@ -53,7 +56,8 @@ class OnVolume:
 
     def machines(self) -> dict[float, float]:
         """The seconds of every machine with GPUs so far, by when it began."""
-        return {float(begun): seconds for begun, seconds in self.json(FILE).get("seconds", {}).items()}
+        seconds = self.json(spending.FILE, spending.Kept).get("seconds", {})
+        return {float(begun): spent for begun, spent in seconds.items()}
 
     def spent(self) -> tuple[float, float | None]:
         """GPU hours and dollars so far; no dollars where no price is known."""

@@ -6,6 +6,8 @@ Waiting for a GPU is not billed, so the times of the calls say too much.
 import time
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from nanolit.machine.paths import read_json, write_json
 
 FILE = "gpu_seconds.json"  # in the run's folder: one entry a machine, by when it began
@@ -13,12 +15,18 @@ EVERY_SECONDS = 30.0
 RESERVE_SECONDS = 60.0  # a last step and its checkpoint, when max_cost is near
 
 
+class Kept(TypedDict, total=False):
+    seconds: dict[str, float]
+
+
 class Meter:
     """Counts this machine's seconds, after those of the machines before it."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.begun, self.written = folder / FILE, time.time(), 0.0
-        self.before: dict[str, float] = read_json(self.path)["seconds"] if self.path.exists() else {}
+        self.before: dict[str, float] = (
+            read_json(self.path, Kept).get("seconds", {}) if self.path.exists() else {}
+        )
 
     def seconds(self) -> float:
         return sum(self.before.values()) + time.time() - self.begun

@@ -163,7 +163,11 @@ def read_json(path: Path, kind: Any = None, *, remedy: str = "delete it and make
     Keys beyond those of `kind` are kept: a newer version may have written them. DamagedFile says what is
     wrong; ValueError too where the file may not be read, FileNotFoundError where there is none.
     """
-    text = read_text(path, remedy=remedy)
+    return parse_json(read_text(path, remedy=remedy), path, kind, remedy=remedy)
+
+
+def parse_json(text: str | bytes, path: Path, kind: Any = None, *, remedy: str) -> Json:
+    """Return the object of a JSON file that was read from somewhere else; see `read_json`."""
     try:
         content = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
@@ -226,15 +230,20 @@ def _adapter(kind: Any) -> "TypeAdapter[Any]":
 def read_text(path: Path, *, remedy: str, errors: str = "strict") -> str:
     """Read a text file of ours; ValueError unless it is a readable file of UTF-8, and not far too large."""
     try:
-        if not stat.S_ISREG((found := path.stat()).st_mode):
-            raise DamagedFile(f"{path} is not a file; {remedy}")  # reading a pipe would never end
-        if found.st_size > LARGEST_TEXT:
+        if (found := check_file(path, remedy=remedy)).st_size > LARGEST_TEXT:
             raise DamagedFile(f"{path} is {found.st_size / 1e9:,.1f} GB large, no file of ours; {remedy}")
         return path.read_text(encoding="utf-8", errors=errors)
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path} is not UTF-8 text ({error.reason}); {remedy}") from error
     except PermissionError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+
+
+def check_file(path: Path, *, remedy: str) -> os.stat_result:
+    """Return the status of a file; DamagedFile for what is none: reading a pipe would never end."""
+    if not stat.S_ISREG((status := path.stat()).st_mode):
+        raise DamagedFile(f"{path} is not a file; {remedy}")
+    return status
 
 
 def read_yaml(path: Path, *, remedy: str) -> Any:

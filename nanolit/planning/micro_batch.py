@@ -46,7 +46,8 @@ def best_known(choices: Sequence[int], derived: int, known: Tried) -> int:
 
 def tried(job: Job, gpt: Hyperparameters, *, equal_rows: bool) -> Tried:
     """Return what is known of this GPU, model and precision; `equal_rows` is the plan's."""
-    return Tried(**_entries(job).get(_key(job, gpt, equal_rows), {}))
+    entry: Entry = _entries(job).get(_key(job, gpt, equal_rows), {"fits": 0, "fails": None})
+    return Tried(entry["fits"], entry["fails"])
 
 
 def remember(job: Job, gpt: Hyperparameters, found: Tried, *, equal_rows: bool) -> None:

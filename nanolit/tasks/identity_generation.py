@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanolit.machine.paths import write_atomically
+from nanolit.machine.paths import check_file, write_atomically
 from nanolit.tasks.endpoint import Endpoint
 from nanolit.tasks.identity_prompts import SCHEMA, Subject, prompt
 
@@ -81,6 +81,7 @@ class Partial:
             self._load(check)
 
     def _load(self, check: Check) -> None:
+        check_file(self.path, remedy="remove it, or give another out=")
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1  # what follows was being written when the program was killed
         for line, text in enumerate(content[:whole].splitlines(), start=1):

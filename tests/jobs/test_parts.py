@@ -60,6 +60,17 @@ def test_the_moments_are_of_the_step_of_the_release(root, capsys):
     assert "without" not in capsys.readouterr().out
 
 
+def test_a_release_of_another_run_is_named(root, capsys):
+    begin(root)
+    assert "says that it is of" not in capsys.readouterr().out
+    edit(root / STAGE / "release" / "meta.json", "run", "other\x1b]0;title\x07")
+    begin(root)
+    said = capsys.readouterr().out
+    assert "release says that it is of other" in said
+    assert "/base, not of tiny/base\n" in said
+    assert "\x1b" not in said
+
+
 def test_a_damaged_checkpoint_of_that_step_is_not_replaced_by_the_one_before(root, capsys):
     checkpoints = root / STAGE / "checkpoints"
     copy_as_last(checkpoints)

@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import importlib
-import io
 import os
 import re
 import shutil
@@ -185,14 +184,16 @@ def become(module: str, words: tuple[str, ...], log: Path) -> None:
     os.dup2(handle, 2)
     drop_privileges()
     try:
-        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), write_through=True)
-        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), write_through=True)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for the rest of its life
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.argv = [module, *words]
         code = importlib.import_module(module).main()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
         traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code or 0)
 
 

@@ -111,7 +111,7 @@ def open_overrides(folder: Path) -> Kind:
     def make(random: Random) -> list[str]:
         words = random.choice(starts)
         for _ in range(random.choice((1, 1, 2))):
-            likely = *random.choices(INPUTS["plausible"], k=2), random.choice(values), "{a: [1, b]}"
+            likely = *random.choices(INPUTS["plausible"], k=6), random.choice(values), "{a: [1, b]}"
             odd, key = random.choice((*likely, text(random), json.dumps(value(random)))), random.choice(keys)
             key = random.choice((*[key] * 6, key.rpartition(".")[0] or key, f"+{key}", f"~{key}", key + "x"))
             words = [*words, f"{key}={odd}"]

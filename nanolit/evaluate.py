@@ -143,10 +143,12 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
     from nanolit.evaluation.evaluators import BitsPerByte
     from nanolit.inference.engine import Engine
     from nanolit.language_model import load_language_model
+    from nanolit.model.release import tell_origin
 
     job, plan = stored_stage(release)
     chat_tasks = tasks_of(settings, job, plan)
     model = load_language_model(release, root=settings.root, device=None, stage=None)
+    tell_origin(model.meta, f"{job['run']}/{plan.stage}")
     engine = Engine(model.model, model.tokenizer)
     scores: Scores = {"run": job["run"], "stage": plan.stage}
 

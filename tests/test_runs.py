@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanolit import runs
+from tests.privileges import without_privileges
 
 NOW = 1_700_000_000.0
 
@@ -121,6 +122,14 @@ def test_one_unreadable_run_does_not_hide_the_others(tmp_path):
         ["bad", "1 min", "-", "unreadable", ""],
     ]
     assert "bad: " in runs.list_runs(tmp_path, now=NOW)
+
+
+def test_a_run_that_may_not_be_read_is_left_out_and_named(tmp_path):
+    write_stage(tmp_path, "good", "base", result_json=result(status="done"))
+    write_stage(tmp_path, "shut", "base", result_json=result(status="done"))
+    (tmp_path / "runs" / "shut").chmod(0)
+    with pytest.warns(UserWarning, match="shut cannot be read: left out; make it readable"):
+        assert [name for name, *_ in without_privileges(lambda: listed(tmp_path))] == ["good"]
 
 
 def test_an_empty_root_is_answered_with_the_command_that_makes_a_run(tmp_path, capsys):

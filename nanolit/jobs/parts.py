@@ -25,10 +25,9 @@ from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import keyed_generator, pick_device
 from nanolit.machine.paths import Json, read_json, stage_folder, tokenizers_folder
 from nanolit.machine.system import wandb_key
-from nanolit.machine.terminal import printable
 from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
-from nanolit.model.release import AGAIN, Meta, load_release, load_weights
+from nanolit.model.release import AGAIN, Meta, load_release, load_weights, tell_origin
 from nanolit.phases.base import build_base
 from nanolit.phases.core import Inputs, Restore, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
@@ -157,9 +156,8 @@ def load_gpt(
         return gpt, resumed.restore_optimizer if resumed else None
     gpt, meta = load_release(begins.release, device=device, dtype=DTYPES[precision])
     check_same_model(plan.gpt, gpt.hyperparameters, begins)
-    source = f"{meta.get('run')}/{meta.get('stage')}"
-    if begins.checkpoints and source != begins.name and launched_rank() == 0:
-        print(printable(f"{begins.release} says that it is of {source}, not of {begins.name}"), flush=True)
+    if begins.checkpoints and launched_rank() == 0:
+        tell_origin(meta, begins.name)
     if precision == "fp8":
         gpt.use_fp8()
     return gpt.train(), moments(begins, meta, wanted=plan.warm_start)

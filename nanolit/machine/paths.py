@@ -62,7 +62,13 @@ def core_folder(root: str | Path) -> Path:
 
 def by_step(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, whole or not, the oldest first; other names are passed over."""
-    return sorted((path for path in folder.glob("step_*") if STEP.fullmatch(path.name)), key=step_of)
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:  # none would be found, and all steps trained again
+        raise ValueError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
+    return sorted((folder / name for name in names if STEP.fullmatch(name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -76,7 +76,7 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def generation(names: set[str]) -> str:
+def generation(names: set[str], *, origin: str = "this checkpoint") -> str:
     """The recipe whose program wrote a checkpoint with these parameters; ValueError for those between."""
     found = MODERN_ONLY & names
     has_tables = any(name.startswith("value_embeds.") for name in names)
@@ -86,7 +86,7 @@ def generation(names: set[str]) -> str:
         return "modern"
     lacks = sorted(MODERN_ONLY - found) or ["value_embeds"]
     raise ValueError(
-        f"this checkpoint lacks {', '.join(lacks)}: it is from between October 2025 and July 2026, the "
+        f"{origin} lacks {', '.join(lacks)}: it is from between October 2025 and July 2026, the "
         "generations that can be read; load and save it with nanochat of July 2026 first"
     )
 
@@ -157,7 +157,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def build_model(state: Mapping[str, Any], model_config: Mapping[str, Any], *, origin: str) -> tuple[GPT, str]:
     """A GPT on the CPU with a checkpoint's weights, embeddings in their saved dtype; and its recipe."""
-    recipe = generation(set(state))
+    recipe = generation(set(state), origin=origin)
     tensors = {canonical_name(name): tensor for name, tensor in state.items()}
     try:
         model = described(config_of(model_config, recipe), tensors)

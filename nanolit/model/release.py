@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from nanolit.machine.paths import Json, file_hash, read_json, sync, write_atomically, write_json
-from nanolit.machine.terminal import one_line
+from nanolit.machine.terminal import one_line, printable
 from nanolit.model.gpt import GPT, GPTConfig
 
 FORMAT = 1
@@ -102,6 +102,13 @@ def load_release(
     model.prepare(dtype=dtype)
     load_weights(model, load_file(weights), origin=str(folder))
     return model.eval(), meta
+
+
+def tell_origin(meta: Mapping[str, Any], name: str) -> None:
+    """Say so if a release is of another run or stage than `name`, RUN/stage, whose folder it lies in."""
+    source = f"{meta.get('run')}/{meta.get('stage')}"
+    if source != name:
+        print(printable(f"the release of {name} says that it is of {source}"), flush=True)
 
 
 def _header(weights: Path) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ row of metrics.csv is read as far as it goes, and unknown columns are kept.
 
 import difflib
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,8 +238,13 @@ class Run:
 def find_runs(root: Path) -> list[Run]:
     """Return every run below `root` that has a stage, newest first."""
     folder = run_folder(root, "")
-    runs = [Run(path) for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted((run for run in runs if run.stages), key=lambda run: (-run.changed, run.name))
+    runs = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        try:
+            runs += [run] if (run := Run(path)).stages else []
+        except PermissionError:
+            warnings.warn(f"{path} cannot be read: left out; make it readable", stacklevel=2)
+    return sorted(runs, key=lambda run: (-run.changed, run.name))
 
 
 def open_run(root: Path, name: str) -> Run:

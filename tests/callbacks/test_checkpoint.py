@@ -204,6 +204,14 @@ def test_a_checkpoint_whose_records_are_none_is_refused_in_a_line(tmp_path, name
         checkpoint.Checkpoint(folder).positions()
 
 
+def test_checkpoints_that_may_not_be_listed_are_no_reason_to_begin_anew(tmp_path):
+    whole(tmp_path / "step_000001")
+    tmp_path.chmod(0o300)
+    with pytest.raises(ValueError, match=r"cannot be read \(Permission denied\); make it readable"):
+        without_privileges(lambda: checkpoint.latest(tmp_path))
+    assert checkpoint.by_step(tmp_path / "none") == []
+
+
 def make(folder) -> Checkpoints:
     return Checkpoints(
         folder, save_every=1, keep=2, clock=Clock(), progress=lambda: {"step": 3}, on_divergence="stop"

@@ -83,7 +83,7 @@ def files_of(stage: str) -> Iterator[tuple[str, list[tuple[str, Command]]]]:
         yield "evaluation/Sums.jsonl", [("rl", REPORT), evaluate, show]
     for folder in ("", "checkpoints", first):
         yield folder, [resume, runs, report]
-    for folder in ("release", "release/tokenizer", "evaluation"):
+    for folder in ("release", "release/tokenizer", *(["evaluation"] if stage != "base" else [])):
         yield folder, [*following, chat, ("rl", REPORT), evaluate]
 
 
@@ -314,11 +314,14 @@ def main(words: list[str]) -> int:
         states = prepare(folder)
         judge, tried, fallen = Judge(folder, states), Counter(), []
         every, first = int(options.get("every", "1")), int(options.get("first", "0"))
-        for damage in [*swaps(states), *[*damages(states["rl"])][first::every]]:
+        found = [*swaps(states), *[*damages(states["rl"])][first::every]]
+        for damage in found:
             label = f"{damage.file}: {damage.name}"
             if options.get("only", "") not in label:
                 continue
             tried["damages"] += 1
+            if tried["damages"] % 50 == 0:
+                print(f"{tried['damages']} of at most {len(found)} damages", flush=True)
             for state, command in FILES[damage.file]:
                 tried["commands"] += 1
                 if reason := judge.run(state, command, damage):

@@ -108,7 +108,7 @@ def damages_of(file: Path, path: Path) -> Iterator[Damage]:
 def edits_of(file: Path, path: Path) -> Iterator[Damage]:
     """Yield damages to one key each; in a checkpoint also with a manifest that fits."""
     for index, key in enumerate(keys(load(path))):
-        odd, forged = ODD[index % len(ODD)], path.parent.name.startswith("step_")
+        odd, forged = ODD[index % len(ODD)], path.parent.name.startswith("step_") or path.name == "gpt.json"
         yield Damage(file, f"without {key}", lambda path, key=key: edit(path, key, delete=True))
         yield Damage(file, f"{key} {odd!r}", lambda path, key=key, odd=odd: edit(path, key, odd))
         if forged and path.name != "manifest.json":
@@ -138,7 +138,7 @@ def fit(path: Path) -> None:
         node["files"][name] = {"bytes": len(content), "sha256": digest}
         manifest.write_text(json.dumps(node))
     elif (meta := path.with_name("meta.json")).exists():
-        edit(meta, "weights_hash", digest)
+        edit(meta, {"gpt.json": "gpt_hash"}.get(name, "weights_hash"), digest)
 
 
 def load(path: Path) -> Any:

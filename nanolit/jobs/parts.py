@@ -32,7 +32,7 @@ from nanolit.phases.base import build_base
 from nanolit.phases.core import Inputs, Restore, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
-from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json
+from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json, deciding
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -106,9 +106,8 @@ def settings_of(job: Job, plan: TrainingPlan, begins: Origin | None) -> Json:
     weights = None
     if begins:
         weights = read_json(begins.release / "meta.json", Meta, remedy=AGAIN).get("weights_hash")
-    return json.loads(
-        json.dumps({**decisive_settings(job, plan.stage), "stage": plan.stage, "from": weights})
-    )
+    settings = decisive_settings(job, plan.stage) | deciding(plan) | {"stage": plan.stage, "from": weights}
+    return json.loads(json.dumps(settings))
 
 
 def check_same_run(resumed: Checkpoint, settings: Json) -> None:

@@ -9,7 +9,7 @@ before) and E, half of D. A tensor's name ends in its letters: x_BTC, q_BTHD, lo
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,10 @@ class GPTConfig:
             value, most = getattr(self, name), LARGEST_SOFTCAP if name == "softcap" else math.inf
             if type(value) not in (int, float) or not 0 < value <= most:
                 raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
+        for name, hint in get_type_hints(type(self)).items():
+            value, allowed = getattr(self, name), get_args(hint) or ((True, False) if hint is bool else ())
+            if allowed and (value not in allowed or type(value) is not type(allowed[0])):
+                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(str, allowed))}")
         if self.context > LARGEST_CONTEXT:
             raise ValueError(f"context is {self.context}; it must be at most {LARGEST_CONTEXT}")
         if self.width % self.heads or self.width // self.heads % 2:

@@ -33,7 +33,8 @@ class Meta(TypedDict):
     stage: NotRequired[str | None]
     step: NotRequired[int | None]
     tokenizer_hash: NotRequired[str | None]
-    weights_hash: NotRequired[str | None]  # since December 2026
+    weights_hash: NotRequired[str | None]  # this and the next since December 2026
+    gpt_hash: NotRequired[str | None]
     questions: NotRequired[list[str]]  # that suit this model; none: what suits any
 
 
@@ -61,8 +62,9 @@ def save_release(
         weights = temporary / "model.safetensors"
         save_file(tensors, weights, metadata={"format": str(FORMAT)})
         sync(weights)
-        hashes = {"weights_hash": file_hash(weights), "tokenizer_hash": tokenizer_hash}
         write_json(temporary / "gpt.json", {"format": FORMAT, **model.hyperparameters})
+        hashes = {"weights_hash": file_hash(weights), "gpt_hash": file_hash(temporary / "gpt.json")}
+        hashes["tokenizer_hash"] = tokenizer_hash
         write_json(temporary / "meta.json", {"format": FORMAT, **meta, **hashes})
         tokenizer = (tokenizer_folder / "tokenizer.json").read_bytes()  # nothing else that may lie there
         write_atomically(temporary / "tokenizer" / "tokenizer.json", tokenizer)
@@ -95,9 +97,10 @@ def load_release(
             f"the tokenizer in {folder} has {num_tokens:,} tokens, the model {model.vocab_size:,}; copy the "
             "one that it was trained with"
         )
-    stated = meta.pop("weights_hash", None)
-    if stated is not None and stated != file_hash(weights):
-        raise ValueError(f"{weights} is damaged: its hash is not the one in meta.json; {AGAIN}")
+    for path, key in ((weights, "weights_hash"), (folder / "gpt.json", "gpt_hash")):
+        stated = meta.pop(key, None)
+        if stated is not None and stated != file_hash(path):
+            raise ValueError(f"{path} is damaged: its hash is not the one in meta.json; {AGAIN}")
     model.to_empty(device=device)
     model.prepare(dtype=dtype)
     load_weights(model, load_file(weights), origin=str(folder))

@@ -140,6 +140,17 @@ def test_weights_that_are_not_finite_are_refused(save, tmp_path, value):
         load_release(tmp_path / "release", device="cpu")
 
 
+@pytest.mark.parametrize("key", ["softcap", "window_pattern"])
+def test_a_setting_that_no_shape_shows_is_seen_by_its_hash(save, key):
+    """With another softcap or window the weights would load, and the model say something else."""
+    folder = save()
+    gpt = json.loads((folder / "gpt.json").read_text())
+    gpt[key] = {"softcap": 3.0, "window_pattern": "S"}[key]
+    (folder / "gpt.json").write_text(json.dumps(gpt))
+    with pytest.raises(ValueError, match=r"gpt\.json is damaged: its hash is not the one in meta\.json"):
+        load_release(folder, device="cpu")
+
+
 def change_weights(folder, change):
     """Change one tensor, and forget the hash, as somebody's own program would write them."""
     tensors = load_file(folder / "model.safetensors")
@@ -188,6 +199,8 @@ def test_only_the_tokenizer_itself_is_copied(save, tmp_path):
         ({"depth": 2}, r"has unknown blocks\.2\.attention\.key\.weight and 13 more: weights and sizes"),
         ({"smear": False, "depth": 6}, r"lacks blocks\.4\..* and has unknown smear_gate"),
         ({"wings": 2}, "does not describe a model of this version.*wings"),
+        ({"rope_dtype": []}, r"does not describe a model.*rope_dtype is \[\]; allowed are compute, bfloat16"),
+        ({"smear": 1}, "does not describe a model.*smear is 1; allowed are True, False"),
         ({"heads": 0}, "does not describe a model.*heads is 0; it must be a whole number, 1 or more"),
         ({"context": -5}, "context is -5"),
         ({"depth": "3"}, "depth is '3'"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanolit.data.parquet import Shard, read_texts
 from nanolit.machine.locks import held
-from nanolit.machine.paths import whole_or_absent
+from nanolit.machine.paths import remove_leftovers, whole_or_absent
 from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -40,6 +40,7 @@ class TokenCache:
         folder.mkdir(parents=True, exist_ok=True)
         for number, shard in enumerate(missing, start=1):
             with held(folder / ".lock", wait=True):
+                remove_leftovers(folder)
                 if self._is_whole(shard):  # another job was faster
                     continue
                 begun = time.perf_counter()

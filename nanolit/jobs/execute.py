@@ -189,7 +189,9 @@ def fetch_data(job: Job, plans: Plans) -> None:
     if not reading:
         return
     num_shards = max(plan.shards for plan in reading)
-    with sigterm_interrupts(), held(dataset_folder(job["root"], reading[0].data) / ".lock", wait=True):
+    folder = dataset_folder(job["root"], reading[0].data)
+    with sigterm_interrupts(), held(folder / ".lock", wait=True):
+        remove_leftovers(folder)
         build(job["data"]).fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
     if any(isinstance(plan, BasePlan) and plan.core_every for plan in reading):
         folder = core_folder(job["root"])

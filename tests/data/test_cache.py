@@ -51,6 +51,13 @@ def test_rows_and_positions_are_those_without_a_cache(
     assert [row_hashes(step) for step in islice(resumed, 30)] == [row_hashes(step) for step in expected[30:]]
 
 
+def test_what_a_killed_process_left_half_is_removed(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / ".a-0123.tokens.x1y2.tmp").write_bytes(b"half")
+    make_cache(corpus, tmp_path / "tokens")
+    assert [name.partition("-")[0] for name in files(tmp_path / "tokens")] == ["a", "b"]
+
+
 def test_a_file_is_made_once_for_a_shard_and_a_tokenizer(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
     make_cache(corpus, folder)

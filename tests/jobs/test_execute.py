@@ -158,7 +158,9 @@ def test_what_a_killed_run_left_half_is_removed_and_never_published(finished, tm
     shutil.rmtree(stage / "release")
     (stage / ".release.abcd1234").mkdir()
     (stage / ".release.abcd1234" / "model.safetensors").write_bytes(b"half")
-    for folder, name in ((stage, "job.yaml"), (stage, "metrics.csv"), (stage.parent, "report.md")):
+    left = [(stage, "job.yaml"), (stage, "metrics.csv"), (stage.parent, "report.md")]
+    for folder, name in (*left, (root / "data" / "sample", "hub.json")):
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f".{name}.abcd1234.tmp").write_text("half")
     (stage / "checkpoints" / "step_000009").mkdir()
     (tokenizer / ".tokenizer.json.abcd1234.tmp").write_text("half")

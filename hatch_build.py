@@ -1,7 +1,8 @@
 """Builds the Rust extension nanolit._rustbpe while nanolit is installed, or says loudly that it could not.
 
 Without a Rust compiler, or with one too old, the install succeeds and the Python twin serves; any other
-failure fails the install. NANOLIT_REQUIRE_RUST=1 insists on the extension.
+failure fails the install. NANOLIT_REQUIRE_RUST=1 insists on the extension. A wheel also gets what an image on
+Modal is built from: the lock and the crate.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 OLDEST_RUST = (1, 85)  # edition 2024, and what pyo3 0.30 asks for
+FOR_IMAGES = ("pyproject.toml", "uv.lock", "rustbpe/Cargo.toml", "rustbpe/Cargo.lock", "rustbpe/src")
 REMEDY = "install Rust 1.85 or newer (https://rustup.rs), then install nanolit again"
 
 
@@ -29,6 +31,9 @@ class RustExtension(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Put the extension into the wheel, or into the checkout if the install is an editable one."""
         package = Path(self.root) / "nanolit"
+        if version != "editable":  # a checkout has them where they are
+            for name in FOR_IMAGES:
+                build_data["force_include"][str(Path(self.root) / name)] = f"launch/project/{name}"
         if problem := rust_problem():
             if os.environ.get("NANOLIT_REQUIRE_RUST", "0") not in ("", "0"):
                 raise RuntimeError(f"NANOLIT_REQUIRE_RUST is set, but {problem}; {REMEDY}")

@@ -22,9 +22,7 @@ class Stored(TypedDict):
     url: str
     environment: str | None
     gpu: str
-    release: str
-    cluster: str
-    public: bool
+    command: str  # that deploys the same again
     keep_warm: int
     dollars_per_hour: float | None
     deployed: str
@@ -64,21 +62,7 @@ def stop_chat(root: Path, name: str) -> str:
     chat = read_chat(root, name)
     modal.App.lookup(chat["app"]).stop()
     write_json(record_path(root, chat["name"]), {**chat, "stopped": True})
-    return f"{name}: stopped; {command_of(chat)} starts it again"
-
-
-def command_of(chat: Record) -> str:
-    """Return the command that deploys the same chat; how replies are drawn is not recorded."""
-    words = [f"run={chat['release']}", "web=true", f"cluster={chat['cluster']}", f"name={chat['name']}"]
-    if chat["public"]:
-        words += ["public=true"]
-    if chat["keep_warm"]:
-        words += [f"keep_warm={chat['keep_warm']}"]
-    if chat.get("auth") == "modal":
-        words += ["auth=modal"]
-    if chat.get("domains"):
-        words += [f"domains={','.join(chat['domains'])}"]
-    return f"python -m nanolit.chat {' '.join(words)}"
+    return f"{name}: stopped; {chat['command']} starts it again"
 
 
 def cost_of(chat: Record) -> str:

@@ -7,20 +7,22 @@ command again puts the newest release and code behind the same address.
 import json
 import re
 import secrets as tokens
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, cast
 
 import modal
+from typing_extensions import TypedDict
 
 from launch.gpus import gpus_of, same_gpu
-from launch.image import container_image
+from launch.image import check_project, container_image
 from launch.progress import read_volume_json
 from launch.serve import labelled
-from launch.submit import explain, volume, volumes_of
-from launch.uploads import upload
+from launch.submit import explain
+from launch.uploads import artefacts, upload_once
 from nanolit.config.compose import compose_config
 from nanolit.config.schema import MODEL_STAGES, Cluster
 from nanolit.machine.arguments import choose
@@ -35,11 +37,30 @@ MOST_REQUESTS = 100  # at once, in the one container; how many are answered at o
 MONTH_HOURS = 720
 LONGEST_NAME = 32  # of 63 in an address, which the workspace and "nanolit" are in too
 RELEASE = "/release"
+AGAIN = "copy or convert the release again"
+
+
+class Described(TypedDict):
+    """What is read of a release's gpt.json."""
+
+    context: int
+
+
+class Meta(TypedDict):
+    """What is read of a release's meta.json."""
+
+    step: NotRequired[int | None]
+
+
+class Deployed(TypedDict):
+    """What deploying reads of the chat's earlier record."""
+
+    place: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What was typed."""
+    """What was typed; `words` are all settings but the run, as they were."""
 
     run: str  # RUN or RUN/STAGE
     root: Path
@@ -53,6 +74,7 @@ class Wish:
     keep_warm: int = 0
     drawing: Json = field(default_factory=dict)  # how replies are drawn: the fields of chat's Defaults
     dry_run: bool = False
+    words: Sequence[str] = ()
 
     @property
     def is_locked(self) -> bool:
@@ -62,8 +84,10 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A release, here (`folder`), on the volume (`place`), or both; `size` is that of the weights."""
+    """A run's release, here (`folder`), on the volume (`place`), or both; `size` is that of the weights."""
 
+    run: str
+    stage: str
     meta: Json
     size: int
     context: int
@@ -72,12 +96,13 @@ class Found:
 
     @property
     def name(self) -> str:
-        return f"{self.meta.get('run')}/{self.meta.get('stage')}"
+        return f"{self.run}/{self.stage}"
 
 
 def deploy(wish: Wish) -> None:
     """Deploy or update the chat, and print where it is; ValueError before any call for a wrong wish."""
     machine, settings = machine_of(wish.cluster)
+    check_project()
     check_wish(wish)
     name = checked_name(wish.name or wish.run.partition("/")[0], given=wish.name is not None)
     here = release_here(wish.run, wish.root)
@@ -87,36 +112,59 @@ def deploy(wish: Wish) -> None:
         where = "is uploaded if it is not on the volume" if here else "is looked for on the volume"
         print(f"dry run: nothing was deployed; the release {where}, the app is nanolit-chat-{name}")
         return
+    path, store = record_path(wish.root, name), artefacts(settings)
+    before = read_json(path, Deployed, remedy="delete it")["place"] if path.exists() else ""
     try:
-        found = release_there(wish.run, settings, here)
+        found = release_there(wish.run, store, here)
         check_room(wish, found)
         print(described(found.name, found, machine, wish), flush=True)
-        place = found.place or upload(cast(Path, found.folder), settings).removeprefix(f"{settings['root']}/")
-        secret, entrance = password_secret(name, wish, settings["environment"])
-        app, chat = define(name, wish, settings, place, found, secret)
-        with modal.enable_output():
-            app.deploy(strategy="recreate", environment_name=settings["environment"])
-        url = chat().web.get_web_url()
+        there, entrance = put_there(name, wish, settings, store, found)
     except modal.exception.Error as error:
         raise ValueError(explain(error)) from error
-    there = {"name": name, "app": app.app_id, "app_name": app.name, "url": url, "place": place}
-    settled = {"environment": settings["environment"], "gpu": gpus_of(settings)[0].partition(":")[0]}
-    write_json(record_path(wish.root, name), {**there, **settled, **recorded(wish, found, machine)})
-    print(f"{url}   {entrance}\nAPI: {url}/v1, {key_text(wish)}")
+    write_json(path, {**there, **recorded(wish, found, machine)})
+    print(f"{there['url']}   {entrance}\nAPI: {there['url']}/v1, {key_text(wish)}")
     print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
+    if before != there["place"] and before.startswith(f"{uploads_of(name)}/"):
+        remove_upload(store, before)
+
+
+def put_there(
+    name: str, wish: Wish, settings: dict[str, Any], store: modal.Volume, found: Found
+) -> tuple[Json, str]:
+    """Upload the release if need be, deploy the app, and return where it all is and what lets people in."""
+    place = found.place or upload_once(cast(Path, found.folder), store, folder=uploads_of(name))
+    secret, entrance = password_secret(name, wish, settings["environment"])
+    app, chat = define(name, wish, settings, place, found, secret)
+    with modal.enable_output():
+        app.deploy(strategy="recreate", environment_name=settings["environment"])
+    there = {"name": name, "app": app.app_id, "app_name": app.name, "url": chat().web.get_web_url()}
+    gpu = gpus_of(settings)[0].partition(":")[0]
+    return {**there, "place": place, "environment": settings["environment"], "gpu": gpu}, entrance
+
+
+def uploads_of(name: str) -> str:
+    """Return the volume's folder for releases of this chat alone: it may remove what it served before."""
+    return f"chats/{name}"
+
+
+def remove_upload(store: modal.Volume, place: str) -> None:
+    """Remove a release that the chat served before this deployment; not being able to is only said."""
+    folder = str(Path(place).parent)
+    try:
+        store.remove_file(folder, recursive=True)
+        print(f"removed {folder} from the volume: the release that was served before")
+    except (FileNotFoundError, modal.exception.Error) as error:
+        print(f"{folder} on the volume is served no longer and could not be removed: {error}")
 
 
 def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
-    """What is kept here of a chat besides where it is."""
+    """Return what is kept here of a chat besides where it is."""
     return {
         "format": 1,
+        "command": shlex.join(["python", "-m", "nanolit.chat", f"run={found.name}", *wish.words]),
         "release": found.name,
         "step": found.meta.get("step"),
-        "cluster": wish.cluster,
         "keep_warm": wish.keep_warm,
-        "public": wish.public,
-        "auth": wish.auth,
-        "domains": [*wish.domains],
         "dollars_per_hour": dollars_per_hour(machine),
         "deployed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "code": code_version(),
@@ -173,25 +221,25 @@ def release_here(run: str, root: Path) -> Found | None:
     for one in [choose(stage, MODEL_STAGES, kind="stage")] if stage else reversed(MODEL_STAGES):
         folder = run_folder(root, name) / one / "release"
         if (folder / "meta.json").is_file() and (folder / "model.safetensors").is_file():
-            size, gpt = (folder / "model.safetensors").stat().st_size, read_json(folder / "gpt.json")
-            meta = read_json(folder / "meta.json")
-            return Found(meta=meta, size=size, context=gpt["context"], folder=folder)
+            gpt = read_json(folder / "gpt.json", Described, remedy=AGAIN)
+            meta = read_json(folder / "meta.json", Meta, remedy=AGAIN)
+            size = (folder / "model.safetensors").stat().st_size
+            return Found(run=name, stage=one, meta=meta, size=size, context=gpt["context"], folder=folder)
     return None
 
 
-def release_there(run: str, settings: dict[str, Any], here: Found | None) -> Found:
-    """The release on the volume, unless the one here is another; ValueError where it is nowhere."""
-    store = volume(volumes_of(settings)[settings["root"]], settings["environment"])
+def release_there(run: str, store: modal.Volume, here: Found | None) -> Found:
+    """Return the release on the volume, unless the one here is another; ValueError where it is nowhere."""
     name, _, stage = run.partition("/")
-    stages = [stage] if stage else [str(here.meta["stage"])] if here else [*reversed(MODEL_STAGES)]
+    stages = [stage] if stage else [here.stage] if here else [*reversed(MODEL_STAGES)]
     for one in stages:
         place = f"runs/{name}/{one}/release"
-        meta = read_volume_json(store, f"{place}/meta.json")
+        meta = read_volume_json(store, f"{place}/meta.json", Meta)
         if meta and (here is None or meta == here.meta):
             sizes = {Path(entry.path).name: entry.size for entry in store.listdir(place)}
-            if size := sizes.get("model.safetensors"):
-                context = read_volume_json(store, f"{place}/gpt.json")["context"]
-                return Found(meta=meta, size=size, context=context, place=place)
+            gpt = read_volume_json(store, f"{place}/gpt.json", Described)
+            if gpt and (size := sizes.get("model.safetensors")):
+                return Found(run=name, stage=one, meta=meta, size=size, context=gpt["context"], place=place)
     if here is None:
         try:
             runs = sorted(Path(entry.path).name for entry in store.listdir("runs"))
@@ -209,7 +257,7 @@ def described(name: str, found: Found | None, machine: Cluster, wish: Wish) -> s
     gpu, memory = str(machine["gpu"]), gpu_memory_gib(str(machine["gpu"]))
     model = name
     if found:
-        model += f", step {found.meta.get('step', 0):,}, {found.size / 1e9:,.1f} GB"
+        model += f", step {found.meta.get('step') or 0:,}, {found.size / 1e9:,.1f} GB"
     room = ""
     if found and memory:
         verdict = "fits" if found.size * 1.25 < memory * 2**30 else "does not fit"
@@ -271,7 +319,7 @@ def define(
 ) -> tuple[modal.App, Any]:
     """The app, and its class."""
     app = modal.App(f"nanolit-chat-{name}", include_source=False, tags={"chat": name})
-    store = volume(volumes_of(settings)[settings["root"]], settings["environment"])
+    store = artefacts(settings)
     memory = max(LEAST_MEMORY, 3 * found.size // 2**20)
     serving = {"name": found.name, "hosts": [*wish.domains], "page": wish.auth != "modal"}
     serving = json.dumps({**serving, "gpu_snapshot": wish.gpu_snapshot, "defaults": wish.drawing})

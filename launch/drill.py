@@ -19,7 +19,7 @@ from launch.deploy import Wish, deploy, record_path
 from launch.follow import follow
 from launch.image import container_image
 from launch.progress import OnVolume
-from launch.submit import explain, started
+from launch.submit import Submission, explain, started
 from launch.sweep import begin
 from nanolit.config.compose import compose, compose_config
 from nanolit.machine.arguments import Root, setting
@@ -28,10 +28,12 @@ from nanolit.report.tables import markdown_table
 
 RUN = "drill"
 JOB = ("phase=base", "model=d2", "data=sample", "precision=fp32", "model.context=256", "total_batch=4096")
-RENTED = ("cluster=modal_a10g", "cluster.gpu=T4", "hydra.launcher.gpu=T4")
+CHEAPEST = "T4"
+RENTED = ("cluster=modal_a10g", f"cluster.gpu={CHEAPEST}", f"hydra.launcher.gpu={CHEAPEST}")
 SMALL = ("cluster.cpu=2", "cluster.memory=8192")
 IMAGE = {"python": "3.12", "apt": [], "uv_extras": ["cudnn"]}
 WAIT_SECONDS = 300
+GRACE_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ def drill(settings: Drill) -> int:
         "volume": f"write {settings.megabytes:,} MB, commit, read them elsewhere; statfs, flock, rename",
         "claim": "of two containers that claim a key at once, one gets it",
         "stop": "stop a container: how long it has to write a checkpoint, and whether its input comes back",
+        "cancel": "cancel a call that waits for a GPU and the one that has it: one never begins, one ends",
         "job": "train a d2 with a time limit of a minute, nobody watching: handed over until it is done",
         **{f"gpu {name}": "driver, CUDA, attention, compiling, speed of a d12" for name in settings.gpu},
         "chat": "deploy that model, ask it cold and warm, stop it",
@@ -88,6 +91,7 @@ def run_steps(settings: Drill, steps: dict[str, str], results: dict[str, dict[st
             "volume": lambda: try_volume(settings, functions),
             "claim": lambda: try_claim(settings, functions),
             "stop": lambda: try_stop(settings, functions),
+            "cancel": lambda: try_cancel(settings, functions),
             "job": lambda: try_job(settings),
             **{f"gpu {name}": functions[f"gpu {name}"].remote for name in settings.gpu},
             "chat": lambda: try_chat(settings),
@@ -116,6 +120,7 @@ def define(app: modal.App, settings: Drill) -> dict[str, modal.Function]:
         "read": app.function(**on_volume)(probes.read_volume),
         "claim": app.function(**shared)(probes.claim),
         "stop": app.function(**shared)(probes.be_stopped),
+        "cancel": app.function(**shared, gpu=CHEAPEST, max_containers=1)(probes.be_cancelled),
     }
     for name in settings.gpu:
         own = app.function(**shared, gpu=name, name=f"try_{''.join(filter(str.isalnum, name))}")
@@ -143,13 +148,38 @@ def try_stop(settings: Drill, functions: dict[str, modal.Function]) -> dict[str,
     """Stop a container as Modal does when it takes a machine away."""
     key = secrets.token_hex(4)
     call = functions["stop"].spawn(key, settings.environment)
-    there = modal.Dict.from_name(probes.PROBES, create_if_missing=True, environment_name=settings.environment)
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (task := there.get(f"{key}/task")):
-        assert time.monotonic() < deadline, "the container did not start"
-        time.sleep(1)
+    task = wait_for(f"{key}/task", settings)
     subprocess.run([sys.executable, "-m", "modal", "container", "stop", task, "-y"], check=True)
     return {"grace_seconds": call.get(timeout=WAIT_SECONDS), "input": "came back"}
+
+
+def try_cancel(settings: Drill, functions: dict[str, modal.Function]) -> dict[str, Any]:
+    """Cancel as `launch stop` does: a call that waits, for there is room for one, and the one that runs."""
+    running, waiting = secrets.token_hex(4), secrets.token_hex(4)
+    call = functions["cancel"].spawn(running, settings.environment)
+    wait_for(f"{running}/begun", settings)
+    functions["cancel"].spawn(waiting, settings.environment).cancel()
+    begun = time.monotonic()
+    call.cancel()
+    seen = wait_for(f"{running}/ended", settings)
+    seconds = round(time.monotonic() - begun, 1)
+    time.sleep(GRACE_SECONDS)  # in which the waiting one would have begun
+    assert not meeting_place(settings).get(f"{waiting}/begun"), "the call that was cancelled waiting began"
+    return {"waiting": "never began", "running": f"ended by {seen}", "after_seconds": seconds}
+
+
+def wait_for(key: str, settings: Drill) -> Any:
+    """Return what a container puts under a key."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (value := meeting_place(settings).get(key)):
+        assert time.monotonic() < deadline, f"no container said {key.partition('/')[2]}"
+        time.sleep(1)
+    return value
+
+
+def meeting_place(settings: Drill) -> modal.Dict:
+    """Return the Dict in which containers and the laptop meet."""
+    return modal.Dict.from_name(probes.PROBES, create_if_missing=True, environment_name=settings.environment)
 
 
 def try_job(settings: Drill) -> dict[str, Any]:
@@ -165,8 +195,16 @@ def try_job(settings: Drill) -> dict[str, Any]:
     assert result["status"] == "done", f"{result['status']}: {result.get('error')}"
     calls = [call["state"] for call in OnVolume(submission).calls() if call["function"] == "train"]
     hours, dollars = OnVolume(submission).spent()
-    found = {"run": job["run"], "train_calls": calls, "gpu_hours": round(hours, 4)}
-    return found | {"dollars": dollars and round(dollars, 4)}
+    found = {"run": job["run"], "train_calls": calls, "orchestrators": num_orchestrators(submission)}
+    return found | {"gpu_hours": round(hours, 4), "dollars": dollars and round(dollars, 4)}
+
+
+def num_orchestrators(submission: Submission) -> int:
+    """Return how many orchestrators it took: each but the last has handed over to the next."""
+    call, count = submission["call"], 1
+    while (result := modal.FunctionCall.from_id(call).get(timeout=0))["status"] == "continued":
+        call, count = result["call"], count + 1
+    return count
 
 
 def try_chat(settings: Drill) -> dict[str, Any]:

@@ -1,14 +1,24 @@
-"""The container image: locked dependencies, then the Rust extension, the code last: an edit is a copy.
+"""The container image: locked dependencies, then the Rust extension, and all code last, in one layer.
 
 Nothing else is sent: no .git, no data, no runs, no secrets; `unwanted` decides it by an allowlist.
 """
 
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import modal
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from nanolit.machine.paths import PACKAGE, conf_folder
+
+LAUNCH = Path(__file__).resolve().parent
+BESIDE = LAUNCH.parent  # the checkout, or what pip installs into
+IN_WHEEL = LAUNCH / "project"  # where hatch_build.py puts what a checkout has in its root
+PROJECT = IN_WHEEL if IN_WHEEL.is_dir() else BESIDE  # has pyproject.toml, uv.lock and rustbpe/
 CODE = "/root"  # on the path of Modal's containers
 SUFFIXES = {
     ".css",
@@ -26,7 +36,7 @@ SUFFIXES = {
     ".json",
     ".html",
 }
-LEFT_OUT = {"__pycache__", "target", "runs", "notebooks", "node_modules"}
+LEFT_OUT = {"__pycache__", "target", "runs", "notebooks", "node_modules", IN_WHEEL.name}
 UV = "0.13.9"
 RUST = "1.95.0"
 MATURIN = "1.16.0"
@@ -51,24 +61,53 @@ def unwanted(path: Path) -> bool:
 
 
 def container_image(settings: dict[str, Any], *, root: str) -> modal.Image:
-    """The image of every function; `settings` are hydra.launcher.image, `root` the volume's path."""
-    check_checkout()
+    """Return the image of every function; `settings` are hydra.launcher.image, `root` the volume's path."""
+    check_project()
     image = modal.Image.debian_slim(python_version=settings["python"])
     image = image.apt_install("build-essential", "curl", "git", *settings["apt"])
-    image = image.uv_sync(str(CHECKOUT), extras=list(settings["uv_extras"]), uv_version=UV)
-    image = image.add_local_dir(CHECKOUT / "rustbpe", "/src/rustbpe", copy=True, ignore=unwanted)
+    image = image.uv_sync(str(PROJECT), extras=list(settings["uv_extras"]), uv_version=UV)
+    image = image.add_local_dir(PROJECT / "rustbpe", "/src/rustbpe", copy=True, ignore=unwanted)
     image = image.run_commands(BUILD_EXTENSION)
     image = image.env({"HF_HOME": f"{root}/cache/huggingface", "NANOLIT_HOME": root})
-    for folder, target in (("conf", "nanolit/conf"), ("launch", "launch"), ("nanolit", "nanolit")):
-        image = image.add_local_dir(CHECKOUT / folder, f"{CODE}/{target}", copy=True, ignore=unwanted)
-    return image
+    # A copy: it adds to the folder that has the extension, as COPY is documented to. Mounted at start
+    # (copy=False) an edit would be no build at all, but nothing in Modal's client says that a mount adds to
+    # a folder of the image instead of hiding it.
+    return image.add_local_dir(collected(), CODE, copy=True)
 
 
-def check_checkout() -> None:
-    """ValueError when what the image is built from isn't here, as with a nanolit that pip installed."""
-    needed = ("pyproject.toml", "uv.lock", "rustbpe/Cargo.toml", "conf/config.yaml")
-    if missing := [name for name in needed if not (CHECKOUT / name).is_file()]:
+@functools.cache
+def collected() -> Path:
+    """Return a folder with the code as containers have it, the same for all jobs of a sweep.
+
+    It goes when this process ends.
+    """
+    temporary = tempfile.TemporaryDirectory(prefix="nanolit-")
+    atexit.register(temporary.cleanup)
+    folder = Path(temporary.name)
+    for source, target in code_folders():
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            inside = path.relative_to(source)
+            if not unwanted(inside):
+                place = folder / target / inside
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, place)  # with its time: Modal refuses files younger than the build
+    return folder
+
+
+def code_folders() -> Iterator[tuple[Path, str]]:
+    """Yield each folder of the code here, and its place in the image."""
+    yield PACKAGE, "nanolit"
+    yield conf_folder(), "nanolit/conf"
+    yield LAUNCH, "launch"
+    for plugin in (BESIDE / "hydra_plugins").glob("nanolit_*"):  # of a wheel; a checkout's are in launch/
+        yield plugin, f"launch/hydra_plugins/{plugin.name}"
+
+
+def check_project() -> None:
+    """ValueError where what the image is built from isn't here."""
+    needed = ("pyproject.toml", "uv.lock", "rustbpe/Cargo.toml")
+    if missing := [name for name in needed if not (PROJECT / name).is_file()]:
         raise ValueError(
-            f"{CHECKOUT} has no {', '.join(missing)}, which the image is built from; submit from a "
-            "checkout of nanolit"
+            f"{PROJECT} has no {', '.join(missing)}, which the image is built from; submit from a whole "
+            "checkout of nanolit, or install its wheel again"
         )

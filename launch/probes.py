@@ -75,6 +75,17 @@ def be_stopped(key: str, environment: str | None) -> float:
     raise RuntimeError("nobody stopped this container in 120 seconds")
 
 
+def be_cancelled(key: str, environment: str | None) -> None:
+    """Say that it has begun, wait to be cancelled, and say what that looks like in the container."""
+    there = modal.Dict.from_name(PROBES, create_if_missing=True, environment_name=environment)
+    there.put(f"{key}/begun", True)
+    try:
+        time.sleep(120)
+    except BaseException as error:
+        there.put(f"{key}/ended", type(error).__name__)
+        raise
+
+
 def try_gpu() -> dict[str, Any]:
     """Return what PyTorch has of this GPU: versions, the attention that is chosen, compiling, speed."""
     import torch

@@ -27,8 +27,9 @@ def read_volume(volume: modal.Volume, path: str) -> bytes:
 
 
 def read_volume_json(volume: modal.Volume, path: str, kind: Any = None) -> dict[str, Any]:
+    """Return the object of a JSON file, {} where there is none; DamagedFile unless it is a `kind`."""
     content = read_volume(volume, path) or b"{}"
-    return parse_json(content, Path(path), kind, remedy="remove it with `modal volume rm`")
+    return parse_json(content, Path(f"{volume.name}:{path}"), kind, remedy="remove it with `modal volume rm`")
 
 
 class OnVolume:

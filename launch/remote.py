@@ -28,7 +28,7 @@ from launch.compile_cache import CompileCache
 from launch.spending import Meter
 from nanolit.config.schema import Job, StageName
 from nanolit.config.stored import write_job
-from nanolit.jobs.execute import fetch_data, make_tokenizer, training_plans
+from nanolit.jobs.execute import TOLD, fetch_data, make_tokenizer, training_plans
 from nanolit.jobs.inputs import check_root, check_stages, finished
 from nanolit.jobs.processes import supervise
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder
@@ -130,7 +130,8 @@ def stage_in_time(
     """Run the job up to a stage in a process of its own; (its result, whether it was stopped as too long)."""
     job: Job = payload["job"]
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **environment, "PYTHONPATH": path}
+    told = ",".join(["tokenizer", *payload["told"]])  # `prepare` has told of the tokenizer
+    environment = {**os.environ, **environment, "PYTHONPATH": path, TOLD: told}
     until = job["stages"].index(cast(StageName, stage)) + 1
     late, code = False, 0
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import secrets as tokens
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +18,11 @@ from launch.image import container_image
 from nanolit.config.schema import Cluster, Job
 from nanolit.machine.paths import read_json, run_folder, write_json
 from nanolit.machine.system import code_version
-from nanolit.planning.costs import cost
+from nanolit.planning.costs import PREPARING, cost
 from nanolit.planning.plans import fresh_plan
 
 Submission = dict[str, Any]  # submission.json: a `Stored`, and more
-CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": {"cpu": 16.0, "memory": 65_536}}
+CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": dict(PREPARING)}
 WANDB_SECRET = "wandb"
 RESULT = "submission_result.json"
 
@@ -43,15 +43,19 @@ class Stored(TypedDict):
     stages: list[str]
 
 
-def submit(job: Job, settings: dict[str, Any]) -> Submission:
-    """Submit one job and return at once; ValueError for what the account lacks (a secret, a token)."""
+def submit(job: Job, settings: dict[str, Any], *, told: Sequence[str] = ()) -> Submission:
+    """Submit one job and return at once; ValueError for what the account lacks (a secret, a token).
+
+    The log leaves out the plans of the stages in `told`.
+    """
     app = modal.App(f"{settings['app_name']}-{job['run']}", include_source=False, tags=tags(job, settings))
     try:
         for name in secrets_of(job, settings):  # before the image begins to build, which takes minutes
             modal.Secret.from_name(name, environment_name=settings["environment"]).hydrate()
         functions = define(app, job, settings)
         with started(app, settings["environment"]):
-            payload = payload_of(job, settings, {name: one.object_id for name, one in functions.items()})
+            ids = {name: function.object_id for name, function in functions.items()}
+            payload = payload_of(job, settings, ids, told=told)
             call = functions["orchestrate"].spawn(payload)
             submission = describe(app, call.object_id, job, settings, payload)
             write_json(submission_path(job["root"], job["run"]), submission)
@@ -72,9 +76,12 @@ def started(app: modal.App, environment: str | None) -> Iterator[None]:
             yield
 
 
-def payload_of(job: Job, settings: dict[str, Any], functions: dict[str, str]) -> Payload:
-    """What the containers get: plain data, with the volume's path for root."""
+def payload_of(
+    job: Job, settings: dict[str, Any], functions: dict[str, str], *, told: Sequence[str]
+) -> Payload:
+    """Return what the containers get: plain data, with the volume's path for root."""
     return {
+        "told": [*told],
         "job": {**job, "root": settings["root"]},
         "functions": functions,
         "volume": volumes_of(settings)[settings["root"]]["name"],

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from launch.follow import follow, running
 from launch.gpus import gpus_of
+from launch.image import check_project
 from launch.submit import (
     CPU_FUNCTIONS,
     Submission,
@@ -33,7 +34,11 @@ STARTER_GPUS, TEAM_GPUS = 10, 50  # at once, by Modal's plan (modal.com/pricing,
 
 
 def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
-    """Print what the jobs would be and cost, and with dry_run=true that nothing was submitted."""
+    """Print what the jobs would be and cost, and with dry_run=true that nothing was submitted.
+
+    ValueError where what their image is built from isn't here.
+    """
+    check_project()
     planned = plan_jobs(jobs)
     show_jobs(planned, at_a_time=settings["max_parallel"])
     for remark in remarks(planned, settings):
@@ -105,6 +110,7 @@ def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | N
     Ctrl-C ends the waiting, not the jobs: then JobFailed says how to come back to them.
     """
     jobs = shares(jobs)
+    told = jobs[0]["stages"] if len(jobs) == len(jobs[0]["stages"]) == 1 and settings["stream_logs"] else []
     if not settings["wait"]:
         for job in jobs:
             begin(job, settings)
@@ -116,7 +122,7 @@ def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | N
             while waiting and len(running) < settings["max_parallel"]:
                 job = waiting.pop(0)
                 running[job["run"]] = job
-                watch(begin(job, settings), settings, ended)
+                watch(begin(job, settings, told=told), settings, ended)
             result = ended.get()
             results[result["run"]] = conclude_one(running.pop(result["run"]), result)
     except KeyboardInterrupt:
@@ -153,11 +159,12 @@ def watch(
     threading.Thread(target=wait, daemon=True).start()
 
 
-def begin(job: Job, settings: dict[str, Any]) -> Submission:
+def begin(job: Job, settings: dict[str, Any], *, told: Sequence[str] = ()) -> Submission:
+    """Submit a job that isn't running; its log follows the full plan of the stages in `told`."""
     refuse_running(job)
     if not submissions(job["root"]):
         say("the first submission builds the image, for some minutes; later ones find it")
-    submission = submit(upload_paths(job, settings), settings)
+    submission = submit(upload_paths(job, settings), settings, told=told)
     say(f"── {job['run']} submitted as {submission['app']}: {submission['dashboard']}")
     say(f"   {how_to_follow(job)}")
     return submission

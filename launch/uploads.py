@@ -64,9 +64,18 @@ def replaced(node: Any, changes: dict[str, str], key: str = "") -> Any:
 
 
 def upload(path: Path, settings: dict[str, Any]) -> str:
-    """Where it is in the container; what is there already is not sent again."""
-    place = f"uploads/{fingerprint(path)}/{path.resolve().name}"
-    store = volume(volumes_of(settings)[settings["root"]], settings["environment"])
+    """Send what a job names and return where it is in the container."""
+    return f"{settings['root']}/{upload_once(path, artefacts(settings), folder='uploads')}"
+
+
+def artefacts(settings: dict[str, Any]) -> modal.Volume:
+    """Return the volume of all artefacts."""
+    return volume(volumes_of(settings)[settings["root"]], settings["environment"])
+
+
+def upload_once(path: Path, store: modal.Volume, *, folder: str) -> str:
+    """Return a file's or a folder's place on the volume, below `folder`; sent unless it is there already."""
+    place = f"{folder}/{fingerprint(path)}/{path.resolve().name}"
     try:
         there = bool(store.listdir(place))
     except modal.exception.NotFoundError:
@@ -74,7 +83,7 @@ def upload(path: Path, settings: dict[str, Any]) -> str:
     if not there:
         say(f"uploading {path} to the volume: {place}")
         put(store, path, place)
-    return f"{settings['root']}/{place}"
+    return place
 
 
 def put(store: modal.Volume, path: Path, place: str) -> None:

@@ -66,8 +66,7 @@ def parse(words: Sequence[str]) -> Settings:
         raise ValueError("-p answers in the terminal; leave out either it or web=true")
     if not settings.web and (settings.port, settings.host, settings.devices) != (None, LOOPBACK, 1):
         raise ValueError("port, host and devices are for the page; add web=true")
-    changed = [one.name for one in fields(settings) if getattr(settings, one.name) != one.default]
-    for name in changed:
+    for name in changed(settings):
         if settings.cluster is None and name in DEPLOYED:
             raise ValueError(f"{name} is for a chat that is deployed; add cluster=modal_a10g")
         if settings.cluster is not None and name in HERE:
@@ -75,6 +74,19 @@ def parse(words: Sequence[str]) -> Settings:
     if settings.cluster is not None and (settings.run is None or not settings.web):
         raise ValueError("cluster= deploys a run's page; give run=RUN web=true with it")
     return settings
+
+
+def changed(settings: Settings) -> dict[str, str]:
+    """Return the settings that differ from their defaults, as they are typed."""
+    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
+    return {one.name: typed(values[one.name]) for one in fields(settings) if values[one.name] != one.default}
+
+
+def typed(value: object) -> str:
+    """Return a setting's value as a word of the command line."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def talk(settings: Settings) -> None:
@@ -114,7 +126,9 @@ def deploy_page(settings: Settings) -> None:
     password = os.environ.get(PASSWORD) or None
     drawing = {name: getattr(settings, name) for name in DRAWING}
     wished = {name: getattr(settings, name) for name in ("cluster", *DEPLOYED)}
-    deploy(Wish(run=str(settings.run), root=settings.home, password=password, drawing=drawing, **wished))
+    words = [f"{name}={value}" for name, value in changed(settings).items() if name != "run"]
+    about = {"run": str(settings.run), "root": settings.home, "words": words}
+    deploy(Wish(**about, password=password, drawing=drawing, **wished))
 
 
 def serve_page(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 `python -m nanolit.jobs.execute job.yaml [result.json]` does the same for a job on disk.
 """
 
+import os
 import shlex
 import sys
 import tempfile
@@ -54,6 +55,7 @@ from nanolit.report.closing import closing, shown
 from nanolit.tasks.bundle import check_bundle, open_bundle
 
 TRIAL = "nanolit.jobs.trial"
+TOLD = "NANOLIT_TOLD"  # stages that were shown where this output goes, a comma between (launch/remote.py)
 Result = Json  # of a stage or a job: its status, and what it reached or why it failed
 
 
@@ -93,10 +95,16 @@ def run(
 def announce(job: Job, plans: Plans) -> None:
     """Show what is still to do, and how long it takes."""
     if waiting := unfinished(job, plans):
-        say(outline(job["run"], waiting))
+        if not {plan.stage for plan in waiting} <= told():
+            say(outline(job["run"], waiting))
     else:
         folder = shlex.quote(shown(run_folder(job["root"], job["run"])))
         say(f"{job['run']} is finished; nothing is trained again. To begin anew, delete {folder}")
+
+
+def told() -> set[str]:
+    """Return the stages whose plan the reader of this output has seen already."""
+    return set(os.environ.get(TOLD, "").split(","))
 
 
 def unfinished(job: Job, plans: Plans) -> list[Plan]:
@@ -215,7 +223,8 @@ def make_tokenizer(job: Job, plan: Plan) -> Result:
     busy = folder.with_name(f".{folder.name}.lock")
     with held(busy, wait=True):
         if is_made(job, plan):
-            say(f"tokenizer: {folder.name} is there")
+            if plan.stage not in told():
+                say(f"tokenizer: {folder.name} is there")
             return made
         remove_leftovers(folder)
         write_plan(job, plan)
@@ -260,7 +269,8 @@ def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
             remove_leftovers(place)
         (folder / "result.json").unlink(missing_ok=True)
         hand_over(job, plan, folder)
-        say(f"\n{plan_table(plan, known=known)}")
+        if plan.stage not in told():
+            say(f"\n{plan_table(plan, known=known)}")
     return folder
 
 

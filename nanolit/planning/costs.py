@@ -1,7 +1,7 @@
 """The cost of a stage on the job's cluster: hours, memory of a GPU, dollars."""
 
 from collections.abc import Sequence
-from typing import NotRequired
+from typing import NotRequired, cast
 
 import yaml
 from typing_extensions import TypedDict
@@ -29,6 +29,8 @@ ASSUMED_MFU = 0.40  # for any other GPU: not measured
 CPU_FLOPS = 0.11e12  # FLOP/s of two cores, measured with nanochat's d2 and d4 in float32
 # From the start of a process to the end of its first step, compilation included: d12 and d20 on one H200.
 START_HOURS = 75 / 3600
+# Cores and MiB of the machine on Modal that downloads and trains the tokenizer (launch/submit.py)
+PREPARING = {"cpu": 16.0, "memory": 65_536}
 HEADROOM = 0.95  # of a GPU's memory that a micro-batch may fill: CUDA itself and fragments take some
 GPUS = ("A10G", "A100-40GB", "L40S", "H100", "H200")  # for which a plan says what fits: 22 to 140 GiB
 
@@ -154,14 +156,15 @@ class Cost(TypedDict):
 def cost(stage: str, hours: Hours, cluster: Cluster) -> Cost | None:
     """Return what that many hours of the cluster cost; None where nobody bills.
 
-    The tokenizer is trained without GPUs.
+    The tokenizer is trained on a machine of its own, without GPUs.
     """
+    if stage == "tokenizer":
+        cluster = cast(Cluster, {**cluster, **PREPARING, "devices": 0, "nodes": 1})
     prices = yaml.safe_load((conf_folder() / "prices.yaml").read_text(encoding="utf-8"))
     if cluster["kind"] not in prices:
         return None
     known = prices[cluster["kind"]]
-    gpus = 0 if stage == "tokenizer" else cluster["devices"]
-    per_hour = None
+    gpus, per_hour = cluster["devices"], None
     if gpus == 0 or cluster["gpu"] in known:
         gpu = known[cluster["gpu"]] if gpus else 0
         host = known["core"] * cluster.get("cpu", 0) + known["gib"] * cluster.get("memory", 0) / 1024

@@ -49,6 +49,7 @@ class Containers:
     def __init__(self, plane: "ControlPlane") -> None:
         self.plane = plane
         self.running: dict[str, Call] = {}  # task → call
+        self.places: dict[str, asyncio.Semaphore] = {}  # of functions with max_containers
         self.background: set[asyncio.Task[None]] = set()
 
     def begin(self, call: Call, input: Any) -> None:
@@ -60,8 +61,20 @@ class Containers:
     async def attempts(self, call: Call) -> None:
         """Run the input in one container after another until it has an output that counts."""
         function = self.plane.functions[call.function_id]
+        async with self.place_for(call, function):
+            await self.until_it_counts(call, function)
+
+    def place_for(self, call: Call, function: Any) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Return what an input waits for where its function may have so many containers and no more."""
+        if not (most := function.autoscaler_settings.max_containers):
+            return contextlib.nullcontext()
+        return self.places.setdefault(call.function_id, asyncio.Semaphore(most))
+
+    async def until_it_counts(self, call: Call, function: Any) -> None:
         while not call.done.is_set():
-            result, data_format = await self.attempt(call, function)
+            result, data_format = None, 0
+            if not call.cancelled:  # while it waited for a place
+                result, data_format = await self.attempt(call, function)
             failed = result is not None and result.status in (
                 STATUS.GENERIC_STATUS_FAILURE,
                 STATUS.GENERIC_STATUS_TIMEOUT,

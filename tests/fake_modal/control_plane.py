@@ -6,6 +6,7 @@ So a request that nobody thought of never breaks it; the client decides what it 
 import asyncio
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,14 @@ class ControlPlane(Web):
             name, size = str(path.relative_to(base)), path.stat().st_size
             entries.append(api.FileEntry(path=name, type=kind, size=size, mtime=int(path.stat().st_mtime)))
         return api.VolumeListFiles2Response(entries=entries)
+
+    async def on_VolumeRemoveFile2(self, request: Any, task: str) -> None:
+        path = self.volume(request.volume_id) / request.path.lstrip("/")
+        if not path.exists():
+            raise GRPCError(Status.NOT_FOUND, f"no such file: {request.path}")
+        if path.is_dir() and not request.recursive:
+            raise GRPCError(Status.INVALID_ARGUMENT, f"{request.path} is a directory")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     async def on_VolumePutFiles2(self, request: Any, task: str) -> Any:
         reply = api.VolumePutFiles2Response()

@@ -406,12 +406,14 @@ def test_a_chat_is_listed_logged_and_stopped_by_its_name(account, client, deploy
 @pytest.mark.slow
 def test_a_drill_tells_what_it_found_and_what_failed(account):
     """The fake's volume, claims and stop are real here; there is no GPU, which is told and not hidden."""
-    words = ["--megabytes", "3", "--gpu", "T4", "--only", "volume,claim,stop,gpu"]
+    words = ["--megabytes", "3", "--gpu", "T4", "--only", "volume,claim,stop,cancel,gpu"]
     code, output = account.run("launch", "drill", *words, "--mount", str(account.volume))
     assert code == 1, output
     found = json.loads((account.root / "drill.json").read_text())["steps"]
     assert found["volume"]["flock_and_rename"] == "work"
     assert found["claim"]["claims"] == "one of two"
     assert 0.5 <= found["stop"]["grace_seconds"] <= 5
+    assert found["cancel"]["waiting"] == "never began"
+    assert found["cancel"]["running"] == "ended by InputCancellation"
     assert "PyTorch sees no GPU there" in found["gpu T4"]["error"]
     assert [name for name, step in found.items() if "error" in step] == ["gpu T4"]

@@ -14,6 +14,7 @@ import modal
 from omegaconf import OmegaConf
 
 from launch import probes
+from launch.calls import lives
 from launch.chats import stop_chat
 from launch.deploy import Wish, deploy, record_path
 from launch.follow import follow
@@ -33,7 +34,6 @@ RENTED = ("cluster=modal_a10g", f"cluster.gpu={CHEAPEST}", f"hydra.launcher.gpu=
 SMALL = ("cluster.cpu=2", "cluster.memory=8192")
 IMAGE = {"python": "3.12", "apt": [], "uv_extras": ["cudnn"]}
 WAIT_SECONDS = 300
-GRACE_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +158,13 @@ def try_cancel(settings: Drill, functions: dict[str, modal.Function]) -> dict[st
     running, waiting = secrets.token_hex(4), secrets.token_hex(4)
     call = functions["cancel"].spawn(running, settings.environment)
     wait_for(f"{running}/begun", settings)
-    functions["cancel"].spawn(waiting, settings.environment).cancel()
+    other = functions["cancel"].spawn(waiting, settings.environment)
+    other.cancel()
     begun = time.monotonic()
     call.cancel()
     seen = wait_for(f"{running}/ended", settings)
     seconds = round(time.monotonic() - begun, 1)
-    time.sleep(GRACE_SECONDS)  # in which the waiting one would have begun
+    assert not lives(other.object_id), "the call that was cancelled while it waited goes on waiting"
     assert not meeting_place(settings).get(f"{waiting}/begun"), "the call that was cancelled waiting began"
     return {"waiting": "never began", "running": f"ended by {seen}", "after_seconds": seconds}
 

@@ -81,7 +81,7 @@ def collected() -> Path:
 
     It goes when this process ends.
     """
-    temporary = tempfile.TemporaryDirectory(prefix="nanolit-")
+    temporary = tempfile.TemporaryDirectory(prefix="nanolit-code-")
     atexit.register(temporary.cleanup)
     folder = Path(temporary.name)
     for source, target in code_folders():

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.fake_modal.account import Account
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.xdist_group("packaging")  # one worker builds the wheel for all
 NO_RUST = not shutil.which("cargo")
@@ -133,6 +135,46 @@ def test_the_wheel_trains_five_steps(python: Path, tmp_path: Path) -> None:
     overrides = ["experiment=demo", "phase=base", "max_steps=5", "eval_every=5", "root=here"]
     run(python, "-m", "nanolit.train", *overrides, cwd=tmp_path, PYTHONPATH="", OMP_NUM_THREADS="1")
     assert list((tmp_path / "here" / "runs").glob("*/base/release/model.safetensors"))
+
+
+@needs_uv
+@needs_conf
+def test_the_wheel_submits_to_modal(python: Path, tmp_path: Path) -> None:
+    """A dry run finds all that the image is built from, and the image's code is that of the checkout."""
+    overrides = ["phase=base", "model=d12", "cluster=modal_h100", "dry_run=true"]
+    said = run(python, "-m", "nanolit.train", *overrides, cwd=tmp_path, PYTHONPATH="")
+    assert "dry run: d12-modern-s1 not submitted" in said
+    list_files = (
+        "from launch.image import collected; folder = collected(); "
+        "print(*(path.relative_to(folder) for path in folder.rglob('*') if path.is_file()), sep='\\n')"
+    )
+    sent = run(python, "-c", list_files, cwd=tmp_path, PYTHONPATH="").split()
+    code = [name for name in tracked_files() if name.startswith(("nanolit/", "launch/", "conf/"))]
+    assert sorted(sent) == sorted("nanolit/" + name if name.startswith("conf/") else name for name in code)
+
+
+@needs_uv
+@needs_conf
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc")
+def test_a_job_that_the_wheel_submits_trains_there(python: Path, tmp_path: Path) -> None:
+    """On the fake Modal, whose containers have the files that the wheel sent."""
+    account = Account(tmp_path / "modal", secrets={})
+    try:
+        words = account.overrides("wheel", "max_steps=2")
+        code, output = account.run("nanolit.train", *words, python=python, checkout=tmp_path, PYTHONPATH="")
+    finally:
+        account.close()
+    assert code == 0, output
+    assert "── wheel: done at step 2" in output
+
+
+@needs_uv
+def test_the_wheel_is_small(wheel: Path) -> None:
+    """The lock and the crate, which are in it for Modal's image, are a small part of it."""
+    sizes = {one.filename: one.compress_size for one in zipfile.ZipFile(wheel).infolist()}
+    assert sum(size for name, size in sizes.items() if name.startswith("launch/project/")) < 500_000
+    assert wheel.stat().st_size < 8_000_000
 
 
 def test_the_lock_names_one_index_and_no_local_paths() -> None:

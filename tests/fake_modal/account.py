@@ -63,11 +63,16 @@ class Account:
         }
 
     def start(
-        self, module: str, *words: str, checkout: Path = REPOSITORY, **environment: str
+        self,
+        module: str,
+        *words: str,
+        checkout: Path = REPOSITORY,
+        python: str | Path = sys.executable,
+        **environment: str,
     ) -> subprocess.Popen[str]:
         """A command on the laptop, `python -m module words`."""
         return subprocess.Popen(
-            [sys.executable, "-m", module, *words],
+            [python, "-m", module, *words],
             cwd=checkout,
             env={**self.environment(), **environment},
             stdout=subprocess.PIPE,
@@ -77,10 +82,15 @@ class Account:
         )
 
     def run(
-        self, module: str, *words: str, checkout: Path = REPOSITORY, **environment: str
+        self,
+        module: str,
+        *words: str,
+        checkout: Path = REPOSITORY,
+        python: str | Path = sys.executable,
+        **environment: str,
     ) -> tuple[int, str]:
         """A command's exit code and all that it printed."""
-        process = self.start(module, *words, checkout=checkout, **environment)
+        process = self.start(module, *words, checkout=checkout, python=python, **environment)
         output, _ = process.communicate(timeout=600)
         return process.returncode, output
 

@@ -35,6 +35,7 @@ class Call:
     input: Any = None
     retries: int = 0
     crashes: int = 0
+    placed: bool = False  # among the containers that its function may have
     cancelled: bool = False
     told: bool = False
     taken: bool = False
@@ -62,6 +63,7 @@ class Containers:
         """Run the input in one container after another until it has an output that counts."""
         function = self.plane.functions[call.function_id]
         async with self.place_for(call, function):
+            call.placed = True
             await self.until_it_counts(call, function)
 
     def place_for(self, call: Call, function: Any) -> contextlib.AbstractAsyncContextManager[Any]:
@@ -72,9 +74,7 @@ class Containers:
 
     async def until_it_counts(self, call: Call, function: Any) -> None:
         while not call.done.is_set():
-            result, data_format = None, 0
-            if not call.cancelled:  # while it waited for a place
-                result, data_format = await self.attempt(call, function)
+            result, data_format = await self.attempt(call, function)
             failed = result is not None and result.status in (
                 STATUS.GENERIC_STATUS_FAILURE,
                 STATUS.GENERIC_STATUS_TIMEOUT,
@@ -147,6 +147,9 @@ class Containers:
 
     async def cancel(self, call: Call, *, terminate: bool) -> None:
         call.cancelled = True
+        if not (call.placed or call.web):  # it waits, and never gets a place
+            call.result = STATUS(status=STATUS.GENERIC_STATUS_TERMINATED, exception="cancelled")
+            call.done.set()
         for task, running in self.running.items():
             if running is call and (terminate or not call.taken):
                 end_everything(task)

@@ -56,6 +56,19 @@ def requests_so_far(account: Account) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def uploads(account: Account) -> list[str]:
+    """The releases of the chat `taught` that are on the volume."""
+    volume = account.state / "volumes" / "nanolit"
+    return [str(path.relative_to(volume)) for path in sorted(volume.glob("chats/taught/*/release"))]
+
+
+def last_layer(account: Account) -> dict:
+    """The newest request for an image: that of the layer with the code."""
+    image = account.requests("ImageGetOrCreate")[-1]["image"]
+    assert image["dockerfileCommands"][-1] == "COPY . /"
+    return image
+
+
 REFUSED = [
     (["run=taught", "web=true", "cluster=modal_8xh100"], "has 8 GPUs and a chat uses one"),
     (["run=taught", "web=true", "cluster=local"], "give one of Modal's with one GPU"),
@@ -160,7 +173,7 @@ def test_the_same_command_again_is_the_same_app_at_the_same_address(account, dep
     assert record["url"] in second
     assert PASSWORD not in first + second
     assert len(account.requests("AppCreate")) == 1
-    assert len(list((account.state / "volumes" / "nanolit" / "uploads").iterdir())) == 1, "uploaded once"
+    assert uploads(account) == [record["place"]], "uploaded once"
 
 
 @pytest.mark.slow
@@ -287,6 +300,7 @@ def updated(account, deployed, rambling_model, byte_tokenizer, tmp_path_factory)
         shutil.copytree(REPOSITORY / name, checkout / name, ignore=unneeded)
     for name in ("pyproject.toml", "uv.lock", "hatch_build.py"):
         shutil.copy(REPOSITORY / name, checkout)
+    before = last_layer(account)
     server = checkout / "nanolit" / "chat" / "server.py"
     code = server.read_text()
     assert '{"status": "ok"}' in code
@@ -294,7 +308,15 @@ def updated(account, deployed, rambling_model, byte_tokenizer, tmp_path_factory)
     release(account, rambling_model, byte_tokenizer, step=300)
     code, output = account.run("nanolit.chat", *CHAT, "temperature=0", checkout=checkout)
     assert code == 0, output
+    assert last_layer(account)["baseImages"] == before["baseImages"], "an edit of the code is one build"
     return output
+
+
+@pytest.mark.slow
+def test_an_update_removes_the_release_that_was_served_before_and_no_other(account, deployed, updated):
+    now = json.loads((account.root / "chats" / "taught.json").read_text())["place"]
+    assert f"removed {deployed[1]['place'].removesuffix('/release')} from the volume" in updated
+    assert uploads(account) == [now] != [deployed[1]["place"]]
 
 
 @pytest.mark.slow
@@ -360,7 +382,8 @@ def test_forty_stream_at_once_and_the_next_is_told_how_long_to_wait(client, upda
 @pytest.mark.slow
 def test_with_tokens_of_modal_the_api_alone_is_served(account, deployed):
     """On a domain of one's own too; what the snapshot asks of Modal is in the request."""
-    code, output = account.run("nanolit.chat", *CHAT, "name=api", *EVERYTHING)
+    drawn = ("temperature=0.2", "top_k=5", "max_tokens=9", "seed=3")
+    code, output = account.run("nanolit.chat", *CHAT, "name=api", *EVERYTHING, *drawn)
     assert code == 0, output
     assert "the headers Modal-Key and Modal-Secret" in output
     function = account.requests("FunctionCreate")[-1]["function"]
@@ -379,10 +402,8 @@ def test_with_tokens_of_modal_the_api_alone_is_served(account, deployed):
         assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
     code, output = account.run("launch", "stop", "chat:api")
     assert code == 0, output
-    again = (
-        "run=taught/sft web=true cluster=modal_a10g name=api keep_warm=1 auth=modal domains=chat.example.org"
-    )
-    assert again in output
+    again = output.partition("python -m nanolit.chat ")[2].removesuffix(" starts it again\n").split()
+    assert sorted(again) == sorted(["run=taught/sft", *CHAT[1:], "name=api", *EVERYTHING, *drawn])
 
 
 @pytest.mark.slow

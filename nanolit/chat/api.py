@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from nanolit.chat.asked import ChatCompletion, TextCompletion
 from nanolit.chat.dialogue import ReplyText, usual_max_tokens
+from nanolit.chat.guard import error_body
 from nanolit.chat.models import Models, Served
 from nanolit.inference import request as engine_request
 from nanolit.inference.request import Token
@@ -252,18 +253,6 @@ class ChatShape(Shape):
 
 def event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def error_body(
-    message: str, *, kind: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    message, param = writable(message), param and writable(param)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def writable(text: str) -> str:
-    """Return a text that UTF-8 can write: halves of characters, which JSON lets through, are spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def no_such_model(name: str, models: Models) -> JSONResponse:

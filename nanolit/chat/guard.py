@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
@@ -24,6 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 COOKIE, COOKIE_SECONDS = "nanolit_chat", 30 * 24 * 3600
 MAX_BODY_BYTES = 512 * 1024  # 32,000 characters as \uXXXX pairs, and room for 500 messages
 BODY_SECONDS = 30.0
+TOO_LARGE = (413, f"the request is larger than {MAX_BODY_BYTES:,} bytes")
+TOO_SLOW = (408, f"the request did not come whole within {BODY_SECONDS:.0f} seconds")
 TRIES, TRIES_SECONDS = 5, 60.0
 OPEN_PATHS = ("/health", "/login", "/favicon.ico")
 # What a page of ours asks for. All else that Gradio serves (uploads, files, proxies, monitoring, …) is shut
@@ -64,8 +67,8 @@ class Guard:
         receive, send = Limited(receive), with_headers(send)
         try:
             answer = self._refused(request) or await self._login(request, receive)
-        except TooLarge as error:
-            answer = refusal(413, error.detail)
+        except BadBody as error:
+            answer = refusal(error.status_code, error.detail)
         await (answer or self.app)(scope, receive, send)
 
     def _refused(self, request: Request) -> Response | None:
@@ -82,7 +85,7 @@ class Guard:
             return refusal(404, "there is nothing here")
         length = request.headers.get("content-length", "0")
         if not is_number(length) or int(length) > MAX_BODY_BYTES:
-            return refusal(413, TooLarge().detail)
+            return refusal(*TOO_LARGE)
         if path.startswith("/v1/") and request.method == "POST":
             kind = request.headers.get("content-type", "").partition(";")[0].strip()
             if kind != "application/json":
@@ -162,11 +165,8 @@ class Guard:
         return hmac.compare_digest(cookie.encode(), self._ticket(int(expiry)).encode())
 
 
-class TooLarge(HTTPException):
-    """A body that said less of its length than it has, or none."""
-
-    def __init__(self) -> None:
-        super().__init__(413, f"the request is larger than {MAX_BODY_BYTES:,} bytes")
+class BadBody(HTTPException):
+    """A body that is too slow, or larger than it said."""
 
 
 class Limited:
@@ -183,10 +183,10 @@ class Limited:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            return {"type": "http.disconnect"}
+            raise BadBody(*TOO_SLOW) from None
         self._size += len(message.get("body", b""))
         if self._size > MAX_BODY_BYTES:
-            raise TooLarge()
+            raise BadBody(*TOO_LARGE)
         self._whole = not message.get("more_body", False)
         return message
 
@@ -198,8 +198,19 @@ class LoginPage(HTMLResponse):
 
 def refusal(status_code: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """Return an error as OpenAI's clients read it."""
-    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
-    return JSONResponse(body, status_code, headers)
+    return JSONResponse(error_body(message, kind="invalid_request_error"), status_code, headers)
+
+
+def error_body(
+    message: str, *, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    message, param = writable(message), param and writable(param)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def writable(text: str) -> str:
+    """Return a text that UTF-8 can write: halves of characters, which JSON lets through, are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_number(text: str) -> bool:

@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from nanolit.chat.api import error_body, routes
-from nanolit.chat.guard import Guard
+from nanolit.chat.api import routes
+from nanolit.chat.connection import Connection
+from nanolit.chat.guard import Guard, error_body
 from nanolit.chat.models import Defaults, Models
 from nanolit.chat.service import Busy
 
@@ -122,12 +123,23 @@ def serve(app: Guard, listening: socket.socket, *, host: str) -> None:
     print(f"The chat is at {url} (Ctrl-C ends it); the API is at {url}/v1", flush=True)
     if app.password is None and not is_loopback(listening):
         print("Everyone who reaches this machine can use it; NANOLIT_CHAT_PASSWORD asks for a password.")
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none")  # pyright: ignore[reportArgumentType]
-    config.timeout_graceful_shutdown = SHUTDOWN_SECONDS
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(app))
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
         server.run(sockets=[listening])
+
+
+def configured(app: Guard) -> uvicorn.Config:
+    """Return how uvicorn serves the app."""
+    return uvicorn.Config(
+        app,  # pyright: ignore[reportArgumentType]
+        http=Connection,
+        ws="none",
+        log_level="error",  # its warnings are of requests that are no HTTP, and of what the client was told
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
 
 
 def is_loopback(listening: socket.socket) -> bool:

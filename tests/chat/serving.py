@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import uvicorn
 
 from nanolit.chat.models import Models
-from nanolit.chat.server import build_app, listen
+from nanolit.chat.server import build_app, configured, listen
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -28,10 +28,7 @@ def served(models: Models, *, port: int | None = None, **settings) -> Iterator[s
     """Serve; yields the address."""
     listening = listen("127.0.0.1", port)
     app = build_app(models, **{"page": False} | settings)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=1
-    )  # pyright: ignore
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not server.started and thread.is_alive():

@@ -39,7 +39,9 @@ PAGE_PATHS = (
     "/gradio_api/info",
 )
 PAGE_FOLDERS = ("/static/", "/assets/", "/svelte/", "/gradio_api/queue/")
-OUR_PATHS = ("/v1/", "/stats", "/gradio_api/cancel", *OPEN_PATHS)
+OUR_PATHS = ("/stats", "/gradio_api/cancel", *OPEN_PATHS)
+CHANGING = ("/v1/", "/gradio_api/", "/login")  # where a request may do more than read
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "form-action 'self'; base-uri 'self'; frame-ancestors 'none'; object-src 'none'",
@@ -81,14 +83,16 @@ class Guard:
             return refusal(403, "requests from other sites are not answered")
         if path.startswith("/gradio_api/heartbeat/"):
             return Response(status_code=204)  # an open tab must not keep a rented GPU awake
-        if not (path in PAGE_PATHS or path.startswith((*PAGE_FOLDERS, *OUR_PATHS))):
+        if not (path in PAGE_PATHS + OUR_PATHS or path.startswith((*PAGE_FOLDERS, "/v1/"))):
             return refusal(404, "there is nothing here")
+        if request.method not in (METHODS if path.startswith(CHANGING) else METHODS[:2]):
+            return refusal(405, f"{request.method} is not for {path}; use GET", {"allow": "GET, HEAD"})
         length = request.headers.get("content-length", "0")
         if not is_number(length) or int(length) > MAX_BODY_BYTES:
             return refusal(*TOO_LARGE)
         if path.startswith("/v1/") and request.method == "POST":
             kind = request.headers.get("content-type", "").partition(";")[0].strip()
-            if kind != "application/json":
+            if kind.lower() != "application/json":
                 return refusal(415, f"the content type is {kind!r}; send application/json")
         return None
 

@@ -50,11 +50,11 @@ def build_app(
     app.include_router(routes(models, {"temperature": defaults.temperature, "top_k": defaults.top_k}))
     _explain_errors(app)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     def health():
         return {"status": "ok"}
 
-    @app.get("/stats")
+    @app.api_route("/stats", methods=["GET", "HEAD"])
     def stats():
         return {served.name: served.service.stats() for served in models.loaded()}
 
@@ -70,11 +70,10 @@ def _explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = (
-            ".".join(str(part) for part in first["loc"][1:] if not TYPE.fullmatch(str(part))) or "the body"
-        )
-        what = first["msg"].removeprefix("Value error, ")
+        deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, what was meant
+        parts = [str(part) for part in deepest["loc"][1:]]
+        place = ".".join(part for part in parts if not TYPE.fullmatch(part)) or "the body"
+        what = deepest["msg"].removeprefix("Value error, ")
         return JSONResponse(error_body(f"{place}: {what}", kind="invalid_request_error", param=place), 400)
 
     @app.exception_handler(HTTPException)

@@ -153,7 +153,11 @@ def test_what_cannot_be_served_is_refused_in_one_line(client, asked, message):
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}', "model: "),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature: "),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "' + b"x" * 301 + b'"}', "model: "),
-        (b'{"messages": [{"role": "user", "content": "x"}], "stop": [1]}', "stop: "),
+        (b'{"messages": [{"role": "user", "content": "x"}], "stop": [1]}', "stop.0: "),
+        (
+            b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}',
+            "messages.0.content.0.type: Input should be 'text'",
+        ),
     ],
 )
 def test_a_body_that_makes_no_sense_is_refused_in_one_line(address, content, message):

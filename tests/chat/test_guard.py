@@ -145,6 +145,8 @@ def test_other_sites_cannot_post(open_server):
         assert client.post(CHAT, json=ASKED, headers={"origin": open_server}, timeout=60).status_code == 200
         plain = {"content-type": "text/plain"}
         assert client.post(CHAT, content=b"{}", headers=plain).status_code == 415
+        shouted = {"content-type": "Application/JSON; charset=utf-8"}
+        assert client.post(CHAT, content=b"{}", headers=shouted).status_code == 400, "it is read"
         allowed = client.options(CHAT, headers={"origin": "http://evil.example"})
         assert "access-control-allow-origin" not in allowed.headers
 

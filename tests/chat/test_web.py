@@ -289,6 +289,29 @@ def test_only_what_the_page_needs_is_served(address):
         assert client.get("/gradio_api/heartbeat/abc").status_code == 204
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/health", 405),
+        ("GET", "/health/", 404),
+        ("GET", "/healthy", 404),
+        ("DELETE", "/stats", 405),
+        ("POST", "/", 405),
+        ("TRACE", "/v1/models", 405),
+        ("FOO", "/v1/models", 405),
+        ("PUT", "/v1/models", 404),
+    ],
+)
+def test_what_is_for_neither_page_nor_api_is_refused_in_the_form_of_the_api(address, method, path, status):
+    answer = httpx.request(method, f"{address}{path}")
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_watchdog_may_ask_for_the_head_of_health(address):
+    assert httpx.head(f"{address}/health").status_code == 200
+
+
 class Text(html.parser.HTMLParser):
     """What a browser makes of markup: its text, and the tags."""
 

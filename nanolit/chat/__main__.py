@@ -91,7 +91,7 @@ def typed(value: object) -> str:
 
 def talk(settings: Settings) -> None:
     """Load the model and chat with it; torch is imported only here, so that --help is quick."""
-    from nanolit.chat.dialogue import Talker, usual_max_tokens
+    from nanolit.chat.dialogue import Talker, room_for, usual_max_tokens
     from nanolit.chat.terminal import Drawing, Terminal
     from nanolit.inference.sampling import check_settings
 
@@ -133,6 +133,7 @@ def deploy_page(settings: Settings) -> None:
 
 def serve_page(settings: Settings) -> None:
     """Serve the page and the API: a run's stages and all other runs, or the one release."""
+    from nanolit.chat.dialogue import room_for
     from nanolit.chat.models import Defaults, Models
     from nanolit.chat.server import build_app, listen, serve
     from nanolit.language_model import find_release, list_releases
@@ -152,12 +153,6 @@ def serve_page(settings: Settings) -> None:
     )
     password = os.environ.get(PASSWORD) or None
     serve(build_app(models, defaults=defaults, password=password), listening, host=settings.host)
-
-
-def room_for(max_tokens: int, context: int) -> int:
-    if max_tokens < context:
-        return max_tokens
-    raise ValueError(f"max_tokens ({max_tokens:,}) must be below the model's context ({context:,})")
 
 
 @command

@@ -167,6 +167,19 @@ def without_empty(messages: Messages) -> list[dict[str, Any]]:
     return kept
 
 
+def room_for(max_tokens: int, context: int) -> int:
+    """Return the reply's length limit; ValueError where a context has no room for it."""
+    if max_tokens < context:
+        return max_tokens
+    raise ValueError(f"max_tokens ({max_tokens:,}) must be below the model's context ({context:,})")
+
+
+def left_out(num_exchanges: int) -> str:
+    """Return what to say of the oldest exchanges that a prompt had no room for."""
+    which = "exchange was" if num_exchanges == 1 else f"{num_exchanges} exchanges were"
+    return f"the context is full: the oldest {which} left out"
+
+
 def usual_max_tokens(context: int) -> int:
     """Return the reply's length limit when nobody sets one: nanochat's 256, or half of a smaller context."""
     return min(256, context // 2)

@@ -5,7 +5,12 @@ if (navigator.clipboard) {
   const write = navigator.clipboard.writeText.bind(navigator.clipboard);
   navigator.clipboard.writeText = (markup) => write(textOf(markup));
 }
+const NAMES = { ".submit-button": "Send", ".stop-button": "Stop", ".toggle-button": "Settings" };
 new MutationObserver((changes) => {
+  for (const [place, name] of Object.entries(NAMES)) // of buttons that have a picture only
+    document.querySelectorAll(place).forEach((button) => {
+      if (button.title !== name) button.title = button.ariaLabel = name;
+    });
   for (const node of changes.flatMap((change) => [...change.addedNodes])) {
     const box = node.matches?.("#chat textarea") ? node : node.querySelector?.("#chat textarea");
     if (box)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanolit.chat.dialogue import Talker, without_empty
+from nanolit.chat.dialogue import Talker, left_out, room_for, without_empty
 from nanolit.inference.sampling import check_settings
 from nanolit.machine.arguments import choose, setting, settings_of
 from nanolit.machine.device import derived_seed
@@ -103,7 +103,7 @@ class Terminal:
         reply = self.talker.reply([*system, *self.messages], message, **settings)
         if reply.dropped_turns:
             del self.messages[: 2 * reply.dropped_turns]
-            self.note(f"(the context is full: the oldest {reply.dropped_turns} turn(s) were dropped)")
+            self.note(f"({left_out(reply.dropped_turns)})")
         try:
             for piece in reply:
                 print(printable(piece), end="", flush=True)
@@ -126,10 +126,13 @@ class Terminal:
         COMMANDS[name][1](self, rest.strip())
 
     def _help(self, rest: str) -> None:
-        self.note("\n".join(f"  {name + ' ' + about}" for name, (about, _) in COMMANDS.items()))
+        self.note("\n".join(f"  {name:<8} {about}" for name, (about, _) in COMMANDS.items()))
 
     def _set(self, rest: str) -> None:
-        self.drawing = self.drawing.changed(rest) if rest else self.drawing
+        if rest:
+            drawing = self.drawing.changed(rest)
+            room_for(drawing.max_tokens, self.talker.engine.context)
+            self.drawing = drawing
         self.note(f"({self.drawing})")
 
     def _system(self, rest: str) -> None:
@@ -174,7 +177,8 @@ class Terminal:
             raise ValueError(f"{path} is not a conversation that /save wrote: texts, with a reply at the end")
         self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
         self.messages = messages
-        self.note(f"({len(messages) // 2} turns from {path})")
+        count = len(messages) // 2
+        self.note(f"({count} turn{'s' * (count != 1)} from {path})")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Terminal, str], object]]] = {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import gradio
 
 from nanolit.chat.asked import MAX_ALL_CHARACTERS, MAX_CHARACTERS, MAX_TEMPERATURE, MAX_TOP_K
-from nanolit.chat.dialogue import Talker, usual_max_tokens
+from nanolit.chat.dialogue import Talker, left_out, usual_max_tokens
 from nanolit.chat.markup import as_html
 from nanolit.chat.models import Defaults, Models
 from nanolit.machine.device import derived_seed
@@ -192,7 +192,7 @@ class Page:
         rate = count / max(time.monotonic() - began, 1e-9)
         note = f"{count:,} token{'s' * (count != 1)} · {rate:,.0f} tokens/s"
         if reply.dropped_turns:
-            note += f" · the context is full: the oldest {reply.dropped_turns} exchange(s) were left out"
+            note += f" · {left_out(reply.dropped_turns)}"
         yield READY, after, shown(after), note
 
     def example(self, event: gradio.SelectData, messages: Messages, *controls: Any) -> Iterator[tuple]:

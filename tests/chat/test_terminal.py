@@ -114,13 +114,19 @@ def test_set_changes_how_replies_are_drawn_and_refuses_nonsense(terminal, monkey
         "/set top_k = 0",
         "/set top_p=2",
         "/set max_tokens=0",
+        "/set max_tokens=128",
         "/set temprature=1",
     ]
     converse(terminal, monkeypatch, *lines)
     output = capsys.readouterr()
     assert output.out == "Hi!\n"
     assert (terminal.drawing.max_tokens, terminal.drawing.top_k, terminal.drawing.top_p) == (3, None, 1.0)
-    for complaint in ("top_p (2.0) must be", "max_tokens=0 must be", "did you mean temperature?"):
+    for complaint in (
+        "top_p (2.0) must be",
+        "max_tokens=0 must be",
+        "max_tokens (128) must be below the model's context (128)",
+        "did you mean temperature?",
+    ):
         assert complaint in output.err
 
 
@@ -190,7 +196,7 @@ def test_a_full_context_drops_the_oldest_turn_with_a_note(terminal, monkeypatch,
     )
     terminal.messages = [*oldest, *newer]
     converse(terminal, monkeypatch, "Hello")
-    assert "the oldest 1 turn(s) were dropped" in capsys.readouterr().err
+    assert "the oldest exchange was left out" in capsys.readouterr().err
     assert terminal.messages[:2] == newer
     assert len(terminal.messages) == 4
 

@@ -129,7 +129,7 @@ def test_the_page_chats_without_leaving_this_machine(address, page):
     page.get_by_text("Hi! I am tiny").wait_for(state="detached")
     say(page, "Sum?")  # answered rightly only where what was cleared is forgotten
     page.locator(".call", has_text="[12*3][= 36]").wait_for()
-    page.get_by_label("Toggle Sidebar").click()
+    page.get_by_role("button", name="Settings").click()
     for control in ("System prompt", "Temperature", "Top-k", "Top-p", "Max tokens"):
         page.get_by_label(control).first.wait_for()
     assert (page.left_loopback, page.failed) == ([], [])
@@ -201,7 +201,10 @@ def test_what_is_edited_is_the_text_and_not_its_markup(address, page):
     say(page, "a<b & c")
     heard(page, 1)
     page.get_by_label("Edit").first.click()
-    assert page.locator("#chat textarea").input_value() == "a<b & c"
+    box = page.locator("#chat textarea")
+    assert box.input_value() == "a<b & c"
+    box.fill("a long line " * 20)
+    assert box.evaluate("box => box.scrollHeight <= box.clientHeight + 1"), "it grows with what is written"
     page.locator("#chat textarea").fill("a<b &amp; d")
     page.get_by_role("button", name="Submit").click()
     page.get_by_text("a<b &amp; d", exact=True).wait_for()
@@ -210,10 +213,10 @@ def test_what_is_edited_is_the_text_and_not_its_markup(address, page):
 def test_stop_frees_the_slot_within_a_second_and_keeps_what_came(address, page):
     visit(page, address)
     choose_model(page, "rambling/base")
-    page.get_by_label("Toggle Sidebar").click()
+    page.get_by_role("button", name="Settings").click()
     page.get_by_label("number input for Max tokens").fill("16000")
     page.get_by_label("number input for Max tokens").press("Enter")
-    page.get_by_label("Toggle Sidebar").click()
+    page.get_by_role("button", name="Settings").click()
     say(page, "Once")
     page.get_by_text(re.compile("aaaa")).first.wait_for()
     assert counted(address, "open") == 1

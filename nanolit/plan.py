@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanolit.config.compose import compose, options
+from nanolit.config.compose import compose
 from nanolit.config.schema import Job
+from nanolit.config.words import options
 from nanolit.jobs.inputs import origin
 from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.exit import command

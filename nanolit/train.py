@@ -16,8 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
-from nanolit.config.compose import USER_ERRORS, compose, explain, help_text, options, refuse_odd_choices
-from nanolit.config.words import check_search_path, malformed, spelled_out
+from nanolit.config.compose import USER_ERRORS, compose, explain, help_text
+from nanolit.config.words import as_typed, malformed
 from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command
@@ -52,7 +52,7 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
     for index, word in enumerate(arguments):
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in HYDRA_FLAGS:
-            raise ValueError(malformed(word, "".join(arguments[index + 1 : index + 2]), {}))
+            raise ValueError(malformed(word, "".join(arguments[index + 1 : index + 2])))
 
 
 def refuse_sweep_of_cfg(arguments: list[str]) -> None:
@@ -75,11 +75,9 @@ def main(arguments: Sequence[str]) -> int:
             print(help_text())
             return 0
         refuse_unknown_flags(arguments)
-        check_search_path(arguments)
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(list(arguments))
-        sys.argv[1:] = spelled_out(arguments, options("data"))  # which Hydra reads
-        refuse_odd_choices(sys.argv[1:])
+        sys.argv[1:] = as_typed(arguments)  # which Hydra reads
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
     except BrokenPipeError:  # of `--cfg job | head`
         raise

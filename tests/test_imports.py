@@ -93,7 +93,7 @@ LIBRARIES: dict[str, set[str]] = {
     "machine.device": {"torch"},
     "config.compose": {"hydra", "omegaconf"},
     "config.rules": {"omegaconf"},
-    "config.words": {"hydra"},
+    "config.words": {"hydra", "omegaconf"},
     "tasks": {"datasets"},
     "kernels": {"torch", "triton"},
     "model": {"torch"},

@@ -21,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
-from nanolit.config.rules import RULES, fit_vocabulary, options
+from nanolit.config.rules import RULES, fit_vocabulary
 from nanolit.config.schema import SHORTHANDS, Choices, Job
-from nanolit.config.words import check_search_path, grammar_error, spelled_out
+from nanolit.config.words import as_typed, grammar_error, groups, options
 from nanolit.machine.paths import PACKAGE, conf_folder, home
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
@@ -51,9 +51,7 @@ OmegaConf.register_new_resolver("oc.env", refuse_environment, replace=True)
 def compose(overrides: Sequence[str]) -> Job:
     """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
-        check_search_path(overrides)
-        overrides = spelled_out(overrides, options("data"))
-        refuse_odd_choices(overrides)
+        overrides = as_typed(overrides)
         config = compose_config(overrides)
         choices = filled(config, overrides)
         check_job({**choices, "run": choices["run"] or ""})
@@ -72,15 +70,6 @@ def compose(overrides: Sequence[str]) -> Job:
         raise ValueError(explain(error, overrides)) from error
 
 
-def refuse_odd_choices(overrides: Sequence[str]) -> None:
-    """ValueError for `model=[1,2]`, which ends in a traceback of Hydra's: a group's options are names."""
-    for word in overrides:
-        key, _, value = word.lstrip("+").partition("=")
-        parts = value[1:-1].split(",") if key in groups() and value[:1] == "[" else []
-        if any(re.fullmatch(r"[-+\d._eE]+|true|false|null|[\[{].*", part.strip()) for part in parts):
-            raise ValueError(f"{word}: {key} is chosen by name: {', '.join(options(key))}")
-
-
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Hydra's composition, with its own node; inside a running Hydra application, with its search path."""
     running = GlobalHydra().is_initialized()
@@ -91,19 +80,15 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
     """Return Hydra's composition as a plain dict, after every rule and before the check."""
-    job = plain_dict(config)
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        job = cast(Choices, OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
     job["overrides"] = [word for word in overrides if not re.match(r"[+~]*hydra[./]", word)]
     for rule in RULES:
         rule(job)
     return job
-
-
-def plain_dict(config: DictConfig) -> Choices:
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    try:
-        return cast(Choices, OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
-    except MissingMandatoryValue as error:
-        raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
 
 
 def without_shorthands(choices: Choices) -> Job:
@@ -133,9 +118,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         return (
             "a value is nested hundreds of levels deep, and no setting is: check the words, and their files"
         )
-    if isinstance(error, HydraException) and (
-        wrong := grammar_error(overrides, {group: options(group) for group in groups()})
-    ):
+    if isinstance(error, HydraException) and (wrong := grammar_error(overrides)):
         return wrong
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_override(match[1], text, overrides)
@@ -181,13 +164,6 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
     meant = f"did you mean {near[0]}? " if near else ""
     other = {"model": " (model.depth=N takes any depth)", "data": ", a path, or hf:OWNER/NAME"}.get(group, "")
     return f"there is no {group}={option}; {meant}allowed: {', '.join(known)}{other}"
-
-
-def groups() -> list[str]:
-    """The groups that a job chooses from: those in the defaults of conf/config.yaml."""
-    defaults = OmegaConf.load(conf_folder() / "config.yaml").defaults
-    names = [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry]
-    return [name for name in names if not name.startswith("override")]
 
 
 def help_text() -> str:

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from nanolit.config.build import build
 from nanolit.config.schema import ChatTasks, Choices, Mixture, Node, StageName, Stages, Target
+from nanolit.config.words import options
 from nanolit.machine.paths import conf_folder, expanded, home, read_json, read_yaml, run_folder
 from nanolit.machine.system import gpu_names
 
@@ -210,9 +211,3 @@ def vocabulary_before(job: Choices) -> int | None:
     releases = [expanded(wish), *sorted(run.glob("*/release"))]
     found = [folder / "gpt.json" for folder in releases if (folder / "gpt.json").is_file()]
     return read_json(found[0], Sizes, remedy="copy or convert it again")["vocab_size"] if found else None
-
-
-def options(group: str) -> list[str]:
-    """The choices of a group, d2 before d12."""
-    names = (path.stem for path in (conf_folder() / group).glob("*.yaml"))
-    return sorted(names, key=lambda name: (name.rstrip("0123456789"), len(name), name))

@@ -4,12 +4,13 @@ import contextlib
 import difflib
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from nanolit.machine.paths import conf_folder, expanded, read_yaml
 
@@ -36,7 +37,37 @@ DEEPEST = ("*.yaml", "*/*.yaml", "*/*/*.yaml")  # groups and their options
 PLAIN_PATH = r"""[A-Za-z./][\w./:-]*|'.*'|".*\""""  # Hydra reads it as it is
 
 
-def spelled_out(words: Sequence[str], datasets: Sequence[str]) -> list[str]:
+def as_typed(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line as Hydra reads them; ValueError for what it would fail at itself."""
+    check_search_path(words)
+    spelled = spelled_out(words)
+    refuse_odd_choices(spelled)
+    return spelled
+
+
+def options(group: str) -> list[str]:
+    """Return the choices of a group, d2 before d12."""
+    names = (path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    return sorted(names, key=lambda name: (name.rstrip("0123456789"), len(name), name))
+
+
+def groups() -> list[str]:
+    """Return the groups that a job chooses from: those in the defaults of conf/config.yaml."""
+    defaults = OmegaConf.load(conf_folder() / "config.yaml").defaults
+    names = [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry]
+    return [name for name in names if not name.startswith("override")]
+
+
+def refuse_odd_choices(words: Sequence[str]) -> None:
+    """ValueError for `model=[1,2]`, which ends in a traceback of Hydra's: a group's options are names."""
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        parts = value[1:-1].split(",") if value[:1] == "[" and key in groups() else []
+        if any(re.fullmatch(r"[-+\d._eE]+|true|false|null|[\[{].*", part.strip()) for part in parts):
+            raise ValueError(f"{word}: {key} is chosen by name: {', '.join(options(key))}")
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
     """Return the words with `data=PATH` as `data=local data.path='PATH'`, lists and sweeps of paths likewise,
     and `mixture=…` as `stage.sft.mixture=…`, which Hydra would take for a choice of conf/mixture.
 
@@ -45,7 +76,7 @@ def spelled_out(words: Sequence[str], datasets: Sequence[str]) -> list[str]:
     spelled: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
-        paths = _paths(value) if key == "data" and equals and value not in datasets else []
+        paths = _paths(value) if key == "data" and equals and value not in options("data") else []
         if not paths:
             spelled.append(f"stage.sft.{word}" if key == "mixture" else word)
             continue
@@ -69,22 +100,19 @@ def _is_there(path: str) -> bool:
     return False
 
 
-def grammar_error(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> str | None:
-    """Return what is wrong with the first word that Hydra cannot read; None if it reads them all.
-
-    `options` are the choices of each group, to recognise `d12` without its `model=`.
-    """
+def grammar_error(words: Sequence[str]) -> str | None:
+    """Return what is wrong with the first word that Hydra cannot read; None if it reads them all."""
     parser = OverridesParser.create()
     for index, word in enumerate(words):
         try:
             parser.parse_override(word)
         except HydraException:
             following = words[index + 1] if index + 1 < len(words) else ""
-            return malformed(word, following, options)
+            return malformed(word, following)
     return None
 
 
-def malformed(word: str, following: str, options: Mapping[str, Sequence[str]]) -> str:
+def malformed(word: str, following: str) -> str:
     """Return one line: what is wrong with a word that Hydra cannot read, and what to write."""
     key, equals, value = word.partition("=")
     if word.startswith("--"):
@@ -92,7 +120,7 @@ def malformed(word: str, following: str, options: Mapping[str, Sequence[str]]) -
         name, value = key.lstrip("-").replace("-", "_"), value or (following if bare else "…")
         return f"there is no {key} here; settings are written KEY=VALUE: {renamed(name)}={value}"
     if not equals:
-        return f"{word!r} is not a setting: settings are written KEY=VALUE, {meant(word, following, options)}"
+        return f"{word!r} is not a setting: settings are written KEY=VALUE, {meant(word, following)}"
     if value.endswith(","):
         return f"{word} ends with a comma; leave it out: {word.rstrip(',')}"
     unclosed = any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()"))
@@ -100,18 +128,16 @@ def malformed(word: str, following: str, options: Mapping[str, Sequence[str]]) -
     return f"{word} {what}; {'close it, or ' * unclosed}quote the value: {quoted(key, value)}"
 
 
-def meant(word: str, following: str, options: Mapping[str, Sequence[str]]) -> str:
+def meant(word: str, following: str) -> str:
     """Return the setting that a bare word may stand for, as a question."""
-    if word in options or word in OTHER_NAMES:  # the group and its choice, as two words
-        choice = following if following and "=" not in following else (*options.get(word, ()), "…")[0]
+    choices = {group: options(group) for group in groups()}
+    if word in choices or word in OTHER_NAMES:  # the group and its choice, as two words
+        choice = following if following and "=" not in following else (*choices.get(word, ()), "…")[0]
         return f"did you mean {renamed(word)}={choice}?"
-    groups = [group for group, names in options.items() if word in names]
-    if groups:
-        return f"did you mean {groups[0]}={word}?"
-    if _paths(word):
+    every = {name: group for group in reversed(choices) for name in choices[group]}
+    if word not in every and _paths(word):
         return f"did you mean data={shlex.quote(word)}?"
-    every = {name: group for group, names in options.items() for name in names}
-    near = difflib.get_close_matches(word, every, n=1, cutoff=0.7)
+    near = [word] if word in every else difflib.get_close_matches(word, every, n=1, cutoff=0.7)
     return f"did you mean {every[near[0]]}={near[0]}?" if near else "as in model=d12"
 
 

@@ -27,10 +27,9 @@ from nanolit.machine.arguments import Root, read
 from nanolit.machine.exit import command
 from nanolit.machine.locks import fcntl
 from nanolit.machine.paths import expanded
-from nanolit.machine.system import code_version, gpu_names, output, version, wandb_key
+from nanolit.machine.system import code_version, gpu_names, load_extension, output, version, wandb_key
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.tasks.sandbox import is_weak, walls
-from nanolit.tokenizer.extension import load_extension
 
 GOOD, MISSING, BROKEN = "ok", "-", "BROKEN"
 ROOM = 20e9  # bytes: a d12 with its shards and checkpoints

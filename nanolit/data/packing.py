@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from nanolit.machine.paths import Json
-from nanolit.tokenizer.extension import load_extension
+from nanolit.machine.system import load_extension
 
 _rustbpe = load_extension()  # None: the Python packer serves
 

@@ -1,9 +1,12 @@
-"""This machine and this checkout, as git, NVIDIA's driver and W&B know them: torch would take seconds."""
+"""This machine and this install, as git, NVIDIA's driver and W&B know them: torch would take seconds."""
 
+import importlib
 import importlib.metadata
+import importlib.util
 import netrc
 import os
 import subprocess
+from types import ModuleType
 
 from nanolit.machine.paths import PACKAGE
 
@@ -39,6 +42,19 @@ def commit() -> str | None:
     if not (PACKAGE.parent / ".git").exists():
         return None
     return output("git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude=*")
+
+
+def load_extension() -> ModuleType | None:
+    """Return the Rust extension, nanolit._rustbpe; None where no compiler was there to build it."""
+    if importlib.util.find_spec("nanolit._rustbpe") is None:
+        return None
+    try:
+        return importlib.import_module("nanolit._rustbpe")
+    except ImportError as error:
+        raise ImportError(
+            f"nanolit's Rust extension is installed but does not load ({error}); install nanolit again with "
+            "the Python that runs it"
+        ) from error
 
 
 def version(distribution: str) -> str | None:

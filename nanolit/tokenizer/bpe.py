@@ -3,19 +3,17 @@
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 import tiktoken
 from typing_extensions import TypedDict
 
 from nanolit.machine.paths import check_content, read_json, write_json
-from nanolit.machine.system import ENCODERS
-from nanolit.tokenizer.extension import load_extension
+from nanolit.machine.system import ENCODERS, load_extension
 from nanolit.tokenizer.training import as_buffers, learn
 
 if TYPE_CHECKING:
@@ -176,28 +174,12 @@ class Tokenizer:
             )
         return len(self.tokens) + self.special_tokens.index(name)
 
-    def encode(self, text: str, *, special: Literal["text", "allow", "refuse"] = "text") -> list[int]:
-        """Return the ids of `text`.
-
-        A special token's name in it is plain text, or becomes the special token ("allow"), or is a ValueError
-        ("refuse"): text of strangers must never become a special token by accident.
-        """
-        if special == "text":
-            return self._encode_ordinary(text)
-        if special not in ("allow", "refuse"):
-            raise ValueError(f"special={special!r} is unknown; choose text, allow or refuse")
-        if not self.special_tokens:
-            return self._encode_ordinary(text)
-        pieces = self._special_names.split(text)  # every second one is a special token's name
-        if special == "refuse" and len(pieces) > 1:
-            raise ValueError(
-                f"the text holds the special token {pieces[1]} at character {len(pieces[0])}; remove it, or "
-                'encode it with special="text" (as plain text) or "allow" (as the token)'
-            )
-        ids: list[int] = []
-        for index, piece in enumerate(pieces):
-            ids += [self.special_id(piece)] if index % 2 else self._encode_ordinary(piece)
-        return ids
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; a special token's name in it is plain text, as strangers may write it."""
+        if self._rust is None:
+            return self._tiktoken.encode_ordinary(text)
+        encode = self._rust.encode
+        return _mended(lambda texts: encode(texts[0]), [text])
 
     def encode_batch(
         self, texts: Sequence[str], *, threads: int = ENCODERS, bos: bool = False
@@ -273,17 +255,6 @@ class Tokenizer:
     @cached_property
     def _pieces(self) -> list[bytes]:
         return self.tokens + [name.encode() for name in self.special_tokens]
-
-    @cached_property
-    def _special_names(self) -> re.Pattern[str]:
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-
-    def _encode_ordinary(self, text: str) -> list[int]:
-        if self._rust is None:
-            return self._tiktoken.encode_ordinary(text)
-        encode = self._rust.encode
-        return _mended(lambda texts: encode(texts[0]), [text])
 
     @cached_property
     def _rust(self) -> "RustEncoder | None":

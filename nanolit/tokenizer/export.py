@@ -1,31 +1,18 @@
-"""The tokenizer as files of others: tiktoken's ranks, and tokenizer.json of Hugging Face's tokenizers."""
+"""The tokenizer as tokenizer.json of Hugging Face's tokenizers."""
 
-import base64
 from pathlib import Path
 
-from nanolit.machine.paths import write_atomically, write_json
+from nanolit.machine.paths import write_json
 from nanolit.tokenizer.bpe import Tokenizer
 
-TIKTOKEN_FILE = "ranks.tiktoken"
 HUGGINGFACE_FILE = "tokenizer.json"
-
-
-def write_tiktoken(tokenizer: Tokenizer, folder: Path) -> Path:
-    """Write the file that `tiktoken.load.load_tiktoken_bpe` reads: a line of base64 and rank for each token.
-
-    It holds neither pattern nor special tokens; tiktoken.Encoding is given those (see `bpe.as_tiktoken`).
-    """
-    path = Path(folder) / TIKTOKEN_FILE
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokenizer.tokens)]
-    write_atomically(path, "".join(lines))
-    return path
 
 
 def write_huggingface(tokenizer: Tokenizer, folder: Path) -> Path:
     """Write the file that `tokenizers.Tokenizer.from_file` reads; ids, special tokens and split are ours.
 
     Not into a folder with an artefact of ours, whose file has the same name. There special tokens in a text
-    become tokens, as `encode(text, special="allow")` does it here.
+    become tokens, as in the encoding of `bpe.as_tiktoken` with allowed_special="all".
     """
     path = Path(folder) / HUGGINGFACE_FILE
     if path.exists() and b'"hash"' in path.read_bytes()[:400]:

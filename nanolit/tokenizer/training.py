@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanolit.machine.system import available_cores
+from nanolit.machine.system import available_cores, load_extension
 from nanolit.tokenizer import twin
-from nanolit.tokenizer.extension import load_extension
 
 if TYPE_CHECKING:
     import pyarrow as pa

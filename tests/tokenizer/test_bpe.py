@@ -112,18 +112,6 @@ def test_a_special_tokens_name_in_a_text_is_plain_text(tokenizer: Tokenizer) -> 
     assert tokenizer.decode([tokenizer.bos_id, *ids]) == "<|bos|><|bos|>hello<|user_start|>"
 
 
-def test_special_tokens_in_a_text_are_allowed_or_refused_on_demand(tokenizer: Tokenizer, reference) -> None:
-    """Oracle: tiktoken."""
-    text = "<|bos|>hello <|user_start|><|user_start|> <|bos| >"
-    assert tokenizer.encode(text, special="allow") == reference.encode(text, allowed_special="all")
-    message = r"holds the special token <\|user_start\|> at character 6; remove it"
-    with pytest.raises(ValueError, match=message):
-        tokenizer.encode("hello <|user_start|>", special="refuse")
-    assert tokenizer.encode("hello", special="refuse") == tokenizer.encode("hello")
-    with pytest.raises(ValueError, match="special='all' is unknown; choose text, allow or refuse"):
-        tokenizer.encode("hello", special="all")  # type: ignore[arg-type]
-
-
 def test_half_a_surrogate_pair_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
     (ids,) = tokenizer.encode_batch(["a\ud800b"])

@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from nanolit.tokenizer.extension import load_extension
+from nanolit.machine.system import load_extension
 
 
 def test_an_install_without_it_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:

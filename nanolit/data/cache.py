@@ -15,7 +15,6 @@ import numpy as np
 from nanolit.data.parquet import Shard, read_texts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import remove_leftovers, whole_or_absent
-from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
 
 FORMAT = 1
@@ -29,9 +28,7 @@ class TokenCache:
     where the disk doesn't take them.
     """
 
-    def __init__(
-        self, folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer, *, threads: int = ENCODERS
-    ) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], tokenizer: Tokenizer) -> None:
         self.dtype, self.vocab_size = np.dtype(tokenizer.dtype), tokenizer.vocab_size
         self._paths = {shard.path: folder / _file_name(shard, tokenizer) for shard in shards}
         missing = [shard for shard in shards if not self._is_whole(shard)]
@@ -44,7 +41,7 @@ class TokenCache:
                 if self._is_whole(shard):  # another job was faster
                     continue
                 begun = time.perf_counter()
-                num_tokens = self._make(shard, tokenizer, threads=threads)
+                num_tokens = self._make(shard, tokenizer)
             print(
                 f"  cache: {shard.path.name}, {num_tokens:,} tokens in {time.perf_counter() - begun:,.0f} s "
                 f"({number} of {len(missing)})",
@@ -74,7 +71,7 @@ class TokenCache:
         ends = np.fromfile(path, OFFSET, offset=start)
         return ends[0] == 0 and start == ends[-1] * self.dtype.itemsize and bool((np.diff(ends) > 0).all())
 
-    def _make(self, shard: Shard, tokenizer: Tokenizer, *, threads: int) -> int:
+    def _make(self, shard: Shard, tokenizer: Tokenizer) -> int:
         """Tokenize the shard a row group at a time, under a temporary name until the file is whole."""
         path = self._paths[shard.path]
         try:
@@ -84,7 +81,7 @@ class TokenCache:
                     if not size:
                         continue
                     texts = read_texts(shard, group)
-                    tokens, offsets = tokenizer.encode_flat(texts, threads=threads, bos=True)
+                    tokens, offsets = tokenizer.encode_flat(texts, bos=True)
                     file.write(tokens.tobytes())
                     ends.append(offsets[1:] + ends[-1][-1])
                 file.write(np.concatenate(ends).tobytes())

@@ -15,15 +15,13 @@ import torch
 from nanolit.data.conversation_packing import Packing, Row, pack
 from nanolit.data.mixture import Mixture
 from nanolit.data.sequence import permutation
-from nanolit.data.stream import Step, ahead
+from nanolit.data.stream import FORMAT, PREFETCHED, Step, ahead, check_position
 from nanolit.data.validation import RowIdentity
 from nanolit.machine.device import IGNORED
 from nanolit.machine.paths import Json
-from nanolit.machine.system import ENCODERS
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
-FORMAT = 1
 WIDTH_UNIT = 64  # with one conversation a row, rows are as wide as the step's longest, in multiples of this
 
 
@@ -35,8 +33,8 @@ class ConversationStream:
     counted, and only the assistant's tokens are learned; each row has one. `left_out` declares what isn't
     trained on.
 
-    `max_steps` steps, going through the mixture as often as that takes; without it, `epochs` times through
-    the mixture, where the last step may have empty rows. The targets of padding are -1.
+    `max_steps` steps, going through the mixture as often as that takes; without it, once through the mixture,
+    where the last step may have empty rows. The targets of padding are -1.
     """
 
     def __init__(
@@ -49,31 +47,23 @@ class ConversationStream:
         micro_batch: int,
         seed: int,
         packing: Packing,
-        epochs: int = 1,
         max_steps: int | None = None,
         rank: int = 0,
         world: int = 1,
-        threads: int = ENCODERS,
-        prefetch: int = 2,
-        pin_memory: bool | None = None,
     ) -> None:
         _check_shares(rows, micro_batch=micro_batch, world=world)
-        check_length(epochs, max_steps)
         self.context, self.rows, self.micro_batch = context, rows, micro_batch
         self.packing: Packing = packing
-        self.prefetch = prefetch
-        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._pin_memory = torch.cuda.is_available()
         self._own = slice(rank * rows // world, (rank + 1) * rows // world)
         self._seed = seed
         self._padding = tokenizer.bos_id
         limit = None if packing == "flat" else context + 1
-        self.mixture = Mixture(
-            tasks, tokenizer, max_tokens=limit, learn_all=packing == "flat", threads=threads
-        )
+        self.mixture = Mixture(tasks, tokenizer, max_tokens=limit, learn_all=packing == "flat")
         self.left_out = self.mixture.left_out
         self._packed: dict[int, list[Row]] = {}
         self._starts = [0]  # the number of the first row of each epoch
-        self._num_rows = self._start(epochs) if max_steps is None else max_steps * rows
+        self._num_rows = self._start(1) if max_steps is None else max_steps * rows
         self._next_step = 0
         self._identity = {
             "data": self.mixture.fingerprint(),
@@ -98,24 +88,12 @@ class ConversationStream:
 
         ValueError if anything that the order depends on has changed.
         """
-        position = positions[0]
-        if position.get("format") != FORMAT:
-            raise ValueError(
-                f"the stream's position has format {position.get('format')!r}, this version reads {FORMAT}; "
-                "resume with the version that wrote it"
-            )
-        was = position.get("identity", {})
-        if changed := [key for key, now in self._identity.items() if was.get(key) != now]:
-            differences = ", ".join(f"{key} was {was.get(key)}, is {self._identity[key]}" for key in changed)
-            raise ValueError(
-                f"the stream can't continue, its rows would differ: {differences}; "
-                "resume with the settings and data that the run began with, or begin a new run"
-            )
-        self._next_step = position["step"]
+        check_position(positions[0], self._identity)
+        self._next_step = positions[0]["step"]
 
     def __iter__(self) -> Iterator[Step]:
         """Begin at the first step, or after the loaded position or the last step that was taken."""
-        steps = ahead(map(self._step, range(self._next_step, self.num_steps)), depth=self.prefetch)
+        steps = ahead(map(self._step, range(self._next_step, self.num_steps)), depth=PREFETCHED)
         try:
             for step in steps:
                 self._next_step = step.position["step"]
@@ -210,12 +188,6 @@ class ConversationStream:
             rows = pack(self.mixture.lengths, deck[order], capacity=self.context + 1, packing=self.packing)
             self._packed = dict([*self._packed.items(), (epoch, rows)][-2:])
         return self._packed[epoch]
-
-
-def check_length(epochs: int, max_steps: int | None) -> None:
-    for name, value in (("epochs", epochs), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; allowed: 1 and up")
 
 
 def _check_shares(rows: int, *, micro_batch: int, world: int) -> None:

@@ -33,7 +33,6 @@ class Corpus:
     text_column: str
     train_files: tuple[Path, ...]
     validation_files: tuple[Path, ...]
-    cache_folder: Path | None = None  # where tokens are kept (cache.py); None: nowhere
     times: tuple[float, ...] = ()  # how often an epoch has each train file; (): once
     summary: str = ""  # of own text: what was read, passed over and split
     content: str = ""  # a hash of the texts, where it is known

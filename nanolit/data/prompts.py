@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nanolit.data.conversations import check_length
 from nanolit.data.sequence import permutation
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.bpe import Tokenizer
@@ -33,8 +32,8 @@ class PromptStep:
 class PromptStream:
     """The steps of this rank, `num_steps` of them; a step has `prompts` problems over all ranks.
 
-    Every epoch goes once through the task in an order keyed by (seed, epoch). A step of fewer than `prompts`
-    problems at the end of the last epoch is left out; between epochs a step reaches over. Problems whose
+    Every epoch goes once through the task in an order keyed by (seed, epoch); between epochs a step reaches
+    over. Without `max_steps` there is one, less a step of fewer than `prompts` problems. Problems whose
     prompt is longer than `max_prompt_tokens` are left out: `num_left_out`.
     """
 
@@ -46,14 +45,12 @@ class PromptStream:
         prompts: int,
         max_prompt_tokens: int,
         seed: int,
-        epochs: int = 1,
         max_steps: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         if prompts < 1 or prompts % world:
             raise ValueError(f"the prompts of a step ({prompts}) must be a multiple of the ranks ({world})")
-        check_length(epochs, max_steps)
         self.prompts = prompts
         self._own = range(rank * prompts // world, (rank + 1) * prompts // world)
         self._seed = seed
@@ -69,7 +66,7 @@ class PromptStream:
             raise ValueError(
                 f"{task.name}: every prompt is longer than {max_prompt_tokens} tokens; give a longer context"
             )
-        self.num_steps = max_steps if max_steps is not None else epochs * len(self._problems) // prompts
+        self.num_steps = len(self._problems) // prompts if max_steps is None else max_steps
         if self.num_steps < 1:
             raise ValueError(
                 f"{task.name} has {len(self._problems)} prompts, fewer than the {prompts} of one step; "

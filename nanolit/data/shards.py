@@ -78,7 +78,6 @@ class Shipped(Dataset):
             text_column="text",
             train_files=(self.folder / "train.parquet",),
             validation_files=(self.folder / "validation.parquet",),
-            cache_folder=self.cache_folder(root),
         )
 
 
@@ -176,7 +175,6 @@ class LocalFolder(Dataset):
             text_column="text",
             train_files=train,
             validation_files=held_out,
-            cache_folder=self.cache_folder(root),
             times=manifest.times(self.weights),
             summary=manifest.summary(),
             content=manifest.content,
@@ -189,7 +187,6 @@ class LocalFolder(Dataset):
             text_column=self.text_column,
             train_files=files.train,
             validation_files=files.held_out,
-            cache_folder=self.cache_folder(root),
             summary=files.summary(),
         )
         shards = corpus.train_shards + corpus.validation_shards
@@ -242,7 +239,6 @@ class HubDataset(Dataset):
             text_column=self.text_column,
             train_files=tuple(train),
             validation_files=(held_out,),
-            cache_folder=self.cache_folder(root),
         )
         _ = corpus.train_shards, corpus.validation_shards  # opened now: a truncated file is found here
         return corpus

@@ -44,6 +44,7 @@ DRAWN_BUFFERS = 2
 SPLIT_DRAWN = 8
 # What each thread of the encoder remembers, at most (rustbpe/src/encoder.rs).
 REMEMBERED_BYTES = 128 << 20
+PREFETCHED = 2  # steps that a stream is ahead of training
 # A lane of little text holds at most this part of its documents: the held ones are the longest, for epochs.
 LARGEST_BUFFER_FRACTION = 0.05
 
@@ -94,13 +95,10 @@ class PretrainStream:
         rank: int = 0,
         world: int = 1,
         threads: int = ENCODERS,
-        prefetch: int = 2,
-        pin_memory: bool | None = None,
         cache: TokenCache | None = None,
     ) -> None:
         self.context, self.rows, self.micro_batch = context, rows, micro_batch
-        self.prefetch = prefetch
-        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._pin_memory = torch.cuda.is_available()
         groups = corpus.train_groups()
         if not groups:
             raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
@@ -145,7 +143,7 @@ class PretrainStream:
         For each of its lanes: the text of a row group four times over (compressed, read, a chunk of it
         shuffled and encoded), and `buffer` + `drawn` held documents of at most a row; where they are split,
         `drawn` of them may be longer, up to all of their row groups. For all: three steps of ids as they are
-        encoded, `prefetch` + 2 of 16 bytes a token. For each thread: the words that the encoder remembers.
+        encoded, PREFETCHED + 2 of 16 bytes a token. For each thread: the words that the encoder remembers.
         """
         width = np.dtype(self._tokenizer.dtype).itemsize
         row = (self.context + 1) * width
@@ -156,7 +154,7 @@ class PretrainStream:
         long = min(self.drawn, 1 + math.ceil(self.drawn / smallest)) * text * width if split else 0
         return (
             len(self._own) * (4 * text + (self.buffer + self.drawn) * row + long)
-            + rows * (3 * row + (self.prefetch + 2) * 16 * self.context)
+            + rows * (3 * row + (PREFETCHED + 2) * 16 * self.context)
             + self._threads * REMEMBERED_BYTES
         )
 
@@ -167,19 +165,8 @@ class PretrainStream:
         """
         lanes: dict[str, dict] = {}
         for position in positions:
-            if position.get("format") != FORMAT:
-                raise ValueError(
-                    f"the stream's position has format {position.get('format')!r}, this version reads "
-                    f"{FORMAT}; resume with the version that wrote it"
-                )
-            was, now = position.get("identity", {}), self._identity
-            if changed := [key for key in now if was.get(key) != now[key]]:
-                differences = ", ".join(f"{key} was {was.get(key)}, is {now[key]}" for key in changed)
-                raise ValueError(
-                    f"the stream can't continue, its rows would differ: {differences}; "
-                    "resume with the settings and data that the run began with, or begin a new run"
-                )
-            lanes.update(position.get("lanes", {}))
+            check_position(position, self._identity)
+            lanes.update(position["lanes"])
         if len(lanes) != self.lanes or len({position["step"] for position in positions}) != 1:
             raise ValueError(
                 f"the stream continues from the positions of all ranks after one step; got steps "
@@ -191,7 +178,7 @@ class PretrainStream:
     def __iter__(self) -> Iterator[Step]:
         # The position is taken from the step that is handed out. Asking the threads would give one that is
         # steps ahead: they prefetch, and Lightning holds a batch back as well.
-        with closing(ahead(self._steps(self._position), depth=self.prefetch)) as steps:
+        with closing(ahead(self._steps(self._position), depth=PREFETCHED)) as steps:
             step = next(steps)  # the first one includes opening files and filling buffers: not counted
             while True:
                 self._position = step.position
@@ -355,6 +342,22 @@ def _own_lanes(lanes: int, *, rank: int, world: int) -> range:
             f"{listed(divisors(lanes), most=99)} ranks, or lanes and rows of a step that {world} divides"
         )
     return range(rank * lanes // world, (rank + 1) * lanes // world)
+
+
+def check_position(position: Mapping, identity: Mapping[str, object]) -> None:
+    """Raise ValueError unless a position has this format and is of a stream with this identity."""
+    if position.get("format") != FORMAT:
+        raise ValueError(
+            f"the stream's position has format {position.get('format')!r}, this version reads {FORMAT}; "
+            "resume with the version that wrote it"
+        )
+    was = position["identity"]
+    if changed := [key for key, now in identity.items() if was.get(key) != now]:
+        differences = ", ".join(f"{key} was {was.get(key)}, is {identity[key]}" for key in changed)
+        raise ValueError(
+            f"the stream can't continue, its rows would differ: {differences}; "
+            "resume with the settings and data that the run began with, or begin a new run"
+        )
 
 
 def as_batch(rows_BT: np.ndarray, *, pin_memory: bool) -> tuple[torch.Tensor, torch.Tensor]:

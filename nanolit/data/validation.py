@@ -12,7 +12,6 @@ import torch
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.parquet import Corpus, read_texts
 from nanolit.data.stream import CHUNK, as_batch
-from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
 
 BUFFER = 1000  # documents to choose from, as in nanochat: its rows are nearly ours
@@ -44,14 +43,13 @@ class ValidationRows:
         num_tokens: int | None,
         rank: int = 0,
         world: int = 1,
-        threads: int = ENCODERS,
     ) -> None:
         self.micro_batch = micro_batch
         # Bits per byte depend on the rows: a d8 read 1.2197 on 468 rows, 1.2111 on 640 of one file (LOG.md)
         if packing != "flat":
             packing = "bestfit_split" if corpus.content else "bestfit"
         wanted = None if num_tokens is None else max(1, num_tokens // context)
-        documents = _documents(corpus, tokenizer, threads=threads)
+        documents = _documents(corpus, tokenizer)
         packer = make_packer(packing, capacity=context + 1, buffer=BUFFER, dtype=tokenizer.dtype)
         own: list[np.ndarray] = []
         rows = RowIdentity()
@@ -84,13 +82,13 @@ class ValidationRows:
             )
 
 
-def _documents(corpus: Corpus, tokenizer: Tokenizer, *, threads: int) -> Iterator[Documents]:
+def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Documents]:
     """Yield the held-out documents one by one in the files' order, with BOS, encoded a chunk at a time."""
     number = 0
     for shard, group in corpus.validation_groups():
         texts = read_texts(shard, group)
         for start in range(0, len(texts), CHUNK):
-            tokens, offsets = tokenizer.encode_flat(texts.slice(start, CHUNK), threads=threads, bos=True)
+            tokens, offsets = tokenizer.encode_flat(texts.slice(start, CHUNK), bos=True)
             for index in range(len(offsets) - 1):
                 yield Documents([number], tokens, offsets[index : index + 2])
                 number += 1

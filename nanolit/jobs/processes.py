@@ -41,20 +41,13 @@ def clean_environment(*, devices: int) -> dict[str, str]:
     return environment
 
 
-def supervise(
-    command: Sequence[str],
-    *,
-    environment: dict[str, str],
-    keep_open: Sequence[int] = (),
-    seconds: float | None = None,
-) -> int:
+def supervise(command: Sequence[str], *, environment: dict[str, str], seconds: float | None = None) -> int:
     """Run a command in its own process group and give its exit code; interrupted, stop all of it first.
 
-    `keep_open` are file descriptors (a lock) that the child holds as long as it lives. After `seconds` it is
-    stopped, and subprocess.TimeoutExpired raised.
+    After `seconds` it is stopped, and subprocess.TimeoutExpired raised.
     """
     with sigterm_interrupts():
-        process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=keep_open)
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             return process.wait(seconds)
         except BaseException:

@@ -154,7 +154,7 @@ def test_the_demo_trains_on_every_source(packing: Any) -> None:
     for part in ("sources", "validation"):
         tasks = [build({**entry, "max_rows": 20}) for entry in entries(path, part)]
         chats = ConversationStream(
-            tasks, tokenizer, context=256, rows=8, micro_batch=4, seed=1, packing=packing, prefetch=1
+            tasks, tokenizer, context=256, rows=8, micro_batch=4, seed=1, packing=packing
         )
         learned = [step.num_tokens for step in chats]
         assert len(learned) == chats.num_steps > 1

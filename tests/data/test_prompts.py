@@ -55,7 +55,7 @@ def test_resume_is_exact() -> None:
 
 def test_seed_and_epoch_change_the_order() -> None:
     assert prompts(list(stream())) != prompts(list(stream(seed=2)))
-    two = prompts(list(stream(prompts=7, epochs=2)))
+    two = prompts(list(stream(prompts=7, max_steps=6)))
     assert len(two) == 6
     assert two[:3] != two[3:]
 

@@ -292,7 +292,7 @@ def test_the_thread_runs_a_bounded_number_of_items_ahead() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_are_pinned_and_stay_whole_while_copies_are_queued(corpus: Corpus) -> None:
-    expected = hashes([make_stream(corpus, pin_memory=False)], 50)
+    expected = hashes([make_stream(corpus)], 50)
     copies = []
     for step in islice(make_stream(corpus), 50):
         assert all(ids_BT.is_pinned() for ids_BT, _ in step.micro_batches)

@@ -46,10 +46,11 @@ def base_evaluator(
 
 def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
     """Data: the corpus, packed into rows. Evaluation: bits per byte of held-out text."""
-    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
+    root, dataset = Path(job["root"]), build(job["data"])
+    corpus = dataset.open_corpus(root, num_shards=plan.shards)
     # Tokens encoded once and kept on disk, if data.cache asks for it: 245 → 24 ms of processor time a million
     # tokens. Off by default, as tokenizing keeps up with training anyway (LOG.md, 2026-11-23).
-    folder = corpus.cache_folder
+    folder = dataset.cache_folder(root)
     stream = PretrainStream(
         corpus,
         inputs.tokenizer,
@@ -64,7 +65,7 @@ def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
     )
     share = {"micro_batch": plan.micro_batch, "rank": inputs.rank, "world": plan.ranks}
     evaluator = base_evaluator(job, plan, inputs.tokenizer, corpus=corpus, **share)
-    phase = Base(**inputs.phase_arguments(job, plan), num_steps=plan.num_steps)
+    phase = Base.of(job, plan, inputs, num_steps=plan.num_steps)
     ahead = ""
     if inputs.rank == 0:
         settings = {"packing": plan.packing, "context": plan.gpt["context"], "num_tokens": plan.tokens}

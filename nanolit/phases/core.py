@@ -21,7 +21,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -103,6 +103,21 @@ class Phase(L.LightningModule):
         # anew.
         self.forward_gpt: Callable[..., Tensor] = compile_gpt(gpt) if compile else gpt
 
+    @classmethod
+    def of(cls, job: Job, plan: TrainingPlan, inputs: "Inputs", *, num_steps: int, **own: Any) -> Self:
+        """Join the plan's rates with the recipe's optimizer; both reach a phase here and nowhere else."""
+        return cls(
+            inputs.gpt,
+            groups=plan.groups,
+            optimizer=optimizer_settings(job),
+            schedule=build(plan.schedule),
+            num_steps=num_steps,
+            finished_steps=inputs.finished_steps,
+            compile=inputs.compile,
+            restore=inputs.restore,
+            **own,
+        )
+
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the sum of this micro-batch's loss over its learned tokens, in nats."""
         # The model answers with the loss itself, because the logits of all tokens never exist
@@ -183,18 +198,6 @@ class ShardedOptimizerStrategy(DDPStrategy):
             torch.distributed.broadcast(tensor.detach(), 0)
 
 
-class PhaseArguments(TypedDict):
-    """The arguments of every Phase's constructor but its number of steps."""
-
-    gpt: GPT
-    groups: Mapping[str, GroupSettings]
-    optimizer: Node
-    schedule: Schedule
-    finished_steps: int
-    compile: bool
-    restore: Restore | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Everything that a phase is built from besides its job and its plan."""
@@ -205,18 +208,6 @@ class Inputs:
     finished_steps: int
     restore: Restore | None
     rank: int
-
-    def phase_arguments(self, job: Job, plan: TrainingPlan) -> PhaseArguments:
-        """Join the plan's rates with the recipe's optimizer; both reach the phase here and nowhere else."""
-        return {
-            "gpt": self.gpt,
-            "groups": plan.groups,
-            "optimizer": optimizer_settings(job),
-            "schedule": build(plan.schedule),
-            "finished_steps": self.finished_steps,
-            "compile": self.compile,
-            "restore": self.restore,
-        }
 
 
 def optimizer_settings(job: Job) -> Node:

@@ -58,7 +58,7 @@ def build_finetune(job: Job, plan: FinetunePlan, inputs: Inputs) -> Training:
     share = {"micro_batch": plan.micro_batch, "rank": inputs.rank, "world": plan.ranks}
     left_out = "; ".join(stream.left_out.parts())
     return Training(
-        phase=Finetune(**inputs.phase_arguments(job, plan), num_steps=stream.num_steps),
+        phase=Finetune.of(job, plan, inputs, num_steps=stream.num_steps),
         stream=stream,
         evaluator=finetune_evaluator(job, plan, inputs.tokenizer, **share),
         left_out=left_out and f"left out of the mixture: {left_out}",

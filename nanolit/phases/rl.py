@@ -187,8 +187,10 @@ def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
         rank=inputs.rank,
         world=plan.ranks,
     )
-    phase = ReinforcementLearning(
-        **inputs.phase_arguments(job, plan),
+    phase = ReinforcementLearning.of(
+        job,
+        plan,
+        inputs,
         num_steps=stream.num_steps,
         task=task,
         tokenizer=tokenizer,

@@ -14,60 +14,36 @@ from typing_extensions import TypedDict
 SMEAR_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
 
-# Dense bfloat16 FLOP/s by GPU, from the vendors' data sheets. Every word must occur in the device's name; the
-# first match counts, so variants stand before the plain name.
-PEAK_BF16_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("gb200",), 2.5e15),
-    (("b300",), 2.25e15),
-    (("b200",), 2.25e15),
-    (("b100",), 1.8e15),
-    (("h200",), 989e12),
-    (("gh200",), 989e12),
-    (("h100", "nvl"), 835e12),
-    (("h100", "pcie"), 756e12),
-    (("h100",), 989e12),
-    (("h800",), 989e12),
-    (("a100",), 312e12),
-    (("a800",), 312e12),
-    (("a40",), 149.7e12),
-    (("a30",), 165e12),
-    (("a10g",), 70e12),
-    (("a10",), 125e12),
-    (("l40s",), 362e12),
-    (("l40",), 181e12),
-    (("l4",), 121e12),
-    (("5090",), 209.5e12),
-    (("4090",), 165.2e12),
-    (("3090",), 71e12),
-    (("mi355x",), 2.5e15),
-    (("mi325x",), 1307.4e12),
-    (("mi300x",), 1307.4e12),
-)
-
-# Memory that a program can allocate, in GiB, by GPU and in the same way: torch's `total_memory`, rounded.
-GPU_MEMORY_GIB: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("gb200",), 184.0),
-    (("b300",), 268.0),
-    (("b200",), 178.0),
-    (("b100",), 178.0),
-    (("h200",), 139.8),
-    (("h100", "nvl"), 93.1),
-    (("h100",), 79.1),
-    (("h800",), 79.1),
-    (("a100", "80gb"), 79.1),
-    (("a100",), 39.4),
-    (("a40",), 44.3),
-    (("a30",), 23.5),
-    (("a10g",), 22.0),
-    (("a10",), 22.0),
-    (("l40s",), 44.3),
-    (("l40",), 44.3),
-    (("l4",), 22.0),
-    (("5090",), 31.4),
-    (("4090",), 23.5),
-    (("3090",), 23.6),
-    (("mi325x",), 255.0),
-    (("mi300x",), 191.5),
+# By GPU: dense bfloat16 FLOP/s, from the vendors' data sheets, and the GiB that a program can allocate,
+# torch's `total_memory`, rounded (None: unknown). Every word must occur in the device's name; the first match
+# counts, so variants stand before the plain name.
+GPU_FIGURES: tuple[tuple[tuple[str, ...], float, float | None], ...] = (
+    (("gb200",), 2.5e15, 184.0),
+    (("b300",), 2.25e15, 268.0),
+    (("b200",), 2.25e15, 178.0),
+    (("b100",), 1.8e15, 178.0),
+    (("h200",), 989e12, 139.8),
+    (("gh200",), 989e12, None),
+    (("h100", "nvl"), 835e12, 93.1),
+    (("h100", "pcie"), 756e12, 79.1),
+    (("h100",), 989e12, 79.1),
+    (("h800",), 989e12, 79.1),
+    (("a100", "80gb"), 312e12, 79.1),
+    (("a100",), 312e12, 39.4),
+    (("a800",), 312e12, None),
+    (("a40",), 149.7e12, 44.3),
+    (("a30",), 165e12, 23.5),
+    (("a10g",), 70e12, 22.0),
+    (("a10",), 125e12, 22.0),
+    (("l40s",), 362e12, 44.3),
+    (("l40",), 181e12, 44.3),
+    (("l4",), 121e12, 22.0),
+    (("5090",), 209.5e12, 31.4),
+    (("4090",), 165.2e12, 23.5),
+    (("3090",), 71e12, 23.6),
+    (("mi355x",), 2.5e15, None),
+    (("mi325x",), 1307.4e12, 255.0),
+    (("mi300x",), 1307.4e12, 191.5),
 )
 
 # What `peak_memory_gib` is made of beside the sizes of tensors. Bytes that one token leaves in one layer for
@@ -112,20 +88,18 @@ class Size(NamedTuple):
     kv_heads: int
 
 
-def size_from_depth(
-    depth: int, *, sizing: Literal["classic", "modern"], aspect: int = 64, head_dim: int = 128
-) -> Size:
-    """Width and heads of a depth: width is aspect * depth.
+def size_from_depth(depth: int, *, sizing: Literal["classic", "modern"]) -> Size:
+    """Width and heads of a depth: width is 64 * depth.
 
-    classic keeps that width and takes ceil(width / head_dim) heads, whose size then drifts; modern rounds the
-    width up to a multiple of head_dim. Raises ValueError where classic's heads do not divide the width.
+    classic keeps that width and takes ceil(width / 128) heads, whose size then drifts; modern rounds the
+    width up to a multiple of 128. Raises ValueError where classic's heads do not divide the width.
     """
     if depth < 1:
         raise ValueError(f"depth is {depth}; it must be 1 or more")
-    width = aspect * depth
-    heads = -(-width // head_dim)
+    width = 64 * depth
+    heads = -(-width // 128)
     if sizing == "modern":
-        return Size(heads * head_dim, heads, heads)
+        return Size(heads * 128, heads, heads)
     if width % heads or width // heads % 2:
         raise ValueError(
             f"depth {depth} gives width {width}, which {heads} heads do not divide into even sizes; "
@@ -239,12 +213,12 @@ def peak_memory_gib(
 
 def peak_bf16_flops(gpu_name: str) -> float | None:
     """Peak dense bfloat16 FLOP/s of a GPU by the name that torch or a cloud gives it; None if unknown."""
-    return _by_name(PEAK_BF16_FLOPS, gpu_name)
+    return _figures(gpu_name)[0]
 
 
 def gpu_memory_gib(gpu_name: str) -> float | None:
     """GiB that a program can allocate on a GPU, by the same name; None if unknown."""
-    return _by_name(GPU_MEMORY_GIB, gpu_name)
+    return _figures(gpu_name)[1]
 
 
 def activation_bytes(gpu_name: str, precision: str | None) -> float:
@@ -259,9 +233,9 @@ def multiplies_in_fp8(gpu_name: str) -> bool:
     return not _words(gpu_name) & set(WITHOUT_FP8)
 
 
-def _by_name(table: tuple[tuple[tuple[str, ...], float], ...], gpu_name: str) -> float | None:
+def _figures(gpu_name: str) -> list[float | None]:
     words = _words(gpu_name)
-    return next((value for needed, value in table if words.issuperset(needed)), None)
+    return next((figures for needed, *figures in GPU_FIGURES if words.issuperset(needed)), [None, None])
 
 
 def _words(gpu_name: str) -> set[str]:

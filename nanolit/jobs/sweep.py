@@ -148,11 +148,11 @@ def run_processes(jobs: Sequence[Job]) -> list[Json]:
         answer = {job["run"]: Path(folder) / f"{number}.json" for number, job in enumerate(jobs)}
         try:
             while waiting or running:
-                for slot in [slot for slot in slots if slot not in running and waiting]:
-                    if waiting:
-                        job = waiting.pop(0)
-                        process = start(job, slot, answer[job["run"]], shared=len(slots) == 1)
-                        running[slot] = (process, job)
+                free = [slot for slot in slots if slot not in running]
+                for slot, job in list(zip(free, waiting, strict=False)):
+                    waiting.remove(job)
+                    process = start(job, slot, answer[job["run"]], shared=len(slots) == 1)
+                    running[slot] = (process, job)
                 for slot, (process, job) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]

@@ -38,12 +38,7 @@ def check_job(job: Mapping[str, object]) -> None:
 
 
 def check_mapping(
-    node: Mapping[str, object],
-    kind: Annotation,
-    *,
-    path: str,
-    takes_others: bool = False,
-    may_lack: int = 0,
+    node: Mapping[str, object], kind: Annotation, *, path: str, takes_others: bool = False, may_lack: int = 0
 ) -> None:
     """Check a mapping against a TypedDict; `path` is its own key, "" for the whole job.
 

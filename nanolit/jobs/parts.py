@@ -136,12 +136,7 @@ def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: TrainingPlan) -> 
 
 
 def load_gpt(
-    job: Job,
-    plan: TrainingPlan,
-    device: torch.device,
-    *,
-    resumed: Checkpoint | None,
-    begins: Origin | None,
+    job: Job, plan: TrainingPlan, device: torch.device, *, resumed: Checkpoint | None, begins: Origin | None
 ) -> tuple[GPT, Restore | None]:
     """Return the model with its weights, and what gives a fresh optimizer its state (None: nothing does).
 

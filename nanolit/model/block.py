@@ -47,14 +47,7 @@ class Attention(nn.Module):
     """Causal self-attention with rotary positions, normalised queries and keys, grouped heads, a window."""
 
     def __init__(
-        self,
-        *,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        qk_scale: float,
-        window: int | None,
-        value_gate: bool,
+        self, *, width: int, heads: int, kv_heads: int, qk_scale: float, window: int | None, value_gate: bool
     ):
         super().__init__()
         self.qk_scale, self.window = qk_scale, window
@@ -69,12 +62,7 @@ class Attention(nn.Module):
         self.value_gate = Linear(min(VALUE_GATE_CHANNELS, width), kv_heads) if value_gate else None
 
     def forward(
-        self,
-        x_BTC: Tensor,
-        cos_TE: Tensor,
-        sin_TE: Tensor,
-        *,
-        value_embedding: Tensor | None,
+        self, x_BTC: Tensor, cos_TE: Tensor, sin_TE: Tensor, *, value_embedding: Tensor | None
     ) -> Tensor:
         project = self._project_fused if self.fused else self._project
         q_BTHD, k_BTKD, v_BTKD = project(x_BTC, cos_TE, sin_TE)

@@ -20,12 +20,7 @@ from nanolit.kernels.attention import Backend, rotary_tables
 from nanolit.kernels.loss import IGNORED, LARGEST_SOFTCAP, summed_loss, token_losses
 from nanolit.kernels.residual import Embedding, mix
 from nanolit.machine.device import compute_dtype
-from nanolit.model.accounting import (
-    SMEAR_CHANNELS,
-    padded_vocab_size,
-    value_embedding_layers,
-    window_sizes,
-)
+from nanolit.model.accounting import SMEAR_CHANNELS, padded_vocab_size, value_embedding_layers, window_sizes
 from nanolit.model.block import Block, Linear, norm
 
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
@@ -301,10 +296,7 @@ class GPT(nn.Module):
 
     def _rotary_tables(self, device: torch.device | None) -> list[Tensor]:
         tables = rotary_tables(
-            ROTARY_CONTEXTS * self.context,
-            head_dim=self.head_dim,
-            base=self.config.rope_base,
-            device=device,
+            ROTARY_CONTEXTS * self.context, head_dim=self.head_dim, base=self.config.rope_base, device=device
         )
         rounded = torch.bfloat16 if self.config.rope_dtype == "bfloat16" else torch.float32
         return [table.to(rounded).float() for table in tables]

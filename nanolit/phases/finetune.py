@@ -19,13 +19,7 @@ class Finetune(Phase):
 
 
 def finetune_evaluator(
-    job: Job,
-    plan: FinetunePlan,
-    tokenizer: Tokenizer,
-    *,
-    micro_batch: int,
-    rank: int = 0,
-    world: int = 1,
+    job: Job, plan: FinetunePlan, tokenizer: Tokenizer, *, micro_batch: int, rank: int = 0, world: int = 1
 ) -> BitsPerByte:
     """Return the bits per byte of the mixture's held-out conversations."""
     rows = ValidationConversations(

@@ -21,12 +21,7 @@ class GSM8K(Task):
     evaluation_type = "generative"
 
     def __init__(
-        self,
-        *,
-        split: Literal["train", "test"],
-        source: str,
-        epochs: int = 1,
-        max_rows: int | None = None,
+        self, *, split: Literal["train", "test"], source: str, epochs: int = 1, max_rows: int | None = None
     ) -> None:
         check_choice("GSM8K's split", split, ("train", "test"))
         rows = open_rows(source, f"eval/gsm8k/{split}", hub=("openai/gsm8k", "main", split))

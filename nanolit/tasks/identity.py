@@ -9,12 +9,7 @@ class Identity(ConversationFile):
     remedy = "have it written: python -m nanolit.identity name=NAME model=MODEL"
 
     def __init__(
-        self,
-        *,
-        path: str | None = None,
-        source: str = "sample",
-        epochs: int = 1,
-        max_rows: int | None = None,
+        self, *, path: str | None = None, source: str = "sample", epochs: int = 1, max_rows: int | None = None
     ) -> None:
         where = ("chat/identity", source) if path is None else (path, ".")
         super().__init__(path=where[0], source=where[1], epochs=epochs, max_rows=max_rows)

@@ -13,12 +13,7 @@ class SmolTalk(Task):
     skips_malformed = True
 
     def __init__(
-        self,
-        *,
-        split: Literal["train", "test"],
-        source: str,
-        epochs: int = 1,
-        max_rows: int | None = None,
+        self, *, split: Literal["train", "test"], source: str, epochs: int = 1, max_rows: int | None = None
     ) -> None:
         check_choice("SmolTalk's split", split, ("train", "test"))
         hub = ("HuggingFaceTB/smol-smoltalk", None, split)

@@ -208,7 +208,7 @@ class Throughput(L.Callback):
             row["data_wait_fraction"] = round((last - before) / max(now - since, 1e-9), 4)
             self.data_wait_fraction = (last - first) / max(now - begun, 1e-9)
             self._waits = [self._waits[0], self._waits[-1]]
-        row.update(phase.metrics())
+        row.update(phase.metrics)
         self.recorder.record(trainer, row)
 
     def tokens_per_second(self) -> float:

@@ -41,7 +41,9 @@ class Scaling(TypedDict):
     ratio_of: Literal["all", "matrices"]
 
 
-class BaseDefaults(TypedDict):
+class Watching(TypedDict):
+    """Steps between evaluations, checkpoints and samples, and the size of the validation data."""
+
     eval_every: int
     eval_tokens: int
     save_every: int
@@ -69,7 +71,7 @@ class ChatTasks(TypedDict):
     questions: NotRequired[list[str]]
 
 
-class FinetuneDefaults(TypedDict):
+class FinetuneDefaults(Watching):
     mixture: str
     packing: Literal["flat", "single", "bestfit"]
     warm_start: bool  # the optimizer's state of the stage before
@@ -77,10 +79,6 @@ class FinetuneDefaults(TypedDict):
     schedule: Target
     total_batch: int | None
     epoch_tokens: int | None  # about, of the recipe's own mixture; null for another
-    eval_every: int
-    eval_tokens: int
-    save_every: int
-    sample_every: int
 
 
 class RLDefaults(TypedDict):
@@ -112,7 +110,7 @@ class Recipe(TypedDict):
     groups: dict[str, Group]
     schedule: Target
     scaling: Scaling
-    base: BaseDefaults
+    base: Watching
     mid: NotRequired[FinetuneDefaults]
     sft: FinetuneDefaults
     rl: RLDefaults
@@ -135,30 +133,28 @@ class TokenizerStage(TypedDict):
     max_chars: int
 
 
-class BaseStage(TypedDict):
-    lr_scale: float
+class TextStage(TypedDict):
+    """What base, mid and sft have."""
+
     total_batch: int | None  # tokens of an optimizer step
     micro_batch: int | Literal["auto"] | None  # rows of one device
     max_steps: int | None
+    eval_every: int | None
+    eval_tokens: int | None
+    save_every: int | None
+    sample_every: int | None
+
+
+class BaseStage(TextStage):
+    lr_scale: float
     target_flops: float | None
     target_ratio: float | None
-    eval_every: int | None
     core_every: int | Literal["end"] | None  # None: CORE is not asked
-    eval_tokens: int | None
-    save_every: int | None
-    sample_every: int | None
 
 
-class FinetuneStage(TypedDict):
+class FinetuneStage(TextStage):
     mixture: Mixture
     lr_scale: float | None
-    total_batch: int | None
-    micro_batch: int | Literal["auto"] | None
-    max_steps: int | None
-    eval_every: int | None
-    eval_tokens: int | None
-    save_every: int | None
-    sample_every: int | None
 
 
 class RLStage(TypedDict):

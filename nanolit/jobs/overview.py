@@ -6,7 +6,7 @@ from typing import cast
 
 from nanolit.config.schema import Job
 from nanolit.machine.terminal import say
-from nanolit.planning.plans import Plans, TokenizerPlan, check_cost, mixture_note, total
+from nanolit.planning.plans import Plans, TokenizerPlan, notes, total
 from nanolit.planning.show import fitting_text, money, show_plans, steps_text
 from nanolit.planning.sizes import BatchPlan
 from nanolit.report.tables import markdown_table
@@ -19,9 +19,8 @@ def show_jobs(planned: Sequence[tuple[Job, Plans]], *, at_a_time: int | None = N
         return
     say(f"{plans_table(planned)}{sum_line(planned, at_a_time=at_a_time)}")
     say("python -m nanolit.plan … shows all of a stage's plan")
-    for note in (check_cost(planned), mixture_note(planned[0][0])):
-        if note:
-            say(note)
+    for note in notes(planned):
+        say(note)
 
 
 def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:

@@ -22,7 +22,7 @@ from nanolit.config.names import decisive_settings
 from nanolit.config.schema import Job
 from nanolit.jobs.inputs import Origin, origin
 from nanolit.jobs.processes import launched_rank
-from nanolit.machine.device import keyed_generator, pick_device
+from nanolit.machine.device import derived_seed, pick_device
 from nanolit.machine.paths import Json, read_json, stage_folder, tokenizers_folder
 from nanolit.machine.system import wandb_key
 from nanolit.model.accounting import Hyperparameters
@@ -69,12 +69,13 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     )
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
-    resumed, device = checkpoint.latest(folder / "checkpoints"), pick_device()
+    resumed = checkpoint.latest(folder / "checkpoints")
     settings = settings_of(job, plan, begins)
     if resumed:
         check_same_run(resumed, settings)
     if launched_rank() == 0:
         checkpoint.remove_above(folder / "checkpoints", resumed.step if resumed else 0)
+    device = pick_device()
     gpt, restore = load_gpt(job, plan, device, resumed=resumed, begins=begins)
     inputs = Inputs(
         gpt=gpt,
@@ -188,7 +189,8 @@ def build_gpt(
     with torch.device("meta"):
         gpt = GPT(GPTConfig(**hyperparameters))
     gpt.to_empty(device=device)
-    gpt.initialize(keyed_generator(seed, "initial weights", device=device), dtype=DTYPES[precision])
+    generator = torch.Generator(device=device).manual_seed(derived_seed(seed, "initial weights"))
+    gpt.initialize(generator, dtype=DTYPES[precision])
     if precision == "fp8":
         gpt.use_fp8()
     return gpt

@@ -17,7 +17,7 @@ from nanolit.jobs.processes import sigterm_interrupts, stop
 from nanolit.machine.paths import Json, run_folder
 from nanolit.machine.system import gpu_names
 from nanolit.machine.terminal import at_terminal
-from nanolit.planning.plans import Plans, check_cost, mixture_note, plan_jobs, total
+from nanolit.planning.plans import Plans, notes, plan_jobs, total
 from nanolit.planning.show import amount, money
 from nanolit.report.folders import read_result
 from nanolit.report.sweep import sweep_table, write_sweep_csv
@@ -111,8 +111,8 @@ def check_jobs(jobs: Sequence[Job]) -> list[tuple[Job, Plans]]:
     for job in jobs:
         refuse_elsewhere(job)
     planned = plan_jobs(jobs)
-    for note in (check_cost(planned), mixture_note(jobs[0])):
-        if note and not jobs[0]["dry_run"]:  # then the plan says it
+    for note in notes(planned):
+        if not jobs[0]["dry_run"]:  # then the plan says it
             say(note)
     refuse_same_run(jobs)
     return planned

@@ -2,7 +2,6 @@
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 import lightning as L
 import torch
@@ -45,9 +44,8 @@ class Watch:
         plan, phase, first = parts.plan, parts.phase, launched_rank() == 0
         self.begun, self.phase = begun, phase
         self.before: Json = parts.resumed.progress if parts.resumed else {}
-        self.gradients: Json = gradients.RIGHT
-        if parts.resumed:
-            self.gradients = gradients.resumed(Stage(plan.stage, parts.folder), job, self.before)
+        stage = Stage(plan.stage, parts.folder)
+        self.gradients = gradients.resumed(stage, job, self.before) if parts.resumed else gradients.RIGHT
         self.clock = Clock(self.before.get("seconds", 0.0))
         self.progress = progress_of(job, plan, phase, self.clock) if first else None
         log_every = 1 if phase.num_steps <= 40 else phase.log_every
@@ -81,10 +79,6 @@ class Watch:
         )
         quality = [self.evaluation, *self.core, self.chat, self.samples]
         self.callbacks: list[L.Callback] = [self.throughput, *quality, self.checkpoints]
-
-    def shown(self) -> AbstractContextManager[None]:
-        """Show the progress meanwhile, on rank 0."""
-        return self.progress.shown() if self.progress else nullcontext()
 
     def watch_quality(self, job: Job, parts: Parts) -> None:
         """Build what asks the model: its evaluation, chat tasks and samples."""

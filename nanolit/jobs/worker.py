@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import warnings
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def train(job: Job, plan: TrainingPlan) -> Json:
 def fit(trainer: L.Trainer, parts: Parts, watch: Watch) -> None:
     """Train the steps that are left, or up to an interruption; KeyboardInterrupt after a second Ctrl-C."""
     try:
-        with watch.shown():
+        with watch.progress.shown() if watch.progress else nullcontext():
             trainer.fit(parts.phase, parts.stream)
     except StoppedInStep:
         watch.checkpoints.teardown(trainer, parts.phase, "fit")

@@ -102,13 +102,6 @@ def derived_seed(seed: int, purpose: str, *keys: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def keyed_generator(
-    seed: int, purpose: str, *keys: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """Return a generator for one purpose at one place (step, row), equal on any number of ranks."""
-    return torch.Generator(device=device).manual_seed(derived_seed(seed, purpose, *keys))
-
-
 def tried_gpus() -> list[str]:
     """Multiply matrices on each CUDA device and return the names; RuntimeError where one fails."""
     names = []

@@ -31,7 +31,18 @@ class StateSlice:
     shape: tuple[int, ...]  # of the whole, so that a reader on other ranks knows what to expect
 
 
-class MatrixStack:
+class Share:
+    """One rank's part of something, with at most one collective under way."""
+
+    _work: dist.Work | None = None
+
+    def _wait(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+
+class MatrixStack(Share):
     """Matrices of one shape, dealt out whole in blocks of ceil(N / ranks); the last ranks may get fewer.
 
     Whole, because Muon can't orthogonalise half a matrix. From here on the parameters live in one stack and
@@ -44,7 +55,6 @@ class MatrixStack:
         self.own = slice(self.share * rank(), self.share * (rank() + 1))
         self.names = names[self.own]
         self.buffers: dict[str, Tensor] = {}
-        self._work: dist.Work | None = None
         self._sent_NRS: Tensor | None = None  # kept alive until the ranks have received it
         # Zeros fill up the last ranks' blocks: the collectives want equal shares
         self._stack_NRS = params[0].detach().new_zeros(self.share * world_size(), *params[0].shape)
@@ -115,13 +125,8 @@ class MatrixStack:
         stack_NRS[len(matrices) :].zero_()
         return stack_NRS
 
-    def _wait(self) -> None:
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
 
-
-class FlatSlice:
+class FlatSlice(Share):
     """A slice of one flattened parameter: ceil(elements / ranks) on each rank, whatever its shape.
 
     AdamW treats every number by itself, so it may be cut anywhere; nanochat wants the rows to divide evenly.
@@ -142,7 +147,6 @@ class FlatSlice:
         self.num_steps = 0
         self.exp_avg = torch.zeros_like(self.own())
         self.exp_avg_sq = torch.zeros_like(self.own())
-        self._work: dist.Work | None = None
 
     def own(self) -> Tensor:
         """Return the owned slice, a view into the parameter."""
@@ -196,11 +200,6 @@ class FlatSlice:
         self.num_steps = int(num_steps)
         fill(self.exp_avg, read, f"{self.name}/exp_avg", start=self.start)
         fill(self.exp_avg_sq, read, f"{self.name}/exp_avg_sq", start=self.start)
-
-    def _wait(self) -> None:
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
 
 
 def gradient(param: Tensor) -> Tensor:

@@ -96,6 +96,7 @@ class Phase(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.num_tokens = 0  # learned by the last step, over all ranks
         self.num_processed = 0  # what the model took in for them: prompts and padding too
+        self.metrics: dict[str, float] = {}  # what the last step measured besides, over all ranks
         self.position: Json = {}
         self.epoch = self.cropped_fraction = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`. Otherwise
@@ -133,10 +134,6 @@ class Phase(L.LightningModule):
         if self.restore:
             self.restore(self.optimizer)
         return self.optimizer
-
-    def metrics(self) -> dict[str, float]:
-        """Return what the last step measured besides its loss, over all ranks."""
-        return {}
 
     def set_multipliers(self) -> None:
         """Tell the optimizer this step's learning rates, momentum and weight decay."""

@@ -67,7 +67,6 @@ class ReinforcementLearning(Phase):
         self.temperature, self.top_k = temperature, top_k
         self.micro_batch, self.seed = micro_batch, seed
         self.engine = Engine(self.gpt, tokenizer)
-        self._metrics: dict[str, float] = {}
 
     def training_step(self, batch: PromptStep, _index: int) -> None:
         self.set_multipliers()
@@ -92,10 +91,7 @@ class ReinforcementLearning(Phase):
         self.finished_steps += 1
         self.step_loss, self.num_tokens, self.position = total, int(num_tokens), batch.position
         self.num_processed = self.num_tokens  # sampling is not counted
-        self._metrics = {"reward": reward / num_rollouts, "sequence_length": num_tokens / num_rollouts}
-
-    def metrics(self) -> dict[str, float]:
-        return self._metrics
+        self.metrics = {"reward": reward / num_rollouts, "sequence_length": num_tokens / num_rollouts}
 
     def roll_out(self, prompts: Sequence[Prompt]) -> list[Rollout]:
         """Return a group of answers to each prompt; random numbers are keyed by (seed, step, place)."""

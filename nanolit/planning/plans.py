@@ -189,13 +189,19 @@ def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
     _, dollars = total(plans)
     what = f"{len(planned)} jobs" if len(planned) > 1 else job["run"]
     if dollars is None:
-        raise ValueError(unknown_cost(job, next(plan for plan in plans if not known_dollars(plan))))
+        unknown = next(plan for plan in plans if plan.cost is None or plan.cost["dollars"] is None)
+        raise ValueError(unknown_cost(job, unknown))
     if dollars > limit:
         raise ValueError(
             f"{what} would cost about ${dollars:,.2f} on cluster={cluster['name']}, above max_cost={limit:g};"
             " raise it, or choose less: python -m nanolit.plan cluster=all … compares clusters"
         )
     return None
+
+
+def notes(planned: Sequence[tuple[Job, Plans]]) -> list[str]:
+    """Return what to say of the jobs before they begin; ValueError where all pass `max_cost`, or may."""
+    return [note for note in (check_cost(planned), mixture_note(planned[0][0])) if note]
 
 
 def mixture_note(job: Job) -> str | None:
@@ -206,10 +212,6 @@ def mixture_note(job: Job) -> str | None:
     if typed and "mid" in job["stages"]:
         return f"{typed} is what sft learns from; mid keeps the recipe's, which stage.mid.mixture=… changes"
     return None
-
-
-def known_dollars(plan: Plan) -> bool:
-    return plan.cost is not None and plan.cost["dollars"] is not None
 
 
 def unknown_cost(job: Job, plan: Plan) -> str:

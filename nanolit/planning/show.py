@@ -15,8 +15,7 @@ from nanolit.planning.plans import (
     RLPlan,
     TokenizerPlan,
     TrainingPlan,
-    check_cost,
-    mixture_note,
+    notes,
     total,
 )
 from nanolit.planning.sizes import BatchPlan, TextPlan
@@ -37,9 +36,8 @@ def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
         print("\n\n".join(tables), flush=True)
         if len(stages) > 1:
             print(f"\n{total_line(job['run'], stages)}", flush=True)
-    for note in (check_cost(planned), mixture_note(planned[0][0])):
-        if note:
-            print(note, flush=True)
+    for note in notes(planned):
+        print(note, flush=True)
 
 
 def outline(run: str, plans: Sequence[Plan]) -> str:

@@ -9,19 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-from typing_extensions import TypedDict
-
-from nanolit.config.schema import (
-    BaseDefaults,
-    BaseStage,
-    FinetuneDefaults,
-    FinetuneStage,
-    Group,
-    Job,
-    Node,
-    StageName,
-    Target,
-)
+from nanolit.config.schema import Group, Job, Node, StageName, Target, TextStage, Watching
 from nanolit.machine.numbers import divisors
 from nanolit.model.accounting import Hyperparameters, Size, flops_per_token, parameter_counts, size_from_depth
 from nanolit.optim import scaling
@@ -148,7 +136,7 @@ def of_size(job: Job, depth: int, size: Size) -> Hyperparameters:
 def plan_batch(
     job: Job,
     model: ModelPlan,
-    settings: BaseStage | FinetuneStage,
+    settings: TextStage,
     *,
     total_batch: int | None,
     equal_rows: bool,
@@ -266,19 +254,11 @@ def scaled_group(
     return cast(GroupSettings, settings | {"lr": lr, "weight_decay": decay})
 
 
-class Watching(TypedDict):
-    """Steps between evaluations, checkpoints and samples, and the size of the validation data."""
-
-    eval_every: int
-    save_every: int
-    sample_every: int
-    eval_tokens: int
+class Watched(Watching):
     eval_rows: int
 
 
-def watching(
-    job: Job, settings: BaseStage | FinetuneStage, defaults: BaseDefaults | FinetuneDefaults
-) -> Watching:
+def watching(job: Job, settings: TextStage, defaults: Watching) -> Watched:
     """Return the stage's own `settings` where they are given, else the recipe's `defaults`."""
     chosen: dict[str, int] = {}
     for name in ("eval_every", "save_every", "sample_every", "eval_tokens"):
@@ -288,10 +268,10 @@ def watching(
             allowed = f"1 or more, or null for the recipe's {defaults[name]:,}"
             raise ValueError(f"{name} is {chosen[name]}; it must be {allowed}")
     rows = FAST_DEV_ROWS if job["fast_dev_run"] else max(1, chosen["eval_tokens"] // job["model"]["context"])
-    return Watching(**chosen, eval_rows=rows)
+    return Watched(**chosen, eval_rows=rows)
 
 
-def evaluation_flops(model: ModelPlan, watched: Watching, num_steps: int) -> float:
+def evaluation_flops(model: ModelPlan, watched: Watched, num_steps: int) -> float:
     """Return the FLOPs of bits per byte, every so often and after the last step.
 
     A forward pass is a third of training's forward and backward.

@@ -17,6 +17,7 @@ class StandInPhase(Phase):
         self.gpt: Any = None
         self.num_steps, self.finished_steps = num_steps, 0
         self.num_tokens, self.num_processed = num_tokens, num_processed
+        self.metrics = {}
         self.step_loss = torch.tensor(loss)
         self.epoch = self.cropped_fraction = 0.0
         self.schedule: Any = SimpleNamespace(at=lambda *_: SimpleNamespace(lr=1.0))

@@ -138,4 +138,4 @@ def test_a_step_is_divided_by_the_sampled_tokens_of_all_ranks(monkeypatch: pytes
     policy.policy_loss.return_value = torch.tensor(4.0)
     ReinforcementLearning.training_step(policy, MagicMock(prompts=[None]), 0)
     assert (policy.step_loss.item(), policy.num_tokens) == (4 / 8, 8)
-    assert policy._metrics == {"reward": 3 / 4, "sequence_length": 8 / 4}
+    assert policy.metrics == {"reward": 3 / 4, "sequence_length": 8 / 4}

@@ -43,13 +43,12 @@ def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
 def outline(run: str, plans: Sequence[Plan]) -> str:
     """Return a line for the job and one for each stage: what is about to begin, before anything does."""
     width = max(len(plan.stage) for plan in plans)
-    lines = [f"  {plan.stage:<{width}}  {stage_time(plan):<13}  {stage_work(plan)}" for plan in plans]
+    times = [amount(plan.hours["total_hours"]) for plan in plans]
+    lines = [
+        f"  {plan.stage:<{width}}  {time:<13}  {stage_work(plan)}"
+        for plan, time in zip(plans, times, strict=True)
+    ]
     return "\n".join([bold(f"{total_line(run, plans)} on {place(plans[-1].hours)}"), *lines])
-
-
-def stage_time(plan: Plan) -> str:
-    hours = plan.hours["total_hours"]
-    return "unknown time" if hours is None else amount(hours)
 
 
 def stage_work(plan: Plan) -> str:
@@ -74,12 +73,14 @@ def plan_table(plan: Plan, *, known: Plan | None = None) -> str:
     if not isinstance(plan, TokenizerPlan) and getattr(known, "gpt", None) != plan.gpt:
         rows += model_rows(plan)
     if isinstance(plan, BatchPlan):
-        rows += step_rows(plan)
+        parts = f"{plan.ranks} (devices) × {plan.accumulation} (accumulation) × {plan.micro_batch} rows"
+        rows.append(("batch", f"{plan.total_batch:,} tokens = {parts} of {plan.gpt['context']:,}"))
     rows += horizon_rows(plan) + cost_rows(plan)
     if isinstance(plan, BatchPlan) and plan.memory:
         rows += memory_rows(plan.memory)
     if isinstance(plan, RLPlan):
-        rows += rl_rows(plan)
+        answers = f"{plan.questions} questions × {plan.samples} answers of {plan.max_new_tokens} tokens"
+        rows.append(("step", f"{answers}, temperature {plan.temperature}, top-k {plan.top_k or 'all'}"))
     if not isinstance(plan, TokenizerPlan):
         rows += group_rows(plan.groups)
     if isinstance(plan, TextPlan):
@@ -97,11 +98,6 @@ def model_rows(plan: TrainingPlan) -> Rows:
         ("parameters", f"{plan.num_parameters:,}"),
         *((f"  {role}", f"{count:>16,}") for role, count in plan.parameters.items()),
     ]
-
-
-def step_rows(plan: BatchPlan) -> Rows:
-    rows = f"{plan.ranks} (devices) × {plan.accumulation} (accumulation) × {plan.micro_batch} rows"
-    return [("batch", f"{plan.total_batch:,} tokens = {rows} of {plan.gpt['context']:,}")]
 
 
 def horizon_rows(plan: Plan) -> Rows:
@@ -141,7 +137,9 @@ def place(hours: Hours) -> str:
     return "two CPU cores" if hours["gpu"] == "cpu" else f"{hours.get('devices')} × {hours['gpu']}"
 
 
-def amount(hours: float) -> str:
+def amount(hours: float | None) -> str:
+    if hours is None:
+        return "unknown time"
     if hours < 1 / 60:
         seconds = max(1, round(hours * 3600))
         return f"{seconds} second{'s' * (seconds > 1)}"
@@ -180,11 +178,6 @@ def memory_rows(memory: Memory) -> Rows:
     ]
 
 
-def rl_rows(plan: RLPlan) -> Rows:
-    answers = f"{plan.questions} questions × {plan.samples} answers of {plan.max_new_tokens} tokens"
-    return [("step", f"{answers}, temperature {plan.temperature}, top-k {plan.top_k or 'all'}")]
-
-
 def group_rows(groups: Mapping[str, GroupSettings]) -> Rows:
     lines = [
         (f"  {role}", f"{group['kind']:<6} lr {group['lr']:.4g}, weight decay {group['weight_decay']:.4g}")
@@ -217,10 +210,9 @@ def data_rows(plan: Plan) -> Rows:
 def total_line(run: str, plans: Sequence[Plan]) -> str:
     """The hours and dollars of all stages of a job."""
     hours, dollars = total(plans)
-    time = "unknown time" if hours is None else amount(hours)
     billed = any(plan.cost for plan in plans)
     stages = "1 stage" if len(plans) == 1 else f"{len(plans)} stages"
-    return f"{run} · {stages}: {time}" + (f", {money(dollars)}" if billed else "")
+    return f"{run} · {stages}: {amount(hours)}" + (f", {money(dollars)}" if billed else "")
 
 
 def clusters_table(found: Mapping[str, dict[str, Any]]) -> str:

@@ -88,15 +88,12 @@ def to_markdown(block: Block, *, folder: Path, level: int = 1) -> str:
     if isinstance(block, Table):
         return markdown_table(block.header, block.rows, num_left=block.num_left)
     if isinstance(block, Exchange):
-        return _fenced("\n\n".join(_plain_turn(*turn, chat=block.chat) for turn in block.turns))
+        form = "> {}\n{}" if block.chat else "{} …{}"
+        return _fenced("\n\n".join(form.format(*turn) for turn in block.turns))
     links = (
         f"![{picture.says}]({picture.path.relative_to(folder).as_posix()})" for picture in block.pictures
     )
     return "\n\n".join(links) + "\n"
-
-
-def _plain_turn(prompt: str, reply: str, *, chat: bool) -> str:
-    return f"> {prompt}\n{reply}" if chat else f"{prompt} …{reply}"
 
 
 def _fenced(text: str) -> str:

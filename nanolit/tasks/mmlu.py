@@ -21,7 +21,10 @@ class MMLU(MultipleChoice):
         max_rows: int | None = None,
     ) -> None:
         check_choice("MMLU's split", split, ("auxiliary_train", *FILES))
-        rows = _auxiliary(source) if split == "auxiliary_train" else _subjects(source, split)
+        if split == "auxiliary_train":
+            rows = _auxiliary(source)
+        else:
+            rows = open_rows(source, f"eval/mmlu/{FILES[split]}", hub=("cais/mmlu", "all", split))
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
 
     def conversation(self, row: Row) -> Conversation:
@@ -30,10 +33,6 @@ class MMLU(MultipleChoice):
             row["question"], choices=row["choices"], letters=LETTERS, answer=LETTERS[row["answer"]]
         )
         return {**conversation, "subject": row["subject"]}
-
-
-def _subjects(source: str, split: str) -> Rows:
-    return open_rows(source, f"eval/mmlu/{FILES[split]}", hub=("cais/mmlu", "all", split))
 
 
 def _auxiliary(source: str) -> Rows:

@@ -29,13 +29,10 @@ class Encoder:
     def encode(self, text: str) -> list[int]:
         """The ids of a text; UnicodeEncodeError where it holds half a surrogate pair."""
 
-    def encode_batch(self, texts: list[str], *, first: int | None, threads: int) -> list[bytearray]:
-        """The ids of each text as bytes, after `first` where it is an id."""
-
     def encode_flat(
         self, texts: list[str] | tuple[np.ndarray, np.ndarray], *, first: int | None, threads: int
     ) -> tuple[bytearray, bytearray]:
-        """The ids of all texts as bytes, and 64-bit offsets: where each text's begin.
+        """The ids of all texts as bytes, each text's after `first` if it is an id; 64-bit offsets.
 
         `texts` are strings, or (offsets int64, UTF-8 uint8) of many.
         """

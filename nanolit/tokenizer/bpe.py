@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -184,43 +185,39 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], *, threads: int = ENCODERS, bos: bool = False
     ) -> list[np.ndarray]:
-        """Encode each text to 1-D ids, uint16 if the vocabulary fits, else uint32; `bos` prepends `bos_id`.
-
-        Each array has memory of its own. Other Python threads run meanwhile.
-        """
-        first = self.bos_id if bos else None
-        if self._rust is not None:
-            encode = self._rust.encode_batch
-            encoded = _mended(lambda texts: encode(texts, first=first, threads=threads), texts)
-            return [np.frombuffer(ids, self.dtype) for ids in encoded]
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                kind = type(text).__name__
-                raise ValueError(f"text {index} is of type {kind}; only strings are encoded: leave it out")
-        start = [] if first is None else [first]
-        batch = self._tiktoken.encode_ordinary_batch(list(texts), num_threads=threads)
-        return [np.array(start + ids, dtype=self.dtype) for ids in batch]
+        """Encode as `encode_flat` does, to an array for each text with memory of its own."""
+        ids, offsets = self.encode_flat(texts, threads=threads, bos=bos)
+        return [ids[start:stop].copy() for start, stop in pairwise(offsets)]
 
     def encode_flat(
         self, texts: "Sequence[str] | pa.Array", *, threads: int = ENCODERS, bos: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encode all texts into one array of ids; int64 offsets, one more than texts, say where each begins.
 
-        The texts of an arrow array reach Rust without becoming Python objects.
+        The ids are uint16 if the vocabulary fits, else uint32; `bos` puts `bos_id` before each text. Texts of
+        an arrow array reach Rust without becoming Python objects. Other Python threads run meanwhile.
         """
         first = self.bos_id if bos else None
-        if not isinstance(texts, Sequence):
-            if self._rust is not None:
-                encoded = self._rust.encode_flat(as_buffers(texts), first=first, threads=threads)
-                return np.frombuffer(encoded[0], self.dtype), np.frombuffer(encoded[1], np.int64)
-            texts = texts.to_pylist()
-        if self._rust is not None:
-            encode = self._rust.encode_flat
+        if self._rust is None:
+            return self._flat_by_tiktoken(texts, threads=threads, start=[] if first is None else [first])
+        encode = self._rust.encode_flat
+        if isinstance(texts, Sequence):
             ids, offsets = _mended(lambda texts: encode(texts, first=first, threads=threads), texts)
-            return np.frombuffer(ids, self.dtype), np.frombuffer(offsets, np.int64)
-        batch = self.encode_batch(texts, threads=threads, bos=bos)
+        else:
+            ids, offsets = encode(as_buffers(texts), first=first, threads=threads)
+        return np.frombuffer(ids, self.dtype), np.frombuffer(offsets, np.int64)
+
+    def _flat_by_tiktoken(
+        self, texts: "Sequence[str] | pa.Array", *, threads: int, start: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        strings = list(texts) if isinstance(texts, Sequence) else texts.to_pylist()
+        for index, text in enumerate(strings):
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise ValueError(f"text {index} is of type {kind}; only strings are encoded: leave it out")
+        batch = [start + ids for ids in self._tiktoken.encode_ordinary_batch(strings, num_threads=threads)]
         offsets = np.cumsum([0, *map(len, batch)], dtype=np.int64)
-        return np.concatenate([np.zeros(0, self.dtype), *batch]), offsets
+        return np.array(list(chain.from_iterable(batch)), self.dtype), offsets
 
     @cached_property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:

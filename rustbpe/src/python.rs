@@ -272,23 +272,6 @@ impl Encoder {
         Ok(ids)
     }
 
-    /// The ids of each text as bytes, after `first` where it is an id, on so many threads.
-    #[pyo3(signature = (texts, *, first, threads))]
-    fn encode_batch<'py>(
-        &self,
-        texts: &Bound<'py, PyList>,
-        first: Option<Id>,
-        threads: usize,
-    ) -> PyResult<Vec<Bound<'py, PyByteArray>>> {
-        if self.wide {
-            let encoded = self.encoded::<u32>(texts, first, threads)?;
-            Ok(separate(texts.py(), &encoded))
-        } else {
-            let encoded = self.encoded::<u16>(texts, first, threads)?;
-            Ok(separate(texts.py(), &encoded))
-        }
-    }
-
     /// The ids of all texts as bytes, and where each text's end, as the bytes of 64-bit integers.
     ///
     /// The texts are a list of strings, or two buffers: 64-bit offsets and UTF-8.
@@ -360,22 +343,6 @@ impl Encoder {
         py.detach(|| self.core.encode_batch(texts, first, threads))
             .map_err(|error| PyValueError::new_err(error.0))
     }
-}
-
-/// Each text's ids as bytes of their own: what is kept of one text keeps no other in memory.
-fn separate<'py, W: Width>(
-    py: Python<'py>,
-    encoded: &[Encoded<W>],
-) -> Vec<Bound<'py, PyByteArray>> {
-    let mut texts = Vec::new();
-    for part in encoded {
-        let mut start = 0;
-        for &end in &part.ends {
-            texts.push(PyByteArray::new(py, as_bytes(&part.ids[start..end])));
-            start = end;
-        }
-    }
-    texts
 }
 
 type Joined<'py> = (Bound<'py, PyByteArray>, Bound<'py, PyByteArray>);

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,6 @@ class Evaluate(L.Callback):
             say(f"  {self.about}")
         self.about = ""
         say(f"  step {step}: {self.evaluator.remark()}")
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take over the scores of before an interruption."""
-        remark = self.evaluator.load(state)
-        if remark and rank() == 0:
-            say(remark)
 
 
 class EvaluateCore(L.Callback):
@@ -157,16 +151,13 @@ class EvaluateChat(L.Callback):
             pl_module.gpt.train()
 
 
-def text_prompts(tokenizer: Tokenizer, texts: Sequence[str] = TEXTS) -> Prompts:
-    """Beginnings of texts, for a model that continues them."""
-    return [(text, [tokenizer.bos_id, *tokenizer.encode(text)]) for text in texts]
-
-
-def chat_prompts(tokenizer: Tokenizer, questions: Sequence[str] = QUESTIONS) -> Prompts:
-    """Questions, for a model that answers them."""
+def sample_prompts(asked: Mapping[str, Any], tokenizer: Tokenizer, *, chats: bool) -> Prompts:
+    """Return questions for a model that answers, else beginnings of texts; the usual where none are given."""
+    if not chats:
+        return [(text, [tokenizer.bos_id, *tokenizer.encode(text)]) for text in asked.get("texts", TEXTS)]
     return [
         (text, render_prompt({"messages": [{"role": "user", "content": text}]}, tokenizer))
-        for text in questions
+        for text in asked.get("questions", QUESTIONS)
     ]
 
 

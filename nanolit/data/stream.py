@@ -49,6 +49,7 @@ PREFETCHED = 2  # steps that a stream is ahead of training
 LARGEST_BUFFER_FRACTION = 0.05
 
 Item = TypeVar("Item")
+Part = tuple[np.ndarray, dict, float]  # a lane's rows of T + 1 tokens, its state and epoch after them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,26 +200,26 @@ class PretrainStream:
             while True:
                 num_steps += 1
                 # In order of lanes, whichever thread was first: rows must not depend on timing
-                done = sorted((part for share in shares for part in next(share)), key=lambda part: part.lane)
-                kept = sum(part.state["num_kept"] for part in done)
-                cropped = sum(part.state["num_cropped"] for part in done)
+                lanes = dict(sorted(part for share in shares for part in next(share).items()))
+                rows, states, epochs = zip(*lanes.values(), strict=True)
+                kept, cropped = (sum(state[key] for state in states) for key in ("num_kept", "num_cropped"))
                 yield Step(
-                    micro_batches=self._micro_batches(np.concatenate([part.rows_BT for part in done])),
+                    micro_batches=self._micro_batches(np.concatenate(rows)),
                     num_tokens=self.rows * self.context,
                     position={
                         "format": FORMAT,
                         "step": num_steps,
                         "identity": self._identity,
-                        "lanes": {str(part.lane): part.state for part in done},
+                        "lanes": dict(zip(map(str, lanes), states, strict=True)),
                     },
-                    epoch=sum(part.epoch for part in done) / len(done),
+                    epoch=sum(epochs) / len(lanes),
                     cropped_fraction=cropped / (kept + cropped),
                 )
 
-    def _lanes(self, numbers: Sequence[int], position: dict | None) -> Iterator[list["_Part"]]:
+    def _lanes(self, numbers: Sequence[int], position: dict | None) -> Iterator[dict[int, Part]]:
         """Make these lanes' part of each step after `position`; runs on a thread of their own."""
         workers = min(self._threads, len(self._own))
-        lanes = []
+        lanes: dict[int, _Lane] = {}
         for number in numbers:
             lane = _Lane(
                 self._sequence(number),
@@ -230,13 +231,10 @@ class PretrainStream:
             )
             if position:
                 lane.load_state(position["lanes"][str(number)])
-            lanes.append(lane)
+            lanes[number] = lane
         share = self.rows // self.lanes
         while True:
-            yield [
-                _Part(lane=number, rows_BT=lane.rows(share), state=lane.state(), epoch=lane.epoch)
-                for number, lane in zip(numbers, lanes, strict=True)
-            ]
+            yield {number: (lane.rows(share), lane.state(), lane.epoch) for number, lane in lanes.items()}
 
     def _make_packer(self) -> Packer:
         return make_packer(**self._packer, dtype=self._tokenizer.dtype)
@@ -251,16 +249,6 @@ class PretrainStream:
             as_batch(rows_BT[start : start + self.micro_batch], pin_memory=self._pin_memory)
             for start in range(0, len(rows_BT), self.micro_batch)
         ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One lane's rows of a step, and its state after them."""
-
-    lane: int
-    rows_BT: np.ndarray  # of T + 1 tokens
-    state: dict
-    epoch: float
 
 
 class _Lane:

@@ -8,14 +8,11 @@ import torch
 
 from nanolit.callbacks.evaluate import (
     CORE_PART,
-    QUESTIONS,
-    TEXTS,
     Evaluate,
     EvaluateChat,
     EvaluateCore,
     WriteSamples,
-    chat_prompts,
-    text_prompts,
+    sample_prompts,
 )
 from nanolit.callbacks.progress import Clock, Progress
 from nanolit.callbacks.saving import Checkpoints
@@ -26,6 +23,7 @@ from nanolit.jobs.ending import FAST_DEV_PROBLEMS
 from nanolit.jobs.parts import Parts
 from nanolit.jobs.processes import launched_rank
 from nanolit.machine.paths import Json, core_folder
+from nanolit.machine.terminal import say
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.phases.core import Phase
 from nanolit.planning.plans import BasePlan, TrainingPlan, fresh_plan, total
@@ -91,7 +89,9 @@ class Watch:
             recorder=self.recorder,
             clock=self.clock,
         )
-        self.evaluation.load(self.before)
+        remark = parts.evaluator.load(self.before)
+        if remark and launched_rank() == 0:
+            say(remark)
         self.core: list[L.Callback] = []
         if isinstance(plan, BasePlan) and plan.core_every not in ("end", None):
             core = EvaluateCore(
@@ -115,9 +115,7 @@ class Watch:
         self.samples = WriteSamples(
             parts.folder / "samples.md",
             engine=engine,
-            prompts=chat_prompts(tokenizer, asked.get("questions", QUESTIONS))
-            if plan.chats
-            else text_prompts(tokenizer, asked.get("texts", TEXTS)),
+            prompts=sample_prompts(asked, tokenizer, chats=plan.chats),
             sample_every=plan.sample_every,
             max_tokens=min(REPLY_TOKENS, plan.gpt["context"] // 2) if plan.chats else TEXT_TOKENS,
             clock=self.clock,

@@ -227,10 +227,10 @@ class Decoder:
         shape = {"heads": config.heads, "kv_heads": config.kv_heads, "qk_scale": config.qk_scale}
         x0_MC = x0_BTC.flatten(0, 1)
         x_MC, normed_MC, middle_MC = x0_MC.clone(), torch.empty_like(x0_MC), torch.empty_like(x0_MC)
-        between = dict[str, Any]()
+        kept_MC = None
         for number, layer in enumerate(self.layers):
-            between["mix"] = (*self.scalars[number], x0_MC) if self.scalars else None
-            fused.prepare(x_MC, normed_MC, **between)
+            scalars = (*self.scalars[number], x0_MC) if self.scalars else None
+            fused.prepare(x_MC, normed_MC, mix=scalars, kept_BC=kept_MC)
             qkv_BTX = F.linear(normed_MC, layer.qkv_XC).view(*ids_BT.shape, -1)
             parts = split_heads(qkv_BTX.view(*rows, -1)[..., : sum(self.split)], cos_TE, sin_TE, **shape)
             q_BTHD, k_BTKD, v_BTKD = (part.view(*ids_BT.shape, *part.shape[2:]) for part in parts)
@@ -240,9 +240,9 @@ class Decoder:
             hidden_MF = F.linear(normed_MC, layer.expand_FC)
             fused.square(hidden_MF)
             x_MC.addmm_(hidden_MF, layer.contract_CF.T)
-            between = {"kept_BC": middle_MC if number == config.depth // 2 else None}
-        between["backout"] = None if backout is None else (backout, middle_MC)
-        fused.prepare(x_MC, normed_MC, **between)
+            kept_MC = middle_MC if number == config.depth // 2 else None
+        middle = None if backout is None else (backout, middle_MC)
+        fused.prepare(x_MC, normed_MC, kept_BC=kept_MC, backout=middle)
         return normed_MC.view_as(x0_BTC)
 
     def _heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:

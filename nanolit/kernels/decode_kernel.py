@@ -127,12 +127,12 @@ def product(
 def _tile_of_a_row(N: int, C: int) -> tuple[int, int]:
     """Return columns and warps of a program: 320 bytes of weights a thread, all on the way at once."""
     columns = 4 if N <= 16 * PROGRAMS else 16
-    return columns, min(8, max(1, triton.next_power_of_2(round(columns * C / 7000))))
+    return columns, min(8, max(1, int(triton.next_power_of_2(round(columns * C / 7000)))))
 
 
 def _tile_of_rows(B: int, N: int, C: int) -> tuple[int, int, int, int]:
     """Return columns, slices of the inner numbers, one a warp, inner numbers at once, and stages."""
-    rows, inner = max(8, triton.next_power_of_2(B)), 128 if C > 2560 else 64
+    rows, inner = max(8, int(triton.next_power_of_2(B))), 128 if C > 2560 else 64
     columns = 32 if 16 * PROGRAMS < N <= 32 * PROGRAMS else 16
     return columns, 4, inner, max(2, min(6, SHARED // ((rows + columns) * 4 * inner * 2)))
 

@@ -25,11 +25,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
 FEW = 16  # rows that `product` serves
-SHARED = 98_304  # bytes of shared memory for a product's stages: an A10G has 99 KiB for a program
 PROGRAMS = 132  # multiprocessors of an H200: sizes are chosen to give each about one program
 MOST_PARTS = 32
 CHUNK = 128  # of logits: a draw first chooses one
-LINE_BYTES = 128  # that are fetched at once
 
 
 def begin(
@@ -115,12 +113,10 @@ def product(
             *(*operands, N, C, *flags, columns, inner, triton.cdiv(C, inner)), **_launch(x_BC, warps=warps)
         )
         return
-    rows, (columns, slices, inner, stages) = max(8, triton.next_power_of_2(B)), _tile_of_rows(B, N, C)
-    line = LINE_BYTES // weight_NC.element_size()
+    columns, warps, inner = _tile_of_rows(N, C)
     _product_of_rows[(triton.cdiv(N, columns),)](
-        *(*operands, B, N, C, *flags, rows, columns, slices, inner),
-        *(triton.next_power_of_2(triton.cdiv(C, line)), line),
-        **_launch(x_BC, warps=slices, stages=stages),
+        *(*operands, B, N, C, *flags, FEW, columns, warps, inner, triton.cdiv(C, warps * inner)),
+        **_launch(x_BC, warps=warps),
     )
 
 
@@ -130,11 +126,10 @@ def _tile_of_a_row(N: int, C: int) -> tuple[int, int]:
     return columns, min(8, max(1, int(triton.next_power_of_2(round(columns * C / 7000)))))
 
 
-def _tile_of_rows(B: int, N: int, C: int) -> tuple[int, int, int, int]:
-    """Return columns, slices of the inner numbers, one a warp, inner numbers at once, and stages."""
-    rows, inner = max(8, int(triton.next_power_of_2(B))), 128 if C > 2560 else 64
-    columns = 32 if 16 * PROGRAMS < N <= 32 * PROGRAMS else 16
-    return columns, 4, inner, max(2, min(6, SHARED // ((rows + columns) * 4 * inner * 2)))
+def _tile_of_rows(N: int, C: int) -> tuple[int, int, int]:
+    """Return columns and warps of a program, and the inner numbers that a warp multiplies at once."""
+    columns = 8 if N <= 16 * PROGRAMS else 16
+    return columns, min(16, max(2, int(triton.next_power_of_2(round(columns * C / 7000))))), 32
 
 
 def prepare(
@@ -260,15 +255,19 @@ def _number(key):
 
 
 @triton.jit
-def _kth_largest(keys, k, low, high):
-    """Return a bound that k keys reach, or more where some are equal; fewer than k must reach `high`."""
-    count = k + 1
-    while (low + 1 < high) & (count != k):
+def _bound(keys, amounts, target, low, high):
+    """Return the least key with less than `target` of all amounts above it; `low` has more above, `high` less.
+
+    Halves the range, and goes on to the next key that there is: logits of 16 bits have few within it.
+    """
+    while low + 1 < high:
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
-        count = tl.sum((keys >= middle).to(tl.int32))
-        low = tl.where(count >= k, middle, low)
-        high = tl.where(count >= k, high, middle)
-    return low
+        above = keys > middle
+        if tl.sum(tl.sum(tl.where(above, amounts, 0.0), axis=1), axis=0) < target:
+            high = tl.max(tl.max(tl.where(above, -(2**31), keys), axis=1), axis=0)
+        else:
+            low = tl.min(tl.min(tl.where(above, keys, 2**31 - 1), axis=1), axis=0) - 1
+    return high
 
 
 @triton.jit
@@ -291,24 +290,18 @@ def _sample(
     keys = _order(_penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP))
     largest = tl.max(keys, axis=1)
     highest, least = tl.max(largest, axis=0), tl.min(tl.min(keys, axis=1), axis=0)
-    best, high = _number(highest), highest + 1
+    best = _number(highest)
     id = tl.min(tl.min(tl.where(keys == highest, place, CHUNKS * CHUNK), axis=1), axis=0)
     if top_k > 0:
         if top_k < CHUNKS:  # a bound to begin with: the k-th of the chunks' largest keys
-            least = _kth_largest(largest, top_k, least, high)
-        least = _kth_largest(keys, top_k, least, high)
+            least = _bound(largest[:, None], 1.0, top_k, least - 1, highest)
+        least = _bound(keys, 1.0, top_k, least - 1, highest)
     warmth = tl.where(temperature == 0, 1.0, temperature)
     weights = tl.where(keys >= least, tl.exp((_number(keys) - best) / warmth), 0.0)
     # Keep a token if those likelier than it have less than top_p of all probability; lines of 0 are no rows
     if (top_p < 1) & (penalty > 0):
         most = top_p * tl.sum(tl.sum(weights, axis=1), axis=0)
-        low = least - 1
-        while low + 1 < high:
-            middle = (low & high) + ((low ^ high) >> 1)
-            likelier = tl.sum(tl.sum(tl.where(keys > middle, weights, 0.0), axis=1), axis=0)
-            high = tl.where(likelier < most, middle, high)
-            low = tl.where(likelier < most, low, middle)
-        least = high
+        least = _bound(keys, weights, most, least - 1, highest)
         weights = tl.where(keys >= least, weights, 0.0)
     chunks = tl.sum(weights, axis=1)
     sums, number = tl.cumsum(chunks, axis=0), tl.arange(0, CHUNKS)
@@ -400,36 +393,40 @@ def _product_of_a_row(
 def _product_of_rows(
     x, weight, out, residual, r, s, x0, kept, epsilon, B, N, C: tl.constexpr, NORMALIZED: tl.constexpr,
     SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr, KEPT: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SLICES: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
+    COLUMNS: tl.constexpr, SLICES: tl.constexpr, INNER: tl.constexpr, CHUNKS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     # Each warp multiplies a slice of the inner numbers, as one matrix of a batch; the slices are summed last.
-    # Columns stand where a matrix unit has 16 places, rows where it has 8
+    # Rows stand where a matrix unit has 16 places, columns where it has 8
     column, row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, ROWS)
-    slice, step = tl.arange(0, SLICES)[:, None, None] * INNER, tl.arange(0, INNER)
+    inner = tl.arange(0, SLICES)[:, None, None] * INNER + tl.arange(0, INNER)[None, None, :]
+    columns_in, rows_in = column[None, :, None] < N, row[None, :, None] < B
+    ws = ()
+    for chunk in tl.static_range(CHUNKS):
+        at, known = chunk * SLICES * INNER + inner, columns_in
+        if (chunk + 1) * SLICES * INNER > C:
+            known = known & (at < C)
+        w = tl.load(weight + column[None, :, None] * C + at, mask=known, other=0.0, eviction_policy="evict_first")
+        ws += (w,)
     if DEPENDENT:
-        _fetch_ahead(weight, column, N, C, COLUMNS, LINES, LINE)
         gdc_wait()
         gdc_launch_dependents()
-    total = tl.zeros((SLICES, COLUMNS, ROWS), tl.float32)
-    squares = tl.zeros((SLICES, INNER, ROWS), tl.float32)
-    of_weight, of_x = slice + step[None, None, :], slice + step[None, :, None]
-    for start in range(0, C, SLICES * INNER):
-        columns_in, rows_in = column[None, :, None] < N, row[None, None, :] < B
-        if C % (SLICES * INNER) != 0:
-            columns_in = columns_in & (start + of_weight < C)
-            rows_in = rows_in & (start + of_x < C)
-        w = tl.load(weight + column[None, :, None] * C + start + of_weight, mask=columns_in, other=0.0)
-        a = tl.load(x + row[None, None, :] * C + start + of_x, mask=rows_in, other=0.0, cache_modifier=".cg")
-        total = tl.dot(w, a, total, input_precision="ieee")
+    total = tl.zeros((SLICES, ROWS, COLUMNS), tl.float32)
+    squares = tl.zeros((SLICES, ROWS, INNER), tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        at, known = chunk * SLICES * INNER + inner, rows_in
+        if (chunk + 1) * SLICES * INNER > C:
+            known = known & (at < C)
+        a = tl.load(x + row[None, :, None] * C + at, mask=known, other=0.0, cache_modifier=".cg")
+        total = tl.dot(a, tl.permute(ws[chunk], (0, 2, 1)), total, input_precision="ieee")
         if NORMALIZED:
             wide = a.to(tl.float32)
             squares += wide * wide
     y = tl.sum(total, axis=0)
     if NORMALIZED:
-        y *= tl.rsqrt(tl.sum(tl.sum(squares, axis=0), axis=0) / C + epsilon)[None, :]
-    place = row[None, :] * N + column[:, None]
-    inside = (row[None, :] < B) & (column[:, None] < N)
+        y *= tl.rsqrt(tl.sum(tl.sum(squares, axis=0), axis=1) / C + epsilon)[:, None]
+    place = row[:, None] * N + column[None, :]
+    inside = (row[:, None] < B) & (column[None, :] < N)
     _finish(y, place, inside, out, residual, r, s, x0, kept, SQUARED, RESIDUAL, MIX, KEPT)
 
 
@@ -492,21 +489,6 @@ def _square(hidden, count, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
 
 
 @triton.jit
-def _fetch_ahead(weight, column, N, C, COLUMNS: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr):
-    """Ask for these rows of a weight, so that they are in the second level's cache when they are needed."""
-    rows = tl.minimum(column, N - 1)[:, None]
-    inner = tl.minimum(tl.arange(0, LINES) * LINE, C - 1)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [weight + rows * C + inner],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _attend(
     qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, X, row_stride,
     R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
@@ -517,8 +499,11 @@ def _attend(
     half = tl.arange(0, D // 2)
     position = _whole(rows + row * COLUMNS + 1)
     stored, new_place = tl.minimum(position, R), position % R
-    chunk = tl.cdiv(tl.cdiv(stored, PARTS), KEYS) * KEYS
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(stored, PARTS), KEYS), 1) * KEYS
     first, last = part * chunk, tl.minimum((part + 1) * chunk, stored)
+    parts = tl.maximum(tl.cdiv(stored, chunk), 1)  # that have keys, or the new one
+    if part >= parts:
+        return
     start_of_text = row * row_stride + kv_head * D
     start, stride = first, K * D
     # No other kernel of this step writes what these read
@@ -593,14 +578,16 @@ def _attend(
         tl.store(mine + D, best)
         tl.store(mine + D + 1, weights)
         tl.debug_barrier()  # all of this program's parts are written before it is counted
-        if tl.atomic_add(counts + row * H + head, 1, sem="acq_rel") == PARTS - 1:  # the last one sums up
+        if tl.atomic_add(counts + row * H + head, 1, sem="acq_rel") == parts - 1:  # the last one sums up
             tl.debug_barrier()
-            each = own + tl.arange(0, PARTS) * (D + 2)
-            tops = tl.load(each + D, cache_modifier=".cg")
+            each, there = own + tl.arange(0, PARTS) * (D + 2), tl.arange(0, PARTS) < parts
+            tops = tl.load(each + D, mask=there, other=-1e30, cache_modifier=".cg")
             share = tl.exp2(tops - tl.max(tops))
-            norm = tl.sum(share * tl.load(each + D + 1, cache_modifier=".cg"))
-            all1 = tl.load(each[:, None] + half[None, :], cache_modifier=".cg")
-            all2 = tl.load(each[:, None] + D // 2 + half[None, :], cache_modifier=".cg")
+            norm = tl.sum(share * tl.load(each + D + 1, mask=there, other=0.0, cache_modifier=".cg"))
+            all1 = tl.load(each[:, None] + half[None, :], mask=there[:, None], other=0.0, cache_modifier=".cg")
+            all2 = tl.load(
+                each[:, None] + D // 2 + half[None, :], mask=there[:, None], other=0.0, cache_modifier=".cg"
+            )
             tl.store(out, (tl.sum(all1 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
             tl.store(out + D // 2, (tl.sum(all2 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
             tl.store(counts + row * H + head, 0)

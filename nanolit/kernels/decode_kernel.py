@@ -25,9 +25,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
 FEW = 16  # rows that `product` serves
+SHARED = 98_304  # bytes of shared memory for a product's stages: an A10G has 99 KiB for a program
 PROGRAMS = 132  # multiprocessors of an H200: sizes are chosen to give each about one program
-MOST_PARTS = 32
+MOST_PARTS = 64
 CHUNK = 128  # of logits: a draw first chooses one
+LINE_BYTES = 128  # that are fetched at once
 
 
 def begin(
@@ -113,23 +115,26 @@ def product(
             *(*operands, N, C, *flags, columns, inner, triton.cdiv(C, inner)), **_launch(x_BC, warps=warps)
         )
         return
-    columns, warps, inner = _tile_of_rows(N, C)
+    rows, (columns, slices, inner, stages) = max(8, triton.next_power_of_2(B)), _tile_of_rows(B, N, C)
+    line = LINE_BYTES // weight_NC.element_size()
     _product_of_rows[(triton.cdiv(N, columns),)](
-        *(*operands, B, N, C, *flags, FEW, columns, warps, inner, triton.cdiv(C, warps * inner)),
-        **_launch(x_BC, warps=warps),
+        *(*operands, B, N, C, *flags, rows, columns, slices, inner),
+        *(triton.next_power_of_2(triton.cdiv(C, line)), line),
+        **_launch(x_BC, warps=slices, stages=stages),
     )
 
 
 def _tile_of_a_row(N: int, C: int) -> tuple[int, int]:
-    """Return columns and warps of a program: 320 bytes of weights a thread, all on the way at once."""
-    columns = 4 if N <= 16 * PROGRAMS else 16
-    return columns, min(8, max(1, int(triton.next_power_of_2(round(columns * C / 7000)))))
+    """Return columns and warps of a program, all of whose weights are on the way at once."""
+    columns = 16 if N > 16 * PROGRAMS and C <= 1536 else 4
+    return columns, 4 if columns == 16 or C > 2560 else 1
 
 
-def _tile_of_rows(N: int, C: int) -> tuple[int, int, int]:
-    """Return columns and warps of a program, and the inner numbers that a warp multiplies at once."""
-    columns = 8 if N <= 16 * PROGRAMS else 16
-    return columns, min(16, max(2, int(triton.next_power_of_2(round(columns * C / 7000))))), 32
+def _tile_of_rows(B: int, N: int, C: int) -> tuple[int, int, int, int]:
+    """Return columns, slices of the inner numbers, one a warp, inner numbers at once, and stages."""
+    rows, inner = max(8, int(triton.next_power_of_2(B))), 128 if C > 2560 else 64
+    columns = 32 if 16 * PROGRAMS < N <= 32 * PROGRAMS else 16
+    return columns, 4, inner, max(2, min(6, SHARED // ((rows + columns) * 4 * inner * 2)))
 
 
 def prepare(
@@ -195,12 +200,11 @@ def attend(
 def _split(texts: int, places: int) -> tuple[int, int, int]:
     """Return the parts of each text's keys, the keys that a program reads at once, and its warps.
 
-    Measured (H200, 1,088 positions, LOG.md 2026-11-30): two warps with 32 keys read 95% of what memory gives
-    at 1,280 texts, four with 64 keys 80%. A text is of one row and one head.
+    Measured (H200, 1,088 positions, LOG.md 2026-11-30 and 2026-12-01). A text is of one row and one head.
     """
-    parts = triton.next_power_of_2(triton.cdiv(2 * PROGRAMS, texts)) if texts < 4 * PROGRAMS else 2
-    parts = int(min(parts, MOST_PARTS, triton.next_power_of_2(triton.cdiv(places, 16))))
-    return parts, 16 if parts == MOST_PARTS else 32, 2
+    parts = max(2, int(triton.next_power_of_2(triton.cdiv(4 * PROGRAMS, texts))))
+    parts = min(parts, MOST_PARTS, int(triton.next_power_of_2(triton.cdiv(places, 16))))
+    return parts, 32 if parts == MOST_PARTS or texts >= 4 * PROGRAMS else 16, 2
 
 
 def _launch(x: Tensor, *, warps: int, stages: int = 1) -> dict[str, int | bool]:
@@ -255,18 +259,28 @@ def _number(key):
 
 
 @triton.jit
-def _bound(keys, amounts, target, low, high):
-    """Return the least key with less than `target` of all amounts above it; `low` has more above, `high` less.
+def _weights(keys, least, best, warmth):
+    return tl.where(keys >= least, tl.exp((_number(keys) - best) / warmth), 0.0)
 
-    Halves the range, and goes on to the next key that there is: logits of 16 bits have few within it.
+
+@triton.jit
+def _bound(keys, target, least, highest, best, warmth, WEIGHTED: tl.constexpr):
+    """Return the least key above which there are fewer keys than `target`, or keys of less weight.
+
+    Halves the range from `least` to `highest`, and goes on to the next key that there is: logits of 16 bits
+    have few within it. Weights are computed again each time: there are no registers to keep them.
     """
+    low, high = least - 1, highest
     while low + 1 < high:
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
-        above = keys > middle
-        if tl.sum(tl.sum(tl.where(above, amounts, 0.0), axis=1), axis=0) < target:
-            high = tl.max(tl.max(tl.where(above, -(2**31), keys), axis=1), axis=0)
+        if WEIGHTED:
+            above = tl.sum(_weights(keys, middle + 1, best, warmth))
         else:
-            low = tl.min(tl.min(tl.where(above, keys, 2**31 - 1), axis=1), axis=0) - 1
+            above = tl.sum((keys > middle).to(tl.int32))
+        if above < target:
+            high = tl.max(tl.where(keys > middle, -(2**31), keys))
+        else:
+            low = tl.min(tl.where(keys > middle, keys, 2**31 - 1)) - 1
     return high
 
 
@@ -289,20 +303,19 @@ def _sample(
     # Keys alone stay in registers: numbers come back from them
     keys = _order(_penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP))
     largest = tl.max(keys, axis=1)
-    highest, least = tl.max(largest, axis=0), tl.min(tl.min(keys, axis=1), axis=0)
+    highest, least = tl.max(largest), tl.min(keys)
     best = _number(highest)
-    id = tl.min(tl.min(tl.where(keys == highest, place, CHUNKS * CHUNK), axis=1), axis=0)
+    id = tl.min(tl.where(keys == highest, place, CHUNKS * CHUNK))
+    warmth = tl.where(temperature == 0, 1.0, temperature)
     if top_k > 0:
         if top_k < CHUNKS:  # a bound to begin with: the k-th of the chunks' largest keys
-            least = _bound(largest[:, None], 1.0, top_k, least - 1, highest)
-        least = _bound(keys, 1.0, top_k, least - 1, highest)
-    warmth = tl.where(temperature == 0, 1.0, temperature)
-    weights = tl.where(keys >= least, tl.exp((_number(keys) - best) / warmth), 0.0)
+            least = _bound(largest, top_k, least, highest, best, warmth, False)
+        least = _bound(keys, top_k, least, highest, best, warmth, False)
     # Keep a token if those likelier than it have less than top_p of all probability; lines of 0 are no rows
     if (top_p < 1) & (penalty > 0):
-        most = top_p * tl.sum(tl.sum(weights, axis=1), axis=0)
-        least = _bound(keys, weights, most, least - 1, highest)
-        weights = tl.where(keys >= least, weights, 0.0)
+        most = top_p * tl.sum(_weights(keys, least, best, warmth))
+        least = _bound(keys, most, least, highest, best, warmth, True)
+    weights = _weights(keys, least, best, warmth)
     chunks = tl.sum(weights, axis=1)
     sums, number = tl.cumsum(chunks, axis=0), tl.arange(0, CHUNKS)
     total = tl.max(sums, axis=0)
@@ -393,40 +406,36 @@ def _product_of_a_row(
 def _product_of_rows(
     x, weight, out, residual, r, s, x0, kept, epsilon, B, N, C: tl.constexpr, NORMALIZED: tl.constexpr,
     SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr, KEPT: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SLICES: tl.constexpr, INNER: tl.constexpr, CHUNKS: tl.constexpr,
+    COLUMNS: tl.constexpr, SLICES: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     # Each warp multiplies a slice of the inner numbers, as one matrix of a batch; the slices are summed last.
-    # Rows stand where a matrix unit has 16 places, columns where it has 8
+    # Columns stand where a matrix unit has 16 places, rows where it has 8
     column, row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, ROWS)
-    inner = tl.arange(0, SLICES)[:, None, None] * INNER + tl.arange(0, INNER)[None, None, :]
-    columns_in, rows_in = column[None, :, None] < N, row[None, :, None] < B
-    ws = ()
-    for chunk in tl.static_range(CHUNKS):
-        at, known = chunk * SLICES * INNER + inner, columns_in
-        if (chunk + 1) * SLICES * INNER > C:
-            known = known & (at < C)
-        w = tl.load(weight + column[None, :, None] * C + at, mask=known, other=0.0, eviction_policy="evict_first")
-        ws += (w,)
+    slice, step = tl.arange(0, SLICES)[:, None, None] * INNER, tl.arange(0, INNER)
     if DEPENDENT:
+        _fetch_ahead(weight, column, N, C, COLUMNS, LINES, LINE)
         gdc_wait()
         gdc_launch_dependents()
-    total = tl.zeros((SLICES, ROWS, COLUMNS), tl.float32)
-    squares = tl.zeros((SLICES, ROWS, INNER), tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        at, known = chunk * SLICES * INNER + inner, rows_in
-        if (chunk + 1) * SLICES * INNER > C:
-            known = known & (at < C)
-        a = tl.load(x + row[None, :, None] * C + at, mask=known, other=0.0, cache_modifier=".cg")
-        total = tl.dot(a, tl.permute(ws[chunk], (0, 2, 1)), total, input_precision="ieee")
+    total = tl.zeros((SLICES, COLUMNS, ROWS), tl.float32)
+    squares = tl.zeros((SLICES, INNER, ROWS), tl.float32)
+    of_weight, of_x = slice + step[None, None, :], slice + step[None, :, None]
+    for start in range(0, C, SLICES * INNER):
+        columns_in, rows_in = column[None, :, None] < N, row[None, None, :] < B
+        if C % (SLICES * INNER) != 0:
+            columns_in = columns_in & (start + of_weight < C)
+            rows_in = rows_in & (start + of_x < C)
+        w = tl.load(weight + column[None, :, None] * C + start + of_weight, mask=columns_in, other=0.0)
+        a = tl.load(x + row[None, None, :] * C + start + of_x, mask=rows_in, other=0.0, cache_modifier=".cg")
+        total = tl.dot(w, a, total, input_precision="ieee")
         if NORMALIZED:
             wide = a.to(tl.float32)
             squares += wide * wide
     y = tl.sum(total, axis=0)
     if NORMALIZED:
-        y *= tl.rsqrt(tl.sum(tl.sum(squares, axis=0), axis=1) / C + epsilon)[:, None]
-    place = row[:, None] * N + column[None, :]
-    inside = (row[:, None] < B) & (column[None, :] < N)
+        y *= tl.rsqrt(tl.sum(tl.sum(squares, axis=0), axis=0) / C + epsilon)[None, :]
+    place = row[None, :] * N + column[:, None]
+    inside = (row[None, :] < B) & (column[:, None] < N)
     _finish(y, place, inside, out, residual, r, s, x0, kept, SQUARED, RESIDUAL, MIX, KEPT)
 
 
@@ -489,6 +498,21 @@ def _square(hidden, count, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
 
 
 @triton.jit
+def _fetch_ahead(weight, column, N, C, COLUMNS: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr):
+    """Ask for these rows of a weight, so that they are in the second level's cache when they are needed."""
+    rows = tl.minimum(column, N - 1)[:, None]
+    inner = tl.minimum(tl.arange(0, LINES) * LINE, C - 1)[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [weight + rows * C + inner],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _attend(
     qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, X, row_stride,
     R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
@@ -511,10 +535,25 @@ def _attend(
     v1, v2 = _halves(values + start_of_text, start, last, half, stride, D, KEYS)
     cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)
     sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)
+    added1, added2 = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
+    if TABLE:  # ids are older than the kernel before this one
+        entry = table + (_whole(ids + row) * K + kv_head) * D + half
+        added1, added2 = tl.load(entry).to(tl.float32), tl.load(entry + D // 2).to(tl.float32)
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
+    # The new key and value never come from memory. They are asked for at once with the query: waiting for one
+    # after another took longer than reading the older keys
     q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
+    new_k1, new_k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
+    new = qkv + row * X + (H + K + kv_head) * D + half
+    new_v1, new_v2 = tl.load(new, cache_modifier=".cg"), tl.load(new + D // 2, cache_modifier=".cg")
+    if TABLE:
+        gate = 3 * tl.sigmoid(
+            tl.load(qkv + row * X + (H + 2 * K) * D + kv_head, cache_modifier=".cg").to(tl.float32)
+        )
+        new_v1 = (new_v1.to(tl.float32) + gate * added1).to(new_v1.dtype)
+        new_v2 = (new_v2.to(tl.float32) + gate * added2).to(new_v2.dtype)
     scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # exp2 is the GPU's own exponential
     q1, q2 = q1.to(tl.float32) * scale, q2.to(tl.float32) * scale
     # Each of KEYS places has sums of its own, added up last: warps need not wait for one another until then
@@ -541,17 +580,7 @@ def _attend(
     sum1 = tl.sum(sums1 * factor[:, None], axis=0)
     sum2 = tl.sum(sums2 * factor[:, None], axis=0)
 
-    if part == 0:  # the new key and value never come from memory
-        new_k1, new_k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
-        new = qkv + row * X + (H + K + kv_head) * D + half
-        new_v1, new_v2 = tl.load(new, cache_modifier=".cg"), tl.load(new + D // 2, cache_modifier=".cg")
-        if TABLE:
-            gate = 3 * tl.sigmoid(
-                tl.load(qkv + row * X + (H + 2 * K) * D + kv_head, cache_modifier=".cg").to(tl.float32)
-            )
-            entry = table + (_whole(ids + row) * K + kv_head) * D + half
-            new_v1 = (new_v1.to(tl.float32) + gate * tl.load(entry).to(tl.float32)).to(new_v1.dtype)
-            new_v2 = (new_v2.to(tl.float32) + gate * tl.load(entry + D // 2).to(tl.float32)).to(new_v2.dtype)
+    if part == 0:
         if head % (H // K) == 0:
             slot = start_of_text + new_place.to(tl.int64) * (K * D) + half
             tl.store(keys + slot, new_k1)
@@ -580,14 +609,14 @@ def _attend(
         tl.debug_barrier()  # all of this program's parts are written before it is counted
         if tl.atomic_add(counts + row * H + head, 1, sem="acq_rel") == parts - 1:  # the last one sums up
             tl.debug_barrier()
-            each, there = own + tl.arange(0, PARTS) * (D + 2), tl.arange(0, PARTS) < parts
+            number = tl.arange(0, PARTS)
+            each, there = own + number * (D + 2), number < parts
             tops = tl.load(each + D, mask=there, other=-1e30, cache_modifier=".cg")
             share = tl.exp2(tops - tl.max(tops))
             norm = tl.sum(share * tl.load(each + D + 1, mask=there, other=0.0, cache_modifier=".cg"))
-            all1 = tl.load(each[:, None] + half[None, :], mask=there[:, None], other=0.0, cache_modifier=".cg")
-            all2 = tl.load(
-                each[:, None] + D // 2 + half[None, :], mask=there[:, None], other=0.0, cache_modifier=".cg"
-            )
+            at, there = each[:, None] + half[None, :], there[:, None]
+            all1 = tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
+            all2 = tl.load(at + D // 2, mask=there, other=0.0, cache_modifier=".cg")
             tl.store(out, (tl.sum(all1 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
             tl.store(out + D // 2, (tl.sum(all2 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
             tl.store(counts + row * H + head, 0)

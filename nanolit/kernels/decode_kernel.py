@@ -200,7 +200,7 @@ def attend(
 def _split(texts: int, places: int) -> tuple[int, int, int]:
     """Return the parts of each text's keys, the keys that a program reads at once, and its warps.
 
-    Measured (H200, 1,088 positions, LOG.md 2026-11-30 and 2026-12-01). A text is of one row and one head.
+    Measured (H200, 1,088 positions, LOG.md, 2026-12-01). A text is of one row and one head.
     """
     parts = max(2, int(triton.next_power_of_2(triton.cdiv(4 * PROGRAMS, texts))))
     parts = min(parts, MOST_PARTS, int(triton.next_power_of_2(triton.cdiv(places, 16))))

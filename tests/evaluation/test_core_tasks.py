@@ -32,10 +32,13 @@ needs_shared = pytest.mark.skipif(not DECISIONS.is_file(), reason="NANOLIT_SHARE
 
 @pytest.fixture(scope="module")
 def fixture():
+    return Decoder(build_fixture()[0]), read_tokenizer(FIXTURE / "tokenizer")
+
+
+def build_fixture():
     content = read_json(FIXTURE / "base_checkpoints/d3/meta_000020.json")
     state = read_checkpoint(FIXTURE / "base_checkpoints/d3/model_000020.pt")
-    model, _ = build_model(state, content["model_config"], origin="fixture")
-    return Decoder(model), read_tokenizer(FIXTURE / "tokenizer")
+    return build_model(state, content["model_config"], origin="fixture")
 
 
 @needs_shared
@@ -63,6 +66,26 @@ def test_prompts_spans_and_decisions_are_nanochats(fixture, label):
         assert judged(row["index"], question, found)["right"] == row["correct"]
         if row.get("mean_losses"):
             assert [span.loss for span in found] == pytest.approx(row["mean_losses"], abs=2e-5)
+
+
+@needs_shared
+def test_in_bfloat16_only_near_ties_are_decided_otherwise(fixture):
+    """Oracle: nanochat's decisions in float32. None of the 132 changes on the CPUs tried."""
+    model, _ = build_fixture()
+    model.prepare(dtype=torch.bfloat16)
+    decoder, tokenizer = Decoder(model), fixture[1]
+    for label in LABELS:
+        rows = read_json(DECISIONS)["labels"][label.name]["rows"]
+        items, _ = read_items(BUNDLE, label)
+        random.Random(1337).shuffle(items)
+        questions = ask(label, items, [row["index"] for row in rows], tokenizer, crop=1024)
+        scored = score_groups(decoder, [question.group for question in questions])
+        for row, question, found in zip(rows, questions, scored, strict=True):
+            losses = row.get("mean_losses") or []
+            assert [span.loss for span in found][: len(losses)] == pytest.approx(losses, abs=0.04)
+            if judged(row["index"], question, found)["right"] != row["correct"]:
+                assert losses, f"{label.name} {row['index']}: a greedy ending changed"
+                assert sorted(losses)[1] - min(losses) < 0.04
 
 
 def _parts(group):

@@ -58,6 +58,8 @@ def build_groups(
         if not param.requires_grad:
             continue
         role = roles[name]
+        if role not in settings:
+            raise ValueError(f"there are no rates for {role} ({name}); groups has {', '.join(settings)}")
         chosen = settings[role]
         # The schedule multiplies the initial values: no rounding adds up, and a resumed run needs no state
         initial = {"initial_lr": chosen["lr"], "initial_weight_decay": chosen["weight_decay"]}

@@ -13,9 +13,10 @@ from typing import Any, cast, get_type_hints
 from typing_extensions import TypedDict
 
 from nanolit.config.build import build
+from nanolit.config.check import check_targets
 from nanolit.config.names import flatten, tokenizer_name
 from nanolit.config.schema import Job, Node, StageName
-from nanolit.machine.paths import Json, check_content, read_json, stage_folder
+from nanolit.machine.paths import DamagedFile, Json, check_content, read_json, stage_folder
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.planning.base import BasePlan, TokenizerPlan, plan_base, plan_tokenizer
 from nanolit.planning.costs import cost
@@ -154,6 +155,11 @@ def stored_plan(path: Path, *, may_lack: int = 1) -> Json:
     check_content(content, Staged, path, remedy=REMEDY)
     kind, _ = PLANNERS[content["stage"]]
     check_content(content, as_stored(kind), path, remedy=REMEDY, may_lack=may_lack)
+    if may_lack == 1:  # it will be built
+        try:
+            check_targets(content, path="")
+        except ValueError as error:
+            raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
     return content
 
 

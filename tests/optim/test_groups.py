@@ -53,6 +53,11 @@ def test_what_does_not_fit_is_refused_in_one_line(changes: dict, message: str):
     assert "\n" not in str(caught.value)
 
 
+def test_a_role_without_rates_is_refused():
+    with pytest.raises(ValueError, match=r"no rates for matrix \(.*\); groups has "):
+        build_groups(parameters(), ROLES, {role: SETTINGS[role] for role in SETTINGS if role != "matrix"})
+
+
 def test_nothing_to_train_is_refused():
     named = [(name, param.requires_grad_(False)) for name, param in parameters()]
     with pytest.raises(ValueError, match="none requires gradients; unfreeze at least one"):

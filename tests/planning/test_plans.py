@@ -121,6 +121,25 @@ def test_an_older_plan_loses_what_is_gone_and_lacks_what_is_new(tmp_path):
     assert (resumed.num_steps, resumed.warm_start) == (7, plan.warm_start)
 
 
+@pytest.mark.parametrize(
+    ("node", "fault"),
+    [
+        ({"schedule": {}}, r"schedule\.warmup_steps is missing; it must be an integer"),
+        ({"schedule": {"warmup_steps": "x"}}, r"schedule\.warmup_steps is 'x'"),
+        ({"schedule": {"_target_": "os.system"}}, r"schedule\._target_ is 'os\.system'"),
+    ],
+)
+def test_a_stored_plan_that_cannot_be_built_is_refused_before_any_work(node, fault, tmp_path):
+    job = compose(["model=d4", f"root={tmp_path}"])
+    plan = fresh_plan(job, "base")
+    path = write_plan(job, plan) / "plan.json"
+    stored = json.loads(path.read_text())
+    whole = {key: value for key, value in stored["schedule"].items() if key != "warmup_steps"}
+    path.write_text(json.dumps(stored | {key: whole | value for key, value in node.items()}))
+    with pytest.raises(ValueError, match=rf"plan\.json is damaged \({fault}.*restore it"):
+        keep_stored(job, plan)
+
+
 def test_a_download_is_in_plan_json_only_where_there_is_one():
     """Oracle: plan.json of format 1, whose bytes a stored run has."""
     assert as_json(base_plan("data=fineweb_edu"))["download_gigabytes"] > 0

@@ -299,3 +299,16 @@ def test_the_command_answers_without_torch(arguments, tmp_path):
         assert "  model: d2, d4, d6, d8, d12, d16, d20, d24, d26, d32\n" in done.stdout
     if arguments == ["modle=d6"]:
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", ["mixture", "experiment"])
+def test_a_tag_in_a_file_of_ones_own_is_refused(place, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    path = tmp_path / ("m.yaml" if place == "mixture" else "experiment/e.yaml")
+    path.write_text("# @package _global_\nmax_steps: !!bool maybe\n")
+    words = {
+        "mixture": [f"stage.sft.mixture={path}"],
+        "experiment": [f"hydra.searchpath=[file://{tmp_path}]", "experiment=e"],
+    }
+    with pytest.raises(ValueError, match=f"{path} is not valid YAML .it has a tag"):
+        compose(["phase=sft", *words[place]])

@@ -159,11 +159,11 @@ def hydra_quoted(text: str) -> str:
 
 
 def check_search_path(words: Sequence[str]) -> None:
-    """ValueError for a file of conf/, or of a folder that the words add, whose aliases unfold without end."""
+    """ValueError for a file of conf/, or of a folder that the words add, with tags or aliases without end."""
     for folder in (conf_folder(), *added(words)):
         for path in (path for pattern in DEEPEST for path in folder.glob(pattern)):
             content = path.read_bytes()
-            if b"*" in content and b"&" in content:
+            if b"!" in content or (b"*" in content and b"&" in content):
                 read_yaml(path, remedy="mend it")
 
 

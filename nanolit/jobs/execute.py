@@ -35,6 +35,7 @@ from nanolit.machine.paths import (
     tokenizers_folder,
     write_json,
 )
+from nanolit.machine.terminal import one_line, print_anything
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.micro_batch import tried
 from nanolit.planning.plans import (
@@ -89,7 +90,7 @@ def run(
                 training |= try_micro_batches(job, plans)
             return run_stages(job, training, node, keep_open)
     except (ValueError, OSError) as error:
-        return {"status": "failed", "run": job["run"], "error": str(error)}
+        return {"status": "failed", "run": job["run"], "error": one_line(error)}
 
 
 def announce(job: Job, plans: Plans) -> None:
@@ -300,6 +301,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Run the job of a file; 0 when it is done, 130 when it was interrupted, else 1."""
+    print_anything()
     result = run(read_job(Path(sys.argv[1])))
     if len(sys.argv) > 2:
         write_json(Path(sys.argv[2]), result)

@@ -33,7 +33,7 @@ from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.exit import handlers_kept, ignore_ctrl_c
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
-from nanolit.machine.terminal import one_line, printable, say, train_command
+from nanolit.machine.terminal import one_line, print_anything, printable, say, train_command
 from nanolit.phases.core import Phase, StoppedInStep
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
@@ -58,7 +58,7 @@ def attempt(job: Job, plan: Plan) -> Json:
         ignore_ctrl_c()
         return {"status": "interrupted", "error": f"{plan.stage} stopped at once; {resumption(job, plan)}"}
     except (ValueError, OSError) as error:
-        return {"status": "failed", "error": str(error)}
+        return {"status": "failed", "error": one_line(error)}
     except torch.OutOfMemoryError:
         assert not isinstance(plan, TokenizerPlan)
         return {"status": "failed", "error": out_of_memory(job, plan)}
@@ -188,6 +188,7 @@ def plain_warning(
 def main() -> None:
     """`python -m nanolit.jobs.worker FOLDER`, on every rank of a stage: jobs/ranks.py starts it."""
     folder = Path(sys.argv[1])
+    print_anything()
     end_with(int(os.environ["NANOLIT_PARENT"]))
     join_ranks()
     result = run(read_job(folder / "job.yaml"), read_plan(folder))

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from nanolit.machine.terminal import one_line, printable
+from nanolit.machine.terminal import one_line, print_anything, printable
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
@@ -25,6 +25,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(words: Sequence[str] | None = None) -> int:
+        print_anything()
         atexit.register(ignore_ctrl_c)  # once the process ends, another Ctrl-C would only spoil its exit code
         try:
             try:

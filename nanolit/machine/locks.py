@@ -52,7 +52,7 @@ def holder(content: str) -> str:
     if here and pid.isdecimal() and not psutil.pid_exists(int(pid)):
         return f"ranks of process {pid}, which is gone; they end within half a minute: try again then"
     elsewhere = f" on {host}" if host and not here else ""
-    return f"process {pid or 'another'}{elsewhere}; wait for it, stop it, or give another run=NAME"
+    return f"process {pid or 'another'}{elsewhere}; wait for it, stop it, or take another name"
 
 
 @functools.cache

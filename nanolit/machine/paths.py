@@ -90,20 +90,24 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     A reader of `path` sees the old file or the whole new one, never a part, also after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+    prefix, temporary = f".{path.name}.", None
     try:
-        yield Path(temporary)
-        sync(Path(temporary))
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        sync(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        if error.errno and not error.filename:  # a full disk, found while writing
+        named = not error.filename or os.path.basename(error.filename).startswith(prefix)
+        if error.errno and named:  # a full disk, which has no name, or ours, which nobody knows
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -258,6 +262,8 @@ def read_yaml(path: Path, *, remedy: str) -> Any:
 
     text = read_text(path, remedy=remedy)
     try:
+        if "!" in text and any(isinstance(token, yaml.TagToken) for token in yaml.scan(text)):
+            raise ValueError("it has a tag, !…, which no file of ours needs")  # some are not checked
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if _unfolded(node, {}) > LARGEST_YAML:

@@ -1,10 +1,21 @@
 """Lines for a person: plain text in a pipe, bold where a terminal shows it, never what steers a terminal."""
 
+import errno
+import io
 import os
 import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
+
+MOVE, MAY = "something else has that name: move it away", "let it be read and written, or take another folder"
+REMEDIES = {
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY), MOVE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), MAY),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or take another disk"),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
 
 
 def printable(text: str) -> str:
@@ -40,9 +51,19 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def one_line(error: Exception) -> str:
-    """Return an error's whole message in one line."""
-    return " ".join(str(error).split())
+def print_anything() -> None:
+    """Let stdout escape what its encoding lacks, as stderr does: an error there would end a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's whole message on one line; the system's own begin with the file and end in a remedy."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in REMEDIES and text.startswith("[Errno"):
+        names = [str(name) for name in (error.filename2 or error.filename,) if name]
+        text = ": ".join([*names, f"{os.strerror(error.errno)}; {REMEDIES[error.errno]}"])
+    return text
 
 
 def duration(seconds: float) -> str:

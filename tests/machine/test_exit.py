@@ -1,5 +1,6 @@
 """How commands end: the exit code, one line for what the user can fix, nothing when `head` has enough."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -90,3 +91,18 @@ def test_ctrl_c_is_one_word_and_code_130():
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (130, "\ninterrupted\n")
+
+
+def test_an_error_of_the_system_names_the_file_and_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "a").write_text("")
+    assert command(lambda _: (tmp_path / "a" / "b").mkdir())([]) == 2
+    told = f"error: {tmp_path}/a/b: Not a directory; something else has that name: move it away\n"
+    assert capsys.readouterr().err == told
+
+
+def test_what_an_encoding_lacks_is_printed_all_the_same(monkeypatch):
+    """A run would else end at its first arrow, where the locale is not UTF-8, or at a broken file name."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert command(lambda _: print("a → b \udcff"))([]) == 0
+    assert out.buffer.getvalue() == b"a \\u2192 b \\udcff\n"

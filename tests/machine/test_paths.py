@@ -118,3 +118,21 @@ def test_a_user_that_is_not_here_is_told_in_one_line(monkeypatch: pytest.MonkeyP
 def test_half_a_surrogate_pair_is_written_and_read_again(tmp_path: Path):
     write_json(tmp_path / "a.json", content := {"said": "\ud83d and é"})
     assert read_json(tmp_path / "a.json") == content
+
+
+@pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp x", "!!python/name:os.system", "!mine 7"])
+def test_a_tag_is_refused_whatever_it_means(value: str, tmp_path: Path):
+    """PyYAML ends in a KeyError or an AttributeError for some, and in other types for others."""
+    (tmp_path / "a.yaml").write_text(f"a: 'no tag!'\nb: {value}\n")
+    with pytest.raises(DamagedFile, match=r"a\.yaml is not valid YAML \(it has a tag, .*; mend it"):
+        read_yaml(tmp_path / "a.yaml", remedy="mend it")
+    (tmp_path / "b.yaml").write_text("a: 'no tag!'\n")
+    assert read_yaml(tmp_path / "b.yaml", remedy="") == {"a": "no tag!"}
+
+
+def test_a_name_that_cannot_be_taken_is_told_as_the_file_that_was_meant(tmp_path: Path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_json(tmp_path / "a.json", {})
+    assert caught.value.filename == str(tmp_path / "a.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

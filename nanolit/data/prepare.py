@@ -22,7 +22,7 @@ from nanolit.data.pieces import REMEMBERED, Document, Part, PieceWriter
 from nanolit.data.sources import HUB, PLAIN, Files, compression_of, find_files, kind_of, side_of
 from nanolit.machine.locks import held
 from nanolit.machine.numbers import listed
-from nanolit.machine.paths import expanded, read_json, write_json
+from nanolit.machine.paths import expanded, read_json, remove, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -154,15 +154,17 @@ def prepared(found: Found, folder: Path, *, text_column: str) -> Path:
             if not (place / MANIFEST).is_file():
                 shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
                 partial.mkdir()
-                write_json(partial / MANIFEST, asdict(_write(found, partial, text_column)))
-                partial.replace(place)
+                try:
+                    write_json(partial / MANIFEST, asdict(_write(found, partial, text_column)))
+                    remove(place)  # that has lost its manifest
+                    partial.replace(place)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be written ({error.strerror or error}): it takes a compressed copy of your "
             "text; free some space, or give another root=…"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return place
 
 

@@ -1,8 +1,9 @@
 """Which files below a path hold text, and which of them are held out: by the names that the hub uses."""
 
 import filecmp
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +19,7 @@ HUB = "hf:"
 ABOUT = ("readme", "license", "licence", "attribution", "dataset_infos", "dataset_info", "state")
 HELD_OUT = r"(?:val|valid|validation|dev)"
 TEST = r"(?:test|tests)"
+HIDDEN = (".", "__")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +74,13 @@ def find_files(path: Path, *, validation: str | None) -> Files:
             f"data.path={path} does not exist; give a file or a folder of {listed(KINDS, most=9)}"
         )
     folder = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _is_visible(file, path))
+    entries = [path] if path.is_file() else sorted(_below(path))
+    files = [file for file in entries if file.is_file()]
     texts = [file for file in files if kind_of(file)]
     if any(kind_of(file) in RECORDS for file in texts):
         texts = [file for file in texts if not file.stem.lower().startswith(ABOUT)]
+    if odd := [file for file in texts if not os.fsencode(file).decode(errors="ignore") == str(file)]:
+        raise ValueError(f"{odd[0]} has a name that is not UTF-8; rename it")
     tests = [file for file in texts if len(files) > 1 and _is_named(file, folder, TEST)]
     texts = [file for file in texts if file not in tests]
     if not texts:
@@ -86,8 +91,10 @@ def find_files(path: Path, *, validation: str | None) -> Files:
     if not train:
         raise ValueError(f"{path} holds no text besides the held-out {held_out[0].name}; add some")
     left = [file for file in files if file not in (*texts, *tests, *held_out)]
+    others = [file for file in entries if file not in files]
     found = Files(folder=folder, train=tuple(train), held_out=tuple(held_out), passed_over=())
     reasons = [*map(found.relative, left), *(f"{found.relative(file)} (a test split)" for file in tests)]
+    reasons += [f"{found.relative(file)} (not a file)" for file in others]
     return Files(folder=folder, train=tuple(train), held_out=tuple(held_out), passed_over=tuple(reasons))
 
 
@@ -100,8 +107,21 @@ def same_content(files: Sequence[Path]) -> list[str]:
     return sorted({file.name for pair in pairs if filecmp.cmp(*pair, shallow=False) for file in pair})
 
 
-def _is_visible(file: Path, root: Path) -> bool:
-    return file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(root).parts)
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield all below a folder that is not hidden: files, and links to folders, which are not followed.
+
+    ValueError for a folder that may not be read: its text would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}); make it readable") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in (*links, *names):
+            if not name.startswith(HIDDEN):
+                yield Path(place, name)
 
 
 def _held_out(texts: Sequence[Path], folder: Path, validation: str | None) -> list[Path]:

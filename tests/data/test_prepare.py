@@ -115,6 +115,32 @@ def test_a_faulty_file_leaves_no_copy(tmp_path: Path) -> None:
     ] == []
 
 
+def test_a_copy_that_lost_its_manifest_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(STORY)
+    whole = corpus_of(tmp_path / "root", tmp_path / "book.txt").fingerprint
+    (manifest,) = (tmp_path / "root").rglob("manifest.json")
+    manifest.unlink()
+    assert corpus_of(tmp_path / "root", tmp_path / "book.txt").fingerprint == whole
+
+
+def test_who_stops_waiting_leaves_the_copy_that_another_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "d/a.jsonl", texts(30))
+    corpus_of(tmp_path / "root", tmp_path / "d")
+    (manifest,) = (tmp_path / "root").rglob("manifest.json")
+    partial = manifest.parent.with_name(f".{manifest.parent.name}.partial")
+    manifest.parent.rename(partial)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nanolit.data.prepare.held", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        corpus_of(tmp_path / "root", tmp_path / "d")
+    assert (partial / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"format": 1, "sources": [{"name": "a"}]}', "[" * 100_000])
 def test_a_damaged_manifest_of_a_copy_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "book.txt").write_text(STORY)

@@ -1,10 +1,12 @@
 """Names say which files are text, held out, or a test split: those that people and the hub give them."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nanolit.data.sources import Files, find_files, kind_of, side_of
+from tests.privileges import without_privileges
 
 
 def folder_of(root: Path, *names: str) -> Path:
@@ -111,3 +113,21 @@ def test_splits_of_the_hub_have_sides() -> None:
         None,
         "validation",
     ]
+
+
+def test_text_is_never_left_out_without_a_word(tmp_path: Path) -> None:
+    """Links to folders are not followed, and what may not be read or named is refused."""
+    folder = folder_of(tmp_path / "d", "a.txt", "sub/b.txt", ".hidden/c.txt")
+    (folder / "loop").symlink_to(folder)
+    (folder / "gone.txt").symlink_to("/nonexistent/x")
+    os.mkfifo(folder / "pipe.txt")
+    found = find_files(folder, validation=None)
+    left_out = [f"{name} (not a file)" for name in ("gone.txt", "loop", "pipe.txt")]
+    assert sides(found) == (["a.txt", "sub/b.txt"], [], left_out)
+    (folder / os.fsdecode(b"\xff.txt")).write_text("{}")
+    with pytest.raises(ValueError, match="has a name that is not UTF-8; rename it"):
+        find_files(folder, validation=None)
+    (folder / "sub").chmod(0)
+    with pytest.raises(ValueError, match=r"d/sub cannot be read \(Permission denied\); make it readable"):
+        without_privileges(lambda: find_files(folder, validation=None))
+    (folder / "sub").chmod(0o755)

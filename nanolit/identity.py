@@ -12,11 +12,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanolit.machine.arguments import read, setting
 from nanolit.machine.exit import command
+from nanolit.machine.locks import held
 from nanolit.tasks.endpoint import Endpoint
 from nanolit.tasks.identity_generation import (
     Estimate,
@@ -80,14 +82,16 @@ def write(settings: Settings) -> None:
     endpoint = Endpoint(settings.base_url, order.model, key=key)
     if out.exists():
         raise ValueError(f"{out} is there already; give another out=, or remove it")
-    partial = Partial(out.with_name(f"{out.name}.partial"), order, check=check_conversation)
-    expected = estimate(order, set(partial.done), prices=prices)
-    say(described(expected, len(partial.done)))
-    if settings.dry_run:
-        say(f"\nThe first request:\n\n{order.prompt(0)}")
-        return
-    asyncio.run(converse(order, endpoint, partial, workers=settings.workers))
-    facts = finish(order, partial, out)
+    lock = out.with_name(f".{out.name}.lock")
+    with nullcontext() if settings.dry_run else held(lock, busy=f"{out} is written"):
+        partial = Partial(out.with_name(f"{out.name}.partial"), order, check=check_conversation)
+        expected = estimate(order, set(partial.done), prices=prices)
+        say(described(expected, len(partial.done)))
+        if settings.dry_run:
+            say(f"\nThe first request:\n\n{order.prompt(0)}")
+            return
+        asyncio.run(converse(order, endpoint, partial, workers=settings.workers))
+        facts = finish(order, partial, out)
     spent = dollars(endpoint.prompt_tokens, endpoint.completion_tokens, prices)
     say(
         f"{out}: {facts['conversations']:,} conversations with {facts['different_openings']:,} openings, "

@@ -15,6 +15,7 @@ from nanolit.chat.__main__ import main as chat
 from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.machine.arguments import settings_of
+from nanolit.machine.locks import held
 from nanolit.tasks.identity import Identity
 from tests.tasks.stand_in_endpoint import StandIn
 
@@ -211,3 +212,12 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert all(f"\n  {key}=" in said for key in settings_of(identity.Settings))
     assert os.environ["OPENAI_API_KEY"] not in said
+
+
+def test_a_second_one_is_told_who_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both would pay for every conversation, and two heads in one file make it unreadable."""
+    out = tmp_path / "identity.jsonl"
+    with StandIn() as server, held(out.with_name(".identity.jsonl.lock")):
+        assert identity.main(words(server, out)) == 2
+        assert server.requests == []
+    assert f"{out} is written by process {os.getpid()}; wait for it" in capsys.readouterr().err

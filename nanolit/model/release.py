@@ -217,7 +217,7 @@ def _read_format(path: Path, kind: Any = None) -> Json:
 
 def _replace(folder: Path, new: Path) -> None:
     """Put `new` in the place of `folder`, which is moved aside first and removed last."""
-    if not folder.exists():
+    if not os.path.lexists(folder):  # a link to nowhere is moved aside too
         os.rename(new, folder)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))

@@ -221,3 +221,10 @@ def test_a_release_of_format_1_is_read_for_ever():
         logits = model(torch.tensor([[256, 72, 105]]))[0, -1, :4].tolist()
     assert logits == pytest.approx([-0.141455, -0.026749, -0.264877, 0.175130], abs=1e-5)
     assert (meta["run"], meta["recipe"]) == ("d2-modern-s1", "modern")
+
+
+@pytest.mark.parametrize("target", ["release", "/nonexistent/x"])
+def test_a_release_takes_the_place_of_a_link_to_nowhere(save, tmp_path, target):
+    (tmp_path / "release").symlink_to(target)
+    load_release(save(), device="cpu")
+    assert not (tmp_path / "release").is_symlink()

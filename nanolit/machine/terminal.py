@@ -58,7 +58,7 @@ def print_anything() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's whole message on one line; the system's own begin with the file and end in a remedy."""
+    """Return an error's message on one line; one of the system begins with the file and ends in a remedy."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in REMEDIES and text.startswith("[Errno"):
         names = [str(name) for name in (error.filename2 or error.filename,) if name]

@@ -123,7 +123,7 @@ def read_texts(shard: Shard, group: int) -> "pa.LargeStringArray":
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(shard.path) as file:
+        with pq.ParquetFile(shard.path, page_checksum_verification=True) as file:
             column = file.read_row_group(group, columns=[shard.text_column]).column(0)
         # Large before they are joined: the offsets of a plain string array end at 2 GB
         texts = column.cast(pa.large_string()).combine_chunks()

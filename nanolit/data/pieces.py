@@ -131,7 +131,8 @@ class _Shards:
             self.part.shards.append(f"{self.name}-{len(self.part.shards):05}.parquet")
             path = self.folder / self.part.shards[-1]
             options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
-            self._writer = pq.ParquetWriter(path, schema, **options)
+            # A third of all single flipped bits would be read as other text, and nobody told
+            self._writer = pq.ParquetWriter(path, schema, write_page_checksum=True, **options)
         self._writer.write_table(pa.table([pa.array(self._texts, pa.large_string())], schema))
         self._file += self._group
         self._texts, self._group = [], 0

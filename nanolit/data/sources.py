@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from nanolit.machine.numbers import listed
+from nanolit.machine.paths import encodable
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 RECORDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # a document a row
@@ -79,8 +80,7 @@ def find_files(path: Path, *, validation: str | None) -> Files:
     texts = [file for file in files if kind_of(file)]
     if any(kind_of(file) in RECORDS for file in texts):
         texts = [file for file in texts if not file.stem.lower().startswith(ABOUT)]
-    if odd := [file for file in texts if not os.fsencode(file).decode(errors="ignore") == str(file)]:
-        raise ValueError(f"{odd[0]} has a name that is not UTF-8; rename it")
+    texts = [encodable(file) for file in texts]
     tests = [file for file in texts if len(files) > 1 and _is_named(file, folder, TEST)]
     texts = [file for file in texts if file not in tests]
     if not texts:

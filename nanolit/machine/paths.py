@@ -28,7 +28,16 @@ LARGEST_YAML = 100_000  # values; the jobs of this repository have about 300
 
 def home(root: str | Path | None = None) -> Path:
     """Return the base path of all artefacts: `root`, else NANOLIT_HOME, else ./runs."""
-    return expanded(root or os.environ.get("NANOLIT_HOME") or "runs").absolute()
+    return encodable(expanded(root or os.environ.get("NANOLIT_HOME") or "runs").absolute())
+
+
+def encodable(path: Path) -> Path:
+    """Return the path; ValueError for a name that is not UTF-8, which safetensors and Arrow do not open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} has a name that is not UTF-8; rename it") from None
+    return path
 
 
 def expanded(path: str | Path) -> Path:

@@ -47,8 +47,8 @@ def bold(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line at once; a progress bar stays below it."""
-    print(text, flush=True)
+    """Print a line at once, without what steers the terminal; a progress bar stays below it."""
+    print(printable(text), flush=True)
 
 
 def print_anything() -> None:

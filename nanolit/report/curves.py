@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanolit.machine.paths import write_atomically
+from nanolit.machine.terminal import printable
 from nanolit.report.folders import Run, Stage
 from nanolit.report.sections import Picture
 
@@ -228,7 +229,7 @@ def _canvas(theme: Theme = LIGHT) -> "tuple[Figure, Axes]":
 def _label(axes: "Axes", title: str, y: str, *, x: str = "optimizer step", theme: Theme = LIGHT) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    lines = "\n".join(textwrap.wrap(title, width=52))
+    lines = "\n".join(textwrap.wrap(printable(title), width=52))
     axes.set_title(lines, loc="left", fontsize=11, fontweight="bold", parse_math=False, color=theme.ink)
     axes.set_xlabel(x, fontsize=10, color=theme.ink)
     axes.set_ylabel(y, fontsize=10, color=theme.ink)

@@ -151,6 +151,22 @@ def test_a_damaged_manifest_of_a_copy_is_one_line(tmp_path: Path, text: str) -> 
         corpus_of(tmp_path / "root", tmp_path / "book.txt")
 
 
+def test_a_flipped_bit_of_a_copy_is_never_read_as_other_text(tmp_path: Path) -> None:
+    """Compression alone lets a third of them pass."""
+    (tmp_path / "book.txt").write_text(STORY)
+    shard = corpus_of(tmp_path / "root", tmp_path / "book.txt").train_shards[0]
+    whole, content = every_text([shard]), shard.path.read_bytes()
+    pages = len(content) - int.from_bytes(content[-8:-4], "little") - 8  # what follows describes them
+    refused = 0
+    for place in range(4, pages, pages // 50):
+        shard.path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            assert every_text([shard]) == whole
+        except ValueError:
+            refused += 1
+    assert refused > 40
+
+
 @pytest.mark.parametrize(("weights", "shares"), [(None, 0.09), ([1, 1], 0.5), ([3, 1], 0.75), ([1, 9], 0.1)])
 def test_several_sources_have_the_shares_that_their_weights_say(tmp_path, weights, shares) -> None:
     write_jsonl(tmp_path / "few.jsonl", [f"few {n} " + "x" * 990 for n in range(300)])

@@ -108,9 +108,11 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_user_that_is_not_here_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_a_root_that_cannot_be_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match=r"^~nobody-here/x begins with a user that is not here; write"):
         paths.home("~nobody-here/x")
+    with pytest.raises(ValueError, match="has a name that is not UTF-8; rename it"):
+        paths.home(os.fsdecode(b"/srv/\xff"))
     monkeypatch.setenv("HOME", "/srv")
     assert paths.expanded("~/x") == Path("/srv/x")
 

@@ -63,6 +63,13 @@ def test_validation_is_drawn_beside_training_where_both_are_losses(tmp_path):
     assert list(plot.columns) == ["loss", "val_loss"]
 
 
+def test_a_run_of_any_name_is_drawn(tmp_path):
+    """A folder may have been renamed by hand, to what no encoding has."""
+    run = tmp_path / "a \udcff"
+    folder = write_stage(run / "base", metrics=metrics_text(9))
+    assert curves.write_curves(Run(run), Stage("base", folder))
+
+
 def test_a_single_point_is_no_curve(tmp_path):
     folder = write_stage(tmp_path / "base", metrics="step,loss\n1,5.0\n")
     assert curves.plots_of(Stage("base", folder)) == []

@@ -26,6 +26,7 @@ from nanolit.model.block import Block, Linear, norm
 # Rotary positions are tabulated this many contexts far: evaluation prompts and chats may be longer than a
 # training row. Quality beyond the context is not promised.
 ROTARY_CONTEXTS = 10
+LARGEST = {"rope_base": 1e12, "qk_scale": 1e12, "softcap": LARGEST_SOFTCAP}  # float32 holds what comes of it
 LARGEST_CONTEXT = 1 << 17  # no weight tells a context: a stranger's gpt.json could ask for any memory
 
 
@@ -60,8 +61,8 @@ class GPTConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-        for name in ("rope_base", "qk_scale", "softcap"):
-            value, most = getattr(self, name), LARGEST_SOFTCAP if name == "softcap" else math.inf
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value <= most:
                 raise ValueError(f"{name} is {value!r}; it must be a number above 0 and at most {most:g}")
         for name, hint in get_type_hints(type(self)).items():

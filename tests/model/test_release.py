@@ -204,6 +204,7 @@ def test_only_the_tokenizer_itself_is_copied(save, tmp_path):
         ({"heads": 0}, "does not describe a model.*heads is 0; it must be a whole number, 1 or more"),
         ({"context": -5}, "context is -5"),
         ({"depth": "3"}, "depth is '3'"),
+        ({"rope_base": 10**300}, r"rope_base is 1000+; it must be a number above 0 and at most 1e\+12"),
         ({"qk_scale": "1"}, "qk_scale is '1'; it must be a number above 0"),
     ],
 )

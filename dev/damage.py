@@ -1,11 +1,11 @@
-"""Damage every kind of file of a run in every way, and read it: `python dev/damage.py [every=N] [only=NAME]`.
+"""Damage every kind of file of a run in every way, and read it: `python dev/damage.py [only=NAME]`.
 
 A tiny run goes through all stages once; for each damage the commands that read the file work on a copy of it,
 each in a fork of this process. None may end in a traceback or hang, and none may train other weights without
-a word. What is printed at the end: the damages, the commands, and those that fell. every=10 tries each tenth.
+a word. What is printed at the end: the damages, the commands, and those that fell. every=10 tries each tenth, first=1
+begins with another, turn=1 gives other values to the keys.
 """
 
-import ctypes
 import functools
 import gc
 import hashlib
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dev.damages import Damage, damages_of
+from dev.damages import Damage, damages_of, drop_privileges
 from nanolit.config.compose import compose, plain_job
 from nanolit.config.stored import write_job
 from nanolit.report import curves
@@ -43,6 +43,7 @@ RUN, FIRST, LAST = Path("runs", "tiny"), "step_000004", "step_000008"
 BASE, CHECKPOINT = RUN / "base", RUN / "base" / "checkpoints" / FIRST
 TRAIN = "nanolit.jobs.execute"
 RUNS, REPORT = ("nanolit.runs", ()), ("nanolit.report.__main__", ("run=tiny",))
+DEFAULTS = {"every": "1", "first": "0", "turn": "0"}
 Command = tuple[str, tuple[str, ...]]
 
 
@@ -104,10 +105,10 @@ FILES |= {
 }
 
 
-def damages(root: Path, files: Iterable[Path] = tuple(FILES)) -> Iterator[Damage]:
+def damages(root: Path, files: Iterable[Path] = tuple(FILES), *, turn: int = 0) -> Iterator[Damage]:
     """Yield every damage of every kind of file."""
     for file in files:
-        yield from damages_of(file, find(root, file))
+        yield from damages_of(file, find(root, file), turn=turn)
 
 
 def swaps(states: dict[str, Path]) -> Iterator[Damage]:
@@ -147,16 +148,6 @@ def find(root: Path, file: Path) -> Path:
 def stage_of(file: Path) -> str:
     """Return the stage that a file belongs to, "around" for what all stages share."""
     return next((part for part in file.parts if part in STAGES), "around")
-
-
-def drop_privileges() -> None:
-    """Hold root to the permissions of files, by giving up two capabilities."""
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None)
-        header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        libc.capget(header, data)
-        data[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        libc.capset(header, data)
 
 
 def call(command: Command, root: Path, *, seconds: float = 120) -> tuple[int | None, str]:
@@ -324,8 +315,8 @@ def main(words: list[str]) -> int:
         folder = Path(temporary)
         states = prepare(folder)
         judge, tried, fallen = Judge(folder, states), Counter(), []
-        every, first = int(options.get("every", "1")), int(options.get("first", "0"))
-        found = [*swaps(states), *[*damages(states["rl"])][first::every]]
+        every, first, turn = (int(options.get(name, usual)) for name, usual in DEFAULTS.items())
+        found = [*swaps(states), *[*damages(states["rl"], turn=turn)][first::every]]
         for damage in found:
             label = f"{damage.file}: {damage.name}"
             if options.get("only", "") not in label:

@@ -1,5 +1,6 @@
 """What can happen to a file: one list for damage.py, chaos.py and fuzz.py."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -89,8 +90,11 @@ class Damage:
     forged: bool = False
 
 
-def damages_of(file: Path, path: Path) -> Iterator[Damage]:
-    """Yield every damage to a file, or a folder, which lies at `path` in some root."""
+def damages_of(file: Path, path: Path, *, turn: int = 0) -> Iterator[Damage]:
+    """Yield every damage to a file, or a folder, which lies at `path` in some root.
+
+    Each key gets one of the odd values; another `turn` gives it another.
+    """
     for name, apply in PLACES.items():
         yield Damage(file, name, apply)
     if path.is_dir():
@@ -98,17 +102,20 @@ def damages_of(file: Path, path: Path) -> Iterator[Damage]:
     for name, change in BYTES.items():
         yield Damage(file, name, changing(change))
     if path.suffix in (".json", ".yaml"):
-        yield from edits_of(file, path)
+        yield from edits_of(file, path, turn)
     if path.suffix == ".safetensors":
         for name, change in TENSORS.items():
             yield Damage(file, name, changing(change))
             yield Damage(file, f"{name}, with a hash that fits", changing(change, forged=True), forged=True)
 
 
-def edits_of(file: Path, path: Path) -> Iterator[Damage]:
+def edits_of(file: Path, path: Path, turn: int) -> Iterator[Damage]:
     """Yield damages to one key each; in a checkpoint also with a manifest that fits."""
     for index, key in enumerate(keys(load(path))):
-        odd, forged = ODD[index % len(ODD)], path.parent.name.startswith("step_") or path.name == "gpt.json"
+        odd, forged = (
+            ODD[(index + turn) % len(ODD)],
+            path.parent.name.startswith("step_") or path.name == "gpt.json",
+        )
         yield Damage(file, f"without {key}", lambda path, key=key: edit(path, key, delete=True))
         yield Damage(file, f"{key} {odd!r}", lambda path, key=key, odd=odd: edit(path, key, odd))
         if forged and path.name != "manifest.json":
@@ -220,3 +227,13 @@ TENSORS: dict[str, Change] = {
     "no tensors": lambda old: packed({}, b""),
 }
 INTEGERS = {"F32": "I32", "BF16": "I16", "F16": "I16", "F64": "I64", "I64": "F64", "I32": "F32"}
+
+
+def drop_privileges() -> None:
+    """Hold root, in this thread, to the permissions of files, by giving up two capabilities of Linux."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None)
+        header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert libc.capget(header, data) == 0
+        data[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        assert libc.capset(header, data) == 0

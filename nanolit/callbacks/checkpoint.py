@@ -23,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from nanolit.evaluation.scores import Gradients, ValRows
 from nanolit.machine.device import gathered, rank, world_size
 from nanolit.machine.paths import (
     DamagedFile,
     Json,
+    as_null,
     by_step,
     check_content,
     file_hash,
@@ -40,22 +42,9 @@ from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 
 FORMAT = 1
-
-
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Seconds = Annotated[float, Field(ge=0)]
 REMEDY = "delete its folder to resume from the checkpoint before it"
-
-
-class ValRows(TypedDict):
-    tokens: int
-    rows: int
-    checksum: str
-
-
-class Gradients(TypedDict):
-    right_from: int
-    before: NotRequired[str]
 
 
 class Progress(TypedDict):
@@ -117,7 +106,7 @@ class Checkpoint:
         self.step: int = self.progress["step"]
 
     def _read(self, name: str, kind: Any) -> Json:
-        content = read_json(self.folder / name, kind, remedy=REMEDY)
+        content = read_json(self.folder / name, kind, remedy=REMEDY, constant=as_null)
         if content["step"] != step_of(self.folder):
             raise DamagedFile(f"{self.folder / name} is of step {content['step']:,}; {REMEDY}")
         return content

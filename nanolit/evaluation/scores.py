@@ -16,6 +16,21 @@ FORMAT = 1
 Item = dict[str, Any]  # a `Kept`, and what the task has besides
 
 
+class ValRows(TypedDict):
+    """The rows that bits per byte are of: only figures of the same rows compare."""
+
+    tokens: int
+    rows: int
+    checksum: str
+
+
+class Gradients(TypedDict):
+    """From which step on the gradients were right, and what was wrong before."""
+
+    right_from: int
+    before: NotRequired[str]
+
+
 class Kept(TypedDict):
     """What is read of every item."""
 

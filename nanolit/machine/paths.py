@@ -9,7 +9,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,12 +163,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(encoded)
 
 
+def as_null(_constant: str) -> None:
+    """Read NaN as null: versions before December 2026 wrote it for a loss that had diverged."""
+
+
 def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically; a number that is not finite becomes null."""
     try:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError:  # NaN of a run that has diverged
-        known = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        known = json.loads(json.dumps(content), parse_constant=as_null)
         text = json.dumps(known, indent=2, ensure_ascii=False)
     write_atomically(path, text + "\n")
 
@@ -176,19 +181,40 @@ class DamagedFile(ValueError):
     """A file of ours does not hold what it must; the message is one line with the file and the remedy."""
 
 
-def read_json(path: Path, kind: Any = None, *, remedy: str = "delete it and make it again") -> Json:
+def _finite(text: str) -> float:
+    """Return a number of JSON, which has neither NaN nor infinity."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
+
+
+def read_json(
+    path: Path,
+    kind: Any = None,
+    *,
+    remedy: str = "delete it and make it again",
+    constant: Callable[[str], float | None] = _finite,
+) -> Json:
     """Read the object of a JSON file, checked against `kind`, a TypedDict, where one is given.
 
-    Keys beyond those of `kind` are kept: a newer version may have written them. DamagedFile says what is
-    wrong; ValueError too where the file may not be read, FileNotFoundError where there is none.
+    Keys beyond those of `kind` are kept: a newer version may have written them. `constant` reads NaN and
+    Infinity, which are refused unless it is given. DamagedFile says what is wrong; ValueError too where the
+    file may not be read, FileNotFoundError where there is none.
     """
-    return parse_json(read_text(path, remedy=remedy), path, kind, remedy=remedy)
+    return parse_json(read_text(path, remedy=remedy), path, kind, remedy=remedy, constant=constant)
 
 
-def parse_json(text: str | bytes, path: Path, kind: Any = None, *, remedy: str) -> Json:
+def parse_json(
+    text: str | bytes,
+    path: Path,
+    kind: Any = None,
+    *,
+    remedy: str,
+    constant: Callable[[str], float | None] = _finite,
+) -> Json:
     """Return the object of a JSON file that was read from somewhere else; see `read_json`."""
     try:
-        content = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+        content = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
@@ -205,13 +231,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
     return content
-
-
-def _finite(text: str) -> float:
-    """Return a number of JSON, which has neither NaN nor infinity."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:20]} is not a finite number")
-    return number
 
 
 def check_content(content: Json, kind: Any, path: Path, *, remedy: str, may_lack: int = 0) -> None:
@@ -277,7 +296,6 @@ def read_yaml(path: Path, *, remedy: str) -> Any:
         node = loader.get_single_node()
         if _unfolded(node, {}) > LARGEST_YAML:
             raise DamagedFile(f"{path} unfolds to over {LARGEST_YAML:,} values by its aliases; {remedy}")
-        _check_keys(node)
         return loader.construct_document(node) if node else None
     except DamagedFile:
         raise
@@ -290,27 +308,20 @@ def read_yaml(path: Path, *, remedy: str) -> Any:
 
 
 def _unfolded(node: Any, counted: dict[int, int]) -> int:
-    """Count the values of a YAML node with every alias in full; what holds itself counts as endless."""
+    """Count the values of a YAML node with every alias in full; what holds itself counts as endless.
+
+    ValueError for a key that stands twice in a mapping: it would be read as whichever came last.
+    """
     if id(node) not in counted:
         counted[id(node)] = LARGEST_YAML + 1
         below = node.value if isinstance(getattr(node, "value", None), list) else []
+        pairs = [item for item in below if isinstance(item, tuple)]
+        keys = Counter((key.tag, key.value) for key, _ in pairs if isinstance(key.value, str))
+        if len(keys) < keys.total():
+            raise ValueError(f"the key {keys.most_common(1)[0][0][1]!r} stands twice")
         parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
         counted[id(node)] = 1 + sum(_unfolded(part, counted) for part in parts)
     return counted[id(node)]
-
-
-def _check_keys(node: Any) -> None:
-    """ValueError for a key that stands twice in a mapping: it would be read as whichever came last."""
-    below = node.value if isinstance(getattr(node, "value", None), list) else []
-    if below and isinstance(below[0], tuple):
-        keys = [(key.tag, key.value) for key, _ in below if isinstance(key.value, str)]
-        if twice := next(
-            (value for index, (_, value) in enumerate(keys) if keys[index] in keys[:index]), None
-        ):
-            raise ValueError(f"the key {twice!r} stands twice")
-        below = [value for _, value in below]
-    for value in below:
-        _check_keys(value)
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:

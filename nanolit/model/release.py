@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from nanolit.machine.paths import Json, file_hash, read_json, sync, write_atomically, write_json
+from nanolit.machine.paths import Json, as_null, file_hash, read_json, sync, write_atomically, write_json
 from nanolit.machine.terminal import one_line, printable
 from nanolit.model.gpt import GPT, GPTConfig
 
@@ -208,7 +208,7 @@ def _check_tokenizer(folder: Path, expected: object, *, origin: str) -> int:
 
 
 def _read_format(path: Path, kind: Any = None) -> Json:
-    content = read_json(path, kind, remedy=AGAIN)
+    content = read_json(path, kind, remedy=AGAIN, constant=as_null)
     found = content.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}; update nanolit")

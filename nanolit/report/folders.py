@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 from typing_extensions import TypedDict
 
 from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
 from nanolit.config.stored import read_mapping
+from nanolit.evaluation.scores import Gradients, ValRows
 from nanolit.machine.locks import is_held
-from nanolit.machine.paths import Json, by_step, read_json, read_table, run_folder, step_of
+from nanolit.machine.paths import Json, as_null, by_step, read_json, read_table, run_folder, step_of
 from nanolit.planning.plans import BasePlan, Plan, RLPlan, TrainingPlan, read_plan
 
 TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
@@ -27,19 +28,6 @@ TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 LARGEST = sys.float_info.max  # NaN is not below it either; an integer of JSON may be above
 ANYTHING = 9  # levels of a plan: a report takes what there is
 REMEDY = "delete it, and the same command makes it again"
-
-
-class ValRows(TypedDict):
-    """The rows that bits per byte are of: only figures of the same rows compare."""
-
-    tokens: int
-    rows: int
-    checksum: str
-
-
-class Gradients(TypedDict):
-    right_from: int
-    before: NotRequired[str]
 
 
 class Result(TypedDict, total=False):
@@ -276,7 +264,7 @@ def flat_numbers(values: Mapping[str, object]) -> dict[str, float]:
 
 def read_result(path: Path) -> Json:
     """Return what a stage, a checkpoint or an evaluation has reached; empty where there is no file."""
-    return read_json(path, Result, remedy=REMEDY) if path.exists() else {}
+    return read_json(path, Result, remedy=REMEDY, constant=as_null) if path.exists() else {}
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 A tiny run goes through all stages once; for each damage the commands that read the file work on a copy of it,
 each in a fork of this process. None may end in a traceback or hang, and none may train other weights without
-a word. What is printed at the end: the damages, the commands, and those that fell. every=10 tries each tenth, first=1
-begins with another, turn=1 gives other values to the keys.
+a word. What is printed at the end: the damages, the commands, and those that fell. every=10 tries each tenth,
+first=1 begins with another, turn=1 gives other values to the keys.
 """
 
 import functools

@@ -31,7 +31,7 @@ from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
 from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
-from nanolit.machine.exit import handlers_kept, ignore_ctrl_c
+from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
 from nanolit.machine.terminal import one_line, print_anything, printable, say, train_command
 from nanolit.phases.core import Phase, StoppedInStep
@@ -68,6 +68,8 @@ def attempt(job: Job, plan: Plan) -> Json:
             minutes = f"{saving.SILENCE.total_seconds() / 60:g} minutes"
             text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
             return {"status": "failed", "error": text, "left": True}
+        if lacks_memory(error):
+            return {"status": "failed", "error": f"{plan.stage} ran {MORE_MEMORY}"}
         traceback.print_exc()
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 
 from nanolit.machine.terminal import one_line, print_anything, printable
 
+NO_MEMORY = ("allocate memory", "out of memory", "start new thread")
+MORE_MEMORY = "out of memory; end other programs, raise a limit (ulimit -v), or choose something smaller"
+
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     """Make `main(words)` a command: call it with the words typed, or given, and return the exit code.
 
-    Codes: what `main` returns; 2 with `error: …` on stderr for a ValueError or OSError, or its traceback if
-    HYDRA_FULL_ERROR is set; 130 for Ctrl-C; 1 when whatever reads our output is gone (`| head`).
+    Codes: what `main` returns; 2 with `error: …` on stderr for a ValueError, an OSError or too little memory,
+    or the traceback if HYDRA_FULL_ERROR is set; 130 for Ctrl-C; 1 when whatever reads our output is gone.
     """
 
     @functools.wraps(main)
@@ -35,16 +38,23 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit fails too
             return 1
-        except (ValueError, OSError) as error:
-            if "HYDRA_FULL_ERROR" in os.environ:
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            little = lacks_memory(error)
+            if "HYDRA_FULL_ERROR" in os.environ or (isinstance(error, RuntimeError) and not little):
                 raise
-            print(f"error: {printable(one_line(error))}", file=sys.stderr)
+            print(f"error: {MORE_MEMORY if little else printable(one_line(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130
 
     return guarded
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether memory was too little; Python, torch and threads have no class in common for it."""
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+    return told or isinstance(error, MemoryError)
 
 
 def ending() -> list[signal.Signals]:

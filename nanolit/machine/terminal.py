@@ -8,10 +8,11 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
-MOVE, MAY = "something else has that name: move it away", "let it be read and written, or take another folder"
+MOVE = "something else has this name: move it away"
+PERMIT = "make it readable and writable, or take another folder"
 REMEDIES = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY), MOVE),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), MAY),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), PERMIT),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or take another disk"),
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",

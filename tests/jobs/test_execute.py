@@ -103,6 +103,16 @@ def test_deterministic_is_asked_for_before_the_model_is_built(said, finished, mo
     assert seen == [(said == "true",) * 2]
 
 
+def test_a_stage_that_lacks_memory_says_so_in_one_line(finished, monkeypatch, capsys):
+    def full(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(worker, "train", full)
+    result = execute.run(tiny_job(finished, "run=large"))
+    assert (result["status"], result["error"][:22]) == ("failed", "base ran out of memory")
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_base_on_an_empty_root_makes_its_tokenizer_and_leaves_its_records(finished):
     job = tiny_job(finished)
     folder = stage_folder(job["root"], "tiny", "base")

@@ -51,11 +51,21 @@ def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
         command(main)([])
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_too_little_memory_is_one_line(error, capsys):
     def main(_):
-        raise KeyError("ours")
+        raise error
 
-    with pytest.raises(KeyError):
+    assert command(main)([]) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory; end other programs")
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("ours")])
+def test_a_fault_of_ours_keeps_its_traceback(error):
+    def main(_):
+        raise error
+
+    with pytest.raises(type(error), match="ours"):
         command(main)([])
 
 
@@ -96,7 +106,7 @@ def test_ctrl_c_is_one_word_and_code_130():
 def test_an_error_of_the_system_names_the_file_and_says_what_to_do(tmp_path, capsys):
     (tmp_path / "a").write_text("")
     assert command(lambda _: (tmp_path / "a" / "b").mkdir())([]) == 2
-    told = f"error: {tmp_path}/a/b: Not a directory; something else has that name: move it away\n"
+    told = f"error: {tmp_path}/a/b: Not a directory; something else has this name: move it away\n"
     assert capsys.readouterr().err == told
 
 

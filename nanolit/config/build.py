@@ -149,6 +149,8 @@ class Names(dict[str, Annotation]):
 
 def build(node: Target, *args: Any, **kwargs: Any) -> Any:
     """Call the target with the node's other keys; `args` and `kwargs` are what the program adds."""
+    if "_target_" not in node:
+        raise ValueError(f"a mapping of {', '.join(map(str, node))} has no _target_, the class to build")
     refuse_foreign_target(node["_target_"], "the job")
     module, _, name = node["_target_"].rpartition(".")
     settings = {key: value for key, value in node.items() if key != "_target_"}

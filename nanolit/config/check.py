@@ -63,8 +63,10 @@ def check_targets(node: object, *, path: str) -> None:
 
 def check_target(node: Mapping[str, object], *, path: str) -> None:
     """Check one `_target_` and its arguments; `_target_: null` builds nothing."""
-    if node["_target_"] is None:
+    if node.get("_target_", "") is None:
         return
+    if "_target_" not in node:
+        raise ValueError(f"{path}._target_ is missing; it names the class to build")
     refuse_foreign_target(node["_target_"], path)
     signature = signature_of(node["_target_"], path)
     settings = {key: value for key, value in node.items() if key != "_target_"}

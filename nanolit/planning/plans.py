@@ -13,7 +13,7 @@ from typing import Any, cast, get_type_hints
 from typing_extensions import TypedDict
 
 from nanolit.config.build import build
-from nanolit.config.check import check_targets
+from nanolit.config.check import check_target
 from nanolit.config.names import flatten, tokenizer_name
 from nanolit.config.schema import Job, Node, StageName
 from nanolit.machine.paths import DamagedFile, Json, check_content, read_json, stage_folder
@@ -62,6 +62,7 @@ DECIDING = (
     "lr_scale",
 )
 DECIDING += ("warm_start", "task", "questions", "samples", "temperature", "top_k", "max_new_tokens")
+TARGETS = {"schedule", "task", "validation"}
 FIGURES = {"hours", "memory", "cost"}  # for people to read; their keys changed between versions
 REMEDY = "delete it, and the same command derives it anew, or restore it"
 typed_dict: Any = TypedDict  # called with fields that only the dataclass knows
@@ -157,7 +158,8 @@ def stored_plan(path: Path, *, may_lack: int = 1) -> Json:
     check_content(content, as_stored(kind), path, remedy=REMEDY, may_lack=may_lack)
     if may_lack == 1:  # it will be built
         try:
-            check_targets(content, path="")
+            for name in TARGETS & content.keys():
+                check_target(content[name], path=name)
         except ValueError as error:
             raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
     return content

@@ -124,6 +124,7 @@ def test_an_older_plan_loses_what_is_gone_and_lacks_what_is_new(tmp_path):
 @pytest.mark.parametrize(
     ("node", "fault"),
     [
+        ({"schedule": None}, r"schedule\._target_ is missing; it names the class to build"),
         ({"schedule": {}}, r"schedule\.warmup_steps is missing; it must be an integer"),
         ({"schedule": {"warmup_steps": "x"}}, r"schedule\.warmup_steps is 'x'"),
         ({"schedule": {"_target_": "os.system"}}, r"schedule\._target_ is 'os\.system'"),
@@ -135,7 +136,8 @@ def test_a_stored_plan_that_cannot_be_built_is_refused_before_any_work(node, fau
     path = write_plan(job, plan) / "plan.json"
     stored = json.loads(path.read_text())
     whole = {key: value for key, value in stored["schedule"].items() if key != "warmup_steps"}
-    path.write_text(json.dumps(stored | {key: whole | value for key, value in node.items()}))
+    nodes = {key: {"warmup_steps": 1} if value is None else whole | value for key, value in node.items()}
+    path.write_text(json.dumps(stored | nodes))
     with pytest.raises(ValueError, match=rf"plan\.json is damaged \({fault}.*restore it"):
         keep_stored(job, plan)
 

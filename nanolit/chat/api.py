@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
@@ -20,6 +21,7 @@ from nanolit.chat.guard import error_body
 from nanolit.chat.models import Models, Served
 from nanolit.inference import request as engine_request
 from nanolit.inference.request import Token
+from nanolit.machine.paths import parse_json
 
 T = TypeVar("T")
 PATIENCE = 10.0  # seconds without a token after which a comment shows that the connection lives
@@ -159,8 +161,10 @@ def routes(models: Models, defaults: dict[str, Any]) -> APIRouter:
         return card(name) if name in models.names else no_such_model(name, models)
 
     async def complete(
-        asked: ChatCompletion | TextCompletion, request: Request, shape: type["Shape"]
+        request: Request, kind: type[ChatCompletion | TextCompletion], shape: type["Shape"]
     ) -> Response:
+        content = parse_json(await request.body(), Path("the body"), remedy="send one JSON object")
+        asked = kind.model_validate(content)
         if asked.model is not None and asked.model not in models.names:
             return no_such_model(asked.model, models)
         served = await asyncio.to_thread(models.get, asked.model)
@@ -173,12 +177,12 @@ def routes(models: Models, defaults: dict[str, Any]) -> APIRouter:
         return Response(status_code=499) if text is None else JSONResponse(form.whole(text, answer))
 
     @router.post("/chat/completions")
-    async def chat_completions(asked: ChatCompletion, request: Request):
-        return await complete(asked, request, ChatShape)
+    async def chat_completions(request: Request):
+        return await complete(request, ChatCompletion, ChatShape)
 
     @router.post("/completions")
-    async def completions(asked: TextCompletion, request: Request):
-        return await complete(asked, request, TextShape)
+    async def completions(request: Request):
+        return await complete(request, TextCompletion, TextShape)
 
     @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"])
     def absent(path: str, request: Request):

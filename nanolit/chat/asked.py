@@ -2,26 +2,42 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # nanochat's limits (scripts/chat_web.py)
 MAX_MESSAGES, MAX_CHARACTERS, MAX_ALL_CHARACTERS = 500, 8_000, 32_000
 MAX_NAME = 300
 MAX_TEMPERATURE, MAX_TOP_K, MAX_TOKENS = 2.0, 200, 4_096
 WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"}
-NOTHING = (None, False, 0, "", [], {}, {"type": "text"}, "none", "auto")  # values that ask for nothing
+WITHOUT_EFFECT |= {"name", "parallel_tool_calls", "include_obfuscation"}
+NOTHING = (None, False, 0, "", [], {}, {"type": "text"}, ["text"], "none", "auto")  # these ask for nothing
 
+FIRST = Field(fail_fast=True)  # one error is told; to find those of 100,000 items would take seconds
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Limit = Annotated[int | None, Field(ge=1, le=MAX_TOKENS)]
 
 
-class Part(BaseModel):
+class Asked(BaseModel):
+    """An object of a request: its values are of the types they should be, and all its keys are known."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    @model_validator(mode="after")
+    def nothing_unsupported(self):
+        for name, value in (self.model_extra or {}).items():
+            if name not in WITHOUT_EFFECT and value not in NOTHING:
+                raise ValueError(f"{name[:40]!r} is not supported; leave it out")
+        return self
+
+
+class Part(Asked):
     type: Literal["text"]
     text: Text
 
 
-class Message(BaseModel):
+class Message(Asked):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part] | None = None
+    content: Text | Annotated[list[Part], FIRST] | None = None
 
     def plain(self) -> dict[str, str]:
         """Return the message as the rest of chat/ knows it."""
@@ -30,24 +46,25 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class Sampled(BaseModel):
+class StreamOptions(Asked):
+    include_usage: bool | None = None
+
+
+class Sampled(Asked):
     """What both kinds of completion share; a default of None is the server's."""
 
-    model_config = ConfigDict(extra="allow")
-
     model: Annotated[str, Field(max_length=MAX_NAME)] | None = None
-    max_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
-    )
+    max_tokens: Limit = None
+    max_completion_tokens: Limit = None  # its newer name
     temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=MAX_TOP_K)  # 0: the whole vocabulary
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], FIRST] | None = None
     n: Literal[1] | None = None
     stream: bool | None = None
-    stream_options: dict[str, bool] | None = None
+    stream_options: StreamOptions | None = None
 
     @field_validator("stop")
     @classmethod
@@ -58,19 +75,20 @@ class Sampled(BaseModel):
         return stops
 
     @model_validator(mode="after")
-    def nothing_unsupported(self):
-        for name, value in (self.model_extra or {}).items():
-            if name not in WITHOUT_EFFECT and value not in NOTHING:
-                raise ValueError(f"{name} is not supported; leave it out")
+    def one_limit(self):
+        if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise ValueError("give max_tokens or max_completion_tokens, not both")
+            self.max_tokens = self.max_completion_tokens
         return self
 
     @property
     def usage_wanted(self) -> bool:
-        return bool((self.stream_options or {}).get("include_usage"))
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class ChatCompletion(Sampled):
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
 
     @field_validator("messages")
     @classmethod
@@ -84,3 +102,4 @@ class ChatCompletion(Sampled):
 class TextCompletion(Sampled):
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_ALL_CHARACTERS)]
     echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None

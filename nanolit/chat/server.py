@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -68,13 +68,13 @@ def build_app(
 def _explain_errors(app: FastAPI) -> None:
     """Answer errors as OpenAI's clients read them."""
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    @app.exception_handler(ValidationError)
+    async def invalid(request: Request, error: ValidationError) -> JSONResponse:
         deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, what was meant
-        parts = [str(part) for part in deepest["loc"][1:]]
-        place = ".".join(part for part in parts if not TYPE.fullmatch(part)) or "the body"
+        place = ".".join(part for part in map(str, deepest["loc"]) if not TYPE.fullmatch(part))
         what = deepest["msg"].removeprefix("Value error, ")
-        return JSONResponse(error_body(f"{place}: {what}", kind="invalid_request_error", param=place), 400)
+        message = f"{place}: {what}" if place else what
+        return JSONResponse(error_body(message, kind="invalid_request_error", param=place or None), 400)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

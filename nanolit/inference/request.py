@@ -158,6 +158,9 @@ class Row:
             self.expression.append(id)
 
     def _completes_a_stop(self, id: int) -> bool:
+        if id >= len(self.tokenizer.tokens):  # a special token is no text, nor is a stop on both sides of it
+            self.stream, self.tail = TextStream(self.tokenizer), ""
+            return False
         self.tail += self.stream.push(id)
         longest = max(map(len, self.request.stop_texts))
         found = any(stop in self.tail for stop in self.request.stop_texts)

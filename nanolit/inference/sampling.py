@@ -16,20 +16,25 @@ GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111E
 # of two that hold those of a uint64; POSITION is that of the token that is fed, -1 of which is FORCED
 FORCED, POSITION, TOP_K, LOG_PROBS, TEMPERATURE, TOP_P, PENALTY, TURN, SEED = range(9)
 COLUMNS = 10
+LEAST = 1e-6  # of a number to divide by or to reach; with far smaller ones float32 has no finite logits left
 
 
 def check_settings(
     *, temperature: float, top_k: int | None, top_p: float = 1.0, repetition_penalty: float = 1.0
 ) -> None:
-    """Raise ValueError unless temperature is finite and >= 0, top_k None or >= 1, the others in range."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature ({temperature}) must be 0 or more; 0 takes the likeliest token")
+    """Raise ValueError unless temperature is 0 or finite, top_k None or >= 1, the others in range."""
+    if temperature and not LEAST <= temperature < math.inf:
+        raise ValueError(
+            f"temperature ({temperature}) must be 0, which takes the likeliest token, or {LEAST:f} or more"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k ({top_k}) must be 1 or more, or none to sample from the whole vocabulary")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p ({top_p}) must be above 0 and at most 1; 1 leaves no token out")
-    if not 0 < repetition_penalty < math.inf:
-        raise ValueError(f"repetition_penalty ({repetition_penalty}) must be above 0; 1 is none")
+    if not LEAST <= top_p <= 1:
+        raise ValueError(f"top_p ({top_p}) must be {LEAST:f} to 1; 1 leaves no token out")
+    if not LEAST <= repetition_penalty <= 1 / LEAST:
+        raise ValueError(
+            f"repetition_penalty ({repetition_penalty}) must be {LEAST:f} to {1 / LEAST:,.0f}; 1 is none"
+        )
 
 
 def log_probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:

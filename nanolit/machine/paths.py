@@ -228,8 +228,8 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
     """Return an object's content; a key that stands twice would be read as whichever came last."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        (doubled, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {doubled[:40]!r} stands twice")
     return content
 
 

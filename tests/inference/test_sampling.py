@@ -155,15 +155,25 @@ def test_log_probabilities_have_gradients_for_kept_tokens_only():
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
+        {"temperature": 1e-40},
         {"top_k": 0},
         {"top_p": 0.0},
+        {"top_p": 1e-320},
         {"top_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e300},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         check_settings(**{"temperature": 1.0, "top_k": None} | wrong)
+
+
+@pytest.mark.parametrize("least", [{"temperature": sampling.LEAST}, {"top_p": sampling.LEAST}])
+def test_the_least_that_is_allowed_takes_the_likeliest(least):
+    rows = logits(8)
+    assert torch.equal(draw(rows, **{"temperature": 1.0} | least), rows.argmax(-1))
 
 
 def test_logits_that_are_not_numbers_draw_no_token():

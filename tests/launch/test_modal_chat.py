@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -368,11 +369,15 @@ def test_a_client_that_leaves_frees_its_place_within_a_second(client, updated):
 @pytest.mark.slow
 def test_forty_stream_at_once_and_the_next_is_told_how_long_to_wait(client, updated):
     with contextlib.ExitStack() as stack:
-        streams = []
-        for _ in range(PLACES):
-            other = httpx.Client(base_url=client.base_url, headers=client.headers, timeout=WAIT_SECONDS)
-            streams.append(begin_long_reply(stack.enter_context(other)))
-        assert stats(client)["open"] == PLACES
+        others = [
+            httpx.Client(base_url=client.base_url, headers=client.headers, timeout=WAIT_SECONDS)
+            for _ in range(PLACES)
+        ]
+        with ThreadPoolExecutor(
+            PLACES
+        ) as pool:  # one after another, the first would end before the last begins
+            streams = [*pool.map(begin_long_reply, map(stack.enter_context, others))]
+        assert len(streams) == stats(client)["open"] == PLACES
         refused = client.post("/v1/chat/completions", json=body())
         assert refused.status_code == 503
         assert 1 <= int(refused.headers["retry-after"]) <= 60

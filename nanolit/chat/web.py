@@ -175,12 +175,12 @@ class Page:
                 secrets.randbits(63) if self.seed is None else derived_seed(self.seed, "reply", len(before))
             )
             reply = self.talker_of(model).reply(asked, message, seed=seed, **settings)
-            yield from self._stream(before, message, reply)
+            yield from self._stream(before, message, reply, max_tokens=int(max_tokens))
         except (ValueError, RuntimeError) as error:  # the message goes back to where it was typed
             box = gradio.Textbox(message, submit_btn=True, stop_btn=False)
             yield box, before, shown(before), refusal(error)
 
-    def _stream(self, before: Messages, message: str, reply: Any) -> Iterator[tuple]:
+    def _stream(self, before: Messages, message: str, reply: Any, *, max_tokens: int) -> Iterator[tuple]:
         text, count, seen, began = "", 0, -math.inf, time.monotonic()
         for piece in reply:
             text, count = text + piece, count + 1
@@ -191,6 +191,8 @@ class Page:
         after = [*before, said("user", message), said("assistant", text)]
         rate = count / max(time.monotonic() - began, 1e-9)
         note = f"{count:,} token{'s' * (count != 1)} · {rate:,.0f} tokens/s"
+        if count >= max_tokens:
+            note += " · cut at Max tokens"
         if reply.dropped_turns:
             note += f" · {left_out(reply.dropped_turns)}"
         yield READY, after, shown(after), note

@@ -247,6 +247,25 @@ def test_the_title_is_beside_or_above_the_choice_of_a_model(address, page, width
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize(("width", "height"), [(390, 420), (844, 390)])  # a phone with its keys out, or lying
+def test_a_short_screen_holds_the_title_the_box_and_something_between(address, page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    visit(page, address)
+    page.locator("#box textarea").fill("line\n" * 30)
+    page.wait_for_function("document.querySelector('#box').offsetHeight > 100")
+    assert page.evaluate("document.documentElement.scrollHeight") <= height
+    assert page.locator("#chat").bounding_box()["height"] >= 90
+
+
+def test_a_reply_that_is_cut_says_so(address, page):
+    visit(page, address)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("number input for Max tokens").fill("5")
+    page.keyboard.press("Tab")
+    say(page, "Hello")
+    page.locator("#status", has_text=re.compile(r"5 tokens · [\d,]+ tokens/s · cut at Max tokens")).wait_for()
+
+
 def test_an_example_is_asked_and_answered(address, page):
     visit(page, address)
     page.get_by_role("button", name="Hello! Who are you?").click()

@@ -112,7 +112,10 @@ def talk(settings: Settings) -> None:
     )
     terminal = Terminal(Talker(loaded.engine, continues_text=loaded.is_base), drawing)
     if settings.prompt is not None:
-        terminal.answer(sys.stdin.read().strip() if settings.prompt == "-" else settings.prompt)
+        message = sys.stdin.read() if settings.prompt == "-" else settings.prompt
+        if not message.strip():
+            raise ValueError("the message is empty; -p TEXT is one, and -p - reads it from the input")
+        terminal.answer(message.strip())
         return
     if terminal.interactive:
         terminal.greet(loaded.name)

@@ -37,7 +37,9 @@ class Drawing:
         if not equals:
             raise ValueError(f"/set changes one of these: {self}; write /set NAME=VALUE")
         kinds = settings_of(Drawing)
-        number: Any = kinds[choose(name, kinds, kind="setting")].converted(value)
+        kind = kinds[choose(name, kinds, kind="setting")]
+        is_none = value == "none" and name in ("top_k", "seed")  # as it is shown
+        number: Any = None if is_none else kind.converted(value)
         new = dataclasses.replace(self, **{name: None if (name, number) == ("top_k", 0) else number})
         check_settings(
             temperature=new.temperature,
@@ -93,6 +95,8 @@ class Terminal:
                 return
             try:
                 self._command(text) if text.startswith("/") else text and self.answer(text)
+            except BrokenPipeError:  # whatever reads the replies is gone
+                raise
             except (ValueError, OSError) as error:
                 self.note(f"({error})")
 
@@ -160,6 +164,8 @@ class Terminal:
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
+        if not self.messages:
+            raise ValueError("nothing has been said yet")
         if path.exists():
             raise ValueError(f"{path} exists; give another name")
         system = [{"role": "system", "content": self.system}] if self.system else []

@@ -116,16 +116,21 @@ def test_set_changes_how_replies_are_drawn_and_refuses_nonsense(terminal, monkey
         "/set max_tokens=0",
         "/set max_tokens=128",
         "/set temprature=1",
+        "/set seed=3",
+        "/set seed=none",
+        "/set temperature=none",
     ]
     converse(terminal, monkeypatch, *lines)
     output = capsys.readouterr()
     assert output.out == "Hi!\n"
     assert (terminal.drawing.max_tokens, terminal.drawing.top_k, terminal.drawing.top_p) == (3, None, 1.0)
+    assert terminal.drawing.seed is None
     for complaint in (
         "top_p (2.0) must be",
         "max_tokens=0 must be",
         "max_tokens (128) must be below the model's context (128)",
         "did you mean temperature?",
+        "temperature=none must be",
     ):
         assert complaint in output.err
 
@@ -148,11 +153,14 @@ def test_a_saved_conversation_goes_on_elsewhere(terminal, monkeypatch, tmp_path,
         monkeypatch,
         "/system Be brief.",
         "/set max_tokens=9",
+        f"/save {path}",  # nothing
         "Sum?",
         f"/save {path}",
         f"/save {path}",
     )
-    assert "exists; give another name" in capsys.readouterr().err
+    complaints = capsys.readouterr().err
+    assert "nothing has been said yet" in complaints
+    assert "exists; give another name" in complaints
     said = terminal.messages
     terminal.system, terminal.messages = "", []
     converse(terminal, monkeypatch, f"/load {path}")
@@ -237,6 +245,19 @@ def test_a_message_comes_from_the_input_where_p_says_so(root, monkeypatch, capsy
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
     assert main(["taught", f"root={root}", "temperature=0", "-p", "-"]) == 0
     assert capsys.readouterr().out == "Hi! I am tiny 😀.\n"
+
+
+def test_an_empty_message_is_one_line(root, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    assert main(["taught", f"root={root}", "-p", "-"]) == 2
+    assert capsys.readouterr().err.startswith("error: the message is empty; ")
+
+
+def test_a_pipe_whose_reader_is_gone_ends_in_silence(start_chat):
+    process = start_chat("taught", "temperature=0")
+    process.stdout.close()
+    _, notes = process.communicate("Hello\nHello\n", timeout=60)
+    assert (process.returncode, notes) == (1, "")
 
 
 def test_a_reply_longer_than_the_context_is_refused(root, capsys):

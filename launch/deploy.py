@@ -257,7 +257,8 @@ def described(name: str, found: Found | None, machine: Cluster, wish: Wish) -> s
     gpu, memory = str(machine["gpu"]), gpu_memory_gib(str(machine["gpu"]))
     model = name
     if found:
-        model += f", step {found.meta.get('step') or 0:,}, {found.size / 1e9:,.1f} GB"
+        size = f"{found.size / 1e9:,.1f} GB" if found.size > 1e8 else f"{found.size / 1e6:,.1f} MB"
+        model += f", step {found.meta.get('step') or 0:,}, {size}"
     room = ""
     if found and memory:
         verdict = "fits" if found.size * 1.25 < memory * 2**30 else "does not fit"
@@ -265,10 +266,11 @@ def described(name: str, found: Found | None, machine: Cluster, wish: Wish) -> s
     rate = dollars_per_hour(machine)
     price = "conf/prices.yaml has no price of it" if rate is None else f"${rate:,.2f} an hour"
     lines = [f"{model} → one {gpu}{room}"]
-    lines.append(f"{price} while somebody talks and {IDLE_SECONDS // 60} minutes after, nothing else")
     if wish.keep_warm:
-        month = "" if rate is None else f": about ${rate * MONTH_HOURS:,.0f} a month"
-        lines.append(f"keep_warm={wish.keep_warm}: it never sleeps{month}")
+        month = "" if rate is None else f", about ${rate * MONTH_HOURS:,.0f} a month"
+        lines.append(f"{price}{month}: keep_warm={wish.keep_warm}, it never sleeps")
+    else:
+        lines.append(f"{price} while somebody talks and {IDLE_SECONDS // 60} minutes after, nothing else")
     if wish.public:
         lines.append("public=true: everyone who has the address talks to it, at your cost")
     if wish.auth == "modal":

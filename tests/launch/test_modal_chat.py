@@ -127,7 +127,7 @@ def test_a_dry_run_of_every_serving_cluster_prints_dollars_and_makes_no_call(wit
         assert max(map(len, output.splitlines())) <= 120
         assert "taught/sft, step 150" in output
         assert "fits" in output
-        assert "an hour while somebody talks" in output
+        assert ("an hour while somebody talks" in output) == ("keep_warm=1" not in words)
         for word in words[3:-1]:
             assert word.split("=")[-1 if word.startswith("domains") else 0] in output
         assert ("a month" in output) == ("keep_warm=1" in words)

@@ -17,6 +17,7 @@ from launch.image import container_image
 from launch.progress import OnVolume, progress, reached
 from launch.submit import (
     Submission,
+    explain,
     read_submission,
     remember,
     remembered,
@@ -262,6 +263,8 @@ def doctor(settings: Doctor) -> int:
     for name, check in checks:
         try:
             text = check()
+        except modal.exception.NotFoundError as error:
+            good, text = False, f"WRONG: {explain(error)}"
         except (modal.exception.Error, ValueError) as error:
             good, text = False, " ".join(f"WRONG: {error}".split())
         print(f"{name}: {text}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import secrets as tokens
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from nanolit.planning.plans import fresh_plan
 Submission = dict[str, Any]  # submission.json: a `Stored`, and more
 CPU_FUNCTIONS = {"orchestrate": {"cpu": 0.25, "memory": 1_024}, "prepare": dict(PREPARING)}
 WANDB_SECRET = "wandb"
+SECRET_KEYS = {WANDB_SECRET: "WANDB_API_KEY", "huggingface": "HF_TOKEN"}  # what is in them
 RESULT = "submission_result.json"
 
 
@@ -178,9 +180,9 @@ def tags(job: Job, settings: dict[str, Any]) -> dict[str, str]:
 def explain(error: modal.exception.Error) -> str:
     """One line for what Modal refused, with what to do."""
     text = " ".join(str(error).split())
-    if isinstance(error, modal.exception.NotFoundError) and "ecret" in text:
+    if isinstance(error, modal.exception.NotFoundError) and (match := re.search(r"ecret '([^']+)'", text)):
         return (
-            f"{text}; make it with: modal secret create NAME KEY=VALUE (W&B: {WANDB_SECRET} WANDB_API_KEY=…)"
+            f"{text}; make it with: modal secret create {match[1]} {SECRET_KEYS.get(match[1], 'KEY')}=VALUE"
         )
     if isinstance(error, modal.exception.AuthError):
         return f"Modal refuses the token ({text}); make one with: modal token new"

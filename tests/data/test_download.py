@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -219,6 +221,17 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(tmp_path: Path, 
     assert "needs 1,000,000,000.0 GB more for 4 shards" in said
     assert "root=" in said
     assert [name for name, _ in hub.asked if name != "api"] == []
+
+
+def test_a_volume_that_says_it_is_full_is_not_believed(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modal's volumes answer a question for their size with placeholders."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert "GB more" in refused(tmp_path)
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    fetch(tmp_path)
+    assert whole(tmp_path, hub) == NAMES
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launch.remote import margin
+from nanolit.machine.system import code_version
 from tests.fake_modal.account import wait_until
 
 pytestmark = [
@@ -45,6 +46,7 @@ def test_the_plain_command_trains_on_two_ranks_and_ends_with_its_result(account,
     assert "[plain] base: 16 steps" in output, "the logs carry the run's name"
     assert output.count("FLOPs") == 1, "the plan is shown once, before the log"
     assert "── plain: done at step 16" in output
+    assert output.splitlines()[-1].strip().startswith("python -m launch fetch plain brings it here; then ")
     assert rounded(account.curve("plain")) == rounded(reference)
 
 
@@ -139,6 +141,7 @@ def test_what_was_made_there_comes_here(account, reference):
     assert code == 0, output
     folder = account.root / "runs" / "hard"
     assert (folder / "base" / "release" / "model.safetensors").stat().st_size > 1_000_000
+    assert json.loads((folder / "base" / "release" / "meta.json").read_text())["code"] == code_version()
     assert not (folder / "base" / "checkpoints").exists()
     assert account.curve("hard", root=account.root) == reference
     assert "hard: done at step 16" in account.run("launch", "status", "hard")[1]

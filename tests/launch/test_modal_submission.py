@@ -5,15 +5,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import modal
 import pytest
+from hydra_plugins.nanolit_modal.launcher import plain
 
-from launch import calls, claim, spending
+from launch import calls, claim, commands, spending
 from launch.compile_cache import CompileCache
 from launch.image import unwanted
-from launch.sweep import shares
+from launch.sweep import remarks, shares
 from launch.uploads import fingerprint, strings
-from nanolit.config.compose import compose
+from nanolit.config.compose import compose, compose_config
 from nanolit.planning.plans import fresh_plans, total
 from tests.fake_modal.account import Account
 
@@ -51,8 +54,7 @@ def test_a_dry_run_shows_the_job_and_makes_no_call(laptop):
 def test_a_missing_secret_is_one_line_with_its_command(laptop):
     code, output = laptop.run("nanolit.train", *laptop.overrides("dark", "logger=wandb"))
     assert code == 2, output
-    assert "Secret 'wandb' not found" in output
-    assert "modal secret create" in output
+    assert "make it with: modal secret create wandb WANDB_API_KEY=VALUE" in output
     assert "Traceback" not in output
     assert laptop.requests("AppCreate") == [], "the image does not begin to build"
 
@@ -215,6 +217,43 @@ def test_the_status_tells_that_a_run_waits_for_its_gpus(laptop):
     call = {"stage": "base", "function": "train", "state": "begun", "at": time.time() - 192}
     said = stands(laptop, "queued", {"calls.json": {"calls": [call]}})
     assert said.startswith("base: waiting for H100:8 or starting for 3:")
+
+
+def test_a_result_that_modal_keeps_no_longer_is_that_of_the_volume(monkeypatch, tmp_path):
+    """Modal forgets what a call returned after some days."""
+
+    def expired(submission, *, timeout):
+        raise modal.exception.OutputExpiredError("expired")
+
+    files = {"base/result.json": {"status": "done", "step": 16}}
+    monkeypatch.setattr(commands, "wait", expired)
+    monkeypatch.setattr(
+        commands, "OnVolume", lambda _: SimpleNamespace(json=lambda name: files.get(name, {}))
+    )
+    submission = {"run": "old", "app": "ap-1", "stages": ["base"]}
+    assert commands.state(submission, tmp_path) == "done at step 16"
+    files.clear()
+    assert commands.state(submission, tmp_path) == "ended by Modal (OutputExpiredError)"
+
+
+@pytest.mark.parametrize(
+    ("words", "remark"),
+    [
+        (["cluster=modal_a10g", "model=d26"], "29 time limits of 24 hours, each resumed by the next"),
+        (["cluster=modal_2x8xh100"], "16 GPUs at once: Modal's Starter plan has 10, Team 50"),
+        (["cluster=modal_2x8xh100"], "Modal has to switch that on for your workspace"),
+        (["cluster=modal_8xh100", "cluster.devices=2"], "are rented for 2 GPU(s); cluster.cpu=8 "),
+        (
+            ["cluster=modal_h100", "hydra.launcher.gpu=[H100,H200]"],
+            "at most $5.43 an hour, whichever it gets",
+        ),
+    ],
+)
+def test_a_plan_says_what_it_will_meet_at_modal(words, remark):
+    launcher = compose_config(words).hydra.launcher
+    settings = {key: plain(value) for key, value in launcher.items() if key != "_target_"}
+    job = compose(["phase=base", *(word for word in words if not word.startswith("hydra"))])
+    assert remark in "\n".join(remarks([(job, fresh_plans(job))], settings))
 
 
 def test_a_meter_adds_up_machines_and_keeps_to_max_cost(tmp_path):

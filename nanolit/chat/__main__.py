@@ -155,7 +155,7 @@ def serve_page(settings: Settings) -> None:
         seed=settings.seed,
     )
     password = os.environ.get(PASSWORD) or None
-    serve(build_app(models, defaults=defaults, password=password), listening, host=settings.host)
+    serve(build_app(models, defaults=defaults, password=password), models, listening, host=settings.host)
 
 
 @command

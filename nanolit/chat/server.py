@@ -1,5 +1,6 @@
 """Page and API as one ASGI app, which anything that serves ASGI can mount, and its server on this machine."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -24,7 +25,7 @@ TYPE = re.compile(
     r"str|constrained-str|list\[.*"
 )  # what pydantic puts into the place of an error, of a union
 FIRST_PORT, NUM_PORTS = 7860, 100
-SHUTDOWN_SECONDS = 3  # for replies that are being written
+SHUTDOWN_SECONDS = 3  # for replies that are being written; then their clients are told that the server ends
 
 
 def build_app(
@@ -115,14 +116,27 @@ def listen(host: str, port: int | None) -> socket.socket:
     raise ValueError(f"{which} can't be served on {host} ({why}); give another port=") from last
 
 
-def serve(app: Guard, listening: socket.socket, *, host: str) -> None:
+class Server(uvicorn.Server):
+    """Ends replies that go on for long after Ctrl-C, where uvicorn cuts their connections."""
+
+    def __init__(self, app: Guard, models: Models) -> None:
+        super().__init__(configured(app))
+        self.models = models
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(SHUTDOWN_SECONDS, loop.run_in_executor, None, self.models.close)
+        await super().shutdown(sockets)
+
+
+def serve(app: Guard, models: Models, listening: socket.socket, *, host: str) -> None:
     """Serve until Ctrl-C, on a socket of `listen`."""
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}"
     print(f"The chat is at {url} (Ctrl-C ends it); the API is at {url}/v1", flush=True)
     if app.password is None and not is_loopback(listening):
         print("Everyone who reaches this machine can use it; NANOLIT_CHAT_PASSWORD asks for a password.")
-    server = uvicorn.Server(configured(app))
+    server = Server(app, models)
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
         server.run(sockets=[listening])
@@ -137,7 +151,7 @@ def configured(app: Guard) -> uvicorn.Config:
         log_level="error",  # its warnings are of requests that are no HTTP, and of what the client was told
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=2 * SHUTDOWN_SECONDS,
     )
 
 

@@ -33,7 +33,7 @@ News = list[Token] | Exception | None  # some tokens, what went wrong, or the en
 
 
 class Failed(RuntimeError):
-    """The model, not the request, is at fault: out of memory, say."""
+    """The model or the server, not the request, is at fault: out of memory, say."""
 
 
 class Busy(ValueError):
@@ -164,7 +164,7 @@ class Service:
         for thread in self._threads:
             thread.join(timeout=30)
         for ticket in self._queue:
-            ticket.tell(ValueError(ENDED))
+            ticket.tell(Failed(ENDED))
 
     @contextlib.contextmanager
     def _entered(self, request: Request, tell: Callable[[News], None]) -> Iterator[None]:
@@ -173,7 +173,7 @@ class Service:
         ticket = Ticket(request, tell, deadline=time.monotonic() + self.reply_seconds)
         with self._changed:
             if self._closed:
-                raise ValueError(ENDED)
+                raise Failed(ENDED)
             if self.num_open >= self.places:
                 self._totals["refused"] += 1
                 raise Busy(self.places, self.wait_seconds())
@@ -208,7 +208,7 @@ class Service:
             worker.step_seconds += 0.1 * (time.monotonic() - began - worker.step_seconds)
             for ticket in [*worker.tickets]:
                 self._tell(worker, ticket)
-        self._fail(worker, ValueError(ENDED))
+        self._fail(worker, Failed(ENDED))
 
     def _take(self, worker: Worker) -> list[Ticket]:
         """Take off the queue what this engine is to answer, in order: nobody overtakes for want of room."""

@@ -6,10 +6,8 @@ import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-import uvicorn
-
 from nanolit.chat.models import Models
-from nanolit.chat.server import build_app, configured, listen
+from nanolit.chat.server import Server, build_app, listen
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -28,7 +26,7 @@ def served(models: Models, *, port: int | None = None, **settings) -> Iterator[s
     """Serve; yields the address."""
     listening = listen("127.0.0.1", port)
     app = build_app(models, **{"page": False} | settings)
-    server = uvicorn.Server(configured(app))
+    server = Server(app, models)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not server.started and thread.is_alive():

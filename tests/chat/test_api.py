@@ -2,11 +2,13 @@
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
+from nanolit.chat import server
 from nanolit.chat.asked import ChatCompletion
 from nanolit.chat.dialogue import Talker
 from nanolit.inference.engine import Engine
@@ -274,3 +276,22 @@ def test_one_too_many_is_told_how_long_to_wait(rambling_model, byte_tokenizer):
         assert 1 <= int(third.headers["retry-after"]) <= 60
         assert "all 2 places are taken" in third.json()["error"]["message"]
         assert client.get(f"{address}/health").json() == {"status": "ok"}
+
+
+def test_a_server_that_ends_says_so_to_those_whose_replies_go_on(rambling_model, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(server, "SHUTDOWN_SECONDS", 1)
+    asked = {"model": "rambling/base", "prompt": "Once", "max_tokens": 4096}
+    with contextlib.ExitStack() as serving, ThreadPoolExecutor(1) as pool:
+        models = models_of(byte_tokenizer, {"rambling/base": rambling_model})
+        address = serving.enter_context(served(models))
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
+            stream = client.completions.create(**asked, stream=True)
+            next(stream)
+            whole = pool.submit(client.completions.create, **asked)
+            while httpx.get(f"{address}/stats").json()["rambling/base"]["open"] < 2:
+                time.sleep(0.01)
+            serving.close()
+            with pytest.raises(openai.APIError, match="the server has ended"):
+                list(stream)
+            with pytest.raises(openai.InternalServerError, match="the server has ended"):
+                whole.result()

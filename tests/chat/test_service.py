@@ -221,9 +221,9 @@ def test_a_service_that_ends_tells_all_who_wait(rambling, serve):
             time.sleep(0.01)
         service.close()
         for ended in (reply.result, lambda: ids_of(running[0]), lambda: ids_of(running[1])):
-            with pytest.raises(ValueError, match=service_module.ENDED):
+            with pytest.raises(service_module.Failed, match=service_module.ENDED):
                 ended()
-    with pytest.raises(ValueError, match=service_module.ENDED):
+    with pytest.raises(service_module.Failed, match=service_module.ENDED):
         ids_of(service.generate([256, 2], max_tokens=5))
 
 

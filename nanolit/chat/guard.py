@@ -37,6 +37,7 @@ PAGE_PATHS = (
     "/manifest.json",
     "/gradio_api/startup-events",
     "/gradio_api/info",
+    "/gradio_api/app_id",  # asked by a page that lost its server: answered, it loads itself again
 )
 PAGE_FOLDERS = ("/static/", "/assets/", "/svelte/", "/gradio_api/queue/")
 OUR_PATHS = ("/stats", "/gradio_api/cancel", *OPEN_PATHS)

@@ -181,13 +181,18 @@ class Page:
             yield box, before, shown(before), refusal(error)
 
     def _stream(self, before: Messages, message: str, reply: Any, *, max_tokens: int) -> Iterator[tuple]:
-        text, count, seen, began = "", 0, -math.inf, time.monotonic()
-        for piece in reply:
-            text, count = text + piece, count + 1
-            if (now := time.monotonic()) - seen > REFRESH_SECONDS:
-                after = [*before, said("user", message), said("assistant", text)]
-                yield gradio.skip(), after, shown(after), gradio.skip()
-                seen = now
+        text, count, seen, began, error = "", 0, -math.inf, time.monotonic(), None
+        try:
+            for piece in reply:
+                text, count = text + piece, count + 1
+                if (now := time.monotonic()) - seen > REFRESH_SECONDS:
+                    after = [*before, said("user", message), said("assistant", text)]
+                    yield gradio.skip(), after, shown(after), gradio.skip()
+                    seen = now
+        except (ValueError, RuntimeError) as failed:
+            if not text:
+                raise
+            error = failed
         after = [*before, said("user", message), said("assistant", text)]
         rate = count / max(time.monotonic() - began, 1e-9)
         note = f"{count:,} token{'s' * (count != 1)} · {rate:,.0f} tokens/s"
@@ -195,7 +200,7 @@ class Page:
             note += " · cut at Max tokens"
         if reply.dropped_turns:
             note += f" · {left_out(reply.dropped_turns)}"
-        yield READY, after, shown(after), note
+        yield READY, after, shown(after), refusal(error) if error else note
 
     def example(self, event: gradio.SelectData, messages: Messages, *controls: Any) -> Iterator[tuple]:
         yield from self.send(event.value["text"], messages, *controls)

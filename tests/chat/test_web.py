@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from nanolit.chat.__main__ import main
 from nanolit.chat.markup import as_html
-from nanolit.chat.web import kept, question_at, recent
+from nanolit.chat.service import Failed
+from nanolit.chat.web import Page, kept, question_at, recent
 
 NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # The button to send is back, and the texts are there: a question and a reply each
@@ -292,6 +294,42 @@ def test_a_restarted_server_loses_nothing_of_an_open_page(start_chat, page):
     assert both[3] == answer["choices"][0]["message"]["content"].strip()
     page.reload()
     assert heard(page, 2) == both
+
+
+def test_a_message_that_found_no_server_waits_in_the_box_for_its_return(start_chat, page):
+    process, address = serve(start_chat, "taught")
+    visit(page, address)
+    say(page, "Hello")
+    first = heard(page, 1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    box = page.locator("#box textarea")
+    box.fill("Sum?")
+    page.evaluate(NEXT_FRAME)
+    box.press("Enter")
+    page.get_by_text("Connection to the server was lost").wait_for()
+    with page.expect_response(
+        lambda response: "/gradio_api/queue/join" in response.url
+    ):  # the page's own load
+        serve(start_chat, "taught", port=int(address.rpartition(":")[2]))
+    page.wait_for_function("document.querySelector('#box textarea').value === 'Sum?'")
+    assert heard(page, 1) == first
+    box.press("Enter")
+    assert heard(page, 2)[:3] == [*first, "Sum?"]
+
+
+def test_what_came_of_a_reply_that_failed_stays():
+    class Reply:
+        dropped_turns = 0
+
+        def __iter__(self):
+            yield "Hi"
+            raise Failed("out of memory")
+
+    page = Page(lambda _: SimpleNamespace(reply=lambda *_, **__: Reply()), seed=1)
+    *_, (_, messages, _, status) = page.send("Hello", [], "taught", "", 0.6, 50, 1.0, 9)
+    assert [message["content"] for message in messages] == ["Hello", "Hi"]
+    assert "out of memory" in status
 
 
 def test_only_what_the_page_needs_is_served(address):

@@ -159,12 +159,18 @@ def without_empty(messages: Messages) -> list[dict[str, Any]]:
     """Leave out exchanges that have no reply (stopped before the first word), and an empty system message."""
     kept: list[dict[str, Any]] = []
     for message in messages:
-        blank = isinstance(message["content"], str) and not message["content"].strip()
-        if blank and message["role"] == "assistant" and kept and kept[-1]["role"] == "user":
+        content, role = _value(message, "content"), _value(message, "role")
+        blank = isinstance(content, str) and not content.strip()
+        if blank and role == "assistant" and kept and _value(kept[-1], "role") == "user":
             kept.pop()
-        elif not (blank and message["role"] == "system"):
+        elif not (blank and role == "system"):
             kept.append(message)
     return kept
+
+
+def _value(message: Any, key: str) -> Any:
+    """Return a message's value, None where it has none: whether it is a message is checked later."""
+    return message.get(key) if isinstance(message, dict) else None
 
 
 def room_for(max_tokens: int, context: int) -> int:

@@ -70,6 +70,14 @@ def test_an_exchange_without_a_reply_is_left_out():
     assert without_empty([*said("one", "1"), *said("two", ""), question]) == [*said("one", "1"), question]
 
 
+@pytest.mark.parametrize(
+    "messages", [[], [5], [{"role": "user"}], [{"content": ""}], [None, {"role": "assistant", "content": ""}]]
+)
+def test_what_is_no_conversation_is_one_line(talker, messages):
+    with pytest.raises(ValueError, match="conversation"):
+        talker.prompt(messages, max_tokens=4)
+
+
 def test_a_reply_that_was_stopped_keeps_what_came(talker):
     reply = talker.reply([], "Hello", max_tokens=40, **GREEDY)
     pieces = iter(reply)

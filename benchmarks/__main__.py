@@ -13,7 +13,7 @@ if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a checkout that is not installed; Hydra looks for plugins when imported
 
 BENCHMARKS = (
-    *("train", "inference", "kernels", "serve", "core"),
+    *("train", "inference", "kernels", "serving", "core"),
     *("profile", "parity", "determinism", "learning", "tokenizer", "loader"),
 )
 

@@ -1,0 +1,162 @@
+"""Measure the chat's API: from a process's start to its first token, then streams beside the engine alone.
+
+python -m benchmarks serving model=d26 streams=1,8,40     on this machine's device, without gradio
+
+The model has random weights and is served from a release in a temporary folder. Every stream of a line asks
+for `new` tokens after `prompt` others, all at once; the engine then gets the same requests without a server,
+and must draw the same tokens. Takes the settings of nanolit train too.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+import nanolit
+from benchmarks import results
+from benchmarks.inference import random_model, run
+from benchmarks.train import device_name
+from nanolit.chat.models import Models
+from nanolit.chat.server import build_app, listen, serve
+from nanolit.inference.engine import Engine
+from nanolit.inference.request import Request
+from nanolit.machine.arguments import names, read_some, setting
+from nanolit.machine.device import pick_device
+from nanolit.model.release import save_release
+
+HOST = "127.0.0.1"
+SAMPLING = {"temperature": 1.0, "top_k": 50}
+SECONDS = 600.0  # for an answer
+SERVER = "import sys; from benchmarks.serving import serve_release; serve_release(sys.argv[1])"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(results.Kept):
+    """What is asked of the server."""
+
+    streams: str = setting("how many at once, one line for each number", "1,8,40")
+    prompt: int = setting("tokens of each prompt", 128, least=1)
+    new: int = setting("tokens of each reply", 256, least=2)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print a table and a line of JSON, keep both."""
+    settings, overrides = read_some(Settings, arguments, about=__doc__)
+    lines = [[body(settings, seed) for seed in range(int(count))] for count in names(settings.streams)]
+    with tempfile.TemporaryDirectory() as folder:
+        release = write_release(Path(folder), overrides)
+        entry: dict[str, Any] = {
+            "command": results.command_line("serving", arguments),
+            "device": device_name(pick_device()),
+            "torch": torch.__version__,
+            "release_bytes": (release / "model.safetensors").stat().st_size,
+        }
+        with served(release) as (address, seconds):
+            entry["ready_seconds"] = seconds
+            entry["first_reply_seconds"] = asyncio.run(ask(address, [body(settings, 0)]))["first_seconds"]
+            asyncio.run(ask(address, max(lines, key=len)))  # the graphs of all these rows
+            entry["api"] = [asyncio.run(ask(address, bodies)) for bodies in lines]
+        engine = nanolit.load(release).engine
+    run(engine, [request_of(engine, one) for one in max(lines, key=len)])
+    entry["engine"] = [run(engine, [request_of(engine, one) for one in bodies]) for bodies in lines]
+    for bodies, api, alone in zip(lines, entry["api"], entry["engine"], strict=True):
+        assert api["tokens"] == alone["tokens"], "the API's replies are not the engine's"
+        share = api["tokens_per_second"] / alone["tokens_per_second"]
+        print(
+            f"  {len(bodies)} streams: all have begun after {1000 * api['first_seconds']:,.0f} ms, "
+            f"{api['tokens_per_second']:,.0f} tokens/s, {share:.0%} of the engine's"
+        )
+    results.print_entry(entry, results.save(entry, settings, device=entry["device"]))
+    return 0
+
+
+def body(settings: Settings, seed: int) -> dict[str, Any]:
+    """Return what a stream asks for. Every letter is a token of `random_model`'s."""
+    letters = random.Random(seed).choices(string.ascii_letters, k=settings.prompt - 1)  # <|bos|> is one more
+    limits = {"max_tokens": settings.new, "stream": True, "stream_options": {"include_usage": True}}
+    return {"prompt": "".join(letters), "seed": seed, **limits, **SAMPLING}
+
+
+def request_of(engine: Engine, asked: dict[str, Any]) -> Request:
+    """Return the same for the engine."""
+    prompt_ids = [engine.tokenizer.bos_id, *engine.tokenizer.encode(asked["prompt"])]
+    return Request(prompt_ids=prompt_ids, max_tokens=asked["max_tokens"], seed=asked["seed"], **SAMPLING)
+
+
+def write_release(folder: Path, overrides: list[str]) -> Path:
+    """Write the job's model with random weights; nothing of it stays in memory."""
+    model, tokenizer = random_model(overrides)
+    tokenizer.save(folder / "tokenizer")
+    about = {"run": "random", "stage": "base", "step": 0}
+    release, of_tokenizer = folder / "release", {"tokenizer_hash": tokenizer.hash}
+    save_release(release, model, tokenizer_folder=folder / "tokenizer", **of_tokenizer, meta=about)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return release
+
+
+def serve_release(folder: str) -> None:
+    """Serve the API until Ctrl-C: what the server's process runs."""
+    listening, models = listen(HOST, None), Models(["random"], lambda _: nanolit.load(folder))
+    models.get()
+    serve(build_app(models, page=False), models, listening, host=HOST)
+
+
+@contextmanager
+def served(release: Path) -> Iterator[tuple[str, float]]:
+    """Serve in a process of its own; yields the address, and the seconds until it listened."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-c", SERVER, str(release)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            line = process.stdout.readline()
+            if HOST not in line:
+                raise ValueError("the server did not start; see above")
+            yield line.split()[4], time.perf_counter() - begun
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+async def ask(address: str, bodies: list[dict[str, Any]]) -> dict[str, float]:
+    """Stream all replies at once; the seconds until each has text, and the speed, reading included."""
+    begun = time.perf_counter()
+    async with httpx.AsyncClient(base_url=address, timeout=SECONDS, limits=httpx.Limits()) as client:
+        replies = await asyncio.gather(*[read(client, one) for one in bodies])
+    seconds, tokens = time.perf_counter() - begun, sum(count for _, count in replies)
+    first = max(at for at, _ in replies) - begun
+    return {
+        "first_seconds": first,
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+async def read(client: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[float, int]:
+    """Return when a reply's first text came, and how many tokens it has."""
+    first = tokens = 0
+    async with client.stream("POST", "/v1/completions", json=asked) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                content = json.loads(line[6:])
+                if usage := content.get("usage"):
+                    tokens = usage["completion_tokens"]
+                elif content["choices"][0]["text"]:
+                    first = first or time.perf_counter()
+    return first, tokens

@@ -25,11 +25,9 @@ from nanolit.inference.request import Completion, Request
 from nanolit.inference.sampling import log_probabilities
 from nanolit.machine.device import IGNORED, derived_seed, world_size
 from nanolit.phases.core import Inputs, Phase, Training
-from nanolit.planning.rl import RLPlan
+from nanolit.planning.rl import MAX_PASSES, RLPlan
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
-
-MAX_PASSES = 8  # samples of a question in the evaluation: pass@8 is nanochat's
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Dataset(Protocol):
     bytes_per_shard: int
     num_characters: int | None
 
+    def train_bytes(self) -> dict[str, int]: ...
+
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int: ...
 
     def shards_with(self, num_characters: int) -> int: ...
@@ -54,7 +56,8 @@ class TokenizerPlan(StagePlan):
 
 def plan_tokenizer(job: Job, head: StagePlan, *, dataset: Dataset) -> TokenizerPlan:
     settings = job["stage"]["tokenizer"]
-    characters = min(settings["max_chars"], dataset.num_characters or settings["max_chars"])
+    has = dataset.num_characters or sum(dataset.train_bytes().values())  # of packed files about a third
+    characters = min(settings["max_chars"], has or settings["max_chars"])
     duration = max(characters / CHARACTERS_PER_HOUR, 1 / 3600)
     shards = dataset.shards_with(settings["max_chars"])
     return TokenizerPlan(
@@ -144,7 +147,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
         schedule=recipe["schedule"],
         groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"]),
         **watched,
-        hours=hours(job, flops, evaluation=evaluation_flops(model, watched, num_steps)),
+        hours=hours(job, model.gpt, flops, evaluation=evaluation_flops(model, watched, num_steps)),
         shards=shards,
         download_gigabytes=download_gigabytes(dataset, shards),
     )

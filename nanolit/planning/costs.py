@@ -6,11 +6,12 @@ from typing import NotRequired, cast
 import yaml
 from typing_extensions import TypedDict
 
-from nanolit.config.schema import Cluster, Job
+from nanolit.config.schema import Cluster, Job, Target
 from nanolit.machine.paths import conf_folder
 from nanolit.model.accounting import (
     Hyperparameters,
     activation_bytes,
+    flops_per_token,
     gpu_memory_gib,
     peak_bf16_flops,
     peak_memory_gib,
@@ -26,9 +27,18 @@ MFU: dict[str, dict[int, float]] = {
 }
 FP8_SPEED = {8: 1.15, 12: 1.25, 20: 1.39}  # times bf16's, by depth, measured on one H200 (LOG.md)
 ASSUMED_MFU = 0.40  # for any other GPU: not measured
-CPU_FLOPS = 0.11e12  # FLOP/s of two cores, measured with nanochat's d2 and d4 in float32
+# Two CPU cores in float32: FLOP/s of products, and seconds of what else a training token takes. By channel of
+# a layer (norms, activations; the second figure is for models with residual scalars), by logit, by element of
+# the head and logit: the loss reads the head's weight anew for every 2 MiB of logits (kernels/loss.py).
+# Fitted to ten models of d2 to d8, widths 128 to 512, vocabularies 1,024 to 32,768, all within 7% (LOG.md)
+CPU_FLOPS = 157e9
+CHANNEL_SECONDS = (0.05e-6, 0.11e-6)
+LOGIT_SECONDS, HEAD_SECONDS = 4.3e-9, 1.9e-15
+# The time of an answer's token on a CPU, in tokens of training: 0.6 of 2,000 answers at once, 0.9 of 128
+ANSWER_TOKENS = 0.9
 # From the start of a process to the end of its first step, compilation included: d12 and d20 on one H200.
 START_HOURS = 75 / 3600
+CPU_START_HOURS = 4 / 3600  # of each stage of the demo, with its release and report
 # Cores and MiB of the machine on Modal that downloads and trains the tokenizer (launch/submit.py)
 PREPARING = {"cpu": 16.0, "memory": 65_536}
 HEADROOM = 0.95  # of a GPU's memory that a micro-batch may fill: CUDA itself and fragments take some
@@ -55,10 +65,12 @@ class Hours(TypedDict):
     total_hours: float | None
 
 
-def hours(job: Job, flops: float | None, *, evaluation: float = 0) -> Hours:
-    """Return the hours of `flops` of training and `evaluation`, in FLOPs too.
+def hours(
+    job: Job, gpt: Hyperparameters, flops: float | None, *, evaluation: float = 0, answers: int = 0
+) -> Hours:
+    """Return the hours of `flops` of training and `evaluation`, in FLOPs too, and of `answers` in tokens.
 
-    Chat tasks are not counted (half an hour of nanochat's classic d20 on 8 H100).
+    Answers are counted on a CPU alone (on 8 H100 the chat tasks took nanochat's classic d20 half an hour).
     """
     gpu, devices = job["cluster"]["gpu"] or "cpu", num_ranks(job)
     depth = job["model"]["depth"]
@@ -66,10 +78,14 @@ def hours(job: Job, flops: float | None, *, evaluation: float = 0) -> Hours:
     if mfu and job["precision"] == "fp8":
         mfu = round(mfu * interpolated(FP8_SPEED, depth), 3)
     peak = peak_bf16_flops(gpu)
-    speed = CPU_FLOPS if mfu is None else mfu * devices * peak if peak else None
+    start = START_HOURS
+    if mfu is None:
+        speed, start = cpu_speed(gpt), CPU_START_HOURS
+        evaluation += answers * ANSWER_TOKENS * flops_per_token(gpt)
+    else:
+        speed = mfu * devices * peak if peak else None
     training = flops / speed / 3600 if flops and speed else None
     evaluating = evaluation / speed / 3600 if flops and speed else None
-    start = 0.0 if gpu == "cpu" else START_HOURS
     total = None if training is None else training + (evaluating or 0.0) + start
     return {
         "gpu": gpu,
@@ -80,6 +96,25 @@ def hours(job: Job, flops: float | None, *, evaluation: float = 0) -> Hours:
         "start_hours": start,
         "total_hours": total,
     }
+
+
+def cpu_speed(gpt: Hyperparameters) -> float:
+    """Return the FLOP/s of training on two CPU cores: FLOPs over their own time and that of all else."""
+    flops, vocabulary = flops_per_token(gpt), gpt["vocab_size"]
+    between = gpt["depth"] * gpt["width"] * CHANNEL_SECONDS[gpt["residual_scalars"]]
+    head = vocabulary * LOGIT_SECONDS + vocabulary**2 * gpt["width"] * HEAD_SECONDS
+    return flops / (flops / CPU_FLOPS + between + head)
+
+
+def answer_tokens(tasks: Sequence[Target], *, max_tokens: int, samples: int = 1) -> int:
+    """Return the tokens of answers to those tasks that say how many questions they have."""
+    counts = [[task[key] for key in ("size", "max_rows") if task.get(key)] for task in tasks]
+    return sum(min(count) for count in counts if count) * samples * max_tokens
+
+
+def asked_at_the_end(job: Job) -> int:
+    """Return the tokens of answers to the chat tasks."""
+    return answer_tokens(job["chat_tasks"]["tasks"], max_tokens=job["chat_tasks"]["max_tokens"])
 
 
 def utilisation(gpu: str, depth: int) -> float:

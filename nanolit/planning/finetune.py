@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from nanolit.config.schema import FinetuneDefaults, Job, Target, finetune_defaults, finetune_settings
 from nanolit.planning.base import Dataset
-from nanolit.planning.costs import hours
+from nanolit.planning.costs import asked_at_the_end, hours
 from nanolit.planning.sizes import (
     FAST_DEV_STEPS,
     StagePlan,
@@ -70,7 +70,13 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
         warm_start=defaults["warm_start"],
         groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=lr_scale),
         **watched,
-        hours=hours(job, flops, evaluation=evaluation_flops(model, watched, expected or 0)),
+        hours=hours(
+            job,
+            model.gpt,
+            flops,
+            evaluation=evaluation_flops(model, watched, expected or 0),
+            answers=asked_at_the_end(job),
+        ),
     )
 
 

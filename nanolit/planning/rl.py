@@ -11,7 +11,15 @@ from nanolit.machine.numbers import divisors
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.optim.scaling import REFERENCE_BATCH, GroupSettings
 from nanolit.planning.base import Dataset
-from nanolit.planning.costs import Cost, Hours, hours, num_ranks
+from nanolit.planning.costs import (
+    ANSWER_TOKENS,
+    Cost,
+    Hours,
+    answer_tokens,
+    asked_at_the_end,
+    hours,
+    num_ranks,
+)
 from nanolit.planning.sizes import (
     FAST_DEV_STEPS,
     ModelPlan,
@@ -25,9 +33,8 @@ from nanolit.planning.sizes import (
 # nanochat's RL of the classic d20: 1.5 hours on eight H100s for 467 steps of 256 answers, here as FLOPs at
 # the GPU's peak for each sampled token and each FLOP of a training token.
 PEAK_FLOPS = 1.5 * 3600 * 8 * 989e12 / (467 * 256 * 256) / 3.491758e9
-# The time of an answer's token on a CPU, in tokens of training: 1.4 to 3.5 with d2 (LOG.md, 2026-11-30)
-CPU_TOKENS = 3
 ROWS = 8  # answers scored at once, nanochat's
+MAX_PASSES = 8  # samples of a question in the evaluation: pass@8 is nanochat's
 
 
 class Chosen(TypedDict):
@@ -96,7 +103,7 @@ def plan_rl(job: Job, head: StagePlan, *, dataset: Dataset) -> RLPlan:
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
     known = settings["task"] in (None, defaults["task"]) and job["recipe"]["mirror"] == "hub"
     expected = num_steps or (defaults["epoch_questions"] // chosen["questions"] if known else None)
-    answer_tokens = chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
+    validation = settings["validation"] or defaults["validation"]
     return RLPlan(
         **vars(model),
         ranks=ranks,
@@ -105,11 +112,11 @@ def plan_rl(job: Job, head: StagePlan, *, dataset: Dataset) -> RLPlan:
         **chosen,
         micro_batch=ROWS if settings["micro_batch"] in (None, "auto") else settings["micro_batch"],
         task=settings["task"] or defaults["task"],
-        validation=settings["validation"] or defaults["validation"],
+        validation=validation,
         schedule=defaults["schedule"],
         warm_start=defaults["warm_start"],
         groups=scaled_groups(job, model.gpt, REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
-        hours=rl_hours(job, model, tokens=expected * answer_tokens if expected else None),
+        hours=rl_hours(job, model, chosen=chosen, validation=validation, steps=expected),
     )
 
 
@@ -129,11 +136,17 @@ def check_chosen(rl: Chosen, *, context: int, ranks: int) -> None:
         raise ValueError(multiple("stage.rl.questions", rl["questions"], unit=ranks, what="devices"))
 
 
-def rl_hours(job: Job, model: ModelPlan, *, tokens: int | None) -> Hours:
-    """Return the hours to sample and learn that many tokens, scaled from nanochat's on GPUs."""
+def rl_hours(job: Job, model: ModelPlan, *, chosen: Chosen, validation: Target, steps: int | None) -> Hours:
+    """Return the hours to sample and learn the steps' answers, scaled from nanochat's on GPUs."""
+    tokens = steps and steps * chosen["questions"] * chosen["samples"] * chosen["max_new_tokens"]
     if (job["cluster"]["gpu"] or "cpu") == "cpu":
-        return hours(job, tokens and CPU_TOKENS * tokens * model.flops_per_token)
-    unknown: Hours = {**hours(job, None), "mfu": None}
+        passes = answer_tokens(
+            [validation], max_tokens=chosen["max_new_tokens"], samples=min(chosen["samples"], MAX_PASSES)
+        )
+        times = math.ceil((steps or 0) / chosen["eval_every"])
+        learned = tokens and tokens * (1 + ANSWER_TOKENS) * model.flops_per_token
+        return hours(job, model.gpt, learned, answers=times * passes + asked_at_the_end(job))
+    unknown: Hours = {**hours(job, model.gpt, None), "mfu": None}
     peak = peak_bf16_flops(unknown["gpu"])
     if not peak or not tokens:
         return unknown

@@ -116,7 +116,7 @@ def steps_text(plan: TrainingPlan) -> str:
     if plan.num_steps:
         return f"{plan.num_steps:,}"
     expected = None if isinstance(plan, BasePlan) else plan.expected_steps
-    count = f"about {expected:,}" if expected else "how many is not known before the stage begins"
+    count = f"about {expected:,}" if expected else "of a length not known before the stage begins"
     return f"one epoch, {count}"
 
 
@@ -125,11 +125,11 @@ def time_text(hours: Hours) -> str:
     if hours["total_hours"] is None:
         missing = f"the speed of {hours['gpu']}, or the number of steps (give stage.NAME.max_steps)"
         return f"unknown: {missing}, is not in our tables"
-    if hours["gpu"] == "cpu":
-        return f"about {amount(hours['total_hours'])} on {place(hours)}"
     mfu, evaluating = hours.get("mfu"), hours.get("evaluation_hours")
-    speed = f"at an MFU of {mfu:.1%}" if mfu else "by nanochat's published time"
     evaluation = f", {amount(evaluating)} of it evaluation" if evaluating else ""
+    if hours["gpu"] == "cpu":
+        return f"about {amount(hours['total_hours'])} on {place(hours)}{evaluation}"
+    speed = f"at an MFU of {mfu:.1%}" if mfu else "by nanochat's published time"
     return f"{amount(hours['total_hours'])} on {place(hours)} {speed}{evaluation}"
 
 
@@ -201,7 +201,7 @@ def data_rows(plan: Plan) -> Rows:
         rows.append(("vocabulary", f"{plan.vocab_size:,}, from at most {plan.max_chars:,} characters"))
         rows.append(("documents", f"cut at {plan.doc_cap:,} characters"))
     if isinstance(plan, TokenizerPlan | BasePlan):
-        shards = f", {plan.shards:,} shard(s)"
+        shards = f", {plan.shards:,} shard{'s' * (plan.shards != 1)}"
         if plan.download_gigabytes is not None:
             shards += f" and the held-out one, about {plan.download_gigabytes:,} GB to download"
     return [*rows, ("data", f"{plan.data}{shards}"), ("tokenizer", plan.tokenizer)]

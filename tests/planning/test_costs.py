@@ -40,6 +40,61 @@ def test_hours_follow_the_published_runs():
     assert base_plan("cluster.gpu=Quantum 9000").hours["hours"] is None
 
 
+# Oracle: microseconds a token, forward and backward of 2,048 tokens, one core, the fastest of six; two cores
+# take 0.704 of it, as they do for the demo (9,301 tokens/s; LOG.md)
+ONE_CORE = [
+    (("experiment=demo",), 152.6),
+    (("experiment=demo", "model.width=256"), 376.7),
+    (("experiment=demo", "model=d8"), 284.4),
+    (("experiment=demo", "recipe.vocab_size=8192"), 246.7),
+    (("recipe=classic", "model=d2", "model.context=256", "recipe.vocab_size=4096"), 101.0),
+    (("recipe=classic", "model=d4", "model.context=256", "recipe.vocab_size=4096"), 380.5),
+    (("model=d6", "model.context=512", "recipe.vocab_size=4096"), 1_098.0),
+    (("model=d4", "model.context=512"), 1_751.9),
+    (("model=d2",), 839.4),
+]
+
+
+@pytest.mark.parametrize(("overrides", "microseconds"), ONE_CORE, ids=str)
+def test_a_cpu_takes_what_was_measured(overrides, microseconds):
+    plan = base_plan(*overrides, "cluster.gpu=cpu")
+    assert plan.hours["hours"] * 3.6e9 / plan.tokens == pytest.approx(0.704 * microseconds, rel=0.1)
+
+
+def test_the_demo_takes_what_it_took():
+    """Oracle: one run on two idle cores; of its 411 seconds from clone to end about 35 were the install."""
+    hours = {stage: plan.hours for stage, plan in demo_plans().items()}
+    for stage, seconds in {"base": 145, "sft": 138, "rl": 66}.items():  # of training, by their last lines
+        assert hours[stage]["hours"] * 3600 == pytest.approx(seconds, rel=0.12)
+        assert hours[stage]["evaluation_hours"] > 0
+    total = sum(one["total_hours"] for one in hours.values()) * 3600
+    assert total == pytest.approx(411 - 35, rel=0.1)
+
+
+def demo_plans(*overrides: str) -> dict[str, Plan]:
+    return fresh_plans(compose(["experiment=demo", "cluster.gpu=cpu", *overrides]))
+
+
+def test_what_rl_is_asked_takes_time_on_a_cpu():
+    """Oracle: asked twice (after steps 40 and 80) or once, twice as many sums add twice as much or once."""
+    sums = "stage.rl.validation={_target_: nanolit.tasks.sums.WorkedSums, split: test, below: 100, size: 500}"
+    twice, once = (), ("stage.rl.eval_every=80",)
+    added = [
+        demo_plans(*often, sums)["rl"].hours["evaluation_hours"]
+        - demo_plans(*often)["rl"].hours["evaluation_hours"]
+        for often in (twice, once)
+    ]
+    assert added[0] == pytest.approx(2 * added[1])
+    assert added[1] > 0
+
+
+def test_answers_are_not_counted_on_a_gpu():
+    """Nobody has measured them there, and prices follow the hours."""
+    demo, full = (demo_plans(f"chat_tasks={tasks}", "cluster.gpu=H100") for tasks in ("demo", "full"))
+    assert demo["sft"].hours == full["sft"].hours
+    assert "evaluation_hours" not in {name for name, value in demo["rl"].hours.items() if value}
+
+
 def test_fp8_takes_less_time_where_it_runs():
     job = ("model=d20", "cluster=modal_8xh100")
     hours = [base_plan(*job, f"precision={one}").hours["hours"] for one in ("bf16", "fp8")]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +14,22 @@ if TYPE_CHECKING:
     import torch
 
     from nanolit.language_model import LanguageModel
+
+
+def _check_python() -> None:
+    """End `python -m nanolit.NAME` in a line where this Python is too old or lacks what NanoLit needs."""
+    missing = [name for name in ("torch", "lightning", "hydra", "tiktoken", "psutil") if not find_spec(name)]
+    if sys.version_info >= (3, 11) and not missing:
+        return
+    activate = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".venv/bin/activate")
+    remedy = f"source {shlex.quote(activate)}" if os.path.exists(activate) else "make setup"
+    lacks = "is older than 3.11" if sys.version_info < (3, 11) else f"has no {missing[0]}"
+    print(f"error: {sys.executable} {lacks}; run `{remedy}`, then the same command", file=sys.stderr)
+    sys.exit(2)
+
+
+if sys.argv[:1] == ["-m"]:  # as long as Python looks for the module to run
+    _check_python()
 
 # What libraries tell their makers when nobody forbids it; they read these as they are imported. Set one
 # yourself to allow it.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nanolit.machine.arguments import choose, listing
 from nanolit.machine.exit import command
+from nanolit.machine.system import code_version
 
 ENDING = '\nif __name__ == "__main__":\n'  # of every command's file
 
@@ -22,12 +23,18 @@ def commands() -> dict[str, Path]:
 @command
 def main(words: Sequence[str]) -> int:
     """Run the command that is named first with the words behind it."""
-    if not words or words[0] in ("-h", "--help"):
+    name, *rest = words or ["help"]
+    if name in ("help", "-h", "--help") and not rest:
         print("usage: nanolit COMMAND …   (nanolit COMMAND --help says more)\n")
         print(listing(commands()))
         return 0
-    name, *rest = words
-    path = commands()[choose(name, commands(), kind="command")]
+    if name in ("version", "-V", "--version"):
+        print(f"nanolit {code_version()}")
+        return 0
+    if name == "help":
+        name, *rest = rest[0], "--help"
+    choose(name, [*commands(), "help", "version"], kind="command")
+    path = commands()[name]
     sys.argv = [f"nanolit {name}", *rest]  # Hydra reads it
     module = f"nanolit.{name}.__main__" if path.name == "__main__.py" else f"nanolit.{name}"
     return importlib.import_module(module).main()

@@ -36,6 +36,33 @@ def test_the_listing_imports_nothing_heavy():
 def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err.startswith("error: there is no command 'trian'; did you mean train?")
+    assert main(["hlep"]) == 2
+    assert "did you mean help?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        ("help", "usage: nanolit COMMAND …"),
+        ("--version", "nanolit 0."),
+        ("help plan", "Plan a job: parameters"),
+    ],
+)
+def test_help_and_version_are_where_people_look_for_them(words, first):
+    done = run("nanolit", *words.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(first)
+
+
+def test_a_python_without_the_libraries_says_which_one_has_them(tmp_path):
+    """Isolated from the environment's packages, as the system's Python is; the checkout lies beside it."""
+    (tmp_path / "nanolit").symlink_to(PACKAGE)
+    bare = [getattr(sys, "_base_executable", sys.executable), "-S", "-m"]
+    for name in ("nanolit.train", "nanolit.chat", "nanolit.doctor", "nanolit"):
+        done = subprocess.run([*bare, name], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.endswith("has no torch; run `make setup`, then the same command\n")
 
 
 @pytest.mark.parametrize("name", ["runs", "report"])

@@ -32,6 +32,7 @@ OTHER_NAMES = {
     "name": "run",
     "output_dir": "root",
 }
+FLAGS = ("--help", "--cfg", "--json")
 HUB = "hf:"
 DEEPEST = ("*.yaml", "*/*.yaml", "*/*/*.yaml")  # groups and their options
 PLAIN_PATH = r"""[A-Za-z./][\w./:-]*|'.*'|".*\""""  # Hydra reads it as it is
@@ -116,6 +117,8 @@ def malformed(word: str, following: str) -> str:
     """Return one line: what is wrong with a word that Hydra cannot read, and what to write."""
     key, equals, value = word.partition("=")
     if word.startswith("--"):
+        if near := difflib.get_close_matches(key, FLAGS, n=1, cutoff=0.75):
+            return f"there is no {key} here; did you mean {near[0]}?"
         bare = following and not following.startswith("-") and "=" not in following
         name, value = key.lstrip("-").replace("-", "_"), value or (following if bare else "…")
         return f"there is no {key} here; settings are written KEY=VALUE: {renamed(name)}={value}"

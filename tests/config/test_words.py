@@ -118,6 +118,7 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--hlep"], "there is no --hlep here; did you mean --help\\?"),
         (["--depth=12"], "there is no --depth here; settings are written KEY=VALUE: model.depth=12"),
         (["--device-batch-size", "8"], "settings are written KEY=VALUE: micro_batch=8"),
         (["--experiment", "demo"], "settings are written KEY=VALUE: experiment=demo"),

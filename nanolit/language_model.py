@@ -1,5 +1,6 @@
 """The model that `nanolit.load` gives: a release with its tokenizer, ready to continue text and to chat."""
 
+import difflib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,8 +132,10 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
             f"run {run} in {folder} has no release of {stage or 'any stage'} yet; train it to the end"
         )
     runs_folder = run_folder(home(root), "any").parent
-    runs = sorted(other.name for other in runs_folder.iterdir()) if runs_folder.is_dir() else []
-    known = f"runs there: {', '.join(runs)}" if runs else "there are no runs there; set root or NANOLIT_HOME"
+    runs = sorted({path.parent.name for name in MODEL_STAGES for path in runs_folder.glob(f"*/{name}")})
+    near = difflib.get_close_matches(run, runs, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    known = f"{hint}runs there: {', '.join(runs)}" if runs else "it has none; train one, or give root=…"
     raise ValueError(f"{run_or_release} is neither a release folder nor a run in {runs_folder}; {known}")
 
 

@@ -256,7 +256,8 @@ def write(folder: Path, phase: Phase, progress: Json) -> Path:
         if rank() == 0:
             remove(target)
         raise OSError(
-            f"could not write the checkpoint {target}: {problems[0]}; earlier checkpoints are untouched"
+            f"could not write the checkpoint {target}: {problems[0]}; earlier checkpoints are untouched: "
+            "mend that, and the same command resumes from the newest"
         )
     return target
 

@@ -239,9 +239,8 @@ class _Fetch:
                 failures = 1 if progress() > before else failures + 1
                 if failures == ATTEMPTS or not _passes(error):
                     raise ValueError(
-                        f"{what} could not be fetched from {self.repository} on the hub: {_reason(error)}; "
-                        "what was received is kept: try the same command again later, or choose data=local "
-                        "or data=sample"
+                        f"could not fetch {what} from the hub: {_reason(error)}; what was received is kept: "
+                        "try the same command again later, or train on data=PATH or data=sample"
                     ) from error
                 reason, asked = _reason(error), _asked_pause(error)
             pause = max(self.first_pause * 2 ** (failures - 1), asked)

@@ -1,13 +1,13 @@
 """Evaluate a finished stage again as the pipeline did, or any model by CORE.
 
-    nanolit evaluate run=demo                      the run's last stage: its own validation, then chat tasks
-    nanolit evaluate run=demo/base                 bits per byte of the rows that the stage was scored on
-    nanolit evaluate run=demo/sft max_per_task=20  a fixed random part of each chat task
-    nanolit evaluate run=demo tasks=none           the validation alone
-    nanolit evaluate run=d12/base tasks=core       the 22 tasks of CORE, with an error bar each
-    nanolit evaluate release=FOLDER tasks=core     of a release, nanochat's converted ones too
-    nanolit evaluate hf=FOLDER tasks=core          of a model of transformers
-    nanolit evaluate run=demo show=GSM8K wrong=true     what it answered, and got wrong
+    nanolit evaluate demo                        the run's last stage: its own validation, then chat tasks
+    nanolit evaluate demo/base                   bits per byte of the rows that the stage was scored on
+    nanolit evaluate demo/sft max_per_task=20    a fixed random part of each chat task
+    nanolit evaluate demo tasks=none             the validation alone
+    nanolit evaluate d12/base tasks=core         the 22 tasks of CORE, with an error bar each
+    nanolit evaluate release=FOLDER tasks=core   of a release, nanochat's converted ones too
+    nanolit evaluate hf=FOLDER tasks=core        of a model of transformers
+    nanolit evaluate demo show=GSM8K wrong=true  what it answered, and got wrong
 
 base, mid and sft are validated by bits per byte, rl by pass@k. What was answered to every item goes to
 evaluation/ in the stage's folder, or to root/eval/models for any other model, where an interrupted evaluation
@@ -48,7 +48,9 @@ UNIGRAM_CHARACTERS = 5_000_000  # of training text, whose tokens are counted
 class Settings(Root):
     """Which stage to evaluate, and on what."""
 
-    run: str | None = setting("a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]")
+    run: str | None = setting(
+        "a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True
+    )
     release: Path | None = setting("a release, in place of a run", None)
     hf: Path | None = setting("a model that transformers saved, in place of a run; for tasks=core", None)
     tasks: str | None = setting(

@@ -22,7 +22,9 @@ from nanolit.machine.exit import command
 class Settings(Root):
     """Which model, and which tasks of lm-eval."""
 
-    run: str | None = setting("a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]")
+    run: str | None = setting(
+        "a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True
+    )
     release: Path | None = setting("a release, in place of a run", None)
     tasks: tuple[str, ...] = setting("names of tasks, groups or tags", value="NAME,…")
     include: Path | None = setting("a folder of task files, in place of lm-eval's own", None)

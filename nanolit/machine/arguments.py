@@ -180,8 +180,10 @@ def _split(
                     raise ValueError(f"{word} needs a value: {word} {known[name].placeholder}")
                 text = left.pop(0)
             texts.setdefault(name, []).append(text)
-        elif places and not flag and not (equals and key.isidentifier()):
-            texts.setdefault(places.pop(0), []).append(word)
+        elif places and not flag and word not in known and not (equals and key.isidentifier()):
+            texts.setdefault(places[0], []).append(word)
+            if not known[places[0]].is_list:
+                del places[0]
         else:
             rest.append(word)
     return texts, rest

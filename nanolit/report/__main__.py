@@ -1,7 +1,7 @@
 """Write a run's report card with curves and the final table, or compare runs.
 
-nanolit report run=demo                report.md and report.html below the run, pictures inside
-nanolit report run=demo,d12-modern-s1  a card each
+nanolit report demo                    report.md and report.html below the run, pictures inside
+nanolit report demo d12-modern-s1      a card each
 nanolit report compare=A,B,C           side by side, and which differences from A are more than noise
 nanolit report compare=A,B plot=curves.png column=loss
 """
@@ -24,7 +24,9 @@ from nanolit.report.folders import open_run
 class Settings(Root):
     """Whose report to write, or which runs to compare."""
 
-    run: tuple[str, ...] | None = setting("the runs (nanolit runs lists them)", None, value="RUN")
+    run: tuple[str, ...] | None = setting(
+        "the runs (nanolit runs lists them)", None, value="RUN", positional=True
+    )
     compare: tuple[str, ...] | None = setting(
         "in place of run: two runs or more; those that differ in the seed alone are one", None, value="A,B"
     )

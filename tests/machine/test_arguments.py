@@ -27,6 +27,11 @@ class Settings:
     commit: str = setting("a name", "")
 
 
+@dataclass(frozen=True)
+class Runs:
+    runs: tuple[str, ...] = setting("which runs", (), positional=True)
+
+
 ABOUT = "Read something.\n\n    nanolit read DIR\n"
 
 
@@ -73,6 +78,10 @@ def test_a_path_with_an_equals_sign_is_a_place():
 def test_a_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     assert parsed("~/texts").source == Path("/home/ada/texts")
+
+
+def test_a_positional_list_takes_every_bare_word():
+    assert read(Runs, ["a", "b,c", "runs=d"], about=None).runs == ("a", "b", "c", "d")
 
 
 def test_a_list_is_split_at_commas_and_collected():

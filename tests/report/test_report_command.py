@@ -42,8 +42,8 @@ def test_compare_prints_the_runs_and_draws_them(tmp_path, capsys):
     [
         ([], "run is missing; give run=RUN"),
         (["run=dem"], "did you mean run=demo?"),
-        (["rum=demo"], "did you mean run=…?"),
-        (["demo"], "allowed: root=…, run=…"),
+        (["dmo"], "did you mean run=demo?"),
+        (["ran=demo"], "did you mean run=…?"),
         (["run="], "run= is empty"),
         (["run=,"], "run= is empty"),
         (["run=demo", "root=a", "root=b"], "root= is given twice"),

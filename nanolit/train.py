@@ -25,20 +25,9 @@ from nanolit.machine.paths import conf_folder, home
 from nanolit.machine.terminal import printable
 
 HYDRA_FLAGS = (
-    "--help",
-    "--hydra-help",
-    "--version",
-    "--cfg",
-    "--resolve",
-    "--package",
-    "--run",
-    "--multirun",
-    "--shell-completion",
-    "--config-path",
-    "--config-name",
-    "--config-dir",
-    "--experimental-rerun",
-    "--info",
+    *("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package"),
+    *("-r", "--run", "-m", "--multirun", "-sc", "--shell-completion", "-i", "--info"),
+    *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--experimental-rerun"),
 )
 
 
@@ -48,10 +37,10 @@ def train(_config: DictConfig) -> float | None:
 
 
 def refuse_unknown_flags(arguments: Sequence[str]) -> None:
-    """ValueError for `--model d12`: argparse's answer is a page that does not say what to write."""
+    """ValueError for `--model d12` or `-model d12`: argparse's page does not say what to write."""
     for index, word in enumerate(arguments):
         flag = word.partition("=")[0]
-        if flag.startswith("--") and flag not in HYDRA_FLAGS:
+        if flag.startswith("-") and flag not in HYDRA_FLAGS:
             raise ValueError(malformed(word, "".join(arguments[index + 1 : index + 2])))
 
 

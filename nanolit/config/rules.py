@@ -48,7 +48,8 @@ def fill_stages(job: Choices) -> None:
     elif stages is None and job.get("phase") == "identity":
         stages = [stage for stage in has if stage in ("mid", "sft")]
     if not stages or not isinstance(stages, list):
-        raise ValueError(f"stages is {stages!r}; choose a phase, or a list like stages=[base]")
+        example = f"[{stages or 'base'}]"
+        raise ValueError(f"stages is {stages!r}; choose a phase, or give a list: stages={example}")
     for stage in stages:
         if stage not in has:
             raise ValueError(no_such_stage(job, stage))

@@ -35,7 +35,7 @@ OTHER_NAMES = {
 FLAGS = ("--help", "--cfg", "--json")
 HUB = "hf:"
 DEEPEST = ("*.yaml", "*/*.yaml", "*/*/*.yaml")  # groups and their options
-PLAIN_PATH = r"""[A-Za-z./][\w./:-]*|'.*'|".*\""""  # Hydra reads it as it is
+PLAIN_PATH = r"""[A-Za-z./][A-Za-z0-9_./:-]*|'.*'|".*\""""  # Hydra reads it as it is
 
 
 def as_typed(words: Sequence[str]) -> list[str]:
@@ -60,11 +60,12 @@ def groups() -> list[str]:
 
 
 def refuse_odd_choices(words: Sequence[str]) -> None:
-    """ValueError for `model=[1,2]`, which ends in a traceback of Hydra's: a group's options are names."""
+    """ValueError for `model=4` and `model=[1,2]`, at which Hydra stumbles: a group's options are names."""
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
-        parts = value[1:-1].split(",") if value[:1] == "[" and key in groups() else []
-        if any(re.fullmatch(r"[-+\d._eE]+|true|false|null|[\[{].*", part.strip()) for part in parts):
+        inner = value[1:-1] if value[:1] == "[" else "" if value == "null" else value
+        parts = inner.split(",") if key in groups() else []
+        if any(re.fullmatch(r"[-+.]?\d[-+\d._eE]*|true|false|null|[\[{].*", part.strip()) for part in parts):
             raise ValueError(f"{word}: {key} is chosen by name: {', '.join(options(key))}")
 
 
@@ -72,18 +73,26 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     """Return the words with `data=PATH` as `data=local data.path='PATH'`, lists and sweeps of paths likewise,
     and `mixture=…` as `stage.sft.mixture=…`, which Hydra would take for a choice of conf/mixture.
 
-    A path holds a slash, begins with ~ or a dot, or is there; hf:OWNER/NAME stands for one.
+    A path holds a slash, begins with ~ or a dot, or is there; hf:OWNER/NAME stands for one. Other values are
+    quoted where Hydra would stumble at an "ü", or at a bracket in a file's name.
     """
     spelled: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
         paths = _paths(value) if key == "data" and equals and value not in options("data") else []
         if not paths:
+            foreign = not value.isascii() and re.fullmatch(r"[\w ./:~-]+", value)
+            if foreign or (key in ("root", "mixture") and _is_there(value)):
+                word = f"{key}={_read_whole(value)}"
             spelled.append(f"stage.sft.{word}" if key == "mixture" else word)
             continue
-        parts = ",".join(path if re.fullmatch(PLAIN_PATH, path) else hydra_quoted(path) for path in paths)
+        parts = ",".join(map(_read_whole, paths))
         spelled += ["data=local", f"data.path=[{parts}]" if value[0] == "[" else f"data.path={parts}"]
     return spelled
+
+
+def _read_whole(text: str) -> str:
+    return text if re.fullmatch(PLAIN_PATH, text) else hydra_quoted(text)
 
 
 def _paths(value: str) -> list[str]:
@@ -116,7 +125,7 @@ def grammar_error(words: Sequence[str]) -> str | None:
 def malformed(word: str, following: str) -> str:
     """Return one line: what is wrong with a word that Hydra cannot read, and what to write."""
     key, equals, value = word.partition("=")
-    if word.startswith("--"):
+    if word.startswith("-"):
         if near := difflib.get_close_matches(key, FLAGS, n=1, cutoff=0.75):
             return f"there is no {key} here; did you mean {near[0]}?"
         bare = following and not following.startswith("-") and "=" not in following

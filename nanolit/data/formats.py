@@ -7,6 +7,7 @@ no text (null, or nothing but blanks) are left to the caller. What cannot be rea
 import csv
 import io
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def _of_rows(rows: Iterable[object], text_column: str, place: str) -> Iterator[D
 def _field(row: object, text_column: str, place: str) -> str | None:
     """Return the text of a row, None where it has none; ValueError for what is no text."""
     if not isinstance(row, Mapping):
-        raise ValueError(f"{place} holds {type(row).__name__}, not an object with {text_column!r}")
+        raise ValueError(f'{place} holds {type(row).__name__}, not an object; write {{"{text_column}": …}}')
     if text_column not in row:
         raise ValueError(f"{_no_column(place, text_column, row)}, or remove the line")
     text = row[text_column]
@@ -216,12 +217,15 @@ def _no_column(place: str, text_column: str, columns: Iterable[str]) -> str:
     chats = {"messages", "conversations", "instruction", "prompt"} & set(columns)
     chat = "; for chats give mixture=FILE" if chats else ""
     has = ", ".join(map(str, columns)) or "nothing"
-    return f"{place} has no {text_column!r}; it has {has}{chat}: choose with data.text_column"
+    other = next((sign for sign in ";|\t" if sign in has and "," not in has), "")
+    remedy = f"separate columns by commas, not {other!r}" if other else "choose with data.text_column=NAME"
+    return f"{place} has no {text_column!r}; it has {has}{chat}: {remedy}"
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> ValueError:
     byte = error.object[error.start]
+    encoding = "utf-16" if error.object[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin1"
     return ValueError(
         f"{place} is not UTF-8 (byte {error.start + 1}: {byte:#04x}); write it again as UTF-8 "
-        "(iconv -f latin1 -t utf-8 OLD > NEW)"
+        f"(iconv -f {encoding} -t utf-8 OLD > NEW)"
     )

@@ -108,8 +108,7 @@ class Tokenizer:
         if len(tokens) < num_tokens:
             raise ValueError(
                 f"vocab_size ({vocab_size:,}) is more than this text gives: it has {len(tokens) - 256:,} "
-                f"merges, enough for {len(tokens) + len(special_tokens):,}; choose a smaller vocabulary "
-                "(recipe.vocab_size), or more text"
+                f"merges; give recipe.vocab_size={len(tokens) + len(special_tokens)} or less, or more text"
             )
         return cls(tokens, pattern=pattern, special_tokens=special_tokens)
 

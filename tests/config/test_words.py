@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra._internal.utils import get_args_parser
@@ -79,7 +80,7 @@ def test_plan_and_train_say_it_in_one_line(command: str, words: list[str], said:
 
 def test_the_flags_that_train_leaves_to_hydra_are_hydras() -> None:
     flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
-    assert {flag for flag in flags if flag.startswith("--")} == set(train.HYDRA_FLAGS)
+    assert flags == set(train.HYDRA_FLAGS)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,8 @@ def test_the_flags_that_train_leaves_to_hydra_are_hydras() -> None:
         ("data=smaple", ["data=smaple"]),
         ("data=", ["data="]),
         ("mixture=a.jsonl", ["stage.sft.mixture=a.jsonl"]),
+        ("root=/home/jürgen/my runs", ["root='/home/jürgen/my runs'"]),
+        ("run=größe", ["run='größe'"]),
         ("data.path=/srv", ["data.path=/srv"]),
     ],
 )
@@ -107,6 +110,13 @@ def test_short_forms_are_spelled_out_so_that_hydra_reads_them(word: str, spelled
     assert spelled_out([word]) == spelled
     for one in OverridesParser.create().parse_overrides([word for word in spelled if word != "data="]):
         assert one.key_or_group
+
+
+def test_a_file_of_chats_may_have_any_name(tmp_path: Path) -> None:
+    file = tmp_path / "my chats (1), the 'best'.jsonl"
+    file.touch()
+    (word,) = spelled_out([f"mixture={file}"])
+    assert OverridesParser.create().parse_override(word).value() == str(file)
 
 
 @pytest.mark.parametrize("path", VALUES)
@@ -136,6 +146,13 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
         ),
         (["mixture=absent.jsonl"], "stage.sft.mixture=absent.jsonl: there is no such file"),
         (["phase=base", "model=[1,2]"], r"model=\[1,2\]: model is chosen by name: d2, d4, "),
+        (["phase=base", "model=4"], "model=4: model is chosen by name: d2, d4, "),
+        (["phase=base", "model=4,d2"], "model=4,d2: model is chosen by name: d2, d4, "),
+        (
+            ["-experiment", "demo"],
+            "there is no -experiment here; settings are written KEY=VALUE: experiment=demo",
+        ),
+        (["-m", "experiment=dmeo"], "did you mean demo?"),
         (["mixture=absent"], "there is no stage.sft.mixture=absent; allowed: .*, a file of chats"),
     ],
 )

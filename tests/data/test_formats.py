@@ -126,11 +126,17 @@ def test_a_document_longer_than_a_block_comes_whole_from_an_array(tmp_path: Path
         ("a.jsonl", b'{"text": "caf\xe9"}', r"line 2 is not UTF-8 \(byte 14: 0xe9\)"),
         ("a.jsonl", b'{"text": "x"', r"line 2 is not JSON"),
         ("a.jsonl", b"[" * 100_000, r"line 2 is not JSON"),
-        ("a.jsonl", b'["x"]', r"line 2 holds list, not an object"),
+        ("a.jsonl", b'["x"]', r"line 2 holds list, not an object; write \{\"text\": …\}"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 2: 'text' holds half a surrogate pair"),
         ("a.json", b'[{"text": "a"}, {"text": ]', r"item 2 of the array is not JSON"),
         ("a.csv", b"id,body\n1,x\n", r"a\.csv has no 'text'; it has id, body: choose with data\.text_column"),
+        (
+            "a.csv",
+            b"id;text\n1;x\n",
+            r"a\.csv has no 'text'; it has id;text: separate columns by commas, not ';'",
+        ),
         ("a.csv", b"text\ncaf\xe9\n", r"is not UTF-8"),
+        ("a.txt", "Hello".encode("utf-16"), r"a\.txt is not UTF-8 .*iconv -f utf-16 -t utf-8"),
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8 .*iconv -f latin1"),
         ("a.txt.gz", gzip.compress(b"text" * 10_000, mtime=0)[:-20], r"a\.txt\.gz: cannot be read"),
         (

@@ -125,6 +125,9 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
         for name in [stage] if stage else reversed(MODEL_STAGES):
             if (folder / name / "release" / "gpt.json").is_file():
                 return folder / name / "release"
+    for name in ("", *reversed(MODEL_STAGES)):  # the folder of a run or of a stage, as a shell completes it
+        if (path / name / "release" / "gpt.json").is_file():
+            return path / name / "release"
     if folder.is_dir() and run and stage:
         choose(stage, MODEL_STAGES, kind="stage")
     if folder.is_dir() and run:

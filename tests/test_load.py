@@ -99,6 +99,8 @@ def test_a_stage_can_be_named_beside_the_run(release, tmp_path):
     from nanolit.language_model import find_release, list_releases
 
     assert find_release("a/base", root=tmp_path) == tmp_path / "runs" / "a" / "base" / "release"
+    for typed in (tmp_path / "runs" / "a", f"{tmp_path}/runs/a/sft/"):  # as a shell completes it
+        assert find_release(typed) == tmp_path / "runs" / "a" / "sft" / "release"
     assert list(list_releases(tmp_path)) == ["a/sft", "a/base"]
     assert nanolit.load("a", tmp_path, "cpu", stage="base").tokenizer.vocab_size == 1024
     with pytest.raises(ValueError, match="has no release of rl yet"):

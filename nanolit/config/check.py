@@ -131,7 +131,7 @@ def unknown_key(key: str, choices: Iterable[str]) -> str:
     parent, _, last = key.rpartition(".")
     choices = sorted(choices)
     near = [choice for choice in choices if choice.startswith(last)] or difflib.get_close_matches(
-        last, choices, n=1, cutoff=0.5
+        last.lower(), choices, n=1, cutoff=0.5
     )
     meant = f"did you mean {parent + '.' if parent else ''}{near[0]}? " if near else ""
     return f"there is no key {key}; {meant}allowed{f' in {parent}' if parent else ''}: {', '.join(choices)}"

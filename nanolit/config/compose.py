@@ -23,7 +23,7 @@ from nanolit.config.check import check_job, unknown_key
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.rules import RULES, fit_vocabulary
 from nanolit.config.schema import SHORTHANDS, Choices, Job
-from nanolit.config.words import as_typed, grammar_error, groups, options
+from nanolit.config.words import OTHER_NAMES, as_typed, grammar_error, groups, options
 from nanolit.machine.paths import PACKAGE, conf_folder, home
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
@@ -137,6 +137,8 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     """For a key that the configuration doesn't have; siblings are looked up in the job without it."""
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
+    if name := OTHER_NAMES.get(key.removeprefix("model.")):
+        return f"{place}there is no key {key}; it is {name} here"
     if "." not in key:
         known = {*groups(), *Choices.__annotations__} - {"overrides"}
         return place + unknown_key(key, known)

@@ -29,9 +29,23 @@ OTHER_NAMES = {
     "data_path": "data",
     "batch_size": "total_batch",
     "steps": "max_steps",
+    "max_iters": "max_steps",
+    "lr": "stage.base.lr_scale",
+    "learning_rate": "stage.base.lr_scale",
+    "layers": "model.depth",
+    "n_layer": "model.depth",
+    "n_embd": "model.width",
+    "hidden_size": "model.width",
+    "n_head": "model.heads",
+    "block_size": "model.context",
+    "context": "model.context",
+    "gpus": "cluster.devices",
+    "devices": "cluster.devices",
     "name": "run",
     "output_dir": "root",
+    "out_dir": "root",
 }
+TYPESET = r"[\u2013\u2014\u2018\u2019\u201c\u201d]"  # dashes and quotes of text programs
 FLAGS = ("--help", "--cfg", "--json")
 HUB = "hf:"
 DEEPEST = ("*.yaml", "*/*.yaml", "*/*/*.yaml")  # groups and their options
@@ -124,6 +138,8 @@ def grammar_error(words: Sequence[str]) -> str | None:
 
 def malformed(word: str, following: str) -> str:
     """Return one line: what is wrong with a word that Hydra cannot read, and what to write."""
+    if re.match(rf"{TYPESET}|\w+={TYPESET}", word):
+        return f"{word} has a dash or quotes that a text program put there; write {re.sub(TYPESET, '', word)}"
     key, equals, value = word.partition("=")
     if word.startswith("-"):
         if near := difflib.get_close_matches(key, FLAGS, n=1, cutoff=0.75):

@@ -152,6 +152,11 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
             ["-experiment", "demo"],
             "there is no -experiment here; settings are written KEY=VALUE: experiment=demo",
         ),
+        (["–experiment=demo"], "a dash or quotes that a text program put there; write experiment=demo"),
+        (["experiment=demo", "seed=“1”"], "a dash or quotes that a text program put there; write seed=1"),
+        (["lr=0.1"], "there is no key lr; it is stage.base.lr_scale here"),
+        (["model.n_layer=4"], "there is no key model.n_layer; it is model.depth here"),
+        (["EXPERIMENT=demo"], "there is no key EXPERIMENT; did you mean experiment?"),
         (["-m", "experiment=dmeo"], "did you mean demo?"),
         (["mixture=absent"], "there is no stage.sft.mixture=absent; allowed: .*, a file of chats"),
     ],
@@ -165,7 +170,7 @@ def test_what_people_type_first_is_answered_with_the_right_command(words, said, 
 
 
 def test_every_name_that_is_suggested_is_a_key() -> None:
-    texts = {"run": "x", "root": "x", "recipe.gpt.window_pattern": "L"}
+    texts = {"run": "x", "root": "x", "recipe.gpt.window_pattern": "L", "model.heads": "8"}
     assert compose([f"{name}={texts.get(name, '512')}" for name in set(OTHER_NAMES.values()) - {"data"}])
 
 

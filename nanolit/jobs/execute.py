@@ -24,6 +24,7 @@ from nanolit.jobs.processes import (
     under_torchrun,
 )
 from nanolit.jobs.ranks import WAIT_SECONDS, Node, run_ranks, this_node
+from nanolit.machine import terminal
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     Json,
@@ -296,7 +297,7 @@ def score(result: Result) -> str:
 
 def say(text: str) -> None:
     if is_rank_zero():
-        print(text, flush=True)
+        terminal.say(text)
 
 
 def main() -> int:

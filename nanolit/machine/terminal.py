@@ -3,8 +3,11 @@
 import errno
 import io
 import os
+import re
 import shlex
+import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -48,8 +51,30 @@ def bold(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line at once, without what steers the terminal; a progress bar stays below it."""
-    print(printable(text), flush=True)
+    """Print lines at once, without what steers a terminal and broken between words; a bar stays below them."""
+    text = printable(text)
+    print(fitted(text, shutil.get_terminal_size().columns) if at_terminal() else text, flush=True)
+
+
+def fitted(text: str, width: int) -> str:
+    """Break lines longer than `width` between words, and indent what follows as far as their value begins.
+
+    Rows of a table stay whole, and so do lines with a command, which people copy.
+    """
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    lines = []
+    for line in text.split("\n"):
+        plain = re.sub(r"\033\[\d*m", "", line)
+        name = re.match(r" *(?:\S+(?: \S+)? {2,})?", plain)
+        start = name.end() if name else 0
+        if len(plain) <= width or plain.startswith("|") or "python -m" in plain:
+            lines.append(line)
+            continue
+        wrapper.subsequent_indent = " " * (start if plain[:start].strip() else start + 2)
+        first, *rest = wrapper.wrap(plain)
+        codes = len(line) - len(plain)  # bold names
+        lines += [line[: start + codes] + first[start:], *rest]
+    return "\n".join(lines)
 
 
 def print_anything() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanolit.config.schema import Job
-from nanolit.machine.terminal import bold
+from nanolit.machine.terminal import bold, say
 from nanolit.optim.scaling import GroupSettings
 from nanolit.planning.costs import Hours, Memory
 from nanolit.planning.plans import (
@@ -33,11 +33,11 @@ def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
         tables = [
             plan_table(plan, known=before) for before, plan in zip([None, *stages], stages, strict=False)
         ]
-        print("\n\n".join(tables), flush=True)
+        say("\n\n".join(tables))
         if len(stages) > 1:
-            print(f"\n{total_line(job['run'], stages)}", flush=True)
+            say(f"\n{total_line(job['run'], stages)}")
     for note in notes(planned):
-        print(note, flush=True)
+        say(note)
 
 
 def outline(run: str, plans: Sequence[Plan]) -> str:

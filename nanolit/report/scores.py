@@ -42,7 +42,7 @@ class Measured:
 
     @property
     def text(self) -> str:
-        return score(self.value) + (f" ± {score(self.error)}" if self.error is not None else "")
+        return score(self.value) if self.error is None else f"{self.value:.3f} ± {self.error:.3f}"
 
     @property
     def questions(self) -> str:

@@ -27,7 +27,7 @@ def test_the_items_on_disk_give_number_error_and_chance(stage):
     score = measured(stage)["ARC-Easy"]
     assert (score.asked, score.of, score.chance) == (100, 400, 0.25)
     assert score.error == pytest.approx(math.sqrt(0.25 / 100))
-    assert (score.text, score.questions) == ("0.5000 ± 0.0500", "100 of 400")
+    assert (score.text, score.questions) == ("0.500 ± 0.050", "100 of 400")
 
 
 def test_a_score_without_items_has_no_error_bar(stage):
@@ -70,14 +70,14 @@ def test_core_has_its_error_in_its_cell_and_a_part_of_it_a_short_name(tmp_path):
     run = Run(tmp_path / "run")
     table = final_scores(run)
     assert table.rows == [
-        ["CORE", "0.2000 ± 0.0100", "-", "0.0000"],
-        ["CORE in part", "0.3000 ± 0.0200", "-", "0.0000"],
+        ["CORE", "0.200 ± 0.010", "-", "0.0000"],
+        ["CORE in part", "0.300 ± 0.020", "-", "0.0000"],
     ]
     assert any(
         remark.startswith("CORE in part: at most 20 a task.") for remark in remarks_on(Run(tmp_path / "run"))
     )
     tasks = core_tasks(Stage("base", folder))  # chance is 0.62
-    assert tasks.rows == [["boolq", "0.8100 ± 0.0380", "-", "0.6200", "0.5000 ± 0.1000"]]
+    assert tasks.rows == [["boolq", "0.810 ± 0.038", "-", "0.6200", "0.500 ± 0.100"]]
 
 
 def test_metrics_keep_the_cards_order_with_unknown_ones_before_the_summary():

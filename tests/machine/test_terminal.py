@@ -1,0 +1,36 @@
+"""Lines fit a terminal: words stay whole, a value stays in its column, what is copied stays in one line."""
+
+from nanolit.machine.terminal import fitted
+
+
+def test_what_follows_stands_below_the_value():
+    text = "demo · base\n  model              depth 4, width 128, heads 4 × 32, context 512"
+    assert fitted(text, 40).split("\n") == [
+        "demo · base",
+        "  model              depth 4, width 128,",
+        "                     heads 4 × 32,",
+        "                     context 512",
+    ]
+
+
+def test_a_sentence_is_indented_by_two_more():
+    assert fitted("base: stories: about 1,400,000 tokens", 20) == "base: stories: about\n  1,400,000 tokens"
+    assert (
+        fitted("  step 40: validation 0.8 bits per byte", 24)
+        == "  step 40: validation\n    0.8 bits per byte"
+    )
+
+
+def test_bold_names_count_as_they_look():
+    assert fitted("\033[1mdemo  \033[0mOnce upon a time", 22) == "\033[1mdemo  \033[0mOnce upon a time"
+    story = "\033[1mdemo  \033[0mOnce upon a time there was a pig"
+    assert fitted(story, 19) == "\033[1mdemo  \033[0mOnce upon a\n      time there\n      was a pig"
+
+
+def test_tables_commands_and_long_paths_stay_whole():
+    for line in (
+        "| a | b c d e f |",
+        "go on with: python -m nanolit.train model=d4",
+        "release in /a/long/path",
+    ):
+        assert max(fitted(line, 11).split("\n"), key=len) in (line, "  /a/long/path")

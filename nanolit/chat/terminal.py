@@ -5,6 +5,7 @@ In a pipe nothing but replies goes to standard output: no greeting, no prompts, 
 
 import dataclasses
 import secrets
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from nanolit.inference.sampling import check_settings
 from nanolit.machine.arguments import choose, setting, settings_of
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import expanded, read_json, write_json
-from nanolit.machine.terminal import printable
+from nanolit.machine.terminal import at_terminal, printable, unbroken
 from nanolit.tokenizer.conversation import check_conversation
 
 
@@ -109,7 +110,8 @@ class Terminal:
             del self.messages[: 2 * reply.dropped_turns]
             self.note(f"({left_out(reply.dropped_turns)})")
         try:
-            for piece in reply:
+            columns = shutil.get_terminal_size().columns
+            for piece in unbroken(reply, columns) if self.interactive and at_terminal() else reply:
                 print(printable(piece), end="", flush=True)
         except KeyboardInterrupt:
             print(" (stopped)", end="")

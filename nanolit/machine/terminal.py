@@ -9,10 +9,13 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 MOVE = "something else has this name: move it away"
 PERMIT = "make it readable and writable, or take another folder"
+BOLD = ("\033[1m", "\033[0m")
+LONGEST_WORD = 20  # that a stream waits for
 REMEDIES = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY), MOVE),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), PERMIT),
@@ -47,12 +50,15 @@ def at_terminal() -> bool:
 
 def bold(text: str) -> str:
     """Return the text, bold at a terminal unless NO_COLOR is set (https://no-color.org)."""
-    return f"\033[1m{text}\033[0m" if at_terminal() and not os.environ.get("NO_COLOR") else text
+    return f"{BOLD[0]}{text}{BOLD[1]}" if at_terminal() and not os.environ.get("NO_COLOR") else text
 
 
 def say(text: str) -> None:
-    """Print lines at once, without what steers a terminal and broken between words; a bar stays below them."""
-    text = printable(text)
+    """Print lines at once, broken between words at a terminal; a progress bar stays below them.
+
+    Nothing but `bold` steers the terminal.
+    """
+    text = "".join(part if part in BOLD else printable(part) for part in re.split(r"(\033\[[01]m)", text))
     print(fitted(text, shutil.get_terminal_size().columns) if at_terminal() else text, flush=True)
 
 
@@ -90,6 +96,29 @@ def one_line(error: BaseException) -> str:
         names = [str(name) for name in (error.filename2 or error.filename,) if name]
         text = ": ".join([*names, f"{os.strerror(error.errno)}; {REMEDIES[error.errno]}"])
     return text
+
+
+def unbroken(pieces: Iterable[str], width: int) -> Iterator[str]:
+    """Yield text as it comes, with a line break in place of the blank before a word that would not fit.
+
+    A word is held back until it is whole, or too long to wait for.
+    """
+    column, held = 0, ""
+    for character in chain.from_iterable(pieces):
+        if held and (character in " \n" or len(held) > LONGEST_WORD):
+            yield (fits := _placed(held, width - column))
+            column, held = (len(held) - 1 if fits[0] == "\n" else column + len(held)), ""
+        if character == "\n":
+            yield character
+            column = 0
+        else:
+            held += character
+    yield _placed(held, width - column)
+
+
+def _placed(word: str, room: int) -> str:
+    """Return the word, its blank a line break where there is no room for it."""
+    return f"\n{word[1:]}" if word[:1] == " " and len(word) > room else word
 
 
 def duration(seconds: float) -> str:

@@ -193,7 +193,7 @@ class Said(list):
 
 
 def test_control_characters_of_file_names_never_reach_the_terminal(tmp_path, capsys):
-    (tmp_path / "runs" / "\x1b[2Jrun").mkdir(parents=True)
+    (tmp_path / "runs" / "\x1b[2Jrun" / "base").mkdir(parents=True)
     assert main(["nope", f"root={tmp_path}"]) == 2
     assert "␛[2Jrun" in capsys.readouterr().err
 

@@ -1,6 +1,10 @@
 """Lines fit a terminal: words stay whole, a value stays in its column, what is copied stays in one line."""
 
-from nanolit.machine.terminal import fitted
+import textwrap
+
+import pytest
+
+from nanolit.machine.terminal import fitted, unbroken
 
 
 def test_what_follows_stands_below_the_value():
@@ -34,3 +38,17 @@ def test_tables_commands_and_long_paths_stay_whole():
         "release in /a/long/path",
     ):
         assert max(fitted(line, 11).split("\n"), key=len) in (line, "  /a/long/path")
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_stream_is_broken_between_words_and_loses_none(size):
+    """Oracle: textwrap, on the whole text."""
+    text = "Once upon a time there was a little fox who lived high up in the mountains.\n\nThe end of it."
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    wrapped = "\n".join(textwrap.fill(line, 24) for line in text.split("\n"))
+    assert "".join(unbroken(pieces, 24)) == wrapped
+
+
+def test_a_stream_does_not_wait_for_the_end_of_what_has_no_blanks():
+    pieces = unbroken(iter(["a," * 30, "b"]), 24)
+    assert len(next(pieces)) < 30

@@ -17,7 +17,7 @@ from nanolit.inference.sampling import check_settings
 from nanolit.machine.arguments import choose, setting, settings_of
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import expanded, read_json, write_json
-from nanolit.machine.terminal import at_terminal, printable, unbroken
+from nanolit.machine.terminal import at_terminal, printable, say, unbroken
 from nanolit.tokenizer.conversation import check_conversation
 
 
@@ -76,7 +76,10 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Say what is not a reply."""
-        print(printable(text), file=sys.stdout if self.interactive else sys.stderr, flush=True)
+        if self.interactive:
+            say(printable(text))
+        else:
+            print(printable(text), file=sys.stderr, flush=True)
 
     def converse(self) -> None:
         """Read messages until /quit or the end of the input."""

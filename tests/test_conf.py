@@ -112,7 +112,7 @@ def test_every_group_of_the_design_is_there():
         (["seed=true"], "seed is True (bool)", "an integer"),
         (["compile=1"], "compile is 1 (int)", "true or false or null"),
         (["precision=fp16"], "precision is 'fp16'", "one of bf16, fp32, fp8 or null"),
-        (["root=3"], "root is 3 (int)", "text"),
+        (["run=3"], "run is 3 (int)", "text"),
         (["stage.sft=null"], "stage.sft is None (NoneType)", "a mapping"),
         (["recipe.sft=null"], "recipe.sft is None (NoneType)", "a mapping"),
         (["phase=mid"], "recipe=modern has no stage mid", "tokenizer, base, sft, rl"),

@@ -96,7 +96,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
         paths = _paths(value) if key == "data" and equals and value not in options("data") else []
         if not paths:
             foreign = not value.isascii() and re.fullmatch(r"[\w ./:~-]+", value)
-            if foreign or (key in ("root", "mixture") and _is_there(value)):
+            if foreign or key == "root" or (key == "mixture" and _is_there(value)):
                 word = f"{key}={_read_whole(value)}"
             spelled.append(f"stage.sft.{word}" if key == "mixture" else word)
             continue

@@ -101,6 +101,8 @@ def test_the_flags_that_train_leaves_to_hydra_are_hydras() -> None:
         ("data=", ["data="]),
         ("mixture=a.jsonl", ["stage.sft.mixture=a.jsonl"]),
         ("root=/home/jürgen/my runs", ["root='/home/jürgen/my runs'"]),
+        ("root=the 'runs', new", ["root='the \\'runs\\', new'"]),
+        ("root=null", ["root=null"]),
         ("run=größe", ["run='größe'"]),
         ("data.path=/srv", ["data.path=/srv"]),
     ],

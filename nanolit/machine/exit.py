@@ -5,7 +5,6 @@ SIGHUP, of a terminal that was closed or an ssh connection that was lost, asks f
 
 import atexit
 import functools
-import io
 import os
 import signal
 import stat

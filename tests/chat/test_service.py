@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,3 +278,19 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
     monkeypatch.setenv("NANOLIT_DEVICE", "cuda")
     with pytest.raises(ValueError, match=f"this machine has {there} GPUs"):
         pick_devices(there + 1)
+
+
+def test_news_for_many_readers_wakes_their_event_loop_once():
+    async def main():
+        post, woken = service_module.Post(), []
+        loop = SimpleNamespace(call_soon_threadsafe=woken.append)
+        readers = [asyncio.Queue() for _ in range(40)]
+        for reader in readers:
+            post.send(loop, reader, None)
+        assert len(woken) == 1
+        woken.pop()()
+        assert [reader.get_nowait() for reader in readers] == [None] * 40
+        post.send(loop, readers[0], None)
+        assert len(woken) == 1
+
+    asyncio.run(main())

@@ -5,6 +5,7 @@ so it outlives a restart.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import html
@@ -18,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,11 +69,12 @@ class Guard:
             return
         request = Request(scope)
         receive, send = Limited(receive), with_headers(send)
-        try:
-            answer = self._refused(request) or await self._login(request, receive)
-        except BadBody as error:
-            answer = refusal(error.status_code, error.detail)
-        await (answer or self.app)(scope, receive, send)
+        with contextlib.suppress(ClientDisconnect):  # in the middle of a body: nobody waits for an answer
+            try:
+                answer = self._refused(request) or await self._login(request, receive)
+            except BadBody as error:
+                answer = refusal(error.status_code, error.detail)
+            await (answer or self.app)(scope, receive, send)
 
     def _refused(self, request: Request) -> Response | None:
         """Return the answer to a request that must not pass, whoever sends it."""

@@ -1,5 +1,6 @@
 """Who may ask: passwords, cookies, hosts, origins, sizes; over a real socket."""
 
+import asyncio
 import time
 
 import httpx
@@ -91,6 +92,29 @@ def test_no_header_is_more_than_refused(models, name, value):
     headers = {"host": "127.0.0.1", "content-type": "application/json", name: value.encode("latin-1")}
     for path in ("/v1/models", "/login"):
         assert 200 <= client.request("POST", path, headers=headers, content=b"{}").status_code < 500
+
+
+@pytest.mark.parametrize("path", [CHAT, "/login"])
+def test_who_leaves_in_the_middle_of_a_body_is_no_error(models, path):
+    """The app's exceptions come through; a server would print them."""
+    app = build_app(models_of(**models), password="elm-otter-42", page=False)
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    headers = {
+        "host": "localhost",
+        "content-type": "application/json",
+        "authorization": "Bearer elm-otter-42",
+    }
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "scheme": "http"}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def receive():
+        return next(messages)
+
+    async def send(_):
+        pass
+
+    asyncio.run(app(scope, receive, send))
+    assert next(messages, None) is None
 
 
 def test_a_ticket_that_expired_or_was_changed_does_not_open(locked_server):

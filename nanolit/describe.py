@@ -1,7 +1,7 @@
 """Describe a dataset: documents, tokens, lengths (a picture too), what each packing drops.
 
     nanolit describe data=sample
-    nanolit describe data=local data.path=FOLDER documents=20000
+    nanolit describe data=FOLDER documents=20000
     nanolit describe data=fineweb_edu shards=2     the first shards, fetched if they are missing
 
 Takes the settings of nanolit train too (data, data.path, model, recipe, root, offline, …). The last line is

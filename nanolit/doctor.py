@@ -28,6 +28,7 @@ from nanolit.machine.exit import command
 from nanolit.machine.locks import fcntl
 from nanolit.machine.paths import expanded
 from nanolit.machine.system import code_version, gpu_names, load_extension, output, version, wandb_key
+from nanolit.machine.terminal import one_line
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.tasks.sandbox import is_weak, walls
 
@@ -195,15 +196,16 @@ def check_fp8(gpu: str) -> Finding:
 
 def check_hub() -> Finding:
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    remedy = "train on data=sample or data=local, set HF_ENDPOINT to a mirror, or check HTTPS_PROXY"
+    remedy = "train on data=sample or data=PATH, set HF_ENDPOINT to a mirror, or check HTTPS_PROXY"
     try:
         request = urllib.request.Request(endpoint, method="HEAD")
         with urllib.request.urlopen(request, timeout=HUB_SECONDS):
             pass
     except (OSError, ValueError) as error:  # a page that is refused or missing is an answer too
         if not isinstance(error, urllib.error.HTTPError) or error.code in (502, 503, 504):
-            reason = getattr(error, "reason", None) or error
-            return Finding("network", MISSING, f"{endpoint} doesn't answer ({reason})", remedy)
+            reason = getattr(error, "reason", None)
+            why = one_line(reason if isinstance(reason, Exception) else error)
+            return Finding("network", MISSING, f"{endpoint} doesn't answer ({why})", remedy)
     return Finding("network", GOOD, f"{endpoint} answers: data, tasks and tokenizers can be fetched")
 
 

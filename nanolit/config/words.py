@@ -87,7 +87,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     """Return the words with `data=PATH` as `data=local data.path='PATH'`, lists and sweeps of paths likewise,
     and `mixture=…` as `stage.sft.mixture=…`, which Hydra would take for a choice of conf/mixture.
 
-    A path holds a slash, begins with ~ or a dot, or is there; hf:OWNER/NAME stands for one. Other values are
+    A path holds a slash or a dot, begins with ~, or is there; hf:OWNER/NAME stands for one. Other values are
     quoted where Hydra would stumble at an "ü", or at a bracket in a file's name.
     """
     spelled: list[str] = []
@@ -114,7 +114,7 @@ def _paths(value: str) -> list[str]:
     whole = _is_there(value) or value[:1] in "'\"" or "," not in value
     inner = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
     parts = [value] if whole and inner == value else [part.strip() for part in inner.split(",")]
-    are = ("/" in part or part.startswith(("~", ".", HUB)) or _is_there(part) for part in parts)
+    are = ("/" in part or "." in part or part.startswith(("~", HUB)) or _is_there(part) for part in parts)
     return parts if all(are) else []
 
 

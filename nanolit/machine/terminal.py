@@ -95,7 +95,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in REMEDIES and text.startswith("[Errno"):
         names = [str(name) for name in (error.filename2 or error.filename,) if name]
         text = ": ".join([*names, f"{os.strerror(error.errno)}; {REMEDIES[error.errno]}"])
-    return text
+    return re.sub(r"\[Errno -?\d+\] ", "", text)
 
 
 def unbroken(pieces: Iterable[str], width: int) -> Iterator[str]:

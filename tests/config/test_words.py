@@ -142,6 +142,7 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
             ["data=/path/to/txt", "dry_run=true"],
             "data.path=/path/to/txt does not exist; give a file or a folder",
         ),
+        (["data=absent.txt"], "data.path=absent.txt does not exist; give a file or a folder"),
         (
             ["data=smple"],
             "there is no data=smple; did you mean sample? allowed: .*, a path, or hf:OWNER/NAME",

@@ -5,8 +5,9 @@ file that is not there.
 """
 
 import os
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.jobs.processes import is_rank_zero, under_torchrun
 from nanolit.machine.locks import open_lock
-from nanolit.machine.paths import Json, expanded, run_folder, stage_folder
+from nanolit.machine.paths import Json, expanded, read_json, run_folder, stage_folder
 from nanolit.machine.terminal import train_command
 from nanolit.planning.costs import num_ranks
-from nanolit.planning.plans import Plan, Plans, RLPlan, TokenizerPlan, stored_plan
+from nanolit.planning.plans import Plan, Plans, RLPlan, TokenizerPlan, TrainingPlan, stored_plan
 from nanolit.report.folders import read_result
 from nanolit.tasks.rows import FileRows
 from nanolit.tasks.task import Task
@@ -61,7 +62,10 @@ def check_settings(job: Job, plans: Plans) -> None:
         check_unchanged(job, plan)
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
         check_previous(job, models[0])
-        origin(job, models[0])
+        begins, plan = origin(job, models[0]), plans[models[0]]
+        if begins and isinstance(plan, TrainingPlan):
+            sizes = {key: value for key, value in plan.gpt.items() if key != "vocab_size"}  # its tokenizer's
+            check_same_model(sizes, read_json(begins.release / "gpt.json"), begins)
 
 
 def check_unchanged(job: Job, plan: Plan) -> None:
@@ -167,6 +171,30 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
 def of_stage(root: str, run: str, stage: str) -> Origin:
     folder = stage_folder(root, run, stage)
     return Origin(f"{run}/{stage}", folder / "release", folder / "checkpoints")
+
+
+def check_same_model(gpt: Mapping[str, object], has: Mapping[str, object], begins: Origin) -> None:
+    """ValueError with the difference, when the job asks for another model than the one it begins from."""
+    differences = [
+        f"{key} is {has[key]}, the job says {value}"
+        for key, value in gpt.items()
+        if has.get(key, value) != value
+    ]
+    if differences:
+        words = made_with(begins) or f"model.depth={has['depth']} …"
+        raise ValueError(
+            f"{begins.name} is another model: {', '.join(differences)}; give the choices that it was made "
+            f"with: {words}"
+        )
+
+
+def made_with(begins: Origin) -> str:
+    """Return the words that chose the model of a run; "" where they aren't known, or none were typed."""
+    path = begins.release.with_name("job.yaml")
+    words = read_job(path)["overrides"] if begins.checkpoints and path.exists() else []
+    chosen = [word for word in words if re.match(r"(experiment|model|recipe)[.=]", word)]
+    named = ["run=NAME"] if any(word.startswith("experiment=") for word in chosen) else []  # its run is taken
+    return shlex.join([*chosen, *named])
 
 
 def check_sources(job: Job, plans: Plans) -> None:

@@ -6,7 +6,7 @@ The worker fits these parts; the benchmarks time the same ones.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from nanolit.callbacks.checkpoint import Checkpoint
 from nanolit.config.build import build
 from nanolit.config.names import decisive_settings
 from nanolit.config.schema import Job
-from nanolit.jobs.inputs import Origin, origin
+from nanolit.jobs.inputs import Origin, check_same_model, origin
 from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import derived_seed, pick_device
 from nanolit.machine.paths import Json, read_json, stage_folder, tokenizers_folder
@@ -169,17 +169,6 @@ def moments(begins: Origin, meta: Json, *, wanted: bool) -> Restore | None:
         lost = f" ({begins.checkpoints} has no whole checkpoint of step {step})" if begins.checkpoints else ""
         print(f"beginning from the release {begins.release}, without the optimizer's state{lost}", flush=True)
     return source.restore_optimizer if source else None
-
-
-def check_same_model(gpt: Hyperparameters, has: Mapping[str, object], begins: Origin) -> None:
-    """ValueError with the difference, when the job asks for another model than the one it begins from."""
-    if differences := [
-        f"{key} is {has.get(key)}, the job says {gpt[key]}" for key in gpt if has.get(key) != gpt[key]
-    ]:
-        raise ValueError(
-            f"{begins.name} is another model: {', '.join(differences)}; give the choices that it was made "
-            f"with (model.depth={has['depth']} …)"
-        )
 
 
 def build_gpt(

@@ -10,8 +10,10 @@ import pytest
 
 from nanolit.config.compose import compose
 from nanolit.config.schema import Job, Target
+from nanolit.config.stored import write_job
 from nanolit.jobs.execute import run
 from nanolit.jobs.inputs import hub_forbidden, nodes
+from nanolit.machine.paths import write_json
 from nanolit.planning.plans import fresh_plans
 
 
@@ -54,6 +56,17 @@ def test_every_task_of_the_stages_is_looked_for_and_no_other(tmp_path: Path) -> 
     assert targets[-2:] == ["SimpleSpelling", "WorkedSums"]  # the last of the chat tasks
     rl = nodes_of(job(tmp_path, "stages=[rl]", "start_from=other"))
     assert [node["size"] for node in rl[:2]] == [9_000, 250]
+
+
+def test_another_model_than_the_one_begun_from_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    demo = job(tmp_path)
+    base = tmp_path / "runs" / "demo" / "base"
+    write_json(base / "result.json", {"status": "done"})
+    write_json(base / "release" / "gpt.json", {"format": 1, **fresh_plans(demo)["base"].gpt})
+    write_job(base / "job.yaml", demo)
+    words = ["phase=sft", "model=d2", "start_from=demo", "recipe.mirror=absent", f"root={tmp_path}"]
+    said = "demo/base is another model: depth is 4, the job says 2, .*: experiment=demo run=NAME$"
+    assert re.search(said, run(compose(words))["error"])
 
 
 @pytest.mark.parametrize("before", [None, "0"])

@@ -54,7 +54,7 @@ class Settings(Root):
     release: Path | None = setting("a release, in place of a run", None)
     hf: Path | None = setting("a model that transformers saved, in place of a run; for tasks=core", None)
     tasks: str | None = setting(
-        "core, none, or a name in conf/chat_evaluation (default: the run's own)", None, value="NAME"
+        "core, or a name in conf/chat_evaluation (default: the run's own)", None, value="NAME"
     )
     show: str | None = setting(
         "print what the model answered to this task, and ask nothing", None, value="TASK"
@@ -193,7 +193,7 @@ def check(settings: Settings) -> None:
     if settings.hf is not None and name != "core" and settings.show is None:
         raise ValueError("hf= is asked CORE alone: give tasks=core (lm-eval's own hf model asks it all else)")
     if name is not None and not name.endswith((".yaml", ".yml")):
-        choose(name, [*options("chat_evaluation"), "core", "none"], kind="tasks")
+        choose(name, [*options("chat_evaluation"), "core"], kind="tasks")
     if settings.wrong and settings.show is None:
         raise ValueError("wrong= is a setting of show=TASK; add that, or leave it out")
     for key in ("crop", "bundle"):

@@ -21,7 +21,7 @@ def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
 ) -> None:
     assert evaluate.main([f"root={tmp_path}", "run=absent", "tasks=dmeo"]) == 2
     assert capsys.readouterr().err == (
-        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, quick, core, none\n"
+        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, none, quick, core\n"
     )
 
 

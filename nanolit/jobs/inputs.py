@@ -209,7 +209,12 @@ def check_sources(job: Job, plans: Plans) -> None:
     for node in sorted(nodes(job, plans), key=lambda target: target.get("path") is None):
         if node not in checked:
             checked.append(node)
-            check_rows(build(node))
+            try:
+                check_rows(build(node))
+            except ValueError as error:
+                if node not in job["chat_tasks"]["tasks"]:
+                    raise
+                raise ValueError(f"{error}; or ask no chat tasks: chat_tasks=none") from error
     for plan in plans.values():
         if isinstance(plan, RLPlan):
             build(plan.task).check_rewards()

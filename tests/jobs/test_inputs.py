@@ -26,7 +26,7 @@ def job(root: Path, *overrides: str):
     [
         ("identity=who.jsonl", "who.jsonl: no such file .*; have it written: python -m nanolit.identity"),
         ("identity={folder}/two_users.jsonl", "two_users.jsonl line 2, message 2: got role user"),
-        ("chat_tasks=full", "not a folder"),
+        ("chat_tasks=full", "not a folder.*; or ask no chat tasks: chat_tasks=none"),
     ],
 )
 def test_a_missing_or_malformed_source_of_a_later_stage_stops_before_base_begins(
@@ -54,6 +54,7 @@ def test_every_task_of_the_stages_is_looked_for_and_no_other(tmp_path: Path) -> 
     targets = [node["_target_"].rpartition(".")[2] for node in sft]
     assert targets[:2] == ["Identity", "ConversationFile"]
     assert targets[-2:] == ["SimpleSpelling", "WorkedSums"]  # the last of the chat tasks
+    assert nodes_of(job(tmp_path, "phase=sft", "chat_tasks=none")) == sft[:-2]
     rl = nodes_of(job(tmp_path, "stages=[rl]", "start_from=other"))
     assert [node["size"] for node in rl[:2]] == [9_000, 250]
 

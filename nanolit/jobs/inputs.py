@@ -7,7 +7,7 @@ file that is not there.
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,8 @@ def check_unchanged(job: Job, plan: Plan) -> None:
         return
     changes = difference(decisive_settings(read_job(path), stage), decisive_settings(job, stage))
     if changes:
-        listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changes.items())
+        parts = (part for key, (old, new) in changes.items() for part in leaves(key, old, new))
+        listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, old, new in parts)
         raise ValueError(
             f"run {job['run']} was begun with other settings: {listed}; give those again, or another run=NAME"
             f"{instead(job, stage)}"
@@ -89,6 +90,21 @@ def check_unchanged(job: Job, plan: Plan) -> None:
                 f"run {job['run']} was begun with other text in data.path: its tokenizer is {before}, this "
                 f"text's {now}; put that text back, or give another run=NAME"
             )
+
+
+def leaves(key: str, old: object, new: object) -> Iterator[tuple[str, object, object]]:
+    """Yield what differs inside two lists or mappings of one shape, with its key; else the two themselves."""
+    pairs: Iterable[tuple[object, tuple[object, object]]]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+    elif isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
+        pairs = ((name, (old[name], new[name])) for name in old)
+    else:
+        pairs = ()
+        if old != new:
+            yield key, old, new
+    for name, (before, now) in pairs:
+        yield from leaves(f"{key}.{name}", before, now)
 
 
 def instead(job: Job, stage: str) -> str:

@@ -12,7 +12,7 @@ from nanolit.config.compose import compose
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import write_job
 from nanolit.jobs.execute import run
-from nanolit.jobs.inputs import hub_forbidden, nodes
+from nanolit.jobs.inputs import hub_forbidden, leaves, nodes
 from nanolit.machine.paths import write_json
 from nanolit.planning.plans import fresh_plans
 
@@ -57,6 +57,13 @@ def test_every_task_of_the_stages_is_looked_for_and_no_other(tmp_path: Path) -> 
     assert nodes_of(job(tmp_path, "phase=sft", "chat_tasks=none")) == sft[:-2]
     rl = nodes_of(job(tmp_path, "stages=[rl]", "start_from=other"))
     assert [node["size"] for node in rl[:2]] == [9_000, 250]
+
+
+def test_what_differs_between_two_mixtures_is_named_to_the_leaf() -> None:
+    old = [{"path": "a.jsonl", "part": "train"}, {"path": "b"}]
+    new = [{"path": "c.jsonl", "part": "train"}, {"path": "b"}]
+    assert list(leaves("sources", old, new)) == [("sources.0.path", "a.jsonl", "c.jsonl")]
+    assert list(leaves("sources", old, new[:1])) == [("sources", old, new[:1])]
 
 
 def test_another_model_than_the_one_begun_from_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:

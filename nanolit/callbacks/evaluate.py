@@ -176,12 +176,14 @@ class WriteSamples(L.Callback):
     ) -> None:
         self.path, self.engine, self.prompts = path, engine, prompts
         self.sample_every, self.max_tokens, self.clock = sample_every, max_tokens, clock
+        self.text = ""  # of the whole file: written anew each time, never through a link that lies there
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Phase)
         if rank() == 0 and self.path.exists():
             text = read_text(self.path, remedy="delete it, or move it away")
-            write_atomically(self.path, until(text, pl_module.finished_steps))
+            self.text = until(text, pl_module.finished_steps)
+            write_atomically(self.path, self.text)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -196,10 +198,9 @@ class WriteSamples(L.Callback):
             pl_module.gpt.eval()
             written = list(zip([prompt for prompt, _ in self.prompts], self._replies(), strict=True))
             pl_module.gpt.train()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(
-                f"## Step {step}\n\n" + "".join(f"- {p!r} → {reply!r}\n" for p, reply in written) + "\n"
-            )
+        lines = "".join(f"- {prompt!r} → {reply!r}\n" for prompt, reply in written)
+        self.text += f"## Step {step}\n\n{lines}\n"
+        write_atomically(self.path, self.text)
         say(f"  step {step}: {written[0][0]!r} → {written[0][1]!r}")
 
     def _replies(self) -> list[str]:

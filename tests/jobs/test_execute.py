@@ -103,6 +103,19 @@ def test_deterministic_is_asked_for_before_the_model_is_built(said, finished, mo
     assert seen == [(said == "true",) * 2]
 
 
+def test_a_stage_writes_through_no_link_in_its_folder(finished, tmp_path):
+    """A run's folder may come from a stranger, with links to any place of whoever resumes it."""
+    job = tiny_job(finished, "run=linked")
+    folder = stage_folder(job["root"], "linked", "base")
+    folder.mkdir(parents=True)
+    for name in ("metrics.csv", "samples.md", "release", "loss.png"):
+        (folder / name).symlink_to(tmp_path / "outside" / name)
+    (tmp_path / "outside").mkdir()
+    assert execute.run(job)["status"] == "done"
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
 def test_a_stage_that_lacks_memory_says_so_in_one_line(finished, monkeypatch, capsys):
     def full(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")

@@ -32,6 +32,15 @@ def test_a_lock_that_is_no_file_is_refused_and_waits_for_nobody(tmp_path: Path):
             pass
 
 
+def test_a_lock_that_leads_elsewhere_empties_nothing(tmp_path: Path):
+    """A run folder may come from a stranger, with a link to a file of the user's."""
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "notes")
+    with pytest.raises(ValueError, match="is not a file, as a lock must be"), held(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_a_holder_that_is_gone_is_not_taken_for_a_living_one():
     """Its ranks inherited the lock."""
     gone = subprocess.Popen([sys.executable, "-c", ""])

@@ -29,11 +29,13 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def guarded(words: Sequence[str] | None = None) -> int:
         print_anything()
-        atexit.register(ignore_ctrl_c)  # once the process ends, another Ctrl-C would only spoil its exit code
         try:
             try:
                 return main(sys.argv[1:] if words is None else words) or 0
             finally:
+                # Once the process ends, another Ctrl-C would only spoil its exit code. Registered last, it is
+                # called first: before torch tidies up
+                atexit.register(ignore_ctrl_c)
                 sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit fails too

@@ -116,3 +116,14 @@ def test_what_an_encoding_lacks_is_printed_all_the_same(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     assert command(lambda _: print("a → b \udcff"))([]) == 0
     assert out.buffer.getvalue() == b"a \\u2192 b \\udcff\n"
+
+
+def test_ctrl_c_while_the_process_ends_changes_nothing():
+    """What libraries tidy up at the end was registered after the command began, and comes after its guard."""
+    code = (
+        "import atexit, os, signal, sys; from nanolit.machine.exit import command\n"
+        "def main(_): atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "sys.exit(command(main)([]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

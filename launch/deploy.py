@@ -26,7 +26,7 @@ from launch.uploads import artefacts, upload_once
 from nanolit.config.compose import compose_config
 from nanolit.config.schema import MODEL_STAGES, Cluster
 from nanolit.machine.arguments import choose
-from nanolit.machine.paths import Json, read_json, run_folder, write_json
+from nanolit.machine.paths import Json, as_null, read_json, run_folder, write_json
 from nanolit.machine.system import code_version
 from nanolit.model.accounting import gpu_memory_gib
 from nanolit.planning.costs import cost
@@ -222,7 +222,7 @@ def release_here(run: str, root: Path) -> Found | None:
         folder = run_folder(root, name) / one / "release"
         if (folder / "meta.json").is_file() and (folder / "model.safetensors").is_file():
             gpt = read_json(folder / "gpt.json", Described, remedy=AGAIN)
-            meta = read_json(folder / "meta.json", Meta, remedy=AGAIN)
+            meta = read_json(folder / "meta.json", Meta, remedy=AGAIN, constant=as_null)
             size = (folder / "model.safetensors").stat().st_size
             return Found(run=name, stage=one, meta=meta, size=size, context=gpt["context"], folder=folder)
     return None

@@ -17,7 +17,7 @@ from launch.calls import Payload
 from launch.gpus import gpus_of, same_gpu
 from launch.image import container_image
 from nanolit.config.schema import Cluster, Job
-from nanolit.machine.paths import read_json, run_folder, write_json
+from nanolit.machine.paths import as_null, read_json, run_folder, write_json
 from nanolit.machine.system import code_version
 from nanolit.planning.costs import PREPARING, cost
 from nanolit.planning.plans import fresh_plan
@@ -201,7 +201,7 @@ def remember(root: str | Path, result: dict[str, Any]) -> None:
 def remembered(root: str | Path, submission: Submission) -> dict[str, Any] | None:
     """How a submission ended, if that was seen from here."""
     path = submission_path(root, submission["run"]).with_name(RESULT)
-    result = read_json(path) if path.exists() else {}
+    result = read_json(path, constant=as_null) if path.exists() else {}
     return result if result.get("app") == submission["app"] else None
 
 

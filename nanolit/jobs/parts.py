@@ -23,7 +23,7 @@ from nanolit.config.schema import Job
 from nanolit.jobs.inputs import Origin, check_same_model, origin
 from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import derived_seed, pick_device
-from nanolit.machine.paths import Json, read_json, stage_folder, tokenizers_folder
+from nanolit.machine.paths import Json, as_null, read_json, stage_folder, tokenizers_folder
 from nanolit.machine.system import wandb_key
 from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
@@ -106,7 +106,8 @@ def settings_of(job: Job, plan: TrainingPlan, begins: Origin | None) -> Json:
     """Return all that decides the stage's result, as JSON holds it, the weights it begins from included."""
     weights = None
     if begins:
-        weights = read_json(begins.release / "meta.json", Meta, remedy=AGAIN).get("weights_hash")
+        meta = read_json(begins.release / "meta.json", Meta, remedy=AGAIN, constant=as_null)
+        weights = meta.get("weights_hash")
     settings = decisive_settings(job, plan.stage) | deciding(plan) | {"stage": plan.stage, "from": weights}
     return json.loads(json.dumps(settings))
 

@@ -229,3 +229,10 @@ def test_a_release_takes_the_place_of_a_link_to_nowhere(save, tmp_path, target):
     (tmp_path / "release").symlink_to(target)
     load_release(save(), device="cpu")
     assert not (tmp_path / "release").is_symlink()
+
+
+def test_a_release_of_a_run_that_diverged_before_nan_was_null_is_read(save):
+    folder = save()
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "loss": float("nan")}))
+    assert load_release(folder, device="cpu")[1]["loss"] is None

@@ -8,6 +8,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, Optional, Union
@@ -36,8 +37,15 @@ class Signature(NamedTuple):
 
 
 def refuse_foreign_target(target: object, path: str) -> None:
-    """ValueError unless `target` is below an allowed package: a configuration must not run arbitrary code."""
-    if not isinstance(target, str) or not target.startswith(ALLOWED) or ".." in target:
+    """ValueError unless `target` is below an allowed package: a configuration must not run arbitrary code.
+
+    Its parts are identifiers: with a slash in one, annotations of any file would be evaluated as our own.
+    """
+    if (
+        not isinstance(target, str)
+        or not target.startswith(ALLOWED)
+        or not all(map(str.isidentifier, target.split(".")))
+    ):
         raise ValueError(f"{path}._target_ is {target!r}; it must begin with {' or '.join(ALLOWED)}")
 
 
@@ -56,6 +64,7 @@ def signature_of(target: str, path: str) -> Signature:
         if isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 if name == (alias.asname or alias.name):
+                    refuse_foreign_target(f"{node.module}.{alias.name}", path)
                     return signature_of(f"{node.module}.{alias.name}", path)
     raise ValueError(f"{path}._target_ is {target}, but {module} has no {name}; check the spelling")
 
@@ -64,11 +73,12 @@ def signature_of(target: str, path: str) -> Signature:
 def syntax_tree(module: str, path: str = "") -> ast.Module:
     """The parsed source of a module, found without importing it or its packages."""
     first, *rest = module.split(".")
+    assert all(map(str.isidentifier, rest)), module  # refuse_foreign_target came before
     spec = importlib.util.find_spec(first)
     if spec is not None and spec.origin:
         place = Path(spec.origin).parent.joinpath(*rest)
         for file in (place.with_suffix(".py"), place / "__init__.py"):
-            if file.exists():
+            if os.path.isfile(file):  # False too where the name is too long
                 return ast.parse(file.read_text(encoding="utf-8"))
     raise ValueError(f"{path}._target_ names {module}, which does not exist; check the spelling")
 
@@ -157,4 +167,5 @@ def build(node: Target, *args: Any, **kwargs: Any) -> Any:
     target = getattr(importlib.import_module(module), name)
     if not isinstance(target, type):
         raise ValueError(f"_target_ is {node['_target_']}, which is no class; only classes are built")
+    refuse_foreign_target(f"{target.__module__}.{name}", "the job")  # which our module may have imported
     return target(*args, **settings, **kwargs)

@@ -109,6 +109,19 @@ def test_a_function_is_no_target():
         check_target({"_target_": "nanolit.jobs.processes.supervise", "command": ["true"]}, path="data")
 
 
+@pytest.mark.parametrize("how", ["a path", "an import of ours"])
+def test_no_annotation_but_ours_is_evaluated(how, tmp_path):
+    """A stranger's mixture may come with a module beside it."""
+    (tmp_path / "evil.py").write_text("class C:\n    def __init__(self, *, a: 1 / 0): ...\n")
+    target = f"nanolit.{tmp_path}/evil.C" if how == "a path" else "nanolit.config.build.Path"
+    with pytest.raises(ValueError, match=r"it must begin with nanolit\."):
+        check_target({"_target_": target, "a": 1}, path="s")
+    with pytest.raises(ValueError, match=r"it must begin with nanolit\."):
+        build({"_target_": target})
+    with pytest.raises(ValueError, match="which does not exist"):
+        check_target({"_target_": f"nanolit.{'a' * 300}.C"}, path="s")
+
+
 def test_build_refuses_a_foreign_target():
     with pytest.raises(ValueError, match="must begin with"):
         build({"_target_": "subprocess.run", "args": "true"})

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # these import torch
     from nanolit.tokenizer.bpe import Tokenizer
 
 Scores = dict[str, object]
-READ_OF_PLAN = ("gpt", "packing", "eval_rows", "tokenizer", "validation", "samples")
+READ_OF_PLAN = ("gpt", "packing", "eval_rows", "tokenizer", "validation", "samples", "max_new_tokens")
 UNIGRAM_CHARACTERS = 5_000_000  # of training text, whose tokens are counted
 
 

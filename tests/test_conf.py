@@ -125,7 +125,7 @@ def test_every_group_of_the_design_is_there():
         (["+recipe.optimizer.momentun=0.9"], "momentun", "did you mean recipe.optimizer.momentum?"),
         (["~recipe.schedule.warmup_steps"], "recipe.schedule.warmup_steps is missing", "an integer"),
         (["recipe.schedule.weight_decay=cosin"], "'cosin'", "constant, cosine, linear, none"),
-        (["recipe.schedule._target_=os.system"], "'os.system'", "nanolit. or lightning.pytorch."),
+        (["recipe.schedule._target_=os.system"], "'os.system'", "or nanolit.tasks. or lightning.pytorch."),
         (["recipe.schedule._target_=nanolit.optim.schedule.Shedule"], "Shedule", "check the spelling"),
         (["+recipe.schedule._partial_=true"], "recipe.schedule._partial_", "allowed in recipe.schedule"),
         (["recipe.groups.matrix.kind=sgd"], "'sgd'", "one of muon, adamw"),
@@ -210,7 +210,9 @@ def test_a_file_whose_aliases_unfold_without_end_is_refused(place, tmp_path):
 
 
 def test_only_loggers_of_lightning_are_built():
-    with pytest.raises(ValueError, match=r"must begin with nanolit\. or lightning\.pytorch\.loggers\."):
+    with pytest.raises(
+        ValueError, match=r"must begin with nanolit\.data\. or .* or lightning\.pytorch\.loggers\."
+    ):
         compose(["data=sample", "data._target_=lightning.pytorch.cli.LightningCLI"])
 
 

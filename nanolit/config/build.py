@@ -17,7 +17,14 @@ from typing_extensions import TypedDict
 
 from nanolit.config.schema import Target
 
-ALLOWED = ("nanolit.", "lightning.pytorch.loggers.")
+# What configurations choose: other classes of ours write files where they are told to
+ALLOWED = (
+    "nanolit.data.",
+    "nanolit.model.",
+    "nanolit.optim.",
+    "nanolit.tasks.",
+    "lightning.pytorch.loggers.",
+)
 # Keyword-only arguments that the program derives and passes itself.
 DERIVED = {"nanolit.model.gpt.GPT": {"depth", "width", "heads", "kv_heads", "vocab_size", "context"}}
 Annotation = Any  # int, list[str], float | None: typing has no name for what stands in a signature

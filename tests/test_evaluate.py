@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from nanolit import evaluate
+from nanolit.config.compose import compose
 from nanolit.evaluation.scores import read_items
+from nanolit.jobs.execute import write_plan
+from nanolit.planning.plans import fresh_plan
 
 
 def test_a_release_alone_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,3 +81,13 @@ def test_damaged_answers_are_left_out_with_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="GSM8K.jsonl: 6 damaged lines are left out; evaluate again"):
         _, items = read_items(path)
     assert items == [whole, whole]
+
+
+def test_a_plan_that_lacks_what_rl_is_scored_by_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    job = compose(["phase=rl", "model=d4", f"root={tmp_path}"])
+    folder = write_plan(job, fresh_plan(job, "rl"))
+    plan = json.loads((folder / "plan.json").read_text())
+    for name in ("max_new_tokens", "samples"):
+        (folder / "plan.json").write_text(json.dumps({key: plan[key] for key in plan if key != name}))
+        with pytest.raises(ValueError, match=rf"plan\.json lacks {name}; restore it"):
+            evaluate.stored_stage(folder / "release")

@@ -24,6 +24,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]  # an object of a JSON file: its reader checks or converts what it takes from it
 STEP = re.compile(r"step_[0-9]+")
 LARGEST_TEXT = 1 << 28  # bytes; a vocabulary of 200,000 tokens is 5 MB
+DEEPEST = 50  # levels of JSON; a plan has 4
 LARGEST_YAML = 100_000  # values; the jobs of this repository have about 300
 
 
@@ -215,6 +216,8 @@ def parse_json(
     """Return the object of a JSON file that was read from somewhere else; see `read_json`."""
     try:
         content = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=constant)
+        if _levels(content) > DEEPEST:  # each step of a reader down a value takes several of Python's 1,000
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
@@ -231,6 +234,15 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
         (doubled, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {doubled[:40]!r} stands twice")
     return content
+
+
+def _levels(content: Any) -> int:
+    """Return how deep lists and objects are nested."""
+    level, layer = 0, [content]
+    while layer := [node for node in layer if isinstance(node, dict | list)]:
+        level += 1
+        layer = [below for node in layer for below in (node.values() if isinstance(node, dict) else node)]
+    return level
 
 
 def check_content(content: Json, kind: Any, path: Path, *, remedy: str, may_lack: int = 0) -> None:

@@ -57,6 +57,18 @@ def test_a_key_of_yaml_that_stands_twice_is_refused(tmp_path: Path, text: str):
         read_yaml(tmp_path / "a.yaml", remedy="restore it")
 
 
+def test_what_is_nested_without_end_is_refused(tmp_path: Path):
+    """Python's own parser takes 990 levels; whoever walks down them needs several calls for each."""
+    path = tmp_path / "a.json"
+    path.write_text('{"a":' + "[" * 49 + "]" * 49 + "}")
+    assert read_json(path)
+    path.write_text('{"a":' + "[" * 50 + "]" * 50 + "}")
+    with pytest.raises(
+        DamagedFile, match=r"a\.json is not valid JSON \(it is nested more than 50 levels deep"
+    ):
+        read_json(path)
+
+
 def test_what_is_not_finite_is_written_as_null(tmp_path: Path):
     """A run that has diverged leaves JSON that can be read again."""
     write_json(tmp_path / "a.json", {"loss": float("nan"), "parts": [1.5, -float("inf")]})

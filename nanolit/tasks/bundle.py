@@ -5,6 +5,7 @@ original bytes are known are compared with them; a file that differs is named wi
 """
 
 import hashlib
+import lzma
 import shutil
 import sys
 import time
@@ -162,6 +163,10 @@ def _check(item: Item, label: Label, place: str) -> None:
         raise ValueError(f"{place}: gold must be the number of one of {len(options)} texts, from 0")
 
 
+# RuntimeError: a password, or a way of compression that Python does not know
+UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
+
+
 def _fetch(folder: Path) -> None:
     """Download the archive and unpack the files that CORE reads; it is deleted afterwards."""
     with whole_or_absent(folder / "eval_bundle.zip") as archive:
@@ -169,7 +174,7 @@ def _fetch(folder: Path) -> None:
             with urllib.request.urlopen(URL, timeout=60) as answer, archive.open("wb") as file:
                 _copy(answer, file, size=int(answer.headers.get("Content-Length") or 0))
             digest = _unpack(archive, folder)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"CORE's questions could not be fetched from {URL} ({error}); "
                 f"try again, or unpack the archive into {folder}"

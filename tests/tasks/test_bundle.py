@@ -57,7 +57,13 @@ def flip(content: bytes) -> bytes:
     return content[:90] + bytes(byte ^ 255 for byte in content[90:120]) + content[120:]
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda _: b"<html>Not here</html>"])
+def recompress(content: bytes) -> bytes:
+    """Say that the first member is compressed in a way that Python does not know."""
+    method = content.index(b"PK\1\2") + 10
+    return content[:method] + b"\x63\0" + content[method + 2 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, recompress, lambda _: b"<html>Not here</html>"])
 def test_a_damaged_archive_is_told_in_a_line_and_leaves_no_archive(
     archive: Path, tmp_path: Path, damage, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,10 +193,25 @@ EVERYTHING = [
     ("_begin", 4, 1, {"COLUMNS": 10, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048}),
     ("_product_of_a_row", 4, 1, AROUND | {"COLUMNS": 4, "INNER": 1024, "CHUNKS": 5}),
     *(
-        ("_product_of_rows", 8, 1, AROUND | {"ROWS": 16, "SLICES": 8, "INNER": 32} | sizes)
-        for sizes in (
-            {"COLUMNS": 8, "CHUNKS": 20},
-            {"COLUMNS": 16, "CHUNKS": 7, "C": 1664},  # d26, whose width is no whole number of tiles
+        (
+            "_product_of_rows",
+            4,
+            stages,
+            AROUND
+            | {
+                "ROWS": rows,
+                "COLUMNS": columns,
+                "SLICES": 4,
+                "INNER": inner,
+                "LINES": 64,
+                "LINE": 64,
+                "C": C,
+            },
+        )
+        for rows, columns, inner, stages, C in (
+            (8, 16, 128, 4, 5120),
+            (16, 32, 64, 4, 1280),
+            (16, 16, 64, 6, 1664),  # d26, whose width is no whole number of tiles
         )
     ),
     ("_prepare", 4, 1, {"MIX": True, "KEPT": True, "BACKOUT": True, "BLOCK": 2048}),

@@ -274,15 +274,21 @@ def test_an_example_is_asked_and_answered(address, page):
     assert heard(page, 1)[0] == "Hello! Who are you?"
 
 
-@pytest.mark.slow
-def test_a_restarted_server_loses_nothing_of_an_open_page(start_chat, page):
-    """Both exchanges are on the page and in the prompt, also after a reload; oracle: the API."""
+def ask_and_end_the_server(start_chat, page) -> tuple[str, list[str]]:
+    """Return the address that it had, and what the page shows of one exchange."""
     process, address = serve(start_chat, "taught")
     visit(page, address)
     say(page, "Hello")
     first = heard(page, 1)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
+    return address, first
+
+
+@pytest.mark.slow
+def test_a_restarted_server_loses_nothing_of_an_open_page(start_chat, page):
+    """Both exchanges are on the page and in the prompt, also after a reload; oracle: the API."""
+    address, first = ask_and_end_the_server(start_chat, page)
     serve(start_chat, "taught", port=int(address.rpartition(":")[2]))
     say(page, "Sum?")
     both = heard(page, 2)
@@ -297,12 +303,7 @@ def test_a_restarted_server_loses_nothing_of_an_open_page(start_chat, page):
 
 
 def test_a_message_that_found_no_server_waits_in_the_box_for_its_return(start_chat, page):
-    process, address = serve(start_chat, "taught")
-    visit(page, address)
-    say(page, "Hello")
-    first = heard(page, 1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    address, first = ask_and_end_the_server(start_chat, page)
     box = page.locator("#box textarea")
     box.fill("Sum?")
     page.evaluate(NEXT_FRAME)

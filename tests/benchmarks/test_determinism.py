@@ -38,8 +38,8 @@ def test_every_way_runs_and_repeats_on_a_cpu(tmp_path: Path, capsys, monkeypatch
 
     monkeypatch.setattr(determinism, "run", recording)
     # What another number of threads compiled is found again, and keeps its own
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    assert determinism.main([*OWN_TINY, "compile=true", f"results={tmp_path}"]) == 0
+    with torch.compiler.config.patch(force_disable_caches=True):
+        assert determinism.main([*OWN_TINY, "compile=true", f"results={tmp_path}"]) == 0
     entry = last_line(capsys)
     assert list(entry["ways"]) == ["eager", "compiled", "attention", "embedding", "both"]
     assert list(seen) == [

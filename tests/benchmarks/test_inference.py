@@ -1,16 +1,12 @@
 """The benchmark of inference runs all its parts on a tiny model and ends with its figures as JSON."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tiny_jobs import entry_on_a_cpu
 
 from benchmarks import inference
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     *("model.depth=2", "model.width=64", "model.heads=1", "model.context=128", "recipe.vocab_size=512"),
     *("prompt=20", "new=4", "most_rows=4", "questions=2", "samples=2", "new_tokens=8", "requests=3"),
@@ -28,11 +24,7 @@ def test_a_peer_that_is_missing_is_said_before_anything_is_measured(words, messa
 
 
 def test_all_parts_run_and_their_figures_fit_together(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "inference", *TINY, f"results={tmp_path}"]
-    environment = os.environ | {"NANOLIT_DEVICE": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    entry = json.loads(done.stdout.splitlines()[-1])
+    entry = entry_on_a_cpu("inference", *TINY, f"results={tmp_path}")
     assert [line["rows"] for line in entry["rows"]] == [1, 2, 4]
     for line in entry["rows"]:
         assert line["tokens_per_second"] * line["step_ms"] / 1000 == pytest.approx(line["rows"])

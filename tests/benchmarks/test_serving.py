@@ -1,12 +1,9 @@
 """The benchmark of the API serves a tiny release in its own process, and gets the engine's replies."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tiny_jobs import entry_on_a_cpu
+
 TINY = [
     *("model.depth=2", "model.width=64", "model.heads=1", "model.context=128", "recipe.vocab_size=512"),
     *("prompt=20", "new=8", "streams=1,3", "commit=abc"),
@@ -14,11 +11,7 @@ TINY = [
 
 
 def test_the_api_is_measured_beside_the_engine(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "serving", *TINY, f"results={tmp_path}"]
-    environment = os.environ | {"NANOLIT_DEVICE": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    entry = json.loads(done.stdout.splitlines()[-1])
+    entry = entry_on_a_cpu("serving", *TINY, f"results={tmp_path}")
     for count, api, engine in zip((1, 3), entry["api"], entry["engine"], strict=True):
         assert api["tokens"] == engine["tokens"] <= count * 8
         assert 0 < api["first_seconds"] <= api["seconds"]

@@ -1,7 +1,15 @@
-"""Jobs for the benchmarks of gradients: one for a CPU, one for a GPU, each with a named commit."""
+"""Jobs for the tests of benchmarks, one for a CPU, one for a GPU, and how a benchmark runs on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # A step's tokens are more than 3,072, from which on CUDA adds an embedding's rows in float32
@@ -24,3 +32,12 @@ TINY = [
     "steps=3",
     "commit=abc",
 ]
+
+
+def entry_on_a_cpu(*words: str) -> dict:
+    """Run `python -m benchmarks` with these words; return the JSON of its last line."""
+    environment = os.environ | {"NANOLIT_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "benchmarks", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

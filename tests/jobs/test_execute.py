@@ -417,9 +417,16 @@ def test_a_stage_leaves_no_handler_and_no_model_behind(tmp_path):
     assert not [one for one in models() if id(one) not in known]
 
 
-@pytest.mark.parametrize("target", ["nanolit.jobs.processes.supervise", "nanolit.jobs.execute.run"])
-def test_a_job_builds_classes_of_some_packages_and_calls_no_function(target):
-    with pytest.raises(ValueError, match=r"must begin with nanolit\.data"):
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nanolit.jobs.processes.supervise", r"must begin with nanolit\.data"),
+        ("nanolit.jobs.execute.run", r"must begin with nanolit\.data"),
+        ("nanolit.tasks.sums.pairs_of", "only classes are built"),
+    ],
+)
+def test_a_job_builds_classes_of_some_packages_and_calls_no_function(target, message):
+    with pytest.raises(ValueError, match=message):
         build({"_target_": target, "command": ["true"], "job": {}})
 
 

@@ -2,9 +2,8 @@
 
 A line for each: microseconds of a launch in a CUDA graph, each on other weights or keys so that no cache has
 them; the floor, by the bytes that it must read; the difference from float32. `tiles=true` also tries other
-ways of cutting it up, as COLUMNS/WARPS, COLUMNS/SLICES/INNER/STAGES or PARTS/KEYS/WARPS, and shows the best
-five: the tiles in nanolit/kernels/decode_kernel.py were chosen by these. Takes the settings of nanolit train
-too.
+ways of cutting it up, as COLUMNS/WARPS, WARPS/STAGES or PARTS/KEYS/WARPS, and shows the best five: the tiles
+in nanolit/kernels were chosen so. Takes the settings of nanolit train too.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,8 +29,8 @@ from nanolit.planning.plans import BasePlan, fresh_plans
 TOUCHED = 300_000_000  # bytes of all copies of a kernel's weights or keys: six times an H200's cache
 TILES = {
     "_tile_of_a_row": [*product((4, 8, 16), (1, 2, 4, 8))],
-    "_tile_of_rows": [*product((16, 32), (2, 4, 8), (32, 64, 128), (3, 6))],
-    "_split": [*product((1, 2, 4, 8, 16, 32, 64), (16, 32), (1, 2))],
+    "tile_of": [*product((2, 4, 8), (2, 4, 6, 8, 12))],
+    "_split": [*product((1, 2, 4, 5, 6, 8, 11, 16, 32, 64), (16, 32), (1, 2))],
 }
 
 
@@ -112,7 +111,7 @@ def product_kernel(name: str, rows: int, N: int, C: int) -> Kernel:
 
     return Kernel(
         name=name,
-        cut="_tile_of_a_row" if rows == 1 else "_tile_of_rows",
+        cut="_tile_of_a_row" if rows == 1 and min(N, C) < fused.WIDE else "tile_of",
         launches=[lambda w=weight: fused.product(x_BC, w, out_BN, **around) for weight in weights],
         error=error,
         bytes_read=2 * N * C,
@@ -217,9 +216,10 @@ def tried(kernel: Kernel, repeats: int) -> Iterator[tuple[float, tuple[int, ...]
 
 @contextmanager
 def cut_into(cut: str, tile: tuple[int, ...]) -> Iterator[None]:
-    from nanolit.kernels import decode_kernel as fused
+    from nanolit.kernels import decode_kernel, product_kernel
 
-    before = getattr(fused, cut)
-    setattr(fused, cut, lambda *_: tile)
+    module = product_kernel if cut == "tile_of" else decode_kernel
+    before = getattr(module, cut)
+    setattr(module, cut, lambda *_: tile)
     yield
-    setattr(fused, cut, before)
+    setattr(module, cut, before)

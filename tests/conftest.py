@@ -142,3 +142,15 @@ def browser():
         browser = engine.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def multiply_row_by_row(operands, B, N, C, flags, launch):
+    """Stand in for kernels.product_kernel.multiply in Triton's interpreter: Gluon has none."""
+    from nanolit.kernels import decode_kernel
+
+    for row in range(B):
+        one = [
+            x[row : row + 1] if place != 1 and getattr(x, "ndim", 0) == 2 else x
+            for place, x in enumerate(operands)
+        ]
+        decode_kernel.multiply_a_row(one, N, C, flags, launch)

@@ -8,14 +8,13 @@ or the keys and values of earlier positions, waits for that one's results, and l
 changes from step to step is read past the first-level cache (".cg"), which kernels that begin so early may
 find as an earlier step left it. Import this where there is Triton, on NVIDIA from Ampere on.
 
-A product of d20 at 1, 8 and 32 rows on an H200, in microseconds, and torch's at 32 (LOG.md, 2026-11-30):
-queries, keys and values 3.7, 4.9, 9.1 and 11.5; output 2.0, 2.7, 4.1 and 4.9; expand 4.5, 7.3, 14.7 and 6.2;
-contract 4.7, 7.1, 8.4 and 8.7.
-
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -23,13 +22,20 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+try:
+    from nanolit.kernels.product_kernel import multiply
+except ImportError:  # a Triton without Gluon
+    multiply = None
+
 EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
-FEW = 16  # rows that `product` serves
-SHARED = 98_304  # bytes of shared memory for a product's stages: an A10G has 99 KiB for a program
+FEW = 16 if multiply else 1  # rows that `product` serves
+WIDE = 1536  # inner numbers and columns from which `multiply` serves a row too, 9% faster for d26's
 PROGRAMS = 132  # multiprocessors of an H200: sizes are chosen to give each about one program
 MOST_PARTS = 64
 CHUNK = 128  # of logits: a draw first chooses one
-LINE_BYTES = 128  # that are fetched at once
+# A kernel lets the next one in after its own wait, or before: then more than two are on their way, which is
+# worth 2 to 3% at one row (H200) and costs up to 30% at eight, where they are in each other's way
+LATE, EARLY = tl.constexpr(1), tl.constexpr(2)
 
 
 def begin(
@@ -57,7 +63,8 @@ def begin(
         *(table_BX, drawn_B, embeddings_VC, previous_BC, seen, gate, scale, r, s, ids_B, x0_BC, x_BC),
         *(EPSILON, vocab, C, gate.numel() if smear else 0, table_BX.size(1), vocab > 0),
         *(smear is not None, scalars is not None, triton.next_power_of_2(C)),
-        **_launch(x_BC, warps=4),
+        num_warps=4,
+        **_launch(x_BC),
     )
 
 
@@ -84,7 +91,8 @@ def sample(
         *(logits_BV, table_BX, seen, drawn_B, log_probs_B, ids, log_probs, softcap, V, logits_BV.stride(0)),
         *(table_BX.size(1), ids.size(0), ids.size(1), seen_BV is not None, softcap > 0, mail is not None),
         *(max(block // CHUNK, 1), min(CHUNK, block)),
-        **_launch(logits_BV, warps=warps),
+        num_warps=warps,
+        **_launch(logits_BV),
     )
 
 
@@ -108,33 +116,26 @@ def product(
     operands = (x_BC, weight_NC, out_BN, x_BC if residual_BC is None else residual_BC)
     operands += (r, s, x0_BN, x_BC if kept_BC is None else kept_BC, EPSILON)
     flags = (normalized, squared, residual_BC is not None, mix is not None, kept_BC is not None)
-    if B == 1:
-        columns, warps = _tile_of_a_row(N, C)
-        inner = 1024 * warps // columns
-        _product_of_a_row[(triton.cdiv(N, columns),)](
-            *(*operands, N, C, *flags, columns, inner, triton.cdiv(C, inner)), **_launch(x_BC, warps=warps)
-        )
-        return
-    rows, (columns, slices, inner, stages) = max(8, triton.next_power_of_2(B)), _tile_of_rows(B, N, C)
-    line = LINE_BYTES // weight_NC.element_size()
-    _product_of_rows[(triton.cdiv(N, columns),)](
-        *(*operands, B, N, C, *flags, rows, columns, slices, inner),
-        *(triton.next_power_of_2(triton.cdiv(C, line)), line),
-        **_launch(x_BC, warps=slices, stages=stages),
-    )
+    if multiply and (B > 1 or (x_BC.is_cuda and min(N, C) >= WIDE)):
+        multiply(operands, B, N, C, flags, _launch(x_BC))
+    else:
+        multiply_a_row(operands, N, C, flags, _launch(x_BC))
+
+
+def multiply_a_row(
+    operands: Sequence[Any], N: int, C: int, flags: Sequence[bool], launch: dict[str, Any]
+) -> None:
+    """Do as `product` for one row."""
+    columns, warps = _tile_of_a_row(N, C)
+    inner = 1024 * warps // columns
+    tile = (columns, inner, triton.cdiv(C, inner))
+    _multiply_a_row[(triton.cdiv(N, columns),)](*operands, N, C, *flags, *tile, num_warps=warps, **launch)
 
 
 def _tile_of_a_row(N: int, C: int) -> tuple[int, int]:
     """Return columns and warps of a program, all of whose weights are on the way at once."""
     columns = 16 if N > 16 * PROGRAMS and C <= 1536 else 4
     return columns, 4 if columns == 16 or C > 2560 else 1
-
-
-def _tile_of_rows(B: int, N: int, C: int) -> tuple[int, int, int, int]:
-    """Return columns, slices of the inner numbers, one a warp, inner numbers at once, and stages."""
-    rows, inner = max(8, int(triton.next_power_of_2(B))), 128 if C > 2560 else 64
-    columns = 32 if 16 * PROGRAMS < N <= 32 * PROGRAMS else 16
-    return columns, 4, inner, max(2, min(6, SHARED // ((rows + columns) * 4 * inner * 2)))
 
 
 def prepare(
@@ -156,7 +157,8 @@ def prepare(
     _prepare[(B,)](
         *(x_BC, out_BC, r, s, x0_BC, x_BC if kept_BC is None else kept_BC, b, middle_BC, EPSILON, C),
         *(mix is not None, kept_BC is not None, backout is not None, triton.next_power_of_2(C)),
-        **_launch(x_BC, warps=4),
+        num_warps=4,
+        **_launch(x_BC),
     )
 
 
@@ -164,7 +166,7 @@ def square(hidden_BF: Tensor) -> None:
     """Replace hidden by relu(hidden)²."""
     block = 4096
     _square[(triton.cdiv(hidden_BF.numel(), block),)](
-        hidden_BF, hidden_BF.numel(), block, **_launch(hidden_BF, warps=8)
+        hidden_BF, hidden_BF.numel(), block, num_warps=8, **_launch(hidden_BF)
     )
 
 
@@ -188,30 +190,34 @@ def attend(
     (B, X), (_, R, K, D), C = qkv_BX.shape, keys_BRKD.shape, y_BC.size(1)
     H = C // D
     parts, keys, warps = _split(B * H, R)
-    sums = qkv_BX.new_empty(B, H, parts, D + 2, dtype=torch.float32)
+    room = triton.next_power_of_2(parts)
+    sums = qkv_BX.new_empty(B, H, room, D + 2, dtype=torch.float32)
     ids, table = value_table or (where[0], qkv_BX)
     _attend[(parts, H, B)](
         *(qkv_BX, *where, keys_BRKD, values_BRKD, ids, table, sums, counts, y_BC, qk_scale, EPSILON),
-        *(X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None, parts, keys),
-        **_launch(y_BC, warps=warps),
+        *(parts, X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None, room, keys),
+        num_warps=warps,
+        **_launch(y_BC),
     )
 
 
 def _split(texts: int, places: int) -> tuple[int, int, int]:
     """Return the parts of each text's keys, the keys that a program reads at once, and its warps.
 
-    Measured (H200, 1,088 positions, LOG.md, 2026-12-01). A text is of one row and one head.
+    A multiprocessor of an H200 holds four programs: more parts than that allows would wait for others to end.
+    Measured with 1,088 positions (LOG.md, 2026-12-01). A text is of one row and one head.
     """
-    parts = max(2, int(triton.next_power_of_2(triton.cdiv(4 * PROGRAMS, texts))))
-    parts = min(parts, MOST_PARTS, int(triton.next_power_of_2(triton.cdiv(places, 16))))
-    return parts, 32 if parts == MOST_PARTS or texts >= 4 * PROGRAMS else 16, 2
+    if texts <= 16:
+        return min(MOST_PARTS, int(triton.next_power_of_2(triton.cdiv(places, 16)))), 32, 2
+    parts = max(2, min(4 * PROGRAMS // texts, triton.cdiv(places, 16)))
+    return parts, 32 if texts >= 4 * PROGRAMS else 16, 2
 
 
-def _launch(x: Tensor, *, warps: int, stages: int = 1) -> dict[str, int | bool]:
-    hopper = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
-    return {"DEPENDENT": hopper, "num_warps": warps, "num_stages": stages} | (
-        {"launch_pdl": True} if hopper else {}
-    )
+def _launch(x: Tensor) -> dict[str, Any]:
+    """Return how kernels of a step follow one another: `x` has its rows."""
+    if not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] < 9:
+        return {"DEPENDENT": 0}
+    return {"DEPENDENT": (EARLY if len(x) == 1 else LATE).value, "launch_pdl": True}
 
 
 @triton.jit
@@ -222,7 +228,8 @@ def _begin(
 ):  # fmt: skip
     if DEPENDENT:
         gdc_wait()
-        gdc_launch_dependents()
+        if DEPENDENT != EARLY:  # what the next but one reads before its wait must be there: the ids
+            gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < C
@@ -244,6 +251,17 @@ def _begin(
     if SCALARS:
         y = ((tl.load(r) + tl.load(s)) * y.to(tl.float32)).to(x.dtype.element_ty)
     tl.store(x + row * C + column, y, mask=inside)
+
+
+@triton.jit
+def _wait(DEPENDENT: tl.constexpr):
+    """Wait for the kernel before this one, and let the next one in."""
+    if DEPENDENT == EARLY:
+        gdc_launch_dependents()
+    if DEPENDENT:
+        gdc_wait()
+    if DEPENDENT == LATE:
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -290,9 +308,7 @@ def _sample(
     COLUMNS: tl.constexpr, TURNS: tl.constexpr, MAILED, SEEN: tl.constexpr, SOFTCAP: tl.constexpr,
     MAIL: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()
+    _wait(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     line, logits, seen = rows + row * COLUMNS, logits + row * row_stride, seen + row * V
     position, top_k, turn = _whole(line + 1), _whole(line + 2), _whole(line + 7)
@@ -375,7 +391,7 @@ def _penalised(logits, seen, place, V, penalty, softcap, SEEN: tl.constexpr, SOF
 
 
 @triton.jit
-def _product_of_a_row(
+def _multiply_a_row(
     x, weight, out, residual, r, s, x0, kept, epsilon, N, C: tl.constexpr, NORMALIZED: tl.constexpr,
     SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr, KEPT: tl.constexpr,
     COLUMNS: tl.constexpr, INNER: tl.constexpr, CHUNKS: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -387,9 +403,7 @@ def _product_of_a_row(
         known = (column[:, None] < N) & (inner < C)
         at = weight + column[:, None] * C + inner
         ws += (tl.load(at, mask=known, other=0.0, eviction_policy="evict_first"),)
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()
+    _wait(DEPENDENT)
     parts, squares = tl.zeros((COLUMNS, INNER), tl.float32), tl.zeros((INNER,), tl.float32)
     for chunk in tl.static_range(CHUNKS):
         inner = chunk * INNER + step
@@ -400,43 +414,6 @@ def _product_of_a_row(
     if NORMALIZED:
         y *= tl.rsqrt(tl.sum(squares) / C + epsilon)
     _finish(y, column, column < N, out, residual, r, s, x0, kept, SQUARED, RESIDUAL, MIX, KEPT)
-
-
-@triton.jit
-def _product_of_rows(
-    x, weight, out, residual, r, s, x0, kept, epsilon, B, N, C: tl.constexpr, NORMALIZED: tl.constexpr,
-    SQUARED: tl.constexpr, RESIDUAL: tl.constexpr, MIX: tl.constexpr, KEPT: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SLICES: tl.constexpr, INNER: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):  # fmt: skip
-    # Each warp multiplies a slice of the inner numbers, as one matrix of a batch; the slices are summed last.
-    # Columns stand where a matrix unit has 16 places, rows where it has 8
-    column, row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, ROWS)
-    slice, step = tl.arange(0, SLICES)[:, None, None] * INNER, tl.arange(0, INNER)
-    if DEPENDENT:
-        _fetch_ahead(weight, column, N, C, COLUMNS, LINES, LINE)
-        gdc_wait()
-        gdc_launch_dependents()
-    total = tl.zeros((SLICES, COLUMNS, ROWS), tl.float32)
-    squares = tl.zeros((SLICES, INNER, ROWS), tl.float32)
-    of_weight, of_x = slice + step[None, None, :], slice + step[None, :, None]
-    for start in range(0, C, SLICES * INNER):
-        columns_in, rows_in = column[None, :, None] < N, row[None, None, :] < B
-        if C % (SLICES * INNER) != 0:
-            columns_in = columns_in & (start + of_weight < C)
-            rows_in = rows_in & (start + of_x < C)
-        w = tl.load(weight + column[None, :, None] * C + start + of_weight, mask=columns_in, other=0.0)
-        a = tl.load(x + row[None, None, :] * C + start + of_x, mask=rows_in, other=0.0, cache_modifier=".cg")
-        total = tl.dot(w, a, total, input_precision="ieee")
-        if NORMALIZED:
-            wide = a.to(tl.float32)
-            squares += wide * wide
-    y = tl.sum(total, axis=0)
-    if NORMALIZED:
-        y *= tl.rsqrt(tl.sum(tl.sum(squares, axis=0), axis=0) / C + epsilon)[None, :]
-    place = row[None, :] * N + column[:, None]
-    inside = (row[None, :] < B) & (column[:, None] < N)
-    _finish(y, place, inside, out, residual, r, s, x0, kept, SQUARED, RESIDUAL, MIX, KEPT)
 
 
 @triton.jit
@@ -466,9 +443,7 @@ def _prepare(
     x, out, r, s, x0, kept, b, middle, epsilon, C, MIX: tl.constexpr, KEPT: tl.constexpr,
     BACKOUT: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()
+    _wait(DEPENDENT)
     column = tl.arange(0, BLOCK)
     dtype = x.dtype.element_ty
     inside, place = column < C, tl.program_id(0).to(tl.int64) * C + column
@@ -488,9 +463,7 @@ def _prepare(
 
 @triton.jit
 def _square(hidden, count, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()
+    _wait(DEPENDENT)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     y = tl.load(hidden + place, mask=place < count, cache_modifier=".cg").to(tl.float32)
     y = tl.maximum(y, 0.0)
@@ -498,24 +471,9 @@ def _square(hidden, count, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
 
 
 @triton.jit
-def _fetch_ahead(weight, column, N, C, COLUMNS: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr):
-    """Ask for these rows of a weight, so that they are in the second level's cache when they are needed."""
-    rows = tl.minimum(column, N - 1)[:, None]
-    inner = tl.minimum(tl.arange(0, LINES) * LINE, C - 1)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [weight + rows * C + inner],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _attend(
-    qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, X, row_stride,
-    R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
+    qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, most, X,
+    row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
     KEYS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -523,7 +481,7 @@ def _attend(
     half = tl.arange(0, D // 2)
     position = _whole(rows + row * COLUMNS + 1)
     stored, new_place = tl.minimum(position, R), position % R
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(stored, PARTS), KEYS), 1) * KEYS
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(stored, most), KEYS), 1) * KEYS
     first, last = part * chunk, tl.minimum((part + 1) * chunk, stored)
     parts = tl.maximum(tl.cdiv(stored, chunk), 1)  # that have keys, or the new one
     if part >= parts:
@@ -539,9 +497,7 @@ def _attend(
     if TABLE:  # ids are older than the kernel before this one
         entry = table + (_whole(ids + row) * K + kv_head) * D + half
         added1, added2 = tl.load(entry).to(tl.float32), tl.load(entry + D // 2).to(tl.float32)
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()
+    _wait(DEPENDENT)
     # The new key and value never come from memory. They are asked for at once with the query: waiting for one
     # after another took longer than reading the older keys
     q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)

@@ -18,7 +18,9 @@ INTERPRETED = """
 import torch
 from benchmarks import kernels
 from nanolit.model.gpt import GPTConfig
-from tests.conftest import MODERN
+from nanolit.kernels import decode_kernel
+from tests.conftest import MODERN, multiply_row_by_row
+decode_kernel.multiply = multiply_row_by_row
 kernels.TOUCHED = 0
 kernels.brain = torch.randn  # the interpreter multiplies no bfloat16
 config = GPTConfig(depth=2, width=64, heads=2, kv_heads=1, vocab_size=300, context=64, softcap=15.0,

@@ -3,11 +3,14 @@
 import importlib.util
 import inspect
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("triton"), reason="needs Triton, which torch brings on Linux"
@@ -19,7 +22,8 @@ import sys, torch
 from nanolit.inference.decode import Decoder
 from nanolit.inference.slots import Slots
 from nanolit.kernels import decode_kernel
-from tests.conftest import CLASSIC, MODERN, build_tiny_model
+from tests.conftest import CLASSIC, MODERN, build_tiny_model, multiply_row_by_row
+decode_kernel.multiply = multiply_row_by_row
 decode_kernel._split = lambda texts, places: (int(sys.argv[3]), 64, 4)
 decode_kernel.FEW = int(sys.argv[4])
 model = build_tiny_model(CLASSIC if sys.argv[1] == "classic" else MODERN, context=int(sys.argv[2]))
@@ -90,9 +94,11 @@ for vocab in (70, 1000, 2048):
 MULTIPLIED = """
 import torch
 from nanolit.kernels import decode_kernel
+from tests.conftest import multiply_row_by_row
+decode_kernel.multiply = multiply_row_by_row
 generator = torch.Generator().manual_seed(0)
 norm = lambda x: torch.nn.functional.rms_norm(x, (x.size(1),))
-for rows in (1, 2, 3, 8, 11, 16):
+for rows in (1, 3):
     for width in (96, 512):
         x, (r, s) = torch.randn(rows, width, generator=generator), torch.tensor([0.7, 0.2])
         weight = torch.randn(48, width, generator=generator)
@@ -123,7 +129,8 @@ from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 from nanolit.kernels import decode_kernel
 from nanolit.tokenizer.bpe import Tokenizer
-from tests.conftest import MODERN, build_tiny_model
+from tests.conftest import MODERN, build_tiny_model, multiply_row_by_row
+decode_kernel.multiply = multiply_row_by_row
 tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
 settings = [{}, {"top_k": 5, "log_probs": True}, {"temperature": 0}]
 settings += [{"repetition_penalty": 1.5, "top_p": 0.8}]
@@ -182,7 +189,7 @@ def test_draws_equal_those_of_plain_sampling_in_tritons_interpreter():
 
 BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
 NUMBERS = {"softcap": "fp32", "epsilon": "fp32", "qk_scale": "fp32", "B": "i32", "count": "i32"}
-NUMBERS |= dict.fromkeys(("row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K", "MAILED"), "i32")
+NUMBERS |= dict.fromkeys(("most", "row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K", "MAILED"), "i32")
 POINTERS = {"ids": INT64, "drawn": INT64, "sums": FP32, "counts": "*i32", "r": FP32, "s": FP32}
 POINTERS |= {"gate": FP32, "scale": FP32, "b": FP32, "rows": "*i32", "seen": "*u8", "log_probs": FP32}
 POINTERS |= {"mailed_ids": INT64, "mailed_log_probs": FP32}
@@ -191,29 +198,15 @@ DRAWN = {"SEEN": True, "SOFTCAP": True, "CHUNKS": 256, "CHUNK": 128}
 EVERYTHING = [
     ("_sample", 16, 1, {"COLUMNS": 10, "TURNS": 4, "MAIL": True} | DRAWN),
     ("_begin", 4, 1, {"COLUMNS": 10, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048}),
-    ("_product_of_a_row", 4, 1, AROUND | {"COLUMNS": 4, "INNER": 1024, "CHUNKS": 5}),
-    *(
-        (
-            "_product_of_rows",
-            4,
-            stages,
-            AROUND
-            | {
-                "ROWS": rows,
-                "COLUMNS": columns,
-                "SLICES": 4,
-                "INNER": inner,
-                "LINES": 64,
-                "LINE": 64,
-                "C": C,
-            },
-        )
-        for rows, columns, inner, stages, C in (
-            (8, 16, 128, 4, 5120),
-            (16, 32, 64, 4, 1280),
-            (16, 16, 64, 6, 1664),  # d26, whose width is no whole number of tiles
-        )
-    ),
+    ("_multiply_a_row", 4, 1, AROUND | {"COLUMNS": 4, "INNER": 1024, "CHUNKS": 5}),
+    ("_multiply", 8, 1, AROUND | {"ROWS": 8, "WARPS": 8, "STAGES": 6}),
+    ("_multiply", 4, 1, AROUND | {"C": 1280, "ROWS": 16, "WARPS": 4, "STAGES": 5}),
+    (
+        "_multiply",
+        4,
+        1,
+        AROUND | {"C": 1664, "ROWS": 8, "WARPS": 4, "STAGES": 7},
+    ),  # no whole number of chunks
     ("_prepare", 4, 1, {"MIX": True, "KEPT": True, "BACKOUT": True, "BLOCK": 2048}),
     ("_square", 8, 1, {"BLOCK": 4096}),
     ("_attend", 2, 1, {"COLUMNS": 10, "D": 128, "TABLE": True, "PARTS": 64, "KEYS": 32}),
@@ -226,11 +219,13 @@ def test_the_kernels_compile_for_an_a10g_and_others_and_fit_in_their_shared_memo
     """86 is an A10G's; everything that a kernel can do is on."""
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
 
-    from nanolit.kernels import decode_kernel
+    from nanolit.kernels import decode_kernel, product_kernel
 
     name, warps, stages, constants = EVERYTHING[case]
-    kernel, constants = getattr(decode_kernel, name), constants | {"DEPENDENT": capability >= 90}
+    module = product_kernel if name == "_multiply" else decode_kernel
+    kernel, constants = getattr(module, name), constants | {"DEPENDENT": int(capability >= 90)}
     arguments = inspect.signature(kernel.fn).parameters
     signature = {
         a: "constexpr" if a in constants else NUMBERS.get(a) or POINTERS.get(a, BF16) for a in arguments
@@ -240,11 +235,46 @@ def test_the_kernels_compile_for_an_a10g_and_others_and_fit_in_their_shared_memo
         for place, argument in enumerate(arguments)
         if signature[argument] not in ("constexpr", "fp32")
     }
-    source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
+    language = GluonASTSource if name == "_multiply" else triton.compiler.ASTSource
+    source = language(kernel, signature, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert compiled.metadata.shared <= {80: 163, 86: 99, 90: 227}[capability] * 1024
     ptx = compiled.asm["ptx"]
     assert ("griddepcontrol" in ptx) == (capability >= 90)
-    if name == "_product_of_a_row" and capability >= 90:  # weights are on the way before the wait
-        assert ptx.index("ld.global") < ptx.index("griddepcontrol.wait")
+    if "_multiply" in name and capability >= 90:  # weights are on the way before the wait
+        assert ptx.index("cp.async" if name == "_multiply" else "ld.global") < ptx.index(
+            "griddepcontrol.wait"
+        )
+    if name == "_multiply":  # a slot is filled again after all warps have read it
+        order = re.findall(r"cp\.async\.cg|bar\.sync|ld\.shared", ptx)
+        assert ("ld.shared", "cp.async.cg") not in pairwise(order)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 11, 16])
+@pytest.mark.parametrize(("N", "C"), [(256, 128), (3840, 1280), (1280, 5120), (4992, 1664), (1664, 6656)])
+def test_products_equal_float32_on_a_gpu(rows, N, C):
+    """Of few rows, with all that can stand around them: nothing is left unwritten."""
+    from nanolit.kernels import decode_kernel
+
+    generator = torch.Generator("cuda").manual_seed(rows)
+    options = {"generator": generator, "device": "cuda", "dtype": torch.bfloat16}
+    x_BC, weight_NC = torch.randn(rows, C, **options), 0.02 * torch.randn(N, C, **options)
+    residual_BN, x0_BN = torch.randn(2, rows, N, **options)
+    r, s = torch.tensor([0.7, 0.2], device="cuda")
+    out_BN, kept_BN = torch.full((2, rows, N), torch.nan, device="cuda", dtype=torch.bfloat16)
+    x, weight = x_BC.float(), weight_NC.float()
+    decode_kernel.product(x_BC, weight_NC, out_BN, normalized=True, squared=True)
+    assert distance(out_BN, (torch.nn.functional.rms_norm(x, (C,)) @ weight.T).relu().square()) < 0.01
+    decode_kernel.product(
+        x_BC, weight_NC, out_BN, residual_BC=residual_BN, mix=(r, s, x0_BN), kept_BC=kept_BN
+    )
+    expected = residual_BN.float() + x @ weight.T
+    assert distance(kept_BN, expected) < 0.01
+    assert distance(out_BN, r * expected + s * x0_BN.float()) < 0.01
+
+
+def distance(found, expected):
+    return ((found.float() - expected).norm() / expected.norm()).item()

@@ -1,0 +1,139 @@
+"""A product of 2 to 16 rows that waits with its weights in shared memory. Called by decode_kernel.product.
+
+Five kernels a layer stop and start the stream of weights that a step at few rows is. Here a program copies
+those of its 16 columns into shared memory before it waits for the kernel before it; registers would be full,
+and keep the next kernel's programs out. The rows come straight into registers after the wait. Warps share
+the inner numbers, matrix units multiply them. In Gluon, the language beneath Triton's, which copies nothing
+ahead of a wait. At 8 rows a step of d20 took 729 µs so and 823 with Triton's pipeline, of d26 1,262 and 1,508
+(H200; LOG.md, 2026-12-01).
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# pyright: reportOptionalSubscript=false
+
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+COLUMNS = gl.constexpr(16)  # that a matrix unit takes at once
+INNER = gl.constexpr(64)  # inner numbers of a warp at once: a lane has 8 neighbours twice
+
+
+def multiply(
+    operands: Sequence[Any], B: int, N: int, C: int, flags: Sequence[bool], launch: dict[str, Any]
+) -> None:
+    """Do as decode_kernel.product."""
+    warps, stages = tile_of(C)
+    stages, rows = min(stages, triton.cdiv(C, warps * INNER.value)), max(8, triton.next_power_of_2(B))
+    grid = (triton.cdiv(N, COLUMNS.value),)
+    _multiply[grid](*operands, B, N, C, *flags, rows, warps, stages, num_warps=warps, **launch)
+
+
+def tile_of(C: int) -> tuple[int, int]:
+    """Return a program's warps, and its stages at most: 96 KiB of weights fit an A10G."""
+    return (4, 8) if C <= 2560 else (8, 6)
+
+
+@gluon.jit
+def _copy(
+    slot, weight, column, inner, N, chunk: gl.constexpr, C: gl.constexpr, STEP: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    known = column < N
+    if C % STEP != 0:
+        known = known & (inner + chunk * STEP < C)
+    at = weight + column * C + inner + chunk * STEP
+    async_copy.async_copy_global_to_shared(slot.index(chunk % STAGES), at, mask=known)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def _multiply(
+    x, weight, out, residual, r, s, x0, kept, epsilon, B, N, C: gl.constexpr, NORMALIZED: gl.constexpr,
+    SQUARED: gl.constexpr, RESIDUAL: gl.constexpr, MIX: gl.constexpr, KEPT: gl.constexpr, ROWS: gl.constexpr,
+    WARPS: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
+):  # fmt: skip
+    STEP: gl.constexpr = WARPS * INNER
+    CHUNKS: gl.constexpr = (C + STEP - 1) // STEP
+    copied: gl.constexpr = gl.BlockedLayout([1, 1, 8], [1, 4, 8], [WARPS, 1, 1], [2, 1, 0])
+    # Rows that follow one another have their halves swapped: no two lanes then read one bank
+    shared: gl.constexpr = gl.SwizzledSharedLayout(32, 1, 2, [2, 1, 0])
+    units: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
+    # 8 neighbours a lane, not 2: the sum has another order, in which each load brings 16 bytes
+    of_weight: gl.constexpr = gl.DotOperandLayout(0, units, 8)
+    of_x: gl.constexpr = gl.DotOperandLayout(1, units, 8)
+    finished: gl.constexpr = gl.BlockedLayout([1, 1], [16, 2], [1, WARPS], [0, 1])
+
+    begin = gl.program_id(0) * COLUMNS
+    slot = gl.allocate_shared_memory(weight.dtype.element_ty, [STAGES, WARPS, COLUMNS, INNER], shared)
+    copy_warp = gl.arange(0, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None, None]
+    copy_column = begin + gl.arange(0, COLUMNS, gl.SliceLayout(0, gl.SliceLayout(2, copied)))[None, :, None]
+    copy_inner = gl.arange(0, INNER, gl.SliceLayout(0, gl.SliceLayout(1, copied)))[None, None, :]
+    copy_inner = copy_warp * INNER + copy_inner
+    for chunk in gl.static_range(STAGES):
+        _copy(slot, weight, copy_column, copy_inner, N, chunk, C, STEP, STAGES)
+
+    warp = gl.arange(0, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, of_x)))[:, None, None]
+    inner = warp * INNER + gl.arange(0, INNER, gl.SliceLayout(0, gl.SliceLayout(2, of_x)))[None, :, None]
+    of_row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(1, of_x)))[None, None, :]
+    column = begin + gl.arange(0, COLUMNS, gl.SliceLayout(1, finished))[:, None]
+    row = gl.arange(0, ROWS, gl.SliceLayout(0, finished))[None, :]
+    place, inside = row * N + column, (row < B) & (column < N)
+    if DEPENDENT == 2:
+        gdc_launch_dependents()
+    if DEPENDENT:
+        gdc_wait()
+    if DEPENDENT == 1:
+        gdc_launch_dependents()
+    xs = ()
+    for chunk in gl.static_range(CHUNKS):
+        known = of_row < B
+        if C % STEP != 0:
+            known = known & (inner + chunk * STEP < C)
+        xs += (gl.load(x + of_row * C + inner + chunk * STEP, mask=known, other=0.0, cache_modifier=".cg"),)
+    if RESIDUAL:
+        added = gl.load(residual + place, mask=inside, other=0.0, cache_modifier=".cg").to(gl.float32)
+    if MIX:
+        first = gl.load(x0 + place, mask=inside, other=0.0, cache_modifier=".cg").to(gl.float32)
+
+    # Two sums: a matrix unit need not wait for its last result
+    even = gl.zeros([WARPS, COLUMNS, ROWS], gl.float32, units)
+    odd = gl.zeros([WARPS, COLUMNS, ROWS], gl.float32, units)
+    squares = gl.zeros([WARPS, INNER, ROWS], gl.float32, of_x)
+    for chunk in gl.static_range(CHUNKS):
+        async_copy.wait_group(STAGES - 1)
+        w = slot.index(chunk % STAGES).load(of_weight)
+        if chunk % 2 == 0:
+            even = mma_v2(w, xs[chunk], even)
+        else:
+            odd = mma_v2(w, xs[chunk], odd)
+        if NORMALIZED:
+            wide = xs[chunk].to(gl.float32)
+            squares += wide * wide
+        if chunk + STAGES < CHUNKS:
+            _copy(slot, weight, copy_column, copy_inner, N, chunk + STAGES, C, STEP, STAGES)
+        else:
+            async_copy.commit_group()  # of nothing: the next wait counts groups
+    y = gl.convert_layout(gl.sum(even + odd, axis=0), finished)
+    if NORMALIZED:
+        mean = gl.sum(gl.sum(squares, axis=1), axis=0) / C
+        y *= gl.convert_layout(gl.rsqrt(mean + epsilon), gl.SliceLayout(0, finished))[None, :]
+    # From here on as decode_kernel._finish, which Gluon can't call
+    dtype: gl.constexpr = out.dtype.element_ty
+    y = y.to(dtype).to(gl.float32)
+    if SQUARED:
+        y = gl.maximum(y, 0.0)
+        y = y * y
+    if RESIDUAL:
+        y += added
+    if KEPT:
+        gl.store(kept + place, y.to(dtype), mask=inside)
+    if MIX:
+        y = gl.load(r) * y.to(dtype).to(gl.float32) + gl.load(s) * first
+    gl.store(out + place, y.to(dtype), mask=inside)

@@ -209,7 +209,7 @@ def _split(texts: int, places: int) -> tuple[int, int, int]:
     """
     if texts <= 16:
         return min(MOST_PARTS, int(triton.next_power_of_2(triton.cdiv(places, 16)))), 32, 2
-    parts = max(2, min(4 * PROGRAMS // texts, triton.cdiv(places, 16)))
+    parts = max(2, min(4 * PROGRAMS // texts, int(triton.cdiv(places, 16))))
     return parts, 32 if texts >= 4 * PROGRAMS else 16, 2
 
 

@@ -20,6 +20,7 @@ from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.data.prompts import Prompt, PromptStep, PromptStream
 from nanolit.evaluation.evaluators import Passes
+from nanolit.inference.decode import batches_of
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Completion, Request
 from nanolit.inference.sampling import log_probabilities
@@ -124,16 +125,26 @@ class ReinforcementLearning(Phase):
             yield Rollout(prompt.ids, completion, reward, reward - mean)
 
     def micro_batches(self, rollouts: list[Rollout]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(ids_BT, targets_BT, advantages_B) of the answers with something to learn from.
+        """(ids_BT, targets_BT, advantages_B) of the answers with something to learn from, by length.
 
         Targets are -1 except for sampled tokens: the prompt and what the calculator said are not learned.
+        Each has as many answers as take no more tokens than `micro_batch` whole contexts.
         """
         learned = [rollout for rollout in rollouts if rollout.advantage]
-        for start in range(0, len(learned), self.micro_batch):
-            group = learned[start : start + self.micro_batch]
-            length = max(len(rollout.prompt_ids) + len(rollout.completion.ids) for rollout in group)
-            ids_BT = torch.full((len(group), length), self.tokenizer.bos_id)
-            targets_BT = torch.full((len(group), length), IGNORED)
+        # A GPU's attention is planned anew for each shape: few shapes, filled up with nothing to learn
+        grains = (16, 64) if torch.device(self.device).type == "cuda" else (1, 1)
+        lengths = [
+            rounded_up(len(rollout.prompt_ids) + len(rollout.completion.ids) - 1, grains[1])
+            for rollout in learned
+        ]
+        num_tokens = self.micro_batch * self.gpt.context
+        for places in batches_of(lengths, num_tokens):
+            group, length = [learned[place] for place in places], lengths[places[0]]
+            rows = max(len(group), min(rounded_up(len(group), grains[0]), num_tokens // length))
+            ids_BT = torch.full((rows, length + 1), self.tokenizer.bos_id)
+            targets_BT = torch.full((rows, length + 1), IGNORED)
+            advantages_B = torch.zeros(rows)
+            advantages_B[: len(group)] = torch.tensor([rollout.advantage for rollout in group])
             for row, rollout in enumerate(group):
                 ids = torch.tensor(rollout.prompt_ids + rollout.completion.ids)
                 sampled = torch.tensor([False] * len(rollout.prompt_ids) + rollout.completion.sampled)
@@ -142,7 +153,7 @@ class ReinforcementLearning(Phase):
             yield (
                 ids_BT[:, :-1].to(self.device),
                 targets_BT[:, 1:].to(self.device),
-                torch.tensor([rollout.advantage for rollout in group], device=self.device),
+                advantages_B.to(self.device),
             )
 
     def policy_loss(self, ids_BT: Tensor, targets_BT: Tensor, advantages_B: Tensor) -> Tensor:
@@ -154,6 +165,11 @@ class ReinforcementLearning(Phase):
         # Rounding can move a sampled token out of the top k of this other pass: nothing is learned from it
         log_probs_N = log_probs_N.masked_fill(log_probs_N.isinf(), 0.0)
         return -(log_probs_N * advantages_B[:, None].expand_as(keep_BT)[keep_BT]).sum()
+
+
+def rounded_up(count: int, grain: int) -> int:
+    """Return the next multiple of `grain`."""
+    return -(-count // grain) * grain
 
 
 def rl_evaluator(plan: RLPlan) -> Passes:

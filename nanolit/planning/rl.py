@@ -33,7 +33,7 @@ from nanolit.planning.sizes import (
 # nanochat's RL of the classic d20: 1.5 hours on eight H100s for 467 steps of 256 answers, here as FLOPs at
 # the GPU's peak for each sampled token and each FLOP of a training token.
 PEAK_FLOPS = 1.5 * 3600 * 8 * 989e12 / (467 * 256 * 256) / 3.491758e9
-ROWS = 8  # answers scored at once, nanochat's
+ROWS = 8  # contexts of answers scored at once, nanochat's
 MAX_PASSES = 8  # samples of a question in the evaluation: pass@8 is nanochat's
 
 

@@ -21,6 +21,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+# Triton 3.9 has another name for it
+copy_ahead = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 COLUMNS = gl.constexpr(16)  # that a matrix unit takes at once
 INNER = gl.constexpr(64)  # inner numbers of a warp at once: a lane has 8 neighbours twice
 
@@ -49,7 +51,7 @@ def _copy(
     if C % STEP != 0:
         known = known & (inner + chunk * STEP < C)
     at = weight + column * C + inner + chunk * STEP
-    async_copy.async_copy_global_to_shared(slot.index(chunk % STAGES), at, mask=known)
+    copy_ahead(slot.index(chunk % STAGES), at, mask=known)
     async_copy.commit_group()
 
 

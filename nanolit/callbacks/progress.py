@@ -22,10 +22,12 @@ SHOWN = {
     "val_bpb": ("validation", ".4f", False),
     "pass_at_1": ("pass@1", ".3f", True),
 }
+NOISY = ("loss", "reward")  # of other data each step: shown are their running means
 REFRESHES = 2  # of the bar, a second
 PIPE_SECONDS, MOST_PIPE_SECONDS = 5.0, 60.0  # between two lines in a pipe: a twentieth of the time gone
 RECENT_STEPS = 32  # that the pace is judged by
-FAST, SLOW = 0.7, 0.9  # a trend is the difference of two running means; these are their decays, untuned
+# Decays of the mean that is shown of a noisy column, and of the slower one it is compared with; untuned
+FAST, SLOW = 0.7, 0.9
 NOISE = 0.002  # of the value: a smaller difference is no trend
 
 
@@ -56,21 +58,30 @@ class Clock:
 
 
 class Trend:
-    """A value's newest reading, and where it is going."""
+    """A column's value as it is shown, and where that value is going.
 
-    def __init__(self, value: float) -> None:
-        self.value = self.fast = self.slow = value
+    A score is of the same data each time: the newest is shown and compared with the one before. Of a noisy
+    column, the running mean is shown and compared with a slower one.
+    """
+
+    def __init__(self, value: float, *, noisy: bool) -> None:
+        self.value = self.before = value
+        self.noisy = noisy
 
     def add(self, value: float) -> None:
-        self.value = value
-        self.fast += (1 - FAST) * (value - self.fast)
-        self.slow += (1 - SLOW) * (value - self.slow)
+        if not math.isfinite(self.value):  # a step that diverged; a mean would not forget it
+            self.value = self.before = value
+        elif self.noisy:
+            self.value += (1 - FAST) * (value - self.value)
+            self.before += (1 - SLOW) * (value - self.before)
+        else:
+            self.value, self.before = value, self.value
 
     @property
     def direction(self) -> int:
         """1: it rises, -1: it falls, 0: neither, or too little is known."""
-        change = self.fast - self.slow
-        return 0 if abs(change) <= NOISE * abs(self.slow) else 1 if change > 0 else -1
+        change = self.value - self.before
+        return 0 if abs(change) <= NOISE * abs(self.before) else 1 if change > 0 else -1
 
 
 class Progress:
@@ -105,7 +116,7 @@ class Progress:
             if column in self.trends:
                 self.trends[column].add(row[column])
             else:
-                self.trends[column] = Trend(row[column])
+                self.trends[column] = Trend(row[column], noisy=column in NOISY)
         if "tokens_per_second" in row:
             self.speeds.append(row["tokens_per_second"])
         self.mfu = row.get("mfu", self.mfu)

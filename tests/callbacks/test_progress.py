@@ -1,6 +1,7 @@
 """What a person is told of a running stage: pace, trends, the time left, and where it is shown."""
 
 import fcntl
+import math
 import os
 import pty
 import struct
@@ -75,13 +76,29 @@ def test_evaluations_to_come_take_their_share_of_the_time_left(capsys):
 
 
 @pytest.mark.parametrize(
-    ("values", "direction"), [([3, 2, 1], -1), ([0.1, 0.3, 0.5], 1), ([2, 2, 2], 0), ([4], 0)]
+    ("values", "direction"),
+    [([3, 2, 1], -1), ([0.1, 0.3, 0.5], 1), ([2, 2, 2], 0), ([4], 0), ([math.nan, 3, 2], -1)],
 )
-def test_a_trend_says_where_a_value_goes(values, direction):
-    trend = Trend(values[0])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_trend_says_where_a_value_goes(values, direction, noisy):
+    assert trend_of(values, noisy=noisy).direction == direction
+
+
+def test_number_and_arrow_are_of_the_same_mean_or_of_the_same_two_scores():
+    """One bad step of a rising reward: the newest reading fell, the mean that is shown did not."""
+    rewards = [*(0.1 * step for step in range(9)), 0.75]
+    before, after = (trend_of(part, noisy=True) for part in (rewards[:-1], rewards))
+    assert before.value < after.value < rewards[-1]
+    assert after.direction == 1
+    score = trend_of([3.0, 1.0, 2.0], noisy=False)
+    assert (score.value, score.direction) == (2.0, 1), "lower than the first, higher than the one before"
+
+
+def trend_of(values, *, noisy):
+    trend = Trend(values[0], noisy=noisy)
     for value in values[1:]:
         trend.add(value)
-    assert trend.direction == direction
+    return trend
 
 
 def test_a_pipe_gets_lines_by_time_and_always_the_last(capsys, monkeypatch):
@@ -100,7 +117,7 @@ def test_a_pipe_gets_lines_by_time_and_always_the_last(capsys, monkeypatch):
 
 def test_a_pipe_gets_scores_and_no_control_characters():
     out = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True).stdout
-    assert "loss 2.0000 ↓  reward 0.300 ↑  validation 2.5000  1,000 tokens/s" in out
+    assert "loss 3.1900 ↓  reward 0.181 ↑  validation 2.5000  1,000 tokens/s" in out
     assert not set(out) & {"\033", "\r"}
 
 
@@ -119,7 +136,7 @@ def test_a_terminal_gets_a_bar_below_what_is_said():
     os.close(ours)
     assert process.wait() == 0
     text = out.decode()
-    assert all(part in text for part in ("━", "stage 4 of 5", "loss 2.0000"))
+    assert all(part in text for part in ("━", "stage 4 of 5", "loss 3.1900"))
     assert text.index("said at 1") < text.rindex("━"), "the bar is drawn again below the line"
     assert text.rstrip().endswith(("\033[?25h", "\033[2K")), "the cursor is back and the bar is gone"
 

@@ -54,6 +54,7 @@ from nanolit.planning.show import outline, plan_table
 from nanolit.planning.sizes import is_auto
 from nanolit.report.card import write_report
 from nanolit.report.closing import closing, shown
+from nanolit.report.folders import Stage
 from nanolit.tasks.bundle import check_bundle, open_bundle
 
 TRIAL = "nanolit.jobs.trial"
@@ -98,10 +99,15 @@ def announce(job: Job, plans: Plans) -> None:
     """Show what is still to do, and how long it takes."""
     if waiting := unfinished(job, plans):
         if not {plan.stage for plan in waiting} <= told():
-            say(outline(job["run"], waiting))
+            say(outline(job["run"], waiting, done={plan.stage: steps_done(job, plan) for plan in waiting}))
     else:
         folder = shlex.quote(shown(run_folder(job["root"], job["run"])))
         say(f"{job['run']} is finished; nothing is trained again. To begin anew, delete {folder}")
+
+
+def steps_done(job: Job, plan: Plan) -> int:
+    """Return the step after which a start of this stage begins."""
+    return Stage(plan.stage, stage_folder(job["root"], job["run"], plan.stage)).resumes_after
 
 
 def told() -> set[str]:
@@ -272,7 +278,7 @@ def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
         (folder / "result.json").unlink(missing_ok=True)
         hand_over(job, plan, folder)
         if plan.stage not in told():
-            say(f"\n{plan_table(plan, known=known)}")
+            say(f"\n{plan_table(plan, known=known, done=steps_done(job, plan))}")
     return folder
 
 

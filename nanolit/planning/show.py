@@ -16,6 +16,7 @@ from nanolit.planning.plans import (
     TokenizerPlan,
     TrainingPlan,
     notes,
+    rest_of,
     total,
 )
 from nanolit.planning.sizes import BatchPlan, TextPlan
@@ -40,23 +41,33 @@ def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
         say(note)
 
 
-def outline(run: str, plans: Sequence[Plan]) -> str:
-    """Return a line for the job and one for each stage: what is about to begin, before anything does."""
+def outline(run: str, plans: Sequence[Plan], *, done: Mapping[str, int] | None = None) -> str:
+    """Return a line for the job and one for each stage: what is about to begin, before anything does.
+
+    `done` are steps by stage that an earlier start has trained; the times are those of the rest.
+    """
+    done = done or {}
+    plans = [rest(plan, done.get(plan.stage, 0)) for plan in plans]
     width = max(len(plan.stage) for plan in plans)
     times = [amount(plan.hours["total_hours"]) for plan in plans]
     lines = [
-        f"  {plan.stage:<{width}}  {time:<13}  {stage_work(plan)}"
+        f"  {plan.stage:<{width}}  {time:<13}  {stage_work(plan, done=done.get(plan.stage, 0))}"
         for plan, time in zip(plans, times, strict=True)
     ]
     return "\n".join([bold(f"{total_line(run, plans)} on {place(plans[-1].hours)}"), *lines])
 
 
-def stage_work(plan: Plan) -> str:
-    """Return what a stage does, in a few words."""
+def rest(plan: Plan, done: int) -> Plan:
+    """Return the plan of what is left after `done` steps; a tokenizer has none."""
+    return rest_of(plan, after=done) if done and not isinstance(plan, TokenizerPlan) else plan
+
+
+def stage_work(plan: Plan, *, done: int = 0) -> str:
+    """Return what a stage does, in a few words; `done` of its steps are done."""
     if isinstance(plan, TokenizerPlan):
         work = f"vocabulary of {plan.vocab_size:,} from {plan.data}"
     else:
-        work = steps_text(plan) + " steps" * bool(plan.num_steps)
+        work = steps_text(plan) + " steps" * bool(plan.num_steps) + f", {done:,} of them done" * bool(done)
     if isinstance(plan, BasePlan):
         work += f", {plan.tokens:,} tokens of {plan.data}"
     if isinstance(plan, TokenizerPlan | BasePlan) and plan.download_gigabytes is not None:
@@ -64,18 +75,19 @@ def stage_work(plan: Plan) -> str:
     return work
 
 
-def plan_table(plan: Plan, *, known: Plan | None = None) -> str:
-    """Return the lines of one stage's plan.
+def plan_table(plan: Plan, *, known: Plan | None = None, done: int = 0) -> str:
+    """Return the lines of one stage's plan; time and cost are of what is left after `done` steps.
 
     `known` is the plan of a stage shown before: a model that is the same isn't described again.
     """
     rows: Rows = []
+    plan = rest(plan, done)
     if not isinstance(plan, TokenizerPlan) and getattr(known, "gpt", None) != plan.gpt:
         rows += model_rows(plan)
     if isinstance(plan, BatchPlan):
         parts = f"{plan.ranks} (devices) × {plan.accumulation} (accumulation) × {plan.micro_batch} rows"
         rows.append(("batch", f"{plan.total_batch:,} tokens = {parts} of {plan.gpt['context']:,}"))
-    rows += horizon_rows(plan) + cost_rows(plan)
+    rows += horizon_rows(plan, done) + cost_rows(plan)
     if isinstance(plan, BatchPlan) and plan.memory:
         rows += memory_rows(plan.memory)
     if isinstance(plan, RLPlan):
@@ -100,16 +112,16 @@ def model_rows(plan: TrainingPlan) -> Rows:
     ]
 
 
-def horizon_rows(plan: Plan) -> Rows:
+def horizon_rows(plan: Plan, done: int) -> Rows:
     rows = []
     if not isinstance(plan, TokenizerPlan):
-        rows.append(("steps", steps_text(plan)))
+        rows.append(("steps", steps_text(plan) + f", {done:,} of them done" * bool(done)))
     if isinstance(plan, BasePlan):
         ratio = f"{plan.tokens_per_parameter:.2f} for each of {plan.counted_parameters:,} parameters"
         rows.append(("tokens", f"{plan.tokens:,} ({ratio})"))
     if isinstance(plan, BasePlan | FinetunePlan) and plan.flops:
         rows.append(("FLOPs", f"{plan.flops:.6e} ({plan.flops_per_token:.6e} a token)"))
-    return [*rows, ("time", time_text(plan.hours))]
+    return [*rows, ("time left" if done else "time", time_text(plan.hours))]
 
 
 def steps_text(plan: TrainingPlan) -> str:

@@ -74,12 +74,15 @@ class Stage:
         return next(filter(None, (read_result(folder / "progress.json") for folder in newest)), {})
 
     @property
-    def resumption(self) -> str:
-        """Say where the same command goes on: after the newest checkpoint that was written to its end."""
+    def resumes_after(self) -> int:
+        """The step of the newest checkpoint that was written to its end; 0 without one."""
         written = [path for path in by_step(self.folder / "checkpoints") if (path / "manifest.json").exists()]
-        return (
-            f"the same command resumes {f'after step {step_of(written[-1]):,}' if written else 'at step 1'}"
-        )
+        return step_of(written[-1]) if written else 0
+
+    @property
+    def resumption(self) -> str:
+        """Say where the same command goes on."""
+        return f"the same command resumes {f'after step {n:,}' if (n := self.resumes_after) else 'at step 1'}"
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from nanolit.config.compose import compose
-from nanolit.planning.plans import fresh_plans
+from nanolit.planning.plans import fresh_plans, rest_of
 from nanolit.planning.show import amount, outline, plan_table
 from tests.planning.base_plans import base_plan
 
@@ -53,3 +53,19 @@ def test_the_outline_names_price_and_download():
 )
 def test_a_time_has_the_unit_that_people_use(hours, text):
     assert amount(hours) == text
+
+
+def test_a_stage_that_resumes_says_what_is_left_of_its_time_and_dollars():
+    """Oracle: half of the steps take half of the hours that the start does not."""
+    plan = base_plan("recipe=classic", "model=d20", "cluster=modal_8xh100", "max_steps=1000")
+    whole, start = plan.hours["total_hours"], plan.hours["start_hours"]
+    half = rest_of(plan, after=500)
+    assert half.hours["total_hours"] == pytest.approx(start + (whole - start) / 2)
+    assert half.cost["dollars"] == pytest.approx(half.hours["total_hours"] * plan.cost["dollars_per_hour"])
+    table = plan_table(plan, done=500)
+    assert "steps              1,000, 500 of them done" in table
+    assert f"time left          {amount(half.hours['total_hours'])} on 8 × H100" in table
+    first, stage = outline("big", [plan], done={"base": 500}).splitlines()
+    assert amount(half.hours["total_hours"]) in first
+    assert "1,000 steps, 500 of them done" in stage
+    assert rest_of(plan, after=1000).hours["total_hours"] == pytest.approx(start)

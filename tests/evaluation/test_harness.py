@@ -20,7 +20,7 @@ RELEASE = Path(__file__).parents[1] / "fixtures/release_format_1"
 
 @pytest.fixture(scope="module")
 def harness() -> HarnessModel:
-    model = load_language_model(RELEASE, root=None, device="cpu")
+    model = load_language_model(RELEASE, root=None, device="cpu", stage=None)
     return HarnessModel(Engine(model.model, model.tokenizer))
 
 

@@ -1,7 +1,7 @@
 """CORE's speed: `python -m benchmarks core model=d4 bundle=FOLDER`, beside a loop over single texts.
 
 Random weights. Of every task the same items are asked twice: as evaluation asks them, with shared beginnings
-read once, and each option alone with logits of all its positions, as nanochat does. Decisions must agree.
+read once, and item by item as nanochat does (tests/oracles/core_loop.py). Decisions must agree.
 Takes the settings of nanolit train too.
 """
 
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks import results
 from benchmarks.inference import random_model
 from benchmarks.train import device_name, synchronize
 from nanolit.evaluation.core import SHUFFLED_BY, judged
 from nanolit.evaluation.questions import Question, ask
-from nanolit.evaluation.spans import Span, score_groups
+from nanolit.evaluation.spans import score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.arguments import read_some, setting
 from nanolit.tasks.bundle import LABELS, Label, read_items
 from nanolit.tokenizer.bpe import Tokenizer
+from tests.oracles.core_loop import score_item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         row = {"task": label.name, "items": num_items, "seconds_an_item": (clock() - begun) / len(groups)}
         if settings.loop:
             begun = clock()
-            alone = [one_by_one(model, question) for question in of_label]
+            alone = [score_item(model, group) for group in groups]
             synchronize(model.device)
             row["loop_seconds_an_item"] = (clock() - begun) / len(groups)
             row["disagreements"] = sum(
@@ -90,24 +90,6 @@ def asked(label: Label, settings: Settings, tokenizer: Tokenizer) -> tuple[list[
     items, _ = read_items(settings.bundle, label)
     random.Random(SHUFFLED_BY).shuffle(items)
     return ask(label, items, range(min(settings.items, len(items))), tokenizer, crop=None), len(items)
-
-
-@torch.inference_mode()
-def one_by_one(model: Any, question: Question) -> list[Span]:
-    """Score an item's texts by one padded forward pass, with all logits, as nanochat does."""
-    group = question.group
-    longest = max(map(len, group.texts))
-    ids_BT = torch.zeros(len(group.texts), longest, dtype=torch.int64)
-    for row, text in enumerate(group.texts):
-        ids_BT[row, : len(text)] = torch.tensor(text.astype("int64"))
-    logits_BTV = model(ids_BT.to(model.device))
-    spans = []
-    for row, (text, start) in enumerate(zip(group.texts, group.starts, strict=True)):
-        target_M = ids_BT[row, start : len(text)].to(model.device)
-        logits_MV = logits_BTV[row, start - 1 : len(text) - 1]
-        hit = bool((logits_MV.argmax(-1) == target_M).all())
-        spans.append(Span(F.cross_entropy(logits_MV, target_M).item(), hit))
-    return spans
 
 
 def totals(rows: Sequence[dict[str, Any]], *, loop: bool) -> dict[str, float]:

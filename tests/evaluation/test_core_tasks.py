@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from nanolit.evaluation import spans
 from nanolit.evaluation.core import evaluate_core, judged, name_of_mean, replaced
@@ -22,6 +21,7 @@ from nanolit.machine.paths import read_json
 from nanolit.model.nanochat import build_model, read_checkpoint
 from nanolit.tasks.bundle import LABELS, open_bundle, read_items
 from nanolit.tokenizer.nanochat import read_tokenizer
+from tests.oracles.core_loop import score_item
 
 SHARED = Path(os.environ.get("NANOLIT_SHARED", "shared"))
 BUNDLE = SHARED / "data/eval/eval_bundle"
@@ -92,15 +92,6 @@ def _parts(group):
     return group.texts, group.starts
 
 
-def whole_texts(decoder, group):
-    """The losses and hits of each text's span, each text read alone by GPT.forward."""
-    for text, start in zip(group.texts, group.starts, strict=True):
-        ids = torch.from_numpy(text.astype(np.int64))[None]
-        logits = decoder.model(ids)[0, start - 1 : -1]
-        target = ids[0, start:]
-        yield F.cross_entropy(logits, target).item(), bool((logits.argmax(-1) == target).all())
-
-
 def drawn_groups(count, *, vocab_size, longest):
     draw = np.random.default_rng(3)
     groups = []
@@ -115,17 +106,16 @@ def drawn_groups(count, *, vocab_size, longest):
     return groups
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("budget", [1, 500, 16_384])
 def test_shared_beginnings_change_no_loss(fixture, monkeypatch, budget):
-    """Oracle: every text read alone; whatever is read together."""
+    """Oracle: a loop over items with whole texts; whatever is read together."""
     decoder, _ = fixture
     monkeypatch.setattr(spans, "BATCH_TOKENS", budget)
     groups = drawn_groups(24, vocab_size=decoder.model.vocab_size, longest=300)
     for group, found in zip(groups, score_groups(decoder, groups), strict=True):
-        expected = [*whole_texts(decoder, group)]
-        assert [span.loss for span in found] == pytest.approx([loss for loss, _ in expected], abs=1e-5)
-        assert [span.greedy for span in found] == [greedy for _, greedy in expected]
+        expected = score_item(decoder.model, group)
+        assert [span.loss for span in found] == pytest.approx([span.loss for span in expected], abs=1e-5)
+        assert [span.greedy for span in found] == [span.greedy for span in expected]
 
 
 def test_a_score_says_how_sure_it_is():

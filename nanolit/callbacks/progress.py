@@ -155,6 +155,8 @@ class Progress:
         """Return the scores with their trends, the speed and the times, as one line."""
         line = Text(no_wrap=True, overflow="ellipsis")
         for column, (name, form, rise_is_good) in SHOWN.items():
+            if column == "loss" and "reward" in self.trends:
+                continue  # of rl: it says nothing about how well it learns
             if trend := self.trends.get(column):
                 line.append(f"  {name} {trend.value:{form}}")
                 good = (trend.direction > 0) == rise_is_good

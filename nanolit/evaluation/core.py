@@ -63,7 +63,10 @@ def score_core(
     mean = name_of_mean(**settings, others=others)
     scores: Json = {
         "metrics": {mean: value, f"{mean}, standard error": error},
-        "tasks": {score.task: {"accuracy": score.accuracy, "error": score.error} for score in scored},
+        "tasks": {
+            score.task: {"accuracy": score.accuracy, "error": score.error, "asked": score.num_items}
+            for score in scored
+        },
         **settings,
         "other_questions": others,
     }

@@ -22,33 +22,46 @@ from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.folders import Run, Stage, as_number, open_run
 from nanolit.report.page import to_page
+from nanolit.report.places import portable
+from nanolit.report.prices import rent
 from nanolit.report.scores import core_tasks, final_scores, remarks_on
-from nanolit.report.sections import Block, Code, Exchange, Facts, Pictures, Section, Table, Text, to_markdown
+from nanolit.report.sections import (
+    Block,
+    Code,
+    Exchange,
+    Facts,
+    Pictures,
+    Section,
+    Table,
+    Text,
+    reworded,
+    to_markdown,
+)
 from nanolit.report.settings import chosen_settings
 from nanolit.report.tables import MISSING, markdown_table, readable
 
 NO_SCORES = "No stage has been evaluated yet."
+CHAT = ("python", "-m", "nanolit.chat")
 MOST_ARROWS = 50  # of a line of samples.md, any of which may be the one between prompt and reply
 SHOWN_ELSEWHERE = ("format", "stage", "run", "status", "error", "metrics", "gradients")
 
 
 def write_report(root: Path, run: str) -> Path:
     """Write report.md, report.html and the curves; returns report.md's path. ValueError: no such run."""
-    card = report_card(root, open_run(root, run))
+    card = report_card(open_run(root, run))
     path = root / "runs" / run / "report.md"
     write_atomically(path, to_markdown(card, folder=path.parent))
     write_atomically(path.with_suffix(".html"), to_page(card))
     return path
 
 
-def report_card(root: Path, run: Run) -> Section:
-    """Return the card of a run, its curves drawn."""
+def report_card(run: Run) -> Section:
+    """Return the card of a run, its curves drawn, without the folders of the machine."""
     pictures = {stage.name: write_curves(run, stage) for stage in run.stages}
     # A stage's first one or two tell how it went; the others are for whoever looks closer
     first = [picture for drawn in pictures.values() for picture in drawn[:2]]
     table = final_scores(run)
-    remarks = " ".join(remarks_on(run))
-    scores = [table, *([Text(remarks)] if remarks else [])] if table else [Text(NO_SCORES)]
+    scores = [table, *map(Text, remarks_on(run))] if table else [Text(NO_SCORES)]
     blocks: list[Block] = [
         Text(_subtitle(run)),
         *([Facts(facts)] if (facts := _facts(run)) else []),
@@ -57,7 +70,7 @@ def report_card(root: Path, run: Run) -> Section:
     ]
     if said := talk(run):
         title = "What it writes" if isinstance(said[0], Exchange) and not said[0].chat else "Conversation"
-        blocks.append(Section(title, [*said, Code(chat_command(root, run.name))]))
+        blocks.append(Section(title, [*said, Code(shlex.join([*CHAT, f"run={run.name}"]))]))
     if first:
         blocks.append(Section("Curves", [Pictures(first)]))
     blocks += [
@@ -68,13 +81,14 @@ def report_card(root: Path, run: Run) -> Section:
     blocks += [Section("Time", _times(run)), *chosen_settings(run)]
     stages = [_internals(run, stage, pictures[stage.name][2:]) for stage in run.stages]
     blocks.append(Section("Internals: plan, result and samples of every stage", [*stages, _machine()], True))
+    blocks = [reworded(block, lambda text: portable(text, run.root.absolute())) for block in blocks]
     return Section(f"Report card: {run.name}", blocks)
 
 
 def chat_command(root: Path, run: str) -> str:
     """Return the command that chats with a run, with root= unless it is the root anyway."""
     where = [] if Path(root).absolute() == home() else [f"root={root}"]
-    return shlex.join(["python", "-m", "nanolit.chat", f"run={run}", *where])
+    return shlex.join([*CHAT, f"run={run}", *where])
 
 
 def final_table(root: Path, run: str) -> str:
@@ -107,7 +121,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Tokens learned", _short(tokens) if tokens else MISSING),
         ("Training", _spoken(training)),
         ("Wall clock", _spoken(wall)),
-        ("Cost", _dollars(run)),
+        _cost(run),
         ("Hardware", _hardware(run)),
     ]
     return [(label, value) for label, value in facts if value != MISSING]
@@ -129,18 +143,26 @@ def _hardware(run: Run) -> str:
     return "CPU" if gpu == "cpu" else f"{count} × {gpu}"
 
 
+def _cost(run: Run) -> tuple[str, str]:
+    """Return a label and what the wall clock cost at the plan's prices, or would cost to rent."""
+    if any(stage.plan and stage.plan.cost for stage in run.stages):
+        return "Cost", _dollars(run)
+    cluster = run.job.get("cluster") or {}
+    _, wall = _totals(run)
+    if (price := rent(cluster)) and wall is not None:
+        return "Cost, if rented", f"${wall / 3600 * price.dollars_per_hour:,.2f}"
+    return "Cost", "own machine" if cluster.get("kind") == "local" else MISSING
+
+
 def _dollars(run: Run) -> str:
-    """Return what the wall clock cost at the plan's price; nobody bills a machine of one's own."""
-    if not (prices := [stage.plan.cost for stage in run.stages if stage.plan and stage.plan.cost]):
-        return "own machine" if (run.job.get("cluster") or {}).get("kind") == "local" else MISSING
+    """Return the sum of every stage's wall clock at its own price."""
+    plans = [stage.plan for stage in run.stages if stage.plan]
     hours = [as_number(stage.result.get("wall_seconds")) for stage in run.stages if stage.plan]
-    if len(prices) < len(hours):
-        return MISSING
     total = _sum(
         None
-        if seconds is None or price["dollars_per_hour"] is None
-        else seconds / 3600 * price["dollars_per_hour"]
-        for seconds, price in zip(hours, prices, strict=True)
+        if seconds is None or not plan.cost or plan.cost["dollars_per_hour"] is None
+        else seconds / 3600 * plan.cost["dollars_per_hour"]
+        for seconds, plan in zip(hours, plans, strict=True)
     )
     return MISSING if total is None else f"${total:,.2f}"
 
@@ -231,6 +253,10 @@ def _times(run: Run) -> list[Block]:
     said = "Training leaves out evaluation, samples and checkpoints; wall clock has all of it."
     if priced := next((stage.plan.cost for stage in run.stages if stage.plan and stage.plan.cost), None):
         said += f" The cost is the wall clock's, at the prices of {priced['prices']}."
+    elif price := rent(run.job.get("cluster") or {}):
+        said += (
+            f" To rent {price.what} costs ${price.dollars_per_hour:,.2f} an hour (prices of {price.date})."
+        )
     return [Table(["Stage", "Steps", "Tokens", "Training", "Wall clock"], rows), Text(said)]
 
 

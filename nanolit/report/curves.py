@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from nanolit.machine.paths import write_atomically
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 Series = Sequence[tuple[float, float]]
 NOISY = ("loss", "reward", "sequence_length")  # of other data each step; scores are of the same each time
 SMOOTHED_FROM = 16  # points of a noisy column; fewer are drawn as they are
-LONG = 200  # points of a loss whose first fall is left out
-DECAY = 0.95  # of the smoothed line, at most
+REACH = 32  # points to each side that the smoothed line averages at most
+STEEP = 4  # from that ratio of the highest to the lowest loss shown, the axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Plot:
     columns: Mapping[str, str]
     title: str
     unit: str
-    form: str = ".4g"  # of a value in the title
+    form: str = ".4g"  # of a value in the title; with a % sign, of the axis too
 
 
 PLOTS = (
@@ -58,7 +59,7 @@ PLOTS = (
         "pass_at_k",
         {"pass_at_1": "at the first try", "pass_at_k": "in one of several tries"},
         "problems solved",
-        "share of held-out problems",
+        "held-out problems",
         ".0%",
     ),
     Plot("sequence_length", {"sequence_length": ""}, "length of a reply", "tokens", ".1f"),
@@ -95,8 +96,10 @@ def draw_stage(plot: Plot, run: Run, stage: Stage, *, theme: Theme = LIGHT) -> b
     figure, axes = _canvas(theme)
     for color, (name, points) in zip(theme.lines, lines.items(), strict=False):
         _draw_line(axes, name, points, color=color, label=plot.columns[name])
-    if plot.name == "loss" and len(lines.get("loss", ())) >= LONG:
-        _leave_out_the_fall(axes, [value for _, value in lines["loss"]])
+    if plot.name == "loss" and is_smoothed("loss", losses := [value for _, value in lines.get("loss", ())]):
+        _leave_out_the_fall(axes, losses, [value for _, value in lines.get("val_loss", ())])
+    if plot.form.endswith("%"):
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor=theme.ink)
     _label(axes, title_of(plot, run, stage), plot.unit, theme=theme)
@@ -111,7 +114,7 @@ def title_of(plot: Plot, run: Run, stage: Stage) -> str:
     told = []
     for name, label in plot.columns.items():
         if series := [value for _, value in stage.series(name) if math.isfinite(value)]:
-            line = smoothed(series) if is_smoothed(name, series) else series
+            line = smoothed(series, steep=name == "loss") if is_smoothed(name, series) else series
             first, last = (f"{value:{plot.form}}" for value in (line[0], line[-1]))
             told.append(f"{label} {first} → {last}".lstrip())
     return f"{run.name}, {stage.name}: {plot.title} {', '.join(told) or 'is not finite'}"
@@ -147,25 +150,28 @@ def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb")
     return _png(figure)
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the values averaged over their neighbors; gaps (NaN) keep the average.
+def smoothed(values: Sequence[float], *, steep: bool = False) -> list[float]:
+    """Return the values averaged over their neighbors, twice, so that the nearest count most.
 
-    An exponential moving average there and back, so that the line doesn't lag behind. It looks a tenth of the
-    curve far at most: more would bend a short one.
+    Gaps (NaN) keep the average. With `steep`, for a loss that falls from chance, a mean reaches no farther to
+    the right than to the left: else the line would begin far below the first value.
     """
-    decay = min(DECAY, max(0.0, 1 - 10 / max(len(values), 1)))
-    there = _averaged(values, decay)
-    return _averaged(there[::-1], decay)[::-1]
+    reach = min(REACH, len(values) // (16 if steep else 8))  # more would lift a short curve's bend
+    return _averaged(_averaged(values, reach, steep=steep), reach, steep=steep)
 
 
-def _averaged(values: Sequence[float], decay: float) -> list[float]:
-    """Return the exponential moving average, unbiased from the first value on."""
-    average, weight, result = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            average = decay * average + (1 - decay) * value
-            weight = decay * weight + 1 - decay
-        result.append(average / weight if weight else math.nan)
+def _averaged(values: Sequence[float], reach: int, *, steep: bool) -> list[float]:
+    """Return each value's mean with those at most `reach` places away."""
+    finite = [value if math.isfinite(value) else 0.0 for value in values]
+    sums = [0.0, *accumulate(finite)]
+    counts = [0, *accumulate(math.isfinite(value) for value in values)]
+    result = []
+    for place in range(len(values)):
+        begin, end = max(0, place - reach), min(len(values), place + reach + 1)
+        end = min(end, 2 * place + 1) if steep else end
+        count = counts[end] - counts[begin]
+        kept = result[-1] if result else math.nan
+        result.append((sums[end] - sums[begin]) / count if count else kept)
     return result
 
 
@@ -202,14 +208,26 @@ def _draw_line(axes: "Axes", column: str, points: Series, *, color: str, label: 
         axes.plot(x, y, color=color, label=label, marker=marker, markersize=4, linewidth=1.8)
     else:
         axes.plot(x, y, color=color, alpha=0.3, linewidth=0.9)
-        axes.plot(x, smoothed(y), color=color, label=label, linewidth=2)
+        axes.plot(x, smoothed(y, steep=column == "loss"), color=color, label=label, linewidth=2)
 
 
-def _leave_out_the_fall(axes: "Axes", losses: Sequence[float]) -> None:
-    """End the axis at the loss after a fiftieth of the steps: the fall from chance flattens all else."""
-    seen = [value for value in smoothed(losses)[len(losses) // 50 :] if math.isfinite(value)]
-    if seen and max(seen) > min(seen):
-        axes.set_ylim(min(seen) - 0.08 * (max(seen) - min(seen)), max(seen))
+def _leave_out_the_fall(axes: "Axes", losses: Sequence[float], validation: Sequence[float]) -> None:
+    """End the axis at the loss after a twentieth of the steps: the fall from chance flattens all else."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    line = smoothed(losses, steep=True)[max(2, len(losses) // 20) :]
+    top = max(filter(math.isfinite, line), default=0.0)
+    bottom = min(filter(math.isfinite, [*line, *validation]), default=0.0)
+    if top <= bottom:
+        return
+    if bottom > 0 and top / bottom > STEEP:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(bottom * 0.9, top)
+    else:
+        axes.set_ylim(bottom - 0.08 * (top - bottom), top)
 
 
 def _canvas(theme: Theme = LIGHT) -> "tuple[Figure, Axes]":

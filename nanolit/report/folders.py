@@ -173,6 +173,10 @@ class Run:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def root(self) -> Path:
+        return self.folder.parents[1]
+
     @cached_property
     def stages(self) -> list[Stage]:
         """The stages that have a folder, in the pipeline's order."""

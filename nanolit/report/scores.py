@@ -27,6 +27,7 @@ METRICS = (
 )
 MEANS = ("mean above guessing", "ChatCORE")
 ERROR = ", standard error"  # the end of the name of a metric that is another's error
+BITS = "bits per byte"
 CHANCE = {label.name: label.baseline / 100 for label in LABELS}
 
 
@@ -69,10 +70,13 @@ def measured(stage: Stage) -> dict[str, Measured]:
         if (task := scored_items(stage, name)) and math.isclose(task[0].accuracy, value, abs_tol=1e-9):
             tasks.append(task[0])
             found[name] = Measured(value, task[0].error, task[0].num_items, task[1], task[0].baseline)
+        elif is_core(name):
+            found[name] = Measured(value, metrics.get(name + ERROR), core_questions(stage, value), chance=0.0)
+        elif asked := sampled_questions(stage, name):
+            # The error of one answer a problem; of several it is less
+            found[name] = Measured(value, Scored(name, asked, value, 0.0).error, asked)
         else:
-            core = is_core(name)
-            asked = core_questions(stage, name) if core else sampled_questions(stage, name)
-            found[name] = Measured(value, metrics.get(name + ERROR), asked, chance=0.0 if core else None)
+            found[name] = Measured(value, metrics.get(name + ERROR))
     for name in MEANS:
         if name in found and tasks and math.isclose(mean_centered(tasks)[0], found[name].value, abs_tol=1e-9):
             asked = sum(task.num_items for task in tasks)
@@ -99,11 +103,26 @@ def sampled_questions(stage: Stage, name: str) -> int | None:
     return task.get("max_rows") or task.get("size")
 
 
-def core_questions(stage: Stage, name: str) -> int | None:
-    """Return how many questions CORE's items on disk are of, if they are the ones that gave the mean."""
-    scores = [found[0] for task in stage.core.get("tasks") or {} if (found := scored_items(stage, task))]
-    same = bool(scores) and math.isclose(mean_centered(scores)[0], stage.metrics[name], abs_tol=1e-9)
-    return sum(scored.num_items for scored in scores) if same else None
+def core_scores(stage: Stage) -> dict[str, Scored]:
+    """Return CORE's tasks as they were asked last; without those whose number of questions is not known."""
+    scores = {}
+    for task, content in (stage.core.get("tasks") or {}).items():
+        accuracy, asked = as_number(content.get("accuracy")), as_number(content.get("asked"))
+        if accuracy is None:
+            continue
+        if asked is None and (found := scored_items(stage, task)):  # of an older version
+            asked = found[0].num_items if math.isclose(found[0].accuracy, accuracy, abs_tol=1e-9) else None
+        if asked:
+            scores[task] = Scored(task, int(asked), accuracy, CHANCE.get(task, 0.0))
+    return scores
+
+
+def core_questions(stage: Stage, mean: float) -> int | None:
+    """Return how many questions a mean of CORE is of; None for the mean of an earlier evaluation."""
+    scores = core_scores(stage).values()
+    if not scores or not math.isclose(mean_centered(scores)[0], mean, abs_tol=1e-9):
+        return None
+    return sum(scored.num_items for scored in scores)
 
 
 def read_stored(path: Path) -> tuple[Item, list[Item]]:
@@ -141,54 +160,83 @@ def final_scores(run: Run) -> Table | None:
     names = sorted_metrics(name for found in by_stage.values() for name in found)
     if not names:
         return None
-    rows, short = [], parts_of_core(names)
+    rows, short = [], {"val_bpb": BITS, **parts_of_core(names)}
     for name in names:
         cells = [found.get(name) for found in by_stage.values()]
         there = [cell for cell in cells if cell]
         questions = " / ".join(dict.fromkeys(cell.questions for cell in there))
         chance = next((cell.chance for cell in there if cell.chance is not None), None)
         values = [cell.text if cell else MISSING for cell in cells]
-        rows.append([short.get(name, name), *values, questions, score(chance)])
+        rows.append([short.get(name, name), *values, questions, guessed(chance)])
     return Table(["Metric", *(name.upper() for name in by_stage), "n", "Chance"], rows)
 
 
+def guessed(chance: float | None) -> str:
+    """Return what guessing gets, without digits that say nothing."""
+    return MISSING if chance is None else f"{chance:.3g}"
+
+
 def parts_of_core(names: Iterable[str]) -> dict[str, str]:
-    """Return a short name for each mean of a part of CORE, as "CORE of at most 500 a task"."""
+    """Return a short name for each mean that is not quite CORE, as "CORE of at most 500 a task"."""
     parts = [name for name in names if is_core(name) and name != "CORE"]
-    return {name: "CORE in part" + f" ({place})" * (len(parts) > 1) for place, name in enumerate(parts, 1)}
+    return {
+        name: f"CORE {'in part' if 'at most' in name else 'as asked'}" + f" ({place})" * (len(parts) > 1)
+        for place, name in enumerate(parts, 1)
+    }
 
 
 def remarks_on(run: Run) -> list[str]:
     """Return what a reader of the final table must know: what ± is, what compares, what is mere guessing."""
     by_stage = {stage.name: measured(stage) for stage in run.stages}
     cells = [cell for found in by_stage.values() for cell in found.values()]
-    parts = parts_of_core(sorted_metrics(name for found in by_stage.values() for name in found))
-    remarks = [
-        f"{short}: {name.removeprefix('CORE of ')}. It compares with its like alone."
+    names = sorted_metrics(name for found in by_stage.values() for name in found)
+    parts = parts_of_core(names)
+    others = next((named for stage in run.stages if (named := other_questions(stage))), "")
+    remarks = remark_on_bits(run)
+    remarks += [
+        f"{short}: {name.removeprefix('CORE of ')}{others if name.endswith('originals') else ''}. "
+        "It compares with its like alone."
         for name, short in parts.items()
     ]
     if any(cell.error is not None for cell in cells):
         remarks.append("± is one standard error of the questions asked, n of them.")
     if part := next((cell.questions for cell in cells if " of " in cell.questions), None):
         remarks.append(f'"{part}" are a fixed random part of the task.')
+    if sampled := next((name for name in names if name.startswith("pass@1")), None):
+        remarks.append(
+            f"{sampled}: answers drawn at random, as in training; elsewhere each token is the likeliest."
+        )
     last = next((found for found in reversed(by_stage.values()) if any(c.asked for c in found.values())), {})
-    if guessed := [parts.get(n, n) for n, cell in last.items() if cell.is_guessing and n not in MEANS]:
-        remarks.append(f"No better than guessing, within two standard errors: {', '.join(guessed)}.")
-    if sum("val_bpb" in found for found in by_stage.values()) > 1:
-        remarks.append("Every stage's val_bpb is of its own validation rows: compare it between runs alone.")
+    if reached := [parts.get(n, n) for n, cell in last.items() if cell.is_guessing and n not in MEANS]:
+        remarks.append(f"No better than guessing, within two standard errors: {', '.join(reached)}.")
+    return remarks
+
+
+def other_questions(stage: Stage) -> str:
+    """Return " (hellaswag, coqa)", CORE's tasks whose questions are not the originals; "" without any."""
+    others = stage.core.get("other_questions")
+    return f" ({', '.join(map(str, others))})" if others and isinstance(others, list) else ""
+
+
+def remark_on_bits(run: Run) -> list[str]:
+    """Return how bits per byte read, and on how many tokens each stage's are."""
+    scored = [stage for stage in run.stages if stage.val_bpb is not None]
+    tokens = {stage.name.upper(): as_number(stage.val_rows.get("tokens")) for stage in scored}
+    known = [f"{count:,} tokens after {name}" for name, count in tokens.items() if count is not None]
+    remarks = [f"Bits per byte, lower is better, are of held-out text: {', '.join(known)}."] if known else []
+    if len(scored) > 1:
+        remarks.append("Every stage has its own validation rows: compare bits per byte between runs alone.")
     return remarks
 
 
 def core_tasks(stage: Stage) -> Table | None:
     """Return CORE's score by task with standard errors; None where the stage has none."""
-    rows = []
+    rows, scores = [], core_scores(stage)
     for name, content in (stage.core.get("tasks") or {}).items():
         if (accuracy := as_number(content.get("accuracy"))) is None:
             continue
-        task, scored = Measured(accuracy, as_number(content.get("error"))), scored_items(stage, name)
-        same = scored and math.isclose(scored[0].accuracy, task.value, abs_tol=1e-9)
-        asked = f"{scored[0].num_items:,}" if scored and same else MISSING
-        chance = CHANCE.get(name, 0.0)
+        task, chance = Measured(accuracy, as_number(content.get("error"))), CHANCE.get(name, 0.0)
+        asked = f"{scores[name].num_items:,}" if name in scores else MISSING
         above = Measured((task.value - chance) / (1 - chance), task.error and task.error / (1 - chance))
-        rows.append([name, task.text, asked, score(chance), above.text])
+        rows.append([name, task.text, asked, guessed(chance), above.text])
     return Table(["Task", "Accuracy", "n", "Chance", "Above guessing"], rows) if rows else None

@@ -1,8 +1,8 @@
 """A report as a small tree of sections, and the tree as Markdown; page.py makes a web page of it."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanolit.report.tables import markdown_table
@@ -72,6 +72,17 @@ class Section:
 Block = Text | Code | Facts | Table | Exchange | Pictures | Section
 
 
+def reworded(block: Block, change: Callable[[str], str]) -> Block:
+    """Return the block with every paragraph and cell changed; what was written by a model stays."""
+    if isinstance(block, Section):
+        return replace(block, blocks=[reworded(part, change) for part in block.blocks])
+    if isinstance(block, Text):
+        return Text(change(block.text))
+    if isinstance(block, Table):
+        return replace(block, rows=[[change(cell) for cell in row] for row in block.rows])
+    return block
+
+
 def to_markdown(block: Block, *, folder: Path, level: int = 1) -> str:
     """Return a block as Markdown; pictures are linked from `folder`, where the text will lie."""
     if isinstance(block, Section):
@@ -84,7 +95,8 @@ def to_markdown(block: Block, *, folder: Path, level: int = 1) -> str:
     if isinstance(block, Code):
         return _fenced(block.text)
     if isinstance(block, Facts):
-        return markdown_table(["", ""], block.pairs, num_left=2)
+        labels, values = zip(*block.pairs, strict=True)
+        return markdown_table(labels, [values], num_left=len(labels))
     if isinstance(block, Table):
         return markdown_table(block.header, block.rows, num_left=block.num_left)
     if isinstance(block, Exchange):

@@ -8,6 +8,7 @@ from nanolit.config.schema import Job
 from nanolit.machine.paths import Json
 from nanolit.machine.terminal import train_command
 from nanolit.report.folders import Run
+from nanolit.report.places import portable
 from nanolit.report.sections import Block, Code, Section, Table, Text
 from nanolit.report.tables import MISSING, readable
 
@@ -25,6 +26,7 @@ def chosen_settings(run: Run) -> list[Block]:
     except ValueError:  # a recipe that this version doesn't have
         return []
     words = [word for word in job.get("overrides") or () if not word.startswith("root=")]
+    words = [portable(word, run.root) for word in words]
     command = Code(train_command(words))
     name = job["recipe"]["name"]
     if not rows:

@@ -23,7 +23,7 @@ shown = Progress("sft, stage 4 of 5", num_steps=3, clock=Clock())
 with shown.shown():
     for step in (1, 2, 3):
         time.sleep(0.2)
-        shown.note({"loss": 5.0 - step, "reward": 0.1 * step, "val_bpb": 2.5, "tokens_per_second": 1000.0})
+        shown.note({"loss": 5.0 - step, "pass_at_1": 0.1 * step, "val_bpb": 2.5, "tokens_per_second": 1000.0})
         shown.advance(step)
         say(f"said at {step}")
 """
@@ -117,8 +117,15 @@ def test_a_pipe_gets_lines_by_time_and_always_the_last(capsys, monkeypatch):
 
 def test_a_pipe_gets_scores_and_no_control_characters():
     out = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True).stdout
-    assert "loss 3.1900 ↓  reward 0.181 ↑  validation 2.5000  1,000 tokens/s" in out
+    assert "loss 3.1900 ↓  validation 2.5000  pass@1 0.300 ↑  1,000 tokens/s" in out
     assert not set(out) & {"\033", "\r"}
+
+
+def test_rl_is_told_by_its_reward_alone():
+    shown, _ = staged()
+    for reward in (0.1, 0.2, 0.3):
+        shown.note({"loss": -0.01, "reward": reward})
+    assert shown.numbers().plain.startswith("  reward 0.181 ↑  0:00 gone")
 
 
 def test_a_terminal_gets_a_bar_below_what_is_said():

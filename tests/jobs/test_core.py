@@ -53,7 +53,7 @@ def test_core_is_in_the_metrics_the_result_and_the_report(finished: tuple[Path, 
     assert cells["4"][1] == ""
     assert [float(cell) for cell in cells["8"]] == [metrics[PART]] * 2, "a dozen items are whole and part"
     report = (root / "runs" / "tiny" / "report.md").read_text()
-    assert f"| CORE in part | {metrics[PART]:.3f} ± " in report
+    assert f"| CORE as asked | {metrics[PART]:.3f} ± " in report
 
 
 def test_evaluating_by_hand_gives_the_same_and_asks_nothing_again(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_folders import METRICS, metrics_text, write_demo, write_stage
+from run_folders import METRICS, job_of, metrics_text, write_demo, write_stage
 
 from nanolit.report import card
 
@@ -32,9 +32,11 @@ def demo(tmp_path_factory) -> Path:
 def test_the_final_table_has_a_column_per_trained_stage(demo):
     table = table_cells(card.final_table(demo.parent.parent, "demo"))
     assert table["Metric"] == ["BASE", "MID", "SFT", "RL", "n", "Chance"]
-    assert table["val_bpb"] == ["1.6000", "2.0000", "-", "-", "-", "-"]
+    assert table["bits per byte"] == ["1.6000", "2.0000", "-", "-", "-", "-"]
     assert table["GSM8K"] == ["-", "0.0000", "0.0250", "0.0758", "-", "-"]
-    assert set(table) - {"Metric", "------------", "val_bpb"} >= {n for m in METRICS.values() for n in m}
+    assert set(table) - {"Metric", "------------", "bits per byte"} >= {
+        n for m in METRICS.values() for n in m
+    }
 
 
 def test_a_stage_without_scores_is_not_listed(tmp_path):
@@ -132,8 +134,50 @@ def test_rented_hours_are_paid_by_the_wall_clock(tmp_path):
         result = {"status": "done", "seconds": 1200.0, "wall_seconds": 1800.0}
         write_stage(tmp_path / "runs" / "big" / stage, result=result, plan={"num_steps": 1, "cost": cost})
     text = card.write_report(tmp_path, "big").read_text()
-    assert table_cells(text)["Cost"] == ["$17.80"]
+    assert facts(text)["Cost"] == "$17.80"
     assert "at the prices of 2026-07-01" in text
+
+
+def facts(text: str) -> dict[str, str]:
+    """What a card's first table says: a row of labels, a rule, a row of values."""
+    labels, _, values = [line.split("|")[1:-1] for line in text.splitlines() if line[:1] == "|"][:3]
+    return {label.strip(): value.strip() for label, value in zip(labels, values, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "told"),
+    [
+        ("NVIDIA H200", "$9.08"),  # two for an hour, at 4.54 each
+        ("NVIDIA A100-SXM4-80GB", "$5.00"),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("cpu", None),
+    ],
+)
+def test_a_machine_of_ones_own_is_priced_as_if_it_were_rented(tmp_path, gpu, told):
+    """Oracle: conf/prices.yaml, by hand."""
+    job = {"cluster": {"kind": "local", "gpu": gpu, "devices": 2, "nodes": 1}}
+    result = {"status": "done", "seconds": 3000.0, "wall_seconds": 3600.0}
+    write_stage(tmp_path / "runs" / "own" / "base", result=result, job=job)
+    text = card.write_report(tmp_path, "own").read_text()
+    assert facts(text).get("Cost, if rented") == told
+    assert (facts(text).get("Cost") == "own machine") == (told is None)
+    assert ("an hour (prices of 2026-" in text) == (told is not None)
+
+
+def test_a_card_names_no_folder_of_the_machine(tmp_path):
+    """Below the root a path is told from there, elsewhere by its name; what a model wrote stays."""
+    result = {"status": "failed", "error": f"no rows in /home/me/x.jsonl ({tmp_path}/data)"}
+    result |= {"release": f"{tmp_path}/runs/mine/base/release", "source": "https://example.com/a/b"}
+    samples = "## Step 9\n\n- 'Where?' → 'In /usr/share/it'\n"
+    job = {**job_of("mine"), "overrides": [f"root={tmp_path}", "data=/home/me/texts", "max_steps=9"]}
+    write_stage(tmp_path / "runs" / "mine" / "base", result=result, samples=samples, job=job)
+    path = card.write_report(tmp_path, "mine")
+    for text in (path.read_text(), path.with_suffix(".html").read_text()):
+        assert not any(folder in text for folder in (str(tmp_path), "/home/me"))
+        assert "no rows in .../x.jsonl (data)" in text
+        assert "In /usr/share/it" in text
+    cells = table_cells(path.read_text())
+    assert (cells["release"], cells["source"]) == (["runs/mine/base/release"], ["https://example.com/a/b"])
 
 
 def test_writing_the_card_again_replaces_it(tmp_path):

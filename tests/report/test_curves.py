@@ -1,6 +1,7 @@
 """Curves. Oracles: formulas written out by hand, the PNG header."""
 
 import math
+import statistics
 import struct
 
 import pytest
@@ -15,19 +16,23 @@ def png_size(content: bytes) -> tuple[int, int]:
     return struct.unpack(">II", content[16:24])
 
 
-def test_the_smoothed_line_averages_there_and_back():
-    """The oracle sums the weights 0.95^distance directly, twice."""
+def test_the_smoothed_line_is_the_mean_of_the_neighbors_means():
+    """The oracle takes the means of slices, twice; 32 places away is the farthest."""
     values = [math.sin(place) for place in range(300)]
 
     def averaged(values):
-        means = []
-        for end in range(1, len(values) + 1):
-            weights = [0.95 ** (end - 1 - place) for place in range(end)]
-            means.append(sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights))
-        return means
+        return [statistics.fmean(values[max(0, place - 32) : place + 33]) for place in range(len(values))]
 
-    expected = averaged(averaged(values)[::-1])[::-1]
-    assert curves.smoothed(values) == pytest.approx(expected, rel=1e-9)
+    assert curves.smoothed(values) == pytest.approx(averaged(averaged(values)), abs=1e-12)
+
+
+def test_a_steep_line_begins_at_the_first_value_and_stays_by_the_curve():
+    """A loss that falls from 10.4 to 4, as a short run logs it."""
+    losses = [4 + 6.4 * math.exp(-place / 6) for place in range(32)]
+    steep, flat = curves.smoothed(losses, steep=True), curves.smoothed(losses)
+    assert steep[0] == losses[0]
+    assert flat[0] < 9
+    assert max(abs(line - loss) for line, loss in zip(steep, losses, strict=True)) < 0.5
 
 
 @pytest.mark.parametrize("num_points", [16, 100, 1000])
@@ -68,6 +73,21 @@ def test_a_run_of_any_name_is_drawn(tmp_path):
     run = tmp_path / "a \udcff"
     folder = write_stage(run / "base", metrics=metrics_text(9))
     assert curves.write_curves(Run(run), Stage("base", folder))
+
+
+@pytest.mark.parametrize(("end", "scale"), [(4.0, "linear"), (0.2, "log")])
+def test_no_part_of_the_validation_is_cut_off_with_the_fall(tmp_path, monkeypatch, end, scale):
+    """The axis ends above at the loss after a twentieth of the steps, and holds the validation's lowest."""
+    lines = [f"{n},{end + 10 * math.exp(-n / 9)},{end * 0.7 if n == 100 else ''}" for n in range(1, 101)]
+    metrics = "step,loss,val_loss\n" + "\n".join(lines)
+    stage = Stage("base", write_stage(tmp_path / "base", metrics=metrics))
+    shown = []
+    monkeypatch.setattr(curves, "_png", lambda figure: shown.append(figure.axes[0]) or b"")
+    curves.draw_stage(curves.plots_of(stage)[0], Run(tmp_path), stage)
+    bottom, top = shown[0].get_ylim()
+    assert bottom < end * 0.7
+    assert end < top < 10
+    assert shown[0].get_yscale() == scale
 
 
 def test_a_single_point_is_no_curve(tmp_path):

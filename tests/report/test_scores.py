@@ -70,14 +70,39 @@ def test_core_has_its_error_in_its_cell_and_a_part_of_it_a_short_name(tmp_path):
     run = Run(tmp_path / "run")
     table = final_scores(run)
     assert table.rows == [
-        ["CORE", "0.200 ± 0.010", "-", "0.0000"],
-        ["CORE in part", "0.300 ± 0.020", "-", "0.0000"],
+        ["CORE", "0.200 ± 0.010", "-", "0"],
+        ["CORE in part", "0.300 ± 0.020", "-", "0"],
     ]
     assert any(
         remark.startswith("CORE in part: at most 20 a task.") for remark in remarks_on(Run(tmp_path / "run"))
     )
     tasks = core_tasks(Stage("base", folder))  # chance is 0.62
-    assert tasks.rows == [["boolq", "0.810 ± 0.038", "-", "0.6200", "0.500 ± 0.100"]]
+    assert tasks.rows == [["boolq", "0.810 ± 0.038", "-", "0.62", "0.500 ± 0.100"]]
+
+
+def test_core_of_other_questions_names_the_tasks_and_says_how_many_it_asked(tmp_path):
+    """Oracle: (0.81 - 0.62) / 0.38 and 0.25 are on average 0.375; no items are on disk."""
+    folder = write_stage(tmp_path / "run" / "base", result={"status": "done"})
+    name = "CORE of 1 tasks not the originals"
+    tasks = {"boolq": {"accuracy": 0.81, "error": 0.04, "asked": 90}}
+    tasks["coqa"] = {"accuracy": 0.25, "error": 0.04, "asked": 1_100}
+    core = {"metrics": {name: 0.375}, "tasks": tasks, "other_questions": ["coqa"]}
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "core.json").write_text(json.dumps(core))
+    run = Run(tmp_path / "run")
+    table, by_task = final_scores(run), core_tasks(run.stages[0])
+    assert table.rows == [["CORE as asked", "0.3750", "1,190", "0"]]
+    assert [row[2] for row in by_task.rows] == ["90", "1,100"]
+    said = "CORE as asked: 1 tasks not the originals (coqa). It compares with its like alone."
+    assert said in remarks_on(run)
+
+
+def test_a_share_of_drawn_answers_has_a_count_and_the_error_of_one_answer_each(tmp_path):
+    plan = {"validation": {"_target_": "nanolit.tasks.sums.WorkedSums", "size": 100}}
+    write_stage(tmp_path / "run" / "rl", result={"pass_at_1": 0.5}, plan=plan)
+    run = Run(tmp_path / "run")
+    assert final_scores(run).rows == [["pass@1 of WorkedSums", "0.500 ± 0.050", "100", "-"]]
+    assert any(remark.startswith("pass@1 of WorkedSums: answers drawn") for remark in remarks_on(run))
 
 
 def test_metrics_keep_the_cards_order_with_unknown_ones_before_the_summary():

@@ -44,5 +44,16 @@ def test_many_are_folded_below_the_command_that_was_typed(tmp_path):
     assert isinstance(folded.blocks[0], Table)
 
 
+def test_the_command_has_no_folder_of_the_machine(tmp_path):
+    job = compose(["phase=base", "model=d4", f"data={tmp_path}/mine", f"root={tmp_path}", "max_steps=9"])
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    job["overrides"] = ["phase=base", "data=/home/me/mine", f"logger.file={tmp_path}/log", f"root={tmp_path}"]
+    (folder / "job.yaml").write_text(yaml.safe_dump(dict(job)))
+    section = chosen_settings(Run(folder))[0]
+    assert isinstance(section, Section)
+    assert section.blocks[0].text == "python -m nanolit.train phase=base data=.../mine logger.file=log"
+
+
 def test_a_run_without_a_whole_job_has_no_such_section(tmp_path):
     assert chosen_settings(Run(tmp_path)) == []

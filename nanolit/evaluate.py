@@ -176,7 +176,7 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
         for name, value in evaluate_tasks(
             engine,
             tasks,
-            max_problems=settings.max_per_task,
+            max_per_task=settings.max_per_task or chat_tasks.get("max_per_task"),
             max_tokens=chat_tasks["max_tokens"],
             folder=kept,
             about=about,

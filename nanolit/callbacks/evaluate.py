@@ -117,12 +117,12 @@ class EvaluateChat(L.Callback):
         tasks: list[Task],
         *,
         max_tokens: int,
-        max_problems: int | None,
+        max_per_task: int | None,
         folder: Path,
         clock: Clock,
     ) -> None:
         self.engine, self.tasks, self.folder = engine, tasks, folder
-        self.max_tokens, self.max_problems, self.clock = max_tokens, max_problems, clock
+        self.max_tokens, self.max_per_task, self.clock = max_tokens, max_per_task, clock
         self.metrics: dict[str, float] = {}
 
     def on_train_batch_end(
@@ -139,7 +139,7 @@ class EvaluateChat(L.Callback):
             scores = evaluate_tasks(
                 self.engine,
                 self.tasks,
-                max_problems=self.max_problems,
+                max_per_task=self.max_per_task,
                 max_tokens=self.max_tokens,
                 folder=self.folder,
                 about={"asked": time.time()},

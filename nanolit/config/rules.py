@@ -139,6 +139,9 @@ def fill_chat_tasks(job: Choices) -> None:
     recipe = job["recipe"]
     name = job["chat_tasks"] or recipe["chat_tasks"]
     job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
+    most = job["chat_tasks"].get("max_per_task", 1)
+    if not isinstance(most, int) or most < 1:
+        raise ValueError(f"max_per_task of chat_tasks={name} is {most}; allowed: 1 and up, or leave it out")
     if job["sandbox"] == "weak":
         allow_weak_sandbox(job["chat_tasks"])
 

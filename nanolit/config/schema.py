@@ -66,6 +66,7 @@ class ChatTasks(TypedDict):
 
     mirror: str
     max_tokens: int  # of an answer
+    max_per_task: NotRequired[int]  # problems of each task, a fixed random part
     tasks: list[Target]
     texts: NotRequired[list[str]]
     questions: NotRequired[list[str]]

@@ -7,7 +7,7 @@ same scores. What is asked and what counts as right is nanochat's (tasks/, conve
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 
 from nanolit.evaluation.items import ItemFile, checksum_of, on_all_ranks
 from nanolit.evaluation.scores import Item
+from nanolit.evaluation.spans import Group, OwnScorer
 from nanolit.inference.engine import Engine
-from nanolit.inference.request import Request
+from nanolit.inference.request import Completion, Request
 from nanolit.machine.device import derived_seed, rank, world_size
 from nanolit.machine.system import cores_of_rank
 from nanolit.tasks.task import Conversation, Task
@@ -27,6 +28,7 @@ from nanolit.tokenizer.conversation import render_prompt
 CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
 MEAN = "mean above guessing"
 SHUFFLED_BY = 42  # nanochat's seed for the order of a part
+STEPS = 16  # of the engine between two looks at what has ended: each looks at 512 replies
 PROBLEMS = 512  # asked together and then kept: the engine sorts them by length, and interruptions cost less
 
 
@@ -59,7 +61,7 @@ def evaluate_tasks(
     engine: Engine,
     tasks: Iterable[Task],
     *,
-    max_problems: int | None = None,
+    max_per_task: int | None = None,
     max_tokens: int = 512,
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
@@ -70,20 +72,21 @@ def evaluate_tasks(
     nanochat's five tasks, all problems of each; other means don't compare with it. Items go to `folder`; an
     interrupted evaluation of the same `about` resumes there.
     """
-    centered, asked = [], []
+    centered, asked, whole = [], [], True
     for task in tasks:
         header = {"task": task.name, "max_tokens": max_tokens, "baseline": task.baseline, **(about or {})}
         header |= {"conditions": task.conditions} if task.conditions else {}
         if folder is not None:
             header |= {"questions": questions_of(task), "of": len(task.rows)}
         file = ItemFile(folder and folder / f"{task.name}.jsonl", header)
-        score = evaluate_task(engine, task, max_problems=max_problems, max_tokens=max_tokens, file=file)
+        score = evaluate_task(engine, task, max_per_task=max_per_task, max_tokens=max_tokens, file=file)
         centered.append(score.centered)
         asked.append(score.task)
+        whole = whole and score.num_problems == len(task.rows)
         yield score.task, score.accuracy
     engine.release()
     if centered:
-        whole = sorted(asked) == sorted(CHAT_CORE) and max_problems is None
+        whole = whole and sorted(asked) == sorted(CHAT_CORE)
         yield "ChatCORE" if whole else MEAN, sum(centered) / len(centered)
 
 
@@ -99,56 +102,59 @@ def evaluate_task(
     engine: Engine,
     task: Task,
     *,
-    max_problems: int | None = None,
+    max_per_task: int | None = None,
     max_tokens: int = 512,
     file: ItemFile | None = None,
 ) -> Score:
     """Return the score of one task as its `evaluation_type` says; ValueError if it is only to learn from."""
     if task.evaluation_type == "categorical":
-        return evaluate_categorical(engine, task, max_problems=max_problems, file=file)
+        return evaluate_categorical(engine, task, max_per_task=max_per_task, file=file)
     if task.evaluation_type == "generative":
-        limits = {"max_problems": max_problems, "max_tokens": max_tokens}
+        limits = {"max_per_task": max_per_task, "max_tokens": max_tokens}
         return evaluate_generative(engine, task, file=file, **limits)
     raise ValueError(f"{task.name} is to learn from and has no right answers; evaluate another task")
 
 
 def evaluate_categorical(
-    engine: Engine, task: Task, *, max_problems: int | None = None, file: ItemFile | None = None
+    engine: Engine, task: Task, *, max_per_task: int | None = None, file: ItemFile | None = None
 ) -> Score:
     """Of the letters that a problem allows, the likeliest next token is the answer."""
 
-    def answer(indices: Sequence[int]) -> list[Item]:
-        conversations = [task[index] for index in indices]
-        items = []
-        for index, problem, losses in zip(
-            indices, conversations, letter_losses(engine, conversations), strict=True
-        ):
-            chosen = min(losses, key=losses.__getitem__)
-            items.append(
-                {
-                    "index": index,
-                    "prompt": checksum_of(render_prompt(problem, engine.tokenizer)),
-                    **as_text(problem),
-                    "losses": losses,
-                    "replies": [chosen],
-                    "rights": [task.evaluate(problem, chosen)],
-                }
-            )
-        return items
+    scorer = OwnScorer(engine.model)
 
-    return _ask(task, max_problems, file, answer)
+    def answer(indices: Sequence[int]) -> Callable[[], list[Item]]:
+        problems = [task[index] for index in indices]
+        prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
+        groups = [
+            letters_after(engine, prompt, problem["letters"])
+            for prompt, problem in zip(prompts, problems, strict=True)
+        ]
+        wait = scorer.start(groups)
+
+        def finish() -> list[Item]:
+            items = []
+            for index, problem, prompt, spans in zip(indices, problems, prompts, wait(), strict=True):
+                losses = {letter: span.loss for letter, span in zip(problem["letters"], spans, strict=True)}
+                chosen = min(losses, key=losses.__getitem__)
+                asked = {"index": index, "prompt": checksum_of(prompt), **as_text(problem)}
+                said = {"losses": losses, "replies": [chosen], "rights": [task.evaluate(problem, chosen)]}
+                items.append(asked | said)
+            return items
+
+        return finish
+
+    return _ask(task, max_per_task, file, answer)
 
 
-def letter_losses(engine: Engine, conversations: Sequence[Conversation]) -> Iterator[dict[str, float]]:
-    """Yield for each conversation its letters with their losses after its prompt, in nats."""
-    prompts = [
-        render_prompt(conversation, engine.tokenizer)[-engine.max_positions :]
-        for conversation in conversations
-    ]
-    for logits_V, conversation in zip(engine.next_logits(prompts), conversations, strict=True):
-        ids = [_letter_id(engine, letter) for letter in conversation["letters"]]
-        losses = -logits_V.log_softmax(-1)[ids]
-        yield dict(zip(conversation["letters"], losses.tolist(), strict=True))
+def letters_after(engine: Engine, prompt: Sequence[int], letters: Sequence[str]) -> Group:
+    """Return the texts that end in one letter each, which is what is scored of them.
+
+    A prompt that leaves no position for the letter loses its beginning.
+    """
+    prompt = prompt[-(engine.max_positions - 1) :]
+    return Group(
+        [np.array([*prompt, _letter_id(engine, letter)]) for letter in letters], [len(prompt)] * len(letters)
+    )
 
 
 def evaluate_generative(
@@ -156,7 +162,7 @@ def evaluate_generative(
     task: Task,
     *,
     num_samples: int = 1,
-    max_problems: int | None = None,
+    max_per_task: int | None = None,
     max_tokens: int = 512,
     temperature: float = 0.0,
     top_k: int | None = 50,
@@ -173,7 +179,7 @@ def evaluate_generative(
             f"max_tokens ({max_tokens:,}) must be less than the model's positions ({engine.max_positions:,})"
         )
 
-    def answer(indices: Sequence[int]) -> list[Item]:
+    def answer(indices: Sequence[int]) -> Callable[[], list[Item]]:
         problems = [task[index] for index in indices]
         prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
         requests = [
@@ -187,32 +193,49 @@ def evaluate_generative(
             )
             for index, prompt in zip(indices, prompts, strict=True)
         ]
-        replies = [
-            [engine.tokenizer.decode(completion.body_ids) for completion in completions]
-            for completions in engine.complete_all(requests)
-        ]
-        # Threads: to judge a program is to wait for the process that runs it
-        with ThreadPoolExecutor(max_workers=cores_of_rank()) as pool:
-            judging = [
-                [pool.submit(task.evaluate, problem, reply) for reply in of_problem]
-                for problem, of_problem in zip(problems, replies, strict=True)
-            ]
-            rights = [[verdict.result() for verdict in of_problem] for of_problem in judging]
-        return [
-            {
-                "index": index,
-                "prompt": checksum_of(prompt),
-                **as_text(problem),
-                "replies": of_problem,
-                "extracted": [task.extract(reply) for reply in of_problem],
-                "rights": right,
-            }
-            for index, problem, prompt, of_problem, right in zip(
-                indices, problems, prompts, replies, rights, strict=True
-            )
-        ]
+        replies: dict[int, list[str]] = {}
+        judging: dict[int, list[Future[bool]]] = {}
+        for place, completions in as_they_end(engine, requests):
+            replies[place] = [engine.tokenizer.decode(completion.body_ids) for completion in completions]
+            judging[place] = [pool.submit(task.evaluate, problems[place], reply) for reply in replies[place]]
 
-    return _ask(task, max_problems, file, answer)
+        def finish() -> list[Item]:
+            return [
+                {
+                    "index": index,
+                    "prompt": checksum_of(prompts[place]),
+                    **as_text(problems[place]),
+                    "replies": replies[place],
+                    "extracted": [task.extract(reply) for reply in replies[place]],
+                    "rights": [verdict.result() for verdict in judging[place]],
+                }
+                for place, index in enumerate(indices)
+            ]
+
+        return finish
+
+    # Threads: to judge a program is to wait for the process that runs it. One core is left to the engine
+    pool = ThreadPoolExecutor(max_workers=max(1, cores_of_rank() - 1))
+    try:
+        return _ask(task, max_per_task, file, answer)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def as_they_end(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
+    """Yield the place and the completions of each request once it has ended; the engine works in between."""
+    handles = {}
+    try:
+        for place, request in enumerate(requests):
+            handles[place] = engine.submit(request)
+        while handles:
+            for _ in range(STEPS):
+                engine.step()
+            for place in [place for place, handle in handles.items() if handle.done]:
+                yield place, handles.pop(place).completions
+    finally:
+        for handle in handles.values():
+            engine.cancel(handle)
 
 
 def as_text(conversation: Conversation) -> dict[str, str]:
@@ -235,16 +258,23 @@ def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:
 
 def _ask(
     task: Task,
-    max_problems: int | None,
+    max_per_task: int | None,
     file: ItemFile | None,
-    answer: Callable[[Sequence[int]], list[Item]],
+    answer: Callable[[Sequence[int]], Callable[[], list[Item]]],
 ) -> Score:
-    """Ask what the file lacks, each rank its share of every chunk; return the score of all items."""
-    file, indices, world = file or ItemFile(), part_of(task, max_problems), world_size()
+    """Ask what the file lacks, each rank its share of every chunk; return the score of all items.
+
+    `answer` begins to judge what the model says, and what it returns waits for that: once the next chunk has
+    been asked.
+    """
+    file, indices, world = file or ItemFile(), part_of(task, max_per_task), world_size()
     missing = [index for index in indices if index not in file.items]
-    for first in range(0, len(missing), PROBLEMS * world):
-        items = on_all_ranks(answer(missing[first : first + PROBLEMS * world][rank() :: world]))
-        file.add({**item, "right": item["rights"][0]} for item in items)
+    finish: Callable[[], list[Item]] | None = None
+    for first in [*range(0, len(missing), PROBLEMS * world), None]:
+        begun = None if first is None else answer(missing[first : first + PROBLEMS * world][rank() :: world])
+        if finish:
+            file.add({**item, "right": item["rights"][0]} for item in on_all_ranks(finish()))
+        finish = begun
     rights = [file.items[index]["rights"] for index in indices]
     samples = range(1, len(rights[0]) + 1)
     return Score(
@@ -256,14 +286,14 @@ def _ask(
     )
 
 
-def part_of(task: Task, max_problems: int | None) -> list[int]:
+def part_of(task: Task, max_per_task: int | None) -> list[int]:
     """Return the indices of the problems to ask; a part is nanochat's, drawn from the whole task.
 
     The first 200 of MMLU would be two subjects of 57.
     """
-    if max_problems is None or max_problems >= len(task):
+    if max_per_task is None or max_per_task >= len(task):
         return list(range(len(task)))
-    return np.random.default_rng(SHUFFLED_BY).permutation(len(task))[:max_problems].tolist()
+    return np.random.default_rng(SHUFFLED_BY).permutation(len(task))[:max_per_task].tolist()
 
 
 def _letter_id(engine: Engine, letter: str) -> int:

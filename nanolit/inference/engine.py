@@ -154,16 +154,6 @@ class Engine:
                     self._leave(row)
                 row.finished = True
 
-    @torch.inference_mode()
-    def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Return the logits (B, V) after each prompt, without keeping anything of it."""
-        with self.lock:
-            decoder = self._prepare()
-            logits_BV = torch.empty(len(prompts), self.model.vocab_size, device=self.model.device)
-            for places in batches_of([len(prompt) for prompt in prompts], self.prefill_tokens):
-                logits_BV[places] = decoder.read([prompts[place] for place in places])
-            return logits_BV
-
     def refresh(self) -> None:
         """Take over the model's weights, in place; what was kept of older ones is forgotten."""
         with self.lock:

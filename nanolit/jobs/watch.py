@@ -107,7 +107,7 @@ class Watch:
             engine,
             parts.chat_tasks,
             max_tokens=asked["max_tokens"],
-            max_problems=FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
+            max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else asked.get("max_per_task"),
             folder=parts.folder / "evaluation",
             clock=self.clock,
         )

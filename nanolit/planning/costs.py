@@ -106,15 +106,19 @@ def cpu_speed(gpt: Hyperparameters) -> float:
     return flops / (flops / CPU_FLOPS + between + head)
 
 
-def answer_tokens(tasks: Sequence[Target], *, max_tokens: int, samples: int = 1) -> int:
-    """Return the tokens of answers to those tasks that say how many questions they have."""
-    counts = [[task[key] for key in ("size", "max_rows") if task.get(key)] for task in tasks]
+def answer_tokens(
+    tasks: Sequence[Target], *, max_tokens: int, samples: int = 1, most: int | None = None
+) -> int:
+    """Return the tokens of answers to those tasks whose number of questions is known, or has a bound."""
+    bounds = [most] if most else []
+    counts = [[task[key] for key in ("size", "max_rows") if task.get(key)] + bounds for task in tasks]
     return sum(min(count) for count in counts if count) * samples * max_tokens
 
 
 def asked_at_the_end(job: Job) -> int:
     """Return the tokens of answers to the chat tasks."""
-    return answer_tokens(job["chat_tasks"]["tasks"], max_tokens=job["chat_tasks"]["max_tokens"])
+    asked = job["chat_tasks"]
+    return answer_tokens(asked["tasks"], max_tokens=asked["max_tokens"], most=asked.get("max_per_task"))
 
 
 def utilisation(gpu: str, depth: int) -> float:

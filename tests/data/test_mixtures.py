@@ -112,6 +112,20 @@ def test_chat_tasks_are_asked_from_the_source_that_is_learned_from() -> None:
         assert not learned & {(node["_target_"], node.get("split")) for node in asked}
 
 
+@pytest.mark.parametrize(("written", "told"), [("0", "is 0"), ("all", "is all"), ("2", None)])
+def test_how_many_problems_are_asked_is_a_positive_number(
+    tmp_path: Path, written: str, told: str | None
+) -> None:
+    path = tmp_path / "ask.yaml"
+    path.write_text(f"max_tokens: 8\nmax_per_task: {written}\ntasks: []\n")
+    words = ["recipe=modern", f"chat_tasks={path}"]
+    if told is None:
+        assert compose(words)["chat_tasks"].get("max_per_task") == 2
+        return
+    with pytest.raises(ValueError, match=rf"max_per_task of chat_tasks=.* {told}; allowed: 1 and up"):
+        compose(words)
+
+
 SHARED = os.environ.get("NANOLIT_SHARED")
 
 

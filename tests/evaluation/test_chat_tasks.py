@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from nanolit.evaluation.chat_tasks import (
     evaluate_generative,
     evaluate_task,
     evaluate_tasks,
-    letter_losses,
     part_of,
     pass_at_k,
 )
+from nanolit.evaluation.items import ItemFile
 from nanolit.evaluation.scores import read_items
 from nanolit.inference.engine import Engine
+from nanolit.inference.request import Handle, Request
 from nanolit.machine.device import derived_seed
 from nanolit.machine.paths import read_json
 from nanolit.model.gpt import GPT, GPTConfig
@@ -135,27 +137,28 @@ def engine() -> Engine:
     return make_engine()
 
 
-def choose_letters(engine: Engine, conversations: Sequence[dict]) -> list[str]:
-    return [min(losses, key=losses.__getitem__) for losses in letter_losses(engine, conversations)]
+def choose_letters(engine: Engine, task: Task, folder: Path) -> list[str]:
+    file = ItemFile(folder / "choices.jsonl")
+    evaluate_categorical(engine, task, file=file)
+    return [file.items[index]["replies"][0] for index in range(len(task))]
 
 
-def test_chosen_letters_equal_one_forward_pass_per_problem(engine):
+def test_chosen_letters_equal_one_forward_pass_per_problem(engine, tmp_path):
     """Oracle: each prompt alone, unpadded, and the largest of its letters' logits by hand."""
-    conversations = list(Choices(Numbers(11)))
     expected = []
-    for conversation in conversations:
+    for conversation in Choices(Numbers(11)):
         with torch.no_grad():
             logits = engine.model(torch.tensor([render_prompt(conversation, engine.tokenizer)]))[0, -1]
         expected.append(max(conversation["letters"], key=lambda letter: logits[ord(letter)].item()))
-    assert choose_letters(engine, conversations) == expected
+    assert choose_letters(engine, Choices(Numbers(11)), tmp_path) == expected
     assert len(set(expected)) > 1
 
 
-def test_categorical_accuracy_counts_right_letters(engine):
+def test_categorical_accuracy_counts_right_letters(engine, tmp_path):
     task = Choices(Numbers(11))
     right = [
         chosen == conversation["messages"][-1]["content"]
-        for conversation, chosen in zip(task, choose_letters(engine, list(task)), strict=True)
+        for conversation, chosen in zip(task, choose_letters(engine, task, tmp_path), strict=True)
     ]
     score = evaluate_task(engine, task)
     assert score.num_problems == 11
@@ -212,16 +215,16 @@ def test_the_tasks_of_the_sample_are_asked_and_graded():
     model, _ = build_model(state, content["model_config"], origin="fixture")
     engine = Engine(model, read_tokenizer(folder / "tokenizer"))
     easy = ARC(subset="ARC-Easy", split="test", source="sample")
-    score = evaluate_task(engine, easy, max_problems=16)
+    score = evaluate_task(engine, easy, max_per_task=16)
     assert score.num_problems == 16
     assert score.accuracy * 16 in range(1, 16)
-    gsm8k = evaluate_task(engine, GSM8K(split="test", source="sample"), max_problems=2, max_tokens=8)
+    gsm8k = evaluate_task(engine, GSM8K(split="test", source="sample"), max_per_task=2, max_tokens=8)
     assert (gsm8k.num_problems, gsm8k.accuracy) == (2, 0.0)
 
 
 def test_a_part_of_a_task_is_nanochats(engine):
     """Oracle: numpy's permutation with seed 42, which is what `datasets` shuffles by."""
-    assert evaluate_categorical(engine, Choices(Numbers(11)), max_problems=5).num_problems == 5
+    assert evaluate_categorical(engine, Choices(Numbers(11)), max_per_task=5).num_problems == 5
     expected = np.random.default_rng(42).permutation(11)[:5].tolist()
     assert part_of(Choices(Numbers(11)), 5) == expected
     assert part_of(Choices(Numbers(11)), None) == list(range(11))
@@ -243,7 +246,36 @@ def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore(engine):
     five = [named(name) for name in ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")]
     assert [*dict(evaluate_tasks(engine, five, max_tokens=2))][-1] == "ChatCORE"
     assert [*dict(evaluate_tasks(engine, five[:4], max_tokens=2))][-1] == "mean above guessing"
-    assert [*dict(evaluate_tasks(engine, five, max_tokens=2, max_problems=2))][-1] == "mean above guessing"
+    assert [*dict(evaluate_tasks(engine, five, max_tokens=2, max_per_task=2))][-1] == "mean above guessing"
+    five[0] = Named(Numbers(3), max_rows=2)
+    five[0].name = "ARC-Easy"
+    assert [*dict(evaluate_tasks(engine, five, max_tokens=2))][-1] == "mean above guessing"
+
+
+class Slow(Lucky):
+    """Judging waits until the engine has written the last reply: it never would between two batches."""
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        super().__init__(Numbers(size))
+        self.engine, self.written = engine, threading.Event()
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        assert self.written.wait(timeout=60)
+        return is_right(completion)
+
+
+def test_replies_are_judged_while_the_next_ones_are_written(engine, monkeypatch):
+    monkeypatch.setattr(chat_tasks, "PROBLEMS", 2)
+    task, submit, asked = Slow(engine, 6), Engine.submit, []
+
+    def count(self: Engine, request: Request) -> Handle:
+        asked.append(request)
+        if len(asked) == 4:  # the second batch has begun
+            task.written.set()
+        return submit(self, request)
+
+    monkeypatch.setattr(Engine, "submit", count)
+    assert evaluate_generative(engine, task, max_tokens=6).num_problems == 6
 
 
 def test_items_are_kept_and_an_interrupted_evaluation_resumes_there(engine, tmp_path, monkeypatch):
@@ -257,9 +289,9 @@ def test_items_are_kept_and_an_interrupted_evaluation_resumes_there(engine, tmp_
     assert sum(item["right"] for item in items) / 7 == scores["Lucky"]
     assert all(isinstance(item["replies"][0], str) for item in items)
     path.write_text("\n".join(path.read_text().split("\n")[:5]) + "\n")
-    asked, complete_all = [], Engine.complete_all
+    asked, submit = [], Engine.submit
     monkeypatch.setattr(
-        Engine, "complete_all", lambda self, requests: asked.extend(requests) or complete_all(self, requests)
+        Engine, "submit", lambda self, request: asked.append(request) or submit(self, request)
     )
     assert dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings)) == scores
     assert len(asked) == 3
@@ -276,21 +308,21 @@ def test_no_pipe_among_the_items_is_waited_for(tmp_path):
         read_items(tmp_path / "Lucky.jsonl")
 
 
-def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine):
-    """Oracle: the model on the prompt's last positions."""
+def test_a_prompt_longer_than_the_model_has_positions_for_loses_its_beginning(engine, tmp_path):
+    """Oracle: the model on the prompt's last positions but one, which the letter needs."""
     conversation = LongChoices(Numbers(1))[0]
     prompt = render_prompt(conversation, engine.tokenizer)
     assert len(prompt) > engine.max_positions
     with torch.no_grad():
-        logits = engine.model(torch.tensor([prompt[-engine.max_positions :]]))[0, -1]
+        logits = engine.model(torch.tensor([prompt[1 - engine.max_positions :]]))[0, -1]
     expected = max(conversation["letters"], key=lambda letter: logits[ord(letter)].item())
-    assert choose_letters(engine, [conversation]) == [expected]
+    assert choose_letters(engine, LongChoices(Numbers(1)), tmp_path) == [expected]
 
 
 def test_a_long_question_leaves_room_for_the_answer(engine, monkeypatch):
-    asked, complete_all = [], Engine.complete_all
+    asked, submit = [], Engine.submit
     monkeypatch.setattr(
-        Engine, "complete_all", lambda self, requests: asked.extend(requests) or complete_all(self, requests)
+        Engine, "submit", lambda self, request: asked.append(request) or submit(self, request)
     )
     task = LongChoices(Numbers(1))
     evaluate_generative(engine, task, max_tokens=12)

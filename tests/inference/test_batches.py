@@ -290,14 +290,6 @@ def test_a_reply_ends_at_any_turn_token(byte_tokenizer):
     }
 
 
-def test_logits_after_ragged_prompts_equal_each_alone(engine):
-    rng = random.Random(8)
-    prompts = [random_prompt(rng, 200) for _ in range(5)]
-    with torch.no_grad():
-        expected = torch.stack([engine.model(torch.tensor([prompt]))[0, -1] for prompt in prompts])
-    torch.testing.assert_close(engine.next_logits(prompts), expected, atol=2e-5, rtol=1e-4)
-
-
 def test_logits_that_are_not_finite_fail_their_request_alone(byte_tokenizer):
     model = build_tiny_model(CLASSIC)
     with torch.no_grad():

@@ -9,6 +9,7 @@ import yaml
 
 from nanolit.config.compose import compose, options
 from nanolit.machine.paths import conf_folder
+from nanolit.planning.costs import answer_tokens
 from nanolit.planning.plans import Plan, fresh_plans
 from nanolit.planning.show import plan_table
 from tests.planning.base_plans import base_plan
@@ -86,6 +87,13 @@ def test_what_rl_is_asked_takes_time_on_a_cpu():
     ]
     assert added[0] == pytest.approx(2 * added[1])
     assert added[1] > 0
+
+
+def test_answers_of_a_part_are_counted_by_its_size():
+    """Oracle: by hand. A task of 100 is smaller than the part, one of unknown size is not."""
+    tasks = [{"_target_": "a", "size": 100}, {"_target_": "b"}]
+    assert answer_tokens(tasks, max_tokens=8, most=500) == (100 + 500) * 8
+    assert answer_tokens(tasks, max_tokens=8) == 100 * 8
 
 
 def test_answers_are_not_counted_on_a_gpu():

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import lightning as L
 from nanolit.callbacks.progress import Clock
 from nanolit.callbacks.throughput import Recorder
 from nanolit.evaluation.chat_tasks import evaluate_tasks
-from nanolit.evaluation.core import fitting, mean_of_part
+from nanolit.evaluation.core import fitting, mean_of_part, others_in_words, replaced
 from nanolit.evaluation.evaluators import Evaluator
 from nanolit.evaluation.spans import OwnScorer
 from nanolit.inference.engine import Engine
@@ -20,6 +21,7 @@ from nanolit.machine.device import rank
 from nanolit.machine.paths import read_text, write_atomically
 from nanolit.machine.terminal import say
 from nanolit.phases.core import Phase
+from nanolit.tasks.bundle import LABELS
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
@@ -101,8 +103,15 @@ class EvaluateCore(L.Callback):
                 mean_of_part, scorer, self.tokenizer, self.bundle, max_per_task=self.max_per_task
             )
             if rank() == 0:
-                say(f"  step {step}: CORE of at most {self.max_per_task} a task {mean:.4f} ± {error:.4f}")
+                name = f"CORE of at most {self.max_per_task} a task"
+                say(f"  step {step}: {name} {mean:.4f} ± {error:.4f}{self.reservation}")
             self.recorder.record(trainer, {"step": step, "core_part": mean})
+
+    @cached_property
+    def reservation(self) -> str:
+        """What to say behind a score of other questions than CORE's."""
+        told = others_in_words(replaced(self.bundle, LABELS))
+        return f" ({told})" if told else ""
 
 
 class EvaluateChat(L.Callback):

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 from typing_extensions import TypedDict
 
 from nanolit.evaluation.items import ItemFile
-from nanolit.evaluation.questions import Encoder, Question, TooLong, ask, check_lengths
+from nanolit.evaluation.questions import Encoder, Question, TooLong, ask, check_lengths, num_characters
 from nanolit.evaluation.scores import Item as ScoredItem
 from nanolit.evaluation.scores import Scored, mean_centered
 from nanolit.evaluation.spans import Group, Scorer, Span
 from nanolit.machine.device import gathered, rank, world_size
 from nanolit.machine.paths import Json, read_json, write_json
+from nanolit.machine.terminal import duration
 from nanolit.tasks.bundle import LABELS, Item, Label, digest_of, is_original, read_items
 
 T = TypeVar("T")
@@ -72,8 +73,8 @@ def score_core(
     }
     if first:
         print(f"  {'CORE':<32} {value:.4f} ± {error:.4f}; runs of one recipe differ by 0.006 (sd) besides")
-        if others:
-            print(f"  not CORE as published: {', '.join(others)} have other questions than the originals")
+        if told := others_in_words(others):
+            print(f"  {told}")
         if folder:  # other parts of CORE stay in the report
             path = folder / "core.json"
             older = read_json(path, Kept)["metrics"] if path.is_file() else {}
@@ -123,11 +124,11 @@ def evaluate_core(
         if crop is None:
             check_lengths(label, items, missing, tokenizer, most=most)
         tasks.append((label, items, kept, asked, missing))
-    progress = _Progress(labels)
-    for label, items, kept, asked, missing in tasks:
+    progress = _Progress([num_characters(label, items, missing) for label, items, _, _, missing in tasks])
+    for place, (label, items, kept, asked, missing) in enumerate(tasks):
         finish: Callable[[], None] | None = None
         for first in range(0, len(missing), CHUNK):
-            progress.show(label, first, len(missing))
+            progress.show(label.name, place, first, len(missing))
             begun = _ask_chunk(scorer, tokenizer, label, items, missing[first : first + CHUNK], kept, crop)
             if finish:  # a GPU reads the next prompts while these are written down
                 finish()
@@ -186,6 +187,13 @@ def replaced(bundle: Path, labels: Sequence[Label]) -> list[str]:
     return [label.name for label in labels if not is_original(label, digest_of(bundle, label))]
 
 
+def others_in_words(labels: Sequence[str]) -> str:
+    """Return what to say with a score that is not CORE's, "" for the original questions."""
+    have = "have" if len(labels) > 1 else "has"
+    told = f"not CORE as published: {', '.join(labels)} {have} other questions than the originals"
+    return told if labels else ""
+
+
 def judged(index: int, question: Question, spans: Sequence[Span]) -> ScoredItem:
     """Return an item's line: right by the least mean loss, the first of equal ones, or by greedy tokens.
 
@@ -222,20 +230,23 @@ def _start_on_all_ranks(scorer: Scorer, groups: Sequence[Group]) -> Callable[[],
 
 
 class _Progress:
-    """A line that says where the evaluation is and how long it takes still; at a terminal alone."""
+    """A line that says where the evaluation is and how long it takes still; at a terminal alone.
 
-    def __init__(self, labels: Sequence[Label]) -> None:
-        self.labels, self.begun = [label.name for label in labels], time.monotonic()
+    `work` is each task's, in any unit: squad takes a third of CORE's time, five tasks a hundredth.
+    """
+
+    def __init__(self, work: Sequence[float]) -> None:
+        self.work, self.begun = work, time.monotonic()
         barred = hasattr(sys.stderr, "rich_proxied_file")  # while training shows its own bar
         self.shown = sys.stderr.isatty() and not barred and rank() == 0
 
-    def show(self, label: Label, done: int, total: int) -> None:
+    def show(self, name: str, place: int, done: int, total: int) -> None:
         if not self.shown:
             return
-        share = (self.labels.index(label.name) + done / max(1, total)) / len(self.labels)
+        share = (sum(self.work[:place]) + self.work[place] * done / total) / sum(self.work)
         left = (time.monotonic() - self.begun) * (1 - share) / share if share > 0.02 else None
-        about = f", about {left / 60:.0f} min left" if left else ""
-        print(f"\r  {label.name}: {done:,} of {total:,}{about}   \033[K", end="", file=sys.stderr, flush=True)
+        about = f", about {duration(left)} left" if left else ""
+        print(f"\r  {name}: {done:,} of {total:,}{about}   \033[K", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         if self.shown:

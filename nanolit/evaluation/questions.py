@@ -13,6 +13,7 @@ from nanolit.tasks.bundle import Item, Label
 
 SHOWN_BY = 1234  # nanochat's seed, plus the item's index, of its examples
 CHUNK = 512  # items whose prompts are measured together
+MEASURED = 8  # items of a task that its work is guessed by
 
 
 class Encoder(Protocol):
@@ -54,6 +55,17 @@ def check_lengths(
                 f"give crop={most} (published scores of nanochat's models are not cropped)",
                 most=most,
             )
+
+
+def num_characters(label: Label, items: Sequence[Item], indices: Sequence[int]) -> float:
+    """Return about how many characters are read for these items, guessed from a few of them."""
+    few = indices[:: max(1, len(indices) // MEASURED)]
+    read = 0
+    for texts in (_texts(label, items, index) for index in few):
+        pairs = zip(min(texts), max(texts), strict=False)
+        shared = next((n for n, (one, other) in enumerate(pairs) if one != other), len(min(texts)))
+        read += shared + sum(len(text) - shared for text in texts)  # the beginning that all share once
+    return len(indices) * read / len(few) if few else 0.0
 
 
 def ask(

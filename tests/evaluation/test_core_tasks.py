@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanolit.evaluation import spans
+from nanolit.evaluation import core, spans
 from nanolit.evaluation.core import evaluate_core, judged, name_of_mean, replaced
 from nanolit.evaluation.items import ItemFile
-from nanolit.evaluation.questions import ask
+from nanolit.evaluation.questions import ask, num_characters
 from nanolit.evaluation.scores import Scored, mean_centered, paired_difference
 from nanolit.evaluation.scores import read_items as read_scored
 from nanolit.evaluation.spans import Group, OwnScorer, score_groups
@@ -181,6 +181,22 @@ def test_an_interrupted_evaluation_ends_with_the_same_items(fixture, bundle, tmp
     ask_copa(fixture, bundle, folder=cut.parent, about={"weights": "b"}, max_per_task=3)
     header, items = read_scored(cut)
     assert (header["weights"], len(items)) == ("b", 3)
+
+
+def test_the_work_of_a_task_is_what_is_read_of_it(bundle):
+    """Oracle: the texts by hand, "<n> and one is, therefore" once, a blank with each choice."""
+    items, _ = read_items(bundle, COPA)
+    read = [len(item["query"]) + sum(1 + len(choice) for choice in item["choices"]) - 1 for item in items]
+    assert num_characters(COPA, items, range(20)) == pytest.approx(sum(read), rel=0.05)
+    assert num_characters(COPA, items, []) == 0
+
+
+def test_the_time_left_is_of_the_work_that_is_left(monkeypatch, capsys):
+    """A tenth of the work took 6 seconds: the rest takes 54, however many tasks it is."""
+    monkeypatch.setattr(core.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(core.time, "monotonic", iter([0.0, 6.0]).__next__)
+    core._Progress([20.0, 79.0, 1.0]).show("copa", 0, 50, 100)
+    assert "copa: 50 of 100, about 0:54 left" in capsys.readouterr().err
 
 
 def test_a_part_is_the_first_of_the_shuffled_items(fixture, bundle, tmp_path):

@@ -56,6 +56,19 @@ def test_core_is_in_the_metrics_the_result_and_the_report(finished: tuple[Path, 
     assert f"| CORE as asked | {metrics[PART]:.3f} ± " in report
 
 
+def test_a_part_of_core_names_the_tasks_with_other_questions(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, root = finished
+    keep_only_checkpoint(root, tmp_path / "root", 2)
+    assert train(corpus, tmp_path / "root")["status"] == "done"
+    [line] = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("  step 4: CORE of at")
+    ]
+    assert "(not CORE as published: " in line
+    assert "squad" in line
+
+
 def test_evaluating_by_hand_gives_the_same_and_asks_nothing_again(
     finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

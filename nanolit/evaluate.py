@@ -193,7 +193,7 @@ def check(settings: Settings) -> None:
     if settings.hf is not None and name != "core" and settings.show is None:
         raise ValueError("hf= is asked CORE alone: give tasks=core (lm-eval's own hf model asks it all else)")
     if name is not None and not name.endswith((".yaml", ".yml")):
-        choose(name, [*options("chat_evaluation"), "core"], kind="tasks")
+        choose(name, [*options("chat_evaluation"), "core"], kind="set of tasks")
     if settings.wrong and settings.show is None:
         raise ValueError("wrong= is a setting of show=TASK; add that, or leave it out")
     for key in ("crop", "bundle"):
@@ -208,7 +208,9 @@ def show(settings: Settings, folder: Path) -> None:
     files = {path.stem: path for path in [*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")]}
     if not files:
         raise ValueError(f"{folder} holds no items yet; evaluate the model first, without show=")
-    _, items = read_items(files[choose(settings.show or "", files, kind="evaluated task")])
+    named = {name.lower(): name for name in files}
+    asked = named.get((settings.show or "").lower(), settings.show or "")
+    _, items = read_items(files[choose(asked, files, kind="evaluated task")])
     for item in items:
         if settings.wrong and item["right"]:
             continue

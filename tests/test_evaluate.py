@@ -24,7 +24,7 @@ def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
 ) -> None:
     assert evaluate.main([f"root={tmp_path}", "run=absent", "tasks=dmeo"]) == 2
     assert capsys.readouterr().err == (
-        "error: there is no tasks 'dmeo'; did you mean demo? allowed: demo, full, none, quick, core\n"
+        "error: there is no set of tasks 'dmeo'; did you mean demo? allowed: demo, full, none, quick, core\n"
     )
 
 
@@ -64,7 +64,7 @@ def test_answers_on_disk_are_shown_without_control_characters(
         {"index": 1, "prompt": 1, "replies": ["#### 6"], "extracted": ["6"], "right": True},
     ]
     (release.parent / "evaluation/GSM8K.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = [f"release={release}", "show=GSM8K"]
+    words = [f"release={release}", "show=gsm8k"]  # tasks are found in any case
     assert evaluate.main([*words, "wrong=true"]) in (0, None)
     assert capsys.readouterr().out == "wrong  item 0\n  2+2?\n  so 4␛[2J\n  #### 5\n  →   5\n  expected: 4\n"
     assert evaluate.main([words[0], "show=GSMK8"]) == 2

@@ -72,7 +72,7 @@ def score_core(
         "other_questions": others,
     }
     if first:
-        print(f"  {'CORE':<32} {value:.4f} ± {error:.4f}; runs of one recipe differ by 0.006 (sd) besides")
+        print(f"  {mean:<32} {value:.4f} ± {error:.4f}; runs of one recipe differ by 0.006 (sd) besides")
         if told := others_in_words(others):
             print(f"  {told}")
         if folder:  # other parts of CORE stay in the report

@@ -18,7 +18,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,7 +30,6 @@ from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
 from nanolit.machine.locks import held
 from nanolit.machine.paths import core_folder
-from nanolit.machine.terminal import printable
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import open_bundle
 
@@ -83,7 +81,12 @@ def main(words: Sequence[str]) -> int | None:
 
     model = settings.hf or find_release(settings.release or settings.run or "", root=settings.root)
     if settings.show is not None:
-        show(settings, folder_of_items(model, root=settings.home))
+        from nanolit.evaluation.answers import tell_answers
+
+        for line in tell_answers(
+            folder_of_items(model, root=settings.home), settings.show, wrong=settings.wrong
+        ):
+            print(line)
         return 0
     try:
         with sigterm_interrupts():
@@ -199,40 +202,6 @@ def check(settings: Settings) -> None:
     for key in ("crop", "bundle"):
         if name != "core" and getattr(settings, key) is not None:
             raise ValueError(f"{key}= is a setting of tasks=core; add that, or leave it out")
-
-
-def show(settings: Settings, folder: Path) -> None:
-    """Print what the model answered to a task, from the items on disk."""
-    from nanolit.evaluation.scores import read_items
-
-    files = {path.stem: path for path in [*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")]}
-    if not files:
-        raise ValueError(f"{folder} holds no items yet; evaluate the model first, without show=")
-    named = {name.lower(): name for name in files}
-    asked = named.get((settings.show or "").lower(), settings.show or "")
-    _, items = read_items(files[choose(asked, files, kind="evaluated task")])
-    for item in items:
-        if settings.wrong and item["right"]:
-            continue
-        question = item.get("question", "")
-        print(f"{'right' if item['right'] else 'wrong'}  item {item['index']}")
-        print(readable(question if isinstance(question, str) else json.dumps(question, ensure_ascii=False)))
-        for reply, extracted in zip_longest(item.get("replies", []), item.get("extracted", []), fillvalue=""):
-            print(
-                readable(reply)
-                if extracted in (None, reply)
-                else f"{readable(reply)}\n  → {readable(str(extracted))}"
-            )
-        if "expected" in item:
-            print(f"  expected: {readable(str(item['expected'])).lstrip()}")
-        if item.get("losses"):
-            losses = item["losses"].items() if isinstance(item["losses"], dict) else enumerate(item["losses"])
-            print("  losses: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses if loss is not None))
-
-
-def readable(text: str) -> str:
-    """Indent a reply; control characters, which a terminal would obey, are written out."""
-    return "  " + printable(text).replace("\n", "\n  ")
 
 
 def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:

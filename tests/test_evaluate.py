@@ -8,6 +8,7 @@ import pytest
 
 from nanolit import evaluate
 from nanolit.config.compose import compose
+from nanolit.evaluation.answers import tell_answers
 from nanolit.evaluation.scores import read_items
 from nanolit.jobs.execute import write_plan
 from nanolit.planning.plans import fresh_plan
@@ -69,6 +70,34 @@ def test_answers_on_disk_are_shown_without_control_characters(
     assert capsys.readouterr().out == "wrong  item 0\n  2+2?\n  so 4␛[2J\n  #### 5\n  →   5\n  expected: 4\n"
     assert evaluate.main([words[0], "show=GSMK8"]) == 2
     assert "did you mean GSM8K?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("question", "losses", "told"),
+    [
+        (
+            {"query": "It rained, so", "choices": ["it was dry", "it was wet"], "gold": 1},
+            [2.5, 3.0],
+            "  It rained, so\n   2.5000  it was dry  ← chosen\n   3.0000  it was wet  ← expected\n",
+        ),
+        (
+            {"context_options": ["Ann", "Bob"], "continuation": "ran", "gold": 0},
+            [None, 1.0],
+            "  ran\n           Ann  ← expected\n   1.0000  Bob  ← chosen\n",
+        ),
+        (
+            {"context": "A\nB", "continuation": "C\x07"},
+            [4.0],
+            "  A\n  B\n  expected: C␇ (mean loss 4.0000)\n",
+        ),
+    ],
+)
+def test_answers_to_core_are_told_by_option(tmp_path: Path, question: dict, losses: list, told: str) -> None:
+    item = {"index": 3, "prompt": 1, "right": False, "losses": losses, "question": question}
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "copa.jsonl").write_text(f'{{"format": 1}}\n{json.dumps(item)}\n')
+    lines = tell_answers(tmp_path, "COPA", wrong=True)
+    assert "".join(f"{line}\n" for line in lines) == f"wrong  item 3\n{told}"
 
 
 def test_damaged_answers_are_left_out_with_a_warning(tmp_path: Path) -> None:

@@ -138,7 +138,9 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
     runs = sorted({path.parent.name for name in MODEL_STAGES for path in runs_folder.glob(f"*/{name}")})
     near = difflib.get_close_matches(run, runs, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    known = f"{hint}runs there: {', '.join(runs)}" if runs else "it has none; train one, or give root=…"
+    inside = runs_folder.parent / run  # root=runs/runs, say
+    remedy = f"did you mean root={inside.parent.parent}?" if inside.is_dir() else "train one, or give root=…"
+    known = f"{hint}runs there: {', '.join(runs)}" if runs else f"it has none; {remedy}"
     raise ValueError(f"{run_or_release} is neither a release folder nor a run in {runs_folder}; {known}")
 
 

@@ -67,7 +67,10 @@ def test_answers_on_disk_are_shown_without_control_characters(
     (release.parent / "evaluation/GSM8K.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = [f"release={release}", "show=gsm8k"]  # tasks are found in any case
     assert evaluate.main([*words, "wrong=true"]) in (0, None)
-    assert capsys.readouterr().out == "wrong  item 0\n  2+2?\n  so 4␛[2J\n  #### 5\n  →   5\n  expected: 4\n"
+    assert (
+        capsys.readouterr().out
+        == "wrong  item 0\n  2+2?\n  so 4␛[2J\n  #### 5\n  → 5\n  expected: 4\n1 of 2 right\n"
+    )
     assert evaluate.main([words[0], "show=GSMK8"]) == 2
     assert "did you mean GSM8K?" in capsys.readouterr().err
 
@@ -97,7 +100,10 @@ def test_answers_to_core_are_told_by_option(tmp_path: Path, question: dict, loss
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "copa.jsonl").write_text(f'{{"format": 1}}\n{json.dumps(item)}\n')
     lines = tell_answers(tmp_path, "COPA", wrong=True)
-    assert "".join(f"{line}\n" for line in lines) == f"wrong  item 3\n{told}"
+    assert "".join(f"{line}\n" for line in lines) == f"wrong  item 3\n{told}0 of 1 right\n"
+    (tmp_path / "core" / "piqa.jsonl").write_text('{"format": 1}\n')
+    with pytest.raises(ValueError, match=r"piqa\.jsonl has no answers yet"):
+        next(tell_answers(tmp_path, "piqa", wrong=True))
 
 
 def test_damaged_answers_are_left_out_with_a_warning(tmp_path: Path) -> None:

@@ -15,11 +15,15 @@ def tell_answers(folder: Path, task: str, *, wrong: bool) -> Iterator[str]:
     if not files:
         raise ValueError(f"{folder} holds no items yet; evaluate the model first, without show=")
     named = {name.lower(): name for name in files}
-    _, items = read_items(files[choose(named.get(task.lower(), task), files, kind="evaluated task")])
+    path = files[choose(named.get(task.lower(), task), files, kind="evaluated task")]
+    _, items = read_items(path)
+    if not items:
+        raise ValueError(f"{path} has no answers yet: the evaluation was interrupted before; begin it again")
     for item in items:
         if not (wrong and item["right"]):
             yield f"{'right' if item['right'] else 'wrong'}  item {item['index']}"
             yield from of_core(item) if isinstance(item.get("question"), dict) else of_chat(item)
+    yield f"{sum(item['right'] for item in items):,} of {len(items):,} right"
 
 
 def of_chat(item: Item) -> Iterator[str]:
@@ -28,7 +32,7 @@ def of_chat(item: Item) -> Iterator[str]:
     for reply, extracted in zip_longest(item.get("replies", []), item.get("extracted", []), fillvalue=""):
         yield readable(reply)
         if extracted not in (None, reply):
-            yield f"  → {readable(str(extracted))}"
+            yield f"  → {readable(str(extracted)).lstrip()}"
     if "expected" in item:
         yield f"  expected: {readable(str(item['expected'])).lstrip()}"
     if isinstance(losses := item.get("losses"), dict):

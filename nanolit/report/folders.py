@@ -247,6 +247,10 @@ def open_run(root: Path, name: str) -> Run:
     runs = {run.name: run for run in find_runs(root)}
     if name in runs:
         return runs[name]
+    if not runs and (Path(root) / name).is_dir():  # root=runs/runs, say
+        raise ValueError(
+            f"run={name}: there are no runs in {run_folder(root, '')}; did you mean root={root.parent}?"
+        )
     if not runs:
         raise ValueError(
             f"run={name}: there are no runs in {run_folder(root, '')}; make one with "

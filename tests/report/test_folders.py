@@ -5,6 +5,7 @@ import fcntl
 import pytest
 from run_folders import metrics_text, write_demo, write_stage
 
+from nanolit.language_model import find_release
 from nanolit.report.folders import Run, Stage, as_number, find_runs, open_run
 
 
@@ -134,3 +135,10 @@ def test_the_newest_job_counts(tmp_path):
     write_stage(tmp_path / "demo" / "base", job={"seed": 1}, changed=1e9)
     write_stage(tmp_path / "demo" / "sft", job={"seed": 2}, changed=1.1e9)
     assert Run(tmp_path / "demo").job["seed"] == 2
+
+
+def test_the_folder_of_runs_given_as_the_root_is_told(tmp_path):
+    write_demo(tmp_path)
+    for look in (open_run, lambda root, name: find_release(name, root=root)):
+        with pytest.raises(ValueError, match=rf"did you mean root={tmp_path}\?"):
+            look(tmp_path / "runs", "demo")

@@ -25,7 +25,7 @@ from dev.damage import BASE, CHECKPOINT, find
 from dev.damages import load, packed, parted
 from dev.fuzz_inputs import INPUTS, NUMBERS, damaged, dumped, dumped_lines, edited, tampered, text
 from launch.submit import read_submission
-from nanolit import convert, evaluate, runs
+from nanolit import convert, runs
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.throughput import history
 from nanolit.config.stored import read_job
@@ -35,6 +35,7 @@ from nanolit.data.download import missing_shards
 from nanolit.data.formats import documents
 from nanolit.data.mixture import Mixture
 from nanolit.data.parquet import open_shard, read_texts
+from nanolit.evaluation.answers import tell_answers
 from nanolit.evaluation.items import ItemFile
 from nanolit.model.release import load_release, save_release
 from nanolit.planning.plans import read_plan
@@ -390,7 +391,7 @@ def open_cache(folder: Path) -> Kind:
 
 
 def show_items(path: Path) -> None:
-    evaluate.show(evaluate.Settings(run="tiny", show=path.stem), path.parent)
+    print(*tell_answers(path.parent, path.stem, wrong=False), sep="\n")
     ItemFile(path, INPUTS["items"][0])
 
 

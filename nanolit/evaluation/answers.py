@@ -42,8 +42,10 @@ def of_chat(item: Item) -> Iterator[str]:
 
 def of_core(item: Item) -> Iterator[str]:
     """Yield the question, and each option with its mean loss: the least is what the model chose."""
-    question, losses = item["question"], item.get("losses") or []
-    if options := question.get("choices") or question.get("context_options"):
+    question, losses = item["question"], item.get("losses")
+    losses = losses if isinstance(losses, list) else []
+    options = question.get("choices") or question.get("context_options")
+    if isinstance(options, list):
         yield readable(str(question.get("query", question.get("continuation", ""))))
         yield from of_options(options, losses, question.get("gold"))
     else:

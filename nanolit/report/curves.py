@@ -156,7 +156,7 @@ def smoothed(values: Sequence[float], *, steep: bool = False) -> list[float]:
     Gaps (NaN) keep the average. With `steep`, for a loss that falls from chance, a mean reaches no farther to
     the right than to the left: else the line would begin far below the first value.
     """
-    reach = min(REACH, len(values) // (16 if steep else 8))  # more would lift a short curve's bend
+    reach = min(REACH, len(values) // (24 if steep else 8))  # more would lift a short curve above its bend
     return _averaged(_averaged(values, reach, steep=steep), reach, steep=steep)
 
 

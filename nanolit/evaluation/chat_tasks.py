@@ -7,7 +7,7 @@ same scores. What is asked and what counts as right is nanochat's (tasks/, conve
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from nanolit.evaluation.items import ItemFile, checksum_of, on_all_ranks
+from nanolit.evaluation.replies import judge_beside
 from nanolit.evaluation.scores import Item
 from nanolit.evaluation.spans import Group, OwnScorer
 from nanolit.inference.engine import Engine
-from nanolit.inference.request import Completion, Request
+from nanolit.inference.request import Request
 from nanolit.machine.device import derived_seed, rank, world_size
 from nanolit.machine.system import cores_of_rank
 from nanolit.tasks.task import Conversation, Task
@@ -28,7 +29,6 @@ from nanolit.tokenizer.conversation import render_prompt
 CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
 MEAN = "mean above guessing"
 SHUFFLED_BY = 42  # nanochat's seed for the order of a part
-STEPS = 16  # of the engine between two looks at what has ended: each looks at 512 replies
 PROBLEMS = 512  # asked together and then kept: the engine sorts them by length, and interruptions cost less
 
 
@@ -178,39 +178,26 @@ def evaluate_generative(
         raise ValueError(
             f"max_tokens ({max_tokens:,}) must be less than the model's positions ({engine.max_positions:,})"
         )
+    sampling: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k}
+
+    def request(index: int, prompt: Sequence[int]) -> Request:
+        drawn = derived_seed(seed, "problem", index)
+        return Request(prompt_ids=prompt[-room:], max_tokens=max_tokens, seed=drawn, **sampling)
 
     def answer(indices: Sequence[int]) -> Callable[[], list[Item]]:
         problems = [task[index] for index in indices]
         prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
-        requests = [
-            Request(
-                prompt_ids=prompt[-room:],
-                num_samples=num_samples,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                seed=derived_seed(seed, "problem", index),
-            )
-            for index, prompt in zip(indices, prompts, strict=True)
-        ]
-        replies: dict[int, list[str]] = {}
-        judging: dict[int, list[Future[bool]]] = {}
-        for place, completions in as_they_end(engine, requests):
-            replies[place] = [engine.tokenizer.decode(completion.body_ids) for completion in completions]
-            judging[place] = [pool.submit(task.evaluate, problems[place], reply) for reply in replies[place]]
+        requests = [request(index, prompt) for index, prompt in zip(indices, prompts, strict=True)]
+        wait = judge_beside(engine, task, problems, requests, pool)
 
         def finish() -> list[Item]:
-            return [
-                {
-                    "index": index,
-                    "prompt": checksum_of(prompts[place]),
-                    **as_text(problems[place]),
-                    "replies": replies[place],
-                    "extracted": [task.extract(reply) for reply in replies[place]],
-                    "rights": [verdict.result() for verdict in judging[place]],
-                }
-                for place, index in enumerate(indices)
-            ]
+            items = []
+            for index, problem, prompt, judged in zip(indices, problems, prompts, wait(), strict=True):
+                asked = {"index": index, "prompt": checksum_of(prompt), **as_text(problem)}
+                extracted = [task.extract(reply) for reply in judged.replies]
+                said = {"replies": judged.replies, "extracted": extracted, "rights": judged.rights}
+                items.append(asked | said)
+            return items
 
         return finish
 
@@ -220,22 +207,6 @@ def evaluate_generative(
         return _ask(task, max_per_task, file, answer)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def as_they_end(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, list[Completion]]]:
-    """Yield the place and the completions of each request once it has ended; the engine works in between."""
-    handles = {}
-    try:
-        for place, request in enumerate(requests):
-            handles[place] = engine.submit(request)
-        while handles:
-            for _ in range(STEPS):
-                engine.step()
-            for place in [place for place, handle in handles.items() if handle.done]:
-                yield place, handles.pop(place).completions
-    finally:
-        for handle in handles.values():
-            engine.cancel(handle)
 
 
 def as_text(conversation: Conversation) -> dict[str, str]:

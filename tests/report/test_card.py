@@ -10,6 +10,7 @@ import pytest
 from run_folders import METRICS, job_of, metrics_text, write_demo, write_stage
 
 from nanolit.report import card
+from nanolit.report.facts import spoken
 
 
 def table_cells(text: str) -> dict[str, list[str]]:
@@ -122,7 +123,7 @@ def test_the_time_is_summed_and_the_wall_clock_only_where_all_stages_have_it(tmp
 
 
 def test_times_on_the_first_page_say_their_units():
-    assert [card._spoken(seconds) for seconds in (None, 9.4, 346, 13_860)] == [
+    assert [spoken(seconds) for seconds in (None, 9.4, 346, 13_860)] == [
         *("-", "9 s", "5 min 46 s", "3 h 51 min")
     ]
 

@@ -1,4 +1,4 @@
-"""Tokens of train shards on disk, memory-mapped: a text is tokenized once for many epochs or runs.
+"""Tokens of train shards on disk: a text is tokenized once for many epochs or runs.
 
 A file holds a shard: its documents' tokens (uint16 or uint32) one after another, then int64 offsets, one more
 than documents. It gets its name when it is whole, from what it depends on: shard, text column, tokenizer.
@@ -49,18 +49,21 @@ class TokenCache:
             )
 
     def tokens(self, shard: Shard, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a memory map of the shard's tokens, and the offsets of the row group's documents in it."""
-        path = self._paths[shard.path]
+        """Return the tokens of a row group's documents, and each document's offset in them.
+
+        They are read, not mapped: a mapped file that shrinks ends the process by SIGBUS.
+        """
+        path, num_offsets = self._paths[shard.path], sum(shard.group_sizes) + 1
         before, count = sum(shard.group_sizes[:group]), shard.group_sizes[group]
-        start = path.stat().st_size - (sum(shard.group_sizes) + 1 - before) * OFFSET.itemsize
-        offsets = np.fromfile(path, OFFSET, count=count + 1, offset=start)
-        tokens = np.memmap(path, self.dtype, mode="r").view(np.ndarray)
-        # What is about to be read anyway; an id beyond the vocabulary would end a GPU's process
-        if tokens[offsets[0] : offsets[-1]].max(initial=0) >= self.vocab_size:
-            raise ValueError(
-                f"{path} is damaged: it holds ids that are none; delete it, and it is made again"
-            )
-        return tokens, offsets
+        end = path.stat().st_size - num_offsets * OFFSET.itemsize  # of the tokens
+        offsets = np.fromfile(path, OFFSET, count=count + 1, offset=max(end + before * OFFSET.itemsize, 0))
+        first, last = (int(offsets[0]), int(offsets[-1])) if len(offsets) == count + 1 else (0, -1)
+        if 0 <= first <= last <= end // self.dtype.itemsize:
+            tokens = np.fromfile(path, self.dtype, count=last - first, offset=first * self.dtype.itemsize)
+            # An id beyond the vocabulary would end a GPU's process
+            if len(tokens) == last - first and tokens.max(initial=0) < self.vocab_size:
+                return tokens, offsets - first
+        raise ValueError(f"{path} is damaged, or was changed since: delete it, and it is made again")
 
     def _is_whole(self, shard: Shard) -> bool:
         """Tell whether the file is there, its offsets rise, and it is as long as the last one says."""

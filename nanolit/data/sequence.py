@@ -34,9 +34,9 @@ class DocumentSequence:
         self._seed, self._lane = seed, lane
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         # What was used last, since numbers mostly ascend: the epoch's order of row groups, the row group that
-        # is open as text, and the one that is mapped from the cache
+        # is open as text, and the one whose tokens are
         self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
-        self._mapped: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._cached: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
         self.num_documents = int(self._sizes.sum())
 
     def texts(self, numbers: Sequence[int]) -> "pa.Array":
@@ -47,13 +47,13 @@ class DocumentSequence:
         return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
 
     def tokens(self, numbers: Sequence[int], cache: TokenCache) -> list[np.ndarray]:
-        """Return the tokens of these documents, views of the cache's memory maps."""
+        """Return the tokens of these documents, views of their row group's."""
         found = []
         for epoch, group, rows in self._parts(numbers):
-            if self._mapped is None or self._mapped[0] != (epoch, group):
+            if self._cached is None or self._cached[0] != (epoch, group):
                 order = self._order(int(self._sizes[group]), epoch, group)
-                self._mapped = ((epoch, group), *cache.tokens(*self._groups[group]), order)
-            _, tokens, offsets, order = self._mapped
+                self._cached = ((epoch, group), *cache.tokens(*self._groups[group]), order)
+            _, tokens, offsets, order = self._cached
             found += [tokens[offsets[n] : offsets[n + 1]] for n in order[list(rows)]]
         return found
 

@@ -117,8 +117,22 @@ def test_a_file_whose_offsets_fall_is_made_again_and_ids_that_are_none_are_refus
     path.write_bytes(b"\xff\xff" + whole[2:])
     cache = make_cache(corpus, tmp_path / "tokens")
     shard = next(shard for shard in corpus.train_shards if shard.path.stem in path.name)
-    with pytest.raises(ValueError, match="holds ids that are none; delete it, and it is made again"):
+    with pytest.raises(ValueError, match="is damaged, or was changed since: delete it, and it is made again"):
         cache.tokens(shard, 0)
+
+
+@pytest.mark.parametrize("left", [0, 300, -400])
+def test_a_file_that_shrinks_while_it_is_used_is_refused(corpus: Corpus, tmp_path: Path, left: int) -> None:
+    """Were it mapped, the next read would end this process by SIGBUS."""
+    cache = make_cache(corpus, tmp_path / "tokens")
+    shard = corpus.train_shards[0]
+    tokens, offsets = cache.tokens(shard, 0)
+    before = TOKENIZER.decode(tokens.tolist())
+    path = next((tmp_path / "tokens").glob(f"{shard.path.stem}-*"))
+    os.truncate(path, left % path.stat().st_size)
+    with pytest.raises(ValueError, match="was changed since: delete it"):
+        cache.tokens(shard, 0)
+    assert (TOKENIZER.decode(tokens.tolist()), offsets[-1]) == (before, len(tokens))
 
 
 def test_a_folder_that_takes_no_files_is_one_line(corpus: Corpus, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def read_checkpoint(root: Path, changed: bool) -> None:
     if changed and not all(same):
         raise Wrong("a changed checkpoint counts as whole")
     found = checkpoint.Checkpoint(folder)
-    found.model_state()
+    dict(found.model_state())
     found.positions()
 
 

@@ -53,7 +53,7 @@ def is_judged(root: Path, damage: Damage) -> None:
     """A checkpoint is whole or it is not; a release is loaded or refused."""
     if checkpoint.is_whole(root / CHECKPOINT):
         found = checkpoint.Checkpoint(root / CHECKPOINT)
-        found.positions(), found.model_state()
+        found.positions(), dict(found.model_state())
     if "release" in damage.file.parts:
         load_release(root / BASE / "release", device="cpu")
 

@@ -61,7 +61,16 @@ PACKAGES: dict[str, set[str]] = {
         "tasks",
         "machine",
     },
-    "callbacks": {"evaluation", "inference", "optim", "phases", "tokenizer", "tasks", "machine"},
+    "callbacks": {
+        "evaluation",
+        "inference",
+        "model.tensor_file",
+        "optim",
+        "phases",
+        "tokenizer",
+        "tasks",
+        "machine",
+    },
     "report": {
         "config.compose",
         "config.names",

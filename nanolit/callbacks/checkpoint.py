@@ -18,8 +18,8 @@ from typing import Annotated, Any, NotRequired
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -38,6 +38,7 @@ from nanolit.machine.paths import (
     sync,
     write_json,
 )
+from nanolit.model.tensor_file import TensorFile
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 
@@ -111,12 +112,8 @@ class Checkpoint:
             raise DamagedFile(f"{self.folder / name} is of step {content['step']:,}; {REMEDY}")
         return content
 
-    def model_state(self) -> dict[str, Tensor]:
-        path = self.folder / "model.safetensors"
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
+    def model_state(self) -> TensorFile:
+        return TensorFile(self.folder / "model.safetensors", remedy=REMEDY)
 
     def positions(self) -> list[Json]:
         """The positions of all ranks that wrote it, in rank order."""
@@ -127,12 +124,11 @@ class Checkpoint:
         names = [name for name in self.files if name.startswith("optimizer-")]
         if not names:
             raise ValueError(f"{self.folder} has no state of the optimizer; delete it")
-        pieces: dict[str, list[tuple[int, int, Any]]] = {}
+        pieces: dict[str, list[tuple[int, int, TensorFile]]] = {}
         for name in names:
             file, starts = open_slices(self.folder / name)
             for key, start in starts.items():
-                size = file.get_slice(key).get_shape()[0]
-                pieces.setdefault(key, []).append((start, start + size, file))
+                pieces.setdefault(key, []).append((start, start + file.shapes[key][0], file))
 
         def read(key: str, start: int, stop: int) -> Tensor | None:
             if key not in pieces:
@@ -141,7 +137,7 @@ class Checkpoint:
             for begin, end, file in sorted(pieces[key], key=lambda piece: piece[:2]):
                 low, high = max(start, begin), min(stop, end)
                 if low < high and (not parts or low == start + sum(map(len, parts))):
-                    parts.append(file.get_slice(key)[low - begin : high - begin])
+                    parts.append(file.part(key, low - begin, high - begin))
             found = torch.cat(parts) if parts else torch.empty(0)
             if len(found) != stop - start:
                 raise DamagedFile(f"{self.folder} lacks a part of the optimizer's {key}; {REMEDY}")
@@ -150,19 +146,18 @@ class Checkpoint:
         optimizer.load_state_slices(read)
 
 
-def open_slices(path: Path) -> tuple[Any, dict[str, int]]:
+def open_slices(path: Path) -> tuple[TensorFile, dict[str, int]]:
     """Open a rank's file of the optimizer; return it, and where in the flat tensor each slice begins."""
+    file = TensorFile(path, remedy=REMEDY)
     try:
-        file = safe_open(path, "pt")
-        starts = json.loads((file.metadata() or {}).get("starts", "null"))
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, ValueError, RecursionError) as error:
+        starts = json.loads(file.metadata.get("starts", "null"))
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
     if (
         not isinstance(starts, dict)
-        or starts.keys() != shapes.keys()
+        or starts.keys() != file.shapes.keys()
         or not all(
-            type(start) is int and start >= 0 and len(shapes[key]) == 1 for key, start in starts.items()
+            type(start) is int and start >= 0 and len(file.shapes[key]) == 1 for key, start in starts.items()
         )
     ):
         raise DamagedFile(f"{path} is damaged (its slices and their starts differ); {REMEDY}")

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from nanolit.machine.paths import Json, as_null, file_hash, read_json, sync, write_atomically, write_json
 from nanolit.machine.terminal import one_line, printable
 from nanolit.model.gpt import GPT, GPTConfig
+from nanolit.model.tensor_file import TensorFile
 
 FORMAT = 1
 AGAIN = "copy or convert it again"
@@ -90,8 +90,8 @@ def load_release(
         folder / "tokenizer", meta.get("tokenizer_hash"), origin=f"{folder}/meta.json names"
     )
     weights = folder / "model.safetensors"
-    header = _header(weights)
-    model = _described(hyperparameters, header, folder)
+    tensors = _weights(weights)
+    model = _described(hyperparameters, tensors.shapes, folder)
     if num_tokens != model.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {num_tokens:,} tokens, the model {model.vocab_size:,}; copy the "
@@ -103,7 +103,7 @@ def load_release(
             raise ValueError(f"{path} is damaged: its hash is not the one in meta.json; {AGAIN}")
     model.to_empty(device=device)
     model.prepare(dtype=dtype)
-    load_weights(model, load_file(weights), origin=str(folder))
+    load_weights(model, tensors, origin=str(folder))
     return model.eval(), meta
 
 
@@ -114,21 +114,13 @@ def tell_origin(meta: Mapping[str, Any], name: str) -> None:
         print(printable(f"the release of {name} says that it is of {source}"), flush=True)
 
 
-def _header(weights: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in the file, without reading one; ValueError for odd types."""
-    try:
-        with safe_open(weights, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            odd = {name: part.get_dtype() for name, part in slices.items() if part.get_dtype() not in DTYPES}
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is damaged ({error}); {AGAIN}") from error
-    except OSError as error:  # safetensors says "no such file" of one that may not be read
-        weights.open("rb").close()
-        raise ValueError(f"{weights} is damaged ({error}); {AGAIN}") from error
-    for name, dtype in odd.items():
-        raise ValueError(f"{name} in {weights} is {dtype}; weights are one of {', '.join(DTYPES)}: {AGAIN}")
-    return shapes
+def _weights(path: Path) -> TensorFile:
+    """Open the tensors; ValueError for odd types."""
+    tensors = TensorFile(path, remedy=AGAIN)
+    for name, dtype in tensors.dtypes.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{name} in {path} is {dtype}; weights are one of {', '.join(DTYPES)}: {AGAIN}")
+    return tensors
 
 
 def _described(hyperparameters: Json, header: Mapping[str, tuple[int, ...]], folder: Path) -> GPT:
@@ -158,13 +150,16 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> N
 
     ValueError unless names and shapes agree, and for weights that are not finite.
     """
-    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, origin=origin)
-    if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
-        raise ValueError(f"{_few(odd)} in {origin} holds integers, which are no weights; {AGAIN}")
+    parameters = dict(model.named_parameters())
+    _check_names(parameters, tensors, origin)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
-    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+        for name, parameter in parameters.items():
+            tensor = tensors[name]  # a file's are read one by one
+            _check_shape(name, parameter, tuple(tensor.shape), origin)
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} in {origin} holds integers, which are no weights; {AGAIN}")
+            parameter.copy_(tensor)
+    broken = [name for name, parameter in parameters.items() if not parameter.isfinite().all()]
     if broken:
         raise ValueError(
             f"{_few(broken)} in {origin} holds NaN or infinity: its training diverged, or it is damaged; "
@@ -174,19 +169,26 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> N
 
 def check_shapes(model: GPT, shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
     parameters = dict(model.named_parameters())
-    missing = sorted(parameters.keys() - shapes.keys())
-    unknown = sorted(shapes.keys() - parameters.keys())
+    _check_names(parameters, shapes, origin)
+    for name, parameter in parameters.items():
+        _check_shape(name, parameter, shapes[name], origin)
+
+
+def _check_names(parameters: Mapping[str, object], names: Mapping[str, object], origin: str) -> None:
+    missing, unknown = sorted(parameters.keys() - names.keys()), sorted(names.keys() - parameters.keys())
     if missing or unknown:
         found = [f"lacks {_few(missing)}"] if missing else []
         found += [f"has unknown {_few(unknown)}"] if unknown else []
         raise ValueError(
             f"{origin} {' and '.join(found)}: weights and sizes are not of one model; copy it again"
         )
-    for name, parameter in parameters.items():
-        if parameter.shape != shapes[name]:
-            raise ValueError(
-                f"{name} in {origin} is {shapes[name]}, its sizes say {tuple(parameter.shape)}; copy it again"
-            )
+
+
+def _check_shape(name: str, parameter: Tensor, shape: tuple[int, ...], origin: str) -> None:
+    if parameter.shape != shape:
+        raise ValueError(
+            f"{name} in {origin} is {shape}, its sizes say {tuple(parameter.shape)}; copy it again"
+        )
 
 
 def _few(names: list[str]) -> str:

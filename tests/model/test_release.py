@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_gpt import EVERYTHING
 
+from nanolit.model.gpt import GPT
 from nanolit.model.release import load_release, save_release
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -123,6 +124,19 @@ def test_a_flipped_bit_is_seen(save):
     content[-5] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its hash"):
+        load_release(weights.parent, device="cpu")
+
+
+def test_a_file_that_shrinks_while_it_is_loaded_is_refused(save, monkeypatch):
+    """Were it mapped, the process would end by SIGBUS."""
+    weights, prepare = save() / "model.safetensors", GPT.prepare
+
+    def shrinking(*arguments, **settings):
+        os.truncate(weights, 3_000)
+        prepare(*arguments, **settings)
+
+    monkeypatch.setattr(GPT, "prepare", shrinking)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged \(.*; copy or convert it again"):
         load_release(weights.parent, device="cpu")
 
 

@@ -1,12 +1,14 @@
 """Tokens of train shards on disk: a text is tokenized once for many epochs or runs.
 
 A file holds a shard: its documents' tokens (uint16 or uint32) one after another, then int64 offsets, one more
-than documents. It gets its name when it is whole, from what it depends on: shard, text column, tokenizer.
+than documents, then a checksum of each row group. It gets its name when it is whole, from what it
+depends on: shard, text column, tokenizer.
 """
 
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from nanolit.machine.locks import held
 from nanolit.machine.paths import remove_leftovers, whole_or_absent
 from nanolit.tokenizer.bpe import Tokenizer
 
-FORMAT = 1
-OFFSET = np.dtype(np.int64)
+FORMAT = 2
+OFFSET, CHECKSUM = np.dtype(np.int64), np.dtype(np.uint32)
 
 
 class TokenCache:
@@ -53,25 +55,28 @@ class TokenCache:
 
         They are read, not mapped: a mapped file that shrinks ends the process by SIGBUS.
         """
-        path, num_offsets = self._paths[shard.path], sum(shard.group_sizes) + 1
+        path = self._paths[shard.path]
         before, count = sum(shard.group_sizes[:group]), shard.group_sizes[group]
-        end = path.stat().st_size - num_offsets * OFFSET.itemsize  # of the tokens
+        end = path.stat().st_size - _index_bytes(shard)  # of the tokens
         offsets = np.fromfile(path, OFFSET, count=count + 1, offset=max(end + before * OFFSET.itemsize, 0))
         first, last = (int(offsets[0]), int(offsets[-1])) if len(offsets) == count + 1 else (0, -1)
         if 0 <= first <= last <= end // self.dtype.itemsize:
             tokens = np.fromfile(path, self.dtype, count=last - first, offset=first * self.dtype.itemsize)
+            at = end + _index_bytes(shard) - (len(shard.group_sizes) - group) * CHECKSUM.itemsize
+            stated = np.fromfile(path, CHECKSUM, count=1, offset=at).tolist()
+            offsets -= first
             # An id beyond the vocabulary would end a GPU's process
-            if len(tokens) == last - first and tokens.max(initial=0) < self.vocab_size:
-                return tokens, offsets - first
+            if stated == [_checksum(tokens, offsets)] and tokens.max(initial=0) < self.vocab_size:
+                return tokens, offsets
         raise ValueError(f"{path} is damaged, or was changed since: delete it, and it is made again")
 
     def _is_whole(self, shard: Shard) -> bool:
         """Tell whether the file is there, its offsets rise, and it is as long as the last one says."""
         path, num_offsets = self._paths[shard.path], sum(shard.group_sizes) + 1
-        start = path.stat().st_size - num_offsets * OFFSET.itemsize if path.is_file() else -1
+        start = path.stat().st_size - _index_bytes(shard) if path.is_file() else -1
         if start < 0:
             return False
-        ends = np.fromfile(path, OFFSET, offset=start)
+        ends = np.fromfile(path, OFFSET, count=num_offsets, offset=start)
         return ends[0] == 0 and start == ends[-1] * self.dtype.itemsize and bool((np.diff(ends) > 0).all())
 
     def _make(self, shard: Shard, tokenizer: Tokenizer) -> int:
@@ -79,21 +84,32 @@ class TokenCache:
         path = self._paths[shard.path]
         try:
             with whole_or_absent(path) as temporary, temporary.open("wb") as file:
-                ends = [np.zeros(1, OFFSET)]
+                ends, checksums = [np.zeros(1, OFFSET)], np.zeros(len(shard.group_sizes), CHECKSUM)
                 for group, size in enumerate(shard.group_sizes):
                     if not size:
                         continue
                     texts = read_texts(shard, group)
                     tokens, offsets = tokenizer.encode_flat(texts, bos=True)
                     file.write(tokens.tobytes())
+                    checksums[group] = _checksum(tokens, offsets)
                     ends.append(offsets[1:] + ends[-1][-1])
-                file.write(np.concatenate(ends).tobytes())
+                file.write(np.concatenate(ends).tobytes() + checksums.tobytes())
         except OSError as error:
             raise ValueError(
                 f"{path} cannot be written ({error.strerror}): the cache takes {self.dtype.itemsize} bytes a "
                 "token; make room, or give data.cache=false"
             ) from error
         return int(ends[-1][-1])
+
+
+def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> int:
+    """Return the CRC-32 of a row group: of a flipped bit most ids are ids, which would be trained on."""
+    return zlib.crc32(offsets.astype(OFFSET).data, zlib.crc32(tokens.data))
+
+
+def _index_bytes(shard: Shard) -> int:
+    """Return the size of what follows the tokens."""
+    return (sum(shard.group_sizes) + 1) * OFFSET.itemsize + len(shard.group_sizes) * CHECKSUM.itemsize
 
 
 def _file_name(shard: Shard, tokenizer: Tokenizer) -> str:

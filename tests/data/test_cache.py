@@ -111,14 +111,35 @@ def test_a_file_whose_offsets_fall_is_made_again_and_ids_that_are_none_are_refus
     make_cache(corpus, tmp_path / "tokens")
     path = tmp_path / "tokens" / files(tmp_path / "tokens")[0]
     whole = path.read_bytes()
-    path.write_bytes(whole[:-16] + whole[-8:] + whole[-8:])  # the last document has no token
+    shard = next(shard for shard in corpus.train_shards if shard.path.stem in path.name)
+    checksums = 4 * len(shard.group_sizes)
+    last = whole[-checksums - 8 : -checksums]
+    path.write_bytes(whole[: -checksums - 16] + 2 * last + whole[-checksums:])
     make_cache(corpus, tmp_path / "tokens")
     assert path.read_bytes() == whole
-    path.write_bytes(b"\xff\xff" + whole[2:])
-    cache = make_cache(corpus, tmp_path / "tokens")
-    shard = next(shard for shard in corpus.train_shards if shard.path.stem in path.name)
+    tokens, offsets = make_cache(corpus, tmp_path / "tokens").tokens(shard, 0)
+    size, tokens[0] = tokens.nbytes, 0xFFFF
+    group, checksum = tokens.tobytes(), cache_module._checksum(tokens, offsets)
+    forged = checksum.to_bytes(4, "little") + whole[len(whole) - checksums + 4 :]
+    path.write_bytes(group + whole[size:-checksums] + forged)
     with pytest.raises(ValueError, match="is damaged, or was changed since: delete it, and it is made again"):
-        cache.tokens(shard, 0)
+        make_cache(corpus, tmp_path / "tokens").tokens(shard, 0)
+
+
+@pytest.mark.parametrize("what", ["tokens", "offsets", "checksums"])
+def test_a_flipped_bit_is_seen(corpus: Corpus, tmp_path: Path, what: str) -> None:
+    """Most other ids are ids, and would be trained on without a word."""
+    cache = make_cache(corpus, tmp_path / "tokens")
+    for shard in corpus.train_shards:
+        path = next((tmp_path / "tokens").glob(f"{shard.path.stem}-*"))
+        content = bytearray(path.read_bytes())
+        checksums = len(content) - 4 * len(shard.group_sizes)
+        offsets = checksums - 8 * sum(shard.group_sizes)
+        content[{"tokens": 4, "offsets": offsets, "checksums": checksums}[what]] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged, or was changed since: delete it"):
+            cache.tokens(shard, 0)
+        assert len(cache.tokens(shard, 1)[0])
 
 
 @pytest.mark.parametrize("left", [0, 300, -400])

@@ -140,7 +140,9 @@ def serve_page(settings: Settings) -> None:
     from nanolit.chat.models import Defaults, Models
     from nanolit.chat.server import build_app, listen, serve
     from nanolit.language_model import find_release, list_releases
+    from nanolit.machine.device import pick_devices
 
+    pick_devices(settings.devices)  # ValueError where there are fewer
     listening = listen(settings.host, settings.port)  # before the seconds that loading takes
     folder = find_release(settings.release or settings.run or "", root=settings.root)
     folders = {} if settings.release else list_releases(settings.root)

@@ -276,8 +276,18 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
     there = torch.cuda.device_count()
     assert [device.type for device in pick_devices(3)] == ["cpu"] * 3
     monkeypatch.setenv("NANOLIT_DEVICE", "cuda")
-    with pytest.raises(ValueError, match=f"this machine has {there} GPUs"):
+    with pytest.raises(ValueError, match=f"this machine has {there or 'no'} GPUs"):
         pick_devices(there + 1)
+
+
+def test_two_devices_of_a_machine_without_gpus_are_refused(monkeypatch):
+    """Two engines on one CPU would each have half of it."""
+    monkeypatch.delenv("NANOLIT_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert len(pick_devices(1)) == 1
+    with pytest.raises(ValueError, match="devices=2, but this machine has no GPUs; leave devices= out"):
+        pick_devices(2)
 
 
 def test_news_for_many_readers_wakes_their_event_loop_once():

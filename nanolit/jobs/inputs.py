@@ -59,6 +59,7 @@ def check_settings(job: Job, plans: Plans) -> None:
     if job["phase"] == "identity" and not job["start_from"]:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for plan in plans.values():
+        check_own_folders(job, plan.stage)
         check_unchanged(job, plan)
     if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
         check_previous(job, models[0])
@@ -66,6 +67,17 @@ def check_settings(job: Job, plans: Plans) -> None:
         if begins and isinstance(plan, TrainingPlan):
             sizes = {key: value for key, value in plan.gpt.items() if key != "vocab_size"}  # its tokenizer's
             check_same_model(sizes, read_json(begins.release / "gpt.json"), begins)
+
+
+def check_own_folders(job: Job, stage: str) -> None:
+    """ValueError where what the stage is going to write and remove lies elsewhere: in another run, say."""
+    folder = stage_folder(job["root"], job["run"], stage)
+    for path in (folder, *sorted(folder.glob("*"))):
+        if path.is_symlink() and path.is_dir() and not finished(job["root"], job["run"], stage):
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)}, where the run would write and remove files; put a "
+                "copy of that folder in its place (for another disk give root=…)"
+            )
 
 
 def check_unchanged(job: Job, plan: Plan) -> None:

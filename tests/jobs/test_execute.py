@@ -116,6 +116,21 @@ def test_a_stage_writes_through_no_link_in_its_folder(finished, tmp_path):
     assert not any(path.is_symlink() for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("linked", ["", "checkpoints", "evaluation"])
+def test_a_stage_whose_folder_leads_to_another_runs_is_refused(finished, tmp_path, linked):
+    """It would prune the other run's checkpoints, and write its own among them."""
+    job = tiny_job(finished, f"run=linked-{linked}")
+    place = stage_folder(job["root"], job["run"], "base") / linked
+    place.parent.mkdir(parents=True)
+    (tmp_path / "other" / "step_000001").mkdir(parents=True)
+    (tmp_path / "other" / "step_000001" / "manifest.json").touch()
+    place.symlink_to(tmp_path / "other")
+    result = execute.run(job)
+    assert result["status"] == "failed"
+    assert f"{place} is a link to {tmp_path}/other, where the run would write" in result["error"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]
+
+
 def test_a_stage_that_lacks_memory_says_so_in_one_line(finished, monkeypatch, capsys):
     def full(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")

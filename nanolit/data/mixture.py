@@ -13,7 +13,7 @@ import numpy as np
 
 from nanolit.machine.numbers import chunked
 from nanolit.machine.system import ENCODERS
-from nanolit.machine.terminal import one_line, printable
+from nanolit.machine.terminal import one_line
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import check_conversation, render_batch
@@ -123,9 +123,7 @@ class Mixture:
         if malformed:
             self.left_out.num_malformed += len(malformed)
             count = f"{len(malformed)} of {len(task)} rows are malformed and left out"
-            warnings.warn(
-                f"{task.name}: {count}; the first: {printable(one_line(malformed[0]))}", stacklevel=2
-            )
+            warnings.warn(f"{task.name}: {count}; the first: {one_line(malformed[0])}", stacklevel=2)
 
     def _cut(self, ids: np.ndarray, learned: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the conversation cut to its limit, or None when nothing of it is learned."""

@@ -71,7 +71,7 @@ def attempt(job: Job, plan: Plan) -> Json:
         if lacks_memory(error):
             return {"status": "failed", "error": f"{plan.stage} ran {MORE_MEMORY}"}
         traceback.print_exc()
-        return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        return {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
 
 
 def resumption(job: Job, plan: Plan) -> str:

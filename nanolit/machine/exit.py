@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from nanolit.machine.terminal import one_line, print_anything, printable
+from nanolit.machine.terminal import one_line, print_anything
 
 NO_MEMORY = ("allocate memory", "out of memory", "start new thread")
 MORE_MEMORY = "out of memory; end other programs, raise a limit (ulimit -v), or choose something smaller"
@@ -44,7 +44,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             little = lacks_memory(error)
             if "HYDRA_FULL_ERROR" in os.environ or (isinstance(error, RuntimeError) and not little):
                 raise
-            print(f"error: {MORE_MEMORY if little else printable(one_line(error))}", file=sys.stderr)
+            print(f"error: {MORE_MEMORY if little else one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)

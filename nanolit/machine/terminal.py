@@ -90,10 +90,10 @@ def print_anything() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line; one of the system begins with the file and ends in a remedy."""
-    text = " ".join(str(error).split())
+    """Return an error's message on one printable line; one of the system has the file and a remedy."""
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, OSError) and error.errno in REMEDIES and text.startswith("[Errno"):
-        names = [str(name) for name in (error.filename2 or error.filename,) if name]
+        names = [printable(str(name)) for name in (error.filename2 or error.filename,) if name]
         text = ": ".join([*names, f"{os.strerror(error.errno)}; {REMEDIES[error.errno]}"])
     return re.sub(r"\[Errno -?\d+\] ", "", text)
 

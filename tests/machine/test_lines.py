@@ -1,10 +1,11 @@
 """Lines fit a terminal: words stay whole, a value stays in its column, what is copied stays in one line."""
 
+import errno
 import textwrap
 
 import pytest
 
-from nanolit.machine.terminal import fitted, unbroken
+from nanolit.machine.terminal import fitted, one_line, unbroken
 
 
 def test_what_follows_stands_below_the_value():
@@ -52,3 +53,10 @@ def test_a_stream_is_broken_between_words_and_loses_none(size):
 def test_a_stream_does_not_wait_for_the_end_of_what_has_no_blanks():
     pieces = unbroken(iter(["a," * 30, "b"]), 24)
     assert len(next(pieces)) < 30
+
+
+def test_an_error_that_quotes_a_file_steers_no_terminal():
+    """Files may come from strangers; a title of the window is set between these two characters."""
+    assert one_line(ValueError("identity was \x1b]0;title\x07,\n is a")) == "identity was ␛]0;title␇, is a"
+    missing = FileNotFoundError(errno.EACCES, "denied", "/a/\x1b[2Jb")
+    assert one_line(missing).startswith("/a/␛[2Jb: Permission denied; make it")

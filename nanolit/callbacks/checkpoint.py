@@ -43,7 +43,7 @@ from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 
 FORMAT = 1
-Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Count = Annotated[int, Field(ge=0, lt=1 << 60)]  # times a token's four bytes it is an address yet
 Seconds = Annotated[float, Field(ge=0)]
 REMEDY = "delete its folder to resume from the checkpoint before it"
 

@@ -173,6 +173,11 @@ class PretrainStream:
                 f"the stream continues from the positions of all ranks after one step; got steps "
                 f"{[position['step'] for position in positions]} with {len(lanes)} of {self.lanes} lanes"
             )
+        needed = {"next", *self._make_packer().state()} - {"starts"}  # of rows before documents were split
+        if lanes.keys() != {str(n) for n in range(self.lanes)} or any(
+            needed - p.keys() for p in lanes.values()
+        ):
+            raise ValueError("the stream's position lacks a part of a lane; delete the checkpoint it is from")
         own = {str(n): lanes[str(n)] for n in self._own}
         self._position = {**positions[0], "lanes": own}
 

@@ -215,6 +215,21 @@ def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(corpus: Corpus) 
         make_stream(corpus, world=2, micro_batch=3)
 
 
+@packings
+@pytest.mark.parametrize("lacks", [("1",), ("1", "next"), ("3", "num_kept"), ("3", "documents")])
+def test_a_position_that_lacks_a_part_is_refused_before_a_thread_misses_it(
+    corpus: Corpus, packing: Packing, lacks: tuple[str, ...]
+) -> None:
+    position = json.loads(json.dumps(take(make_stream(corpus, packing=packing), 1)[0].position))
+    *above, last = "lanes", *lacks
+    node = position
+    for key in above:
+        node = node[key]
+    node[f"not {last}"] = node.pop(last)
+    with pytest.raises(ValueError, match="lacks a part of a lane; delete the checkpoint it is from"):
+        make_stream(corpus, packing=packing).load_position([position])
+
+
 def test_changed_settings_and_data_are_refused_on_resume(corpus: Corpus, tmp_path: Path) -> None:
     (step,) = take(make_stream(corpus), 1)
     with pytest.raises(ValueError, match="seed was 1, is 2, capacity was 25, is 33"):

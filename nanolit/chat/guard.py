@@ -10,9 +10,12 @@ import hashlib
 import hmac
 import html
 import ipaddress
+import os
 import re
 import socket
+import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +26,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanolit.machine.terminal import one_line
+
 COOKIE, COOKIE_SECONDS = "nanolit_chat", 30 * 24 * 3600
 MAX_BODY_BYTES = 512 * 1024  # 32,000 characters as \uXXXX pairs, and room for 500 messages
 BODY_SECONDS = 30.0
 TOO_LARGE = (413, f"the request is larger than {MAX_BODY_BYTES:,} bytes")
 TOO_SLOW = (408, f"the request did not come whole within {BODY_SECONDS:.0f} seconds")
 TRIES, TRIES_SECONDS = 5, 60.0
+LONGEST_LINE = 300  # characters of an error: some quote what a client sent
 OPEN_PATHS = ("/health", "/login", "/favicon.ico")
 # What a page of ours asks for. All else that Gradio serves (uploads, files, proxies, monitoring, …) is shut
 PAGE_PATHS = (
@@ -74,7 +80,10 @@ class Guard:
                 answer = self._refused(request) or await self._login(request, receive)
             except BadBody as error:
                 answer = refusal(error.status_code, error.detail)
-            await (answer or self.app)(scope, receive, send)
+            try:
+                await (answer or self.app)(scope, receive, send)
+            except Exception as error:  # the client was told; uvicorn would print a traceback each time
+                tell(error)
 
     def _refused(self, request: Request) -> Response | None:
         """Return the answer to a request that must not pass, whoever sends it."""
@@ -201,6 +210,15 @@ class Limited:
 class LoginPage(HTMLResponse):
     def __init__(self, note: str = "", status_code: int = 200, headers: dict[str, str] | None = None) -> None:
         super().__init__(LOGIN.replace("NOTE", html.escape(note)), status_code, headers)
+
+
+def tell(error: BaseException | None) -> None:
+    """Print an error of the server's in a line, and its traceback if HYDRA_FULL_ERROR is set."""
+    if "HYDRA_FULL_ERROR" in os.environ:
+        traceback.print_exception(error)
+    if error:
+        line = one_line(error)[:LONGEST_LINE]
+        print(f"server: {type(error).__name__}: {line}", file=sys.stderr, flush=True)
 
 
 def refusal(status_code: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -148,7 +148,7 @@ def configured(app: Guard) -> uvicorn.Config:
         app,  # pyright: ignore[reportArgumentType]
         http=Connection,
         ws="none",
-        log_level="error",  # its warnings are of requests that are no HTTP, and of what the client was told
+        log_level="critical",  # what the app's errors are the guard tells, all else the client was told
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=2 * SHUTDOWN_SECONDS,

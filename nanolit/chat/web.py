@@ -8,16 +8,20 @@ shown as written: it is never Markdown, and never HTML.
 import html
 import json
 import math
+import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gradio
 
 from nanolit.chat.asked import MAX_ALL_CHARACTERS, MAX_CHARACTERS, MAX_TEMPERATURE, MAX_TOP_K
 from nanolit.chat.dialogue import Talker, left_out, usual_max_tokens
+from nanolit.chat.guard import tell
 from nanolit.chat.markup import as_html
 from nanolit.chat.models import Defaults, Models
 from nanolit.machine.device import derived_seed
@@ -289,8 +293,20 @@ def shown(messages: Messages) -> list[dict[str, Any]]:
     ]
 
 
+def _quieten_gradio() -> None:
+    """Let an event that fails cost a line, not a traceback, and keep no statistics of events.
+
+    Anybody's program can send events that no page would. Statistics are for a route that is shut: every event
+    took a table of the 10,000 before it, and one of a stranger's was enough that none could be made.
+    """
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
+    queueing: Any = gradio.queueing  # pyright: ignore[reportAttributeAccessIssue]
+    queueing.traceback = SimpleNamespace(print_exc=lambda: tell(sys.exception()))
+
+
 def mount(app: "FastAPI", models: Models, defaults: Defaults) -> None:
     """Put the page at / of the app."""
+    _quieten_gradio()
     first = models.get()
     context = first.service.context
     demo = build_demo(

@@ -2,6 +2,7 @@
 
 import contextlib
 import html.parser
+import json
 import re
 import signal
 import socket
@@ -432,6 +433,33 @@ def test_what_is_no_conversation_is_as_if_the_browser_had_kept_nothing(messages)
 
 def test_half_a_character_of_a_browser_is_a_question_mark():
     assert kept([{"role": "user", "content": "a\ud83d"}]) == [{"role": "user", "content": "a?"}]
+
+
+STRANGE_EVENTS = [
+    {"fn_index": 10**9, "data": []},
+    {"fn_index": -1, "data": []},
+    {"fn_index": 5, "data": ["too few"]},
+    {"fn_index": 4, "data": [[]] * 8},  # lists for numbers
+    {"fn_index": 4, "data": ["Hello", [], "taught/sft", "", 9, 0, 1, 1e9]},
+    {"fn_index": 6, "data": [[], "taught/sft", "", 1, 0, 1, 9], "event_data": {"index": "x"}},
+    {"fn_index": 4, "data": ["\ud83d"] * 9, "session_hash": "\ud83d"},
+]
+
+
+def test_events_that_no_page_sends_cost_a_line_each(start_chat):
+    """Gradio would print a traceback for each, and fail at its statistics for whoever comes later."""
+    process, address = serve(start_chat, "taught")
+    headers = {"content-type": "application/json"}
+    for event in STRANGE_EVENTS:
+        body = json.dumps({"session_hash": "abc"} | event)
+        httpx.post(f"{address}/gradio_api/queue/join", content=body, headers=headers)
+        with contextlib.suppress(httpx.HTTPError):  # a stream without an end
+            httpx.get(f"{address}/gradio_api/queue/data?session_hash=abc", timeout=3)
+    httpx.get(f"{address}/assets/{'a' * 5000}")
+    process.send_signal(signal.SIGINT)
+    lines = process.communicate(timeout=60)[1].splitlines()
+    assert len(lines) >= 5
+    assert [line for line in lines if not line.startswith("server: ") or len(line) > 350] == []
 
 
 def test_a_taken_port_is_one_line(capsys):

@@ -29,7 +29,8 @@ from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
 from nanolit.machine.locks import held
-from nanolit.machine.paths import core_folder
+from nanolit.machine.paths import core_folder, file_hash
+from nanolit.machine.terminal import printable
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import open_bundle
 
@@ -154,6 +155,11 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
     chat_tasks = tasks_of(settings, job, plan)
     model = load_language_model(release, root=settings.root, device=None, stage=None)
     tell_origin(model.meta, f"{job['run']}/{plan.stage}")
+    for name, stated in model.meta.get("made_with", {}).items():
+        if (path := release.parent / name).is_file() and file_hash(path) != stated:
+            print(
+                f"{path} was changed since the model was trained; it is scored as that says now", flush=True
+            )
     engine = Engine(model.model, model.tokenizer)
     scores: Scores = {"run": job["run"], "stage": plan.stage}
 

@@ -94,6 +94,7 @@ def test_evaluation_by_hand_gives_what_the_pipeline_gave(
     problems = [] if stage == "base" else ["max_per_task=2"]
     assert evaluate.main([f"run=dev/{stage}", f"root={root}", *problems]) == 0
     said = capsys.readouterr().out
+    assert "was changed" not in said
     scores = json.loads(said.splitlines()[-1])
     result = read_json(root / "runs" / "dev" / stage / "result.json")
     own = ("pass_at_1", "pass_at_k") if stage == "rl" else ("val_bpb",)
@@ -105,6 +106,18 @@ def test_evaluation_by_hand_gives_what_the_pipeline_gave(
         assert f"checksum {result['val_rows']['checksum']}\n" in said
     if stage == "base":
         assert scores["val_bpb"] > scores["val_bpb of token unigrams"] > 1
+
+
+def test_a_plan_that_was_changed_since_is_scored_with_a_word(pipeline: tuple[str, Path], capsys) -> None:
+    """Without a key of its problems it would be asked others, and nothing in the file could show it."""
+    path = pipeline[1] / "runs" / "dev" / "rl" / "plan.json"
+    whole = path.read_text()
+    plan = json.loads(whole)
+    del plan["validation"]["below"]
+    path.write_text(json.dumps(plan))
+    assert evaluate.main(["run=dev/rl", f"root={pipeline[1]}", "tasks=none"]) == 0
+    path.write_text(whole)
+    assert f"{path} was changed since the model was trained; it is scored as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

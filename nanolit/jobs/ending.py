@@ -11,7 +11,7 @@ from nanolit.evaluation.items import identity
 from nanolit.evaluation.spans import OwnScorer
 from nanolit.jobs.parts import Parts
 from nanolit.jobs.processes import launched_rank, sigterm_interrupts
-from nanolit.machine.paths import Json, core_folder
+from nanolit.machine.paths import Json, core_folder, file_hash
 from nanolit.machine.system import code_version
 from nanolit.machine.terminal import duration, say
 from nanolit.model.release import save_release
@@ -25,6 +25,8 @@ def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
     stage, recipe = parts.plan.stage, job["recipe"]["name"]
     meta = {"run": job["run"], "stage": stage, "recipe": recipe, "seed": job["seed"]}
     meta["questions"] = job["chat_tasks"].get("questions", [])
+    records = [release.parent / name for name in ("job.yaml", "plan.json")]
+    meta["made_with"] = {path.name: file_hash(path) for path in records if path.is_file()}
     save_release(
         release,
         parts.phase.gpt,

@@ -35,6 +35,7 @@ class Meta(TypedDict):
     tokenizer_hash: NotRequired[str | None]
     weights_hash: NotRequired[str | None]  # this and the next since December 2026
     gpt_hash: NotRequired[str | None]
+    made_with: NotRequired[dict[str, str]]  # hashes of the stage's files
     questions: NotRequired[list[str]]  # that suit this model; none: what suits any
 
 

@@ -276,7 +276,8 @@ def make_anew(target: Path) -> None:
 def finish(target: Path, progress: Json, parts: list[Json]) -> None:
     files = {name: entry for part in parts for name, entry in part.items()}
     write_json(target / "manifest.json", {"format": FORMAT, "step": progress["step"], "files": files})
-    sync(target.parent)
+    for folder in (target.parent, target.parent.parent):  # the first of a stage makes both
+        sync(folder)
 
 
 def own_files(target: Path, phase: Phase, progress: Json) -> tuple[Json, str]:

@@ -63,14 +63,15 @@ def save_release(
         weights = temporary / "model.safetensors"
         save_file(tensors, weights, metadata={"format": str(FORMAT)})
         sync(weights)
+        tokenizer = (tokenizer_folder / "tokenizer.json").read_bytes()  # nothing else that may lie there
+        write_atomically(temporary / "tokenizer" / "tokenizer.json", tokenizer)
         write_json(temporary / "gpt.json", {"format": FORMAT, **model.hyperparameters})
         hashes = {"weights_hash": file_hash(weights), "gpt_hash": file_hash(temporary / "gpt.json")}
         hashes["tokenizer_hash"] = tokenizer_hash
         write_json(temporary / "meta.json", {"format": FORMAT, **meta, **hashes})
-        tokenizer = (tokenizer_folder / "tokenizer.json").read_bytes()  # nothing else that may lie there
-        write_atomically(temporary / "tokenizer" / "tokenizer.json", tokenizer)
         temporary.chmod(0o755)
         _replace(folder, temporary)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -118,6 +118,21 @@ def test_truncated_weights_are_refused(save):
         load_release(folder, device="cpu")
 
 
+def test_a_release_is_on_the_disk_with_all_its_names_before_it_has_its_own(save, monkeypatch):
+    """A folder that is brought there before what it names would lose that in a power cut."""
+    synced, fsync = [], os.fsync
+
+    def recording(handle):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    root = save().parent
+    assert sum(path.suffix in (".tmp", ".safetensors") for path in synced) == 4
+    for place, path in enumerate(synced):
+        assert path == root or path.parent in synced[place + 1 :], path
+
+
 def test_a_flipped_bit_is_seen(save):
     weights = save() / "model.safetensors"
     content = bytearray(weights.read_bytes())

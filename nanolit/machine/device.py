@@ -14,14 +14,17 @@ IGNORED = -1  # the target of a position that nothing is learned from: the data 
 
 
 def pick_device() -> torch.device:
-    """CUDA with this process's local rank, else Apple's MPS, else the CPU; NANOLIT_DEVICE overrides."""
-    if wish := os.environ.get("NANOLIT_DEVICE"):
-        return torch.device(wish)
-    if torch.cuda.is_available():
-        return torch.device("cuda", local_rank())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    """CUDA with this process's local rank, else Apple's MPS, else the CPU; NANOLIT_DEVICE=KIND chooses."""
+    there = [
+        *([torch.device("cuda", local_rank())] if torch.cuda.is_available() else []),
+        *([torch.device("mps")] if torch.backends.mps.is_available() else []),
+        torch.device("cpu"),
+    ]
+    kinds = [device.type for device in there]
+    wish = os.environ.get("NANOLIT_DEVICE") or kinds[0]
+    if wish not in kinds:
+        raise ValueError(f"NANOLIT_DEVICE is {wish!r}; this machine has {', '.join(kinds)}")
+    return there[kinds.index(wish)]
 
 
 def pick_devices(count: int) -> list[torch.device]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from nanolit.machine.terminal import one_line, print_anything
 
-NO_MEMORY = ("allocate memory", "out of memory", "start new thread")
+NO_MEMORY = ("allocate memory", "out of memory", "start new thread", "failed to map segment")
 MORE_MEMORY = "out of memory; end other programs, raise a limit (ulimit -v), or choose something smaller"
 
 
@@ -28,6 +28,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(words: Sequence[str] | None = None) -> int:
+        replace_closed_streams()
         print_anything()
         try:
             try:
@@ -40,9 +41,10 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit fails too
             return 1
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
             little = lacks_memory(error)
-            if "HYDRA_FULL_ERROR" in os.environ or (isinstance(error, RuntimeError) and not little):
+            is_ours = isinstance(error, RuntimeError | ImportError) and not little
+            if "HYDRA_FULL_ERROR" in os.environ or is_ours:
                 raise
             print(f"error: {MORE_MEMORY if little else one_line(error)}", file=sys.stderr)
             return 2
@@ -53,9 +55,16 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     return guarded
 
 
+def replace_closed_streams() -> None:
+    """Let stdin, stdout and stderr lead nowhere where the shell closed them (`>&-`), which is None to Python."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the lowest descriptor that is free is the one that was closed
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the rest of the process
+
+
 def lacks_memory(error: BaseException) -> bool:
-    """Tell whether memory was too little; Python, torch and threads have no class in common for it."""
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+    """Tell whether memory was too little; Python, torch, threads and libraries have no class in common."""
+    told = isinstance(error, RuntimeError | ImportError) and any(sign in str(error) for sign in NO_MEMORY)
     return told or isinstance(error, MemoryError)
 
 

@@ -273,11 +273,13 @@ def test_two_gpus_give_the_same_reply(byte_tokenizer, serve, monkeypatch):
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
-    there = torch.cuda.device_count()
     assert [device.type for device in pick_devices(3)] == ["cpu"] * 3
     monkeypatch.setenv("NANOLIT_DEVICE", "cuda")
-    with pytest.raises(ValueError, match=f"this machine has {there or 'no'} GPUs"):
-        pick_devices(there + 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device.index for device in pick_devices(2)] == [0, 1]
+    with pytest.raises(ValueError, match="devices=3, but this machine has 2 GPUs; give devices=2 or fewer"):
+        pick_devices(3)
 
 
 def test_two_devices_of_a_machine_without_gpus_are_refused(monkeypatch):

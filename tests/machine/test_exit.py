@@ -51,7 +51,14 @@ def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
         command(main)([])
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
 def test_too_little_memory_is_one_line(error, capsys):
     def main(_):
         raise error
@@ -60,7 +67,7 @@ def test_too_little_memory_is_one_line(error, capsys):
     assert capsys.readouterr().err.startswith("error: out of memory; end other programs")
 
 
-@pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("ours")])
+@pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("ours"), ImportError("ours")])
 def test_a_fault_of_ours_keeps_its_traceback(error):
     def main(_):
         raise error
@@ -91,6 +98,26 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "error"),
+    [
+        ("<&-", "out\n", " False\n"),
+        (">&-", "", " False\n"),
+        ("2>&-", "out\n", ""),
+        ("<&- >&- 2>&-", "", ""),
+    ],
+)
+def test_streams_that_the_shell_closed_lead_nowhere(closed, out, error):
+    code = (
+        "import sys; from nanolit.machine.exit import command\n"
+        "def main(_): print(sys.stdin.read(), sys.stdin.isatty(), file=sys.stderr); print('out')\n"
+        "sys.exit(command(main)([]))"
+    )
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, out, error)
 
 
 def test_ctrl_c_is_one_word_and_code_130():

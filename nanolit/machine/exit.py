@@ -56,7 +56,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
 
 def replace_closed_streams() -> None:
-    """Let stdin, stdout and stderr lead nowhere where the shell closed them (`>&-`), which is None to Python."""
+    """Let streams that the shell closed (`>&-`) lead nowhere: Python has None in their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the lowest descriptor that is free is the one that was closed
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the rest of the process

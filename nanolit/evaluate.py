@@ -30,7 +30,6 @@ from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command
 from nanolit.machine.locks import held
 from nanolit.machine.paths import core_folder, file_hash
-from nanolit.machine.terminal import printable
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import open_bundle
 

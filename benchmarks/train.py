@@ -24,10 +24,10 @@ from nanolit.callbacks.throughput import Recorder, Throughput  # noqa: E402
 from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts, build_trainer  # noqa: E402
-from nanolit.jobs.processes import launched_rank  # noqa: E402
 from nanolit.jobs.worker import quieten_libraries  # noqa: E402
 from nanolit.machine.arguments import read_some, setting  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
+from nanolit.machine.system import launched_rank  # noqa: E402
 from nanolit.model.accounting import peak_bf16_flops  # noqa: E402
 from nanolit.phases.core import Phase  # noqa: E402
 from nanolit.planning.plans import BasePlan  # noqa: E402

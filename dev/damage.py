@@ -25,7 +25,7 @@ from typing import Any
 
 from dev.damages import Damage, damages_of, drop_privileges
 from nanolit.config.compose import compose, plain_job
-from nanolit.config.stored import write_job
+from nanolit.machine.paths import write_yaml
 from nanolit.report import curves
 
 STAGES = ("base", "mid", "sft", "rl")
@@ -156,7 +156,7 @@ def call(command: Command, root: Path, *, seconds: float = 120) -> tuple[int | N
     log = root.with_name("log.txt")
     if module == TRAIN:
         job: Any = {**composed(words), "root": str(root)}
-        write_job(log.with_name("job.yaml"), job)
+        write_yaml(log.with_name("job.yaml"), job)
         words = (str(log.with_name("job.yaml")),)
     else:
         words = (*words, f"root={root}")

@@ -27,11 +27,10 @@ from launch.claim import claimed
 from launch.compile_cache import CompileCache
 from launch.spending import Meter
 from nanolit.config.schema import Job, StageName
-from nanolit.config.stored import write_job
 from nanolit.jobs.execute import TOLD, fetch_data, make_tokenizer, training_plans
 from nanolit.jobs.inputs import check_root, check_stages, finished
 from nanolit.jobs.processes import supervise
-from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder
+from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_yaml
 from nanolit.planning.plans import fresh_plans
 
 MOST_IDLE = 2  # time limits in a row without a step, after which more of them are a waste
@@ -136,7 +135,7 @@ def stage_in_time(
     late, code = False, 0
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "job.yaml", Path(folder) / "result.json"
-        write_job(asked, cast(Job, {**job, "stages": job["stages"][:until]}))
+        write_yaml(asked, cast(Job, {**job, "stages": job["stages"][:until]}))
         command = [sys.executable, "-m", "nanolit.jobs.execute", str(asked), str(answer)]
         try:
             code = supervise(command, environment=environment, seconds=seconds)

@@ -25,11 +25,11 @@ from nanolit.config.build import build
 from nanolit.config.rules import allow_weak_sandbox, named, options
 from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
-from nanolit.jobs.processes import sigterm_interrupts, under_torchrun
 from nanolit.machine.arguments import Root, choose, read, setting
-from nanolit.machine.exit import command
+from nanolit.machine.exit import command, sigterm_interrupts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import core_folder, file_hash
+from nanolit.machine.system import under_torchrun
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import open_bundle
 

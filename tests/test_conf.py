@@ -11,8 +11,7 @@ import yaml
 
 from nanolit.config.compose import compose, options
 from nanolit.config.schema import Choices
-from nanolit.config.stored import write_job
-from nanolit.machine.paths import conf_folder
+from nanolit.machine.paths import conf_folder, write_yaml
 from nanolit.planning.plans import fresh_plan
 
 GROUPS = {group: options(group) for group in ("model", "recipe", "phase", "data", "cluster", "logger")}
@@ -79,7 +78,7 @@ def test_every_pair_of_options_composes_and_plans(row, text_folder, tmp_path):
                 fresh_plan(job, stage)
         else:
             assert fresh_plan(job, stage).stage == stage
-    write_job(tmp_path / "job.yaml", job)
+    write_yaml(tmp_path / "job.yaml", job)
     assert yaml.safe_load((tmp_path / "job.yaml").read_text()) == job
 
 

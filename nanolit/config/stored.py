@@ -1,4 +1,4 @@
-"""Write and read job.yaml; a job of an earlier version is read as this version would have written it.
+"""Read job.yaml; a job of an earlier version is read as this version would have written it.
 
 A run is resumed only with the settings that it began with (`names.difference`), and an absent key counts as
 None there: without these tables every key that comes or goes would refuse every run begun before.
@@ -9,12 +9,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, cast, get_args, get_type_hints
 
-import yaml
 from typing_extensions import is_typeddict
 
 from nanolit.config.check import check_mapping, check_targets
 from nanolit.config.schema import SHORTHANDS, Job, Node
-from nanolit.machine.paths import DamagedFile, read_yaml, write_atomically
+from nanolit.machine.paths import DamagedFile, read_yaml
 
 REMEDY = "restore it, or give another run=NAME"
 NEEDED = ("run", "seed", "model", "recipe", "data", "stages", "stage")  # without these nothing can be read
@@ -31,10 +30,6 @@ ADDED: dict[str, Callable[[Job], object]] = {
     "yes": lambda _job: False,
     "recipe.matmul_precision": lambda job: "high" if job["recipe"].get("name") == "classic" else "highest",
 }
-
-
-def write_job(path: Path, job: Job) -> None:
-    write_atomically(path, yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True))
 
 
 def read_job(path: Path) -> Job:

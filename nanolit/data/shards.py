@@ -35,6 +35,7 @@ class Dataset:
     name: str
     bytes_per_shard = 0  # to be downloaded
     num_characters: int | None = None  # of the train text, about; None where only reading it would tell
+    is_shipped = False  # with the package: there is nothing to fetch, and nobody writes to it
 
     def __init__(self, *, cache: bool = False) -> None:  # jobs of earlier versions don't say
         self.cache = cache
@@ -71,6 +72,7 @@ class Shipped(Dataset):
     """Text that ships with the package: train.parquet and validation.parquet in `folder`."""
 
     folder: Path
+    is_shipped = True
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(

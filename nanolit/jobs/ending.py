@@ -10,9 +10,9 @@ from nanolit.evaluation.core import fitting, mean_of_part, score_core
 from nanolit.evaluation.items import identity
 from nanolit.evaluation.spans import OwnScorer
 from nanolit.jobs.parts import Parts
-from nanolit.jobs.processes import launched_rank, sigterm_interrupts
+from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.paths import Json, core_folder, file_hash
-from nanolit.machine.system import code_version
+from nanolit.machine.system import code_version, launched_rank
 from nanolit.machine.terminal import duration, say
 from nanolit.model.release import save_release
 from nanolit.planning.plans import BasePlan

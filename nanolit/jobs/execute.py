@@ -14,17 +14,12 @@ from pathlib import Path
 
 from nanolit.config.build import build
 from nanolit.config.schema import Job
-from nanolit.config.stored import read_job, write_job
+from nanolit.config.stored import read_job
 from nanolit.jobs.inputs import check_root, check_settings, check_sources, finished, hub_forbidden
-from nanolit.jobs.processes import (
-    clean_environment,
-    is_rank_zero,
-    sigterm_interrupts,
-    supervise,
-    under_torchrun,
-)
+from nanolit.jobs.processes import clean_environment, supervise
 from nanolit.jobs.ranks import WAIT_SECONDS, Node, run_ranks, this_node
 from nanolit.machine import terminal
+from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     Json,
@@ -35,7 +30,9 @@ from nanolit.machine.paths import (
     stage_folder,
     tokenizers_folder,
     write_json,
+    write_yaml,
 )
+from nanolit.machine.system import is_rank_zero, under_torchrun
 from nanolit.machine.terminal import one_line, print_anything
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.micro_batch import tried
@@ -80,15 +77,16 @@ def run(
         lock = run_folder(job["root"], job["run"]) / ".lock"
         # An outer torchrun's other ranks share the run with rank 0, which holds it
         ours = held(lock, busy=f"run {job['run']} is in use") if is_rank_zero() else nullcontext([])
-        with hub_forbidden(job["offline"]), ours as keep_open:
+        with hub_forbidden() if job["offline"] else nullcontext(), ours as keep_open:
             plans = plans or fresh_plans(job)
             check_settings(job, plans)
             training = training_plans(job, plans)
             announce(job, training)
             if confirm:
                 confirm(job, plans)
-            check_sources(job, plans)
-            if not under_torchrun():
+            if any(plan.chats for plan in plans.values()):
+                check_sources(job, plans)
+            if job["cluster"]["gpu"] != "cpu" and not under_torchrun():
                 training |= try_micro_batches(job, plans)
             return run_stages(job, training, node, keep_open)
     except (ValueError, OSError) as error:
@@ -164,10 +162,11 @@ def try_micro_batches(job: Job, plans: Plans) -> dict[str, Plan]:
 def training_plans(job: Job, plans: Plans) -> dict[str, Plan]:
     """Return the plans that training uses: a stored one wins over today's.
 
-    The tokenizer's comes first where a base is still to be trained from new weights.
+    The tokenizer's comes first where it is still to be trained, for a base with new weights.
     """
     first = job["stages"][0]
-    if first == "base" and not job["start_from"] and not finished(job["root"], job["run"], first):
+    made = is_made(job, plans[first]) or finished(job["root"], job["run"], first)
+    if first == "base" and not job["start_from"] and not made:
         plans = {"tokenizer": fresh_plan(job, "tokenizer"), **plans}
     return {stage: keep_stored(job, plan) for stage, plan in plans.items()}
 
@@ -206,9 +205,10 @@ def fetch_data(job: Job, plans: Plans) -> None:
         return
     num_shards = max(plan.shards for plan in reading)
     folder = dataset_folder(job["root"], reading[0].data)
-    with sigterm_interrupts(), held(folder / ".lock", wait=True):
-        remove_leftovers(folder)
-        build(job["data"]).fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
+    if not (dataset := build(job["data"])).is_shipped:
+        with sigterm_interrupts(), held(folder / ".lock", wait=True):
+            remove_leftovers(folder)
+            dataset.fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
     if any(isinstance(plan, BasePlan) and plan.core_every for plan in reading):
         folder = core_folder(job["root"])
         with sigterm_interrupts(), held(folder / ".lock", wait=True):
@@ -258,9 +258,9 @@ def run_stage(
         say(f"{plan.stage}: run {job['run']} has finished it{score(result)}")
         return {**result, "asked_to_stop": False}
     folder = write_plan(job, plan, known=known)
-    if num_ranks(job) == 1 or under_torchrun():
-        return run_in_process(job, plan)
-    return run_ranks(job, plan, folder, node=node, keep_open=keep_open)
+    if num_ranks(job) > 1 and not under_torchrun():
+        return run_ranks(job, plan, folder, node=node, keep_open=keep_open)
+    return run_in_process(job, plan)
 
 
 def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
@@ -284,7 +284,7 @@ def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
 
 def hand_over(job: Job, plan: Plan, folder: Path) -> Path:
     """Write what another process needs of a stage, job.yaml and plan.json, and return the folder."""
-    write_job(folder / "job.yaml", job)
+    write_yaml(folder / "job.yaml", job)
     write_json(folder / "plan.json", as_json(plan))
     return folder
 

@@ -16,12 +16,12 @@ from nanolit.config.build import build
 from nanolit.config.names import decisive_settings, difference
 from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
-from nanolit.jobs.processes import is_rank_zero, under_torchrun
 from nanolit.machine.locks import open_lock
 from nanolit.machine.paths import Json, expanded, read_json, run_folder, stage_folder
+from nanolit.machine.system import is_rank_zero, under_torchrun
 from nanolit.machine.terminal import train_command
 from nanolit.planning.costs import num_ranks
-from nanolit.planning.plans import Plan, Plans, RLPlan, TokenizerPlan, TrainingPlan, stored_plan
+from nanolit.planning.plans import FinetunePlan, Plan, Plans, RLPlan, TokenizerPlan, TrainingPlan, stored_plan
 from nanolit.report.folders import read_result
 from nanolit.tasks.rows import FileRows
 from nanolit.tasks.task import Task
@@ -50,23 +50,36 @@ def check_stages(job: Job, plans: Plans) -> None:
 
 def check_settings(job: Job, plans: Plans) -> None:
     """ValueError for a job that does not fit its ranks, its run or the stage it begins from."""
-    ranks = num_ranks(job)
-    if under_torchrun() and int(os.environ["WORLD_SIZE"]) != ranks:
-        world = os.environ["WORLD_SIZE"]
-        raise ValueError(
-            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
-        )
+    if under_torchrun():
+        check_ranks(num_ranks(job), world=int(os.environ["WORLD_SIZE"]))
     if job["phase"] == "identity" and not job["start_from"]:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for plan in plans.values():
-        check_own_folders(job, plan.stage)
-        check_unchanged(job, plan)
-    if models := [stage for stage in job["stages"] if stage != "tokenizer"]:
-        check_previous(job, models[0])
-        begins, plan = origin(job, models[0]), plans[models[0]]
-        if begins and isinstance(plan, TrainingPlan):
-            sizes = {key: value for key, value in plan.gpt.items() if key != "vocab_size"}  # its tokenizer's
-            check_same_model(sizes, read_json(begins.release / "gpt.json"), begins)
+        if stage_folder(job["root"], job["run"], plan.stage).exists():
+            check_own_folders(job, plan.stage)
+    training = [plan for plan in plans.values() if not isinstance(plan, TokenizerPlan)]
+    for plan in training:
+        path = stage_folder(job["root"], job["run"], plan.stage) / "job.yaml"
+        if path.exists():
+            check_unchanged(job, plan, path)
+    if training and (job["start_from"] or stages_before(job, training[0].stage)):
+        check_origin(job, training[0])
+
+
+def check_ranks(ranks: int, *, world: int) -> None:
+    """ValueError unless torchrun started as many ranks as the job is for."""
+    if world != ranks:
+        raise ValueError(
+            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
+        )
+
+
+def check_origin(job: Job, plan: TrainingPlan) -> None:
+    """ValueError unless what the stage begins from is there, and is a model of the stage's sizes."""
+    check_previous(job, plan.stage)
+    if begins := origin(job, plan.stage):
+        sizes = {key: value for key, value in plan.gpt.items() if key != "vocab_size"}  # its tokenizer's
+        check_same_model(sizes, read_json(begins.release / "gpt.json"), begins)
 
 
 def check_own_folders(job: Job, stage: str) -> None:
@@ -80,12 +93,9 @@ def check_own_folders(job: Job, stage: str) -> None:
             )
 
 
-def check_unchanged(job: Job, plan: Plan) -> None:
-    """ValueError with the difference, when the stage was begun with other settings that decide its result."""
+def check_unchanged(job: Job, plan: Plan, path: Path) -> None:
+    """ValueError with the difference, when the stage's job.yaml has other settings that decide its result."""
     stage = plan.stage
-    path = stage_folder(job["root"], job["run"], stage) / "job.yaml"
-    if stage == "tokenizer" or not path.exists():
-        return
     changes = difference(decisive_settings(read_job(path), stage), decisive_settings(job, stage))
     if changes:
         parts = (part for key, (old, new) in changes.items() for part in leaves(key, old, new))
@@ -153,7 +163,8 @@ def stages_before(job: Job, stage: str) -> list[str]:
 
 def finished(root: str, run: str, stage: str) -> Json | None:
     """The stored result of a stage that is done, else None."""
-    result = read_result(stage_folder(root, run, stage) / "result.json")
+    path = stage_folder(root, run, stage) / "result.json"
+    result = read_result(path) if path.exists() else {}
     return result if result.get("status") == "done" else None
 
 
@@ -257,23 +268,22 @@ def check_rows(task: Task) -> None:
 
 def nodes(job: Job, plans: Plans) -> Iterator[Target]:
     """Yield the targets of all tasks that the stages learn from, are validated on, and are asked."""
-    training = [plan for plan in plans.values() if not isinstance(plan, TokenizerPlan)]
-    for plan in training:
+    learned = [plan for plan in plans.values() if isinstance(plan, FinetunePlan | RLPlan)]
+    for plan in learned:
         yield from plan.tasks(job)
-    if any(plan.chats for plan in training):
+    if learned:
         yield from job["chat_tasks"]["tasks"]
 
 
 @contextmanager
-def hub_forbidden(offline: bool) -> Iterator[None]:
-    """While `offline`, Hugging Face's libraries answer from their cache, here and in child processes."""
+def hub_forbidden() -> Iterator[None]:
+    """Let Hugging Face's libraries answer from their cache alone, here and in child processes."""
     before = os.environ.get("HF_HUB_OFFLINE")
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # they read it when they are imported, which is later
+    os.environ["HF_HUB_OFFLINE"] = "1"  # they read it when they are imported, which is later
     try:
         yield
     finally:
-        if offline and before is None:
+        if before is None:
             del os.environ["HF_HUB_OFFLINE"]
-        elif offline and before is not None:
+        else:
             os.environ["HF_HUB_OFFLINE"] = before

@@ -21,10 +21,9 @@ from nanolit.config.build import build
 from nanolit.config.names import decisive_settings
 from nanolit.config.schema import Job
 from nanolit.jobs.inputs import Origin, check_same_model, origin
-from nanolit.jobs.processes import launched_rank
 from nanolit.machine.device import derived_seed, pick_device
 from nanolit.machine.paths import Json, as_null, read_json, stage_folder, tokenizers_folder
-from nanolit.machine.system import wandb_key
+from nanolit.machine.system import launched_rank, wandb_key
 from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import AGAIN, Meta, load_release, load_weights, tell_origin

@@ -1,33 +1,18 @@
 """Child processes that leave nobody behind: what they inherit, and the end of whole process trees."""
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 
-from nanolit.machine.exit import ending, handlers_kept, ignore_ctrl_c, in_main_thread, leave_terminal
+from nanolit.machine.exit import handlers_kept, ignore_ctrl_c, sigterm_interrupts
 from nanolit.machine.system import available_cores
 
 GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
-
-
-def under_torchrun() -> bool:
-    """Tell whether this process is a rank that jobs/ranks.py or torchrun started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def launched_rank() -> int:
-    """Return the rank that jobs/ranks.py or torchrun gave: known before there is a process group."""
-    return int(os.environ.get("RANK", "0")) if under_torchrun() else 0
-
-
-def is_rank_zero() -> bool:
-    return launched_rank() == 0
 
 
 def clean_environment(*, devices: int) -> dict[str, str]:
@@ -84,18 +69,3 @@ def descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP are a KeyboardInterrupt here, so that they reach the same clean-up as Ctrl-C."""
-
-    def interrupt(number: int, _frame: object) -> None:
-        leave_terminal(number)
-        raise KeyboardInterrupt
-
-    with handlers_kept():
-        if in_main_thread():
-            for number in ending():
-                signal.signal(number, interrupt)
-        yield

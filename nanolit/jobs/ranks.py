@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanolit.config.schema import Job
-from nanolit.jobs.processes import clean_environment, sigterm_interrupts, stop
+from nanolit.jobs.processes import clean_environment, stop
+from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.paths import Json, stage_folder, write_json
 from nanolit.planning.plans import Plan
 from nanolit.report.folders import Stage, read_result

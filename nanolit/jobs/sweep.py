@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanolit.config.schema import Job
-from nanolit.config.stored import write_job
 from nanolit.jobs.execute import run, say, score
 from nanolit.jobs.overview import show_jobs
-from nanolit.jobs.processes import sigterm_interrupts, stop
-from nanolit.machine.paths import Json, run_folder
+from nanolit.jobs.processes import stop
+from nanolit.machine.exit import sigterm_interrupts
+from nanolit.machine.paths import Json, run_folder, write_yaml
 from nanolit.machine.system import gpu_names
 from nanolit.machine.terminal import at_terminal
 from nanolit.planning.plans import Plans, notes, plan_jobs, total
@@ -54,6 +54,8 @@ def confirm(planned: Sequence[tuple[Job, Plans]]) -> None:
 
     With yes=true, elsewhere than at a terminal, and for runs that have begun, nobody is asked.
     """
+    if not warning(planned):
+        return
     new = [(job, plans) for job, plans in planned if not begun(job)]
     remark = warning(new) if new else ""
     if not remark:
@@ -109,12 +111,14 @@ def check_jobs(jobs: Sequence[Job]) -> list[tuple[Job, Plans]]:
     ValueError for a job that must not run here, cannot be planned, or is the same run as another.
     """
     for job in jobs:
-        refuse_elsewhere(job)
+        if job["cluster"]["kind"] != "local":
+            refuse_elsewhere(job)
     planned = plan_jobs(jobs)
     for note in notes(planned):
         if not jobs[0]["dry_run"]:  # then the plan says it
             say(note)
-    refuse_same_run(jobs)
+    if len(jobs) > 1:
+        refuse_same_run(jobs)
     return planned
 
 
@@ -131,7 +135,7 @@ def refuse_elsewhere(job: Job) -> None:
     """A job for rented GPUs never runs on the machine where it is typed."""
     cluster = job["cluster"]
     submitted = {"SLURM_JOB_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys()  # the second by submitit, anywhere
-    if cluster["kind"] == "local" or (cluster["kind"] == "slurm" and (submitted or job["dry_run"])):
+    if cluster["kind"] == "slurm" and (submitted or job["dry_run"]):
         return
     raise ValueError(
         f"cluster={cluster['name']} does not run on this machine: its launcher submits it; give it alone "
@@ -185,7 +189,7 @@ def start(job: Job, slot: str, answer: Path, *, shared: bool) -> subprocess.Pope
     log.txt in the run's folder."""
     folder = run_folder(job["root"], job["run"])
     path = folder / "job.yaml"
-    write_job(path, job)
+    write_yaml(path, job)
     say(f"── {job['run']}" + ("" if shared else f" on GPU {slot}, output in {folder / 'log.txt'}"))
     tags = {"WANDB_TAGS": ",".join(filter(None, (os.environ.get("WANDB_TAGS"), "sweep")))}
     environment = {**os.environ, **tags} | ({"CUDA_VISIBLE_DEVICES": slot} if slot else {})

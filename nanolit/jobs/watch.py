@@ -21,8 +21,8 @@ from nanolit.config.schema import Job
 from nanolit.inference.engine import Engine
 from nanolit.jobs.ending import FAST_DEV_PROBLEMS
 from nanolit.jobs.parts import Parts
-from nanolit.jobs.processes import launched_rank
 from nanolit.machine.paths import Json, core_folder
+from nanolit.machine.system import launched_rank
 from nanolit.machine.terminal import say
 from nanolit.model.accounting import peak_bf16_flops
 from nanolit.phases.core import Phase

@@ -25,7 +25,7 @@ from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.ending import ask_core, attach_report, leave_release, summarize
 from nanolit.jobs.parts import Parts, build_parts, build_trainer
-from nanolit.jobs.processes import GRACE_SECONDS, launched_rank
+from nanolit.jobs.processes import GRACE_SECONDS
 from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
@@ -33,6 +33,7 @@ from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
+from nanolit.machine.system import launched_rank
 from nanolit.machine.terminal import one_line, print_anything, printable, say, train_command
 from nanolit.phases.core import Phase, StoppedInStep
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan

@@ -94,6 +94,21 @@ def handlers_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP are a KeyboardInterrupt here, so that they reach the same clean-up as Ctrl-C."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        leave_terminal(number)
+        raise KeyboardInterrupt
+
+    with handlers_kept():
+        if in_main_thread():
+            for number in ending():
+                signal.signal(number, interrupt)
+        yield
+
+
 def ignore_ctrl_c() -> None:
     """From now on Ctrl-C changes nothing: this process is ending, and more of them would only hurt that."""
     if in_main_thread():

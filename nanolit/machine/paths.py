@@ -178,6 +178,13 @@ def write_json(path: Path, content: object) -> None:
     write_atomically(path, text + "\n")
 
 
+def write_yaml(path: Path, content: Mapping[str, object]) -> None:
+    """Write a mapping as YAML, atomically, its keys in their order."""
+    import yaml
+
+    write_atomically(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
 class DamagedFile(ValueError):
     """A file of ours does not hold what it must; the message is one line with the file and the remedy."""
 

@@ -20,6 +20,20 @@ def output(*command: str) -> str | None:
     return done.stdout.strip()
 
 
+def under_torchrun() -> bool:
+    """Tell whether this process is a rank that jobs/ranks.py or torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launched_rank() -> int:
+    """Return the rank that jobs/ranks.py or torchrun gave: known before there is a process group."""
+    return int(os.environ.get("RANK", "0")) if under_torchrun() else 0
+
+
+def is_rank_zero() -> bool:
+    return launched_rank() == 0
+
+
 def available_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from nanolit.config.schema import Job, Target
+from nanolit.config.schema import Job
 from nanolit.optim import scaling
 from nanolit.planning.costs import Cost, Hours, hours
 from nanolit.planning.sizes import (
@@ -89,11 +89,6 @@ class BasePlan(TextPlan):
 
     warm_start: ClassVar[bool] = True  # with start_from, the optimizer's state comes along
     equal_rows: ClassVar[bool] = True  # every step has the same shape, so that compiling pays
-    chats: ClassVar[bool] = False  # it continues text, and is asked no chat tasks
-
-    def tasks(self, job: Job) -> list[Target]:
-        """None: base learns from the corpus."""
-        return []
 
 
 def choose_packing(job: Job, dataset: Dataset, tokens: int) -> Literal["flat", "bestfit", "bestfit_split"]:

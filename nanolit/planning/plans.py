@@ -87,23 +87,18 @@ def fresh_plan(job: Job, stage: StageName) -> Plan:
 
     ValueError where its settings cannot be met.
     """
-    settings = cast(dict[str, Node], job["stage"])[stage]
-    refuse_below_one(
-        {
-            "model.context": job["model"]["context"],
-            "cluster.devices": job["cluster"]["devices"],
-            "cluster.nodes": job["cluster"]["nodes"],
-            f"stage.{stage}.max_steps": settings.get("max_steps"),
-        }
-    )
-    gpu = job["cluster"]["gpu"] or "cpu"
+    settings, cluster = cast(dict[str, Node], job["stage"])[stage], job["cluster"]
+    counts = {f"cluster.{name}": cluster[name] for name in ("devices", "nodes")}
+    steps = {f"stage.{stage}.max_steps": settings.get("max_steps")}
+    refuse_below_one({"model.context": job["model"]["context"], **counts, **steps})
+    gpu = cluster["gpu"] or "cpu"
     if stage != "tokenizer" and job["precision"] == "fp8" and not multiplies_in_fp8(gpu):
         raise ValueError(f"precision=fp8 needs an NVIDIA GPU from Ada on; this is {gpu}: give precision=bf16")
     dataset = build(job["data"])
     head = StagePlan(run=job["run"], stage=stage, data=dataset.name, tokenizer=tokenizer_name(job))
     _, derive = PLANNERS[stage]
     plan = derive(job, head, dataset=dataset)
-    return replace(plan, cost=cost(stage, plan.hours, job["cluster"]))
+    return replace(plan, cost=cost(stage, plan.hours, cluster))
 
 
 def keep_stored(job: Job, plan: Plan) -> Plan:
@@ -225,15 +220,17 @@ def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
 
 def notes(planned: Sequence[tuple[Job, Plans]]) -> list[str]:
     """Return what to say of the jobs before they begin; ValueError where all pass `max_cost`, or may."""
-    return [note for note in (check_cost(planned), mixture_note(planned[0][0])) if note]
+    job = planned[0][0]
+    over = [] if job["max_cost"] is None else [check_cost(planned)]
+    mixed = [mixture_note(word, job) for word in job["overrides"] if word.startswith(SFT_MIXTURE)]
+    return [note for note in (*over, *mixed[:1]) if note]
 
 
-def mixture_note(job: Job) -> str | None:
+def mixture_note(typed: str, job: Job) -> str | None:
     """Return what to say of a typed `mixture=`: which stage learns from it, where that may surprise."""
-    typed = next((word for word in job["overrides"] if word.startswith(SFT_MIXTURE)), None)
-    if typed and "sft" not in job["stages"]:
+    if "sft" not in job["stages"]:
         return f"{typed} is ignored: it is for sft, and this job has {', '.join(job['stages'])}"
-    if typed and "mid" in job["stages"]:
+    if "mid" in job["stages"]:
         return f"{typed} is what sft learns from; mid keeps the recipe's, which stage.mid.mixture=… changes"
     return None
 

@@ -31,6 +31,8 @@ class StagePlan:
     data: str
     tokenizer: str
 
+    chats: ClassVar[bool] = False  # mid, sft and rl learn from tasks, and are asked some at their end
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan(StagePlan):

@@ -13,7 +13,8 @@ from nanolit.config.check import check_mapping
 from nanolit.config.compose import compose
 from nanolit.config.names import decisive_settings
 from nanolit.config.schema import SHORTHANDS, Job
-from nanolit.config.stored import read_job, upgraded, write_job
+from nanolit.config.stored import read_job, upgraded
+from nanolit.machine.paths import write_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FORMAT_1 = REPOSITORY / "tests" / "fixtures" / "run_format_1" / "runs" / "tiny" / "base" / "job.yaml"
@@ -24,7 +25,7 @@ def stored(tmp_path: Path, **stages: dict[str, Any]) -> Path:
     job = yaml.safe_load(FORMAT_1.read_text())
     for stage, settings in stages.items():
         job["stage"][stage] |= settings
-    write_job(tmp_path / "job.yaml", job)
+    write_yaml(tmp_path / "job.yaml", job)
     return tmp_path / "job.yaml"
 
 
@@ -49,7 +50,7 @@ def test_a_key_that_came_later_has_the_value_of_before():
 
 def test_a_job_of_today_is_read_as_it_was_written(tmp_path):
     job = compose(["deterministic=true", "recipe=classic"])
-    write_job(tmp_path / "job.yaml", job)
+    write_yaml(tmp_path / "job.yaml", job)
     assert read_job(tmp_path / "job.yaml") == job
 
 

@@ -25,9 +25,9 @@ import yaml
 from nanolit.config.build import build
 from nanolit.config.compose import compose
 from nanolit.config.names import tokenizer_folder
-from nanolit.config.stored import read_job, write_job
+from nanolit.config.stored import read_job
 from nanolit.jobs import execute, processes, ranks, worker
-from nanolit.machine.paths import read_json, stage_folder, write_json
+from nanolit.machine.paths import read_json, stage_folder, write_json, write_yaml
 from nanolit.model.gpt import GPT
 from nanolit.phases.core import optimizer_settings
 from nanolit.planning.plans import fresh_plan
@@ -77,7 +77,7 @@ def test_float32_products_are_as_precise_as_the_recipe_says(finished, tmp_path):
 def test_a_job_from_before_the_key_has_what_its_recipes_name_decided(tmp_path, recipe, precision):
     job: Any = tiny_job(tmp_path, f"recipe={recipe}")
     assert job["recipe"].pop("matmul_precision") == precision
-    write_job(tmp_path / "job.yaml", job)
+    write_yaml(tmp_path / "job.yaml", job)
     assert read_job(tmp_path / "job.yaml")["recipe"]["matmul_precision"] == precision
 
 
@@ -179,13 +179,19 @@ def test_a_tokenizer_of_other_settings_is_made_for_the_same_run(finished, tmp_pa
 
 def test_as_many_shards_are_fetched_as_the_most_demanding_stage_reads(tmp_path, monkeypatch):
     fetched = []
-    dataset = SimpleNamespace(name="many", fetch=lambda _, *, num_shards, **__: fetched.append(num_shards))
+    dataset = SimpleNamespace(
+        is_shipped=False, fetch=lambda _, *, num_shards, **__: fetched.append(num_shards)
+    )
     job = tiny_job(tmp_path, "phase=speedrun")
     shards = {"tokenizer": 3, "base": 5}
     plans = {stage: replace(fresh_plan(job, stage), shards=number) for stage, number in shards.items()}
     monkeypatch.setattr(execute, "build", lambda _: dataset)
+    half = tmp_path / "data" / "sample" / ".hub.json.abcd1234.tmp"
+    half.parent.mkdir(parents=True)
+    half.write_text("of a killed run")
     execute.fetch_data(job, plans)
     assert fetched == [5]
+    assert not half.exists()
 
 
 def test_what_a_killed_run_left_half_is_removed_and_never_published(finished, tmp_path):
@@ -197,8 +203,7 @@ def test_what_a_killed_run_left_half_is_removed_and_never_published(finished, tm
     (stage / ".release.abcd1234").mkdir()
     (stage / ".release.abcd1234" / "model.safetensors").write_bytes(b"half")
     left = [(stage, "job.yaml"), (stage, "metrics.csv"), (stage.parent, "report.md")]
-    for folder, name in (*left, (root / "data" / "sample", "hub.json")):
-        folder.mkdir(parents=True, exist_ok=True)
+    for folder, name in left:
         (folder / f".{name}.abcd1234.tmp").write_text("half")
     (stage / "checkpoints" / "step_000009").mkdir()
     (tokenizer / ".tokenizer.json.abcd1234.tmp").write_text("half")

@@ -39,7 +39,7 @@ from nanolit.config.schema import Choices
 from nanolit.data.download import LONGEST_PAUSE_SECONDS, _asked_pause, fetch_shards
 from nanolit.inference.calculator import calculate
 from nanolit.machine.arguments import choose, read
-from nanolit.machine.paths import conf_folder
+from nanolit.machine.paths import CONF
 from nanolit.model.release import load_release
 from nanolit.tasks.gsm8k import parts_of, same_answer
 from nanolit.tasks.humaneval import extract_program, imports_of
@@ -137,11 +137,10 @@ def open_train(folder: Path) -> Kind:
 
 def open_yaml(folder: Path) -> Kind:
     """Mixtures and chat evaluations of one's own, and configuration files of a search path."""
-    conf = conf_folder()
     sources = {
-        "mixture": (conf / "mixture" / "demo_sft.yaml", ["phase=sft", "model=d2"]),
-        "chat_tasks": (conf / "chat_evaluation" / "demo.yaml", ["phase=sft", "model=d2"]),
-        "experiment": (conf / "experiment" / "quick_d12.yaml", []),
+        "mixture": (CONF / "mixture" / "demo_sft.yaml", ["phase=sft", "model=d2"]),
+        "chat_tasks": (CONF / "chat_evaluation" / "demo.yaml", ["phase=sft", "model=d2"]),
+        "experiment": (CONF / "experiment" / "quick_d12.yaml", []),
     }
 
     def make(random: Random) -> tuple[list[str], bytes]:

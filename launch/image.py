@@ -13,7 +13,7 @@ from typing import Any
 
 import modal
 
-from nanolit.machine.paths import PACKAGE, conf_folder
+from nanolit.machine.paths import CONF, PACKAGE
 
 LAUNCH = Path(__file__).resolve().parent
 BESIDE = LAUNCH.parent  # the checkout, or what pip installs into
@@ -97,7 +97,7 @@ def collected() -> Path:
 def code_folders() -> Iterator[tuple[Path, str]]:
     """Yield each folder of the code here, and its place in the image."""
     yield PACKAGE, "nanolit"
-    yield conf_folder(), "nanolit/conf"
+    yield CONF, "nanolit/conf"
     yield LAUNCH, "launch"
     for plugin in (BESIDE / "hydra_plugins").glob("nanolit_*"):  # of a wheel; a checkout's are in launch/
         yield plugin, f"launch/hydra_plugins/{plugin.name}"

@@ -21,7 +21,7 @@ from nanolit.config.words import as_typed, malformed
 from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command
-from nanolit.machine.paths import conf_folder, home
+from nanolit.machine.paths import CONF, home
 from nanolit.machine.terminal import printable
 
 HYDRA_FLAGS = (
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(list(arguments))
         sys.argv[1:] = as_typed(arguments)  # which Hydra reads
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(train)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(train)()
     except BrokenPipeError:  # of `--cfg job | head`
         raise
     except (*USER_ERRORS, RuntimeError) as error:

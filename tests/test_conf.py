@@ -11,7 +11,7 @@ import yaml
 
 from nanolit.config.compose import compose, options
 from nanolit.config.schema import Choices
-from nanolit.machine.paths import conf_folder, write_yaml
+from nanolit.machine.paths import CONF, write_yaml
 from nanolit.planning.plans import fresh_plan
 
 GROUPS = {group: options(group) for group in ("model", "recipe", "phase", "data", "cluster", "logger")}
@@ -262,21 +262,21 @@ def test_identity_is_taught_by_the_file_that_was_given():
 
 
 def test_only_phase_cluster_and_experiment_are_global():
-    for path in conf_folder().rglob("*.yaml"):
+    for path in CONF.rglob("*.yaml"):
         if "@package _global_" in path.read_text():
             assert path.parent.name in ("phase", "cluster", "experiment"), path
 
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_opens_with_what_it_takes(name):
-    header = (conf_folder() / "experiment" / f"{name}.yaml").read_text().splitlines()[1:6]
+    header = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[1:6]
     keys = [line.removeprefix("# ").split(":")[0] for line in header]
     assert keys == ["command", "hardware", "hours", "cost", "expected"]
     assert f"python -m nanolit.train experiment={name}" in header[0]
 
 
 def test_the_help_names_every_top_level_key():
-    text = (conf_folder() / "hydra" / "help" / "nanolit.yaml").read_text()
+    text = (CONF / "hydra" / "help" / "nanolit.yaml").read_text()
     keys = set(Choices.__annotations__) - {"overrides", "stage", "phase"} - GROUPS.keys()
     assert {key for key in keys if key not in text} == set()
 

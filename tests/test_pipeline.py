@@ -14,7 +14,7 @@ from nanolit.chat.models import Models
 from nanolit.chat.web import Page
 from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
-from nanolit.machine.paths import conf_folder, read_json
+from nanolit.machine.paths import CONF, read_json
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -72,7 +72,7 @@ def test_the_finished_run_answers(pipeline: tuple[str, Path], capsys: pytest.Cap
 def test_the_demos_own_questions_are_asked_and_shown_on_its_page(pipeline: tuple[str, Path]) -> None:
     """Oracle: the file of conf/chat_evaluation that the demo chooses."""
     folder = pipeline[1] / "runs" / "dev" / "sft"
-    asked = yaml.safe_load((conf_folder() / "chat_evaluation" / "demo.yaml").read_text())["questions"]
+    asked = yaml.safe_load((CONF / "chat_evaluation" / "demo.yaml").read_text())["questions"]
     lines = (folder / "samples.md").read_text().splitlines()
     assert [line.partition(" → ")[0] for line in lines if line.startswith("- ")] == [
         f"- {q!r}" for q in asked

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,17 @@ class Evaluate(L.Callback):
     """Ask the `evaluator` every `eval_every` steps and after the last step."""
 
     def __init__(
-        self, evaluator: Evaluator, *, engine: Engine, eval_every: int, recorder: Recorder, clock: Clock
+        self,
+        evaluator: Evaluator,
+        *,
+        engine: Callable[[], Engine],
+        eval_every: int,
+        recorder: Recorder,
+        clock: Clock,
     ) -> None:
         self.evaluator, self.engine, self.eval_every = evaluator, engine, eval_every
         self.recorder, self.clock = recorder, clock
-        self.about = evaluator.about
+        self.has_told = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -58,7 +64,7 @@ class Evaluate(L.Callback):
             return
         with self.clock.paused():
             pl_module.gpt.eval()
-            scores = self.evaluator.evaluate(self.engine)
+            scores = self.evaluator.evaluate(self.engine())
             pl_module.gpt.train()
             self.tell(step)
             self.recorder.record(trainer, {"step": step, **scores})
@@ -67,9 +73,9 @@ class Evaluate(L.Callback):
         """Say the scores on rank 0, the first time after what they are of."""
         if rank() != 0:
             return
-        if self.about:
-            say(f"  {self.about}")
-        self.about = ""
+        if not self.has_told and self.evaluator.about:
+            say(f"  {self.evaluator.about}")
+        self.has_told = True
         say(f"  step {step}: {self.evaluator.remark()}")
 
 
@@ -122,7 +128,7 @@ class EvaluateChat(L.Callback):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Callable[[], Engine],
         tasks: list[Task],
         *,
         max_tokens: int,
@@ -146,7 +152,7 @@ class EvaluateChat(L.Callback):
                 if task.conditions and rank() == 0:
                     say(f"  {task.name}: {task.conditions}")
             scores = evaluate_tasks(
-                self.engine,
+                self.engine(),
                 self.tasks,
                 max_per_task=self.max_per_task,
                 max_tokens=self.max_tokens,
@@ -177,8 +183,8 @@ class WriteSamples(L.Callback):
         self,
         path: Path,
         *,
-        engine: Engine,
-        prompts: Prompts,
+        engine: Callable[[], Engine],
+        prompts: Callable[[Tokenizer], Prompts],
         sample_every: int | None,
         max_tokens: int,
         clock: Clock,
@@ -205,20 +211,23 @@ class WriteSamples(L.Callback):
             return
         with self.clock.paused():
             pl_module.gpt.eval()
-            written = list(zip([prompt for prompt, _ in self.prompts], self._replies(), strict=True))
+            written = self._replies(self.engine())
             pl_module.gpt.train()
         lines = "".join(f"- {prompt!r} → {reply!r}\n" for prompt, reply in written)
         self.text += f"## Step {step}\n\n{lines}\n"
         write_atomically(self.path, self.text)
         say(f"  step {step}: {written[0][0]!r} → {written[0][1]!r}")
 
-    def _replies(self) -> list[str]:
+    def _replies(self, engine: Engine) -> list[tuple[str, str]]:
+        """Return each prompt with the reply to it."""
+        prompts = self.prompts(engine.tokenizer)
         requests = [
-            Request(prompt_ids=ids, max_tokens=self.max_tokens, temperature=0.0) for _, ids in self.prompts
+            Request(prompt_ids=ids, max_tokens=self.max_tokens, temperature=0.0) for _, ids in prompts
         ]
-        replies = [completion.body_ids for (completion,) in self.engine.complete_all(requests)]
-        self.engine.release()  # training needs the memory
-        return [self.engine.tokenizer.decode(ids) for ids in replies]
+        replies = [completion.body_ids for (completion,) in engine.complete_all(requests)]
+        engine.release()  # training needs the memory
+        texts = map(engine.tokenizer.decode, replies)
+        return list(zip([prompt for prompt, _ in prompts], texts, strict=True))
 
 
 def until(text: str, step: int) -> str:

@@ -168,9 +168,6 @@ class Progress:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Keep a bar at the bottom of a terminal meanwhile; what is printed goes above it."""
-        if not at_terminal():
-            yield
-            return
         with Live(get_renderable=self.render, refresh_per_second=REFRESHES, transient=True):
             yield
 

@@ -24,7 +24,7 @@ from nanolit.config.names import run_name, trial_name
 from nanolit.config.rules import RULES, fit_vocabulary
 from nanolit.config.schema import SHORTHANDS, Choices, Job
 from nanolit.config.words import OTHER_NAMES, as_typed, grammar_error, groups, options
-from nanolit.machine.paths import PACKAGE, conf_folder, home
+from nanolit.machine.paths import CONF, PACKAGE, home
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
 OmegaConf.register_new_resolver(
@@ -73,7 +73,7 @@ def compose(overrides: Sequence[str]) -> Job:
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Hydra's composition, with its own node; inside a running Hydra application, with its search path."""
     running = GlobalHydra().is_initialized()
-    folder = str(conf_folder())
+    folder = str(CONF)
     with nullcontext() if running else initialize_config_dir(folder, job_name="nanolit", version_base="1.3"):
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
@@ -170,6 +170,6 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
 
 def help_text() -> str:
     """Return the text of --help, from conf/hydra/help. Hydra's own way to it takes two seconds."""
-    template = OmegaConf.load(conf_folder() / "hydra" / "help" / "nanolit.yaml").template
+    template = OmegaConf.load(CONF / "hydra" / "help" / "nanolit.yaml").template
     choices = "\n".join(f"  {group}: {', '.join(options(group))}" for group in groups())
     return template.replace("$APP_CONFIG_GROUPS", choices)

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict
@@ -10,7 +11,7 @@ from typing_extensions import TypedDict
 from nanolit.config.build import build
 from nanolit.config.schema import ChatTasks, Choices, Mixture, Node, StageName, Stages, Target
 from nanolit.config.words import options
-from nanolit.machine.paths import conf_folder, expanded, home, read_json, read_yaml, run_folder
+from nanolit.machine.paths import CONF, expanded, home, read_json, read_yaml, run_folder
 from nanolit.machine.system import gpu_names
 
 CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
@@ -35,7 +36,7 @@ def require_groups(job: Choices) -> None:
 def fill_data(job: Choices) -> None:
     """Read `data=null` as the recipe's corpus."""
     if job.get("data") is None:
-        path = conf_folder() / "data" / f"{job['recipe']['corpus']}.yaml"
+        path = CONF / "data" / f"{job['recipe']['corpus']}.yaml"
         job["data"] = cast(Target, OmegaConf.to_container(OmegaConf.load(path)))
 
 
@@ -47,18 +48,23 @@ def fill_stages(job: Choices) -> None:
         stages = [stage for stage in has if stage != "rl" or job["rl"]]
     elif stages is None and job.get("phase") == "identity":
         stages = [stage for stage in has if stage in ("mid", "sft")]
+    ordered: list[StageName] = [stage for stage in has if isinstance(stages, list) and stage in stages]
+    if not ordered or stages != ordered:
+        refuse_stages(job, stages, ordered)
+    job["stages"] = ordered
+
+
+def refuse_stages(job: Choices, stages: object, ordered: list[StageName]) -> NoReturn:
+    """ValueError for stages that are no list, that the recipe lacks, or in another order than its own."""
     if not stages or not isinstance(stages, list):
         example = f"[{stages or 'base'}]"
         raise ValueError(f"stages is {stages!r}; choose a phase, or give a list: stages={example}")
     for stage in stages:
-        if stage not in has:
+        if stage not in job["recipe"]["stages"]:
             raise ValueError(no_such_stage(job, stage))
-    ordered: list[StageName] = [stage for stage in has if stage in stages]
-    if stages != ordered:
-        raise ValueError(
-            f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
-        )
-    job["stages"] = ordered
+    raise ValueError(
+        f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
+    )
 
 
 def no_such_stage(job: Choices, stage: str) -> str:
@@ -85,30 +91,20 @@ def fill_mixtures(job: Choices) -> None:
             if wish != recipe[stage]["mixture"]:
                 recipe[stage]["epoch_tokens"] = None  # that of another mixture
             mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
-            stages[stage]["mixture"] = introduce(mixture, job)
+            introduces = job["identity"] or job["phase"] == "identity"
+            stages[stage]["mixture"] = introduce(mixture, job) if introduces else mixture
 
 
 def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
-    """The content of conf/<folder>/<name>.yaml or of a user's YAML file, its mirror filled in."""
-    path = conf_folder() / folder / f"{name}.yaml"
-    is_yaml, is_chats = re.search(r"\.ya?ml$", str(name)), folder == "mixture" and re.search(CHATS, str(name))
-    if is_yaml or is_chats:
-        path = expanded(str(name))
-    if not path.is_file() and not (is_chats and path.is_absolute()):  # which may be another machine's
-        if is_yaml or is_chats:
-            raise ValueError(f"{key}={name}: there is no such file; check the path")
-        files = (
-            "a file of chats (jsonl, json, csv, parquet), or a YAML file"
-            if folder == "mixture"
-            else "a YAML file"
-        )
-        raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, {files}")
-    if is_chats:
-        parts = [
-            {"_target_": CONVERSATIONS, "path": str(name), "part": part} for part in ("train", "held_out")
-        ]
-        return {"mirror": mirror, "sources": parts[:1], "validation": parts[1:]}
-    read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
+    """The content of conf/<folder>/<name>.yaml or of a user's file, its mirror filled in."""
+    path = CONF / folder / f"{name}.yaml"
+    if not path.is_file():
+        path = own_file(folder, str(name), key=key)
+        if is_chats(folder, str(name)):
+            file = {"_target_": CONVERSATIONS, "path": str(name)}
+            train, held_out = ([{**file, "part": part}] for part in ("train", "held_out"))
+            return {"mirror": mirror, "sources": train, "validation": held_out}
+        read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror") is None:
         content.mirror = mirror
@@ -118,11 +114,27 @@ def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
     return found
 
 
+def is_chats(folder: str, name: str) -> bool:
+    return folder == "mixture" and bool(re.search(CHATS, name))
+
+
+def own_file(folder: str, name: str, *, key: str) -> Path:
+    """Return the path of a YAML file, or of chats for a mixture; ValueError where there is none."""
+    path, chats = expanded(name), is_chats(folder, name)
+    if chats or re.search(r"\.ya?ml$", name):
+        if path.is_file() or (chats and path.is_absolute()):  # which may be another machine's
+            return path
+        raise ValueError(f"{key}={name}: there is no such file; check the path")
+    files = "a file of chats (jsonl, json, csv, parquet), or a YAML file"
+    files = files if folder == "mixture" else "a YAML file"
+    raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, {files}")
+
+
 def introduce(mixture: Mixture, job: Choices) -> Mixture:
     """The mixture with the conversations of `identity=`; phase=identity and a file of one's own add them to a
     mixture without any, twice, as nanochat's finetuning of early 2026 has them."""
     sources = mixture.get("sources")
-    if not isinstance(sources, list) or not (job["identity"] or job["phase"] == "identity"):
+    if not isinstance(sources, list):
         return mixture
     own = [source for source in sources if isinstance(source, dict) and source.get("_target_") == IDENTITY]
     if not own:

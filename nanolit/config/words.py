@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from nanolit.machine.paths import conf_folder, expanded, read_yaml
+from nanolit.machine.paths import CONF, expanded, read_yaml
 
 # What other programs call a setting; nanochat's flags first.
 OTHER_NAMES = {
@@ -54,7 +54,8 @@ PLAIN_PATH = r"""[A-Za-z./][A-Za-z0-9_./:-]*|'.*'|".*\""""  # Hydra reads it as 
 
 def as_typed(words: Sequence[str]) -> list[str]:
     """Return the words of a command line as Hydra reads them; ValueError for what it would fail at itself."""
-    check_search_path(words)
+    for folder in added(words):
+        check_yaml(folder)
     spelled = spelled_out(words)
     refuse_odd_choices(spelled)
     return spelled
@@ -62,13 +63,13 @@ def as_typed(words: Sequence[str]) -> list[str]:
 
 def options(group: str) -> list[str]:
     """Return the choices of a group, d2 before d12."""
-    names = (path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    names = (path.stem for path in (CONF / group).glob("*.yaml"))
     return sorted(names, key=lambda name: (name.rstrip("0123456789"), len(name), name))
 
 
 def groups() -> list[str]:
     """Return the groups that a job chooses from: those in the defaults of conf/config.yaml."""
-    defaults = OmegaConf.load(conf_folder() / "config.yaml").defaults
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
     names = [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry]
     return [name for name in names if not name.startswith("override")]
 
@@ -186,13 +187,12 @@ def hydra_quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def check_search_path(words: Sequence[str]) -> None:
-    """ValueError for a file of conf/, or of a folder that the words add, with tags or aliases without end."""
-    for folder in (conf_folder(), *added(words)):
-        for path in (path for pattern in DEEPEST for path in folder.glob(pattern)):
-            content = path.read_bytes()
-            if b"!" in content or (b"*" in content and b"&" in content):
-                read_yaml(path, remedy="mend it")
+def check_yaml(folder: Path) -> None:
+    """ValueError for a file of a folder beside conf/ with tags, or aliases without end."""
+    for path in (path for pattern in DEEPEST for path in folder.glob(pattern)):
+        content = path.read_bytes()
+        if b"!" in content or (b"*" in content and b"&" in content):
+            read_yaml(path, remedy="mend it")
 
 
 def added(words: Sequence[str]) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from nanolit.machine.terminal import one_line
 
@@ -84,6 +84,20 @@ def open_shard(path: Path, text_column: str) -> Shard:
         raise ValueError(
             f"{path} is not a whole parquet file ({one_line(error)}); fetch or write it again"
         ) from error
+    if schema.names.count(text_column) != 1 or not is_text(schema.field(text_column).type):
+        refuse_column(path, schema, text_column)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).path == text_column)
+    return Shard(
+        path=path,
+        text_column=text_column,
+        group_sizes=tuple(group.num_rows for group in groups),
+        group_bytes=tuple(group.column(column).total_uncompressed_size for group in groups),
+    )
+
+
+def refuse_column(path: Path, schema: "pa.Schema", text_column: str) -> NoReturn:
+    """ValueError says what the column is instead of one column of strings."""
     if text_column not in schema.names:
         raise ValueError(
             f"{path} has no column {text_column!r}; it has {', '.join(schema.names)}: choose one with "
@@ -94,18 +108,7 @@ def open_shard(path: Path, text_column: str) -> Shard:
             f"{path} has {text_column!r} as the name of several columns; write it again with one"
         )
     type_ = schema.field(text_column).type
-    if not is_text(type_):
-        raise ValueError(
-            f"{path}: column {text_column!r} holds {type_}, not strings; write it again as strings"
-        )
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).path == text_column)
-    return Shard(
-        path=path,
-        text_column=text_column,
-        group_sizes=tuple(group.num_rows for group in groups),
-        group_bytes=tuple(group.column(column).total_uncompressed_size for group in groups),
-    )
+    raise ValueError(f"{path}: column {text_column!r} holds {type_}, not strings; write it again as strings")
 
 
 def is_text(type_: "pa.DataType") -> bool:
@@ -119,7 +122,6 @@ def is_text(type_: "pa.DataType") -> bool:
 def read_texts(shard: Shard, group: int) -> "pa.LargeStringArray":
     """Return the texts of one row group without a null, all valid UTF-8."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
@@ -132,20 +134,27 @@ def read_texts(shard: Shard, group: int) -> "pa.LargeStringArray":
             f"{shard.path}: row group {group} cannot be read ({one_line(error)}); "
             "fetch or write the file again"
         ) from error
+    try:
+        texts.validate(full=True)
+    except pa.ArrowException:
+        refuse_text(shard, group, texts)
+    if texts.null_count:
+        refuse_text(shard, group, texts)
+    return texts
+
+
+def refuse_text(shard: Shard, group: int, texts: "pa.Array") -> NoReturn:
+    """ValueError names the first row without a text, else the first whose text is not UTF-8."""
+    import pyarrow.compute as pc
+
     before = sum(shard.group_sizes[:group])
     if texts.null_count:
         row = before + pc.index(texts.is_null(), True).as_py()
         raise ValueError(
             f"{shard.path}: row {row} has no text in column {shard.text_column!r}; remove such rows"
         )
-    try:
-        texts.validate(full=True)
-    except pa.ArrowException:
-        row = before + _first_invalid(texts)
-        raise ValueError(
-            f"{shard.path}: the text of row {row} is not UTF-8; write it again as UTF-8"
-        ) from None
-    return texts
+    row = before + _first_invalid(texts)
+    raise ValueError(f"{shard.path}: the text of row {row} is not UTF-8; write it again as UTF-8") from None
 
 
 def _first_invalid(texts: "pa.Array") -> int:

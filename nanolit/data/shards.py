@@ -52,6 +52,10 @@ class Dataset:
         """Return the number of train shards that hold `num_characters`."""
         return self.shards_needed(0, kept_fraction=1)
 
+    def download_gigabytes(self, num_shards: int) -> float | None:
+        """Return about how many GB a fetch brings, with the held-out shard; None where nothing is fetched."""
+        return round((num_shards + 1) * self.bytes_per_shard / 1e9, 1) if self.bytes_per_shard else None
+
     def train_bytes(self) -> dict[str, int]:
         """File name → bytes of train text that may change under the same settings; {} where none may."""
         return {}

@@ -100,14 +100,9 @@ class PretrainStream:
     ) -> None:
         self.context, self.rows, self.micro_batch = context, rows, micro_batch
         self._pin_memory = torch.cuda.is_available()
-        groups = corpus.train_groups()
-        if not groups:
-            raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
+        groups, fingerprint = corpus.train_groups(), corpus.fingerprint
         if len(groups) < world:
-            raise ValueError(
-                f"data={corpus.name} has {len(groups)} row groups of text, fewer than the {world} ranks; "
-                "write the parquet files again with row_group_size=1024, add text, or give fewer devices"
-            )
+            raise ValueError(too_little(corpus.name, len(groups), world=world))
         self.lanes = num_lanes(lanes, rows=rows, groups=len(groups))
         self._own = _own_lanes(self.lanes, rank=rank, world=world)
         if (rows // world) % micro_batch:
@@ -123,7 +118,7 @@ class PretrainStream:
         self.drawn = SPLIT_DRAWN if packing == "bestfit_split" else DRAWN_BUFFERS * self.buffer
         # Everything that decides which rows a step has; a resumed run must agree in all of it
         self._identity = {
-            "data": corpus.fingerprint,
+            "data": fingerprint,
             "tokenizer": tokenizer.hash,
             "seed": seed,
             "lanes": self.lanes,
@@ -317,6 +312,16 @@ class _Lane:
         return Documents(numbers, *self.tokenizer.encode_flat(texts, threads=self.threads, bos=True))
 
 
+def too_little(name: str, num_groups: int, *, world: int) -> str:
+    """Return the error for a corpus of fewer row groups than ranks."""
+    if not num_groups:
+        return f"data={name} has no document to train on; give files that hold some"
+    return (
+        f"data={name} has {num_groups} row groups of text, fewer than the {world} ranks; "
+        "write the parquet files again with row_group_size=1024, add text, or give fewer devices"
+    )
+
+
 def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
     """Return the number of lanes: the most that divide `lanes` and `rows` and have a row group each.
 
@@ -324,7 +329,8 @@ def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
     """
     if rows < 1 or lanes < 1:
         raise ValueError(f"rows ({rows}) and lanes ({lanes}) must be at least 1")
-    return max(n for n in divisors(math.gcd(lanes, rows)) if n <= groups)
+    most = math.gcd(lanes, rows)
+    return next(n for n in range(min(most, groups), 0, -1) if most % n == 0)
 
 
 def _own_lanes(lanes: int, *, rank: int, world: int) -> range:

@@ -68,12 +68,9 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     )
     tokenizer = Tokenizer.load(tokenizer_folder)
     check_vocabulary(tokenizer, tokenizer_folder, plan)
-    resumed = checkpoint.latest(folder / "checkpoints")
     settings = settings_of(job, plan, begins)
-    if resumed:
-        check_same_run(resumed, settings)
-    if launched_rank() == 0:
-        checkpoint.remove_above(folder / "checkpoints", resumed.step if resumed else 0)
+    saved = folder / "checkpoints"
+    resumed = newest_checkpoint(saved, settings) if os.path.lexists(saved) else None
     device = pick_device()
     gpt, restore = load_gpt(job, plan, device, resumed=resumed, begins=begins)
     inputs = Inputs(
@@ -99,6 +96,16 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
         origin=begins,
         settings=settings,
     )
+
+
+def newest_checkpoint(folder: Path, settings: Json) -> Checkpoint | None:
+    """Return the newest whole checkpoint, if any; what lies above it is removed, as it is written again."""
+    resumed = checkpoint.latest(folder)
+    if resumed:
+        check_same_run(resumed, settings)
+    if launched_rank() == 0:
+        checkpoint.remove_above(folder, resumed.step if resumed else 0)
+    return resumed
 
 
 def settings_of(job: Job, plan: TrainingPlan, begins: Origin | None) -> Json:
@@ -144,11 +151,18 @@ def load_gpt(
     A stage begins with the weights of the release before it, whatever became of that stage's checkpoints.
     """
     precision = "bf16" if job["precision"] == "fp8" and not plan.allows_fp8 else job["precision"]
-    if resumed or not begins:
-        gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=precision)
-        if resumed:
-            load_weights(gpt, resumed.model_state(), origin=str(resumed.folder))
-        return gpt, resumed.restore_optimizer if resumed else None
+    if begins and not resumed:
+        return load_origin(begins, plan, device, precision=precision)
+    gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=precision)
+    if resumed:
+        load_weights(gpt, resumed.model_state(), origin=str(resumed.folder))
+    return gpt, resumed.restore_optimizer if resumed else None
+
+
+def load_origin(
+    begins: Origin, plan: TrainingPlan, device: torch.device, *, precision: str | None
+) -> tuple[GPT, Restore | None]:
+    """Return the model of the release that a stage begins from, and what gives its optimizer that state."""
     gpt, meta = load_release(begins.release, device=device, dtype=DTYPES[precision])
     check_same_model(plan.gpt, gpt.hyperparameters, begins)
     if begins.checkpoints and launched_rank() == 0:
@@ -220,16 +234,21 @@ def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callb
 
 
 def build_logger(job: Job, stage: str, parts: Parts) -> Logger | Literal[False]:
-    """The job's Lightning logger, or False; W&B continues one run per stage, offline without a key."""
+    """The job's Lightning logger, or False."""
     settings = job["logger"]
     if not settings["_target_"]:
         return False
-    if not settings["_target_"].endswith("WandbLogger"):
-        return build(settings, save_dir=str(parts.folder))
+    if settings["_target_"].endswith("WandbLogger"):
+        return build_wandb(job, stage, parts)
+    return build(settings, save_dir=str(parts.folder))
+
+
+def build_wandb(job: Job, stage: str, parts: Parts) -> Logger:
+    """W&B's logger, which continues one run per stage, offline without a key."""
     offline = job["offline"] or not wandb_key()
     identity = hashlib.sha256(f"{job['root']}:{job['run']}:{stage}".encode()).hexdigest()[:12]
     logger = build(
-        settings,
+        job["logger"],
         name=f"{job['run']}-{stage}",
         group=job["run"],
         job_type=stage,

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import cache, partial
 
 import lightning as L
 import torch
@@ -29,6 +30,7 @@ from nanolit.phases.core import Phase
 from nanolit.planning.plans import BasePlan, TrainingPlan, fresh_plan, total
 from nanolit.report import gradients
 from nanolit.report.folders import Stage
+from nanolit.tokenizer.bpe import Tokenizer
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 RENTED_SAVE_SECONDS = 600.0  # between checkpoints on a machine that can be taken away at any moment
@@ -81,7 +83,7 @@ class Watch:
     def watch_quality(self, job: Job, parts: Parts) -> None:
         """Build what asks the model: its evaluation, chat tasks and samples."""
         plan, tokenizer, asked = parts.plan, parts.tokenizer, job["chat_tasks"]
-        engine = Engine(parts.phase.gpt, tokenizer)
+        engine = cache(partial(Engine, parts.phase.gpt, tokenizer))  # made when it is first asked
         self.evaluation = Evaluate(
             parts.evaluator,
             engine=engine,
@@ -89,20 +91,11 @@ class Watch:
             recorder=self.recorder,
             clock=self.clock,
         )
-        remark = parts.evaluator.load(self.before)
-        if remark and launched_rank() == 0:
+        if parts.resumed and (remark := parts.evaluator.load(self.before)) and launched_rank() == 0:
             say(remark)
         self.core: list[L.Callback] = []
         if isinstance(plan, BasePlan) and plan.core_every not in ("end", None):
-            core = EvaluateCore(
-                tokenizer,
-                core_folder(job["root"]),
-                core_every=plan.core_every,
-                max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else CORE_PART,
-                recorder=self.recorder,
-                clock=self.clock,
-            )
-            self.core.append(core)
+            self.core.append(self.watch_core(job, tokenizer, plan.core_every))
         self.chat = EvaluateChat(
             engine,
             parts.chat_tasks,
@@ -115,9 +108,19 @@ class Watch:
         self.samples = WriteSamples(
             parts.folder / "samples.md",
             engine=engine,
-            prompts=sample_prompts(asked, tokenizer, chats=plan.chats),
+            prompts=partial(sample_prompts, asked, chats=plan.chats),
             sample_every=plan.sample_every,
             max_tokens=min(REPLY_TOKENS, plan.gpt["context"] // 2) if plan.chats else TEXT_TOKENS,
+            clock=self.clock,
+        )
+
+    def watch_core(self, job: Job, tokenizer: Tokenizer, core_every: int) -> EvaluateCore:
+        return EvaluateCore(
+            tokenizer,
+            core_folder(job["root"]),
+            core_every=core_every,
+            max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else CORE_PART,
+            recorder=self.recorder,
             clock=self.clock,
         )
 

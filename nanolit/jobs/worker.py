@@ -34,7 +34,7 @@ from nanolit.machine.device import make_deterministic
 from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory
 from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
 from nanolit.machine.system import launched_rank
-from nanolit.machine.terminal import one_line, print_anything, printable, say, train_command
+from nanolit.machine.terminal import at_terminal, one_line, print_anything, printable, say, train_command
 from nanolit.phases.core import Phase, StoppedInStep
 from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
 from nanolit.report import gradients
@@ -58,21 +58,26 @@ def attempt(job: Job, plan: Plan) -> Json:
     except KeyboardInterrupt:
         ignore_ctrl_c()
         return {"status": "interrupted", "error": f"{plan.stage} stopped at once; {resumption(job, plan)}"}
-    except (ValueError, OSError) as error:
-        return {"status": "failed", "error": one_line(error)}
-    except torch.OutOfMemoryError:
-        assert not isinstance(plan, TokenizerPlan)
-        return {"status": "failed", "error": out_of_memory(job, plan)}
     except Exception as error:
-        if others_are_gone(error):
-            reason = one_line(error)
-            minutes = f"{saving.SILENCE.total_seconds() / 60:g} minutes"
-            text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
-            return {"status": "failed", "error": text, "left": True}
-        if lacks_memory(error):
-            return {"status": "failed", "error": f"{plan.stage} ran {MORE_MEMORY}"}
-        traceback.print_exc()
-        return {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
+        return {"status": "failed", **failure(job, plan, error)}
+
+
+def failure(job: Job, plan: Plan, error: Exception) -> Json:
+    """Return the line for an error, and "left" where it is another rank's; a fault of ours is printed."""
+    if isinstance(error, ValueError | OSError):
+        return {"error": one_line(error)}
+    if isinstance(error, torch.OutOfMemoryError):
+        assert not isinstance(plan, TokenizerPlan)
+        return {"error": out_of_memory(job, plan)}
+    if others_are_gone(error):
+        reason = one_line(error)
+        minutes = f"{saving.SILENCE.total_seconds() / 60:g} minutes"
+        text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
+        return {"error": text, "left": True}
+    if lacks_memory(error):
+        return {"error": f"{plan.stage} ran {MORE_MEMORY}"}
+    traceback.print_exception(error)
+    return {"error": f"{type(error).__name__}: {one_line(error)}"}
 
 
 def resumption(job: Job, plan: Plan) -> str:
@@ -98,20 +103,24 @@ def write_result(job: Job, stage: str, result: Json) -> Json:
 
 def train(job: Job, plan: TrainingPlan) -> Json:
     """Fit one stage from its newest checkpoint, or from where it begins; leave a release."""
-    begun, stage = time.perf_counter(), plan.stage
+    begun = time.perf_counter()
     quieten_libraries()
     if job["deterministic"]:
         make_deterministic()
     torch.set_float32_matmul_precision(job["recipe"]["matmul_precision"])
     parts = build_parts(job, plan)
-    phase = parts.phase
     watch = Watch(job, parts, begun=begun)
     if launched_rank() == 0:
-        announce(stage, parts, watch.gradients)
-    trainer = build_trainer(parts, job=job, stage=stage, callbacks=watch.callbacks)
-    if phase.finished_steps < phase.num_steps:
+        announce(plan.stage, parts, watch.gradients)
+    trainer = build_trainer(parts, job=job, stage=plan.stage, callbacks=watch.callbacks)
+    if parts.phase.finished_steps < parts.phase.num_steps:
         fit(trainer, parts, watch)
-    result = watch.state()
+    return conclude(trainer, job, parts, watch)
+
+
+def conclude(trainer: L.Trainer, job: Job, parts: Parts, watch: Watch) -> Json:
+    """Return the result of a stage that was fitted; with all its steps, leave a release and ask CORE."""
+    result, phase, plan, stage = watch.state(), parts.phase, parts.plan, parts.plan.stage
     if phase.finished_steps < phase.num_steps:
         return {"status": "interrupted", "error": interruption(job, stage, phase), **result}
     release = parts.folder / "release"
@@ -140,7 +149,7 @@ def train(job: Job, plan: TrainingPlan) -> Json:
 def fit(trainer: L.Trainer, parts: Parts, watch: Watch) -> None:
     """Train the steps that are left, or up to an interruption; KeyboardInterrupt after a second Ctrl-C."""
     try:
-        with watch.progress.shown() if watch.progress else nullcontext():
+        with watch.progress.shown() if watch.progress and at_terminal() else nullcontext():
             trainer.fit(parts.phase, parts.stream)
     except StoppedInStep:
         watch.checkpoints.teardown(trainer, parts.phase, "fit")

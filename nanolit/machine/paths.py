@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PACKAGE = Path(__file__).resolve().parent.parent
+# The configuration: the checkout's conf/ where there is one, else the copy inside the package
+CONF = (PACKAGE.parent if (PACKAGE.parent / "hatch_build.py").exists() else PACKAGE) / "conf"
 Json = dict[str, Any]  # an object of a JSON file: its reader checks or converts what it takes from it
 STEP = re.compile(r"step_[0-9]+")
 LARGEST_TEXT = 1 << 28  # bytes; a vocabulary of 200,000 tokens is 5 MB
@@ -84,14 +86,6 @@ def by_step(folder: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
-
-
-def conf_folder() -> Path:
-    """Return the configuration: the checkout's conf/ where there is one, else the copy inside the package."""
-    checkout = PACKAGE.parent
-    if (checkout / "hatch_build.py").exists():
-        return checkout / "conf"
-    return PACKAGE / "conf"
 
 
 @contextmanager

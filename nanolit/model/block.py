@@ -78,9 +78,9 @@ class Attention(nn.Module):
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Choose the kernels for the device the parameters are on."""
-        device = self.query.weight.device
-        self.backend = choose_backend(device, dtype, self.head_dim)
-        self.fused = fused_heads.has_kernel(device, dtype, self.head_dim)
+        device, is_gpu = self.query.weight.device, self.query.weight.is_cuda
+        self.backend = choose_backend(device, dtype, self.head_dim) if is_gpu else "sdpa"
+        self.fused = is_gpu and fused_heads.has_kernel(device, dtype, self.head_dim)
 
     def _project(self, x_BTC: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated, normalised and scaled queries and keys, and plain values."""
@@ -132,7 +132,8 @@ class MLP(nn.Module):
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Choose the kernel for the device the parameters are on."""
-        self.fused = fused_mlp.has_kernel(self.expand.weight.device, dtype)
+        weight = self.expand.weight
+        self.fused = weight.is_cuda and fused_mlp.has_kernel(weight.device, dtype)
 
 
 class Block(nn.Module):

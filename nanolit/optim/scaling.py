@@ -72,13 +72,12 @@ def weight_decay_factor(batch: int, *, tokens: float, reference_tokens: float) -
 def steps_from_horizon(
     *,
     batch: int,
-    max_steps: int | None,
     target_flops: float | None,
     target_ratio: float,
     flops_per_token: float,
     counted_parameters: int,
 ) -> int:
-    """Return the steps of the base stage: max_steps wins over target_flops, which wins over target_ratio.
+    """Return the steps of the base stage; target_flops wins over target_ratio.
 
     target_ratio is tokens per counted parameter: all of them in classic; block matrices and unembedding in
     modern. Steps are rounded for target_flops and rounded down for target_ratio, as nanochat does.
@@ -86,8 +85,6 @@ def steps_from_horizon(
     # If matrices and head count, the best ratio hardly moves from 1e18 to 1e19 FLOPs, 11.2 to 10.3; if every
     # parameter counts, it drifts from 3.0 to 4.0 (nanochat, 2026-01-27; its default has been 12 since March
     # 2026). classic has Chinchilla's 20 (https://arxiv.org/abs/2203.15556).
-    if max_steps is not None:
-        return max_steps
     name = "target_ratio" if target_flops is None else "target_flops"
     wish = target_ratio if target_flops is None else target_flops
     if not 0 < wish < math.inf:

@@ -67,7 +67,7 @@ def build_base(job: Job, plan: BasePlan, inputs: Inputs) -> Training:
     evaluator = base_evaluator(job, plan, inputs.tokenizer, corpus=corpus, **share)
     phase = Base.of(job, plan, inputs, num_steps=plan.num_steps)
     ahead = ""
-    if inputs.rank == 0:
+    if inputs.rank == 0 and corpus.summary:  # own text: of the others the figures are known (LOG.md)
         settings = {"packing": plan.packing, "context": plan.gpt["context"], "num_tokens": plan.tokens}
         ahead = outlook(corpus, inputs.tokenizer, **settings)
     return Training(phase=phase, stream=stream, evaluator=evaluator, left_out=ahead)

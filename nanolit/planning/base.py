@@ -8,6 +8,7 @@ from nanolit.optim import scaling
 from nanolit.planning.costs import Cost, Hours, hours
 from nanolit.planning.sizes import (
     FAST_DEV_STEPS,
+    ModelPlan,
     StagePlan,
     TextPlan,
     counted_parameters,
@@ -29,7 +30,7 @@ class Dataset(Protocol):
     """The part of the job's data (data/shards.py) that a plan asks."""
 
     name: str
-    bytes_per_shard: int
+    is_shipped: bool
     num_characters: int | None
 
     def train_bytes(self) -> dict[str, int]: ...
@@ -37,6 +38,8 @@ class Dataset(Protocol):
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int: ...
 
     def shards_with(self, num_characters: int) -> int: ...
+
+    def download_gigabytes(self, num_shards: int) -> float | None: ...
 
     def text_bytes(self) -> int | None: ...
 
@@ -65,14 +68,8 @@ def plan_tokenizer(job: Job, head: StagePlan, *, dataset: Dataset) -> TokenizerP
         **settings,
         hours={"gpu": "cpu", "hours": duration, "total_hours": duration},
         shards=shards,
-        download_gigabytes=download_gigabytes(dataset, shards),
+        download_gigabytes=dataset.download_gigabytes(shards),
     )
-
-
-def download_gigabytes(dataset: Dataset, num_shards: int) -> float | None:
-    """Return about how many GB the train shards and the held-out one are; None for a corpus that is here."""
-    gigabytes = (num_shards + 1) * dataset.bytes_per_shard / 1e9
-    return round(gigabytes, 1) if gigabytes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +88,30 @@ class BasePlan(TextPlan):
     equal_rows: ClassVar[bool] = True  # every step has the same shape, so that compiling pays
 
 
-def choose_packing(job: Job, dataset: Dataset, tokens: int) -> Literal["flat", "bestfit", "bestfit_split"]:
-    """Return the recipe's packing; for own text that is little, or of long documents, split in place of crop.
+def choose_packing(job: Job, dataset: Dataset, tokens: int) -> Literal["bestfit", "bestfit_split"]:
+    """Return the packing of text that best fit would drop much of: split in place of crop.
 
     Best fit drops what is longer than a row: of books nearly all. Splitting is better too where text is
     repeated, and worse by 0.016 bits per byte where it is plenty (LOG.md, 2026-11-23).
     """
-    packing, typed = job["recipe"]["packing"], any("recipe.packing=" in word for word in job["overrides"])
-    row = BYTES_PER_TOKEN * job["model"]["context"]
-    document = None if typed or packing != "bestfit" else dataset.document_bytes()
+    document = dataset.document_bytes()
     if document is None:
-        return packing
+        return "bestfit"
     has = dataset.text_bytes()
     little = has is not None and has * KEPT_FRACTION["bestfit"] < tokens * BYTES_PER_TOKEN
-    return "bestfit_split" if little or document > row else packing
+    return "bestfit_split" if little or document > BYTES_PER_TOKEN * job["model"]["context"] else "bestfit"
+
+
+def horizon(job: Job, model: ModelPlan, total_batch: int, *, counted: int) -> int:
+    """Return the steps that the job's target asks for, the recipe's where it has none."""
+    settings, default = job["stage"]["base"], job["recipe"]["scaling"]["target_ratio"]
+    return scaling.steps_from_horizon(
+        batch=total_batch,
+        target_flops=settings["target_flops"],
+        target_ratio=default if settings["target_ratio"] is None else settings["target_ratio"],
+        flops_per_token=model.flops_per_token,
+        counted_parameters=counted,
+    )
 
 
 def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
@@ -116,20 +123,19 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
         job, model, settings, total_batch=settings["total_batch"], equal_rows=BasePlan.equal_rows
     )
     counted = counted_parameters(job, model.gpt)
-    ratio = settings["target_ratio"]
-    num_steps = scaling.steps_from_horizon(
-        batch=step.total_batch,
-        max_steps=FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"],
-        target_flops=settings["target_flops"],
-        target_ratio=recipe["scaling"]["target_ratio"] if ratio is None else ratio,
-        flops_per_token=model.flops_per_token,
-        counted_parameters=counted,
-    )
+    num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
+    if num_steps is None:
+        num_steps = horizon(job, model, step.total_batch, counted=counted)
     tokens = num_steps * step.total_batch
     watched = watching(job, settings, recipe["base"])
-    flops = tokens * model.flops_per_token
-    packing = choose_packing(job, dataset, tokens)
+    flops, evaluated = tokens * model.flops_per_token, evaluation_flops(model, watched, num_steps)
+    packing = recipe["packing"]
+    is_typed = any("recipe.packing=" in word for word in job["overrides"])
+    if packing == "bestfit" and not dataset.is_shipped and not is_typed:
+        packing = choose_packing(job, dataset, tokens)
+    groups = scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"])
     shards = dataset.shards_needed(tokens, kept_fraction=KEPT_FRACTION[packing])
+    gigabytes = dataset.download_gigabytes(shards)
     return BasePlan(
         **vars(step),
         num_steps=num_steps,
@@ -140,9 +146,9 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
         packing=packing,
         core_every=settings["core_every"],
         schedule=recipe["schedule"],
-        groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"]),
+        groups=groups,
         **watched,
-        hours=hours(job, model.gpt, flops, evaluation=evaluation_flops(model, watched, num_steps)),
+        hours=hours(job, model.gpt, flops, evaluation=evaluated),
         shards=shards,
-        download_gigabytes=download_gigabytes(dataset, shards),
+        download_gigabytes=gigabytes,
     )

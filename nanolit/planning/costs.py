@@ -7,7 +7,8 @@ import yaml
 from typing_extensions import TypedDict
 
 from nanolit.config.schema import Cluster, Job, Target
-from nanolit.machine.paths import conf_folder
+from nanolit.machine.numbers import divisors
+from nanolit.machine.paths import CONF
 from nanolit.model.accounting import (
     Hyperparameters,
     activation_bytes,
@@ -73,16 +74,11 @@ def hours(
     Answers are counted on a CPU alone (on 8 H100 the chat tasks took nanochat's classic d20 half an hour).
     """
     gpu, devices = job["cluster"]["gpu"] or "cpu", num_ranks(job)
-    depth = job["model"]["depth"]
-    mfu = None if gpu == "cpu" else utilisation(gpu, depth)
-    if mfu and job["precision"] == "fp8":
-        mfu = round(mfu * interpolated(FP8_SPEED, depth), 3)
-    peak = peak_bf16_flops(gpu)
-    start = START_HOURS
-    if mfu is None:
-        speed, start = cpu_speed(gpt), CPU_START_HOURS
+    if gpu == "cpu":
+        mfu, speed, start = None, cpu_speed(gpt), CPU_START_HOURS
         evaluation += answers * ANSWER_TOKENS * flops_per_token(gpt)
     else:
+        mfu, peak, start = utilisation(gpu, job), peak_bf16_flops(gpu), START_HOURS
         speed = mfu * devices * peak if peak else None
     training = flops / speed / 3600 if flops and speed else None
     evaluating = evaluation / speed / 3600 if flops and speed else None
@@ -121,10 +117,13 @@ def asked_at_the_end(job: Job) -> int:
     return answer_tokens(asked["tasks"], max_tokens=asked["max_tokens"], most=asked.get("max_per_task"))
 
 
-def utilisation(gpu: str, depth: int) -> float:
-    """Return the MFU of a depth on a GPU, against its bf16 peak."""
+def utilisation(gpu: str, job: Job) -> float:
+    """Return the MFU of the job's depth and precision on a GPU, against its bf16 peak."""
     known = next((table for name, table in MFU.items() if name in gpu.upper()), {0: ASSUMED_MFU})
-    return interpolated(known, depth)
+    mfu = interpolated(known, job["model"]["depth"])
+    if job["precision"] != "fp8":
+        return mfu
+    return round(mfu * interpolated(FP8_SPEED, job["model"]["depth"]), 3)
 
 
 def interpolated(known: dict[int, float], depth: int) -> float:
@@ -148,20 +147,14 @@ class Memory(TypedDict):
     largest_micro_batch: dict[str, int]
 
 
-def memory(job: Job, gpt: Hyperparameters, micro_batch: int, *, choices: Sequence[int]) -> Memory | None:
-    """Return what a micro-batch takes of the job's GPU, and the largest of `choices` for each of GPUS.
-
-    None on a CPU.
-    """
-    gpu = job["cluster"]["gpu"] or "cpu"
-    if gpu == "cpu":
-        return None
-    fitting = {name: [rows for rows in choices if fits(job, gpt, rows, gpu=name)] for name in GPUS}
+def memory(job: Job, gpt: Hyperparameters, micro_batch: int, *, rows: int, gpu: str) -> Memory:
+    """Return what a micro-batch takes of the GPU, and the largest part of `rows` for each of GPUS."""
+    fitting = {name: [n for n in divisors(rows) if fits(job, gpt, n, gpu=name)] for name in GPUS}
     return {
         "gib": peak_memory(job, gpt, micro_batch, gpu=gpu),
         "gpu_gib": gpu_memory_gib(gpu),
         "fits": fits(job, gpt, micro_batch, gpu=gpu),
-        "largest_micro_batch": {name: max(rows, default=0) for name, rows in fitting.items()},
+        "largest_micro_batch": {name: max(fit, default=0) for name, fit in fitting.items()},
     }
 
 
@@ -199,7 +192,7 @@ def cost(stage: str, hours: Hours, cluster: Cluster) -> Cost | None:
     """
     if stage == "tokenizer":
         cluster = cast(Cluster, {**cluster, **PREPARING, "devices": 0, "nodes": 1})
-    prices = yaml.safe_load((conf_folder() / "prices.yaml").read_text(encoding="utf-8"))
+    prices = yaml.safe_load((CONF / "prices.yaml").read_text(encoding="utf-8"))
     if cluster["kind"] not in prices:
         return None
     known = prices[cluster["kind"]]

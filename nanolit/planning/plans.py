@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, get_type_hints
 
 from typing_extensions import TypedDict
 
 from nanolit.config.build import build
 from nanolit.config.check import check_target
 from nanolit.config.names import flatten, tokenizer_name
-from nanolit.config.schema import Job, Node, StageName
+from nanolit.config.schema import Job, StageName
 from nanolit.machine.paths import DamagedFile, Json, check_content, read_json, stage_folder
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.planning.base import BasePlan, TokenizerPlan, plan_base, plan_tokenizer
 from nanolit.planning.costs import Cost, Hours, cost
 from nanolit.planning.finetune import FinetunePlan, plan_finetune
 from nanolit.planning.rl import RLPlan, plan_rl
-from nanolit.planning.sizes import StagePlan, refuse_below_one
+from nanolit.planning.sizes import StagePlan
 
 TrainingPlan = BasePlan | FinetunePlan | RLPlan
 Plan = TokenizerPlan | TrainingPlan
@@ -87,18 +87,14 @@ def fresh_plan(job: Job, stage: StageName) -> Plan:
 
     ValueError where its settings cannot be met.
     """
-    settings, cluster = cast(dict[str, Node], job["stage"])[stage], job["cluster"]
-    counts = {f"cluster.{name}": cluster[name] for name in ("devices", "nodes")}
-    steps = {f"stage.{stage}.max_steps": settings.get("max_steps")}
-    refuse_below_one({"model.context": job["model"]["context"], **counts, **steps})
-    gpu = cluster["gpu"] or "cpu"
+    gpu = job["cluster"]["gpu"] or "cpu"
     if stage != "tokenizer" and job["precision"] == "fp8" and not multiplies_in_fp8(gpu):
         raise ValueError(f"precision=fp8 needs an NVIDIA GPU from Ada on; this is {gpu}: give precision=bf16")
     dataset = build(job["data"])
     head = StagePlan(run=job["run"], stage=stage, data=dataset.name, tokenizer=tokenizer_name(job))
     _, derive = PLANNERS[stage]
     plan = derive(job, head, dataset=dataset)
-    return replace(plan, cost=cost(stage, plan.hours, cluster))
+    return replace(plan, cost=cost(stage, plan.hours, job["cluster"]))
 
 
 def keep_stored(job: Job, plan: Plan) -> Plan:

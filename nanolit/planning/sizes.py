@@ -7,11 +7,11 @@ StagePlan → ModelPlan → BatchPlan → TextPlan → BasePlan, FinetunePlan. R
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, NoReturn, cast
 
-from nanolit.config.schema import Group, Job, Node, StageName, Target, TextStage, Watching
+from nanolit.config.schema import Job, Node, StageName, Target, TextStage, Watching
 from nanolit.machine.numbers import divisors
-from nanolit.model.accounting import Hyperparameters, Size, flops_per_token, parameter_counts, size_from_depth
+from nanolit.model.accounting import Hyperparameters, flops_per_token, parameter_counts, size_from_depth
 from nanolit.optim import scaling
 from nanolit.optim.scaling import GroupSettings
 from nanolit.planning.costs import Cost, Hours, Memory, fits, memory, num_ranks
@@ -93,6 +93,11 @@ def multiple(name: str, value: int, *, unit: int, what: str) -> str:
 
 
 def plan_model(job: Job, head: StagePlan) -> ModelPlan:
+    """Return the model's part of a plan; ValueError for counts below 1, and sizes that don't divide."""
+    cluster, steps = job["cluster"], cast(dict[str, Node], job["stage"])[head.stage]["max_steps"]
+    counts = {f"cluster.{name}": cluster[name] for name in ("devices", "nodes")}
+    counts |= {"model.context": job["model"]["context"], f"stage.{head.stage}.max_steps": steps}
+    refuse_below_one(counts)
     gpt = gpt_hyperparameters(job)
     counts = parameter_counts(gpt)
     return ModelPlan(
@@ -109,30 +114,38 @@ def gpt_hyperparameters(job: Job) -> Hyperparameters:
 
     ValueError when width, heads and key-value heads do not divide, with values that do.
     """
-    model = job["model"]
+    model, shared = job["model"], sizeless(job)
     width, heads = model["width"], model["heads"]
     if width is None and heads is None:
         width, heads, _ = size_from_depth(model["depth"], sizing=job["recipe"]["scaling"]["sizing"])
     width = width or 64 * model["depth"]
     heads = heads or -(-width // 128)
+    kv_heads = heads if model["kv_heads"] is None else model["kv_heads"]
+    if min(width, heads, kv_heads) < 1 or width % heads or width // heads % 2 or heads % kv_heads:
+        refuse_heads(width, heads, kv_heads)
+    size = {"width": width, "heads": heads, "kv_heads": kv_heads}
+    return cast(Hyperparameters, {"depth": model["depth"], **size, **shared})
+
+
+def refuse_heads(width: int, heads: int, kv_heads: int) -> NoReturn:
+    """ValueError for a width that does not divide into the heads, or heads that key-value heads don't."""
     if width < 1 or heads < 1 or width % heads or width // heads % 2:
         raise ValueError(
             f"model.width={width} does not divide into model.heads={heads} of an even size; "
             f"try model.width={2 * heads * max(1, round(width / 2 / heads))}"
         )
-    kv_heads = heads if model["kv_heads"] is None else model["kv_heads"]
-    if kv_heads < 1 or heads % kv_heads:
-        allowed = ", ".join(map(str, divisors(heads)))
-        raise ValueError(
-            f"model.kv_heads={kv_heads} does not divide {heads} heads; it must be one of {allowed}"
-        )
-    return of_size(job, model["depth"], Size(width, heads, kv_heads))
+    allowed = ", ".join(map(str, divisors(heads)))
+    raise ValueError(f"model.kv_heads={kv_heads} does not divide {heads} heads; it must be one of {allowed}")
 
 
-def of_size(job: Job, depth: int, size: Size) -> Hyperparameters:
+def sizeless(job: Job) -> dict[str, object]:
+    """Return the arguments of the GPT's constructor that don't depend on its depth."""
     flags = {key: value for key, value in job["recipe"]["gpt"].items() if key != "_target_"}
-    shared = {"vocab_size": job["stage"]["tokenizer"]["vocab_size"], "context": job["model"]["context"]}
-    return cast(Hyperparameters, {"depth": depth, **size._asdict(), **shared, **flags})
+    return {
+        "vocab_size": job["stage"]["tokenizer"]["vocab_size"],
+        "context": job["model"]["context"],
+        **flags,
+    }
 
 
 def plan_batch(
@@ -144,23 +157,18 @@ def plan_batch(
     equal_rows: bool,
 ) -> BatchPlan:
     """Deal out a step of `total_batch` tokens (None: as base's rule has it); ValueError names what fits."""
-    context, ranks = job["model"]["context"], num_ranks(job)
+    context, ranks, gpu = job["model"]["context"], num_ranks(job), job["cluster"]["gpu"] or "cpu"
     if job["fast_dev_run"]:
         total_batch = FAST_DEV_ROWS * ranks * context
     elif total_batch is None:
         total_batch = batch_of_base(job, model.gpt)
     if total_batch < 1 or total_batch % (context * ranks):
-        unit, what = context * ranks, f"context × devices ({context:,} × {ranks})"
-        raise ValueError(multiple("total_batch", total_batch, unit=unit, what=what))
+        what = f"context × devices ({context:,} × {ranks})"
+        raise ValueError(multiple("total_batch", total_batch, unit=context * ranks, what=what))
     rows = total_batch // context
-    choices = divisors(rows // ranks)
-    micro_batch = choose_micro_batch(job, model, settings["micro_batch"], choices, equal_rows=equal_rows)
-    if micro_batch not in choices:
-        nearest = min(choices, key=lambda choice: abs(choice - micro_batch))
-        raise ValueError(
-            f"micro_batch ({micro_batch} rows) must divide the {rows // ranks} rows of a device "
-            f"(total_batch {total_batch:,} / {context:,} / {ranks} devices); try micro_batch={nearest}"
-        )
+    micro_batch = choose_micro_batch(
+        job, model, settings["micro_batch"], rows // ranks, equal_rows=equal_rows
+    )
     return BatchPlan(
         **vars(model),
         total_batch=total_batch,
@@ -168,7 +176,7 @@ def plan_batch(
         ranks=ranks,
         micro_batch=micro_batch,
         accumulation=rows // ranks // micro_batch,
-        memory=memory(job, model.gpt, micro_batch, choices=choices),
+        memory=None if gpu == "cpu" else memory(job, model.gpt, micro_batch, rows=rows // ranks, gpu=gpu),
     )
 
 
@@ -189,23 +197,35 @@ def counted_parameters(job: Job, gpt: Hyperparameters) -> int:
 
 def reference_parameters(job: Job) -> int:
     """Return the counted parameters of d12, from which batch and weight decay are carried over."""
-    size = size_from_depth(12, sizing=job["recipe"]["scaling"]["sizing"])
-    return counted_parameters(job, of_size(job, 12, size))
+    size = size_from_depth(12, sizing=job["recipe"]["scaling"]["sizing"])._asdict()
+    return counted_parameters(job, cast(Hyperparameters, {"depth": 12, **size, **sizeless(job)}))
 
 
 def choose_micro_batch(
-    job: Job, model: ModelPlan, wish: int | str | None, choices: list[int], *, equal_rows: bool
+    job: Job, model: ModelPlan, wish: int | str | None, rows: int, *, equal_rows: bool
 ) -> int:
-    """Return the rows of a micro-batch that were asked for, found by trying (auto), or derived."""
+    """Return how many of a device's `rows` are a micro-batch: as asked for, found by trying, or derived."""
     if job["fast_dev_run"]:
         return FAST_DEV_ROWS
     if isinstance(wish, int):
+        if wish < 1 or rows % wish:
+            raise ValueError(undivided(job, wish, rows))
         return wish
-    most = most_rows(job, model.gpt)
+    most, choices = most_rows(job, model.gpt), divisors(rows)
     derived = max(choice for choice in choices if choice <= most)
     if not is_auto(job, model.stage):
         return derived
     return best_known(choices, derived, tried(job, model.gpt, equal_rows=equal_rows))
+
+
+def undivided(job: Job, wish: int, rows: int) -> str:
+    """Return the error for a micro-batch that does not divide the rows of a device."""
+    context, ranks = job["model"]["context"], num_ranks(job)
+    nearest = min(divisors(rows), key=lambda choice: abs(choice - wish))
+    return (
+        f"micro_batch ({wish} rows) must divide the {rows} rows of a device "
+        f"(total_batch {rows * ranks * context:,} / {context:,} / {ranks} devices); try micro_batch={nearest}"
+    )
 
 
 def most_rows(job: Job, gpt: Hyperparameters) -> int:
@@ -233,27 +253,21 @@ def scaled_groups(
         raise ValueError(
             f"recipe.groups has no settings for {', '.join(missing)}; add recipe.groups.{missing[0]}"
         )
-    return {
-        role: scaled_group(job, group, gpt, total_batch, lr_scale=lr_scale)
-        for role, group in groups.items()
-        if role in counts
-    }
-
-
-def scaled_group(
-    job: Job, group: Group, gpt: Hyperparameters, total_batch: int, *, lr_scale: float
-) -> GroupSettings:
-    """Return one role's settings; only Muon's weight decay follows the horizon."""
-    lr, decay = group["lr"] * lr_scale, group["weight_decay"]
-    if group["width_scaled"]:
-        lr *= scaling.lr_factor_from_width(gpt["width"])
-    if group["batch_scaled"]:
-        lr *= scaling.lr_factor_from_batch(total_batch)
-    if group["kind"] == "muon" and job["recipe"]["scaling"]["batch"] == "horizon":
+    by_horizon = 1.0  # of Muon's weight decay alone
+    if job["recipe"]["scaling"]["batch"] == "horizon":
         tokens, reference = counted_parameters(job, gpt), reference_parameters(job)
-        decay *= scaling.weight_decay_factor(total_batch, tokens=tokens, reference_tokens=reference)
-    settings = {key: value for key, value in group.items() if not key.endswith("_scaled")}
-    return cast(GroupSettings, settings | {"lr": lr, "weight_decay": decay})
+        by_horizon = scaling.weight_decay_factor(total_batch, tokens=tokens, reference_tokens=reference)
+    by_width, by_batch = scaling.lr_factor_from_width(gpt["width"]), scaling.lr_factor_from_batch(total_batch)
+    scaled: dict[str, GroupSettings] = {}
+    for role, group in groups.items():
+        if role not in counts:
+            continue
+        lr = group["lr"] * lr_scale * (by_width if group["width_scaled"] else 1.0)
+        lr *= by_batch if group["batch_scaled"] else 1.0
+        decay = group["weight_decay"] * (by_horizon if group["kind"] == "muon" else 1.0)
+        settings = {key: value for key, value in group.items() if not key.endswith("_scaled")}
+        scaled[role] = cast(GroupSettings, settings | {"lr": lr, "weight_decay": decay})
+    return scaled
 
 
 class Watched(Watching):

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nanolit.machine.paths import conf_folder
+from nanolit.machine.paths import CONF
 from nanolit.machine.terminal import duration
 from nanolit.planning.plans import TrainingPlan
 from nanolit.report.folders import Run, as_number
@@ -128,7 +128,7 @@ def rent(cluster: Mapping[str, Any]) -> Rent | None:
     """Return the price of a local cluster's GPUs alone; None for a CPU, and where there is no price."""
     if cluster.get("kind") != "local":
         return None
-    prices = yaml.safe_load((conf_folder() / "prices.yaml").read_text(encoding="utf-8"))
+    prices = yaml.safe_load((CONF / "prices.yaml").read_text(encoding="utf-8"))
     words = {*re.split(r"[\s-]+", str(cluster.get("gpu")).upper())}  # "NVIDIA A100-SXM4-80GB" is an A100-80GB
     count = (cluster.get("devices") or 1) * (cluster.get("nodes") or 1)
     for name, price in prices["modal"].items():

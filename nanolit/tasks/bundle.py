@@ -69,15 +69,20 @@ KINDS = {"choice": "multiple_choice", "schema": "schema", "language": "language_
 DELIMITERS = {"blank": " ", "answer": "\nAnswer: "}
 # We never had the original files of these: their hashes are those of copies that others rebuilt
 REBUILT = ("language_understanding/hellaswag", "reading_comprehension/coqa")
-
-
-def _label(line: str) -> Label:
-    name, file, folder, kind, shots, delimiter, baseline, digest = line.split()
-    path = f"{folder}/{name if file == '=' else file}"
-    return Label(name, path, KINDS[kind], int(shots), DELIMITERS[delimiter], float(baseline), digest)
-
-
-LABELS = tuple(map(_label, TABLE.strip().splitlines()))
+LABELS = tuple(
+    Label(
+        name,
+        f"{folder}/{name if file == '=' else file}",
+        KINDS[kind],
+        int(shots),
+        DELIMITERS[delimiter],
+        float(baseline),
+        digest,
+    )
+    for name, file, folder, kind, shots, delimiter, baseline, digest in map(
+        str.split, TABLE.strip().splitlines()
+    )
+)
 FIELDS = {
     "multiple_choice": {"query": str, "choices": list, "gold": int},
     "schema": {"context_options": list, "continuation": str, "gold": int},

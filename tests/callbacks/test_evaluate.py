@@ -24,7 +24,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     recorder: Any = SimpleNamespace(record=lambda _, row: recorded.append(row), recorded=recorded)
     engine: Any = SimpleNamespace(model=None)
     evaluator = BitsPerByte([], rows=ROWS, token_bytes=np.ones(1))
-    return Evaluate(evaluator, engine=engine, eval_every=4, recorder=recorder, clock=Clock())
+    return Evaluate(evaluator, engine=lambda: engine, eval_every=4, recorder=recorder, clock=Clock())
 
 
 def steps(evaluation: Evaluate, *finished: int) -> list[dict[str, Any]]:

@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from nanolit.config.compose import compose
 from nanolit.data.conversations import ConversationStream
-from nanolit.machine.paths import conf_folder
+from nanolit.machine.paths import CONF
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.conversation import check_conversation
 from nanolit.tokenizer.nanochat import read_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "nanochat_2026" / "tokenizer"
-MIXTURES = sorted((conf_folder() / "mixture").glob("*.yaml"))
+MIXTURES = sorted((CONF / "mixture").glob("*.yaml"))
 
 
 def entries(path: Path, part: str) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def size(entry: dict[str, Any]) -> int:
 )
 def test_mixtures_of_real_size_have_nanochats_counts(mixture: str, trained: int, validated: int) -> None:
     """Oracle: nanochat's sums (TaskMixture of its scripts), and the count in the file's first line."""
-    path = conf_folder() / "mixture" / f"{mixture}.yaml"
+    path = CONF / "mixture" / f"{mixture}.yaml"
     assert sum(map(size, entries(path, "sources"))) == trained
     assert sum(map(size, entries(path, "validation"))) == validated
     assert f"{trained:,} conversations" in path.read_text(encoding="utf-8").splitlines()[0]
@@ -163,7 +163,7 @@ def test_there_are_the_mixtures_of_the_recipes_and_the_demo() -> None:
 
 @pytest.mark.parametrize("packing", ["bestfit", "single", "flat"])
 def test_the_demo_trains_on_every_source(packing: Any) -> None:
-    path = conf_folder() / "mixture" / "demo_sft.yaml"
+    path = CONF / "mixture" / "demo_sft.yaml"
     tokenizer = read_tokenizer(TOKENIZER)
     for part in ("sources", "validation"):
         tasks = [build({**entry, "max_rows": 20}) for entry in entries(path, part)]
@@ -176,7 +176,7 @@ def test_the_demo_trains_on_every_source(packing: Any) -> None:
 
 
 def test_validation_batches_are_the_same_tokens_on_any_number_of_ranks() -> None:
-    path = conf_folder() / "mixture" / "demo_sft.yaml"
+    path = CONF / "mixture" / "demo_sft.yaml"
     tasks = [build({**entry, "max_rows": 10}) for entry in entries(path, "validation")]
 
     def targets(rank: int, world: int) -> list[torch.Tensor]:

@@ -41,12 +41,9 @@ MODERN = [
 CLASSIC = [(4, 1_400), (12, 7_080), (20, 21_400), (24, 33_600), (26, 41_275), (32, 71_680)]
 
 
-def steps(
-    *, batch: int, counted: int, ratio: float, max_steps: int | None = None, flops: float | None = None
-) -> int:
+def steps(*, batch: int, counted: int, ratio: float, flops: float | None = None) -> int:
     return steps_from_horizon(
         batch=batch,
-        max_steps=max_steps,
         target_flops=flops,
         target_ratio=ratio,
         flops_per_token=7.597e8,
@@ -82,8 +79,7 @@ def test_rates_of_adamw_matrices_fall_with_the_root_of_the_width():
     assert lr_factor_from_width(1280) == pytest.approx((1280 / 768) ** -0.5)
 
 
-def test_max_steps_wins_over_flops_and_flops_over_ratio():
-    assert steps(batch=2**19, counted=D12, ratio=12, max_steps=7, flops=1e18) == 7
+def test_flops_win_over_the_ratio():
     assert steps(batch=2**19, counted=D12, ratio=12, flops=1e18) == round(1e18 / (7.597e8 * 2**19))
     assert steps(batch=2**19, counted=D12, ratio=12) == 2_520
 

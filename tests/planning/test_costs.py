@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nanolit.config.compose import compose, options
-from nanolit.machine.paths import conf_folder
+from nanolit.machine.paths import CONF
 from nanolit.planning.costs import answer_tokens
 from nanolit.planning.plans import Plan, fresh_plans
 from nanolit.planning.show import plan_table
@@ -175,7 +175,7 @@ def test_float32_activations_are_twice_as_large():
     assert hopper.memory["gib"]["activations"] == wide.memory["gib"]["activations"]
 
 
-PRICES = yaml.safe_load((conf_folder() / "prices.yaml").read_text())
+PRICES = yaml.safe_load((CONF / "prices.yaml").read_text())
 
 
 def plans_of(*overrides: str) -> list[Plan]:

@@ -55,17 +55,14 @@ class Evaluate(L.Callback):
         self.recorder, self.clock = recorder, clock
         self.has_told = False
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Phase)
-        step = pl_module.finished_steps
-        if step != pl_module.num_steps and step % self.eval_every:
+    def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
+        step = phase.finished_steps
+        if step != phase.num_steps and step % self.eval_every:
             return
         with self.clock.paused():
-            pl_module.gpt.eval()
+            phase.gpt.eval()
             scores = self.evaluator.evaluate(self.engine())
-            pl_module.gpt.train()
+            phase.gpt.train()
             self.tell(step)
             self.recorder.record(trainer, {"step": step, **scores})
 
@@ -96,15 +93,12 @@ class EvaluateCore(L.Callback):
         self.core_every, self.max_per_task = core_every, max_per_task
         self.recorder, self.clock = recorder, clock
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Phase)
-        step = pl_module.finished_steps
-        if step == pl_module.num_steps or step % self.core_every:
+    def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
+        step = phase.finished_steps
+        if step == phase.num_steps or step % self.core_every:
             return
         with self.clock.paused():
-            scorer = OwnScorer(pl_module.gpt)
+            scorer = OwnScorer(phase.gpt)
             mean, error = fitting(
                 mean_of_part, scorer, self.tokenizer, self.bundle, max_per_task=self.max_per_task
             )
@@ -140,14 +134,11 @@ class EvaluateChat(L.Callback):
         self.max_tokens, self.max_per_task, self.clock = max_tokens, max_per_task, clock
         self.metrics: dict[str, float] = {}
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Phase)
-        if pl_module.finished_steps != pl_module.num_steps:
+    def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
+        if phase.finished_steps != phase.num_steps:
             return
         with self.clock.paused():
-            pl_module.gpt.eval()
+            phase.gpt.eval()
             for task in self.tasks:
                 if task.conditions and rank() == 0:
                     say(f"  {task.name}: {task.conditions}")
@@ -163,7 +154,7 @@ class EvaluateChat(L.Callback):
                 self.metrics[name] = value
                 if rank() == 0:
                     say(f"  {name}: {value:.1%}")
-            pl_module.gpt.train()
+            phase.gpt.train()
 
 
 def sample_prompts(asked: Mapping[str, Any], tokenizer: Tokenizer, *, chats: bool) -> Prompts:
@@ -193,26 +184,22 @@ class WriteSamples(L.Callback):
         self.sample_every, self.max_tokens, self.clock = sample_every, max_tokens, clock
         self.text = ""  # of the whole file: written anew each time, never through a link that lies there
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Phase)
+    def on_train_start(self, trainer: L.Trainer, phase: Phase) -> None:
         if rank() == 0 and self.path.exists():
             text = read_text(self.path, remedy="delete it, or move it away")
-            self.text = until(text, pl_module.finished_steps)
+            self.text = until(text, phase.finished_steps)
             write_atomically(self.path, self.text)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Phase)
-        step = pl_module.finished_steps
-        if step != pl_module.num_steps and not (self.sample_every and step % self.sample_every == 0):
+    def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
+        step = phase.finished_steps
+        if step != phase.num_steps and not (self.sample_every and step % self.sample_every == 0):
             return
         if rank() != 0:
             return
         with self.clock.paused():
-            pl_module.gpt.eval()
+            phase.gpt.eval()
             written = self._replies(self.engine())
-            pl_module.gpt.train()
+            phase.gpt.train()
         lines = "".join(f"- {prompt!r} → {reply!r}\n" for prompt, reply in written)
         self.text += f"## Step {step}\n\n{lines}\n"
         write_atomically(self.path, self.text)

@@ -60,10 +60,9 @@ class Checkpoints(L.Callback):
         self._group: Any = None
         self._stuck: EndIfStuck | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Phase)
-        self._saved, self._saved_step = time.monotonic(), pl_module.finished_steps
-        pl_module.stops_in_step = self._stops_in_step
+    def on_train_start(self, trainer: L.Trainer, phase: Phase) -> None:
+        self._saved, self._saved_step = time.monotonic(), phase.finished_steps
+        phase.stops_in_step = self._stops_in_step
         if world_size() > 1:
             self._group = torch.distributed.new_group(backend="gloo", timeout=SILENCE)
         self._signals = AskedToStop(self._tell)
@@ -74,41 +73,33 @@ class Checkpoints(L.Callback):
         if rank() == 0:
             say("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
         self._begun = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Phase)
-        step, last = pl_module.finished_steps, pl_module.finished_steps == pl_module.num_steps
+    def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
+        step, last = phase.finished_steps, phase.finished_steps == phase.num_steps
         asked = self._signals is not None and self._signals.asked
         is_long = time.monotonic() - self._begun > LONG_STEP_SECONDS
         self.stop, save, self._long = self._agreed(asked, self._due(step), is_long)
         if self.stop and self._stuck:
             self._stuck.step_ended()
         if last or self.stop or save:
-            self._save(trainer, pl_module)
+            self._save(trainer, phase)
         if self.stop:
             ignore_ctrl_c()  # all is saved, and the run is ending: it would only break the way out
         if self.stop and not last:
             trainer.should_stop = True
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, phase: Phase, exception: BaseException) -> None:
         """Save what the last whole step left, when a long one was given up."""
         if not isinstance(exception, StoppedInStep):
             return
-        assert isinstance(pl_module, Phase)
         self.stop = True
         if self._stuck:
             self._stuck.step_ended()
-        pl_module.optimizer.zero_grad(set_to_none=True)
-        if pl_module.finished_steps > self._saved_step:
-            self._save(trainer, pl_module)
+        phase.optimizer.zero_grad(set_to_none=True)
+        if phase.finished_steps > self._saved_step:
+            self._save(trainer, phase)
         ignore_ctrl_c()
 
     def _save(self, trainer: L.Trainer, phase: Phase) -> None:
@@ -138,7 +129,7 @@ class Checkpoints(L.Callback):
         torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX, group=self._group)
         return tuple(map(bool, raised))
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, phase: Phase, stage: str) -> None:
         if self._stuck:
             self._stuck.close()
 

@@ -145,25 +145,23 @@ class Throughput(L.Callback):
         self.loss = math.nan
         self._mark: tuple[int, int, int, float] | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Phase)
+    def on_train_start(self, trainer: L.Trainer, phase: Phase) -> None:
         self.clock.restart()
-        self._mark = (pl_module.finished_steps, self.tokens, self.processed, self.clock.seconds)
+        self._mark = (phase.finished_steps, self.tokens, self.processed, self.clock.seconds)
         self._waits = [(self.waited(), self.clock.seconds)] if self.waited else []
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+        self, trainer: L.Trainer, phase: Phase, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Phase)
-        step = pl_module.finished_steps
-        self.tokens += pl_module.num_tokens
-        self.processed += pl_module.num_processed
+        step = phase.finished_steps
+        self.tokens += phase.num_tokens
+        self.processed += phase.num_processed
         if batch_idx == 0:
             self._freeze_garbage()
-        if step % self.log_every == 0 or step in (1, pl_module.num_steps):
-            self._log(trainer, pl_module, step)
-        elif self.progress and trainer.world_size == 1 and pl_module.device.type == "cpu":
-            self.progress.note({"loss": float(pl_module.step_loss)})  # nobody has to wait for it there
+        if step % self.log_every == 0 or step in (1, phase.num_steps):
+            self._log(trainer, phase, step)
+        elif self.progress and trainer.world_size == 1 and phase.device.type == "cpu":
+            self.progress.note({"loss": float(phase.step_loss)})  # nobody has to wait for it there
         if self.progress:
             self.progress.advance(step)
 
@@ -172,7 +170,7 @@ class Throughput(L.Callback):
         gc.collect()
         gc.freeze()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, phase: Phase, stage: str) -> None:
         gc.unfreeze()  # the next stage of this process needs the memory
 
     def _log(self, trainer: L.Trainer, phase: Phase, step: int) -> None:

@@ -165,14 +165,10 @@ def allow_weak_sandbox(chat_tasks: ChatTasks) -> None:
             task["sandbox"] = "weak"
 
 
-def fill_root(job: Choices) -> None:
-    """Read `root=null` as NANOLIT_HOME, else ./runs."""
+def fill_place(job: Choices) -> None:
+    """Read `root=null` as NANOLIT_HOME, else ./runs; a local cluster has this machine's first NVIDIA GPU."""
     if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
         job["root"] = str(home(job["root"]))
-
-
-def fill_gpu(job: Choices) -> None:
-    """Give a local cluster the name of this machine's first NVIDIA GPU, else "cpu"."""
     if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
         job["cluster"]["gpu"] = next(iter(gpu_names()), "cpu")
 
@@ -185,8 +181,7 @@ RULES: tuple[Callable[[Choices], None], ...] = (
     drop_stages_of_other_recipes,
     fill_mixtures,
     fill_chat_tasks,
-    fill_root,
-    fill_gpu,
+    fill_place,
 )
 
 
@@ -196,20 +191,21 @@ def fit_vocabulary(job: Choices) -> None:
     One that was typed stays.
     """
     typed = ("recipe.vocab_size=", "stage.tokenizer.vocab_size=", "experiment=")
-    if any(word.lstrip("+").startswith(typed) for word in job["overrides"]):
-        return
-    tokenizer = job["stage"]["tokenizer"]
-    if (known := vocabulary_before(job)) is not None:
-        tokenizer["vocab_size"] = known
-        return
+    if not any(word.lstrip("+").startswith(typed) for word in job["overrides"]):
+        known = vocabulary_before(job)
+        job["stage"]["tokenizer"]["vocab_size"] = vocabulary_of_text(job) if known is None else known
+
+
+def vocabulary_of_text(job: Choices) -> int:
+    """Return the vocabulary that the job's text can teach, at most the recipe's."""
+    vocab_size = job["stage"]["tokenizer"]["vocab_size"]
     try:
-        enough = tokenizer["vocab_size"] * BYTES_PER_TOKEN
-        num_bytes = build(job["data"]).text_bytes(enough=enough)
+        num_bytes = build(job["data"]).text_bytes(enough=vocab_size * BYTES_PER_TOKEN)
     except (ValueError, OSError):  # not here, or faulty: the plan, or what reads it, says so
-        return
-    if num_bytes is not None:
-        fitting = 1 << (max(SMALLEST, num_bytes // BYTES_PER_TOKEN).bit_length() - 1)
-        tokenizer["vocab_size"] = min(tokenizer["vocab_size"], fitting)
+        return vocab_size
+    if num_bytes is None:
+        return vocab_size
+    return min(vocab_size, 1 << (max(SMALLEST, num_bytes // BYTES_PER_TOKEN).bit_length() - 1))
 
 
 class Sizes(TypedDict):

@@ -40,10 +40,6 @@ class Dataset:
     def __init__(self, *, cache: bool = False) -> None:  # jobs of earlier versions don't say
         self.cache = cache
 
-    def cache_folder(self, root: Path) -> Path | None:
-        """Return the folder of the train shards' tokens; None without a cache."""
-        return dataset_folder(root, self.name) / "tokens" if self.cache else None
-
     def shards_needed(self, num_tokens: int, *, kept_fraction: float) -> int:
         """Return how many train shards give `num_tokens` in one epoch, if packing keeps `kept_fraction`."""
         return 1

@@ -73,10 +73,11 @@ def run(
         node = Node() if nodes == 1 or under_torchrun() else this_node(nodes=nodes)
         if node.rank:
             return follow(job, node)
+        is_first = is_rank_zero()
         check_root(job)
         lock = run_folder(job["root"], job["run"]) / ".lock"
         # An outer torchrun's other ranks share the run with rank 0, which holds it
-        ours = held(lock, busy=f"run {job['run']} is in use") if is_rank_zero() else nullcontext([])
+        ours = held(lock, busy=f"run {job['run']} is in use") if is_first else nullcontext([])
         with hub_forbidden() if job["offline"] else nullcontext(), ours as keep_open:
             plans = plans or fresh_plans(job)
             check_settings(job, plans)
@@ -203,9 +204,9 @@ def fetch_data(job: Job, plans: Plans) -> None:
     reading = [plan for plan in unfinished(job, plans) if isinstance(plan, TokenizerPlan | BasePlan)]
     if not reading:
         return
-    num_shards = max(plan.shards for plan in reading)
-    folder = dataset_folder(job["root"], reading[0].data)
     if not (dataset := build(job["data"])).is_shipped:
+        num_shards = max(plan.shards for plan in reading)
+        folder = dataset_folder(job["root"], reading[0].data)
         with sigterm_interrupts(), held(folder / ".lock", wait=True):
             remove_leftovers(folder)
             dataset.fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
@@ -284,8 +285,9 @@ def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
 
 def hand_over(job: Job, plan: Plan, folder: Path) -> Path:
     """Write what another process needs of a stage, job.yaml and plan.json, and return the folder."""
+    content = as_json(plan)
     write_yaml(folder / "job.yaml", job)
-    write_json(folder / "plan.json", as_json(plan))
+    write_json(folder / "plan.json", content)
     return folder
 
 

@@ -21,7 +21,7 @@ from nanolit.config.build import build
 from nanolit.config.names import decisive_settings
 from nanolit.config.schema import Job
 from nanolit.jobs.inputs import Origin, check_same_model, origin
-from nanolit.machine.device import derived_seed, pick_device
+from nanolit.machine.device import compute_dtype, derived_seed, pick_device
 from nanolit.machine.paths import Json, as_null, read_json, stage_folder, tokenizers_folder
 from nanolit.machine.system import launched_rank, wandb_key
 from nanolit.model.accounting import Hyperparameters
@@ -67,7 +67,11 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
         begins.release / "tokenizer" if begins else tokenizers_folder(job["root"]) / plan.tokenizer
     )
     tokenizer = Tokenizer.load(tokenizer_folder)
-    check_vocabulary(tokenizer, tokenizer_folder, plan)
+    if tokenizer.vocab_size != plan.gpt["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer {tokenizer_folder} has {tokenizer.vocab_size:,} tokens, the model "
+            f"{plan.gpt['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
+        )
     settings = settings_of(job, plan, begins)
     saved = folder / "checkpoints"
     resumed = newest_checkpoint(saved, settings) if os.path.lexists(saved) else None
@@ -135,14 +139,6 @@ def check_same_run(resumed: Checkpoint, settings: Json) -> None:
         )
 
 
-def check_vocabulary(tokenizer: Tokenizer, folder: Path, plan: TrainingPlan) -> None:
-    if tokenizer.vocab_size != plan.gpt["vocab_size"]:
-        raise ValueError(
-            f"the tokenizer {folder} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{plan.gpt['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
-        )
-
-
 def load_gpt(
     job: Job, plan: TrainingPlan, device: torch.device, *, resumed: Checkpoint | None, begins: Origin | None
 ) -> tuple[GPT, Restore | None]:
@@ -189,24 +185,21 @@ def build_gpt(
     hyperparameters: Hyperparameters, device: torch.device, *, seed: int, precision: str | None = None
 ) -> GPT:
     """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
+    generator = torch.Generator(device=device).manual_seed(derived_seed(seed, "initial weights"))
+    dtype = DTYPES[precision] or compute_dtype(device)
     with torch.device("meta"):
         gpt = GPT(GPTConfig(**hyperparameters))
     gpt.to_empty(device=device)
-    generator = torch.Generator(device=device).manual_seed(derived_seed(seed, "initial weights"))
-    gpt.initialize(generator, dtype=DTYPES[precision])
+    gpt.initialize(generator, dtype=dtype)
     if precision == "fp8":
         gpt.use_fp8()
     return gpt
 
 
 def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
-    """Return True to compile the model: on a GPU unless told otherwise, never where rows differ in length.
-
-    It would be compiled anew for every length.
-    """
-    if not plan.equal_rows:
-        return False
-    return device.type == "cuda" if job["compile"] is None else job["compile"]
+    """Return True to compile the model: on a GPU unless told otherwise, never anew for rows of any length."""
+    wish = device.type == "cuda" if job["compile"] is None else job["compile"]
+    return wish and plan.equal_rows
 
 
 def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:

@@ -54,13 +54,14 @@ def confirm(planned: Sequence[tuple[Job, Plans]]) -> None:
 
     With yes=true, elsewhere than at a terminal, and for runs that have begun, nobody is asked.
     """
-    if not warning(planned):
-        return
     new = [(job, plans) for job, plans in planned if not begun(job)]
-    remark = warning(new) if new else ""
-    if not remark:
-        return
-    if new[0][0]["yes"] or not (sys.stdin.isatty() and at_terminal()):
+    if new and (remark := warning(new)):
+        ask(remark, yes=new[0][0]["yes"])
+
+
+def ask(remark: str, *, yes: bool) -> None:
+    """Print the remark, and at a terminal wait for an answer; SystemExit if it is no."""
+    if yes or not (sys.stdin.isatty() and at_terminal()):
         say(remark)
         return
     try:

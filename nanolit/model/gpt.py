@@ -97,6 +97,9 @@ class GPT(nn.Module):
         self.hyperparameters: dict[str, Any] = asdict(config)
         self.vocab_size, self.context = config.vocab_size, config.context
         self.head_dim = config.width // config.heads
+        cos_TE, sin_TE = self._rotary_tables(None)
+        self.register_buffer("cos_TE", cos_TE, persistent=False)
+        self.register_buffer("sin_TE", sin_TE, persistent=False)
 
         # Rows beyond the vocabulary only round the head's product up to whole GPU tiles: 64 in modern
         rows = padded_vocab_size(config.vocab_size, config.vocab_multiple)
@@ -128,9 +131,6 @@ class GPT(nn.Module):
         self.smear_gate = Linear(min(SMEAR_CHANNELS, config.width), 1) if config.smear else None
         self.smear_scale = nn.Parameter(torch.empty(1)) if config.smear else None
         self.backout_scale = nn.Parameter(torch.empty(1)) if config.backout else None
-        cos_TE, sin_TE = self._rotary_tables(None)
-        self.register_buffer("cos_TE", cos_TE, persistent=False)
-        self.register_buffer("sin_TE", sin_TE, persistent=False)
 
     @property
     def device(self) -> torch.device:

@@ -227,31 +227,17 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _step_muon(self, group: Group, stack: MatrixStack) -> None:
         gradients, params_NRS = stack.gradients(), stack.own_params()
-        momentum_NRS, second_moment = stack.buffers["momentum"], stack.buffers.get("second_moment")
-        lr, weight_decay = _scalar(group["lr"]), _scalar(group["weight_decay"])
-        if stack.names and self._by_halves(params_NRS):
-            from nanolit.kernels import momentum_kernel  # imports Triton
-
-            balanced_NRS = momentum_kernel.balanced_rows(gradients, momentum_NRS, group["momentum"])
-            self._apply_update(
-                params_NRS,
-                iterate_by_halves(balanced_NRS, POLAR_EXPRESS),
-                second_moment,
-                lr,
-                weight_decay,
-                self._variance_beta,
-                normalize_update=self._flags["normalize_update"],
-                cautious=self._flags["cautious"],
-            )
+        if stack.names and params_NRS.is_cuda and self._by_halves(params_NRS):
+            self._step_by_halves(group, stack, gradients, params_NRS)
         elif stack.names:
             self._muon_update(
                 params_NRS,
                 torch.stack(gradients),
-                momentum_NRS,
-                second_moment,
-                lr,
+                stack.buffers["momentum"],
+                stack.buffers.get("second_moment"),
+                _scalar(group["lr"]),
                 _scalar(group["momentum"]),
-                weight_decay,
+                _scalar(group["weight_decay"]),
                 self._variance_beta,
                 **self._flags,
             )
@@ -261,6 +247,25 @@ class MuonAdamW(torch.optim.Optimizer):
         """Return True if our kernels serve: they balance rows and have Polar Express's polynomials."""
         flags = self._flags["equilibrate_rows"], self._flags["orthogonalization"]
         return flags == (True, "polar_express") and has_kernel(params_NRS.device, min(params_NRS.shape[-2:]))
+
+    def _step_by_halves(
+        self, group: Group, stack: MatrixStack, gradients: list[Tensor], params_NRS: Tensor
+    ) -> None:
+        """Compute `muon_update` by our kernels."""
+        from nanolit.kernels import momentum_kernel  # imports Triton
+
+        momentum_NRS = stack.buffers["momentum"]
+        balanced_NRS = momentum_kernel.balanced_rows(gradients, momentum_NRS, group["momentum"])
+        self._apply_update(
+            params_NRS,
+            iterate_by_halves(balanced_NRS, POLAR_EXPRESS),
+            stack.buffers.get("second_moment"),
+            _scalar(group["lr"]),
+            _scalar(group["weight_decay"]),
+            self._variance_beta,
+            normalize_update=self._flags["normalize_update"],
+            cautious=self._flags["cautious"],
+        )
 
     def _step_adamw(self, group: Group, flat: FlatSlice) -> None:
         flat.num_steps += 1

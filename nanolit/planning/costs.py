@@ -193,14 +193,16 @@ def cost(stage: str, hours: Hours, cluster: Cluster) -> Cost | None:
     if stage == "tokenizer":
         cluster = cast(Cluster, {**cluster, **PREPARING, "devices": 0, "nodes": 1})
     prices = yaml.safe_load((CONF / "prices.yaml").read_text(encoding="utf-8"))
-    if cluster["kind"] not in prices:
-        return None
-    known = prices[cluster["kind"]]
+    known = prices.get(cluster["kind"])
+    return known and billed(hours["total_hours"], cluster, known, date=prices["date"])
+
+
+def billed(hours: float | None, cluster: Cluster, known: dict[str | None, float], *, date: str) -> Cost:
+    """Return what the hours cost by the `known` prices of GPUs, cores and GiB."""
     gpus, per_hour = cluster["devices"], None
     if gpus == 0 or cluster["gpu"] in known:
         gpu = known[cluster["gpu"]] if gpus else 0
         host = known["core"] * cluster.get("cpu", 0) + known["gib"] * cluster.get("memory", 0) / 1024
         per_hour = cluster["nodes"] * (gpus * gpu + host)
-    total = hours["total_hours"]
-    dollars = None if per_hour is None or total is None else per_hour * total
-    return {"dollars": dollars, "dollars_per_hour": per_hour, "prices": prices["date"]}
+    dollars = None if per_hour is None or hours is None else per_hour * hours
+    return {"dollars": dollars, "dollars_per_hour": per_hour, "prices": date}

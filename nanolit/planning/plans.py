@@ -104,8 +104,11 @@ def keep_stored(job: Job, plan: Plan) -> Plan:
     today's: its name says what it is learned from, and the text may have been mended since.
     """
     path = stage_folder(job["root"], job["run"], plan.stage) / "plan.json"
-    if isinstance(plan, TokenizerPlan) or not path.exists():
-        return plan
+    return plan if isinstance(plan, TokenizerPlan) or not path.exists() else with_stored(plan, path)
+
+
+def with_stored(plan: Plan, path: Path) -> Plan:
+    """Return the plan with the values of a plan.json that are not of today's start."""
     stored = stored_plan(path)
     if stored["stage"] != plan.stage:
         raise ValueError(f"{path} is of the stage {stored['stage']}; {REMEDY}")

@@ -48,13 +48,13 @@ def outline(run: str, plans: Sequence[Plan], *, done: Mapping[str, int] | None =
     """
     done = done or {}
     plans = [rest(plan, done.get(plan.stage, 0)) for plan in plans]
-    width = max(len(plan.stage) for plan in plans)
+    width, where = max(len(plan.stage) for plan in plans), place(plans[-1].hours)
     times = [amount(plan.hours["total_hours"]) for plan in plans]
     lines = [
         f"  {plan.stage:<{width}}  {time:<13}  {stage_work(plan, done=done.get(plan.stage, 0))}"
         for plan, time in zip(plans, times, strict=True)
     ]
-    return "\n".join([bold(f"{total_line(run, plans)} on {place(plans[-1].hours)}"), *lines])
+    return "\n".join([bold(f"{total_line(run, plans)} on {where}"), *lines])
 
 
 def rest(plan: Plan, done: int) -> Plan:

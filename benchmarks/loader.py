@@ -156,7 +156,7 @@ class Way:
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer) -> None:
         groups = [(shard, group) for shard in corpus.train_shards for group in range(len(shard.group_sizes))]
-        self.sequence = DocumentSequence(groups, lane=0, lanes=1, seed=1)
+        self.sequence = DocumentSequence(groups, lane=0, seed=1)
         self.tokenizer = tokenizer
         self.seconds = dict.fromkeys(("read", "shuffle", "encode", "pack", "tensors"), 0.0)
         self.next = self.num_bytes = self.num_tokens = 0

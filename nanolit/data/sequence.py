@@ -28,8 +28,8 @@ class DocumentSequence:
     # Shuffling all documents would mix better and read a row group of about 1,000 for each of them; corpora
     # of the hub are shuffled already
 
-    def __init__(self, groups: Sequence[tuple[Shard, int]], *, lane: int, lanes: int, seed: int) -> None:
-        self._groups = deal(groups, lanes)[lane]
+    def __init__(self, groups: Sequence[tuple[Shard, int]], *, lane: int, seed: int) -> None:
+        self._groups = groups  # the lane's, as `deal` gives them
         self._sizes = np.array([shard.group_sizes[group] for shard, group in self._groups])
         self._seed, self._lane = seed, lane
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None

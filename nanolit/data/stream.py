@@ -21,7 +21,7 @@ import torch
 from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Documents, Packer, Packing, make_packer
 from nanolit.data.parquet import Corpus
-from nanolit.data.sequence import DocumentSequence
+from nanolit.data.sequence import DocumentSequence, deal
 from nanolit.machine.numbers import divisors, listed
 from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
@@ -112,7 +112,8 @@ class PretrainStream:
             )
         self._groups, self._seed = groups, seed
         self._tokenizer, self._threads, self._cache = tokenizer, threads, cache
-        smallest = min(self._sequence(lane).num_documents for lane in range(self.lanes))
+        self._shares = deal(groups, self.lanes)
+        smallest = min(sum(shard.group_sizes[group] for shard, group in share) for share in self._shares)
         self.buffer = max(1, min(buffer, int(smallest * LARGEST_BUFFER_FRACTION)))
         self._packer = {"packing": packing, "capacity": context + 1, "buffer": self.buffer}
         self.drawn = SPLIT_DRAWN if packing == "bestfit_split" else DRAWN_BUFFERS * self.buffer
@@ -222,7 +223,7 @@ class PretrainStream:
         lanes: dict[int, _Lane] = {}
         for number in numbers:
             lane = _Lane(
-                self._sequence(number),
+                DocumentSequence(self._shares[number], lane=number, seed=self._seed),
                 self._tokenizer,
                 self._make_packer(),
                 drawn=self.drawn,
@@ -238,9 +239,6 @@ class PretrainStream:
 
     def _make_packer(self) -> Packer:
         return make_packer(**self._packer, dtype=self._tokenizer.dtype)
-
-    def _sequence(self, lane: int) -> DocumentSequence:
-        return DocumentSequence(self._groups, lane=lane, lanes=self.lanes, seed=self._seed)
 
     def _micro_batches(self, rows_BT: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Split rows of T + 1 tokens into micro-batches of inputs and targets of T, each contiguous."""

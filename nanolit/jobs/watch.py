@@ -26,7 +26,6 @@ from nanolit.machine.paths import Json, core_folder
 from nanolit.machine.system import launched_rank
 from nanolit.machine.terminal import say
 from nanolit.model.accounting import peak_bf16_flops
-from nanolit.phases.core import Phase
 from nanolit.planning.plans import BasePlan, TrainingPlan, fresh_plan, total
 from nanolit.report import gradients
 from nanolit.report.folders import Stage
@@ -46,8 +45,9 @@ class Watch:
         self.before: Json = parts.resumed.progress if parts.resumed else {}
         stage = Stage(plan.stage, parts.folder)
         self.gradients = gradients.resumed(stage, job, self.before) if parts.resumed else gradients.RIGHT
+        standing = standing_of(job, plan) if first else {}
         self.clock = Clock(self.before.get("seconds", 0.0))
-        self.progress = progress_of(job, plan, phase, self.clock) if first else None
+        self.progress = Progress(num_steps=phase.num_steps, clock=self.clock, **standing) if first else None
         log_every = 1 if phase.num_steps <= 40 else phase.log_every
         self.recorder = Recorder(
             parts.folder / "metrics.csv",
@@ -145,19 +145,16 @@ class Watch:
         }
 
 
-def progress_of(job: Job, plan: TrainingPlan, phase: Phase, clock: Clock) -> Progress:
-    """Return the progress of a stage; the time of the stages after it is the plan's."""
-    stages = job["stages"]
+def standing_of(job: Job, plan: TrainingPlan) -> Json:
+    """Return where a stage stands in its job: its place, its planned seconds, and those after it."""
+    stages, planned = job["stages"], plan.hours["hours"]
     number = stages.index(plan.stage) + 1
     later, _ = total([fresh_plan(job, stage) for stage in stages[number:]])
-    planned = plan.hours["hours"]
-    return Progress(
-        f"{plan.stage}, stage {number} of {len(stages)}" if len(stages) > 1 else plan.stage,
-        num_steps=phase.num_steps,
-        clock=clock,
-        planned_seconds=planned and planned * 3600,
-        later_seconds=later and later * 3600,
-    )
+    return {
+        "place": f"{plan.stage}, stage {number} of {len(stages)}" if len(stages) > 1 else plan.stage,
+        "planned_seconds": planned and planned * 3600,
+        "later_seconds": later and later * 3600,
+    }
 
 
 def finite(value: float) -> float | None:

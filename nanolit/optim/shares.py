@@ -137,12 +137,13 @@ class FlatSlice(Share):
         self.name = name
         self.param = param
         self.flat = param.detach().view(-1)
-        self.num_parts = 1 if self.flat.numel() < SMALL else world_size()
+        world, this_rank = world_size(), rank()
+        self.num_parts = 1 if self.flat.numel() < SMALL else world
         self.share = -(-self.flat.numel() // self.num_parts)
-        self.start = min(self.share * (rank() % self.num_parts), self.flat.numel())
+        self.start = min(self.share * (this_rank % self.num_parts), self.flat.numel())
         self.stop = min(self.start + self.share, self.flat.numel())
         # Whether this rank adds it to the sum over ranks of squared gradients: one rank for a whole parameter
-        self.counts_in_norm = self.num_parts > 1 or rank() == 0
+        self.counts_in_norm = self.num_parts > 1 or this_rank == 0
         # Its own count, for Adam's bias correction: a phase that starts warm takes the count along
         self.num_steps = 0
         self.exp_avg = torch.zeros_like(self.own())

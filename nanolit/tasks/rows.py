@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +61,26 @@ class FileRows:
     def place(self, index: int) -> str:
         path, place = self.origins[index]
         return f"{path} {place}"
+
+
+class GeneratedRows:
+    """`size` computed rows: `make(number)` is a function of its number alone. `label` is for complaints."""
+
+    def __init__(self, size: int, make: Callable[[int], Row], *, label: str) -> None:
+        if size < 1:
+            raise ValueError(f"size is {size}; allowed: 1 and up")
+        self.size = size
+        self.make = make
+        self.label = label
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int, /) -> Row:
+        return self.make(index)
+
+    def place(self, index: int) -> str:
+        return f"{self.label} row {index}"
 
 
 def first_line(error: Exception) -> str:

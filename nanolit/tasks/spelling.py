@@ -7,9 +7,8 @@ import random
 import zlib
 from typing import Literal
 
-from nanolit.tasks.generated import GeneratedRows
 from nanolit.tasks.gsm8k import extract_answer, same_answer
-from nanolit.tasks.rows import Row, find_file, read_lines
+from nanolit.tasks.rows import GeneratedRows, Row, find_file, read_lines
 from nanolit.tasks.task import Conversation, Task, check_choice, exchange
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -5,8 +5,7 @@ import re
 import zlib
 from typing import Literal
 
-from nanolit.tasks.generated import GeneratedRows
-from nanolit.tasks.rows import Row
+from nanolit.tasks.rows import GeneratedRows, Row
 from nanolit.tasks.task import Conversation, Task, check_choice, exchange
 
 QUESTIONS = (  # as people type, so that the model learns the task and not one sentence

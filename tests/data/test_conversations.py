@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from nanolit.data.conversations import ConversationStream, ValidationConversations
 from nanolit.data.mixture import Mixture
 from nanolit.data.stream import Step
-from nanolit.tasks.generated import GeneratedRows
 from nanolit.tasks.jsonl import ConversationFile
+from nanolit.tasks.rows import GeneratedRows
 from nanolit.tasks.sums import Sums
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.bpe import Tokenizer

@@ -94,7 +94,7 @@ def test_every_token_of_every_document_is_in_a_row_once_or_still_held(corpus: Co
     groups = [(shard, n) for shard in corpus.train_shards for n in range(len(shard.group_sizes))]
     expected: Counter[int] = Counter()
     for lane, state in steps[-1].position["lanes"].items():
-        sequence = DocumentSequence(groups, lane=int(lane), lanes=4, seed=1)
+        sequence = DocumentSequence(deal(groups, 4)[int(lane)], lane=int(lane), seed=1)
         drawn = TOKENIZER.encode_batch(sequence.texts(range(state["next"])).to_pylist(), bos=True)
         for tokens in drawn:
             expected.update(tokens.tolist())
@@ -123,7 +123,7 @@ def test_epochs_are_counted(corpus: Corpus) -> None:
     assert epochs == sorted(epochs)
     assert epochs[0] < 0.5 < 1.5 < epochs[-1]
     groups = [(shard, n) for shard in corpus.train_shards for n in range(len(shard.group_sizes))]
-    sizes = [DocumentSequence(groups, lane=n, lanes=4, seed=1).num_documents for n in range(4)]
+    sizes = [DocumentSequence(share, lane=n, seed=1).num_documents for n, share in enumerate(deal(groups, 4))]
     drawn = [steps[-1].position["lanes"][str(n)]["next"] / size for n, size in enumerate(sizes)]
     assert epochs[-1] == pytest.approx(sum(drawn) / 4)
 
@@ -143,7 +143,7 @@ def test_a_step_holds_contiguous_inputs_and_their_next_tokens(corpus: Corpus) ->
 
 def test_every_epoch_has_every_document_once_in_another_order(corpus: Corpus) -> None:
     groups = [(shard, n) for shard in corpus.train_shards for n in range(len(shard.group_sizes))]
-    lanes = [DocumentSequence(groups, lane=lane, lanes=4, seed=1) for lane in range(4)]
+    lanes = [DocumentSequence(share, lane=n, seed=1) for n, share in enumerate(deal(groups, 4))]
     epochs = []
     for epoch in range(3):
         numbers = [range(epoch * lane.num_documents, (epoch + 1) * lane.num_documents) for lane in lanes]
@@ -170,7 +170,7 @@ def test_lanes_share_the_documents_evenly_whatever_the_order_of_group_sizes() ->
 
 def test_a_number_names_one_document_however_it_is_asked_for(corpus: Corpus) -> None:
     groups = [(shard, n) for shard in corpus.train_shards for n in range(len(shard.group_sizes))]
-    sequence = DocumentSequence(groups, lane=1, lanes=4, seed=1)
+    sequence = DocumentSequence(deal(groups, 4)[1], lane=1, seed=1)
     every = sequence.texts(range(120)).to_pylist()
     assert sequence.texts([119, 3, 60, 4, 61, 61]).to_pylist() == [every[n] for n in (119, 3, 60, 4, 61, 61)]
     assert sequence.texts(range(37, 90)).to_pylist() == every[37:90]

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nanolit.config.build import build
-from nanolit.config.rules import allow_weak_sandbox, named, options
+from nanolit.config.compose import allow_weak_sandbox, named
 from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
+from nanolit.config.words import options
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command, sigterm_interrupts
 from nanolit.machine.locks import held

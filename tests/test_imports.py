@@ -101,7 +101,7 @@ PACKAGES: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "machine.device": {"torch"},
     "config.compose": {"hydra", "omegaconf"},
-    "config.rules": {"omegaconf"},
+    "config.explain": {"hydra", "omegaconf"},
     "config.words": {"hydra", "omegaconf"},
     "tasks": {"datasets"},
     "kernels": {"torch", "triton"},

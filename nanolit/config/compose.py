@@ -3,28 +3,38 @@
 Every error that a person can cause here is one ValueError of one line.
 """
 
-import difflib
 import functools
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import TypedDict
 
-from nanolit.config.check import check_job, unknown_key
+from nanolit.config.build import build
+from nanolit.config.check import check_job
+from nanolit.config.explain import USER_ERRORS, explain, no_such_stage, refuse_stages
 from nanolit.config.names import run_name, trial_name
-from nanolit.config.rules import RULES, fit_vocabulary
-from nanolit.config.schema import SHORTHANDS, Choices, Job
-from nanolit.config.words import OTHER_NAMES, as_typed, grammar_error, groups, options
-from nanolit.machine.paths import CONF, PACKAGE, home
+from nanolit.config.schema import (
+    SHORTHANDS,
+    ChatTasks,
+    Choices,
+    Job,
+    Mixture,
+    Node,
+    StageName,
+    Stages,
+    Target,
+)
+from nanolit.config.words import as_typed, options
+from nanolit.machine.paths import CONF, PACKAGE, expanded, home, read_json, read_yaml, run_folder
+from nanolit.machine.system import gpu_names
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
 OmegaConf.register_new_resolver(
@@ -33,8 +43,14 @@ OmegaConf.register_new_resolver(
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
-USER_ERRORS += (RecursionError,)  # of values in values in values
+CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
+CONVERSATIONS = "nanolit.tasks.jsonl.ConversationFile"
+IDENTITY = "nanolit.tasks.identity.Identity"
+HUMANEVAL = "nanolit.tasks.humaneval.HumanEval"
+# A tokenizer of 32,768 would have few examples of each token in little text, and the model mostly embeddings.
+# The demo has 4,096 for 4.3 MB; a power of two, untuned.
+BYTES_PER_TOKEN = 1024
+SMALLEST = 512
 
 
 def refuse_environment(name: str, *_default: object) -> str:
@@ -67,7 +83,7 @@ def compose(overrides: Sequence[str]) -> Job:
             job["run"] = trial_name(job["run"])
         return job
     except USER_ERRORS as error:
-        raise ValueError(explain(error, overrides)) from error
+        raise ValueError(explain(error, overrides, compose=compose_config)) from error
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -86,8 +102,15 @@ def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} has no default; give {error.full_key}=…") from error
     job["overrides"] = [word for word in overrides if not re.match(r"[+~]*hydra[./]", word)]
-    for rule in RULES:
-        rule(job)
+    require_groups(job)  # from here on rules fill in what follows, in this order
+    if job.get("data") is None:  # the recipe's corpus
+        path = CONF / "data" / f"{job['recipe']['corpus']}.yaml"
+        job["data"] = cast(Target, OmegaConf.to_container(OmegaConf.load(path)))
+    fill_stages(job)
+    drop_stages_of_other_recipes(job)
+    fill_mixtures(job)
+    fill_chat_tasks(job)
+    fill_place(job)
     return job
 
 
@@ -111,65 +134,165 @@ def check_name(run: str) -> None:
         )
 
 
-def explain(error: BaseException, overrides: Sequence[str]) -> str:
-    """One line for an error of composition: what was got, the nearest that is allowed."""
-    text = str(error)
-    if isinstance(error, RecursionError):
-        return (
-            "a value is nested hundreds of levels deep, and no setting is: check the words, and their files"
-        )
-    if isinstance(error, HydraException) and (wrong := grammar_error(overrides)):
-        return wrong
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return unknown_override(match[1], text, overrides)
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]} is a sweep, which nanolit.train runs; here give one value"
-    if match := re.search(r"Error merging override (.*)", text):
-        text = f"{match[1]} does not fit: {error.__cause__}"
-    if match := re.search(r"Could not find '([\w/-]+)/([^/']*)'", text):
-        return unknown_option(match[1], match[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
-    return " ".join(
-        line.strip() for line in text.splitlines() if not re.match(r"\s*(full_key|object_type)", line)
-    )
+def require_groups(job: Choices) -> None:
+    """ValueError where a group was set to a value, `model: d4` in an experiment, instead of being chosen."""
+    for group in ("model", "recipe", "cluster", "stage"):
+        if not isinstance(job.get(group), dict):
+            raise ValueError(
+                f"{group} is {job.get(group)!r}; choose one by name: {group}=…, or `override /{group}: …`"
+            )
 
 
-def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
-    """For a key that the configuration doesn't have; siblings are looked up in the job without it."""
-    key = key.split("@")[0].lstrip("/")
-    place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
-    if name := OTHER_NAMES.get(key.removeprefix("model.")):
-        return f"{place}there is no key {key}; it is {name} here"
-    if "." not in key:
-        known = {*groups(), *Choices.__annotations__} - {"overrides"}
-        return place + unknown_key(key, known)
-    parent = key.rpartition(".")[0]
+def fill_stages(job: Choices) -> None:
+    """Read `stages=null` as those of the phase; ValueError unless the recipe has them, in its order."""
+    has = job["recipe"]["stages"]
+    stages = job.get("stages")
+    if stages is None and job.get("phase") == "speedrun":
+        stages = [stage for stage in has if stage != "rl" or job["rl"]]
+    elif stages is None and job.get("phase") == "identity":
+        stages = [stage for stage in has if stage in ("mid", "sft")]
+    ordered: list[StageName] = [stage for stage in has if isinstance(stages, list) and stage in stages]
+    if not ordered or stages != ordered:
+        refuse_stages(job, stages, ordered)
+    job["stages"] = ordered
+
+
+def drop_stages_of_other_recipes(job: Choices) -> None:
+    """Drop the settings of stages that the recipe lacks; ValueError if one of them was typed."""
+    others = [stage for stage in job["stage"] if stage not in job["recipe"]["stages"]]
+    for word in job["overrides"]:
+        if word.lstrip("+").startswith(tuple(f"stage.{stage}." for stage in others)):
+            raise ValueError(f"{word}: {no_such_stage(job, word.split('.')[1])}")
+    kept = {stage: settings for stage, settings in job["stage"].items() if stage not in others}
+    job["stage"] = cast(Stages, kept)
+
+
+def fill_mixtures(job: Choices) -> None:
+    """Replace the name of a mixture, or null for the recipe's, by its content."""
+    recipe, stages = cast(Node, job["recipe"]), cast(Node, job["stage"])
+    for stage in ("mid", "sft"):
+        if isinstance(stages.get(stage), dict) and isinstance(recipe.get(stage), dict):
+            wish = stages[stage]["mixture"] or recipe[stage]["mixture"]
+            if wish != recipe[stage]["mixture"]:
+                recipe[stage]["epoch_tokens"] = None  # that of another mixture
+            mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
+            introduces = job["identity"] or job["phase"] == "identity"
+            stages[stage]["mixture"] = introduce(mixture, job) if introduces else mixture
+
+
+def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
+    """The content of conf/<folder>/<name>.yaml or of a user's file, its mirror filled in."""
+    path = CONF / folder / f"{name}.yaml"
+    if not path.is_file():
+        path = own_file(folder, str(name), key=key)
+        if is_chats(folder, str(name)):
+            file = {"_target_": CONVERSATIONS, "path": str(name)}
+            train, held_out = ([{**file, "part": part}] for part in ("train", "held_out"))
+            return {"mirror": mirror, "sources": train, "validation": held_out}
+        read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
+    content = OmegaConf.load(path)
+    if isinstance(content, DictConfig) and content.get("mirror") is None:
+        content.mirror = mirror
+    found = OmegaConf.to_container(content, resolve=True)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is a list; it must be a mapping, like those of conf/{folder}")
+    return found
+
+
+def is_chats(folder: str, name: str) -> bool:
+    return folder == "mixture" and bool(re.search(CHATS, name))
+
+
+def own_file(folder: str, name: str, *, key: str) -> Path:
+    """Return the path of a YAML file, or of chats for a mixture; ValueError where there is none."""
+    path, chats = expanded(name), is_chats(folder, name)
+    if chats or re.search(r"\.ya?ml$", name):
+        if path.is_file() or (chats and path.is_absolute()):  # which may be another machine's
+            return path
+        raise ValueError(f"{key}={name}: there is no such file; check the path")
+    files = "a file of chats (jsonl, json, csv, parquet), or a YAML file"
+    files = files if folder == "mixture" else "a YAML file"
+    raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, {files}")
+
+
+def introduce(mixture: Mixture, job: Choices) -> Mixture:
+    """The mixture with the conversations of `identity=`; phase=identity and a file of one's own add them to a
+    mixture without any, twice, as nanochat's finetuning of early 2026 has them."""
+    sources = mixture.get("sources")
+    if not isinstance(sources, list):
+        return mixture
+    own = [source for source in sources if isinstance(source, dict) and source.get("_target_") == IDENTITY]
+    if not own:
+        own = [{"_target_": IDENTITY, "epochs": 2}]
+        sources.append(own[0])
+    for source in own:
+        if job["identity"]:
+            source["path"] = job["identity"]
+    return mixture
+
+
+def fill_chat_tasks(job: Choices) -> None:
+    """Replace the name of the chat evaluation, or null for the recipe's, by its content."""
+    recipe = job["recipe"]
+    name = job["chat_tasks"] or recipe["chat_tasks"]
+    job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
+    most = job["chat_tasks"].get("max_per_task", 1)
+    if not isinstance(most, int) or most < 1:
+        raise ValueError(f"max_per_task of chat_tasks={name} is {most}; allowed: 1 and up, or leave it out")
+    if job["sandbox"] == "weak":
+        allow_weak_sandbox(job["chat_tasks"])
+
+
+def allow_weak_sandbox(chat_tasks: ChatTasks) -> None:
+    """Let programs that a model wrote run where only Python's own hook confines them."""
+    for task in chat_tasks["tasks"]:
+        if task.get("_target_") == HUMANEVAL:
+            task["sandbox"] = "weak"
+
+
+def fill_place(job: Choices) -> None:
+    """Read `root=null` as NANOLIT_HOME, else ./runs; a local cluster has this machine's first NVIDIA GPU."""
+    if job["root"] is None or isinstance(job["root"], str):  # else the check says what it must be
+        job["root"] = str(home(job["root"]))
+    if job["cluster"].get("kind") == "local" and job["cluster"].get("gpu") is None:
+        job["cluster"]["gpu"] = next(iter(gpu_names()), "cpu")
+
+
+def fit_vocabulary(job: Choices) -> None:
+    """Take the vocabulary of the model that the job continues, else what a little own text can teach.
+
+    One that was typed stays.
+    """
+    typed = ("recipe.vocab_size=", "stage.tokenizer.vocab_size=", "experiment=")
+    if not any(word.lstrip("+").startswith(typed) for word in job["overrides"]):
+        known = vocabulary_before(job)
+        job["stage"]["tokenizer"]["vocab_size"] = vocabulary_of_text(job) if known is None else known
+
+
+def vocabulary_of_text(job: Choices) -> int:
+    """Return the vocabulary that the job's text can teach, at most the recipe's."""
+    vocab_size = job["stage"]["tokenizer"]["vocab_size"]
     try:
-        rest = [word for word in overrides if word.lstrip("+~").split("=")[0] != key]
-        node = OmegaConf.select(compose_config(rest), parent)
-    except USER_ERRORS:
-        node = None
-    if isinstance(node, DictConfig):
-        return place + unknown_key(key, map(str, node))
-    if parent in groups():
-        return f"{key} needs a choice of {parent} first; {parent}=… is one of {', '.join(options(parent))}"
-    return unknown_override(parent, text, rest) if "." in parent else f"{place}there is no key {key}"
+        num_bytes = build(job["data"]).text_bytes(enough=vocab_size * BYTES_PER_TOKEN)
+    except (ValueError, OSError):  # not here, or faulty: the plan, or what reads it, says so
+        return vocab_size
+    if num_bytes is None:
+        return vocab_size
+    return min(vocab_size, 1 << (max(SMALLEST, num_bytes // BYTES_PER_TOKEN).bit_length() - 1))
 
 
-def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
-    """For `model=d7`: the nearest option, and all of them."""
-    if group.startswith("hydra/launcher") and "submitit" in option:
-        return (
-            "cluster=slurm_8xgpu needs hydra-submitit-launcher; install it with: pip install 'nanolit[slurm]'"
-        )
-    known = list(known) or options(group)
-    near = difflib.get_close_matches(option, known, n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    other = {"model": " (model.depth=N takes any depth)", "data": ", a path, or hf:OWNER/NAME"}.get(group, "")
-    return f"there is no {group}={option}; {meant}allowed: {', '.join(known)}{other}"
+class Sizes(TypedDict):
+    """What is read of a release's gpt.json here."""
+
+    vocab_size: int
 
 
-def help_text() -> str:
-    """Return the text of --help, from conf/hydra/help. Hydra's own way to it takes two seconds."""
-    template = OmegaConf.load(CONF / "hydra" / "help" / "nanolit.yaml").template
-    choices = "\n".join(f"  {group}: {', '.join(options(group))}" for group in groups())
-    return template.replace("$APP_CONFIG_GROUPS", choices)
+def vocabulary_before(job: Choices) -> int | None:
+    """Return the vocabulary of the model in `start_from`, or in a later stage's run; None without one."""
+    wish = job["start_from"] or ("" if "base" in job["stages"] else job["run"])
+    if not wish or "tokenizer" in job["stages"]:
+        return None
+    run = run_folder(job["root"], wish.split("/")[0])
+    releases = [expanded(wish), *sorted(run.glob("*/release"))]
+    found = [folder / "gpt.json" for folder in releases if (folder / "gpt.json").is_file()]
+    return read_json(found[0], Sizes, remedy="copy or convert it again")["vocab_size"] if found else None

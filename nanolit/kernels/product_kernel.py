@@ -1,11 +1,10 @@
-"""A product of 2 to 16 rows that waits with its weights in shared memory. Called by decode_kernel.product.
+"""A product of 2 to 16 rows, or one of a wide model, whose weights wait in shared memory.
 
-Five kernels a layer stop and start the stream of weights that a step at few rows is. Here a program copies
-those of its 16 columns into shared memory before it waits for the kernel before it; registers would be full,
-and keep the next kernel's programs out. The rows come straight into registers after the wait. Warps share
-the inner numbers, matrix units multiply them. In Gluon, the language beneath Triton's, which copies nothing
-ahead of a wait. At 8 rows a step of d20 took 729 µs so and 823 with Triton's pipeline, of d26 1,262 and 1,508
-(H200; LOG.md, 2026-12-01).
+Called by decode_kernel.product. Five kernels a layer stop and start the stream of weights that a step at few
+rows is. Here a program copies those of its 16 columns into shared memory before it waits for the kernel
+before it; registers would be full, and keep the next kernel's programs out. Warps share the inner numbers,
+matrix units multiply them. In Gluon, the language beneath Triton's, which copies nothing ahead of a wait: a
+step of 8 rows took 729 µs for d20 and 823 with Triton's pipeline, 1,262 and 1,508 for d26 (H200; LOG.md).
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false

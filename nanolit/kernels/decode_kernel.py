@@ -116,7 +116,7 @@ def product(
     operands = (x_BC, weight_NC, out_BN, x_BC if residual_BC is None else residual_BC)
     operands += (r, s, x0_BN, x_BC if kept_BC is None else kept_BC, EPSILON)
     flags = (normalized, squared, residual_BC is not None, mix is not None, kept_BC is not None)
-    if multiply and (B > 1 or (x_BC.is_cuda and min(N, C) >= WIDE)):
+    if multiply and (B > 1 or min(N, C) >= WIDE):
         multiply(operands, B, N, C, flags, _launch(x_BC))
     else:
         multiply_a_row(operands, N, C, flags, _launch(x_BC))

@@ -132,7 +132,7 @@ class ReinforcementLearning(Phase):
         """
         learned = [rollout for rollout in rollouts if rollout.advantage]
         # A GPU's attention is planned anew for each shape: few shapes, filled up with nothing to learn
-        grains = (16, 64) if torch.device(self.device).type == "cuda" else (1, 1)
+        grains = (16, 64) if self.device.type == "cuda" else (1, 1)
         lengths = [
             rounded_up(len(rollout.prompt_ids) + len(rollout.completion.ids) - 1, grains[1])
             for rollout in learned

@@ -70,7 +70,7 @@ def test_only_sampled_tokens_are_targets():
         Rollout([3], short, reward=0.0, advantage=-0.25),
     ]
     gpt, tokenizer = SimpleNamespace(context=6), SimpleNamespace(bos_id=0)
-    policy: Any = SimpleNamespace(micro_batch=2, gpt=gpt, tokenizer=tokenizer, device="cpu")
+    policy: Any = SimpleNamespace(micro_batch=2, gpt=gpt, tokenizer=tokenizer, device=torch.device("cpu"))
     ((ids_BT, targets_BT, advantages_B),) = ReinforcementLearning.micro_batches(policy, rollouts)
     assert ids_BT.tolist() == [[1, 2, 5, 6, 7], [3, 9, 0, 0, 0]]
     assert targets_BT.tolist() == [[-1, 5, -1, -1, 8], [9, -1, -1, -1, -1]]
@@ -84,7 +84,7 @@ def test_micro_batches_take_what_fits_in_their_contexts():
         for n in (2, 9, 3, 2, 10, 2, 4)
     ]
     gpt, tokenizer = SimpleNamespace(context=10), SimpleNamespace(bos_id=0)
-    policy: Any = SimpleNamespace(micro_batch=2, gpt=gpt, tokenizer=tokenizer, device="cpu")
+    policy: Any = SimpleNamespace(micro_batch=2, gpt=gpt, tokenizer=tokenizer, device=torch.device("cpu"))
     batches = [*ReinforcementLearning.micro_batches(policy, rollouts)]
     assert [ids_BT.shape for ids_BT, _, _ in batches] == [(2, 10), (5, 4)]
     advantages = [advantages_B.tolist() for _, _, advantages_B in batches]

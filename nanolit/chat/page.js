@@ -5,8 +5,17 @@ if (navigator.clipboard) {
   const write = navigator.clipboard.writeText.bind(navigator.clipboard);
   navigator.clipboard.writeText = (markup) => write(textOf(markup));
 }
-// A page whose server was gone loads itself again: what was typed stays.
-addEventListener("pagehide", () => sessionStorage.setItem("typed", document.querySelector("#box textarea")?.value ?? ""));
+// Gradio reloads a page that lost its server: carry the text in the box over. Until the new page has taken
+// it, it stays in `typed`, because the page can be reloaded again before it has a box.
+let typed = sessionStorage.typed ?? "";
+const takeTyped = (text) => {
+  text ||= typed;
+  typed = "";
+  return text;
+};
+addEventListener("pagehide", () => {
+  sessionStorage.typed = document.querySelector("#box textarea")?.value || typed;
+});
 const NAMES = { ".submit-button": "Send", ".stop-button": "Stop", ".toggle-button": "Settings" };
 new MutationObserver((changes) => {
   for (const [place, name] of Object.entries(NAMES)) // of buttons that have a picture only
@@ -14,13 +23,6 @@ new MutationObserver((changes) => {
       if (button.title !== name) button.title = button.ariaLabel = name;
     });
   for (const node of changes.flatMap((change) => [...change.addedNodes])) {
-    const typing = node.querySelector?.("#box textarea");
-    if (typing && sessionStorage.typed)
-      setTimeout(() => {
-        typing.value = sessionStorage.typed;
-        typing.dispatchEvent(new Event("input"));
-        sessionStorage.typed = "";
-      });
     const box = node.matches?.("#chat textarea") ? node : node.querySelector?.("#chat textarea");
     if (box)
       setTimeout(() => { // when Gradio has filled it

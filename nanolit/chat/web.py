@@ -137,6 +137,7 @@ class Page:
         model.change(self.clear, None, outputs, cancels=replies, **hidden).then(
             self.choose, model, [chatbot, max_tokens, status], **hidden
         )
+        demo.load(None, box, box, js="(text) => takeTyped(text)", **hidden)
         demo.load(self.restore, messages, chatbot, **hidden)
 
     def face(self, name: str) -> dict[str, Any]:

@@ -66,21 +66,33 @@ def main(arguments: list[str]) -> int:
         }
         with served(release) as (address, seconds):
             entry["ready_seconds"] = seconds
+            print(f"  the server listens after {seconds:.1f} s", flush=True)
             entry["first_reply_seconds"] = asyncio.run(ask(address, [body(settings, 0)]))["first_seconds"]
-            asyncio.run(ask(address, max(lines, key=len)))  # the graphs of all these rows
-            entry["api"] = [asyncio.run(ask(address, bodies)) for bodies in lines]
+            print(f"  its first token came {entry['first_reply_seconds']:.1f} s later", flush=True)
+            asyncio.run(ask(address, max(lines, key=len)))  # captures the graphs of all these rows
+            entry["api"] = [measure_api(address, bodies) for bodies in lines]
         engine = nanolit.load(release).engine
     run(engine, [request_of(engine, one) for one in max(lines, key=len)])
-    entry["engine"] = [run(engine, [request_of(engine, one) for one in bodies]) for bodies in lines]
-    for bodies, api, alone in zip(lines, entry["api"], entry["engine"], strict=True):
+    entry["engine"] = []
+    for bodies, api in zip(lines, entry["api"], strict=True):
+        alone = run(engine, [request_of(engine, one) for one in bodies])
+        entry["engine"].append(alone)
         assert api["tokens"] == alone["tokens"], "the API's replies are not the engine's"
         share = api["tokens_per_second"] / alone["tokens_per_second"]
-        print(
-            f"  {len(bodies)} streams: all have begun after {1000 * api['first_seconds']:,.0f} ms, "
-            f"{api['tokens_per_second']:,.0f} tokens/s, {share:.0%} of the engine's"
-        )
+        print(f"  {len(bodies)} streams: {share:.0%} of the engine's tokens/s", flush=True)
     results.print_entry(entry, results.save(entry, settings, device=entry["device"]))
     return 0
+
+
+def measure_api(address: str, bodies: list[dict[str, Any]]) -> dict[str, float]:
+    """Stream all replies at once, and print the line as soon as it is known."""
+    api = asyncio.run(ask(address, bodies))
+    print(
+        f"  {len(bodies)} streams: all have begun after {1000 * api['first_seconds']:,.0f} ms, "
+        f"{api['tokens_per_second']:,.0f} tokens/s",
+        flush=True,
+    )
+    return api
 
 
 def body(settings: Settings, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A model that talks: the engine with its slots, sampling and the calculator tool.
+"""Text generation: the engine with its slots, sampling and the calculator tool.
 
 Takes a model, a tokenizer, requests.
 Gives token ids and text, streamed.

@@ -1,7 +1,7 @@
-"""The tool that a model may call between <|python_start|> and <|python_end|>: sums, and counting letters.
+"""The tool that a model calls between <|python_start|> and <|python_end|>: sums, and counting letters.
 
-Expressions are parsed and walked, never run: no name, call, attribute or power can be reached.
-The two forms are those of nanochat's training data (GSM8K's annotations and SpellingBee's counts).
+Expressions are parsed and walked, never run: names, calls, attributes and powers are out of reach.
+The two forms come from nanochat's training data (GSM8K's annotations and SpellingBee's counts).
 """
 
 import ast
@@ -27,9 +27,9 @@ _UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
 def calculate(expression: str) -> str | None:
-    """Return what Python would print for the sum or the `"text".count("x")`, or None for anything else.
+    """Return what Python prints for a sum or for `"text".count("x")`, None for anything else.
 
-    Sums know + - * / // ( ) and numbers such as 1,234.5; None also past the limits above and for x/0.
+    Sums have + - * / // ( ) and numbers such as 1,234.5. Also None beyond the limits above and for x/0.
     """
     if len(expression) > MAX_CHARACTERS:
         return None
@@ -41,15 +41,15 @@ def calculate(expression: str) -> str | None:
     try:
         value = _evaluate(ast.parse(expression, mode="eval").body, depth=0)
     except (SyntaxError, ArithmeticError, ValueError, RecursionError, MemoryError):
-        return None  # the parser itself gives up on deep nesting with the last two
+        return None  # the parser raises the last two for deep nesting
     return str(value)
 
 
 def _evaluate(node: ast.expr, *, depth: int) -> int | float:
-    """Return the value of a node; ValueError for a node that is no sum or passes a limit."""
+    """Return the value of a node. Raises ValueError for anything but a sum, and beyond the limits."""
     if depth > MAX_DEPTH:
         raise ValueError("too deep")
-    # 1 + 2 + 3 + … nests to the left once a term: follow that in a loop, so that only brackets count as depth
+    # 1 + 2 + 3 + … nests to the left with every term. A loop follows that, so that only brackets add depth
     operations: list[ast.BinOp] = []
     while isinstance(node, ast.BinOp):
         operations.append(node)

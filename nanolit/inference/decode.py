@@ -1,9 +1,8 @@
 """A model's forward pass as inference needs it: packed weights, ragged prompts, and logits only where asked.
 
-`read` takes prompts and `step` one more token of every running text. Both are plain PyTorch, run on any
-device and give GPT.forward's logits; kernels/decode_kernel.py does a step again for NVIDIA GPUs and serves
-where it agrees. What each part of the model is for is said in model/gpt.py and model/block.py, and so are the
-shapes.
+`read` takes prompts, `step` one more token of every running text. Both are plain PyTorch, run on any device
+and give GPT.forward's logits. kernels/decode_kernel.py implements the step again for NVIDIA GPUs and is used
+where both agree. model/gpt.py and model/block.py explain the parts of the model and the shapes.
 """
 
 import functools
@@ -36,9 +35,9 @@ from nanolit.model.block import Block, norm
 from nanolit.model.gpt import GPT
 
 MAX_ROWS = 1024  # of a batch
-AMPERE, FUSED_DTYPE = (8, 0), torch.bfloat16  # what the kernels are made for
-TRIALS, STRIDE = 16, 17  # texts that the kernels are tried on: of 1, 18, 35 … positions
-ALIGNED = 64  # columns that products are padded to: torch's slow down by half where they are not even
+AMPERE, FUSED_DTYPE = (8, 0), torch.bfloat16  # the oldest GPU and the format that the kernels support
+TRIALS, STRIDE = 16, 17  # the kernels are tried on 16 texts of 1, 18, 35 … positions
+ALIGNED = 64  # products are padded to a multiple of 64 columns: torch's are far slower at odd sizes
 Where = tuple[Tensor, Tensor]  # cosines and sines
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_BTHD, k_BTKD, v_BTKD -> y_BTHD
 
@@ -56,20 +55,17 @@ class Layer:
 
 
 class Decoder:
-    """Runs `model` from a copy of its weights in the compute dtype; where they have it, they are shared.
+    """Runs `model` from a copy of its weights in the compute dtype; weights already in it are shared.
 
-    The masters are float32: reading them and casting at every use, as training does, would move 8 bytes a
-    parameter and step instead of 2, and a step at few rows is nothing but reading weights.
+    The master weights are float32. Casting them at every use, as training does, would move 8 bytes per
+    parameter and step instead of 2, and at few rows a step does little but read weights.
     """
 
     def __init__(self, model: GPT, *, plain: bool = False) -> None:
         self.model, config = model, model.config
         self.split = [config.heads * model.head_dim, *[config.kv_heads * model.head_dim] * 2]
         self.backend: Backend = model.attention_backend
-        if self.backend in (
-            "cudnn",
-            "flex",
-        ):  # they plan or compile for each shape, and prompts have any length
+        if self.backend in ("cudnn", "flex"):  # both plan or compile per shape, and prompts have any length
             has_flash = agrees("flash", model.device, model.compute_dtype, model.head_dim)
             self.backend = "flash" if has_flash else "sdpa"
         with torch.inference_mode():
@@ -79,23 +75,23 @@ class Decoder:
         if model.residual_scalars is not None and model.x0_scalars is not None:
             r_L, s_L = model.residual_scalars.detach(), model.x0_scalars.detach()
             self.scalars = list(zip(r_L, s_L, strict=True))
-        # How many parts of a text's keys are attended to already, for each row and head; 0 between two steps
+        # For each row and head, the parts of its keys that are already attended to; 0 between steps
         self.counts = torch.zeros(MAX_ROWS * config.heads, dtype=torch.int32, device=model.device)
         self.plain, self.marks = plain, marks_of(model)
 
     @functools.cached_property
     def fused_rows(self) -> int:
-        """How many rows a step by kernels has at most; they are tried when a step is first asked for."""
+        """The most rows that the kernels can step, 0 without kernels. The first use tries them."""
         return 0 if self.plain else MAX_ROWS * self._can(self._steps_agree, "decoding")
 
     @functools.cached_property
     def reads_by_kernels(self) -> bool:
-        """Whether kernels serve for many tokens; they are tried when some are first read."""
+        """Whether the kernels can read prompts. The first use tries them."""
         return not self.plain and self._can(self._reads_agree, "reading prompts")
 
     @torch.inference_mode()
     def refresh(self) -> None:
-        """Take over changed weights in place, so that captured graphs go on reading them."""
+        """Copy changed weights in place, so that captured graphs keep reading the right memory."""
         for number, layer in enumerate(self.layers):
             new = self._pack(number)
             for name in ("qkv_XC", "output_CC", "expand_FC", "contract_CF"):
@@ -106,9 +102,9 @@ class Decoder:
     def read(
         self, prompts: Sequence[Sequence[int]], slots: Slots | None = None, *, row: int = 0, start: int = 0
     ) -> Tensor:
-        """Return the logits (B, V) after each prompt, and keep prompt b in slot row + b if there are slots.
+        """Return the logits (B, V) after each prompt. With `slots`, store prompt b in slot row + b.
 
-        `start` positions of a single prompt are in its slot already.
+        A single prompt may have its first `start` positions in its slot already.
         """
         longest, device = max(map(len, prompts)), self.model.device
         ids_BT = torch.from_numpy(padded(prompts, longest, start=start)).to(device)
@@ -119,9 +115,10 @@ class Decoder:
     def read_padded(
         self, ids_BT: Tensor, ends_B: Tensor, slots: Slots | None, rows_B: Tensor, *, start: int = 0
     ) -> Tensor:
-        """Do so for prompts of `ends_B` positions: what follows a position doesn't change it, by causality.
+        """Do the same for the output of `padded`: prompts of `ends_B` positions, padded at the end.
 
-        Row b of ids has what `padded` gives. Nothing depends on the tensors' content: a graph can hold this.
+        By causality padding changes nothing before it. Control flow depends on shapes only, so a CUDA graph
+        can capture this.
         """
         longest, texts_B = ids_BT.size(1) - 1 + start, torch.arange(len(ids_BT), device=ids_BT.device)
         places = dict[int | None, tuple[Tensor, ...]]()
@@ -153,7 +150,7 @@ class Decoder:
     def step(self, slots: Slots, ids_B: Tensor, positions_B: Tensor, *, longest: int, ragged: bool) -> Tensor:
         """Return the logits (B, V) after one more token of rows 0 … B-1, at its own position each.
 
-        No row has more than `longest` positions, the new one included; if `ragged`, some may have fewer.
+        No row has more than `longest` positions, including the new one. If `ragged`, some may have fewer.
         """
         texts_B, masks = torch.arange(len(ids_B), device=ids_B.device), dict[int, Tensor]()
 
@@ -162,7 +159,7 @@ class Decoder:
             places_B, size = positions_B % keys.size(1), min(longest, keys.size(1))
             keys[texts_B, places_B], values[texts_B, places_B] = k_1BKD[0], v_1BKD[0]
             if ragged and size not in masks:
-                # In a ring that is full every place is seen, in any order: keys carry their rotation
+                # In a full ring every place is visible. Order does not matter: keys carry their rotation
                 masks[size] = (torch.arange(size, device=ids_B.device) <= positions_B[:, None])[:, None, None]
             y_BHTD = F.scaled_dot_product_attention(
                 q_1BHD[0][:, :, None],
@@ -173,7 +170,7 @@ class Decoder:
             )
             return y_BHTD[None, :, :, 0]
 
-        # The rows stand in the place of positions, (1, B, C): only attention and smear can tell
+        # Rows take the place of positions, (1, B, C): only attention and smear see the difference
         x_1BC = norm(self.model.embedding(ids_B))[None]
         before_1BC = slots.previous_BC[: len(ids_B)].clone()[None]
         slots.previous_BC[: len(ids_B)] = x_1BC[0]
@@ -192,7 +189,7 @@ class Decoder:
     ) -> Tensor:
         """Return the normalised output of the last block, as GPT._hidden does.
 
-        `where` has the angles of each position, or of each row's own.
+        `where` has the angles of each position, shared by all rows or one set per row.
         """
         model = self.model
         if model.smear_gate is not None and model.smear_scale is not None:
@@ -217,11 +214,11 @@ class Decoder:
         return norm(x_BTC)
 
     def _blocks_by_kernels(self, ids_BT: Tensor, x0_BTC: Tensor, where: Where, mix: Attend) -> Tensor:
-        """Do so in five passes over the stream a layer: operators one by one take more time than products."""
+        """Do the same with fused kernels: the operators one by one would take longer than the products."""
         from nanolit.kernels import decode_kernel as fused  # imports Triton
 
         config, backout = self.model.config, self.model.backout_scale
-        # Rows that have angles of their own are one long row to the kernel of training
+        # If each row has its own angles, the training kernel sees all rows as one long one
         rows = ids_BT.shape if where[0].dim() == 2 else (1, ids_BT.numel())
         cos_TE, sin_TE = (angles.flatten(0, -2) for angles in where)
         shape = {"heads": config.heads, "kv_heads": config.kv_heads, "qk_scale": config.qk_scale}
@@ -246,7 +243,7 @@ class Decoder:
         return normed_MC.view_as(x0_BTC)
 
     def _heads(self, layer: Layer, ids_BT: Tensor, x_BTC: Tensor, where: Where) -> tuple[Tensor, ...]:
-        """Return what Attention does: rotated, normalised, scaled queries and keys, and gated values."""
+        """Return rotated, normalised, scaled queries and keys, and gated values, as Attention does."""
         qkv_BTX, scale = F.linear(norm(x_BTC), layer.qkv_XC), self.model.config.qk_scale
         parts = qkv_BTX[..., : sum(self.split)].split(self.split, dim=-1)
         q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.model.head_dim)) for part in parts)
@@ -271,7 +268,7 @@ class Decoder:
         return (config.softcap * torch.tanh(logits_BV / config.softcap)).float()
 
     def fused_step(self, slots: Slots, table_BX: Tensor) -> Tensor:
-        """Do as `step` by kernels, but for the cap of the logits. For the table see sampling.py."""
+        """Do the same as `step` with kernels, without capping the logits. sampling.py describes the table."""
         from nanolit.kernels import decode_kernel as fused  # imports Triton
 
         model, config, B = self.model, self.model.config, len(table_BX)
@@ -283,7 +280,7 @@ class Decoder:
         states = (slots.drawn_B, model.embedding.weight, slots.previous_BC, slots.seen_BV)
         first = self.scalars[0] if self.scalars else None
         fused.begin(table_BX, *states, smear, first, ids_B, x0_BC, x_BC)
-        between = dict[str, Any]()  # of a layer's last product and the next one's first: keeping and mixing x
+        between = dict[str, Any]()  # work between a layer's last product and the next layer's first
         for number, layer in enumerate(self.layers):
             qkv_BX = x_BC.new_empty(B, len(layer.qkv_XC))
             if B > fused.FEW:
@@ -323,10 +320,10 @@ class Decoder:
         softcap: float = 0.0,
         mail: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | None:
-        """Fill `drawn_B` as sampling.sample does, and return log-probabilities, if needed.
+        """Fill `drawn_B` as sampling.sample does, and return log-probabilities if needed.
 
-        Logits of `fused_step` need the model's softcap, others have it already. For `mail`, which kernels
-        alone can fill, see decode_kernel.sample.
+        Logits from `fused_step` still need the model's softcap. Only kernels can fill `mail`, see
+        decode_kernel.sample.
         """
         if self.fused_rows:
             rest: dict[str, Any] = {"softcap": softcap, "mail": mail}
@@ -346,7 +343,7 @@ class Decoder:
         return log_probs_B
 
     def agrees(self, slots: Slots, table_BX: Tensor, *, longest: int) -> bool:
-        """Do one step both ways on the same rows; compare every row's logits. The slots are as before."""
+        """Return whether both ways to step give like logits in every row. Leaves the slots unchanged."""
         forced_B, before_BC = table_BX[:, FORCED].long(), slots.previous_BC.clone()
         ids_B = torch.where(forced_B >= 0, forced_B, slots.drawn_B[: len(table_BX)]).clamp(min=0)
         positions_B = table_BX[:, POSITION].long()
@@ -357,7 +354,7 @@ class Decoder:
         return _alike(found_BV, expected_BV)
 
     def _steps_agree(self) -> bool:
-        """Decode and draw both ways, on made-up texts and logits."""
+        """Return whether kernels decode and draw as plain PyTorch does, on made-up texts and logits."""
         model, device = self.model, self.model.device
         slots, longest = Slots(model, rows=TRIALS, capacity=TRIALS * STRIDE), TRIALS * STRIDE
         generator = torch.Generator(device).manual_seed(0)
@@ -372,11 +369,11 @@ class Decoder:
         expected_B, _ = sample(logits_BV, table_BX, needs_of(table))
         right = self.agrees(slots, table_BX, longest=longest)
         self._fused_draw(logits_BV, table_BX, None, drawn_B)
-        # Sums in another order may round a draw to its neighbour
+        # A sum in another order may round one draw to its neighbour
         return right and (drawn_B == expected_B).sum().item() >= TRIALS - 1
 
     def _reads_agree(self) -> bool:
-        """Read made-up texts both ways, with angles for all of them and for each."""
+        """Return whether kernels read made-up texts as plain PyTorch does, with shared and own angles."""
         model = self.model
         ids_BT = torch.arange(TRIALS * STRIDE, device=model.device).view(TRIALS, STRIDE) % model.vocab_size
         x_BTC, where = norm(model.embedding(ids_BT)), (model.cos_TE[:STRIDE], model.sin_TE[:STRIDE])
@@ -391,14 +388,14 @@ class Decoder:
 
     @torch.inference_mode()
     def _can(self, agree: Callable[[], bool], doing: str) -> bool:
-        """Return whether kernels run here and agree with plain PyTorch; warn if not."""
+        """Return whether the kernels run here and agree with plain PyTorch. Warns if they don't."""
         model = self.model
         fits = model.compute_dtype == FUSED_DTYPE and not model.head_dim & (model.head_dim - 1)
         if not fits or triton_capability(model.device) < AMPERE:
             return False
         try:
             problem = "" if agree() else "they are wrong here"
-        except Exception as error:  # not for this GPU or this Triton
+        except Exception as error:  # this GPU or this Triton cannot run them
             problem = " ".join(str(error).split())
         if problem:
             warnings.warn(f"{doing} without our kernels, slower: {problem}", stacklevel=2)
@@ -410,7 +407,7 @@ class Decoder:
         attention, table = block.attention, None
         rows = [attention.query.weight, attention.key.weight, attention.value.weight]
         if (gate := attention.value_gate) is not None:
-            # The gate reads a few channels only; with 0 for the others it needs no product of its own
+            # The gate reads a few channels. Zeros for the others spare it a product of its own
             rows.append(F.pad(gate.weight, (0, attention.query.in_features - gate.in_features)))
             table = self.model.value_embeddings.get_parameter(f"{number}.weight").detach()
         matrices = (attention.output, block.mlp.expand, block.mlp.contract)
@@ -421,14 +418,14 @@ class Decoder:
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    # Rounding gives 0.01 to 0.02; rows that were wrong on a GPU had 0.15 and more
+    # Rounding gives 0.01 to 0.02. Rows that a GPU got wrong were off by 0.15 and more
     return bool(((found - expected).norm(dim=-1) < 0.1 * expected.norm(dim=-1)).all())
 
 
 def batches_of(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
-    """Yield the places of texts to read together, the longest first: memory runs out at once or never.
+    """Yield the indices of texts to read together, the longest first, so that memory runs out early or never.
 
-    Padding included, a batch has at most `num_tokens`, or is one text.
+    A batch has at most `num_tokens` tokens, padding included, or is a single text.
     """
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
@@ -441,12 +438,12 @@ def batches_of(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
 
 
 def marks_of(model: GPT) -> list[tuple[int, int]]:
-    """Return what changes when a weight moves, or is changed in place by torch, as optimizers do."""
+    """Return numbers that change whenever a weight is replaced or updated in place, as optimizers do."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
 
 def padded(prompts: Sequence[Sequence[int]], longest: int, *, start: int = 0) -> np.ndarray:
-    """Return the ids (B, T + 1) int64 from position `start` - 1 on, which smear reads, to `longest`."""
+    """Return the ids (B, T + 1) int64 of positions `start` - 1, which smear reads, to `longest`."""
     ids_BT = np.zeros((len(prompts), longest - start + 1), np.int64)
     for line, prompt in zip(ids_BT, prompts, strict=True):
         ids = prompt[max(start - 1, 0) :]

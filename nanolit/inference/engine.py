@@ -1,10 +1,10 @@
-"""A model that talks: requests in, tokens out, many texts at once.
+"""The inference engine: requests in, tokens out, many texts at once.
 
-A request joins the batch at any step and leaves it at its end. `step` is the timeline: waiting prompts are
-read into slots and their first tokens drawn (`_admit`), every running text gets one more token (`_decode`),
-and the draws are read, where tools and stops are followed (`_read`). On a GPU the draws of a launch are read
-while the next one runs. The engine knows of no roles, files or rewards: phases/rl.py, evaluation/ and chat/
-build on it.
+A request joins the batch at any step and leaves when it ends. `step` has three parts: it reads waiting
+prompts into slots and draws their first tokens (`_admit`), adds one token to every running text (`_decode`),
+and takes the draws, following tool calls and stops (`_read`). On a GPU the draws of one launch are read
+while the next one runs. The engine knows nothing of roles, files or rewards: phases/rl.py, evaluation/ and
+chat/ build on it.
 """
 
 import copy
@@ -38,19 +38,19 @@ from nanolit.machine.device import pick_devices
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 
-FREE_SHARE = 0.8  # of a GPU's free memory that slots may take; the rest is for prompts and logits. Untuned
-HOST_BYTES = 4 * 2**30  # that slots may take where there is no GPU memory to ask for
-KEPT_SHARE = 0.25  # of the slots' memory, for conversations between two turns
-FEW = 16  # a full batch goes on until a sixteenth of it has room: each joining holds up all others
-# Tokens of prompts read at once, padding included. On a GPU a batch of d20 takes 14 ms to launch, so batches
-# should be large. A CPU is busy with 1,024, and small batches, of prompts of like lengths, have less padding:
-# with d4, 32 prompts of 20 to 200 tokens take 516 ms, not 858 (439 without any padding, 698 one by one)
+FREE_SHARE = 0.8  # share of a GPU's free memory for slots; prompts and logits get the rest. Untuned
+HOST_BYTES = 4 * 2**30  # for slots, on devices that do not report their free memory
+KEPT_SHARE = 0.25  # extra memory, relative to the slots', for conversations between two turns
+FEW = 16  # prompts join a batch once a sixteenth of it is free: each time holds up everybody else
+# Prompt tokens read at once, padding included. On a GPU a d20 batch takes 14 ms to launch, so batches should
+# be large. A CPU is busy with 1,024, and smaller batches of prompts of similar length have less padding: with
+# d4, 32 prompts of 20 to 200 tokens take 516 ms, not 858 (439 without any padding, 698 one by one)
 PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 1024
 NOT_FINITE = "the model's logits are not finite numbers; load another checkpoint or release"
 
 
 class Sampling(TypedDict):
-    """How tokens are drawn; `Request` has the defaults."""
+    """Sampling settings; `Request` has the defaults."""
 
     max_tokens: int
     num_samples: NotRequired[int]
@@ -63,50 +63,50 @@ class Sampling(TypedDict):
 
 
 class Engine:
-    """Generates from `model` with `tokenizer`; both stay as they are (no training mode is switched).
+    """Generates from `model` with `tokenizer` without changing either, not even the training mode.
 
-    Nothing is allocated before the first request. Threads may share an engine: whoever calls `step` works for
-    all requests.
+    Nothing is allocated before the first request. Threads may share an engine: each call of `step` serves all
+    requests.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
-        # Tokens of prompt and reply together: what the model was trained on at once, and has positions for
+        # Tokens of prompt and reply together: the length that training used, and the most that can be encoded
         self.context, self.max_positions = model.context, model.max_positions
-        # A reply ends at any token that begins or ends a turn: none is ever shown to a person
+        # A reply ends at any token that begins or ends a turn, so people never see one
         self.end_ids = frozenset(map(tokenizer.special_id, TURN_TOKENS))
         self.lock = threading.RLock()
         self.waiting: deque[Row] = deque()
-        self.rows: list[Row] = []  # row b has slot b, and line b of the table
+        self.rows: list[Row] = []  # row b uses slot b and line b of the table
         self.table = np.zeros((MAX_ROWS, COLUMNS), np.int32)
         self.launched: deque[tuple[list[Row], Callable[[], list[list]]]] = deque()
-        self.kept = OrderedDict[tuple[int, ...], list[Tensor]]()  # texts, and their slots' content
+        self.kept = OrderedDict[tuple[int, ...], list[Tensor]]()  # the ids of a text → its slot's content
         self.decoder: Decoder | None = None
         self.launcher: Launcher | None = None
-        self._budget = 0  # bytes that slots may take, once the weights are packed
-        # On a GPU one launch stays unread, so that reading it costs no time of the next
+        self._budget = 0  # bytes for slots, known once the weights are packed
+        # On a GPU the newest launch stays unread, so that the next one can start before it is read
         self.unread = int(model.device.type == "cuda")
         self.prefill_tokens = PREFILL_TOKENS if model.device.type == "cuda" else CPU_PREFILL_TOKENS
-        self.plain = False  # no kernels and no graphs: what they are compared with
+        self.plain = False  # without kernels and graphs, as the reference that they are compared with
 
     def generate(
         self, prompt_ids: Sequence[int], **sampling: Unpack[Sampling]
     ) -> Generator[list[Token | None]]:
         """Yield one list per step with one token per sample, None once that sample has finished.
 
-        A sample finishes with a token of `end_ids` (yielded) or after `max_tokens`. ValueError, at once and
-        not at the first step, for a request that cannot be served. Closing the iterator cancels it.
+        A sample finishes with a token of `end_ids` (yielded) or after `max_tokens`. For a request that cannot
+        be served, raises ValueError at once, not at the first step. Closing the iterator cancels the request.
         """
         request = Request(prompt_ids=list(prompt_ids), **sampling)
         self._check(request)
         return self._stream(request)
 
     def complete(self, prompt_ids: Sequence[int], **sampling: Unpack[Sampling]) -> list[Completion]:
-        """As `generate`, run to its end: one `Completion` per sample."""
+        """Run one request to its end and return a `Completion` per sample."""
         return self.complete_all([Request(prompt_ids=list(prompt_ids), **sampling)])[0]
 
     def complete_all(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Run requests to their ends, as many at once as fit: the completions of each, in order."""
+        """Run requests to their ends, as many at once as fit, and return the completions of each in order."""
         handles: list[Handle] = []
         try:
             handles.extend(self.submit(request) for request in requests)
@@ -118,7 +118,7 @@ class Engine:
         return [handle.completions for handle in handles]
 
     def submit(self, request: Request) -> Handle:
-        """Queue a request; ValueError, with the numbers, if it can never be served."""
+        """Queue a request. Raises ValueError, with the numbers, if it can never be served."""
         with self.lock:
             self._prepare()
             self._check(request)
@@ -127,7 +127,7 @@ class Engine:
             return handle
 
     def has_room(self, requests: Sequence[Request]) -> bool:
-        """Tell whether these can run beside all that runs and waits, before anything has ended."""
+        """Return whether these can run now, beside everything that runs and waits."""
         asked = [row.request for row in (*self.rows, *self.waiting)]
         longest = max(request.positions for request in (*asked, *requests))
         rows = len(asked) + sum(request.num_samples for request in requests)
@@ -135,7 +135,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Read waiting prompts and add a token to every running text; False if there was nothing to do."""
+        """Read waiting prompts and add a token to every running text. Returns False if there is no work."""
         with self.lock:
             running = bool(self.rows)
             joined = self._admit()
@@ -146,7 +146,7 @@ class Engine:
 
     @torch.inference_mode()
     def cancel(self, handle: Handle) -> None:
-        """End a request, if it hasn't ended: its slots are free at once, and what it has so far stays."""
+        """End a request if it is still open. Its slots are free at once; it keeps the tokens it has."""
         with self.lock:
             self.waiting = deque(row for row in self.waiting if row.handle is not handle)
             for row in handle.rows:
@@ -155,14 +155,14 @@ class Engine:
                 row.finished = True
 
     def refresh(self) -> None:
-        """Take over the model's weights, in place; what was kept of older ones is forgotten."""
+        """Copy the model's current weights, and forget conversations kept under the old ones."""
         with self.lock:
             self.kept.clear()
             if self.decoder is not None:
                 self.decoder.refresh()
 
     def release(self) -> None:
-        """Free weights, slots and graphs; the next request makes them anew. Open requests are cancelled."""
+        """Free weights, slots and graphs until the next request needs them. Cancels open requests."""
         with self.lock:
             for row in [*self.waiting, *self.rows]:
                 self.cancel(row.handle)
@@ -172,7 +172,7 @@ class Engine:
             self.decoder = None
 
     def _admit(self) -> bool:
-        """Read waiting prompts, as many as have room, and launch the draws of their first tokens."""
+        """Read as many waiting prompts as there is room for, and launch the draws of their first tokens."""
         rows = self._rows_with_room()
         groups = [[*group] for _, group in itertools.groupby(rows, key=lambda row: id(row.handle))]
         if not groups:
@@ -191,7 +191,7 @@ class Engine:
         return True
 
     def _rows_with_room(self) -> list[Row]:
-        """Take those rows off the queue that fit beside the running ones."""
+        """Take the rows off the queue that fit beside the running ones."""
         rows, longest = list[Row](), max((row.request.positions for row in self.rows), default=0)
         while self.waiting:
             longest = max(longest, self.waiting[0].request.positions)
@@ -204,7 +204,7 @@ class Engine:
         return rows
 
     def _join(self, groups: list[list[Row]], launcher: Launcher, *, start: int = 0) -> None:
-        """Read each group's prompt once, copy its slot to the other samples, and draw all first tokens."""
+        """Read each prompt once, copy its slot for the other samples, and draw all first tokens."""
         slots, first = launcher.slots, len(self.rows)
         prompts = [group[0].request.prompt_ids for group in groups]
         logits_BV = launcher.read(prompts, row=first, start=start)
@@ -257,9 +257,9 @@ class Engine:
             self._read(*self.launched.popleft())
 
     def _read(self, rows: list[Row], wait: Callable[[], list[list]]) -> None:
-        """Give each row its draw; rows whose texts have ended leave."""
+        """Give each row its draw, and remove the rows whose texts have ended."""
         for row, id, *log_prob in zip(rows, *wait(), strict=True):
-            if row.finished:  # it ended after this launch had begun
+            if row.finished:  # ended after this launch began
                 continue
             if id < 0:
                 row.handle.error = NOT_FINITE
@@ -270,7 +270,7 @@ class Engine:
                 self._leave(row)
 
     def _leave(self, row: Row) -> None:
-        """Free a row's slot: the last row takes its place."""
+        """Free a row's slot by moving the last row into it."""
         assert self.launcher is not None
         slots, place, last = self.launcher.slots, self.rows.index(row), len(self.rows) - 1
         if row.request.keep and row.completion.ids:
@@ -281,7 +281,7 @@ class Engine:
         self.rows.pop()
 
     def _keep(self, row: Row, place: int, slots: Slots) -> None:
-        """Put a copy of the slot aside; of its text, not the last token: that was perhaps never fed."""
+        """Keep a copy of the slot, without the text's last token, which may never have been fed."""
         text = (*row.request.prompt_ids, *row.completion.ids[:-1])
         for older in [older for older in self.kept if text[: len(older)] == older]:
             del self.kept[older]
@@ -290,7 +290,7 @@ class Engine:
             self.kept.popitem(last=False)
 
     def _prepare(self) -> Decoder:
-        """Return the packed weights: packed anew if they changed and no text is being written."""
+        """Return the packed weights, repacked if the model changed and no text is being written."""
         if self.decoder and not self.rows and not self.waiting and self.decoder.marks != marks_of(self.model):
             self.release()
         if self.decoder is None:
@@ -300,7 +300,7 @@ class Engine:
 
     @property
     def budget(self) -> int:
-        """Return the bytes that slots may take: fixed once the weights are packed."""
+        """Return the bytes for slots; fixed once the weights are packed."""
         return self._budget or free_bytes(self.model.device)
 
     def _check(self, request: Request) -> None:
@@ -313,27 +313,27 @@ class Engine:
             )
 
     def _most_rows(self, capacity: int) -> int:
-        """Return how many rows there can be while the longest text may reach `capacity` positions."""
+        """Return how many rows fit if the longest text may reach `capacity` positions."""
         slots, taken = self.launcher and self.launcher.slots, 0
-        if slots and self.rows:  # old and new slots are there at once while texts are copied over
+        if slots and self.rows:  # old and new slots coexist while texts are copied
             capacity, taken = max(capacity, slots.capacity), slots.num_bytes
         most = (self.budget - taken) // row_bytes(self.model, capacity)
         return min(max(most, slots.rows if slots and slots.capacity >= capacity else 0), MAX_ROWS)
 
     def _make_slots(self, joining: list[Row]) -> Launcher:
-        """Return a launcher with slots for these rows beside the running ones, which move to larger slots."""
+        """Return a launcher with slots for these rows and the running ones, which move if they must grow."""
         old, rows = self.launcher, len(self.rows) + len(joining)
         capacity = max(row.request.positions for row in [*self.rows, *joining])
         if old and old.slots.rows >= rows and old.slots.capacity >= capacity:
             return old
         if old and old.slots.capacity < capacity:
-            # Twice as long, if it fits: a chat that grows would otherwise make slots and graphs at every turn
+            # Double the capacity if it fits: else a growing chat needs new slots and graphs at every turn
             double = min(2 * old.slots.capacity, self.context)
             capacity = double if capacity < double and rows <= self._most_rows(double) else capacity
         if old and self.rows:
             capacity = max(capacity, old.slots.capacity)
         else:
-            old = self._drop_launcher()  # frees the old ones before new ones are made
+            old = self._drop_launcher()  # free the old slots before allocating new ones
         rows = max(rows, min(bucket_of(rows), self._most_rows(capacity)))
         new = Slots(self.model, rows=rows, capacity=capacity)
         if old:
@@ -343,7 +343,7 @@ class Engine:
 
     def _drop_launcher(self) -> None:
         if self.launcher and self.launcher.graphs:
-            torch.cuda.synchronize(self.model.device)  # no graph may run while it is taken apart
+            torch.cuda.synchronize(self.model.device)  # no graph may be freed while it runs
         self.launcher = None
 
     def _stream(self, request: Request) -> Generator[list[Token | None]]:
@@ -361,12 +361,12 @@ class Engine:
 
 
 def engines_on(num_devices: int, model: GPT, tokenizer: Tokenizer) -> list[Engine]:
-    """Return an engine for each device, with a copy of the model for all but the one that it is on."""
+    """Return an engine per device. All but the model's own device get a copy of the model."""
     engines = []
     for device in pick_devices(num_devices) if num_devices > 1 else [model.device]:
         own = model
         if device != model.device:
-            with torch.cuda.device(device):  # its kernels are chosen by trying them there
+            with torch.cuda.device(device):  # kernels are chosen by trying them on that device
                 own = copy.deepcopy(model).to(device)
                 own.prepare(dtype=model.compute_dtype)
         engines.append(Engine(own, tokenizer))
@@ -374,13 +374,13 @@ def engines_on(num_devices: int, model: GPT, tokenizer: Tokenizer) -> list[Engin
 
 
 def longest_beginning(texts: Iterable[tuple[int, ...]], prompt: Sequence[int]) -> tuple[int, ...]:
-    """Return the longest of the texts that the prompt continues, () if there is none."""
+    """Return the longest text that is a proper prefix of the prompt, () if there is none."""
     fitting = (text for text in texts if len(text) < len(prompt) and (*prompt[: len(text)],) == text)
     return max(fitting, key=len, default=())
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that slots may take."""
+    """Return the bytes of memory for slots."""
     if device.type != "cuda":
         return HOST_BYTES
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

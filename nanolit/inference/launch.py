@@ -1,7 +1,7 @@
-"""One decode step on the device: the table of the rows goes up, the draws come down later.
+"""Launch decode steps on the device: upload the table of the rows, download the draws later.
 
-Where the GPU has CUDA graphs the step is captured once for each bucket of rows and replayed: d20 has about a
-thousand operators a step, and launching them one by one takes longer than reading all weights.
+On CUDA the step is captured as a graph once per bucket of rows and replayed. d20 has about a thousand
+operators a step, and launching them one by one takes longer than reading all weights.
 """
 
 import functools
@@ -19,10 +19,10 @@ from nanolit.inference.decode import Decoder, padded
 from nanolit.inference.sampling import COLUMNS, FORCED, LOG_PROBS, POSITION, TURN, Needs, needs_of
 from nanolit.inference.slots import Slots
 
-MAX_GRAPHS = 32  # the longest unused one makes room: settings of sampling and long texts add shapes
-FIRST_REACH = 256  # positions; each longer graph of a prompt or a plain step has twice as many
-LONGEST_PROMPT = 2048  # that has a graph: longer ones keep the GPU busy without
-TURNS = 4  # whose draws the mail keeps; the engine has at most two unread
+MAX_GRAPHS = 32  # kept; the least recently used goes first. Sampling settings and long texts add shapes
+FIRST_REACH = 256  # positions of the shortest graph of a prompt or a plain step; the next has twice as many
+LONGEST_PROMPT = 2048  # read by a graph; longer ones keep the GPU busy without one
+TURNS = 4  # launches whose draws the mail holds; the engine leaves at most two unread
 T = TypeVar("T")
 
 Draws = tuple[Tensor, Tensor | None]  # ids and, where asked for, their log-probabilities
@@ -34,29 +34,29 @@ def bucket_of(count: int) -> int:
 
 
 class Launcher:
-    """Runs decode steps of `slots`, by graphs on CUDA; replace it when the slots are."""
+    """Runs decode steps on `slots`, by graphs on CUDA. New slots need a new launcher."""
 
     def __init__(self, decoder: Decoder, slots: Slots, *, plain: bool = False) -> None:
         self.decoder, self.slots, device = decoder, slots, decoder.model.device
         self.captures = self.reads_by_graph = device.type == "cuda" and not plain
         self.graphs: OrderedDict[tuple[int, int, Needs], tuple[torch.cuda.CUDAGraph, Draws]] = OrderedDict()
-        # By padded length: a prompt's inputs, and its graph with the logits once it is recorded
+        # Padded length → a prompt's inputs, and its graph with the logits once recorded
         self.readers: dict[int, tuple[list[Tensor], list[tuple[torch.cuda.CUDAGraph, Tensor]]]] = {}
-        # Graphs share their memory: they never overlap, and a launch's draws are copied before the next one
+        # Graphs share memory: they never overlap, and draws are copied before the next launch
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
         self.table = torch.zeros(slots.rows, COLUMNS, dtype=torch.int32, device=device)
-        # What the device's table will be: the sampling kernel moves it on, so that few steps send it
+        # The device's table after the launched steps. The sampling kernel advances it, so few steps upload it
         self.expected, self.turn = np.zeros((slots.rows, COLUMNS), np.int32), 0
-        # Kernels write draws into the host's memory: a copy after every step would hold the next one up
+        # Kernels write draws into host memory: a copy after every step would delay the next one
         self.mail = (
             torch.zeros(TURNS, slots.rows, dtype=torch.int64, pin_memory=self.captures),
             torch.zeros(TURNS, slots.rows, pin_memory=self.captures),
         )
 
     def decode(self, table: np.ndarray) -> Callable[[], list[list]]:
-        """Feed each row its forced token or its newest draw, and draw the next; see `download`.
+        """Feed each row its forced token or its newest draw, and draw the next one; see `download`.
 
-        The column TURN of the table is filled here.
+        Fills the table's column TURN.
         """
         rows = len(table)
         bucket = min(bucket_of(rows), self.slots.rows)
@@ -67,12 +67,11 @@ class Launcher:
         if not np.array_equal(expected[:rows], table) or expected[rows:].any():
             expected[:rows], self.expected[rows:] = table, 0
             self.upload(expected)
-        needs = Needs(
-            penalty=self.slots.seen_BV is not None, log_probs=True
-        )  # kernels see what each row needs
+        # One graph serves all settings and lengths: kernels look up what each row needs
+        needs = Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
         try:
-            self._replay(bucket, self.slots.capacity, needs)  # as far as each row reaches
-        except Exception as error:  # from here on the next slower way serves
+            self._replay(bucket, self.slots.capacity, needs)
+        except Exception as error:  # fall back to the next slower way
             what = f"our kernels from {bucket} rows on"
             warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
             self.decoder.fused_rows = bucket // 2
@@ -93,7 +92,7 @@ class Launcher:
             ragged = bool((table[:, POSITION] != longest - 1).any())
             return self.download(*self.step(self.upload(table), longest, needs_of(table), ragged=ragged))
         self.upload(np.pad(table, ((0, bucket - rows), (0, 0))))
-        self.expected[:] = 0  # the kernels' next step sends its table
+        self.expected[:] = 0  # makes the kernels' next step upload its table
         needs, reach = needs_of(table), bucket_of(max(longest, FIRST_REACH))
         needs = replace(needs, largest_k=needs.largest_k and bucket_of(needs.largest_k))
         if self.decoder.fused_rows:
@@ -109,10 +108,10 @@ class Launcher:
         return self.download(*(draw if draw is None else draw[:rows] for draw in draws))
 
     def read(self, prompts: Sequence[Sequence[int]], *, row: int, start: int) -> Tensor:
-        """Do as Decoder.read; a single prompt by a graph, padded to the next bucket.
+        """Do the same as Decoder.read, with a graph for a single prompt, padded to the next bucket.
 
-        Launching its operators one by one takes longer than they run: 14 ms for 1,024 tokens of d20 (H200).
-        The logits are good until the next call.
+        Launching the operators one by one takes longer than running them: 14 ms for 1,024 tokens of d20 on an
+        H200. The logits are valid until the next call.
         """
         length = min(bucket_of(max(len(prompts[0]), FIRST_REACH)), self.slots.capacity)
         if not self.reads_by_graph or len(prompts) > 1 or start or length > LONGEST_PROMPT:
@@ -141,7 +140,7 @@ class Launcher:
         return logits_BV
 
     def step(self, table: Tensor, longest: int, needs: Needs, *, ragged: bool) -> Draws:
-        """Decode on device tensors alone."""
+        """Run one step on device tensors only, so that a graph can capture it."""
         slots, decoder, B = self.slots, self.decoder, len(table)
         seen_BV = slots.seen_BV[:B] if needs.penalty and slots.seen_BV is not None else None
         softcap = 0.0
@@ -159,17 +158,17 @@ class Launcher:
         return drawn_B, decoder.draw(logits_BV, table, needs, **rest)
 
     def upload(self, table: np.ndarray) -> Tensor:
-        """Return the table on the device, in the place that graphs read."""
+        """Copy the table to the device memory that graphs read, and return it."""
         host = torch.from_numpy(table.copy())
         if self.captures:
-            host = host.pin_memory()  # so that the copy is queued, not waited for
+            host = host.pin_memory()  # so that the copy does not block
         return self.table[: len(table)].copy_(host, non_blocking=True)
 
     def download(self, *draws: Tensor | None) -> Callable[[], list[list]]:
-        """Begin to copy draws to the host; return what waits for them and gives them as lists."""
+        """Start copying draws to the host. The returned function waits for them and gives them as lists."""
         given = [draw for draw in draws if draw is not None]
         if not given[0].is_cuda:
-            copies = [draw.tolist() for draw in given]  # the next launch overwrites them
+            copies = [draw.tolist() for draw in given]  # copied now: the next launch overwrites them
             return lambda: copies
         host = [torch.empty_like(draw, device="cpu", pin_memory=True) for draw in given]
         for target, draw in zip(host, given, strict=True):
@@ -179,7 +178,7 @@ class Launcher:
         return lambda: ready.synchronize() or [draw.tolist() for draw in host]
 
     def _replay(self, bucket: int, reach: int, needs: Needs) -> Draws:
-        """Run the step on `bucket` rows of the table by its graph, capturing it first if it is new."""
+        """Replay the graph of a step on `bucket` rows of the table, capturing it first if it is new."""
         key = (bucket, reach, needs)
         if key not in self.graphs:
             if len(self.graphs) == MAX_GRAPHS:
@@ -191,8 +190,8 @@ class Launcher:
         return draws
 
     def _capture(self, bucket: int, reach: int, needs: Needs) -> tuple[torch.cuda.CUDAGraph, Draws]:
-        """Record the step, after a rehearsal: kernels are tried, libraries set up what graphs can't hold."""
-        # A step moves these on; all else it repeats
+        """Capture the step after a rehearsal, which tries kernels and lets libraries initialise."""
+        # A step changes these; everything else it writes again with the same values
         states = (self.slots.drawn_B, self.slots.previous_BC, self.table)
         before = [state.clone() for state in states]
 
@@ -211,7 +210,7 @@ class Launcher:
     def _record(
         self, run: Callable[[], T], rehearse: Callable[[], object] | None = None
     ) -> tuple[torch.cuda.CUDAGraph, T]:
-        """Rehearse, which may change device tensors as `run` does, and record."""
+        """Run `rehearse`, by default `run` itself, then capture `run` as a graph."""
         stream = side_stream(self.table.device)
         stream.wait_stream(torch.cuda.current_stream())
         try:
@@ -227,5 +226,5 @@ class Launcher:
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream that graphs are captured on: cuBLAS keeps 32 MiB for each stream that it ever saw."""
+    """Return the one stream for captures: cuBLAS keeps 32 MiB for every stream that it has seen."""
     return torch.cuda.Stream(device)

@@ -1,6 +1,6 @@
 """What is asked of an engine and what it answers: requests, completions, and the text being written.
 
-A row reads the tokens that were drawn for it, answers calculator calls, and says when its text ends.
+A row takes the tokens drawn for it, answers calculator calls, and decides when its text ends.
 """
 
 import codecs
@@ -18,7 +18,7 @@ TURN_TOKENS = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>
 
 
 class Token(NamedTuple):
-    """An emitted token; `sampled` is False for what the calculator put in the model's mouth."""
+    """An emitted token; `sampled` is False for tokens that the calculator forced."""
 
     id: int
     sampled: bool
@@ -42,7 +42,7 @@ class Request:
     keep: bool = False  # the slot, for a later prompt that begins with this prompt and its reply
 
     def check(self, *, max_positions: int) -> None:
-        """Raise ValueError for settings that make no sense or a text longer than `max_positions`."""
+        """Raise ValueError for invalid settings or a text longer than `max_positions`."""
         check_settings(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -64,16 +64,16 @@ class Request:
 
     @property
     def positions(self) -> int:
-        """The longest that a text can become."""
+        """The most tokens that prompt and reply can have together."""
         return len(self.prompt_ids) + self.max_tokens
 
 
 @dataclass
 class Completion:
-    """All tokens of one sample: `ids` and `sampled` in parallel, an end token included.
+    """All tokens of one sample, including an end token; `ids` and `sampled` are parallel.
 
-    `ended` tells whether the last id is that end token (else `max_tokens` or a stop text ended it).
-    `log_probs` are in parallel too where the request asked; see sampling.sample. A forced token's is 0.
+    `ended` is True if the last id is an end token (else `max_tokens` or a stop text ended the sample).
+    `log_probs` is parallel too if the request asked for it, see sampling.sample; 0 for a forced token.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -83,11 +83,11 @@ class Completion:
 
     @property
     def body_ids(self) -> list[int]:
-        """The ids without the end token: what is shown and graded."""
+        """The ids without the end token, for showing and grading."""
         return self.ids[:-1] if self.ended else self.ids
 
     def token(self, number: int) -> Token | None:
-        """Return a token by its place, None beyond the last."""
+        """Return a token by index, None beyond the last."""
         return Token(self.ids[number], self.sampled[number]) if number < len(self.ids) else None
 
 
@@ -101,14 +101,14 @@ class Handle:
 
     @property
     def done(self) -> bool:
-        """Whether all samples have ended, by themselves or by `Engine.cancel`; ValueError if they failed."""
+        """Whether all samples have ended or were cancelled. Raises ValueError if they failed."""
         if self.error:
             raise ValueError(self.error)
         return all(row.finished for row in self.rows)
 
 
 class Row:
-    """A sample that is being written: finished or not, in a tool call or not, and what is still forced."""
+    """A sample being written, with the state of its tool call and the tokens that are still forced."""
 
     def __init__(self, handle: Handle, number: int, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
         self.handle, self.request, self.completion = handle, handle.request, handle.completions[number]
@@ -121,7 +121,7 @@ class Row:
         self.stream, self.tail = TextStream(tokenizer), ""
 
     def known(self, number: int) -> int:
-        """Return a token that needs no draw to be read: taken already, or forced next; else -1."""
+        """Return the id at `number` if it needs no draw (already taken, or forced next), else -1."""
         if number < len(self.completion.ids):
             return self.completion.ids[number]
         return self.forced[0] if self.forced else -1
@@ -144,7 +144,7 @@ class Row:
         return token
 
     def _follow_call(self, id: int) -> None:
-        """Collect what stands between the tool's brackets; at the closing one queue the answer, if any."""
+        """Collect the tokens of a tool call; at its end, queue the answer if there is one."""
         if id == self.start_id:
             self.expression = []
         elif id == self.end_id and self.expression is not None:
@@ -158,7 +158,7 @@ class Row:
             self.expression.append(id)
 
     def _completes_a_stop(self, id: int) -> bool:
-        if id >= len(self.tokenizer.tokens):  # a special token is no text, nor is a stop on both sides of it
+        if id >= len(self.tokenizer.tokens):  # a special token is not text, and no stop text spans it
             self.stream, self.tail = TextStream(self.tokenizer), ""
             return False
         self.tail += self.stream.push(id)
@@ -169,9 +169,9 @@ class Row:
 
 
 class TextStream:
-    """Token ids to text as they come, never a part of a character: bytes wait until theirs is whole.
+    """Decodes token ids one by one, holding bytes back until their character is complete.
 
-    The pieces put together equal the decoding of all bytes at once, U+FFFD for invalid ones.
+    The pieces joined equal the decoding of all bytes at once, with U+FFFD for invalid bytes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -179,11 +179,11 @@ class TextStream:
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
-        """Return the text that this token completes; often empty in the middle of a character."""
+        """Return the text that this token completes, empty in the middle of a character."""
         return self.decoder.decode(self.tokenizer.decode_bytes([id]))
 
     def flush(self) -> str:
-        """Return what is left of an unfinished character, as U+FFFD; the stream can then start again."""
+        """Return U+FFFD for an unfinished character, if any, and reset the stream."""
         text = self.decoder.decode(b"", final=True)
         self.decoder.reset()
         return text

@@ -1,6 +1,6 @@
-"""Logits to token ids: the one distribution that sampling draws from and reinforcement learning scores under.
+"""Logits to token ids, with one distribution for both sampling and reinforcement learning's scores.
 
-A draw depends on (seed, sample, position) alone: not on the batch, nor on what was drawn before.
+A draw depends only on (seed, sample, position), not on the rest of the batch or earlier draws.
 """
 
 import math
@@ -12,11 +12,12 @@ from torch import Tensor
 
 # The constants of SplitMix64, a hash of a counter: https://prng.di.unimi.it/splitmix64.c
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-# The columns of a batch's table, int32 with a line a row. Three hold the bits of a float32; SEED is the first
-# of two that hold those of a uint64; POSITION is that of the token that is fed, -1 of which is FORCED
+# Columns of a batch's table, int32, one line per row. TEMPERATURE, TOP_P and PENALTY hold the bits of a
+# float32, SEED and the column after it those of a uint64. The next token to feed, at POSITION, is FORCED, or
+# the newest draw if that is -1
 FORCED, POSITION, TOP_K, LOG_PROBS, TEMPERATURE, TOP_P, PENALTY, TURN, SEED = range(9)
 COLUMNS = 10
-LEAST = 1e-6  # of a number to divide by or to reach; with far smaller ones float32 has no finite logits left
+LEAST = 1e-6  # temperature, top_p and penalty; far smaller ones leave no finite float32 logits
 
 
 def check_settings(
@@ -40,9 +41,9 @@ def check_settings(
 def log_probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:
     """Return the log-probabilities (…, V) float32 that `sample` draws from; differentiable.
 
-    Tokens outside the `top_k` largest logits get -inf, then those outside the fewest whose probabilities sum
-    to `top_p`; ties with the last token kept stay in, so that sampling and scoring agree. Temperature 0 gives
-    0 for the first largest logit and -inf for the others.
+    Tokens outside the `top_k` largest logits get -inf, then tokens outside the smallest set whose
+    probabilities sum to `top_p`. Ties with the last token kept stay in, so that sampling and scoring agree.
+    Temperature 0 gives 0 for the first largest logit and -inf for the others.
     """
     check_settings(temperature=temperature, top_k=top_k, top_p=top_p)
     logits = logits.float()
@@ -59,7 +60,7 @@ def log_probabilities(logits: Tensor, *, temperature: float, top_k: int | None, 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a batch asks of `sample`, known without the device: each captured graph is for one of these."""
+    """The work that a batch asks of `sample`, known on the host: each captured graph serves one of these."""
 
     greedy: bool = True  # some row has temperature 0
     drawing: bool = False  # some row has a temperature above 0
@@ -87,9 +88,9 @@ def sample(
 ) -> tuple[Tensor, Tensor | None]:
     """Return an id (B,) int64 for each row, -1 where logits are not finite, and log-probabilities if needed.
 
-    A draw inverts the cumulative distribution at a uniform number, of the row's seed and position. The
-    log-probability is that of the distribution drawn from; of a row with temperature 0 it is the model's own.
-    Waits for nothing.
+    A draw inverts the cumulative distribution at a uniform number from the row's seed and position. The
+    log-probability is that of the distribution drawn from, or the model's own at temperature 0. Does not wait
+    for the device.
     """
     logits_BV, numbers = logits_BV.float(), table.view(torch.float32)
     if needs.penalty and seen_BV is not None:  # as CTRL, https://arxiv.org/abs/1909.05858, section 4.1
@@ -111,7 +112,7 @@ def sample(
             logits_BV < _least_likely(logits_BV, numbers[:, TOP_P, None]), -torch.inf
         )
     log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
-    # In float64 the sum loses nothing of a small probability; Apple's MPS has none, so the CPU draws for it
+    # A float64 sum loses no small probability. Apple's MPS has no float64, so the CPU draws for it
     device = logits_BV.device
     probabilities_BV = (log_probs_BV.cpu() if device.type == "mps" else log_probs_BV).exp()
     cumulative_BV = probabilities_BV.cumsum(dim=-1, dtype=torch.float64)
@@ -126,13 +127,13 @@ def sample(
 
 
 def uniforms(table: Tensor) -> Tensor:
-    """Return float32 numbers in [0, 1), one for each row's seed and the position after its own."""
+    """Return a float32 number in [0, 1) per row, from its seed and next position."""
     low_B, high_B = (table[:, SEED + word].long() for word in (0, 1))
     counter_B = table[:, POSITION].long() + 2
     hashed_B = (high_B << 32 | low_B & 0xFFFFFFFF) + counter_B * _signed(GOLDEN)  # modulo 2^64
     hashed_B = (hashed_B ^ _shifted(hashed_B, 30)) * _signed(MIX_1)
     hashed_B = (hashed_B ^ _shifted(hashed_B, 27)) * _signed(MIX_2)
-    # 24 bits: as many as float32 holds exactly, so that no number rounds to 1
+    # 24 bits, which float32 holds exactly, so that no number rounds to 1
     return _shifted(hashed_B ^ _shifted(hashed_B, 31), 40).float() / 2**24
 
 
@@ -141,12 +142,12 @@ def _signed(number: int) -> int:
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:
-    """Shift to the right, and fill with zeros as for unsigned numbers."""
+    """Shift right and fill with zeros, as for unsigned numbers."""
     return numbers >> bits & (1 << 64 - bits) - 1
 
 
 def _least_likely(logits: Tensor, top_p: Tensor | float) -> Tensor:
-    """Return the smallest logit of the fewest whose probabilities sum to top_p.
+    """Return the smallest logit in the smallest set of tokens whose probabilities sum to top_p.
 
     Nucleus sampling, https://arxiv.org/abs/1904.09751
     """

@@ -1,12 +1,12 @@
 """The parts of a decode step in Triton. Twin: inference.decode.Decoder.step.
 
-At few rows a step is nothing but reading weights once. So up to FEW rows every kernel does all it can while
-they stream by: the norm before a product, the activation and the residual after it, five kernels a layer.
-With more rows torch's products are the fastest, and small kernels do what stands between them. On Hopper a
-kernel is launched while the one before it still runs (programmatic dependent launch): it fetches its weights,
-or the keys and values of earlier positions, waits for that one's results, and lets the next one in. All that
-changes from step to step is read past the first-level cache (".cg"), which kernels that begin so early may
-find as an earlier step left it. Import this where there is Triton, on NVIDIA from Ampere on.
+At few rows a step is bound by reading the weights once. So up to FEW rows there are five kernels per layer,
+each of which fuses the norm before a product and the activation and residual after it. With more rows
+torch's products are the fastest, and small kernels do the work between them. On Hopper a kernel is launched
+while the previous one still runs (programmatic dependent launch): it fetches its weights, or the keys and
+values of earlier positions, waits for the previous kernel's results, and lets the next one start. Everything
+that changes between steps is read past the first-level cache (".cg"), which may still hold the values of an
+earlier step when a kernel starts so early. Needs Triton and an NVIDIA GPU, Ampere or newer.
 
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """
@@ -27,14 +27,14 @@ try:
 except ImportError:  # a Triton without Gluon
     multiply = None
 
-EPSILON = torch.finfo(torch.float32).eps  # that of F.rms_norm, which computes in float32
-FEW = 16 if multiply else 1  # rows that `product` serves
-WIDE = 1536  # inner numbers and columns from which `multiply` serves a row too, 9% faster for d26's
-PROGRAMS = 132  # multiprocessors of an H200: sizes are chosen to give each about one program
+EPSILON = torch.finfo(torch.float32).eps  # as in F.rms_norm, which computes in float32
+FEW = 16 if multiply else 1  # the most rows that `product` takes
+WIDE = 1536  # inner size and columns from which `multiply` takes one row too: 9% faster for d26
+PROGRAMS = 132  # multiprocessors of an H200: tiles are sized to give each about one program
 MOST_PARTS = 64
-CHUNK = 128  # of logits: a draw first chooses one
-# A kernel lets the next one in after its own wait, or before: then more than two are on their way, which is
-# worth 2 to 3% at one row (H200) and costs up to 30% at eight, where they are in each other's way
+CHUNK = 128  # logits; a draw first chooses a chunk
+# When a kernel lets the next one start: after its own wait, or before. Before, more than two overlap, which
+# gains 2 to 3% at one row (H200) and costs up to 30% at eight, where they compete for the multiprocessors
 LATE, EARLY = tl.constexpr(1), tl.constexpr(2)
 
 
@@ -50,10 +50,11 @@ def begin(
     x0_BC: Tensor,
     x_BC: Tensor,
 ) -> None:
-    """Fill `ids` with each row's forced token, in the table's first column, or else with what it drew, note
-    them as seen, and fill x0 with their normalised, smeared embeddings and x with the first block's input.
+    """Choose each row's token and fill `x0` and `x`, the input of the first block.
 
-    `previous` gets the embeddings before smear; `smear` is (gate, scale), `scalars` the first block's (r, s).
+    `ids` gets the forced token from the table's first column, or else the row's newest draw; `seen` marks it.
+    x0 gets the normalised, smeared embeddings, `previous` those before smear. `smear` is (gate, scale),
+    `scalars` the first block's (r, s).
     """
     B, C = x_BC.shape
     gate, scale = smear or (x_BC, x_BC)
@@ -78,13 +79,13 @@ def sample(
     softcap: float = 0.0,
     mail: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Draw as inference.sampling.sample does, whatever the rows ask for, a program a row.
+    """Draw as inference.sampling.sample does, with any mix of settings, one program per row.
 
-    With `softcap` logits become softcap·tanh(logits / softcap) first. `mail`, ids and log-probabilities by
-    turn and row, gets the draws too, and the table then moves on by a position and a turn.
+    With `softcap` logits become softcap·tanh(logits / softcap) first. With `mail` (ids and log-probabilities
+    by turn and row) the draws go there too, and the table advances by a position and a turn.
     """
     (B, V), block = logits_BV.shape, triton.next_power_of_2(logits_BV.size(1))
-    warps = min(32, max(4, block // 2048))  # 64 logits a thread: more would not stay in registers
+    warps = min(32, max(4, block // 2048))  # 64 logits per thread: more would spill registers
     seen = drawn_B if seen_BV is None else seen_BV.view(torch.uint8)
     ids, log_probs = mail or (drawn_B.view(1, -1), log_probs_B)
     _sample[(B,)](
@@ -107,9 +108,10 @@ def product(
     mix: tuple[Tensor, Tensor, Tensor] | None = None,
     kept_BC: Tensor | None = None,
 ) -> None:
-    """Fill out with x Wᵀ, for at most FEW rows, and what stands around it.
+    """Fill `out` with x Wᵀ for at most FEW rows, with the element-wise work around it fused in.
 
-    Before: x at RMS 1. After: relu², or + residual, kept as `kept`, and r (…) + s x₀ for `mix` (r, s, x₀).
+    Before the product: x scaled to RMS 1. After it: relu², or + residual, with a copy in `kept`, and then
+    r (…) + s x₀ for `mix` (r, s, x₀).
     """
     (B, C), N = x_BC.shape, len(weight_NC)
     r, s, x0_BN = mix or (x_BC, x_BC, x_BC)
@@ -125,7 +127,7 @@ def product(
 def multiply_a_row(
     operands: Sequence[Any], N: int, C: int, flags: Sequence[bool], launch: dict[str, Any]
 ) -> None:
-    """Do as `product` for one row."""
+    """Do the same as `product` for one row."""
     columns, warps = _tile_of_a_row(N, C)
     inner = 1024 * warps // columns
     tile = (columns, inner, triton.cdiv(C, inner))
@@ -133,7 +135,7 @@ def multiply_a_row(
 
 
 def _tile_of_a_row(N: int, C: int) -> tuple[int, int]:
-    """Return columns and warps of a program, all of whose weights are on the way at once."""
+    """Return the columns and warps of a program, which loads all its weights at once."""
     columns = 16 if N > 16 * PROGRAMS and C <= 1536 else 4
     return columns, 4 if columns == 16 or C > 2560 else 1
 
@@ -146,9 +148,9 @@ def prepare(
     kept_BC: Tensor | None = None,
     backout: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Fill out with what a product of torch's begins from: x at RMS 1, after what comes before the norm.
+    """Fill `out` with x scaled to RMS 1, the input of the next product.
 
-    That is keeping x as `kept`; x ← r x + s x₀, in place, for `mix` (r, s, x₀); x - b·middle for `backout`
+    Before that: copy x to `kept`; x ← r x + s x₀ in place for `mix` (r, s, x₀); x - b·middle for `backout`
     (b, middle).
     """
     B, C = x_BC.shape
@@ -180,11 +182,11 @@ def attend(
     *,
     qk_scale: float,
 ) -> None:
-    """Rotate and normalise queries and keys, store the new key and value, and attend to all places.
+    """Rotate and normalise queries and keys, store the new key and value, and attend to all positions.
 
     `where` is (table, cosines, sines), with positions in the table's second column; `value_table` is (ids,
-    table) where values get an embedding, whose gate is in qkv's last columns. `counts` holds a zero for each
-    row and head, and does again afterwards.
+    table) where values get an embedding, whose gate is in qkv's last columns. `counts` is zero for each row
+    and head, before and after.
     """
     keys_BRKD, values_BRKD = buffers
     (B, X), (_, R, K, D), C = qkv_BX.shape, keys_BRKD.shape, y_BC.size(1)
@@ -204,8 +206,8 @@ def attend(
 def _split(texts: int, places: int) -> tuple[int, int, int]:
     """Return the parts of each text's keys, the keys that a program reads at once, and its warps.
 
-    A multiprocessor of an H200 holds four programs: more parts than that allows would wait for others to end.
-    Measured with 1,088 positions (LOG.md, 2026-12-01). A text is of one row and one head.
+    `texts` is rows × heads. A multiprocessor of an H200 holds four programs; more parts would wait for others
+    to end. Measured with 1,088 positions (LOG.md, 2026-12-01).
     """
     if texts <= 16:
         return min(MOST_PARTS, int(triton.next_power_of_2(triton.cdiv(places, 16)))), 32, 2
@@ -214,7 +216,7 @@ def _split(texts: int, places: int) -> tuple[int, int, int]:
 
 
 def _launch(x: Tensor) -> dict[str, Any]:
-    """Return how kernels of a step follow one another: `x` has its rows."""
+    """Return the launch options for the kernels of a step, whose rows `x` has."""
     if not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] < 9:
         return {"DEPENDENT": 0}
     return {"DEPENDENT": (EARLY if len(x) == 1 else LATE).value, "launch_pdl": True}
@@ -228,7 +230,7 @@ def _begin(
 ):  # fmt: skip
     if DEPENDENT:
         gdc_wait()
-        if DEPENDENT != EARLY:  # what the next but one reads before its wait must be there: the ids
+        if DEPENDENT != EARLY:  # the kernel after the next reads the ids before its wait
             gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -255,7 +257,7 @@ def _begin(
 
 @triton.jit
 def _wait(DEPENDENT: tl.constexpr):
-    """Wait for the kernel before this one, and let the next one in."""
+    """Wait for the previous kernel, and let the next one start."""
     if DEPENDENT == EARLY:
         gdc_launch_dependents()
     if DEPENDENT:
@@ -266,7 +268,7 @@ def _wait(DEPENDENT: tl.constexpr):
 
 @triton.jit
 def _order(x):
-    """Return whole numbers in the order of these float32 numbers, of which -0 is 0."""
+    """Return int32 keys in the order of these float32 numbers; -0 counts as 0."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -283,10 +285,10 @@ def _weights(keys, least, best, warmth):
 
 @triton.jit
 def _bound(keys, target, least, highest, best, warmth, WEIGHTED: tl.constexpr):
-    """Return the least key above which there are fewer keys than `target`, or keys of less weight.
+    """Return the smallest key with fewer keys (or less weight) above it than `target`.
 
-    Halves the range from `least` to `highest`, and goes on to the next key that there is: logits of 16 bits
-    have few within it. Weights are computed again each time: there are no registers to keep them.
+    Bisects the range from `least` to `highest`, moving on to the next key that occurs: 16-bit logits have few
+    distinct ones. Recomputes the weights each time, because registers cannot hold them.
     """
     low, high = least - 1, highest
     while low + 1 < high:
@@ -316,7 +318,7 @@ def _sample(
     top_p = _whole(line + 5).to(tl.float32, bitcast=True)
     penalty = _whole(line + 6).to(tl.float32, bitcast=True)
     place = tl.arange(0, CHUNKS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    # Keys alone stay in registers: numbers come back from them
+    # Only keys stay in registers; they convert back to numbers
     keys = _order(_penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP))
     largest = tl.max(keys, axis=1)
     highest, least = tl.max(largest), tl.min(keys)
@@ -324,10 +326,10 @@ def _sample(
     id = tl.min(tl.where(keys == highest, place, CHUNKS * CHUNK))
     warmth = tl.where(temperature == 0, 1.0, temperature)
     if top_k > 0:
-        if top_k < CHUNKS:  # a bound to begin with: the k-th of the chunks' largest keys
+        if top_k < CHUNKS:  # a first bound: the k-th of the chunks' largest keys
             least = _bound(largest, top_k, least, highest, best, warmth, False)
         least = _bound(keys, top_k, least, highest, best, warmth, False)
-    # Keep a token if those likelier than it have less than top_p of all probability; lines of 0 are no rows
+    # Keep a token if likelier ones have less than top_p of all probability. A line of zeros is not a row
     if (top_p < 1) & (penalty > 0):
         most = top_p * tl.sum(_weights(keys, least, best, warmth))
         least = _bound(keys, most, least, highest, best, warmth, True)
@@ -343,7 +345,7 @@ def _sample(
         some = _penalised(logits, seen, chunk * CHUNK + inside, V, penalty, softcap, SEEN, SOFTCAP)
         few = tl.where(_order(some) >= least, tl.exp((some - best) / warmth), 0.0)
         after = tl.sum((tl.cumsum(few, axis=0) <= point).to(tl.int32), axis=0)
-        # Rounding may leave the point behind the chunk's last token: then its likeliest is taken
+        # Rounding may put the point behind the chunk's last token: then take its likeliest
         likeliest = tl.min(tl.where(few == tl.max(few, axis=0), inside, CHUNK), axis=0)
         id = chunk * CHUNK + tl.where(after < CHUNK, after, likeliest)
     one = tl.arange(0, 1)
@@ -352,8 +354,8 @@ def _sample(
     id = tl.where((total > 0) & (total < float("inf")), id, -1).to(tl.int64)
     tl.store(log_probs + row + one, log_prob)
     tl.store(drawn + row, id)
-    if MAIL:  # noqa: SIM102 (a constant of the compiler, and a number of the GPU)
-        if penalty > 0:  # lines of 0 are no rows: what they draw would overwrite an older turn's mail
+    if MAIL:  # noqa: SIM102 (a compile-time constant, and a run-time number)
+        if penalty > 0:  # not a line of zeros, whose draw would overwrite an older turn's mail
             mailed = (turn % TURNS) * MAILED + row
             tl.store(mailed_ids + mailed, id)
             tl.store(mailed_log_probs + mailed + one, log_prob)
@@ -369,7 +371,7 @@ def _whole(at):
 
 @triton.jit
 def _uniform(line, position):
-    """Do as inference.sampling.uniforms."""
+    """Do the same as inference.sampling.uniforms."""
     low = _whole(line + 8).to(tl.uint32, bitcast=True).to(tl.uint64)
     high = _whole(line + 9).to(tl.uint32, bitcast=True).to(tl.uint64)
     hashed = (low | (high << 32)) + (position.to(tl.uint64) + 2) * 0x9E3779B97F4A7C15
@@ -380,7 +382,7 @@ def _uniform(line, position):
 
 @triton.jit
 def _penalised(logits, seen, place, V, penalty, softcap, SEEN: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Return logits, weakened where their token was seen; -inf beyond the vocabulary."""
+    """Return the logits, penalised where their token was seen; -inf beyond the vocabulary."""
     x = tl.load(logits + place, mask=place < V, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
     if SOFTCAP:  # tanh(z) = 2 / (1 + exp(-2z)) - 1
         x = tl.where(place < V, softcap * (2 / (1 + tl.exp(-2 * x / softcap)) - 1), x)
@@ -421,7 +423,7 @@ def _finish(
     y, place, inside, out, residual, r, s, x0, kept, SQUARED: tl.constexpr, RESIDUAL: tl.constexpr,
     MIX: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Store a product after what follows it, rounded where the plain step rounds."""
+    """Apply the work after a product and store it, rounded where the plain step rounds."""
     dtype = out.dtype.element_ty
     y = y.to(dtype).to(tl.float32)
     if SQUARED:
@@ -488,18 +490,18 @@ def _attend(
         return
     start_of_text = row * row_stride + kv_head * D
     start, stride = first, K * D
-    # No other kernel of this step writes what these read
+    # No other kernel of this step writes these keys and values
     k1, k2 = _halves(keys + start_of_text, start, last, half, stride, D, KEYS)
     v1, v2 = _halves(values + start_of_text, start, last, half, stride, D, KEYS)
     cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)
     sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)
     added1, added2 = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
-    if TABLE:  # ids are older than the kernel before this one
+    if TABLE:  # the previous kernel does not write the ids
         entry = table + (_whole(ids + row) * K + kv_head) * D + half
         added1, added2 = tl.load(entry).to(tl.float32), tl.load(entry + D // 2).to(tl.float32)
     _wait(DEPENDENT)
-    # The new key and value never come from memory. They are asked for at once with the query: waiting for one
-    # after another took longer than reading the older keys
+    # The new key and value are used directly, and loaded together with the query: loading one after another
+    # took longer than reading the older keys
     q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
     new_k1, new_k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
     new = qkv + row * X + (H + K + kv_head) * D + half
@@ -510,16 +512,16 @@ def _attend(
         )
         new_v1 = (new_v1.to(tl.float32) + gate * added1).to(new_v1.dtype)
         new_v2 = (new_v2.to(tl.float32) + gate * added2).to(new_v2.dtype)
-    scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # exp2 is the GPU's own exponential
+    scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # GPUs compute exp2 natively
     q1, q2 = q1.to(tl.float32) * scale, q2.to(tl.float32) * scale
-    # Each of KEYS places has sums of its own, added up last: warps need not wait for one another until then
+    # Each of the KEYS places has its own sums, added up last, so that warps need not wait for one another
     bests, each_weights = tl.full((KEYS,), -1e30, tl.float32), tl.zeros((KEYS,), tl.float32)
     sums1, sums2 = tl.zeros((KEYS, D // 2), tl.float32), tl.zeros((KEYS, D // 2), tl.float32)
     while start < last:
         next_k1, next_k2 = _halves(keys + start_of_text, start + KEYS, last, half, stride, D, KEYS)
         next_v1, next_v2 = _halves(values + start_of_text, start + KEYS, last, half, stride, D, KEYS)
         place = start + tl.arange(0, KEYS)
-        seen = (place < last) & (place != new_place)  # what stands at the new key's place left the window
+        seen = (place < last) & (place != new_place)  # the old key at the new one's place has left the window
         scores = tl.sum(k1.to(tl.float32) * q1[None, :] + k2.to(tl.float32) * q2[None, :], axis=1)
         scores = tl.where(seen, scores, -1e30)
         raised = tl.maximum(bests, scores)
@@ -562,8 +564,8 @@ def _attend(
         tl.store(mine + D // 2 + half, sum2)
         tl.store(mine + D, best)
         tl.store(mine + D + 1, weights)
-        tl.debug_barrier()  # all of this program's parts are written before it is counted
-        if tl.atomic_add(counts + row * H + head, 1, sem="acq_rel") == parts - 1:  # the last one sums up
+        tl.debug_barrier()  # this program's part is written before it is counted
+        if tl.atomic_add(counts + row * H + head, 1, sem="acq_rel") == parts - 1:  # the last adds them up
             tl.debug_barrier()
             number = tl.arange(0, PARTS)
             each, there = own + number * (D + 2), number < parts
@@ -580,7 +582,7 @@ def _attend(
 
 @triton.jit
 def _head(at, half, cos, sin, scale, epsilon, D: tl.constexpr):
-    """Return the two halves of a head, rotated and at RMS `scale`, in the projection's dtype."""
+    """Return the two halves of a head, rotated and scaled to RMS `scale`, in the projection's dtype."""
     u1 = tl.load(at + half, cache_modifier=".cg").to(tl.float32)
     u2 = tl.load(at + D // 2 + half, cache_modifier=".cg").to(tl.float32)
     turned1, turned2 = u1 * cos + u2 * sin, u2 * cos - u1 * sin
@@ -591,7 +593,7 @@ def _head(at, half, cos, sin, scale, epsilon, D: tl.constexpr):
 
 @triton.jit
 def _halves(of_text, start, last, half, stride, D: tl.constexpr, KEYS: tl.constexpr):
-    """Return the two halves of the keys or values at KEYS places, 0 from `last` on."""
+    """Return the two halves of the keys or values at KEYS places, with 0 from `last` on."""
     place = start + tl.arange(0, KEYS)[:, None]
     at = of_text + place.to(tl.int64) * stride + half[None, :]
     one = tl.load(at, mask=place < last, other=0.0, cache_modifier=".cg")

@@ -1,10 +1,10 @@
-"""A product of 2 to 16 rows, or one of a wide model, whose weights wait in shared memory.
+"""Products of 2 to 16 rows, or of one row of a wide model, with weights prefetched into shared memory.
 
-Called by decode_kernel.product. Five kernels a layer stop and start the stream of weights that a step at few
-rows is. Here a program copies those of its 16 columns into shared memory before it waits for the kernel
-before it; registers would be full, and keep the next kernel's programs out. Warps share the inner numbers,
-matrix units multiply them. In Gluon, the language beneath Triton's, which copies nothing ahead of a wait: a
-step of 8 rows took 729 µs for d20 and 823 with Triton's pipeline, 1,262 and 1,508 for d26 (H200; LOG.md).
+Called by decode_kernel.product. At few rows a step is bound by reading weights, and five kernels per layer
+interrupt that stream. So each program copies the weights of its 16 columns into shared memory before it waits
+for the previous kernel. (Registers would be full and keep the next kernel's programs out.) Warps split the
+inner dimension; tensor cores multiply. Written in Gluon because Triton's own pipeline copies nothing ahead of
+a wait: a step of 8 rows takes 729 µs against 823 for d20, 1,262 against 1,508 for d26 (H200; LOG.md).
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -20,16 +20,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# Triton 3.9 has another name for it
+# Triton 3.9 renamed it
 copy_ahead = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-COLUMNS = gl.constexpr(16)  # that a matrix unit takes at once
-INNER = gl.constexpr(64)  # inner numbers of a warp at once: a lane has 8 neighbours twice
+COLUMNS = gl.constexpr(16)  # of one tensor core instruction
+INNER = gl.constexpr(64)  # inner elements of a warp at once: each lane has twice 8 adjacent ones
 
 
 def multiply(
     operands: Sequence[Any], B: int, N: int, C: int, flags: Sequence[bool], launch: dict[str, Any]
 ) -> None:
-    """Do as decode_kernel.product."""
+    """Do the same as decode_kernel.product."""
     warps, stages = tile_of(C)
     stages, rows = min(stages, triton.cdiv(C, warps * INNER.value)), max(8, triton.next_power_of_2(B))
     grid = (triton.cdiv(N, COLUMNS.value),)
@@ -37,7 +37,7 @@ def multiply(
 
 
 def tile_of(C: int) -> tuple[int, int]:
-    """Return a program's warps, and its stages at most: 96 KiB of weights fit an A10G."""
+    """Return a program's warps and its most stages: 96 KiB of weights, which fit an A10G."""
     return (4, 8) if C <= 2560 else (8, 6)
 
 
@@ -63,10 +63,10 @@ def _multiply(
     STEP: gl.constexpr = WARPS * INNER
     CHUNKS: gl.constexpr = (C + STEP - 1) // STEP
     copied: gl.constexpr = gl.BlockedLayout([1, 1, 8], [1, 4, 8], [WARPS, 1, 1], [2, 1, 0])
-    # Rows that follow one another have their halves swapped: no two lanes then read one bank
+    # Adjacent rows have their halves swapped, so that no two lanes read the same bank
     shared: gl.constexpr = gl.SwizzledSharedLayout(32, 1, 2, [2, 1, 0])
     units: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
-    # 8 neighbours a lane, not 2: the sum has another order, in which each load brings 16 bytes
+    # 8 adjacent elements per lane, not 2: the order of the sum changes, and each load moves 16 bytes
     of_weight: gl.constexpr = gl.DotOperandLayout(0, units, 8)
     of_x: gl.constexpr = gl.DotOperandLayout(1, units, 8)
     finished: gl.constexpr = gl.BlockedLayout([1, 1], [16, 2], [1, WARPS], [0, 1])
@@ -103,7 +103,7 @@ def _multiply(
     if MIX:
         first = gl.load(x0 + place, mask=inside, other=0.0, cache_modifier=".cg").to(gl.float32)
 
-    # Two sums: a matrix unit need not wait for its last result
+    # Two sums, so that an instruction need not wait for the previous result
     even = gl.zeros([WARPS, COLUMNS, ROWS], gl.float32, units)
     odd = gl.zeros([WARPS, COLUMNS, ROWS], gl.float32, units)
     squares = gl.zeros([WARPS, INNER, ROWS], gl.float32, of_x)
@@ -120,12 +120,12 @@ def _multiply(
         if chunk + STAGES < CHUNKS:
             _copy(slot, weight, copy_column, copy_inner, N, chunk + STAGES, C, STEP, STAGES)
         else:
-            async_copy.commit_group()  # of nothing: the next wait counts groups
+            async_copy.commit_group()  # an empty group: waits count groups
     y = gl.convert_layout(gl.sum(even + odd, axis=0), finished)
     if NORMALIZED:
         mean = gl.sum(gl.sum(squares, axis=1), axis=0) / C
         y *= gl.convert_layout(gl.rsqrt(mean + epsilon), gl.SliceLayout(0, finished))[None, :]
-    # From here on as decode_kernel._finish, which Gluon can't call
+    # The rest repeats decode_kernel._finish, which Gluon cannot call
     dtype: gl.constexpr = out.dtype.element_ty
     y = y.to(dtype).to(gl.float32)
     if SQUARED:

@@ -1,7 +1,7 @@
-# NanoLit in one word each; `make` lists them. Needs git, Python >= 3.11 and a C compiler; Rust makes it fast.
+# Common tasks; `make` lists them. Needs git, Python >= 3.11 and a C compiler. Rust is optional and makes tokenizers fast.
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 
-# A uv that runs, else one of our own in .uv
+# Use an installed uv that works, else our own in .uv
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --no-sync
 
@@ -11,7 +11,7 @@ RUN := $(UV) run --no-sync
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-setup: $(filter .uv/bin/uv,$(UV)) ## Install everything into .venv, the Rust extension included
+setup: $(filter .uv/bin/uv,$(UV)) ## Install everything into .venv, including the Rust extension
 	@test -d .venv || echo "Installing into .venv: PyTorch alone is about 2.5 GB the first time ..."
 	@$(UV) sync --frozen --extra dev
 	@ls nanolit/_rustbpe*.so >/dev/null 2>&1 || ! cargo --version >/dev/null 2>&1 \
@@ -35,16 +35,16 @@ lint: setup ## Check style and types: Python, and Rust where it is installed
 	@! cargo --version >/dev/null 2>&1 || (cd rustbpe && cargo fmt --check \
 		&& cargo clippy --quiet --locked --all-targets --all-features -- -D warnings)
 
-format: setup ## Format the code, and mend what can be mended by itself
+format: setup ## Format the code and apply automatic fixes
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
 	@! cargo --version >/dev/null 2>&1 || (cd rustbpe && cargo fmt)
 
-clean: ## Remove what was built and installed here; runs stay
+clean: ## Remove everything built or installed here; runs stay
 	rm -rf .venv .uv dist rustbpe/target nanolit/_rustbpe*.so .pytest_cache .ruff_cache .hypothesis
 
 .uv/bin/uv:
-	@echo "Getting uv, which installs the rest ..."
+	@echo "Getting uv, the installer ..."
 	@{ python3 -m venv .uv && .uv/bin/python -m pip install --quiet --require-hashes -r .ci/uv.txt; } >/dev/null 2>&1 \
 		|| { rm -rf .uv; python3 -m pip install --quiet --target .uv --require-hashes -r .ci/uv.txt; } \
 		|| { rm -rf .uv; echo "make could not get uv: install it, or python3-venv or python3-pip, then try again" >&2; exit 1; }

@@ -79,16 +79,16 @@ def test_a_step_has_the_rates_of_the_schedule_after_the_steps_before_it(tiny_mod
 
 def test_another_source_of_a_kernel_or_the_model_is_another_key(tmp_path, monkeypatch):
     """The gradients of our operators are in no graph: an edited one must not be taken from the cache."""
-    monkeypatch.setattr(compiler, "cache_key_tag", "")
     monkeypatch.setattr(core, "PACKAGE", tmp_path)
     sources = [tmp_path / "kernels" / "loss.py", tmp_path / "model" / "gpt.py"]
     for source in sources:
         source.parent.mkdir()
         source.write_text("one")
     keys = set()
-    for edited in (None, *sources):
-        if edited:
-            edited.write_text("other")
-        core.compile_gpt(lambda ids: ids)  # pyright: ignore[reportArgumentType]
-        keys.add(compiler.cache_key_tag)
+    with compiler.patch(cache_key_tag=""):  # monkeypatch would delete the setting afterwards
+        for edited in (None, *sources):
+            if edited:
+                edited.write_text("other")
+            core.compile_gpt(lambda ids: ids)  # pyright: ignore[reportArgumentType]
+            keys.add(compiler.cache_key_tag)
     assert len(keys) == 3

@@ -55,9 +55,8 @@ def token_losses(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, softcap:
 def _token_losses(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
     nats_N = torch.empty(len(x_NC), dtype=torch.float32, device=x_NC.device)
     weight_CV = weight_VC.to(x_NC.dtype).t()
-    memory, _ = _chunk_memory(x_NC, weight_VC)
-    for rows in _chunks(x_NC, weight_VC):
-        logits_MV = torch.mm(x_NC[rows], weight_CV, out=_rows_of(memory, rows))
+    for rows, logits_MV, _ in _chunks(x_NC, weight_VC):
+        torch.mm(x_NC[rows], weight_CV, out=logits_MV)
         nats_N[rows] = _nats(logits_MV, targets_N[rows], softcap)
     return nats_N
 
@@ -80,15 +79,19 @@ def _loss_and_gradients(
     weight_gradient_VC = torch.empty_like(weight_VC, dtype=torch.float32)
     if not len(x_NC):
         weight_gradient_VC.zero_()  # otherwise the first chunk overwrites it
-    memory = _chunk_memory(x_NC, weight_VC)
-    head = _HeadInFp8(x_NC.dtype, *rounded) if rounded else _Head(x_NC, weight_VC)
-    # Three products a chunk: logits, gradient by x, gradient by the weight. The backward pass then has none
-    # left.
-    for rows in _chunks(x_NC, weight_VC):
-        logits_MV = head.logits(rows, out=_rows_of(memory[0], rows))
-        nats_N[rows] = head.to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=memory[1])
-        head.by_x(out=x_gradient_NC[rows])
-        head.add_by_weight(weight_gradient_VC, rows)
+    if rounded:
+        _fill_in_fp8(nats_N, x_gradient_NC, weight_gradient_VC, targets_N, softcap, *rounded)
+        return nats_N.sum(), x_gradient_NC, weight_gradient_VC
+    # Three products a chunk: logits, gradient by x, gradient by the weight. The backward pass has none left.
+    weight_VC = weight_VC.to(x_NC.dtype)
+    for rows, logits_MV, spare_MV in _chunks(x_NC, weight_VC):
+        torch.mm(x_NC[rows], weight_VC.t(), out=logits_MV)
+        nats_N[rows], factors_M = to_gradient(logits_MV, targets_N[rows], softcap=softcap, spare=spare_MV)
+        gradient_MV, factors_M1 = logits_MV, factors_M[:, None]
+        # The tokens' factors scale the (M, C) result: V / C times fewer numbers than the gradient has
+        torch.mm(gradient_MV, weight_VC, out=x_gradient_NC[rows]).mul_(factors_M1)
+        x_MC = torch.mul(x_NC[rows], factors_M1, out=torch.empty_like(x_NC[rows]))
+        _add_product(weight_gradient_VC, gradient_MV.t(), x_MC, beta=int(rows.start > 0))
     return nats_N.sum(), x_gradient_NC, weight_gradient_VC
 
 
@@ -100,72 +103,37 @@ def _(
     return total, torch.empty_like(x_NC), torch.empty_like(weight_VC, dtype=torch.float32)
 
 
-class _Head:
-    """Multiply a chunk with the head's weight, in x's dtype."""
+def _fill_in_fp8(
+    nats_N: Tensor,
+    x_gradient_NC: Tensor,
+    weight_gradient_VC: Tensor,
+    targets_N: Tensor,
+    softcap: float,
+    *operands: Tensor,
+) -> None:
+    """Write the losses and both gradients, from x, its scale, the weight and its scale in fp8.
 
-    def __init__(self, x_NC: Tensor, weight_VC: Tensor):
-        self.x_NC, self.weight_VC = x_NC, weight_VC.to(x_NC.dtype)
-
-    def logits(self, rows: slice, *, out: Tensor) -> Tensor:
-        return torch.mm(self.x_NC[rows], self.weight_VC.t(), out=out)
-
-    def to_gradient(
-        self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
-    ) -> Tensor:
-        """Return the cross-entropy; overwrite the logits by their gradient, for the next two methods."""
-        nats_M, factors_M = to_gradient(logits_MV, targets_M, softcap=softcap, spare=spare)
-        self.gradient_MV, self.factors_M1 = logits_MV, factors_M[:, None]
-        return nats_M
-
-    def by_x(self, *, out: Tensor) -> None:
-        """Write the gradient by the chunk's inputs."""
-        # The tokens' factors scale the (M, C) result: V / C times fewer numbers than the gradient has
-        torch.mm(self.gradient_MV, self.weight_VC, out=out)
-        out *= self.factors_M1
-
-    def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
-        """Add the gradient by the weight to the total, which the first chunk overwrites."""
-        x_MC = torch.mul(self.x_NC[rows], self.factors_M1, out=torch.empty_like(self.x_NC[rows]))
-        _add_product(total_VC, self.gradient_MV.t(), x_MC, beta=int(rows.start > 0))
-
-
-class _HeadInFp8(_Head):
-    """Multiply rounded operands instead; the gradient's scale is known in advance.
-
-    A token's gradient by its logits lies between -1 and 1, so its largest number need not be looked for.
+    A token's gradient by its logits lies between -1 and 1, so its scale is known without a look for its
+    largest number.
     """
-
-    def __init__(
-        self, dtype: torch.dtype, x8_NC: Tensor, x_scale: Tensor, weight8_VC: Tensor, weight_scale: Tensor
-    ):
-        self.dtype, self.x8_NC, self.x_scale = dtype, x8_NC, x_scale
-        self.weight8_VC, self.weight_scale = weight8_VC, weight_scale
-        self.x8_CN, self.weight8_CV = fp8.transposed(x8_NC), fp8.transposed(weight8_VC)
-        self.unit = torch.full((), 1 / fp8.GRADIENT_UNITS, device=x8_NC.device)
-
-    def logits(self, rows: slice, *, out: Tensor) -> Tensor:
-        return fp8.product_into(
-            out, self.x8_NC[rows], self.x_scale, self.weight8_VC, self.weight_scale, self.dtype
+    x8_NC, x_scale, weight8_VC, weight_scale = operands
+    x8_CN, weight8_CV = fp8.transposed(x8_NC), fp8.transposed(weight8_VC)
+    unit = torch.full((), 1 / fp8.GRADIENT_UNITS, device=x8_NC.device)
+    for rows, logits_MV, spare_MV in _chunks(x_gradient_NC, weight8_VC):
+        fp8.product_into(logits_MV, x8_NC[rows], x_scale, weight8_VC, weight_scale, x_gradient_NC.dtype)
+        gradient_MV = torch.empty_like(logits_MV, dtype=fp8.GRADIENTS)
+        nats_N[rows] = to_fp8_gradient(
+            logits_MV, targets_N[rows], gradient_MV, softcap=softcap, spare=spare_MV
         )
-
-    def to_gradient(
-        self, logits_MV: Tensor, targets_M: Tensor, *, softcap: float, spare: Tensor | None
-    ) -> Tensor:
-        self.gradient_MV = torch.empty_like(logits_MV, dtype=fp8.GRADIENTS)
-        return to_fp8_gradient(logits_MV, targets_M, self.gradient_MV, softcap=softcap, spare=spare)
-
-    def by_x(self, *, out: Tensor) -> None:
         # -1 at the target, and 1 / V at most other ids: summed the fast way, d4 with 4,096 ids had gradients
         # of 0.95 times their size below the head (H200)
-        operands = (self.gradient_MV, self.unit, self.weight8_CV, self.weight_scale)
-        fp8.product_into(out, *operands, self.dtype, uneven=True)
-
-    def add_by_weight(self, total_VC: Tensor, rows: slice) -> None:
-        gradient_VM, x8_CM = fp8.transposed(self.gradient_MV), self.x8_CN[:, rows]
-        out = total_VC if rows.start == 0 else None
-        product_VC = fp8.product_into(out, gradient_VM, self.unit, x8_CM, self.x_scale, total_VC.dtype)
-        if out is None:
-            total_VC += product_VC
+        by_x = gradient_MV, unit, weight8_CV, weight_scale
+        fp8.product_into(x_gradient_NC[rows], *by_x, x_gradient_NC.dtype, uneven=True)
+        by_weight = fp8.transposed(gradient_MV), unit, x8_CN[:, rows], x_scale
+        if rows.start == 0:
+            fp8.product_into(weight_gradient_VC, *by_weight, weight_gradient_VC.dtype)
+        else:
+            weight_gradient_VC += fp8.product_into(None, *by_weight, weight_gradient_VC.dtype)
 
 
 def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -190,7 +158,7 @@ def to_gradient(
     """Return each token's cross-entropy and a factor; raw logits become their gradient without the factor.
 
     With t = tanh(z / c), e = exp(c t) and its sum S over the vocabulary, the gradient by z is
-    (e - S onehot) (1 - t²) / S. `spare` is memory of at least as many elements that may be overwritten.
+    (e - S onehot) (1 - t²) / S. `spare` is memory of the logits' shape that may be overwritten.
     """
     # Everything but 1 / S is known when a logit is first read, so the gradient is written in the same pass
     # and the factor (0 for ignored tokens) is multiplied into the products' results. tanh and exp, the
@@ -233,9 +201,7 @@ def to_gradient_in_torch(
     learned_M = targets_M != IGNORED
     index_M1 = targets_M.clamp(min=0)[:, None]
     sigmoid_MV = _half_tanh(logits_MV, softcap)
-    e_MV = torch.sub(
-        sigmoid_MV, 0.5, out=None if spare is None else _rows_of(spare, slice(0, len(targets_M)))
-    )
+    e_MV = torch.sub(sigmoid_MV, 0.5, out=spare)
     # Here e_MV is t / 2, after the next statement e itself, and after scatter_add_ e - S onehot
     at_target_M = e_MV.gather(1, index_M1)[:, 0] * (2 * softcap)
     sum_M = e_MV.mul_(2 * softcap).exp_().sum(1)
@@ -272,26 +238,16 @@ def _add_product(total_VC: Tensor, a_VM: Tensor, b_MC: Tensor, *, beta: int) -> 
         total_VC.copy_(a_VM @ b_MC)
 
 
-def _chunk_size(x_NC: Tensor, weight_VC: Tensor) -> int:
-    """Return the tokens of a chunk: what CHUNK_BYTES of logits hold, in whole multiples of what fp8 needs."""
+def _chunks(x_NC: Tensor, weight_VC: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield each chunk's rows, memory for its logits, and as much again for float32 arithmetic on a CPU."""
+    # As many tokens as CHUNK_BYTES of logits hold, in whole multiples of what fp8 needs
     wanted = CHUNK_BYTES.get(x_NC.device.type, CHUNK_BYTES["cpu"])
     multiples = wanted // (len(weight_VC) * x_NC.element_size() * fp8.MULTIPLE)
-    return min(len(x_NC), max(1, multiples) * fp8.MULTIPLE)
-
-
-def _chunks(x_NC: Tensor, weight_VC: Tensor) -> Iterator[slice]:
-    size = max(1, _chunk_size(x_NC, weight_VC))
-    for start in range(0, len(x_NC), size):
-        yield slice(start, min(start + size, len(x_NC)))
-
-
-def _chunk_memory(x_NC: Tensor, weight_VC: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return memory for a chunk's logits, and as much again for float32 arithmetic on a CPU, else None."""
+    size = max(1, min(len(x_NC), max(1, multiples) * fp8.MULTIPLE))
     # Allocated once for all chunks: fresh pages cost a CPU as much as the arithmetic
-    shape = (_chunk_size(x_NC, weight_VC), len(weight_VC))
+    logits_MV = x_NC.new_empty(size, len(weight_VC))
     reusable = x_NC.dtype in (torch.float32, torch.float64) and not x_NC.is_cuda
-    return x_NC.new_empty(shape), x_NC.new_empty(shape) if reusable else None
-
-
-def _rows_of(memory: Tensor, rows: slice) -> Tensor:
-    return memory[: rows.stop - rows.start]
+    spare_MV = torch.empty_like(logits_MV) if reusable else None
+    for start in range(0, len(x_NC), size):
+        num = min(size, len(x_NC) - start)
+        yield slice(start, start + num), logits_MV[:num], None if spare_MV is None else spare_MV[:num]

@@ -126,7 +126,7 @@ class MuonAdamW(torch.optim.Optimizer):
         device = self.param_groups[0]["params"][0].device
         self.clip_norm = clip_norm
         self.gradient_norm: Tensor | None = None  # of the last step before clipping; only known when clipping
-        self._variance_beta = _scalar(variance_beta)
+        (self._variance_beta,) = _scalars(variance_beta)
         self._flags = {
             "orthogonalization": orthogonalization,
             "dtype": compute_dtype(device),
@@ -148,7 +148,10 @@ class MuonAdamW(torch.optim.Optimizer):
     def _choose_updates(self, compile: bool) -> None:
         self._muon_update, self._apply_update, self._adamw_update = muon_update, apply_update, adamw_update
         if compile:
-            _allow_many_shapes()
+            import torch._dynamo.config as dynamo  # slow, and only needed here
+
+            # Dynamo keeps a graph for each shape of matrices in several models; its default of 8 is too few
+            dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
             self._muon_update = torch.compile(muon_update, fullgraph=True, dynamic=False)
             self._apply_update = torch.compile(apply_update, fullgraph=True, dynamic=False)
             # A graph for each of the few lengths: where the length is a variable, loads are not vectorised
@@ -235,9 +238,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 torch.stack(gradients),
                 stack.buffers["momentum"],
                 stack.buffers.get("second_moment"),
-                _scalar(group["lr"]),
-                _scalar(group["momentum"]),
-                _scalar(group["weight_decay"]),
+                *_scalars(group["lr"], group["momentum"], group["weight_decay"]),
                 self._variance_beta,
                 **self._flags,
             )
@@ -260,8 +261,7 @@ class MuonAdamW(torch.optim.Optimizer):
             params_NRS,
             iterate_by_halves(balanced_NRS, POLAR_EXPRESS),
             stack.buffers.get("second_moment"),
-            _scalar(group["lr"]),
-            _scalar(group["weight_decay"]),
+            *_scalars(group["lr"], group["weight_decay"]),
             self._variance_beta,
             normalize_update=self._flags["normalize_update"],
             cautious=self._flags["cautious"],
@@ -275,38 +275,25 @@ class MuonAdamW(torch.optim.Optimizer):
             # Small ones are not worth a kernel; of one element, Inductor's fails (torch 2.11)
             update = adamw_update if flat.flat.numel() < SMALL else self._adamw_update
             update(
-                flat.own(),
+                flat.own,
                 gradient,
                 flat.exp_avg,
                 flat.exp_avg_sq,
-                _scalar(group["lr"]),
-                _scalar(beta1),
-                _scalar(beta2),
-                _scalar(group["eps"]),
-                _scalar(group["weight_decay"]),
-                _scalar(1 - beta1**flat.num_steps),
-                _scalar(1 - beta2**flat.num_steps),
+                *_scalars(group["lr"], beta1, beta2, group["eps"], group["weight_decay"]),
+                *_scalars(1 - beta1**flat.num_steps, 1 - beta2**flat.num_steps),
             )
         flat.start_gather()
 
 
 def _stack(group: Group, variance_reduction: bool) -> MatrixStack:
-    stack = MatrixStack(group["names"], group["params"])
     num_rows, num_columns = group["params"][0].shape
-    stack.add_buffer("momentum", (num_rows, num_columns))
+    buffers = {"momentum": (num_rows, num_columns)}
     if variance_reduction:
         along_rows = variance_dim(num_rows, num_columns) == -1
-        stack.add_buffer("second_moment", (num_rows, 1) if along_rows else (1, num_columns))
-    return stack
+        buffers["second_moment"] = (num_rows, 1) if along_rows else (1, num_columns)
+    return MatrixStack(group["names"], group["params"], buffers)
 
 
-def _allow_many_shapes() -> None:
-    """Lets Dynamo keep a graph for each shape of matrices in several models; its default of 8 is too few."""
-    import torch._dynamo.config as dynamo  # slow, and only needed here
-
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
-
-
-def _scalar(value: float) -> Tensor:
-    """0-D and on the CPU: kernels read it as an argument, so that a new value compiles nothing anew."""
-    return torch.tensor(value, dtype=torch.float32)
+def _scalars(*values: float) -> list[Tensor]:
+    """0-D and on the CPU: kernels read them as arguments, so that new values compile nothing anew."""
+    return [torch.tensor(value, dtype=torch.float32) for value in values]

@@ -65,35 +65,27 @@ class Schedule:
             raise ValueError(
                 f"step {step} is outside the run's {num_steps} steps; give a step from 0 to {num_steps - 1}"
             )
+        # How far the warmdown is: 0 until it begins; 1 would come one step after the last
+        warmdown_steps = round(self.warmdown_fraction * num_steps)
+        down = max(0.0, 1 - (num_steps - step) / warmdown_steps) if warmdown_steps else 0.0
         return Multipliers(
-            lr=self._lr(step, num_steps),
-            momentum=self._momentum(step, num_steps),
+            lr=self._lr(step, down),
+            momentum=self._momentum(step, down),
             weight_decay=_WEIGHT_DECAYS[self.weight_decay](step / num_steps),
         )
 
-    def _lr(self, step: int, num_steps: int) -> float:
+    def _lr(self, step: int, down: float) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps  # + 1: a first step at rate 0 would teach nothing
-        down = self._warmdown_progress(step, num_steps)
         return 1 + (self.final_lr_fraction - 1) * down
 
-    def _momentum(self, step: int, num_steps: int) -> float:
+    def _momentum(self, step: int, down: float) -> float:
         if step < self.momentum_warmup_steps:
-            return _between(self.momentum_start, self.momentum_peak, step / self.momentum_warmup_steps)
+            up = step / self.momentum_warmup_steps
+            return (1 - up) * self.momentum_start + up * self.momentum_peak
         if self.momentum_final is None:
             return self.momentum_peak
-        return _between(self.momentum_peak, self.momentum_final, self._warmdown_progress(step, num_steps))
-
-    def _warmdown_progress(self, step: int, num_steps: int) -> float:
-        """Return 0 until the warmdown begins, then rise linearly; 1 would come one step after the last."""
-        warmdown_steps = round(self.warmdown_fraction * num_steps)
-        if warmdown_steps == 0:
-            return 0.0
-        return max(0.0, 1 - (num_steps - step) / warmdown_steps)
-
-
-def _between(start: float, end: float, fraction: float) -> float:
-    return (1 - fraction) * start + fraction * end
+        return (1 - down) * self.momentum_peak + down * self.momentum_final
 
 
 _WEIGHT_DECAYS = {

@@ -5,7 +5,7 @@ all-gather returns the parameters (ZeRO stage 2, https://arxiv.org/abs/1910.0205
 everything, and nothing is sent. `start_…` is asynchronous; `gradients` and `finish` wait.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,23 +46,22 @@ class MatrixStack(Share):
     """Matrices of one shape, dealt out whole in blocks of ceil(N / ranks); the last ranks may get fewer.
 
     Whole, because Muon can't orthogonalise half a matrix. From here on the parameters live in one stack and
-    their `data` are views of it, so that an update needs no copies.
+    their `data` are views of it, so that an update needs no copies. `buffers` are the state by name: zeros of
+    the given shape for every owned matrix, stacked.
     """
 
-    def __init__(self, names: list[str], params: list[Tensor]) -> None:
+    def __init__(
+        self, names: list[str], params: list[Tensor], buffers: Mapping[str, tuple[int, ...]]
+    ) -> None:
         self.params = params
         self.share = -(-len(params) // world_size())
         self.own = slice(self.share * rank(), self.share * (rank() + 1))
         self.names = names[self.own]
-        self.buffers: dict[str, Tensor] = {}
+        self.buffers = {name: params[0].new_zeros(len(self.names), *shape) for name, shape in buffers.items()}
         self._sent_NRS: Tensor | None = None  # kept alive until the ranks have received it
         # Zeros fill up the last ranks' blocks: the collectives want equal shares
         self._stack_NRS = params[0].detach().new_zeros(self.share * world_size(), *params[0].shape)
         self._move_in()
-
-    def add_buffer(self, name: str, shape: tuple[int, ...]) -> None:
-        """Add state: zeros of the given shape for every owned matrix, stacked."""
-        self.buffers[name] = self.params[0].new_zeros(len(self.names), *shape)
 
     def start_reduce(self) -> None:
         """Start to sum the gradients over ranks."""
@@ -146,12 +145,9 @@ class FlatSlice(Share):
         self.counts_in_norm = self.num_parts > 1 or this_rank == 0
         # Its own count, for Adam's bias correction: a phase that starts warm takes the count along
         self.num_steps = 0
-        self.exp_avg = torch.zeros_like(self.own())
-        self.exp_avg_sq = torch.zeros_like(self.own())
-
-    def own(self) -> Tensor:
-        """Return the owned slice, a view into the parameter."""
-        return self.flat[self.start : self.stop]
+        self.own = self.flat[self.start : self.stop]  # a view into the parameter
+        self.exp_avg = torch.zeros_like(self.own)
+        self.exp_avg_sq = torch.zeros_like(self.own)
 
     def start_reduce(self) -> None:
         """Start to sum the gradient over ranks."""
@@ -173,7 +169,7 @@ class FlatSlice(Share):
         """Start to collect the updated slices of all ranks, which a whole parameter does without."""
         if self.num_parts > 1:
             # Without padding the parameter itself receives the result, and `finish` has nothing to copy
-            self._own = pad(self.own(), self.share)
+            self._own = pad(self.own, self.share)
             in_place = self.share * self.num_parts == self.flat.numel()
             self._full = self.flat if in_place else self.flat.new_empty(self.share * self.num_parts)
             self._work = dist.all_gather_into_tensor(self._full, self._own, async_op=True)

@@ -86,18 +86,12 @@ def row_scales(norms_NR1: Tensor) -> Tensor:
 
 
 def newton_schulz(x_NRS: Tensor, norm_N11: Tensor, dtype: torch.dtype) -> Tensor:
-    """The orthogonalised stack, computed and returned in dtype (bfloat16 where matrix units take it).
-
-    norm_N11 are the matrices' Frobenius norms.
-    """
+    """Return the orthogonalised stack in dtype, which its products have; norms are Frobenius norms."""
     return _iterate((x_NRS / (norm_N11 + 1e-7)).to(dtype), NEWTON_SCHULZ)
 
 
 def polar_express(x_NRS: Tensor, norm_N11: Tensor, dtype: torch.dtype) -> Tensor:
-    """The orthogonalised stack, computed and returned in dtype (bfloat16 where matrix units take it).
-
-    norm_N11 are the matrices' Frobenius norms.
-    """
+    """Return the orthogonalised stack in dtype, which its products have; norms are Frobenius norms."""
     x_NRS = x_NRS / (1.01 * norm_N11 + 1e-6)  # 1.01: rounding must not lift a norm above 1
     return _iterate(x_NRS.to(dtype), POLAR_EXPRESS)
 

@@ -116,10 +116,8 @@ class Checkpoints(L.Callback):
         return late or step % self.save_every == 0
 
     def _stops_in_step(self) -> bool:
-        if not self._long:  # then all ranks skip it, since they agreed on it
-            return False
-        (stop,) = self._agreed(self._signals is not None and self._signals.asked)
-        return stop
+        # All ranks agreed on whether the last step was long, so either all of them ask here or none
+        return self._long and any(self._agreed(self._signals is not None and self._signals.asked))
 
     def _agreed(self, *flags: bool) -> tuple[bool, ...]:
         """Return each flag if it is raised on any rank. Collective."""

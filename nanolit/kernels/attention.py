@@ -27,12 +27,7 @@ PACKAGES = {"flash3": "flash_attn_interface", "flash4": "flash_attn.cute", "cudn
 
 
 def attend(
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    *,
-    window: int | None,
-    backend: Backend = "sdpa",
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, window: int | None, backend: Backend = "sdpa"
 ) -> Tensor:
     """Let T queries, the last of S positions, attend to themselves and what lies before: (B, T, H, D).
 

@@ -28,9 +28,7 @@ class Embedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.deterministic and torch.is_grad_enabled():
-            rows = apply_to_distinct(_Lookup, self.weight, input)
-            assert isinstance(rows, Tensor)
-            return rows
+            return apply_to_distinct(_Lookup, self.weight, input)
         return super().forward(input)
 
 

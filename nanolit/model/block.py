@@ -87,10 +87,10 @@ class Attention(nn.Module):
         q_BTHD, k_BTKD, v_BTKD = (
             part(x_BTC).unflatten(-1, (-1, self.head_dim)) for part in (self.query, self.key, self.value)
         )
-        # QK norm (https://arxiv.org/abs/2010.04245) bounds the scores however the weights grow, so that
-        # attention can't saturate. A scale of 1.2 on both
-        # gives scores of up to 1.44 √D: sharper attention. nanochat found it by automated sweeps (6ed7d1d
-        # with 1.15, a825e63 with 1.2), among the changes that took its time to GPT-2 from 2.02 to 1.65 hours.
+        # QK norm (https://arxiv.org/abs/2010.04245) bounds the scores however the weights grow, so attention
+        # can't saturate. A scale of 1.2 on both gives scores of up to 1.44 √D: sharper attention. nanochat
+        # found it by automated sweeps (6ed7d1d with 1.15, a825e63 with 1.2), among the changes that took its
+        # time to GPT-2 from 2.02 to 1.65 hours.
         q_BTHD = norm(rotate(q_BTHD, cos_TE, sin_TE)) * self.qk_scale
         k_BTKD = norm(rotate(k_BTKD, cos_TE, sin_TE)) * self.qk_scale
         return q_BTHD, k_BTKD, v_BTKD

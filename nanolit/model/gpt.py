@@ -29,6 +29,8 @@ ROTARY_CONTEXTS = 10
 LARGEST = {"rope_base": 1e12, "qk_scale": 1e12, "softcap": LARGEST_SOFTCAP}  # float32 holds what comes of it
 LARGEST_CONTEXT = 1 << 17  # no weight tells a context: a stranger's gpt.json could ask for any memory
 
+Reduction = Literal["mean", "sum", "none"]  # of the losses of all positions
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -96,6 +98,7 @@ class GPT(nn.Module):
         self.config = config
         self.hyperparameters: dict[str, Any] = asdict(config)
         self.vocab_size, self.context = config.vocab_size, config.context
+        self.max_positions = ROTARY_CONTEXTS * config.context  # of a text: those of the rotary tables
         self.head_dim = config.width // config.heads
         cos_TE, sin_TE = self._rotary_tables(None)
         self.register_buffer("cos_TE", cos_TE, persistent=False)
@@ -148,17 +151,8 @@ class GPT(nn.Module):
         assert isinstance(block, Block)
         return block.attention.backend
 
-    @property
-    def max_positions(self) -> int:
-        """Return the longest text the rotary tables cover; training used `context`."""
-        return len(self.cos_TE)
-
     def forward(
-        self,
-        ids_BT: Tensor,
-        targets_BT: Tensor | None = None,
-        *,
-        reduction: Literal["mean", "sum", "none"] = "mean",
+        self, ids_BT: Tensor, targets_BT: Tensor | None = None, *, reduction: Reduction = "mean"
     ) -> Tensor:
         """Return float32 logits_BTV or, given targets, the cross-entropy in nats; a target of -1 counts 0.
 
@@ -168,11 +162,17 @@ class GPT(nn.Module):
         x_BTC = self._hidden(ids_BT)
         if targets_BT is None:
             return self._logits(x_BTC)
-        if reduction == "none":
-            return self._token_losses(x_BTC, targets_BT)
-        inputs = self._head_inputs(x_BTC, targets_BT)
-        total = summed_loss(*inputs, softcap=self.config.softcap, in_fp8=self.unembedding.in_fp8)
-        return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
+        x_NC, targets_N = x_BTC.flatten(0, 1), targets_BT.reshape(-1).long()
+        weight_VC, softcap = self.unembedding.weight[: self.vocab_size], self.config.softcap
+        if reduction != "none":
+            total = summed_loss(x_NC, weight_VC, targets_N, softcap=softcap, in_fp8=self.unembedding.in_fp8)
+            return total if reduction == "sum" else total / (targets_BT != IGNORED).sum().clamp(min=1)
+        if torch.is_grad_enabled():  # then the logits of all tokens are held in memory
+            logits_NV = self._logits(x_BTC).flatten(0, 1)
+            nats_N = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="none")
+        else:
+            nats_N = token_losses(x_NC, weight_VC, targets_N, softcap=softcap)
+        return nats_N.view(targets_BT.shape)
 
     def _hidden(self, ids_BT: Tensor) -> Tensor:
         """Run all blocks and return the normalised output of the last one, (B, T, C)."""
@@ -223,23 +223,6 @@ class GPT(nn.Module):
         # The gate reads the first 24 channels (SMEAR_CHANNELS, as nanochat, untuned here)
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTC[..., : self.smear_gate.in_features]))
         return x_BTC + self.smear_scale.to(x_BTC.dtype) * gate_BT1 * before_BTC
-
-    def _head_inputs(self, x_BTC: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss's inputs: rows of x, the weight without its padding, and a target for each row."""
-        return x_BTC.flatten(0, 1), self.unembedding.weight[: self.vocab_size], targets_BT.reshape(-1).long()
-
-    def _token_losses(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return nats_BT. With gradients enabled, the logits of all tokens are held in memory."""
-        if not torch.is_grad_enabled():
-            x_NC, weight_VC, targets_N = self._head_inputs(x_BTC, targets_BT)
-            return token_losses(x_NC, weight_VC, targets_N, softcap=self.config.softcap).view(
-                targets_BT.shape
-            )
-        logits_NV = self._logits(x_BTC).flatten(0, 1)
-        nats_N = F.cross_entropy(
-            logits_NV, targets_BT.reshape(-1).long(), ignore_index=IGNORED, reduction="none"
-        )
-        return nats_N.view(targets_BT.shape)
 
     def _logits(self, x_BTC: Tensor) -> Tensor:
         # Soft cap (Gemma 2, https://arxiv.org/abs/2408.00118): c·tanh(z / c) bounds the logits by ±c, which
@@ -297,7 +280,7 @@ class GPT(nn.Module):
 
     def _rotary_tables(self, device: torch.device | None) -> list[Tensor]:
         tables = rotary_tables(
-            ROTARY_CONTEXTS * self.context, head_dim=self.head_dim, base=self.config.rope_base, device=device
+            self.max_positions, head_dim=self.head_dim, base=self.config.rope_base, device=device
         )
         rounded = torch.bfloat16 if self.config.rope_dtype == "bfloat16" else torch.float32
         return [table.to(rounded).float() for table in tables]

@@ -137,8 +137,7 @@ class Phase(L.LightningModule):
 
     def set_multipliers(self) -> None:
         """Tell the optimizer this step's learning rates, momentum and weight decay."""
-        now = self.schedule.at(self.finished_steps, self.num_steps)
-        self.optimizer.set_multipliers(lr=now.lr, momentum=now.momentum, weight_decay=now.weight_decay)
+        self.optimizer.set_multipliers(**vars(self.schedule.at(self.finished_steps, self.num_steps)))
 
     def training_step(self, batch: Step, _index: int) -> Tensor | None:
         """Accumulate the gradients of a whole optimizer step; return the last micro-batch's loss."""

@@ -64,7 +64,7 @@ PACKAGES: dict[str, set[str]] = {
     "callbacks": {
         "evaluation",
         "inference",
-        "model.tensor_file",
+        "model.release",
         "optim",
         "phases",
         "tokenizer",

@@ -2,6 +2,6 @@
 
 Takes the trainer and the phase that it drives.
 Gives metrics, and files in the stage's folder.
-May import evaluation, inference, model.tensor_file, optim, phases, tokenizer, tasks, machine and
-lightning; never a logger or jobs.
+May import evaluation, inference, model.release, optim, phases, tokenizer, tasks, machine and lightning; never
+a logger or jobs.
 """

@@ -38,7 +38,7 @@ from nanolit.machine.paths import (
     sync,
     write_json,
 )
-from nanolit.model.tensor_file import TensorFile
+from nanolit.model.release import TensorFile
 from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanolit.kernels import fp8, fp8_heads, fp8_mlp
+from nanolit.kernels import fp8, fp8_block
 from nanolit.kernels import heads as fused_heads
 from nanolit.kernels import mlp as fused_mlp
 from nanolit.kernels.attention import Backend, attend, choose_backend, rotate
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         shape = {"heads": self.heads, "kv_heads": self.kv_heads, "qk_scale": self.qk_scale}
         in_fp8 = self.query.in_fp8 and fp8.fits(weight_XC) and fp8.whole(x_BTC)
         if in_fp8 and torch.is_grad_enabled():
-            return fp8_heads.project(x_BTC, weight_XC, cos_TE, sin_TE, **shape)
+            return fp8_block.project(x_BTC, weight_XC, cos_TE, sin_TE, **shape)
         return fused_heads.split_heads(F.linear(x_BTC, weight_XC), cos_TE, sin_TE, **shape)
 
 
@@ -127,7 +127,7 @@ class MLP(nn.Module):
         if not torch.is_grad_enabled():
             return fused_mlp.relu_squared_mlp(x_BTC, *weights)
         if self.expand.in_fp8:
-            return fp8_mlp.mlp(x_BTC, *weights, fused=self.fused)
+            return fp8_block.mlp(x_BTC, *weights, fused=self.fused)
         return (fused_mlp.fused_mlp if self.fused else fused_mlp.relu_squared_mlp)(x_BTC, *weights)
 
     def prepare(self, dtype: torch.dtype) -> None:

@@ -253,10 +253,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self, group: Group, stack: MatrixStack, gradients: list[Tensor], params_NRS: Tensor
     ) -> None:
         """Compute `muon_update` by our kernels."""
-        from nanolit.kernels import momentum_kernel  # imports Triton
+        from nanolit.kernels import muon_kernel  # imports Triton
 
         momentum_NRS = stack.buffers["momentum"]
-        balanced_NRS = momentum_kernel.balanced_rows(gradients, momentum_NRS, group["momentum"])
+        balanced_NRS = muon_kernel.balanced_rows(gradients, momentum_NRS, group["momentum"])
         self._apply_update(
             params_NRS,
             iterate_by_halves(balanced_NRS, POLAR_EXPRESS),

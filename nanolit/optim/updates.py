@@ -143,9 +143,9 @@ def symmetric_product(
     """
     how = {"alpha": alpha, "beta": beta, "tall": tall}
     if has_kernel(a.device, a.size(-1) if tall else a.size(-2)):
-        from nanolit.kernels import symmetric_kernel  # imports Triton
+        from nanolit.kernels import muon_kernel  # imports Triton
 
-        return symmetric_kernel.symmetric_product(a, b, add_NRR, **how)
+        return muon_kernel.symmetric_product(a, b, add_NRR, **how)
     return symmetric_product_in_torch(a, b, add_NRR, **how)
 
 

@@ -14,7 +14,7 @@ from test_attention import stand_ins  # noqa: F401, a fixture
 from test_twins import split_in_torch
 from torch import Tensor
 
-from nanolit.kernels import fp8, fp8_heads, fp8_mlp, heads, mlp
+from nanolit.kernels import fp8, fp8_block, heads, mlp
 from nanolit.kernels.attention import agrees, attend, attend_by_sdpa, rotary_tables
 from nanolit.kernels.loss import summed_loss
 from nanolit.kernels.residual import mix
@@ -91,7 +91,7 @@ def fp8_heads_ours(x_NC: Tensor, weight_XC: Tensor) -> tuple[Tensor, ...]:
     if not fp8.whole(x_NC):
         return heads_ours(F.linear(x_NC.bfloat16(), weight_XC.bfloat16()))
     cos_TE, sin_TE = (one.bfloat16() for one in tables(x_NC))
-    return fp8_heads.project(
+    return fp8_block.project(
         x_NC.bfloat16()[None], weight_XC, cos_TE, sin_TE, heads=H, kv_heads=K, qk_scale=1.2
     )
 
@@ -121,7 +121,7 @@ def fp8_linear_ours(dtype: torch.dtype) -> Function:
 
 
 def fp8_mlp_ours(dtype: torch.dtype, *, fused: bool) -> Function:
-    return lambda x_NC, *weights: (fp8_mlp.mlp(x_NC.to(dtype), *weights, fused=fused),)
+    return lambda x_NC, *weights: (fp8_block.mlp(x_NC.to(dtype), *weights, fused=fused),)
 
 
 def has_fp8() -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanolit.kernels import fp8, fp8_heads, fp8_mlp, mlp
+from nanolit.kernels import fp8, fp8_block, mlp
 from nanolit.kernels import loss as loss_module
 from nanolit.kernels.attention import rotary_tables
 from nanolit.kernels.loss import summed_loss
@@ -119,7 +119,7 @@ def test_tokens_that_are_no_whole_multiple_go_without_fp8():
     assert torch.equal(fp8.linear(x_NC, weight_FC), F.linear(x_NC, weight_FC))
     contract_CF = torch.randn(128, 256)
     torch.testing.assert_close(
-        fp8_mlp.mlp(x_NC, weight_FC, contract_CF, fused=True),
+        fp8_block.mlp(x_NC, weight_FC, contract_CF, fused=True),
         mlp.relu_squared_mlp(x_NC, weight_FC, contract_CF),
     )
 
@@ -142,7 +142,7 @@ def test_the_mlp_is_near_float32(device, gradient_scale):
     expected = gradients(mlp.relu_squared_mlp, x_BTC, *weights, slope=slope)
     for fused in {False, mlp.has_kernel(torch.device(device), torch.bfloat16)}:
         found = gradients(
-            functools.partial(fp8_mlp.mlp, fused=fused), x_BTC.bfloat16(), *weights, slope=slope
+            functools.partial(fp8_block.mlp, fused=fused), x_BTC.bfloat16(), *weights, slope=slope
         )
         for one, other in zip(found, expected, strict=True):
             assert error(one, other) < 0.12, fused
@@ -161,11 +161,11 @@ def test_the_fused_mlp_equals_its_twin(compiled):
     x_BTC = normed_input(5, 208, 384, device="cuda").bfloat16()
     slope = torch.randn(5, 208, 384, device="cuda")
     weights = [torch.randn(shape, device="cuda") / 20 for shape in ((1536, 384), (384, 1536))]
-    fused = functools.partial(fp8_mlp.mlp, fused=True)
+    fused = functools.partial(fp8_block.mlp, fused=True)
     found = gradients(
         torch.compile(fused, fullgraph=True) if compiled else fused, x_BTC, *weights, slope=slope
     )
-    twin = gradients(functools.partial(fp8_mlp.mlp, fused=False), x_BTC, *weights, slope=slope)
+    twin = gradients(functools.partial(fp8_block.mlp, fused=False), x_BTC, *weights, slope=slope)
     for one, other in zip(found, twin, strict=True):
         assert error(one, other) < 0.02
 
@@ -185,7 +185,7 @@ def test_heads_are_near_float32(H, K, D, compiled):
         return split_in_torch(F.linear(x_BTC, weight_XC), *tables, H=H, K=K)
 
     def found(x_BTC, weight_XC):
-        return fp8_heads.project(x_BTC, weight_XC, *tables, heads=H, kv_heads=K, qk_scale=1.2)
+        return fp8_block.project(x_BTC, weight_XC, *tables, heads=H, kv_heads=K, qk_scale=1.2)
 
     leaves = [one.clone().requires_grad_() for one in (x_BTC, weight_XC)]
     narrow = [one.detach().bfloat16().requires_grad_() for one in leaves]

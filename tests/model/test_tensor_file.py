@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from nanolit.machine.paths import DamagedFile
-from nanolit.model.tensor_file import TensorFile
+from nanolit.model.release import TensorFile
 
 
 @pytest.fixture

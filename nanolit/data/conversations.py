@@ -8,12 +8,12 @@ number of a step.
 import bisect
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
 
-from nanolit.data.conversation_packing import Packing, Row, pack
-from nanolit.data.mixture import Mixture
+from nanolit.data.mixture import Mixture, Packing, Row, pack
 from nanolit.data.sequence import permutation
 from nanolit.data.stream import FORMAT, PREFETCHED, Step, ahead, check_position
 from nanolit.data.validation import RowIdentity
@@ -79,8 +79,7 @@ class ConversationStream:
         return -(-self._num_rows // self.rows)
 
     def __len__(self) -> int:
-        """Endless, in effect; `num_steps` is the number. Lightning skips a batch on resume without a
-        length."""
+        """Return a length without end; see PretrainStream. `num_steps` is the number."""
         return 10**9
 
     def load_position(self, positions: Sequence[Json]) -> None:
@@ -93,13 +92,11 @@ class ConversationStream:
 
     def __iter__(self) -> Iterator[Step]:
         """Begin at the first step, or after the loaded position or the last step that was taken."""
-        steps = ahead(map(self._step, range(self._next_step, self.num_steps)), depth=PREFETCHED)
-        try:
+        numbers = range(self._next_step, self.num_steps)
+        with closing(ahead(map(self._step, numbers), depth=PREFETCHED)) as steps:
             for step in steps:
                 self._next_step = step.position["step"]
                 yield step
-        finally:
-            steps.close()
 
     def keep_first(self, num_rows: int) -> None:
         """Stop after `num_rows` rows; the last step is filled up with padding."""
@@ -147,8 +144,7 @@ class ConversationStream:
     def _micro_batches(
         self, ids_BT: np.ndarray, learned_BT: np.ndarray
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Rows of T + 1 tokens as inputs and targets of T, each contiguous; each step has memory of its
-        own."""
+        """Split rows of T + 1 tokens into inputs and targets of T; each step has memory of its own."""
         num_rows, capacity = ids_BT.shape
         shape = (2, num_rows // self.micro_batch, self.micro_batch, capacity - 1)
         batch = torch.empty(shape, dtype=torch.int64, pin_memory=self._pin_memory)

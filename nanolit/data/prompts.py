@@ -13,8 +13,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A problem: its place in the step over all ranks (which keys its random numbers), ids, and
-    conversation."""
+    """A problem; its place in the step, over all ranks, keys its random numbers."""
 
     place: int
     ids: list[int]
@@ -75,8 +74,7 @@ class PromptStream:
         self._next_step = 0
 
     def __len__(self) -> int:
-        """Endless, in effect; `num_steps` is the number. Lightning skips a batch on resume without a
-        length."""
+        """Return a length without end; see PretrainStream. `num_steps` is the number."""
         return 10**9
 
     def load_position(self, positions: Sequence[Mapping[str, int]]) -> None:

@@ -82,7 +82,6 @@ class DocumentSequence:
         return epoch, int(order[turn]), within - int(ends[turn - 1] if turn else 0)
 
     def _read(self, epoch: int, group: int, rows: Sequence[int]) -> "pa.Array":
-
         if self._open is None or self._open[0] != (epoch, group):
             texts = read_texts(*self._groups[group])
             self._open = ((epoch, group), texts, self._order(len(texts), epoch, group))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanolit.data.conversation_packing import pack, pack_bestfit, pack_flat
+from nanolit.data.mixture import pack, pack_bestfit, pack_flat
 
 LENGTHS = st.lists(st.integers(2, 20), min_size=1, max_size=60)
 

@@ -21,7 +21,7 @@ from benchmarks.tokenizer import Text, peak_megabytes
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.parquet import Corpus
 from nanolit.data.sequence import DocumentSequence
-from nanolit.data.stream import BUFFER, DRAWN_BUFFERS, PretrainStream, as_batch
+from nanolit.data.stream import BUFFER, DRAWN_BUFFERS, PretrainStream, as_micro_batches
 from nanolit.data.texts import training_arrays
 from nanolit.machine.arguments import read, setting
 from nanolit.tokenizer.bpe import Tokenizer
@@ -141,7 +141,7 @@ def time_parts(order: dict[str, Any], tokenizer: Tokenizer) -> dict[str, float]:
         before, begun = way.drawing(), time.perf_counter()
         rows = [row for _ in range(32) if (row := packer.pack(way.draw)) is not None]
         packed = time.perf_counter()
-        as_batch(np.stack(rows), pin_memory=False)
+        as_micro_batches(np.stack(rows), size=len(rows), pin_memory=False)
         way.seconds["pack"] += packed - begun - (way.drawing() - before)
         way.seconds["tensors"] += time.perf_counter() - packed
     whole = sum(way.seconds.values())

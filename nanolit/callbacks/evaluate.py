@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,21 +40,17 @@ QUESTIONS = ("Who are you?", "What is 3+4?", "Spell the word: apple", "Why is th
 Prompts = list[tuple[str, list[int]]]  # what a person reads, and its ids
 
 
+@dataclass(eq=False)
 class Evaluate(L.Callback):
     """Ask the `evaluator` every `eval_every` steps and after the last step."""
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        *,
-        engine: Callable[[], Engine],
-        eval_every: int,
-        recorder: Recorder,
-        clock: Clock,
-    ) -> None:
-        self.evaluator, self.engine, self.eval_every = evaluator, engine, eval_every
-        self.recorder, self.clock = recorder, clock
-        self.has_told = False
+    evaluator: Evaluator
+    _: KW_ONLY
+    engine: Callable[[], Engine]
+    eval_every: int
+    recorder: Recorder
+    clock: Clock
+    has_told: bool = field(default=False, init=False)
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
         step = phase.finished_steps
@@ -76,22 +73,17 @@ class Evaluate(L.Callback):
         say(f"  step {step}: {self.evaluator.remark()}")
 
 
+@dataclass(eq=False)
 class EvaluateCore(L.Callback):
     """CORE of at most `max_per_task` questions a task every `core_every` steps; the whole comes after fit."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        bundle: Path,
-        *,
-        core_every: int,
-        max_per_task: int,
-        recorder: Recorder,
-        clock: Clock,
-    ) -> None:
-        self.tokenizer, self.bundle = tokenizer, bundle
-        self.core_every, self.max_per_task = core_every, max_per_task
-        self.recorder, self.clock = recorder, clock
+    tokenizer: Tokenizer
+    bundle: Path
+    _: KW_ONLY
+    core_every: int
+    max_per_task: int
+    recorder: Recorder
+    clock: Clock
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
         step = phase.finished_steps
@@ -114,25 +106,21 @@ class EvaluateCore(L.Callback):
         return f" ({told})" if told else ""
 
 
+@dataclass(eq=False)
 class EvaluateChat(L.Callback):
     """Accuracy on the chat tasks after the last step; `metrics` holds it by name, ChatCORE last.
 
     The items go to `folder`, always anew: weights that have no release yet have no name to resume by.
     """
 
-    def __init__(
-        self,
-        engine: Callable[[], Engine],
-        tasks: list[Task],
-        *,
-        max_tokens: int,
-        max_per_task: int | None,
-        folder: Path,
-        clock: Clock,
-    ) -> None:
-        self.engine, self.tasks, self.folder = engine, tasks, folder
-        self.max_tokens, self.max_per_task, self.clock = max_tokens, max_per_task, clock
-        self.metrics: dict[str, float] = {}
+    engine: Callable[[], Engine]
+    tasks: list[Task]
+    _: KW_ONLY
+    max_tokens: int
+    max_per_task: int | None
+    folder: Path
+    clock: Clock
+    metrics: dict[str, float] = field(default_factory=dict, init=False)
 
     def on_train_batch_end(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
         if phase.finished_steps != phase.num_steps:
@@ -167,22 +155,19 @@ def sample_prompts(asked: Mapping[str, Any], tokenizer: Tokenizer, *, chats: boo
     ]
 
 
+@dataclass(eq=False)
 class WriteSamples(L.Callback):
     """Every `sample_every` steps (None: at the end only) and after the last step, on rank 0 alone."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        engine: Callable[[], Engine],
-        prompts: Callable[[Tokenizer], Prompts],
-        sample_every: int | None,
-        max_tokens: int,
-        clock: Clock,
-    ) -> None:
-        self.path, self.engine, self.prompts = path, engine, prompts
-        self.sample_every, self.max_tokens, self.clock = sample_every, max_tokens, clock
-        self.text = ""  # of the whole file: written anew each time, never through a link that lies there
+    path: Path
+    _: KW_ONLY
+    engine: Callable[[], Engine]
+    prompts: Callable[[Tokenizer], Prompts]
+    sample_every: int | None
+    max_tokens: int
+    clock: Clock
+    # Of the whole file, which is written anew each time: never through a link that someone left there
+    text: str = field(default="", init=False)
 
     def on_train_start(self, trainer: L.Trainer, phase: Phase) -> None:
         if rank() == 0 and self.path.exists():

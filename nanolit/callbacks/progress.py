@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 
 from rich.console import Group
 from rich.live import Live
@@ -84,24 +85,18 @@ class Trend:
         return 0 if abs(change) <= NOISE * abs(self.before) else 1 if change > 0 else -1
 
 
+@dataclass(eq=False)
 class Progress:
-    """A stage's step, its newest scores and the time left.
+    """A stage's step, its newest scores and the time left."""
 
-    `place` says which stage this is: "base, stage 2 of 5". `planned_seconds` is what the plan says of it,
-    `later_seconds` of the stages after it; None where the plan does not know.
-    """
+    place: str  # which stage this is: "base, stage 2 of 5"
+    _: KW_ONLY
+    num_steps: int
+    clock: Clock
+    planned_seconds: float | None = None  # of this stage, by the plan; None where it doesn't know
+    later_seconds: float | None = None  # of the stages after it
 
-    def __init__(
-        self,
-        place: str,
-        *,
-        num_steps: int,
-        clock: Clock,
-        planned_seconds: float | None = None,
-        later_seconds: float | None = None,
-    ) -> None:
-        self.place, self.num_steps, self.clock = place, num_steps, clock
-        self.planned_seconds, self.later_seconds = planned_seconds, later_seconds
+    def __post_init__(self) -> None:
         self.step = 0
         self.trends: dict[str, Trend] = {}
         self.speeds: deque[float] = deque(maxlen=9)

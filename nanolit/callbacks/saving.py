@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ SILENCE = timedelta(minutes=10)
 GRACE_SECONDS = 20  # jobs/processes.py kills after 25, torchrun and clouds after 30
 
 
+@dataclass(eq=False)
 class Checkpoints(L.Callback):
     """Saves every `save_every` steps and `save_seconds`, at the end, and when asked to stop.
 
@@ -39,20 +41,16 @@ class Checkpoints(L.Callback):
     25 seconds, and a d26's step takes 224 s on an A10G. The step is begun again after the resume.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        save_every: int,
-        save_seconds: float | None = None,
-        keep: int,
-        clock: Clock,
-        progress: Callable[[], Json],
-        on_divergence: str,
-    ) -> None:
-        self.folder, self.save_every, self.keep = folder, save_every, keep
-        self.save_seconds = save_seconds
-        self.clock, self.progress, self.on_divergence = clock, progress, on_divergence
+    folder: Path
+    _: KW_ONLY
+    save_every: int
+    save_seconds: float | None = None
+    keep: int
+    clock: Clock
+    progress: Callable[[], Json]
+    on_divergence: str
+
+    def __post_init__(self) -> None:
         self.stop = False  # a signal asked for it, and all ranks know
         self._signals: AskedToStop | None = None
         self._begun = time.monotonic()  # the step

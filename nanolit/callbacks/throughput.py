@@ -7,6 +7,7 @@ import re
 import statistics
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -112,35 +113,26 @@ def is_row(row: dict[str, str]) -> bool:
         return False
 
 
+@dataclass(eq=False, kw_only=True)
 class Throughput(L.Callback):
     """Every `log_every` steps: the step's loss over all ranks, tokens per second, MFU.
 
-    Tokens are those that are learned; FLOPs and MFU count all that the model took in, `processed`.
-
     The loss stays on the device between those steps: reading it there and then would stall the GPU.
-    `peak_flops` is that of one device in FLOP/s (None: no MFU, as on a CPU). `waited` gives the seconds that
-    this rank has waited for its data; with it the share of the time is logged.
     """
 
-    def __init__(
-        self,
-        *,
-        recorder: Recorder,
-        clock: Clock,
-        log_every: int,
-        flops_per_token: float,
-        peak_flops: float | None,
-        tokens: int = 0,
-        processed: int = 0,
-        progress: Progress | None = None,
-        waited: Callable[[], float] | None = None,
-    ) -> None:
-        self.waited = waited
+    recorder: Recorder
+    clock: Clock
+    log_every: int
+    flops_per_token: float
+    peak_flops: float | None  # of one device, a second; None: no MFU, as on a CPU
+    tokens: int = 0  # learned so far
+    processed: int = 0  # taken in by the model so far, which FLOPs and MFU count
+    progress: Progress | None = None
+    waited: Callable[[], float] | None = None  # the seconds that this rank has waited for its data
+
+    def __post_init__(self) -> None:
         self.epoch = self.cropped_fraction = self.data_wait_fraction = math.nan  # as last logged
         self._waits: list[tuple[float, float]] = []
-        self.recorder, self.clock, self.log_every, self.progress = recorder, clock, log_every, progress
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
-        self.tokens, self.processed = tokens, processed
         self.speeds: list[float] = []
         self.loss = math.nan
         self._mark: tuple[int, int, int, float] | None = None

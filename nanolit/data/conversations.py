@@ -15,9 +15,8 @@ import torch
 
 from nanolit.data.mixture import Mixture, Packing, Row, pack
 from nanolit.data.sequence import permutation
-from nanolit.data.stream import FORMAT, PREFETCHED, Step, ahead, check_position
+from nanolit.data.stream import FORMAT, PREFETCHED, Step, ahead, as_micro_batches, check_position
 from nanolit.data.validation import RowIdentity
-from nanolit.machine.device import IGNORED
 from nanolit.machine.paths import Json
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
@@ -128,7 +127,12 @@ class ConversationStream:
             learned[row, : len(row_learned)] = row_learned
         epoch, within = self._place(stop - 1)
         return Step(
-            micro_batches=self._micro_batches(ids[self._own], learned[self._own]),
+            micro_batches=as_micro_batches(
+                ids[self._own],
+                size=self.micro_batch,
+                pin_memory=self._pin_memory,
+                learned_BT=learned[self._own],
+            ),
             num_tokens=int(learned[:, 1:].sum()),
             position={
                 "format": FORMAT,
@@ -140,17 +144,6 @@ class ConversationStream:
             cropped_fraction=self.left_out.num_cut_tokens
             / (self.left_out.num_cut_tokens + int(self.mixture.lengths.sum())),
         )
-
-    def _micro_batches(
-        self, ids_BT: np.ndarray, learned_BT: np.ndarray
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Split rows of T + 1 tokens into inputs and targets of T; each step has memory of its own."""
-        num_rows, capacity = ids_BT.shape
-        shape = (2, num_rows // self.micro_batch, self.micro_batch, capacity - 1)
-        batch = torch.empty(shape, dtype=torch.int64, pin_memory=self._pin_memory)
-        batch.numpy()[0] = ids_BT[:, :-1].reshape(shape[1:])
-        batch.numpy()[1] = np.where(learned_BT[:, 1:], ids_BT[:, 1:], IGNORED).reshape(shape[1:])
-        return list(zip(batch[0], batch[1], strict=True))
 
     def _width(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> int:
         if self.packing != "single":

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from nanolit.data.cache import TokenCache
 from nanolit.data.packing import Documents, Packer, Packing, make_packer
 from nanolit.data.parquet import Corpus
 from nanolit.data.sequence import DocumentSequence, deal
+from nanolit.machine.device import IGNORED
 from nanolit.machine.numbers import divisors, listed
 from nanolit.machine.system import ENCODERS
 from nanolit.tokenizer.bpe import Tokenizer
@@ -205,7 +206,9 @@ class PretrainStream:
                 rows, states, epochs = zip(*lanes.values(), strict=True)
                 kept, cropped = (sum(state[key] for state in states) for key in ("num_kept", "num_cropped"))
                 yield Step(
-                    micro_batches=self._micro_batches(np.concatenate(rows)),
+                    micro_batches=as_micro_batches(
+                        np.concatenate(rows), size=self.micro_batch, pin_memory=self._pin_memory
+                    ),
                     num_tokens=self.rows * self.context,
                     position={
                         "format": FORMAT,
@@ -240,36 +243,22 @@ class PretrainStream:
     def _make_packer(self) -> Packer:
         return make_packer(**self._packer, dtype=self._tokenizer.dtype)
 
-    def _micro_batches(self, rows_BT: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Split rows of T + 1 tokens into micro-batches of inputs and targets of T, each contiguous."""
-        # Each step gets memory of its own: torch reuses pinned memory only after the copies queued from it
-        return [
-            as_batch(rows_BT[start : start + self.micro_batch], pin_memory=self._pin_memory)
-            for start in range(0, len(rows_BT), self.micro_batch)
-        ]
 
-
+@dataclass(eq=False)
 class _Lane:
     """One lane: its endless documents, encoded a chunk at a time, through its packer, to rows."""
 
-    def __init__(
-        self,
-        sequence: DocumentSequence,
-        tokenizer: Tokenizer,
-        packer: Packer,
-        *,
-        drawn: int,
-        threads: int,
-        cache: TokenCache | None,
-    ) -> None:
-        self.sequence = sequence
-        self.tokenizer = tokenizer
-        self.packer = packer
-        self.drawn = drawn
-        self.threads = threads
-        self.cache = cache
+    sequence: DocumentSequence
+    tokenizer: Tokenizer
+    packer: Packer
+    _: KW_ONLY
+    drawn: int
+    threads: int
+    cache: TokenCache | None
+
+    def __post_init__(self) -> None:
         self._next = 0  # the first document that is not drawn yet
-        self._ready = Documents([], np.empty(0, tokenizer.dtype), np.zeros(1, np.int64))
+        self._ready = Documents([], np.empty(0, self.tokenizer.dtype), np.zeros(1, np.int64))
 
     def load_state(self, state: Mapping) -> None:
         """Continue from a `state`: read and encode the held documents again."""
@@ -357,16 +346,24 @@ def check_position(position: Mapping, identity: Mapping[str, object]) -> None:
         )
 
 
-def as_batch(rows_BT: np.ndarray, *, pin_memory: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn rows of T + 1 tokens into (ids_BT, targets_BT), int64, both contiguous."""
+def as_micro_batches(
+    rows_BT: np.ndarray, *, size: int, pin_memory: bool, learned_BT: np.ndarray | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Turn rows of T + 1 tokens into micro-batches of `size` rows: (ids_BT, targets_BT), int64, contiguous.
+
+    The last may have fewer rows. Targets that `learned_BT` (None: all) is False at are IGNORED.
+    """
     # A row has one token more than it trains on: each position's target is the token after it. Pinned memory
     # is copied to the GPU while the GPU works; from ordinary memory the copy makes the CPU wait: 7.3 s of a
-    # run of 82 minutes at nanochat (its PR 830).
+    # run of 82 minutes at nanochat (its PR 830). Each step gets memory of its own, because torch reuses
+    # pinned memory only after the copies queued from it.
     num_rows, capacity = rows_BT.shape
     batch = torch.empty((2, num_rows, capacity - 1), dtype=torch.int64, pin_memory=pin_memory)
     batch.numpy()[0] = rows_BT[:, :-1]
     batch.numpy()[1] = rows_BT[:, 1:]
-    return batch[0], batch[1]
+    if learned_BT is not None:
+        batch.numpy()[1][~learned_BT[:, 1:]] = IGNORED
+    return list(zip(*(part.split(size) for part in batch), strict=True))
 
 
 def ahead(items: Iterator[Item], *, depth: int) -> Generator[Item, None, None]:

@@ -11,7 +11,7 @@ import torch
 
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.parquet import Corpus, read_texts
-from nanolit.data.stream import CHUNK, as_batch
+from nanolit.data.stream import CHUNK, as_micro_batches
 from nanolit.tokenizer.bpe import Tokenizer
 
 BUFFER = 1000  # documents to choose from, as in nanochat: its rows are nearly ours
@@ -74,9 +74,8 @@ class ValidationRows:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(self._rows_BT), self.micro_batch):
-            yield as_batch(
-                self._rows_BT[start : start + self.micro_batch], pin_memory=torch.cuda.is_available()
-            )
+            rows_BT = self._rows_BT[start : start + self.micro_batch]
+            yield from as_micro_batches(rows_BT, size=self.micro_batch, pin_memory=torch.cuda.is_available())
 
 
 def _documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Documents]:

@@ -29,6 +29,18 @@ ROTARY_CONTEXTS = 10
 LARGEST = {"rope_base": 1e12, "qk_scale": 1e12, "softcap": LARGEST_SOFTCAP}  # float32 holds what comes of it
 LARGEST_CONTEXT = 1 << 17  # no weight tells a context: a stranger's gpt.json could ask for any memory
 
+# The role of a parameter, by the first part of its name
+ROLES = {
+    "embedding": "embedding",
+    "value_embeddings": "value_embedding",
+    "unembedding": "unembedding",
+    "blocks": "matrix",
+    "residual_scalars": "residual_scalar",
+    "x0_scalars": "x0_scalar",
+    "smear_gate": "smear",
+    "smear_scale": "smear",
+    "backout_scale": "smear",
+}
 Reduction = Literal["mean", "sum", "none"]  # of the losses of all positions
 
 
@@ -236,7 +248,7 @@ class GPT(nn.Module):
 
     def parameter_roles(self) -> dict[str, str]:
         """Return each parameter's role by its name; the optimizer has settings for each role."""
-        return {name: _role(name) for name, _ in self.named_parameters()}
+        return {name: ROLES[name.split(".")[0]] for name, _ in self.named_parameters()}
 
     @torch.no_grad()
     def prepare(self, *, dtype: torch.dtype | None = None) -> None:
@@ -284,22 +296,6 @@ class GPT(nn.Module):
         )
         rounded = torch.bfloat16 if self.config.rope_dtype == "bfloat16" else torch.float32
         return [table.to(rounded).float() for table in tables]
-
-
-def _role(name: str) -> str:
-    top = name.split(".")[0]
-    roles = {
-        "embedding": "embedding",
-        "value_embeddings": "value_embedding",
-        "unembedding": "unembedding",
-        "blocks": "matrix",
-        "residual_scalars": "residual_scalar",
-        "x0_scalars": "x0_scalar",
-        "smear_gate": "smear",
-        "smear_scale": "smear",
-        "backout_scale": "smear",
-    }
-    return roles[top]
 
 
 def _draw(name: str, tensor: Tensor, *, config: GPTConfig, generator: torch.Generator) -> None:

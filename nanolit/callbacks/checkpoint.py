@@ -43,13 +43,13 @@ from nanolit.optim.muon_adamw import MuonAdamW
 from nanolit.phases.core import Phase
 
 FORMAT = 1
-Count = Annotated[int, Field(ge=0, lt=1 << 60)]  # times a token's four bytes it is an address yet
+Count = Annotated[int, Field(ge=0, lt=1 << 60)]  # even times a token's four bytes it still fits an address
 Seconds = Annotated[float, Field(ge=0)]
 REMEDY = "delete its folder to resume from the checkpoint before it"
 
 
 class Progress(TypedDict):
-    """What is read of a progress.json; callbacks add to it."""
+    """Fields read from a progress.json; callbacks add more."""
 
     step: Count
     tokens: NotRequired[Count]
@@ -67,7 +67,7 @@ class Progress(TypedDict):
 
 
 class Lane(TypedDict):
-    """Where a lane of the pretraining stream stands."""
+    """The position of one lane of the pretraining stream."""
 
     next: Count
     documents: list[Count]
@@ -79,7 +79,7 @@ class Lane(TypedDict):
 
 
 class Position(TypedDict):
-    """What is read of a rank's position in the data, whatever the stream."""
+    """Fields read from a rank's position in the data, whatever the stream."""
 
     format: int
     step: Count

@@ -1,4 +1,4 @@
-"""What the raw model is asked while it trains, off the training clock: scores, and samples of its text."""
+"""Scores and samples of the raw model while it trains, off the training clock."""
 
 import re
 import time
@@ -101,7 +101,7 @@ class EvaluateCore(L.Callback):
 
     @cached_property
     def reservation(self) -> str:
-        """What to say behind a score of other questions than CORE's."""
+        """A remark for scores whose questions are not all CORE's, else ""."""
         told = others_in_words(replaced(self.bundle, LABELS))
         return f" ({told})" if told else ""
 
@@ -110,7 +110,7 @@ class EvaluateCore(L.Callback):
 class EvaluateChat(L.Callback):
     """Accuracy on the chat tasks after the last step; `metrics` holds it by name, ChatCORE last.
 
-    The items go to `folder`, always anew: weights that have no release yet have no name to resume by.
+    The items go to `folder`, always from the first: weights without a release have no name to resume by.
     """
 
     engine: Callable[[], Engine]

@@ -32,7 +32,7 @@ GRACE_SECONDS = 20  # jobs/processes.py kills after 25, torchrun and clouds afte
 
 @dataclass(eq=False)
 class Checkpoints(L.Callback):
-    """Saves every `save_every` steps and `save_seconds`, at the end, and when asked to stop.
+    """Save every `save_every` steps and `save_seconds`, at the end, and when asked to stop.
 
     SIGINT, SIGTERM and SIGHUP only raise a flag. All ranks agree on it after each step over a CPU group, so
     that they save and stop at the same step, whichever of them got the signal; a second SIGINT stops at once.
@@ -156,7 +156,7 @@ class EndIfStuck:
         threading.Thread(target=self._watch, name="stuck", daemon=True).start()
 
     def step_ended(self) -> None:
-        """All ranks ended the step and know that they shall stop."""
+        """Call this once all ranks have ended the step and know that they must stop."""
         self._ended.set()
 
     def close(self) -> None:

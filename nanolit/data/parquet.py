@@ -46,7 +46,7 @@ class Corpus:
         return [open_shard(path, self.text_column) for path in self.validation_files]
 
     def train_groups(self) -> list[tuple[Shard, int]]:
-        """Return the row groups of an epoch: of a file that it has 2.5 times, every second one thrice."""
+        """Return an epoch's row groups: for `times` of 2.5, a file's come two and three times in turn."""
         groups: list[tuple[Shard, int]] = []
         before = turn = 0.0
         for shard, times in zip(self.train_shards, self.times or [1.0] * len(self.train_shards), strict=True):

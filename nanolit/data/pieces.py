@@ -39,7 +39,7 @@ def _cut(text: str, start: int, stop: int) -> int:
 
 @dataclass
 class Part:
-    """What was written of one side of one source."""
+    """Documents, bytes and shards written for one side of one source."""
 
     documents: int = 0
     bytes: int = 0

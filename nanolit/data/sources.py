@@ -110,7 +110,7 @@ def same_content(files: Sequence[Path]) -> list[str]:
 def _below(folder: Path) -> Iterator[Path]:
     """Yield all below a folder that is not hidden: files, and links to folders, which are not followed.
 
-    ValueError for a folder that may not be read: its text would be missing without a word.
+    ValueError for a folder that may not be read: its text would silently be missing.
     """
 
     def refuse(error: OSError) -> None:

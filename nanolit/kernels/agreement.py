@@ -1,8 +1,8 @@
 """Two guards of our kernels: each is tried on an example before it serves, and none gets one tensor twice.
 
 Under torch.compile an autograd.Function that gets a tensor twice keeps one of that tensor's two gradients and
-drops the other without a word (torch 2.11; 2.15 keeps both). Eager runs are right, so only a compiled
-model learns wrongly. Custom operators with register_autograd are not affected.
+silently drops the other (torch 2.11; 2.15 keeps both). Eager runs are right, so only a compiled model learns
+wrongly. Custom operators with register_autograd are not affected.
 """
 
 from collections.abc import Callable

@@ -67,8 +67,8 @@ def _(rows_BTC: Tensor, ids_BT: Tensor, num_rows: int) -> Tensor:
 
 def mix(x: Tensor, x0: Tensor, r: Tensor, s: Tensor) -> Tensor:
     """Return r x + s x₀ in x's dtype; r and s are 0-D float32 parameters."""
-    # In the first block x is x₀. Compiled, one of the two gradients would be lost without a word: this cost a
-    # week of wrong training (agreement.py; LOG.md, 2026-11-30).
+    # In the first block x is x₀. Compiled, one of the two gradients would silently be lost: this cost a week
+    # of wrong training (agreement.py; LOG.md, 2026-11-30).
     if x is x0:
         return (r + s) * x
     return apply_to_distinct(_Mix, x, x0, r, s)

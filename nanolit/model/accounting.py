@@ -182,7 +182,7 @@ def peak_memory_gib(
     compute_bytes: int = 2,
     activation_bytes: float = ACTIVATION_BYTES["other"],
 ) -> dict[str, float]:
-    """Peak memory of one GPU that trains with micro-batches of so many rows of a whole context, by part.
+    """Return the peak memory of one GPU by part, for micro-batches of `micro_batch` rows of a whole context.
 
     Embeddings, and with them activations, are of the compute dtype (2 bytes for bfloat16); the other
     parameters and all that is kept for them of float32. The optimizer's state is dealt out over the ranks.

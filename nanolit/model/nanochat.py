@@ -1,4 +1,4 @@
-"""Reads nanochat's checkpoints: a base directory of either generation to a GPT with its weights.
+"""Read nanochat's checkpoints: a base directory of either generation becomes a GPT with its weights.
 
 The generations are October 2025 (recipe classic) and July 2026 (modern). Only tensors are unpickled.
 """

@@ -37,7 +37,7 @@ FILES = ("model.safetensors", "gpt.json", "meta.json", "tokenizer/tokenizer.json
 
 
 class Meta(TypedDict):
-    """What commands read of a meta.json; it holds whatever else a reader may want to know."""
+    """Fields of a meta.json that commands read; it also holds whatever else a reader may want to know."""
 
     run: NotRequired[str | None]
     stage: NotRequired[str | None]
@@ -50,7 +50,7 @@ class Meta(TypedDict):
 
 
 class Vocabulary(TypedDict):
-    """What a release asks of its tokenizer.json."""
+    """Fields of a tokenizer.json that a release checks."""
 
     hash: str
     tokens: list[str]

@@ -126,7 +126,7 @@ class MuonAdamW(torch.optim.Optimizer):
         device = self.param_groups[0]["params"][0].device
         self.clip_norm = clip_norm
         self.gradient_norm: Tensor | None = None  # of the last step before clipping; only known when clipping
-        (self._variance_beta,) = _scalars(variance_beta)
+        self.variance_beta = variance_beta
         self._flags = {
             "orthogonalization": orthogonalization,
             "dtype": compute_dtype(device),
@@ -181,7 +181,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def set_multipliers(self, *, lr: float, momentum: float, weight_decay: float) -> None:
-        """Sets this step's rates (initial ones times lr), Muon's decay (times weight_decay) and its momentum.
+        """Set this step's rates (initial ones times lr), Muon's decay (times weight_decay) and its momentum.
 
         AdamW's decays stay as they are set: nanochat's schedule moves only Muon's.
         """
@@ -200,7 +200,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_slices(self, read: Read) -> None:
-        """Fills this rank's share from read(key, start, stop): slices of flattened full tensors.
+        """Fill this rank's share from read(key, start, stop): slices of flattened full tensors.
 
         It doesn't matter how many ranks saved them. Where read returns None, that state starts fresh. Rates
         stay as they are.
@@ -238,8 +238,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 torch.stack(gradients),
                 stack.buffers["momentum"],
                 stack.buffers.get("second_moment"),
-                *_scalars(group["lr"], group["momentum"], group["weight_decay"]),
-                self._variance_beta,
+                *_scalars(group["lr"], group["momentum"], group["weight_decay"], self.variance_beta),
                 **self._flags,
             )
         stack.start_gather()
@@ -261,8 +260,7 @@ class MuonAdamW(torch.optim.Optimizer):
             params_NRS,
             iterate_by_halves(balanced_NRS, POLAR_EXPRESS),
             stack.buffers.get("second_moment"),
-            *_scalars(group["lr"], group["weight_decay"]),
-            self._variance_beta,
+            *_scalars(group["lr"], group["weight_decay"], self.variance_beta),
             normalize_update=self._flags["normalize_update"],
             cautious=self._flags["cautious"],
         )
@@ -295,5 +293,5 @@ def _stack(group: Group, variance_reduction: bool) -> MatrixStack:
 
 
 def _scalars(*values: float) -> list[Tensor]:
-    """0-D and on the CPU: kernels read them as arguments, so that new values compile nothing anew."""
+    """Make 0-D tensors on the CPU: kernels read them as arguments, so new values don't recompile anything."""
     return [torch.tensor(value, dtype=torch.float32) for value in values]

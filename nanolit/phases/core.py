@@ -100,8 +100,7 @@ class Phase(L.LightningModule):
         self.position: Json = {}
         self.epoch = self.cropped_fraction = 0.0
         # A plain callable, not a submodule: parameter names and evaluation keep to the raw `gpt`. Otherwise
-        # every name in a checkpoint would begin with `_orig_mod.`, and texts of any length would compile
-        # anew.
+        # every name in a checkpoint would begin with `_orig_mod.`, and each new length of text would compile.
         self.forward_gpt: Callable[..., Tensor] = compile_gpt(gpt) if compile else gpt
 
     @classmethod

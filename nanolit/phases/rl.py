@@ -42,7 +42,7 @@ class Rollout:
 
 
 class ReinforcementLearning(Phase):
-    """Maximizes the reward of `task` over groups of `samples` answers to each prompt."""
+    """The policy gradient of the reward of `task`, over groups of `samples` answers to each prompt."""
 
     log_every = 1  # sampling waits for the device anyway
 
@@ -131,7 +131,7 @@ class ReinforcementLearning(Phase):
         Each has as many answers as take no more tokens than `micro_batch` whole contexts.
         """
         learned = [rollout for rollout in rollouts if rollout.advantage]
-        # A GPU's attention is planned anew for each shape: few shapes, filled up with nothing to learn
+        # A GPU plans attention again for each new shape: few shapes, padded with positions that learn nothing
         grains = (16, 64) if self.device.type == "cuda" else (1, 1)
         lengths = [
             rounded_up(len(rollout.prompt_ids) + len(rollout.completion.ids) - 1, grains[1])

@@ -54,7 +54,7 @@ LARGEST_SQUARES = 10**10
 
 
 class Stored(TypedDict):
-    """What tokenizer.json holds, beside its format."""
+    """Fields of tokenizer.json besides its format."""
 
     hash: str
     pattern: str

@@ -9,11 +9,12 @@ tool calls with their brackets, and its end token; the tool's answers and all ot
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from nanolit.machine.system import ENCODERS
+from nanolit.tokenizer.bpe import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 BRACKETS = {  # part type → the special tokens around it, and whether the part is learned
@@ -23,22 +24,6 @@ BRACKETS = {  # part type → the special tokens around it, and whether the part
 }
 Conversation = Mapping[str, Any]  # that `check_conversation` has passed
 Piece = tuple[bool, str, bool]  # is it a special token, its name or text, is it learned
-
-
-class Encoder(Protocol):
-    """The part of a tokenizer that rendering needs."""
-
-    def special_id(self, name: str) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-
-class BatchEncoder(Protocol):
-    """The part that rendering many at once needs: the ids of all texts in one array, and offsets."""
-
-    def special_id(self, name: str) -> int: ...
-
-    def encode_flat(self, texts: Sequence[str], *, threads: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def check_conversation(conversation: object, *, place: str = "conversation") -> None:
@@ -65,7 +50,7 @@ def check_conversation(conversation: object, *, place: str = "conversation") -> 
 
 
 def render_batch(
-    conversations: Sequence[Conversation], tokenizer: BatchEncoder, *, threads: int = ENCODERS
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, *, threads: int = ENCODERS
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Render conversations: ids (int32) and mask (bool) of each; they must have passed `check_conversation`.
 
@@ -88,7 +73,7 @@ def render_batch(
     return [(rendered[a:b], learned[a:b]) for a, b in zip(starts, borders, strict=True)]
 
 
-def render_prompt(conversation: Conversation, tokenizer: Encoder) -> list[int]:
+def render_prompt(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
     """Return the ids after which the assistant speaks: up to its start after the last user message.
 
     A last assistant message (the reference answer) is left out. ValueError when the conversation is
@@ -102,7 +87,7 @@ def render_prompt(conversation: Conversation, tokenizer: Encoder) -> list[int]:
     return [*ids.tolist(), tokenizer.special_id("<|assistant_start|>")]
 
 
-def render(conversation: Conversation, tokenizer: Encoder) -> tuple[np.ndarray, np.ndarray]:
+def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Render a conversation that passed `check_conversation`: ids (int32), mask (bool, True = learned)."""
     ids: list[int] = []
     learned: list[bool] = []

@@ -1,4 +1,4 @@
-"""Reads nanochat's tokenizer.pkl (a pickled tiktoken encoding) without running anything that it holds."""
+"""Read nanochat's tokenizer.pkl (a pickled tiktoken encoding) without running anything in it."""
 
 import pickle
 from pathlib import Path
@@ -46,7 +46,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 class _PickledEncoding:
-    """Stands in for tiktoken.core.Encoding, so that no constructor runs: keeps the state that was pickled."""
+    """A stand-in for tiktoken.core.Encoding that runs no constructor and keeps the pickled state."""
 
     state: dict
 

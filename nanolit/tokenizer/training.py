@@ -99,7 +99,7 @@ def _pieces(bounds: np.ndarray, text: np.ndarray) -> Iterator[Buffers]:
 
 
 def as_buffers(array: "pa.Array", index: int = 0) -> Buffers:
-    """Offsets and UTF-8 of an arrow array of strings, without copying the text."""
+    """Return offsets and UTF-8 of an arrow array of strings, without copying the text."""
     import pyarrow as pa
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):

@@ -19,10 +19,9 @@ import numpy as np
 from benchmarks import results
 from benchmarks.tokenizer import Text, peak_megabytes
 from nanolit.data.packing import Documents, Packing, make_packer
-from nanolit.data.parquet import Corpus
+from nanolit.data.parquet import Corpus, training_arrays
 from nanolit.data.sequence import DocumentSequence
 from nanolit.data.stream import BUFFER, DRAWN_BUFFERS, PretrainStream, as_micro_batches
-from nanolit.data.texts import training_arrays
 from nanolit.machine.arguments import read, setting
 from nanolit.tokenizer.bpe import Tokenizer
 

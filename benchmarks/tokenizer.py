@@ -25,9 +25,8 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks import results
-from nanolit.data.parquet import Corpus
+from nanolit.data.parquet import Corpus, training_arrays
 from nanolit.data.shards import Dataset, LocalFolder, Sample
-from nanolit.data.texts import training_arrays
 from nanolit.machine.arguments import choose, read, setting
 from nanolit.report.tables import markdown_table
 from nanolit.tokenizer.bpe import Tokenizer, as_tiktoken

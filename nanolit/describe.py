@@ -104,7 +104,7 @@ def describe(settings: Settings, overrides: list[str]) -> dict[str, object]:
 
 def tokenizer_of(folder: Path, corpus: "Corpus", *, vocab_size: int, given: bool) -> "Tokenizer":
     """Load the folder's tokenizer; where the job's is not made yet, learn one for these figures alone."""
-    from nanolit.data.texts import training_arrays
+    from nanolit.data.parquet import training_arrays
     from nanolit.tokenizer.bpe import FILE_NAME, Tokenizer
 
     if given or (folder / FILE_NAME).is_file():

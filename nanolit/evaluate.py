@@ -259,7 +259,7 @@ def evaluator_of(job: Job, plan: TrainingPlan, tokenizer: "Tokenizer") -> "Evalu
 
 def unigrams(job: Job, evaluator: "BitsPerByte", tokenizer: "Tokenizer") -> float:
     """Return the bits per byte of a model that knows only how frequent each token is."""
-    from nanolit.data.texts import training_texts
+    from nanolit.data.parquet import training_texts
     from nanolit.evaluation.bits_per_byte import unigram_bits_per_byte
 
     corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=1)

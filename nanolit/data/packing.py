@@ -8,11 +8,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from nanolit.machine.paths import Json
 from nanolit.machine.system import load_extension
 
 _rustbpe = load_extension()  # None: the Python packer serves
@@ -57,25 +56,6 @@ class Documents:
 
 
 Draw = Callable[[], Documents | Sequence[Document]]
-
-
-class Packer(Protocol):
-    """Make rows of documents and count every token drawn: kept, cropped, or held."""
-
-    @property
-    def num_kept(self) -> int: ...
-
-    @property
-    def num_cropped(self) -> int: ...
-
-    @property
-    def num_held(self) -> int: ...
-
-    def pack(self, draw: Draw) -> np.ndarray | None: ...
-
-    def state(self) -> Json: ...
-
-    def load_state(self, state: Mapping, documents: Mapping[int, np.ndarray]) -> None: ...
 
 
 class BestFitPacker:
@@ -292,6 +272,9 @@ class FlatPacker:
         self.num_kept, self.num_cropped = state["num_kept"], state["num_cropped"]
         self._held = [(number, documents[number]) for number in state["documents"]]
         self._offset, self._overlap = state["offset"], state["overlap"]
+
+
+Packer = BestFitPacker | RustBestFitPacker | FlatPacker
 
 
 def make_packer(packing: Packing, *, capacity: int, buffer: int, dtype: type[np.generic]) -> Packer:

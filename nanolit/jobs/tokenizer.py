@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanolit.config.build import build
 from nanolit.config.schema import Job
-from nanolit.data.texts import training_arrays, training_texts, validation_texts
+from nanolit.data.parquet import training_arrays, training_texts, validation_texts
 from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
 from nanolit.machine.terminal import duration, say
 from nanolit.planning.plans import TokenizerPlan

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from corpora import TOKENIZER, make_corpus, texts
 
+from nanolit.data.parquet import training_texts
 from nanolit.data.shards import Sample
 from nanolit.data.stream import PretrainStream
-from nanolit.data.texts import training_texts
 from nanolit.data.validation import ValidationRows
 
 
@@ -32,7 +32,7 @@ def test_reading_training_text_imports_no_pandas() -> None:
 import sys
 from pathlib import Path
 from nanolit.data.shards import Sample
-from nanolit.data.texts import training_arrays
+from nanolit.data.parquet import training_arrays
 arrays = list(training_arrays(Sample().open_corpus(Path()), max_characters=10_000))
 sys.exit("pandas" in sys.modules or not arrays)
 """

@@ -7,13 +7,14 @@ of training: `__iter__` waits for `_steps` (one thread), which collects from `_l
 """
 
 import math
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import KW_ONLY, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -106,11 +107,7 @@ class PretrainStream:
             raise ValueError(too_little(corpus.name, len(groups), world=world))
         self.lanes = num_lanes(lanes, rows=rows, groups=len(groups))
         self._own = _own_lanes(self.lanes, rank=rank, world=world)
-        if (rows // world) % micro_batch:
-            raise ValueError(
-                f"micro_batch ({micro_batch} rows) must divide a rank's rows of a step ({rows // world}); "
-                f"allowed are {listed(divisors(rows // world), most=99)}"
-            )
+        check_micro_batch(micro_batch, rows // world)
         self._groups, self._seed = groups, seed
         self._tokenizer, self._threads, self._cache = tokenizer, threads, cache
         self._shares = deal(groups, self.lanes)
@@ -309,6 +306,15 @@ def too_little(name: str, num_groups: int, *, world: int) -> str:
     )
 
 
+def check_micro_batch(micro_batch: int, rows: int) -> None:
+    """Raise ValueError unless micro-batches of that many rows fill a rank's rows of a step."""
+    if rows % micro_batch:
+        raise ValueError(
+            f"micro_batch ({micro_batch} rows) must divide a rank's rows of a step ({rows}); "
+            f"allowed are {listed(divisors(rows), most=99)}"
+        )
+
+
 def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
     """Return the number of lanes: the most that divide `lanes` and `rows` and have a row group each.
 
@@ -371,38 +377,22 @@ def ahead(items: Iterator[Item], *, depth: int) -> Generator[Item, None, None]:
 
     An exception on the thread is raised here, in the item's place; closing this iterator ends the thread.
     """
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
-    def work() -> None:
-        try:
-            if device is not None:  # pinned memory belongs to this rank's device; threads begin on the first
-                torch.cuda.set_device(device)
-            for item in items:
-                ready.put((item, None))
-                if stopped.is_set():
-                    return
-            ready.put((None, StopIteration()))
-        except BaseException as error:
-            ready.put((None, error))
-        finally:
-            if isinstance(items, Generator):
-                items.close()  # here and now: it may have threads of its own to end
+    def begin() -> None:
+        threading.current_thread().name = "nanolit-data"
+        if device is not None:  # pinned memory belongs to this rank's device; threads begin on the first
+            torch.cuda.set_device(device)
 
-    thread = threading.Thread(target=work, name="nanolit-data", daemon=True)
-    thread.start()
+    thread = ThreadPoolExecutor(1, initializer=begin)
+    ended: Any = object()
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        # One more than `depth`, since one of them is being made
+        ready = deque(thread.submit(next, items, ended) for _ in range(depth + 1))
+        while (item := ready.popleft().result()) is not ended:
+            ready.append(thread.submit(next, items, ended))
+            yield item
     finally:
-        stopped.set()
-        while thread.is_alive():
-            while not ready.empty():  # makes room for the item that the thread may be waiting to hand over
-                ready.get_nowait()
-            thread.join(timeout=0.05)
+        thread.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()  # here and now: it may have threads of its own to end

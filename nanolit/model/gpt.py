@@ -112,19 +112,18 @@ class GPT(nn.Module):
         self.vocab_size, self.context = config.vocab_size, config.context
         self.max_positions = ROTARY_CONTEXTS * config.context  # of a text: those of the rotary tables
         self.head_dim = config.width // config.heads
-        cos_TE, sin_TE = self._rotary_tables(None)
-        self.register_buffer("cos_TE", cos_TE, persistent=False)
-        self.register_buffer("sin_TE", sin_TE, persistent=False)
+        for name, table_TE in zip(("cos_TE", "sin_TE"), self._rotary_tables(None), strict=True):
+            self.register_buffer(name, table_TE, persistent=False)
 
         # Rows beyond the vocabulary only round the head's product up to whole GPU tiles: 64 in modern
         rows = padded_vocab_size(config.vocab_size, config.vocab_multiple)
-        tables = set(value_embedding_layers(config.depth)) if config.value_embeddings else set()
+        tables = value_embedding_layers(config.depth) if config.value_embeddings else []
         # SSSL: three layers see a quarter of the context, the fourth and the last all of it. nanochat chose
         # the pattern by quick experiments (2026-01-11), then cut S from a half to a third to a quarter.
         windows = window_sizes(config.window_pattern, depth=config.depth, context=config.context)
         self.embedding = Embedding(rows, config.width)
         self.value_embeddings = nn.ModuleDict(
-            {str(layer): Embedding(rows, config.kv_heads * self.head_dim) for layer in sorted(tables)}
+            {str(layer): Embedding(rows, config.kv_heads * self.head_dim) for layer in tables}
         )
         self.blocks = nn.ModuleList(
             Block(

@@ -29,7 +29,7 @@ class DocumentSequence:
     # of the hub are shuffled already
 
     def __init__(self, groups: Sequence[tuple[Shard, int]], *, lane: int, seed: int) -> None:
-        self._groups = groups  # the lane's, as `deal` gives them
+        self._groups = groups  # the lane's, as stream.deal gives them
         self._sizes = np.array([shard.group_sizes[group] for shard, group in self._groups])
         self._seed, self._lane = seed, lane
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -90,21 +90,6 @@ class DocumentSequence:
 
     def _order(self, size: int, *keys: int) -> np.ndarray:
         return permutation(size, self._seed, "document order", self._lane, *keys)
-
-
-def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Shard, int]]]:
-    """Deal the row groups to lanes: the largest first, each to the lane that has the fewest documents yet."""
-    # All lanes give equally many rows, so a lane with few documents repeats them while others have not been
-    # read once. Dealt in turn, the short last groups of the shards fell to the same four of sixteen lanes,
-    # which repeated their text six times and cost d8 0.026 bits per byte (n = 1; LOG.md, 2026-11-23).
-    sizes = [shard.group_sizes[group] for shard, group in groups]
-    shares: list[list[int]] = [[] for _ in range(lanes)]
-    documents = [0] * lanes
-    for index in sorted(range(len(groups)), key=lambda one: -sizes[one]):
-        lane = documents.index(min(documents))
-        shares[lane].append(index)
-        documents[lane] += sizes[index]
-    return [[groups[index] for index in sorted(share)] for share in shares]
 
 
 def permutation(size: int, seed: int, purpose: str, *keys: int) -> np.ndarray:

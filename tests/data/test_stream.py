@@ -13,8 +13,8 @@ from corpora import TOKENIZER, make_corpus, row_hashes, texts
 
 from nanolit.data.packing import Packing
 from nanolit.data.parquet import Corpus, Shard
-from nanolit.data.sequence import DocumentSequence, deal
-from nanolit.data.stream import PretrainStream, Step, ahead, num_lanes
+from nanolit.data.sequence import DocumentSequence
+from nanolit.data.stream import PretrainStream, Step, ahead, deal, num_lanes
 
 packings = pytest.mark.parametrize("packing", ["bestfit", "bestfit_split", "flat"])
 

@@ -92,7 +92,7 @@ class Phase(L.LightningModule):
         # resume
         self.num_steps, self.finished_steps = num_steps, finished_steps
         self.restore = restore
-        self.stops_in_step: Callable[[], bool] = lambda: False  # set by callbacks.checkpoint; collective
+        self.stops_in_step: Callable[[], bool] = lambda: False  # set by callbacks.saving; collective
         self.step_loss = torch.zeros(())
         self.num_tokens = 0  # learned by the last step, over all ranks
         self.num_processed = 0  # what the model took in for them: prompts and padding too

@@ -54,11 +54,11 @@ def learn(
 class Progress:
     """Turn the trainer's reports into lines for people: words counted, merges made, time left.
 
-    One when all is counted; before and after it one every two seconds.
+    One line when all is counted, and one every two seconds before and after that.
     """
 
-    def __init__(self, tell: Callable[[str], None], *, every_seconds: float = TELL_EVERY_SECONDS) -> None:
-        self._tell, self._every_seconds = tell, every_seconds
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._told = time.monotonic()
         self._before: tuple[float, int] | None = None  # when, and how many merges there were
 
@@ -72,7 +72,7 @@ class Progress:
                 seconds = (all - done) * (now - self._before[0]) / (done - self._before[1])
                 left = f", at most {seconds:,.0f} s left"  # each merge is quicker than those before it
             self._before = (now, done)
-        if now - self._told < self._every_seconds:
+        if now - self._told < TELL_EVERY_SECONDS:
             return
         self._told = now
         if doing == "count":

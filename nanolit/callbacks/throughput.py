@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -113,6 +114,16 @@ def is_row(row: dict[str, str]) -> bool:
         return False
 
 
+class Mark(NamedTuple):
+    """The counts at a step that was logged, or at the start."""
+
+    step: int
+    tokens: int
+    processed: int
+    seconds: float
+    waited: float
+
+
 @dataclass(eq=False, kw_only=True)
 class Throughput(L.Callback):
     """Every `log_every` steps: the step's loss over all ranks, tokens per second, MFU.
@@ -132,15 +143,16 @@ class Throughput(L.Callback):
 
     def __post_init__(self) -> None:
         self.epoch = self.cropped_fraction = self.data_wait_fraction = math.nan  # as last logged
-        self._waits: list[tuple[float, float]] = []
         self.speeds: list[float] = []
         self.loss = math.nan
-        self._mark: tuple[int, int, int, float] | None = None
 
     def on_train_start(self, trainer: L.Trainer, phase: Phase) -> None:
         self.clock.restart()
-        self._mark = (phase.finished_steps, self.tokens, self.processed, self.clock.seconds)
-        self._waits = [(self.waited(), self.clock.seconds)] if self.waited else []
+        self._first = self._last = self._mark(phase.finished_steps)
+
+    def _mark(self, step: int) -> Mark:
+        waited = self.waited() if self.waited else 0.0
+        return Mark(step, self.tokens, self.processed, self.clock.seconds, waited)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, phase: Phase, outputs: object, batch: object, batch_idx: int
@@ -167,13 +179,11 @@ class Throughput(L.Callback):
 
     def _log(self, trainer: L.Trainer, phase: Phase, step: int) -> None:
         self.loss = float(trainer.strategy.reduce(phase.step_loss, reduce_op="sum"))
-        assert self._mark is not None
-        seconds = self.clock.seconds
-        steps_before, tokens_before, processed_before, seconds_before = self._mark
-        stretch = max(seconds - seconds_before, 1e-9)
-        speed = (self.tokens - tokens_before) / stretch
-        self._mark = (step, self.tokens, self.processed, seconds)
-        if len(self.speeds) or steps_before != step - 1 or self.log_every == 1:
+        before, now = self._last, self._mark(step)
+        self._last = now
+        stretch = max(now.seconds - before.seconds, 1e-9)
+        speed = (now.tokens - before.tokens) / stretch
+        if len(self.speeds) or before.step != step - 1 or self.log_every == 1:
             self.speeds.append(speed)
         row: dict[str, float | int] = {
             "step": step,
@@ -181,22 +191,20 @@ class Throughput(L.Callback):
             "lr_multiplier": phase.schedule.at(step - 1, phase.num_steps).lr,
             "tokens": self.tokens,
             "flops": self.processed * self.flops_per_token,
-            "seconds": round(seconds, 3),
+            "seconds": round(now.seconds, 3),
             "tokens_per_second": round(speed, 1),
         }
         if self.peak_flops:
-            flops_per_second = (self.processed - processed_before) * self.flops_per_token / stretch
+            flops_per_second = (now.processed - before.processed) * self.flops_per_token / stretch
             row["mfu"] = round(flops_per_second / (self.peak_flops * trainer.world_size), 4)
         progress = torch.tensor([phase.epoch, phase.cropped_fraction], device=phase.device)
         self.epoch, self.cropped_fraction = trainer.strategy.reduce(progress, reduce_op="mean").tolist()
         row["epoch"] = round(self.epoch, 4)
         row["cropped_fraction"] = round(self.cropped_fraction, 4)
         if self.waited:
-            self._waits = [*self._waits, (self.waited(), seconds)]
-            (first, begun), (before, since), (last, now) = self._waits[0], self._waits[-2], self._waits[-1]
-            row["data_wait_fraction"] = round((last - before) / max(now - since, 1e-9), 4)
-            self.data_wait_fraction = (last - first) / max(now - begun, 1e-9)
-            self._waits = [self._waits[0], self._waits[-1]]
+            row["data_wait_fraction"] = round((now.waited - before.waited) / stretch, 4)
+            first = self._first
+            self.data_wait_fraction = (now.waited - first.waited) / max(now.seconds - first.seconds, 1e-9)
         row.update(phase.metrics)
         self.recorder.record(trainer, row)
 

@@ -1,4 +1,4 @@
-"""When checkpoints are written: by steps, by time, at the end, and when a signal asks the run to stop."""
+"""Write checkpoints by steps, by time, at the end, and when a signal asks the run to stop."""
 
 import math
 import os

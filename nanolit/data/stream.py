@@ -372,7 +372,7 @@ def as_micro_batches(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Turn rows of T + 1 tokens into micro-batches of `size` rows: (ids_BT, targets_BT), int64, contiguous.
 
-    The last may have fewer rows. Targets that `learned_BT` (None: all) is False at are IGNORED.
+    The last may have fewer rows. Where `learned_BT` is False, targets become IGNORED; None: all are learned.
     """
     # A row has one token more than it trains on: each position's target is the token after it. Pinned memory
     # is copied to the GPU while the GPU works; from ordinary memory the copy makes the CPU wait: 7.3 s of a

@@ -1,9 +1,9 @@
-"""The residual stream: the embeddings that it begins with, and x becoming r x + s x₀ before each block.
+"""The residual stream: the embeddings it begins with, and the mix r x + s x₀ that each block reads.
 
-What the latter is worth: see GPT._hidden, where it is called; here it only saves memory. Compiled, the
-gradient of a lookup adds each token's row with atomics: rows of one id arrive in another order in every run,
-and float32 sums differ in their last bits. Eager CUDA sorts the ids first and repeats; `deterministic` keeps
-that kernel in the compiled graph, as an operator that the compiler can't replace.
+GPT._hidden, which calls `mix`, says what it is worth; here it only saves memory. Compiled, the gradient of a
+lookup adds each token's row with atomics: rows of one id arrive in another order in every run, and float32
+sums differ in their last bits. Eager CUDA sorts the ids first and repeats; `deterministic` keeps that kernel
+in the compiled graph, as an operator that the compiler can't replace.
 """
 
 from typing import Any

@@ -21,8 +21,6 @@ from nanolit.report import gradients
 from nanolit.report.curves import write_curves
 from nanolit.report.facts import facts_of, times_of
 from nanolit.report.folders import Run, Stage, open_run
-from nanolit.report.page import to_page
-from nanolit.report.places import portable
 from nanolit.report.scores import core_tasks, final_scores, remarks_on
 from nanolit.report.sections import (
     Block,
@@ -33,8 +31,9 @@ from nanolit.report.sections import (
     Section,
     Table,
     Text,
+    portable,
     reworded,
-    to_markdown,
+    to_page,
 )
 from nanolit.report.settings import chosen_settings
 from nanolit.report.tables import markdown_table, readable
@@ -49,7 +48,7 @@ def write_report(root: Path, run: str) -> Path:
     """Write report.md, report.html and the curves; returns report.md's path. ValueError: no such run."""
     card = report_card(open_run(root, run))
     path = root / "runs" / run / "report.md"
-    write_atomically(path, to_markdown(card, folder=path.parent))
+    write_atomically(path, card.markdown(path.parent))
     write_atomically(path.with_suffix(".html"), to_page(card))
     return path
 

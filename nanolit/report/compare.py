@@ -9,10 +9,10 @@ from pathlib import Path
 from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
 from nanolit.machine.terminal import duration
-from nanolit.report.folders import Run, Stage, as_number, open_run
+from nanolit.report.folders import Run, Stage, open_run
 from nanolit.report.noise import CANNOT_TELL, CORE_SPREAD, difference
 from nanolit.report.scores import measured, parts_of_core, sorted_metrics
-from nanolit.report.sweep import bpb_names, letters, mean_and_sd, rows_remark, split_seed
+from nanolit.report.sweep import bpb_names, letters, rows_remark, split_seed, spread
 from nanolit.report.tables import MISSING, markdown_table, readable, score
 
 PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "yes", "dry_run"}
@@ -79,13 +79,12 @@ def _results(groups: Mapping[str, Sequence[Run]]) -> str:
         short = letters(names) | parts_of_core(every)
         for metric in every:
             cells = [[values[metric] for values in group if metric in values] for group in metrics]
-            rows.append([name, short.get(metric, metric), *(_spread_of(values) for values in cells)])
+            rows.append([name, short.get(metric, metric), *map(spread, cells)])
         remark = rows_remark({stage.folder.parent.name: _checksum(stage) for stage in scored})
         remarks += [f"{name}: {remark}"] if remark and len(scored) > 1 else []
         remarks += [f"{name}: {word} is {metric}.\n" for metric, word in short.items()]
         for key, show in RESULTS.items():
-            values = [[as_number(stage.result.get(key)) for stage in stages] for stages in found]
-            known = [[value for value in group if value is not None] for group in values]
+            known = [[n for stage in stages if (n := stage.number(key)) is not None] for stages in found]
             if any(known):
                 rows.append(
                     [name, key, *(show(statistics.fmean(group)) if group else MISSING for group in known)]
@@ -104,13 +103,6 @@ def _by_stage(runs: Sequence[Run]) -> dict[str, list[Stage]]:
 def _stages(by_group: Mapping[str, Mapping[str, list[Stage]]]) -> list[str]:
     """Return the stages that some run has, in the pipeline's order."""
     return [name for name in STAGES if any(name in stages for stages in by_group.values())]
-
-
-def _spread_of(values: Sequence[float]) -> str:
-    if not values:
-        return MISSING
-    mean, sd = mean_and_sd(values)
-    return score(mean) if sd is None else f"{score(mean)} ± {score(sd)}"
 
 
 def _noise(groups: Mapping[str, Sequence[Run]]) -> str:

@@ -19,7 +19,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     """Return what a reader asks first: how large, how long, how much, on what."""
     base = next((stage.plan for stage in run.stages if isinstance(stage.plan, TrainingPlan)), None)
     training, wall = _totals(run)
-    tokens = _sum(as_number(stage.result.get("tokens")) for stage in run.stages if stage.name != "tokenizer")
+    tokens = _sum(stage.number("tokens") for stage in run.stages if stage.name != "tokenizer")
     facts = [
         ("Parameters", _short(base.num_parameters) if base and base.num_parameters else MISSING),
         ("Tokens learned", _short(tokens) if tokens else MISSING),
@@ -60,14 +60,12 @@ def _cost(run: Run) -> tuple[str, str]:
 
 def _dollars(run: Run) -> str:
     """Return the sum of every stage's wall clock at its own price."""
-    plans = [stage.plan for stage in run.stages if stage.plan]
-    hours = [as_number(stage.result.get("wall_seconds")) for stage in run.stages if stage.plan]
-    total = _sum(
-        None
-        if seconds is None or not plan.cost or plan.cost["dollars_per_hour"] is None
-        else seconds / 3600 * plan.cost["dollars_per_hour"]
-        for seconds, plan in zip(hours, plans, strict=True)
-    )
+    dollars = []
+    for stage in run.stages:
+        if stage.plan:
+            seconds, rate = stage.number("wall_seconds"), (stage.plan.cost or {}).get("dollars_per_hour")
+            dollars.append(None if seconds is None or rate is None else seconds / 3600 * rate)
+    total = _sum(dollars)
     return MISSING if total is None else f"${total:,.2f}"
 
 
@@ -77,7 +75,7 @@ def _totals(run: Run) -> tuple[float | None, float | None]:
         as_number(stage.result.get("seconds", 0.0 if stage.name == "tokenizer" and stage.result else None))
         for stage in run.stages
     ]
-    return _sum(training), _sum(as_number(stage.result.get("wall_seconds")) for stage in run.stages)
+    return _sum(training), _sum(stage.number("wall_seconds") for stage in run.stages)
 
 
 def spoken(seconds: float | None) -> str:
@@ -96,9 +94,8 @@ def times_of(run: Run) -> list[Block]:
     """Return each stage's steps, tokens and time, and their sums."""
     rows = []
     for stage in run.stages:
-        counts = [stage.step, as_number(stage.result.get("tokens"))]
-        times = [as_number(stage.result.get(key)) for key in ("seconds", "wall_seconds")]
-        cells = [*(MISSING if count is None else f"{count:,.0f}" for count in counts), *map(_time, times)]
+        counts = [MISSING if n is None else f"{n:,.0f}" for n in (stage.step, stage.number("tokens"))]
+        cells = [*counts, *(_time(stage.number(key)) for key in ("seconds", "wall_seconds"))]
         rows.append([stage.name.upper(), *cells])
     rows.append(["total", "", "", *map(_time, _totals(run))])
     said = "Training leaves out evaluation, samples and checkpoints; wall clock has all of it."

@@ -105,6 +105,10 @@ class Stage:
         """The status in the result, "" without a result."""
         return str(self.result.get("status", ""))
 
+    def number(self, key: str) -> float | None:
+        """Return a finite number of the result, else None."""
+        return as_number(self.result.get(key))
+
     @property
     def num_steps(self) -> int | None:
         """Optimizer steps in all: the result's, the plan's or its guess for an epoch; else None."""
@@ -125,7 +129,7 @@ class Stage:
     @property
     def val_bpb(self) -> float | None:
         """The result's validation bits per byte, else the last that was logged."""
-        if (value := as_number(self.result.get("val_bpb"))) is not None:
+        if (value := self.number("val_bpb")) is not None:
             return value
         logged = self.series("val_bpb")
         return logged[-1][1] if logged else None
@@ -139,7 +143,7 @@ class Stage:
     def metrics(self) -> dict[str, float]:
         """val_bpb, RL's pass@1, and every numeric metric of the result and of CORE, by name."""
         found = {"val_bpb": self.val_bpb} if self.val_bpb is not None else {}
-        if isinstance(self.plan, RLPlan) and (passed := as_number(self.result.get("pass_at_1"))) is not None:
+        if isinstance(self.plan, RLPlan) and (passed := self.number("pass_at_1")) is not None:
             task = (self.plan.validation or {}).get("_target_", "").rpartition(".")[2]
             found[f"pass@1 of {task}"] = passed
         for content in (self.result, self.core):

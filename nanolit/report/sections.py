@@ -1,11 +1,16 @@
-"""A report as a small tree of sections, and the tree as Markdown; page.py makes a web page of it."""
+"""A report as a small tree of blocks: each gives itself as Markdown and as HTML."""
 
+import base64
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
-from nanolit.report.tables import markdown_table
+from nanolit.report.tables import MISSING, markdown_table
+
+# Of an absolute path, its folders; one within a word, an address or another path is none
+PATH = re.compile(r"(?<![\w./:~-])~?(?:/[^\s/'\",:;()|]+)+")
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,12 @@ class Text:
 
     text: str
 
+    def markdown(self, folder: Path, level: int) -> str:
+        return f"{self.text}\n"
+
+    def html(self, level: int) -> str:
+        return f"<p>{escape(self.text)}</p>"
+
 
 @dataclass(frozen=True)
 class Code:
@@ -21,12 +32,29 @@ class Code:
 
     text: str
 
+    def markdown(self, folder: Path, level: int) -> str:
+        """Return the text in a fence that it cannot leave: what a model writes must not become Markdown."""
+        longest = max((len(ticks) for ticks in re.findall(r"`+", self.text)), default=0)
+        fence = "`" * max(3, longest + 1)
+        return f"{fence}text\n{self.text}\n{fence}\n"
+
+    def html(self, level: int) -> str:
+        return f"<pre>{escape(self.text)}</pre>"
+
 
 @dataclass(frozen=True)
 class Facts:
     """A few figures that a reader sees first: (label, value)."""
 
     pairs: Sequence[tuple[str, str]]
+
+    def markdown(self, folder: Path, level: int) -> str:
+        labels, values = zip(*self.pairs, strict=True)
+        return markdown_table(labels, [values], num_left=len(labels))
+
+    def html(self, level: int) -> str:
+        form = "<div><dt>{}</dt><dd>{}</dd></div>"
+        return f'<dl class="facts">{"".join(form.format(*map(escape, pair)) for pair in self.pairs)}</dl>'
 
 
 @dataclass(frozen=True)
@@ -37,6 +65,25 @@ class Table:
     rows: Sequence[Sequence[str]]
     num_left: int = 1
 
+    def markdown(self, folder: Path, level: int) -> str:
+        return markdown_table(self.header, self.rows, num_left=self.num_left)
+
+    def html(self, level: int) -> str:
+        header = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in self.rows)
+        return (
+            f'<div class="wide"><table class="left{self.num_left}">\n<thead><tr>{header}</tr></thead>\n'
+            f"<tbody>\n{rows}</tbody>\n</table></div>"
+        )
+
+
+def _cell(text: str) -> str:
+    """Return a cell with its error bar set small."""
+    if text == MISSING:
+        return '<td class="none">–</td>'
+    value, sign, error = text.partition(" ± ")
+    return f"<td>{escape(value)}{f' <small>± {escape(error)}</small>' if sign else ''}</td>"
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -44,6 +91,16 @@ class Exchange:
 
     turns: Sequence[tuple[str, str]]
     chat: bool  # else the replies continue the prompts
+
+    def markdown(self, folder: Path, level: int) -> str:
+        form = "> {}\n{}" if self.chat else "{} …{}"
+        return Code("\n\n".join(form.format(*turn) for turn in self.turns)).markdown(folder, level)
+
+    def html(self, level: int) -> str:
+        kind, form = "text", "<p>{}<em>{}</em></p>"
+        if self.chat:
+            kind, form = "chat", '<div><p class="user">{}</p><p class="model">{}</p></div>'
+        return f'<div class="{kind}">{"".join(form.format(*map(escape, turn)) for turn in self.turns)}</div>'
 
 
 @dataclass(frozen=True)
@@ -59,6 +116,23 @@ class Picture:
 class Pictures:
     pictures: Sequence[Picture]
 
+    def markdown(self, folder: Path, level: int) -> str:
+        """Return links from `folder`, where the text will lie."""
+        links = (f"![{one.says}]({one.path.relative_to(folder).as_posix()})" for one in self.pictures)
+        return "\n\n".join(links) + "\n"
+
+    def html(self, level: int) -> str:
+        figures = (
+            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_data(one.dark)}">'
+            f'<img src="{_data(one.path.read_bytes())}" alt="{escape(one.says)}"></picture></figure>'
+            for one in self.pictures
+        )
+        return f'<div class="pictures">{"".join(figures)}</div>'
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -67,6 +141,18 @@ class Section:
     title: str
     blocks: "Sequence[Block]"
     folded: bool = False
+
+    def markdown(self, folder: Path, level: int = 1) -> str:
+        inside = "\n".join(block.markdown(folder, level + 1) for block in self.blocks)
+        if self.folded:
+            return f"<details>\n<summary>{self.title}</summary>\n\n{inside}\n</details>\n"
+        return f"{'#' * level} {self.title}\n\n{inside}"
+
+    def html(self, level: int) -> str:
+        inside = "\n".join(block.html(level + 1) for block in self.blocks)
+        if self.folded:
+            return f"<details>\n<summary>{escape(self.title)}</summary>\n{inside}\n</details>"
+        return f"<section>\n<h{level}>{escape(self.title)}</h{level}>\n{inside}\n</section>"
 
 
 Block = Text | Code | Facts | Table | Exchange | Pictures | Section
@@ -83,33 +169,31 @@ def reworded(block: Block, change: Callable[[str], str]) -> Block:
     return block
 
 
-def to_markdown(block: Block, *, folder: Path, level: int = 1) -> str:
-    """Return a block as Markdown; pictures are linked from `folder`, where the text will lie."""
-    if isinstance(block, Section):
-        inside = "\n".join(to_markdown(part, folder=folder, level=level + 1) for part in block.blocks)
-        if block.folded:
-            return f"<details>\n<summary>{block.title}</summary>\n\n{inside}\n</details>\n"
-        return f"{'#' * level} {block.title}\n\n{inside}"
-    if isinstance(block, Text):
-        return f"{block.text}\n"
-    if isinstance(block, Code):
-        return _fenced(block.text)
-    if isinstance(block, Facts):
-        labels, values = zip(*block.pairs, strict=True)
-        return markdown_table(labels, [values], num_left=len(labels))
-    if isinstance(block, Table):
-        return markdown_table(block.header, block.rows, num_left=block.num_left)
-    if isinstance(block, Exchange):
-        form = "> {}\n{}" if block.chat else "{} …{}"
-        return _fenced("\n\n".join(form.format(*turn) for turn in block.turns))
-    links = (
-        f"![{picture.says}]({picture.path.relative_to(folder).as_posix()})" for picture in block.pictures
+def portable(text: str, root: Path) -> str:
+    """Return the text with paths from `root` on where they lie below it, else with their last part alone.
+
+    A report is made to be shown around: it says nothing of the machine's folders.
+    """
+
+    def shorter(match: re.Match[str]) -> str:
+        path = Path(match[0])
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else f".../{path.name}"
+
+    return PATH.sub(shorter, text)
+
+
+# Nothing is loaded and nothing runs, whatever a model wrote
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def to_page(card: Section) -> str:
+    """Return a report as one HTML file: pictures inside, no script, nothing fetched from anywhere."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    body = "\n".join(block.html(2) for block in card.blocks)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(card.title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{escape(card.title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
-    return "\n\n".join(links) + "\n"
-
-
-def _fenced(text: str) -> str:
-    """Return the text in a fence that it cannot leave: what a model writes must not turn into Markdown."""
-    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}\n"

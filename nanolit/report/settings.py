@@ -8,8 +8,7 @@ from nanolit.config.schema import Job
 from nanolit.machine.paths import Json
 from nanolit.machine.terminal import train_command
 from nanolit.report.folders import Run
-from nanolit.report.places import portable
-from nanolit.report.sections import Block, Code, Section, Table, Text
+from nanolit.report.sections import Block, Code, Section, Table, Text, portable
 from nanolit.report.tables import MISSING, readable
 
 MANY = 12  # settings; more are folded

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,11 +63,8 @@ class Configuration:
 
 def numbers_of(result: Json, *, bpb_name: str = "val_bpb") -> dict[str, float]:
     """Return the numbers of a result that a sweep is about: val_bpb, metrics, speed and time."""
-    names = {"val_bpb": bpb_name} | {key: key for key in COSTS}
-    values = {
-        name: number for key, name in names.items() if (number := as_number(result.get(key))) is not None
-    }
-    return values | flat_numbers(result.get("metrics") or {})
+    values = {bpb_name: result.get("val_bpb")} | {key: result.get(key) for key in COSTS}
+    return flat_numbers(values) | flat_numbers(result.get("metrics") or {})
 
 
 def _checksums(results: Sequence[Json]) -> dict[str, str | None]:
@@ -107,6 +104,14 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def spread(values: Sequence[float], show: Callable[[float], str] = score) -> str:
+    """Return mean ± standard deviation; a single value has none."""
+    if not values:
+        return MISSING
+    mean, sd = mean_and_sd(values)
+    return show(mean) if sd is None else f"{show(mean)} ± {show(sd)}"
+
+
 def sweep_table(results: Sequence[Json]) -> str:
     """Return a row per configuration: n finished seeds, mean ± sd of each number, and how many didn't finish.
 
@@ -139,12 +144,8 @@ def _value_names(rows: Sequence[Configuration]) -> list[str]:
 
 
 def _spread(values: Sequence[float], name: str, expected: int) -> str:
-    if not values:
-        return MISSING
-    show = readable if name in COSTS else score
-    mean, sd = mean_and_sd(values)
-    text = show(mean) if sd is None else f"{show(mean)} ± {show(sd)}"
-    return text if len(values) == expected else f"{text} (n={len(values)})"
+    text = spread(values, readable if name in COSTS else score)
+    return text if len(values) in (0, expected) else f"{text} (n={len(values)})"
 
 
 def write_sweep_csv(path: Path, results: Sequence[Json]) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from nanolit.evaluation.scores import Item, read_items
+from nanolit.evaluation.scores import Item, item_files, read_items
 from nanolit.machine.arguments import choose
 from nanolit.machine.terminal import printable
 
 
 def tell_answers(folder: Path, task: str, *, wrong: bool) -> Iterator[str]:
     """Yield the answers to a task whose items are in `folder`; with `wrong`, those that are wrong."""
-    files = {path.stem: path for path in [*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")]}
+    files = item_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no items yet; evaluate the model first, without show=")
     named = {name.lower(): name for name in files}

@@ -7,21 +7,21 @@ same scores. What is asked and what counts as right is nanochat's (tasks/, conve
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanolit.evaluation.items import ItemFile, checksum_of, on_all_ranks
-from nanolit.evaluation.replies import judge_beside
+from nanolit.evaluation.items import ItemFile, checksum_of, on_all_ranks, overlapped
 from nanolit.evaluation.scores import Item
 from nanolit.evaluation.spans import Group, OwnScorer
 from nanolit.inference.engine import Engine
-from nanolit.inference.request import Request
+from nanolit.inference.request import Handle, Request
 from nanolit.machine.device import derived_seed, rank, world_size
+from nanolit.machine.numbers import chunked
 from nanolit.machine.system import cores_of_rank
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.conversation import render_prompt
@@ -29,6 +29,7 @@ from nanolit.tokenizer.conversation import render_prompt
 CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
 MEAN = "mean above guessing"
 SHUFFLED_BY = 42  # nanochat's seed for the order of a part
+STEPS = 16  # of the engine between two looks at what has ended: each looks at hundreds of replies
 PROBLEMS = 512  # asked together and then kept: the engine sorts them by length, and interruptions cost less
 
 
@@ -55,6 +56,21 @@ class Score:
     def centered(self) -> float:
         """Accuracy above guessing: 0 for guessing, 1 for all right."""
         return (self.accuracy - self.baseline) / (1 - self.baseline)
+
+
+class Problem(NamedTuple):
+    """A task's problem as a conversation, and the ids after which the model answers."""
+
+    index: int
+    conversation: Conversation
+    prompt: list[int]
+
+    def item(self) -> Item:
+        """Return what is kept of it, with the question and the reference answer for people to read."""
+        *_, question, answer = (message["content"] for message in self.conversation["messages"])
+        text = answer if isinstance(answer, str) else "".join(part["text"] for part in answer)
+        asked = {"index": self.index, "prompt": checksum_of(self.prompt)}
+        return {**asked, "question": str(question), "expected": text}
 
 
 def evaluate_tasks(
@@ -119,31 +135,23 @@ def evaluate_categorical(
     engine: Engine, task: Task, *, max_per_task: int | None = None, file: ItemFile | None = None
 ) -> Score:
     """Of the letters that a problem allows, the likeliest next token is the answer."""
-
     scorer = OwnScorer(engine.model)
 
-    def answer(indices: Sequence[int]) -> Callable[[], list[Item]]:
-        problems = [task[index] for index in indices]
-        prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
-        groups = [
-            letters_after(engine, prompt, problem["letters"])
-            for prompt, problem in zip(prompts, problems, strict=True)
-        ]
-        wait = scorer.start(groups)
+    def answer(asked: Sequence[Problem]) -> Callable[[], list[Item]]:
+        wait = scorer.start([letters_after(engine, one.prompt, one.conversation["letters"]) for one in asked])
 
         def finish() -> list[Item]:
-            items = []
-            for index, problem, prompt, spans in zip(indices, problems, prompts, wait(), strict=True):
+            said = []
+            for (_, problem, _), spans in zip(asked, wait(), strict=True):
                 losses = {letter: span.loss for letter, span in zip(problem["letters"], spans, strict=True)}
                 chosen = min(losses, key=losses.__getitem__)
-                asked = {"index": index, "prompt": checksum_of(prompt), **as_text(problem)}
-                said = {"losses": losses, "replies": [chosen], "rights": [task.evaluate(problem, chosen)]}
-                items.append(asked | said)
-            return items
+                rights = [task.evaluate(problem, chosen)]
+                said.append({"losses": losses, "replies": [chosen], "rights": rights})
+            return said
 
         return finish
 
-    return _ask(task, max_per_task, file, answer)
+    return _ask(engine, task, max_per_task, file, answer)
 
 
 def letters_after(engine: Engine, prompt: Sequence[int], letters: Sequence[str]) -> Group:
@@ -180,40 +188,53 @@ def evaluate_generative(
         )
     sampling: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k}
 
-    def request(index: int, prompt: Sequence[int]) -> Request:
-        drawn = derived_seed(seed, "problem", index)
-        return Request(prompt_ids=prompt[-room:], max_tokens=max_tokens, seed=drawn, **sampling)
+    def request(one: Problem) -> Request:
+        drawn = derived_seed(seed, "problem", one.index)
+        return Request(prompt_ids=one.prompt[-room:], max_tokens=max_tokens, seed=drawn, **sampling)
 
-    def answer(indices: Sequence[int]) -> Callable[[], list[Item]]:
-        problems = [task[index] for index in indices]
-        prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
-        requests = [request(index, prompt) for index, prompt in zip(indices, prompts, strict=True)]
-        wait = judge_beside(engine, task, problems, requests, pool)
-
-        def finish() -> list[Item]:
-            items = []
-            for index, problem, prompt, judged in zip(indices, problems, prompts, wait(), strict=True):
-                asked = {"index": index, "prompt": checksum_of(prompt), **as_text(problem)}
-                extracted = [task.extract(reply) for reply in judged.replies]
-                said = {"replies": judged.replies, "extracted": extracted, "rights": judged.rights}
-                items.append(asked | said)
-            return items
-
-        return finish
+    def answer(asked: Sequence[Problem]) -> Callable[[], list[Item]]:
+        return judge_beside(engine, task, asked, map(request, asked), pool)
 
     # Threads: to judge a program is to wait for the process that runs it. One core is left to the engine
     pool = ThreadPoolExecutor(max_workers=max(1, cores_of_rank() - 1))
     try:
-        return _ask(task, max_per_task, file, answer)
+        return _ask(engine, task, max_per_task, file, answer)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def as_text(conversation: Conversation) -> dict[str, str]:
-    """Return a problem and its reference answer, for people to read."""
-    *_, question, answer = (message["content"] for message in conversation["messages"])
-    text = answer if isinstance(answer, str) else "".join(part["text"] for part in answer)
-    return {"question": str(question), "expected": text}
+def judge_beside(
+    engine: Engine, task: Task, asked: Sequence[Problem], requests: Iterable[Request], pool: Executor
+) -> Callable[[], list[Item]]:
+    """Write every reply and begin to judge each when it ends; what is returned waits for the verdicts.
+
+    A GPU never waits for a sandbox.
+    """
+    handles, replies = dict[int, Handle](), dict[int, list[str]]()
+    verdicts: dict[int, list[Future[bool]]] = {}
+    try:
+        for place, request in enumerate(requests):
+            handles[place] = engine.submit(request)
+        while handles:
+            for _ in range(STEPS):
+                engine.step()
+            for place in [place for place, handle in handles.items() if handle.done]:
+                problem, completions = asked[place].conversation, handles.pop(place).completions
+                replies[place] = [engine.tokenizer.decode(completion.body_ids) for completion in completions]
+                verdicts[place] = [pool.submit(task.evaluate, problem, reply) for reply in replies[place]]
+    finally:
+        for handle in handles.values():
+            engine.cancel(handle)
+
+    def finish() -> list[Item]:
+        said = []
+        for place in range(len(asked)):
+            rights = [verdict.result() for verdict in verdicts[place]]
+            extracted = [task.extract(reply) for reply in replies[place]]
+            said.append({"replies": replies[place], "extracted": extracted, "rights": rights})
+        return said
+
+    return finish
 
 
 def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:
@@ -228,10 +249,11 @@ def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:
 
 
 def _ask(
+    engine: Engine,
     task: Task,
     max_per_task: int | None,
     file: ItemFile | None,
-    answer: Callable[[Sequence[int]], Callable[[], list[Item]]],
+    answer: Callable[[Sequence[Problem]], Callable[[], list[Item]]],
 ) -> Score:
     """Ask what the file lacks, each rank its share of every chunk; return the score of all items.
 
@@ -240,12 +262,19 @@ def _ask(
     """
     file, indices, world = file or ItemFile(), part_of(task, max_per_task), world_size()
     missing = [index for index in indices if index not in file.items]
-    finish: Callable[[], list[Item]] | None = None
-    for first in [*range(0, len(missing), PROBLEMS * world), None]:
-        begun = None if first is None else answer(missing[first : first + PROBLEMS * world][rank() :: world])
-        if finish:
-            file.add({**item, "right": item["rights"][0]} for item in on_all_ranks(finish()))
-        finish = begun
+
+    def begin(chunk: Sequence[int]) -> Callable[[], None]:
+        mine = [(index, task[index]) for index in chunk[rank() :: world]]
+        asked = [Problem(index, problem, render_prompt(problem, engine.tokenizer)) for index, problem in mine]
+        wait = answer(asked)
+
+        def finish() -> None:
+            items = [one.item() | said for one, said in zip(asked, wait(), strict=True)]
+            file.add({**item, "right": item["rights"][0]} for item in on_all_ranks(items))
+
+        return finish
+
+    overlapped(begin, chunked(missing, PROBLEMS * world))
     rights = [file.items[index]["rights"] for index in indices]
     samples = range(1, len(rights[0]) + 1)
     return Score(

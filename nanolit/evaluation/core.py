@@ -5,6 +5,7 @@ a continuation of which every token is the likeliest. CORE is the mean over the 
 guessing. Prompts, examples, spans and decisions are nanochat's of July 2026; its own numbers are the tests.
 """
 
+import functools
 import math
 import random
 import sys
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import TypedDict
 
-from nanolit.evaluation.items import ItemFile
+from nanolit.evaluation.items import ItemFile, overlapped
 from nanolit.evaluation.questions import Encoder, Question, TooLong, ask, check_lengths, num_characters
 from nanolit.evaluation.scores import Item as ScoredItem
 from nanolit.evaluation.scores import Scored, mean_centered
@@ -126,15 +127,8 @@ def evaluate_core(
         tasks.append((label, items, kept, asked, missing))
     progress = _Progress([num_characters(label, items, missing) for label, items, _, _, missing in tasks])
     for place, (label, items, kept, asked, missing) in enumerate(tasks):
-        finish: Callable[[], None] | None = None
-        for first in range(0, len(missing), CHUNK):
-            progress.show(label.name, place, first, len(missing))
-            begun = _ask_chunk(scorer, tokenizer, label, items, missing[first : first + CHUNK], kept, crop)
-            if finish:  # a GPU reads the next prompts while these are written down
-                finish()
-            finish = begun
-        if finish:
-            finish()
+        begin = functools.partial(_ask_chunk, scorer, tokenizer, label, items, kept, crop)
+        overlapped(begin, progress.chunks(label.name, place, missing))
         yield label.name, kept.scored(label.name, asked, baseline=label.baseline / 100)
     progress.end()
 
@@ -144,9 +138,9 @@ def _ask_chunk(
     tokenizer: Encoder,
     label: Label,
     items: Sequence[Item],
-    indices: Sequence[int],
     kept: ItemFile,
     crop: int | None,
+    indices: Sequence[int],
 ) -> Callable[[], None]:
     """Begin to score these items; what is returned waits for the scores and keeps them."""
     questions = ask(label, items, indices, tokenizer, crop=crop)
@@ -239,6 +233,12 @@ class _Progress:
         self.work, self.begun = work, time.monotonic()
         barred = hasattr(sys.stderr, "rich_proxied_file")  # while training shows its own bar
         self.shown = sys.stderr.isatty() and not barred and rank() == 0
+
+    def chunks(self, name: str, place: int, indices: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Yield the indices in chunks, and show before each how far a task is."""
+        for first in range(0, len(indices), CHUNK):
+            self.show(name, place, first, len(indices))
+            yield indices[first : first + CHUNK]
 
     def show(self, name: str, place: int, done: int, total: int) -> None:
         if not self.shown:

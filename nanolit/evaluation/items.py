@@ -6,9 +6,9 @@ ends; a file with another header is begun anew. Rank 0 alone reads and writes, a
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from nanolit.evaluation.scores import FORMAT, Item, Scored, lines_of, parsed, wh
 from nanolit.machine.device import gathered, rank, world_size
 from nanolit.machine.paths import file_hash, read_json, write_atomically
 
+Chunk = TypeVar("Chunk")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")  # of transformers
 
 
@@ -80,6 +81,18 @@ def _digest(paths: Iterable[Path]) -> str:
 def on_all_ranks(mine: list[Item]) -> list[Item]:
     """Return the items of every rank, by index. Collective."""
     return sorted((item for piece in gathered(mine) for item in piece), key=lambda item: item["index"])
+
+
+def overlapped(begin: Callable[[Chunk], Callable[[], None]], chunks: Iterable[Chunk]) -> None:
+    """Begin each chunk before the one before it is finished: a GPU works while answers are written down."""
+    finish: Callable[[], None] | None = None
+    for chunk in chunks:
+        begun = begin(chunk)
+        if finish:
+            finish()
+        finish = begun
+    if finish:
+        finish()
 
 
 def checksum_of(ids: Sequence[int] | np.ndarray) -> int:

@@ -74,6 +74,11 @@ def mean_centered(scores: Iterable[Scored]) -> tuple[float, float]:
     return mean, math.sqrt(sum(one.centered_error**2 for one in scores)) / len(scores)
 
 
+def item_files(folder: Path) -> dict[str, Path]:
+    """Return the items in a stage's evaluation folder by task: of the chat tasks, and of CORE's."""
+    return {path.stem: path for path in sorted([*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")])}
+
+
 def read_items(path: Path) -> tuple[Item, list[Item]]:
     """Return the header and the items of a file; ValueError where it is none of ours."""
     first, *lines = lines_of(path)

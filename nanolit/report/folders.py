@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from nanolit.config.names import flatten
 from nanolit.config.schema import STAGES
 from nanolit.config.stored import read_mapping
-from nanolit.evaluation.scores import Gradients, ValRows
+from nanolit.evaluation.scores import Gradients, ValRows, item_files
 from nanolit.machine.locks import is_held
 from nanolit.machine.paths import Json, as_null, by_step, read_json, read_table, run_folder, step_of
 from nanolit.planning.plans import BasePlan, Plan, RLPlan, TrainingPlan, read_plan
@@ -153,8 +153,7 @@ class Stage:
     @property
     def item_files(self) -> dict[str, Path]:
         """The items on disk by task: of the chat tasks, and of CORE's."""
-        folder = self.folder / "evaluation"
-        return {path.stem: path for path in sorted([*folder.glob("*.jsonl"), *folder.glob("core/*.jsonl")])}
+        return item_files(self.folder / "evaluation")
 
     @cached_property
     def core(self) -> Json:

@@ -1,4 +1,4 @@
-"""The calls of one run's functions, as the orchestrator makes them, and what is known of any call."""
+"""The calls of one run's functions, as the orchestrator makes them; what is known of any call; claims."""
 
 import time
 from typing import Any, NotRequired
@@ -16,6 +16,7 @@ UNREACHABLE = (  # errors that say nothing about the call that was asked for
     modal.exception.ResourceExhaustedError,
     modal.exception.ServiceError,
 )
+CLAIMS = "nanolit-claims"
 POLL_SECONDS = 2.0  # between two looks at what Modal could not tell, or at a checkpoint not yet committed
 WAIT_SECONDS = 20.0  # of one request for a call's result
 
@@ -44,9 +45,8 @@ class Calls:
         self.volume = volume_of(payload)
         job = payload["job"]
         self.path = run_folder(job["root"], job["run"]) / "calls.json"
-        self.calls: list[dict[str, Any]] = (
-            read_json(self.path, Kept).get("calls", []) if self.path.exists() else []
-        )
+        stored = read_json(self.path, Kept) if self.path.exists() else {}
+        self.calls: list[dict[str, Any]] = stored.get("calls", [])
 
     def write(self) -> None:
         write_json(self.path, {"format": 1, "calls": self.calls})
@@ -69,8 +69,7 @@ class Calls:
                 time.sleep(POLL_SECONDS)
             except Exception as error:
                 text = f"{stage}: Modal ended call {call['call']}: {type(error).__name__}: {error}"
-                run = self.payload["job"]["run"]
-                result = {"status": "failed", "run": run, "stage": stage, "error": text}
+                result = failed(self.payload, stage, text)
                 break
         if result["status"] == "duplicate":
             call["call"] = result["call"]
@@ -108,6 +107,10 @@ class Calls:
         return handle.spawn(self.payload).object_id
 
 
+def failed(payload: Payload, stage: str, error: str) -> Result:
+    return {"status": "failed", "run": payload["job"]["run"], "stage": stage, "error": error}
+
+
 def lives(call: str) -> bool:
     """Whether a call is still queued or running; also when Modal can't be asked."""
     try:
@@ -117,6 +120,25 @@ def lives(call: str) -> bool:
     except Exception:
         return False
     return False
+
+
+def claimed(key: str, *, environment: str | None) -> str | None:
+    """Return another call that has the stage and lives; without one, the stage is this call's from now on.
+
+    Modal's server decides it. A file on the volume cannot: the last writer wins there, and a machine sees the
+    other's file late. A claim is stored under the call that it follows, "" at first. Of two calls that both
+    find the same one dead, the server lets one put its claim there.
+    """
+    claims = modal.Dict.from_name(CLAIMS, create_if_missing=True, environment_name=environment)
+    me, before = modal.current_function_call_id(), ""
+    while not claims.put(f"{key}:{before}", me, skip_if_exists=True):
+        other = claims.get(f"{key}:{before}")
+        if other == me:
+            return None
+        if other and lives(other):
+            return other
+        before = other or before
+    return None
 
 
 def volume_of(payload: Payload) -> modal.Volume:

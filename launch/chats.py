@@ -6,7 +6,6 @@ from typing import Any
 import modal
 from typing_extensions import TypedDict
 
-from launch.deploy import record_path
 from nanolit.machine.paths import read_json, write_json
 
 PREFIX = "chat:"
@@ -20,12 +19,17 @@ class Stored(TypedDict):
     app: str
     app_name: str
     url: str
+    place: str  # of the release on the volume
     environment: str | None
     gpu: str
     command: str  # that deploys the same again
     keep_warm: int
     dollars_per_hour: float | None
     deployed: str
+
+
+def record_path(root: Path, name: str) -> Path:
+    return root / "chats" / f"{name}.json"
 
 
 def read_chat(root: Path, name: str) -> Record:

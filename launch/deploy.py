@@ -17,6 +17,7 @@ from typing import Any, NotRequired, cast
 import modal
 from typing_extensions import TypedDict
 
+from launch.chats import record_path, stored_chat
 from launch.gpus import gpus_of, same_gpu
 from launch.image import check_project, container_image
 from launch.progress import read_volume_json
@@ -50,12 +51,6 @@ class Meta(TypedDict):
     """What is read of a release's meta.json."""
 
     step: NotRequired[int | None]
-
-
-class Deployed(TypedDict):
-    """What deploying reads of the chat's earlier record."""
-
-    place: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +108,7 @@ def deploy(wish: Wish) -> None:
         print(f"dry run: nothing was deployed; the release {where}, the app is nanolit-chat-{name}")
         return
     path, store = record_path(wish.root, name), artefacts(settings)
-    before = read_json(path, Deployed, remedy="delete it")["place"] if path.exists() else ""
+    before = stored_chat(path)["place"] if path.exists() else ""
     try:
         found = release_there(wish.run, store, here)
         check_room(wish, found)
@@ -173,7 +168,7 @@ def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
 
 def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
     """The cluster as it is priced, and the launcher's settings; ValueError unless it is one GPU."""
-    from hydra_plugins.nanolit_modal.launcher import plain, validate
+    from hydra_plugins.nanolit_modal.launcher import launcher_settings, plain, validate
 
     config = compose_config([f"cluster={cluster}"])
     machine = cast(Cluster, {**plain(config.cluster), "cpu": CORES, "memory": LEAST_MEMORY})
@@ -184,7 +179,7 @@ def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
         raise ValueError(
             f"cluster={cluster} has {gpus} GPUs and a chat uses one; give cluster=modal_a10g or modal_h100"
         )
-    settings = {key: plain(value) for key, value in config.hydra.launcher.items() if key != "_target_"}
+    settings = launcher_settings(config)
     validate(**settings)
     return machine, settings
 
@@ -344,7 +339,3 @@ def define(
         experimental_options={"enable_gpu_snapshot": True} if wish.gpu_snapshot else {},
     )(modal.concurrent(max_inputs=MOST_REQUESTS)(served))
     return app, chat
-
-
-def record_path(root: Path, name: str) -> Path:
-    return root / "chats" / f"{name}.json"

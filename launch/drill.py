@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import modal
-from omegaconf import OmegaConf
+from hydra_plugins.nanolit_modal.launcher import launcher_settings
 
 from launch import probes
 from launch.calls import lives
-from launch.chats import stop_chat
-from launch.deploy import Wish, deploy, record_path
-from launch.follow import follow
+from launch.chats import record_path, stop_chat
+from launch.deploy import Wish, deploy
+from launch.follow import answers, follow
 from launch.image import container_image
 from launch.progress import OnVolume
-from launch.submit import Submission, explain, started
+from launch.submit import explain, started
 from launch.sweep import begin
 from nanolit.config.compose import compose, compose_config
 from nanolit.machine.arguments import Root, setting
@@ -165,22 +165,18 @@ def try_cancel(settings: Drill, functions: dict[str, modal.Function]) -> dict[st
     seen = wait_for(f"{running}/ended", settings)
     seconds = round(time.monotonic() - begun, 1)
     assert not lives(other.object_id), "the call that was cancelled while it waited goes on waiting"
-    assert not meeting_place(settings).get(f"{waiting}/begun"), "the call that was cancelled waiting began"
+    there = probes.meeting_place(settings.environment)
+    assert not there.get(f"{waiting}/begun"), "the call that was cancelled waiting began"
     return {"waiting": "never began", "running": f"ended by {seen}", "after_seconds": seconds}
 
 
 def wait_for(key: str, settings: Drill) -> Any:
     """Return what a container puts under a key."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while not (value := meeting_place(settings).get(key)):
+    while not (value := probes.meeting_place(settings.environment).get(key)):
         assert time.monotonic() < deadline, f"no container said {key.partition('/')[2]}"
         time.sleep(1)
     return value
-
-
-def meeting_place(settings: Drill) -> modal.Dict:
-    """Return the Dict in which containers and the laptop meet."""
-    return modal.Dict.from_name(probes.PROBES, create_if_missing=True, environment_name=settings.environment)
 
 
 def try_job(settings: Drill) -> dict[str, Any]:
@@ -188,24 +184,16 @@ def try_job(settings: Drill) -> dict[str, Any]:
     words = [*JOB, *RENTED, *SMALL, f"run={RUN}-{secrets.token_hex(2)}", f"max_steps={settings.steps}"]
     words += [f"root={settings.home}", "stage.tokenizer.vocab_size=512", "stage.tokenizer.max_chars=100_000"]
     job = compose(words)
-    launcher = compose_config(words).hydra.launcher
+    launcher = launcher_settings(compose_config(words))
     own = {"timeout": 60 if settings.steps > 100 else 600, "root": settings.mount}
     own |= {"environment": settings.environment, "stream_logs": False}
-    submission = begin(job, {**as_dict(launcher), **own})
+    submission = begin(job, launcher | own)
     result = follow(submission, logs=False)
     assert result["status"] == "done", f"{result['status']}: {result.get('error')}"
     calls = [call["state"] for call in OnVolume(submission).calls() if call["function"] == "train"]
     hours, dollars = OnVolume(submission).spent()
-    found = {"run": job["run"], "train_calls": calls, "orchestrators": num_orchestrators(submission)}
+    found = {"run": job["run"], "train_calls": calls, "orchestrators": len([*answers(submission, timeout=0)])}
     return found | {"gpu_hours": round(hours, 4), "dollars": dollars and round(dollars, 4)}
-
-
-def num_orchestrators(submission: Submission) -> int:
-    """Return how many orchestrators it took: each but the last has handed over to the next."""
-    call, count = submission["call"], 1
-    while (result := modal.FunctionCall.from_id(call).get(timeout=0))["status"] == "continued":
-        call, count = result["call"], count + 1
-    return count
 
 
 def try_chat(settings: Drill) -> dict[str, Any]:
@@ -234,12 +222,6 @@ def ask(url: str) -> float:
     with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:
         answer.read()
     return round(time.monotonic() - begun, 1)
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items() if key != "_target_"}
 
 
 def told(found: dict[str, Any]) -> str:

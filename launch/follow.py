@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import modal
@@ -29,27 +29,29 @@ def follow(submission: Submission, *, logs: bool, say: Say = print) -> dict[str,
     return {"run": submission["run"], **result, "app": submission["app"]}
 
 
+def answers(submission: Submission, *, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the result of each orchestrator: all but the last have handed over to the next.
+
+    TimeoutError when one of them takes longer than `timeout` seconds.
+    """
+    result = submission
+    while result is submission or result["status"] == "continued":
+        result = modal.FunctionCall.from_id(result["call"]).get(timeout=timeout)
+        yield result
+
+
 def wait(submission: Submission, *, timeout: float | None = None) -> dict[str, Any]:
-    """The last orchestrator's result; TimeoutError when one of them takes longer than `timeout` seconds."""
-    call = submission["call"]
-    while True:
-        result = modal.FunctionCall.from_id(call).get(timeout=timeout)
-        if result["status"] != "continued":
-            return result
-        call = result["call"]
+    """Return the last orchestrator's result; TimeoutError as in `answers`."""
+    *_, result = answers(submission, timeout=timeout)
+    return result
 
 
 def newest_call(submission: Submission) -> str:
-    """The orchestrator that the others handed over to."""
+    """Return the orchestrator that the others handed over to."""
     call = submission["call"]
-    while not lives(call):
-        try:
-            result = modal.FunctionCall.from_id(call).get(timeout=0)
-        except Exception:
-            return call
-        if result["status"] != "continued":
-            return call
-        call = result["call"]
+    with contextlib.suppress(Exception):  # it goes on, or Modal has no answer of it
+        for result in answers(submission, timeout=0):
+            call = result["call"] if result["status"] == "continued" else call
     return call
 
 

@@ -7,20 +7,8 @@ from typing import Any
 # https://modal.com/docs/guide/gpu (November 2026). "H100" may be an H200 at the price of an H100, "H100!" is
 # not; "+" lets a B200 be a B300.
 GPUS = (
-    "T4",
-    "L4",
-    "A10",
-    "L40S",
-    "A100",
-    "A100-40GB",
-    "A100-80GB",
-    "RTX-PRO-6000",
-    "H100",
-    "H100!",
-    "H200",
-    "B200",
-    "B200+",
-    "B300",
+    *("T4", "L4", "A10", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000"),
+    *("H100", "H100!", "H200", "B200", "B200+", "B300"),
 )
 MOST_GPUS = {"A10": 4}
 OTHER_NAMES = {"A10": "A10G", "A100": "A100-40GB"}  # of the same GPU

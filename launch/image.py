@@ -21,20 +21,8 @@ IN_WHEEL = LAUNCH / "project"  # where hatch_build.py puts what a checkout has i
 PROJECT = IN_WHEEL if IN_WHEEL.is_dir() else BESIDE  # has pyproject.toml, uv.lock and rustbpe/
 CODE = "/root"  # on the path of Modal's containers
 SUFFIXES = {
-    ".css",
-    ".js",
-    ".py",
-    ".pyi",
-    ".yaml",
-    ".rs",
-    ".toml",
-    ".lock",
-    ".txt",
-    ".md",
-    ".parquet",
-    ".zst",
-    ".json",
-    ".html",
+    *(".py", ".pyi", ".rs", ".toml", ".lock", ".yaml", ".json", ".txt", ".md"),
+    *(".css", ".js", ".html", ".parquet", ".zst"),
 }
 LEFT_OUT = {"__pycache__", "target", "runs", "notebooks", "node_modules", IN_WHEEL.name}
 UV = "0.13.9"

@@ -14,7 +14,11 @@ from launch.remote import look_around
 from nanolit.machine.system import output
 
 MEGABYTE = 1_000_000
-PROBES = "nanolit-drill"  # the Dict that containers and the laptop meet in
+
+
+def meeting_place(environment: str | None) -> modal.Dict:
+    """Return the Dict in which containers and the laptop meet."""
+    return modal.Dict.from_name("nanolit-drill", create_if_missing=True, environment_name=environment)
 
 
 def write_volume(root: str, volume: str, environment: str | None, megabytes: int) -> dict[str, Any]:
@@ -52,8 +56,8 @@ def read_volume(root: str, megabytes: int) -> dict[str, Any]:
 
 def claim(key: str, environment: str | None) -> bool:
     """Return whether this container is the one that gets a key."""
-    claims = modal.Dict.from_name(PROBES, create_if_missing=True, environment_name=environment)
-    return claims.put(key, os.environ.get("MODAL_TASK_ID", "?"), skip_if_exists=True)
+    task = os.environ.get("MODAL_TASK_ID", "?")
+    return meeting_place(environment).put(key, task, skip_if_exists=True)
 
 
 def be_stopped(key: str, environment: str | None) -> float:
@@ -61,7 +65,7 @@ def be_stopped(key: str, environment: str | None) -> float:
 
     Returns the seconds from the interrupt to the last sign of life.
     """
-    there = modal.Dict.from_name(PROBES, create_if_missing=True, environment_name=environment)
+    there = meeting_place(environment)
     if there.get(f"{key}/task"):
         return round(there.get(f"{key}/last", 0.0) - there.get(f"{key}/interrupted", 0.0), 1)
     try:
@@ -77,7 +81,7 @@ def be_stopped(key: str, environment: str | None) -> float:
 
 def be_cancelled(key: str, environment: str | None) -> None:
     """Say that it has begun, wait to be cancelled, and say what that looks like in the container."""
-    there = modal.Dict.from_name(PROBES, create_if_missing=True, environment_name=environment)
+    there = meeting_place(environment)
     there.put(f"{key}/begun", True)
     try:
         time.sleep(120)

@@ -22,8 +22,7 @@ from typing import Any, cast
 
 import modal
 
-from launch.calls import POLL_SECONDS, Calls, Payload, Result, commit, volume_of
-from launch.claim import claimed
+from launch.calls import POLL_SECONDS, Calls, Payload, Result, claimed, commit, failed, volume_of
 from launch.compile_cache import CompileCache
 from launch.spending import Meter
 from nanolit.config.schema import Job, StageName
@@ -89,7 +88,7 @@ def prepare(payload: Payload, stage: str) -> Result:
         result: Result = {"status": "done", "run": job["run"], "stage": stage}
         return make_tokenizer(job, plans["tokenizer"]) if "tokenizer" in plans else result
     except (ValueError, OSError) as error:
-        return {"status": "failed", "run": job["run"], "stage": stage, "error": str(error)}
+        return failed(payload, stage, str(error))
     finally:
         commit(volume_of(payload))
 
@@ -144,17 +143,18 @@ def stage_in_time(
         if answer.exists():
             return read_json(answer), late
     error = f"{stage} ended with exit code {code} and without a result; its reason is in the log"
-    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}, late
+    return failed(payload, stage, error), late
 
 
 def too_dear(payload: Payload, stage: str, meter: Meter) -> Result:
     """Return the failure of a stage that would pass max_cost."""
     job, rate = payload["job"], payload["dollars_per_hour"]
-    error = (
+    return failed(
+        payload,
+        stage,
         f"{stage} stopped: its GPUs have cost about ${meter.seconds() / 3600 * rate:,.2f} of max_cost="
-        f"{job['max_cost']:g}; the same command with a larger max_cost resumes from the last checkpoint"
+        f"{job['max_cost']:g}; the same command with a larger max_cost resumes from the last checkpoint",
     )
-    return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
 
 def look_around() -> dict[str, Any]:

@@ -24,9 +24,8 @@ class Meter:
 
     def __init__(self, folder: Path) -> None:
         self.path, self.begun, self.written = folder / FILE, time.time(), 0.0
-        self.before: dict[str, float] = (
-            read_json(self.path, Kept).get("seconds", {}) if self.path.exists() else {}
-        )
+        stored = read_json(self.path, Kept) if self.path.exists() else {}
+        self.before: dict[str, float] = stored.get("seconds", {})
 
     def seconds(self) -> float:
         return sum(self.before.values()) + time.time() - self.begun

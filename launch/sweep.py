@@ -84,17 +84,8 @@ def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> l
 
 def request_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     """What submitting would ask of Modal, and the job that would go there."""
-    asked = (
-        "gpu",
-        "cpu",
-        "memory",
-        "ephemeral_disk",
-        "timeout",
-        "startup_timeout",
-        "retries",
-        "nodes",
-        "region",
-    )
+    machine = ("gpu", "cpu", "memory", "ephemeral_disk")
+    asked = (*machine, "timeout", "startup_timeout", "retries", "nodes", "region")
     return {
         "app": f"{settings['app_name']}-{job['run']}",
         "functions": {**CPU_FUNCTIONS, "train": {key: settings[key] for key in asked}},

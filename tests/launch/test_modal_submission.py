@@ -11,7 +11,7 @@ import modal
 import pytest
 from hydra_plugins.nanolit_modal.launcher import plain
 
-from launch import calls, claim, commands, spending
+from launch import calls, commands, spending
 from launch.compile_cache import CompileCache
 from launch.image import unwanted
 from launch.sweep import remarks, shares
@@ -292,12 +292,12 @@ def test_of_two_that_find_a_dead_claim_one_gets_the_stage(monkeypatch):
             return new
 
     claims, alive = Claims(), {"a", "b", "c"}
-    monkeypatch.setattr(claim.modal.Dict, "from_name", lambda *_, **__: claims)
-    monkeypatch.setattr(claim, "lives", lambda call: call in alive)
+    monkeypatch.setattr(calls.modal.Dict, "from_name", lambda *_, **__: claims)
+    monkeypatch.setattr(calls, "lives", lambda call: call in alive)
 
     def claimed(call):
-        monkeypatch.setattr(claim.modal, "current_function_call_id", lambda: call)
-        return claim.claimed("run/base", environment=None)
+        monkeypatch.setattr(calls.modal, "current_function_call_id", lambda: call)
+        return calls.claimed("run/base", environment=None)
 
     assert [claimed("a"), claimed("a"), claimed("b")] == [None, None, "a"]
     alive.remove("a")

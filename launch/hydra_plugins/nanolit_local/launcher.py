@@ -10,6 +10,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from nanolit.config.schema import Job
+
 
 @dataclass
 class LocalLauncherConf:
@@ -27,13 +29,22 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
-        from nanolit.jobs.sweep import run_jobs
 
         jobs = [compose(overrides) for overrides in job_overrides]
+        self.check(jobs)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # where a sweeper writes
         returns = []
-        for overrides, result in zip(job_overrides, run_jobs(jobs), strict=True):
+        for overrides, result in zip(job_overrides, self.run(jobs), strict=True):
             done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
             done.return_value = result
             returns.append(done)
         return returns
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """ValueError for jobs that cannot run; `run_jobs` has checks of its own."""
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[float | None]:
+        """Run the jobs to their ends; return what a sweeper minimises of each."""
+        from nanolit.jobs.sweep import run_jobs
+
+        return run_jobs(jobs)

@@ -3,14 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.core.utils import JobReturn
+from hydra_plugins.nanolit_local.launcher import LocalLauncher
 from hydra_plugins.nanolit_modal.config import ModalLauncherConf
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from launch.gpus import check_gpu, gpus_of, same_gpu
 from nanolit.config.schema import Cluster, Job
@@ -21,28 +19,18 @@ from nanolit.planning.plans import plan_jobs
 DAY_SECONDS = 86_400
 
 
-class ModalLauncher(Launcher):
+class ModalLauncher(LocalLauncher):
     def __init__(self, **settings: Any) -> None:
         self.settings = {key: plain(value) for key, value in settings.items()}
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
-
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nanolit.config.compose import compose
-
         refuse_in_container()
         validate(**self.settings)
         self.refuse_sweeper_without_results()
-        jobs = [compose(overrides) for overrides in job_overrides]
+        return super().launch(job_overrides, initial_job_idx)
+
+    def check(self, jobs: Sequence[Job]) -> None:
         check_jobs(jobs, self.settings)
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        returns = []
-        for overrides, result in zip(job_overrides, self.run(jobs), strict=True):
-            done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
-            done.return_value = result
-            returns.append(done)
-        return returns
 
     def run(self, jobs: Sequence[Job]) -> list[float | None]:
         """Show the plans; then submit, and wait if that is wished. Validation bits per byte, or None."""
@@ -65,6 +53,11 @@ class ModalLauncher(Launcher):
 
 def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def launcher_settings(config: Any) -> dict[str, Any]:
+    """Return hydra.launcher's settings of a composed configuration."""
+    return {key: plain(value) for key, value in config.hydra.launcher.items() if key != "_target_"}
 
 
 def refuse_in_container() -> None:

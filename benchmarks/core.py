@@ -70,9 +70,7 @@ def main(arguments: list[str]) -> int:
                 for question, found, expected in zip(of_label, spans, alone, strict=True)
             )
         rows.append(row)
-        print(
-            "  " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        )
+        print(f"  {results.in_words(row)}")
     entry = {
         "command": results.command_line("core", arguments),
         "device": device_name(model.device),

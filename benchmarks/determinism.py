@@ -12,7 +12,6 @@ model holds a whole micro-batch: from d20 on, give fewer rows. Takes the setting
 """
 
 import hashlib
-import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.parity import SMALLEST, part_of
-from benchmarks.parts import parts_of
+from benchmarks.parts import forward_backward, parts_of
 from benchmarks.profile import fill_zero_matrices
 from benchmarks.train import about, back_on_device, bare_step, between, device_name, mark, synchronize
 from nanolit.data.stream import Step
@@ -82,14 +81,10 @@ def main(arguments: list[str]) -> int:
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     quieten_libraries()
     job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=HORIZON)
-    try:
-        ways = [Way("deterministic=true")] if job["deterministic"] else WAYS
-        if not compiled(job, parts.plan, parts.device):
-            ways = [way for way in ways if way.name != "compiled"]
-        measured = measure(parts, ways, num_steps=settings.steps)
-    finally:
-        if settings.tokens == "skewed":
-            shutil.rmtree(parts.folder, ignore_errors=True)
+    ways = [Way("deterministic=true")] if job["deterministic"] else WAYS
+    if not compiled(job, parts.plan, parts.device):
+        ways = [way for way in ways if way.name != "compiled"]
+    measured = measure(parts, ways, num_steps=settings.steps)
     entry = {
         "command": results.command_line("determinism", arguments),
         **about(parts),
@@ -157,12 +152,6 @@ def run(phase: Phase, steps: list[Step], begin: dict[str, Tensor]) -> Run:
     for number, step in enumerate(steps):
         bare_step(phase, step, number)
     return Run(gradients, {name: one.detach().clone() for name, one in phase.gpt.named_parameters()})
-
-
-def forward_backward(phase: Phase, step: Step) -> None:
-    """Take the step's first micro-batch alone."""
-    ids_BT, targets_BT = (tensor.to(phase.gpt.device) for tensor in step.micro_batches[0])
-    (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
 
 
 def by_part(gpt: GPT, first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:

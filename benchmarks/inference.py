@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import results
-from benchmarks.parts import peer_model
+from benchmarks.parts import base_plan, peer_model
 from benchmarks.train import device_name, synchronize
 from nanolit.config.compose import compose
 from nanolit.inference.engine import Engine
@@ -32,7 +32,6 @@ from nanolit.jobs.parts import build_gpt
 from nanolit.machine.arguments import choose, names, read_some, setting
 from nanolit.machine.device import pick_device
 from nanolit.model.gpt import GPT
-from nanolit.planning.plans import BasePlan, fresh_plans
 from nanolit.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
 
 WORK = ("rows", "kernels", "rollouts", "requests", "loop", "peer")
@@ -111,9 +110,7 @@ def work_of(settings: Settings) -> list[str]:
 def random_model(overrides: list[str]) -> tuple[GPT, Tokenizer]:
     """Return the job's model with random weights, all of them alive, and a made-up tokenizer of its size."""
     job = compose([*overrides, "phase=base"])
-    plan = fresh_plans(job)["base"]
-    assert isinstance(plan, BasePlan)
-    model = build_gpt(plan.gpt, pick_device(), seed=job["seed"], precision=job["precision"])
+    model = build_gpt(base_plan(job).gpt, pick_device(), seed=job["seed"], precision=job["precision"])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
@@ -158,16 +155,16 @@ def by_rows(
         first = min(one["first_seconds"] for one in measured)
         step = min(one["decode_seconds"] for one in measured) / (settings.new - 1)
         needed = step_bytes(engine.model, rows, settings.prompt + settings.new // 2)
-        line = {
-            "rows": rows,
-            "first_ms": 1000 * first,
-            "step_ms": 1000 * step,
-            "tokens_per_second": rows / step,
-            "bandwidth_share": needed / step / bytes_per_second,
-        }
-        print("  " + "  ".join(f"{key} {value:,.4g}" for key, value in line.items()), flush=True)
+        line = line_of(rows, first, step) | {"bandwidth_share": needed / step / bytes_per_second}
+        print(f"  {results.in_words(line)}", flush=True)
         yield line
         rows *= 2
+
+
+def line_of(rows: int, first: float, step: float) -> dict[str, Any]:
+    """Return the figures of so many rows, by the seconds until the first token and those of a step."""
+    speed = {"first_ms": 1000 * first, "step_ms": 1000 * step, "tokens_per_second": rows / step}
+    return {"rows": rows, **speed}
 
 
 def step_bytes(model: GPT, rows: int, positions: int) -> float:
@@ -300,13 +297,8 @@ def peer(ours: Engine, settings: Settings, rng: random.Random) -> Iterator[dict[
             first, count = time.perf_counter() - begun, sum(1 for _ in steps)
             synchronize(model.device)
             step = (time.perf_counter() - begun - first) / count
-        line = {
-            "rows": rows,
-            "first_ms": 1000 * first,
-            "step_ms": 1000 * step,
-            "tokens_per_second": rows / step,
-        }
-        print("  nanochat: " + "  ".join(f"{key} {value:,.4g}" for key, value in line.items()), flush=True)
+        line = line_of(rows, first, step)
+        print(f"  nanochat: {results.in_words(line)}", flush=True)
         yield {**line, "attention": "flash3" if flash_attention.USE_FA3 else "sdpa"}
         rows *= 2
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.inference import copy_speed
+from benchmarks.parts import base_plan
 from benchmarks.train import device_name
 from nanolit.config.compose import compose
 from nanolit.inference.sampling import COLUMNS, PENALTY, POSITION, TEMPERATURE, TOP_K, TOP_P
 from nanolit.machine.arguments import names, read_some, setting
 from nanolit.model.block import norm
 from nanolit.model.gpt import GPTConfig
-from nanolit.planning.plans import BasePlan, fresh_plans
 
 TOUCHED = 300_000_000  # bytes of all copies of a kernel's weights or keys: six times an H200's cache
 TILES = {
@@ -60,15 +60,14 @@ def main(arguments: list[str]) -> int:
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     if not torch.cuda.is_available():
         raise ValueError("benchmarks kernels times a GPU's kernels, and this machine has no CUDA device")
-    plan = fresh_plans(compose([*overrides, "phase=base"]))["base"]
-    assert isinstance(plan, BasePlan)
+    config = GPTConfig(**base_plan(compose([*overrides, "phase=base"])).gpt)
     device = torch.device("cuda")
     entry: dict[str, Any] = {"command": results.command_line("kernels", arguments)}
     entry |= {"device": device_name(device), "kernels": []}
     speed = copy_speed(device)
     with device:
         for rows in map(int, names(settings.rows)):
-            for kernel in kernels_of(GPTConfig(**plan.gpt), rows, settings.positions):
+            for kernel in kernels_of(config, rows, settings.positions):
                 line: dict[str, Any] = {"rows": rows, "kernel": kernel.name}
                 line |= {"microseconds": microseconds(kernel, settings.repeats), "error": kernel.error()}
                 line["floor"] = 1e6 * kernel.bytes_read / speed

@@ -31,25 +31,8 @@ from nanolit.machine.arguments import read_some, setting
 from nanolit.model.nanochat import canonical_name
 from nanolit.phases.core import Phase
 
-LOSSES = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    11,
-    21,
-    31,
-    41,
-    61,
-    81,
-    101,
-)  # steps whose loss is kept: early ones tell
+# Steps whose loss is kept: early ones tell
+LOSSES = (*range(1, 12), 21, 31, 41, 61, 81, 101)
 UNTIMED = 10  # steps, in which compiling falls
 
 

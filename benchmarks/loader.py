@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
-from benchmarks.tokenizer import Text, peak_megabytes
+from benchmarks.tokenizer import Text, corpus_of, peak_megabytes
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.parquet import Corpus, training_arrays
 from nanolit.data.sequence import DocumentSequence
@@ -69,11 +69,6 @@ def main(arguments: list[str]) -> int:
     }
     results.print_entry(entry, results.save(entry, settings, device=results.processor()))
     return 0
-
-
-def corpus_of(order: dict[str, Any]) -> Corpus:
-    files = tuple(map(Path, order["files"]))
-    return Corpus(name="bench", text_column="text", train_files=files, validation_files=())
 
 
 def learn_tokenizer(order: dict[str, Any], folder: Path) -> Path:

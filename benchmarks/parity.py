@@ -11,7 +11,6 @@ to learn. `tokens=real data=…` takes the job's. Takes the settings of nanolit
 train too.
 """
 
-import shutil
 import sys
 import time
 from collections import defaultdict
@@ -98,14 +97,10 @@ def main(arguments: list[str]) -> int:
     quieten_libraries()
     begun = time.perf_counter()
     job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=HORIZON)
-    try:
-        if settings.attention:
-            use_attention(parts.phase.gpt, settings.attention)
-        precision = precision_of(parts.phase.gpt, job["precision"])
-        losses, differences = measure(parts, steps=settings.steps, seed=job["seed"])
-    finally:
-        if settings.tokens == "skewed":
-            shutil.rmtree(parts.folder, ignore_errors=True)
+    if settings.attention:
+        use_attention(parts.phase.gpt, settings.attention)
+    precision = precision_of(parts.phase.gpt, job["precision"])
+    losses, differences = measure(parts, steps=settings.steps, seed=job["seed"])
     matrices = {name for name, one in parts.phase.gpt.named_parameters() if one.ndim == 2}
     faults = faults_of(differences["compiled"], matrices, precision)
     entry = {

@@ -1,5 +1,6 @@
 """What a training benchmark runs: the worker's own parts, on random tokens or on the job's data."""
 
+import atexit
 import json
 import math
 import os
@@ -23,39 +24,29 @@ from nanolit.model.gpt import GPTConfig
 from nanolit.phases.base import Base
 from nanolit.phases.core import Phase, optimizer_settings
 from nanolit.planning.costs import num_ranks
-from nanolit.planning.plans import BasePlan, fresh_plans
+from nanolit.planning.plans import BasePlan, fresh_plan, fresh_plans
 
+Draw = Callable[[tuple[int, int], int, torch.Generator], torch.Tensor]  # shape, vocabulary → tokens
 DISTINCT_STEPS = 4  # random steps that are dealt out in turn: different enough, made before the clock runs
 REPEATED_AFTER = 7  # positions, in skewed tokens: within every window, beyond what the smear sees
 
 
 class RandomStream:
-    """Steps of random tokens in the form of `PretrainStream`'s: uniform, or as a subclass draws them."""
+    """Steps of random tokens, as `draw` gives them, in the form of `PretrainStream`'s."""
 
-    def __init__(self, plan: BasePlan, *, seed: int) -> None:
+    def __init__(self, plan: BasePlan, draw: Draw, *, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         shape = (plan.micro_batch, plan.gpt["context"] + 1)
         self.steps = []
         for _ in range(DISTINCT_STEPS):
             micro_batches = []
             for _ in range(plan.accumulation):
-                row_BT = self.draw(shape, plan.gpt["vocab_size"], generator)
+                row_BT = draw(shape, plan.gpt["vocab_size"], generator)
                 pair = (row_BT[:, :-1].contiguous(), row_BT[:, 1:].contiguous())
-                micro_batches.append(
-                    tuple(x.pin_memory() for x in pair) if torch.cuda.is_available() else pair
-                )
-            self.steps.append(
-                Step(
-                    micro_batches=micro_batches,
-                    num_tokens=plan.total_batch,
-                    position={},
-                    epoch=0.0,
-                    cropped_fraction=0.0,
-                )
-            )
-
-    def draw(self, shape: tuple[int, int], vocab_size: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.randint(vocab_size, shape, generator=generator)
+                is_pinned = torch.cuda.is_available()
+                micro_batches.append(tuple(x.pin_memory() for x in pair) if is_pinned else pair)
+            progress: Any = {"position": {}, "epoch": 0.0, "cropped_fraction": 0.0}
+            self.steps.append(Step(micro_batches=micro_batches, num_tokens=plan.total_batch, **progress))
 
     def __len__(self) -> int:
         return 10**9
@@ -65,25 +56,27 @@ class RandomStream:
             yield from self.steps
 
 
-class SkewedStream(RandomStream):
-    """Random tokens that there is something to learn from: frequencies like those of words, and repeats."""
-
-    def draw(self, shape: tuple[int, int], vocab_size: int, generator: torch.Generator) -> torch.Tensor:
-        weights_V = 1 / torch.arange(1, vocab_size + 1)  # Zipf's law
-        drawn_BT = torch.multinomial(weights_V, math.prod(shape), replacement=True, generator=generator)
-        drawn_BT = drawn_BT.view(shape)
-        repeats_BT = torch.rand(shape, generator=generator) < 0.5
-        return torch.where(repeats_BT, drawn_BT.roll(REPEATED_AFTER, 1), drawn_BT)
+def uniform(shape: tuple[int, int], vocab_size: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(vocab_size, shape, generator=generator)
 
 
-STREAMS = {"random": RandomStream, "skewed": SkewedStream}
+def skewed(shape: tuple[int, int], vocab_size: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw tokens that there is something to learn from: frequencies like those of words, and repeats."""
+    weights_V = 1 / torch.arange(1, vocab_size + 1)  # Zipf's law
+    drawn_BT = torch.multinomial(weights_V, math.prod(shape), replacement=True, generator=generator)
+    drawn_BT = drawn_BT.view(shape)
+    repeats_BT = torch.rand(shape, generator=generator) < 0.5
+    return torch.where(repeats_BT, drawn_BT.roll(REPEATED_AFTER, 1), drawn_BT)
+
+
+DRAWS: dict[str, Draw] = {"random": uniform, "skewed": skewed}
 
 
 def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job, Parts]:
-    """The job of these overrides and its parts for the base stage; nothing is resumed.
+    """Return the job of these overrides and its parts for the base stage; nothing is resumed.
 
     tokens "real": the job's tokenizer and data, under its root; "random" and "skewed": nothing is read, and
-    what is written goes to a temporary folder.
+    what is written goes to a folder that vanishes with this process.
     """
     job = compose([*overrides, f"max_steps={num_steps}", "phase=base"])
     ranks, started = num_ranks(job), int(os.environ.get("WORLD_SIZE", "1"))
@@ -94,8 +87,8 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
         )
     if job["deterministic"]:
         make_deterministic()
-    if tokens in STREAMS:
-        return job, random_parts(job, stream=STREAMS[tokens])
+    if tokens in DRAWS:
+        return job, random_parts(job, DRAWS[tokens])
     job["run"] = f"bench-{job['run']}"
     plans = training_plans(job, fresh_plans(job))
     plan = plans["base"]
@@ -107,10 +100,15 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     return job, build_parts(job, plan)
 
 
-def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Parts:
-    """The parts of a job on random tokens: no tokenizer, no validation."""
-    plan, device = fresh_plans(job)["base"], pick_device()
+def base_plan(job: Job) -> BasePlan:
+    plan = fresh_plan(job, "base")
     assert isinstance(plan, BasePlan)
+    return plan
+
+
+def random_parts(job: Job, draw: Draw) -> Parts:
+    """Return the parts of a job on random tokens: no tokenizer, no validation."""
+    plan, device = base_plan(job), pick_device()
     phase = Base(
         build_gpt(plan.gpt, device, seed=job["seed"], precision=job["precision"]),
         groups=plan.groups,
@@ -119,7 +117,9 @@ def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Part
         num_steps=plan.num_steps,
         compile=compiled(job, plan, device),
     )
-    folder = Path(tempfile.mkdtemp(prefix="nanolit-bench-"))
+    temporary = tempfile.TemporaryDirectory(prefix="nanolit-bench-", ignore_cleanup_errors=True)
+    atexit.register(temporary.cleanup)
+    folder = Path(temporary.name)
     absent: Any = None
     return Parts(
         plan=plan,
@@ -128,7 +128,7 @@ def random_parts(job: Job, *, stream: type[RandomStream] = RandomStream) -> Part
         tokenizer_folder=folder,
         device=device,
         phase=phase,
-        stream=stream(plan, seed=job["seed"]),
+        stream=RandomStream(plan, draw, seed=job["seed"]),
         evaluator=absent,
         chat_tasks=[],
         left_out="",
@@ -160,8 +160,14 @@ def peer_model(folder: Path, config: GPTConfig, device: torch.device, *, seed: i
     return model
 
 
+def forward_backward(phase: Phase, step: Step) -> None:
+    """Take the step's first micro-batch alone."""
+    ids_BT, targets_BT = (tensor.to(phase.gpt.device) for tensor in step.micro_batches[0])
+    (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
+
+
 def fill_gradients(phase: Phase) -> None:
-    """Made-up gradients, for a step of the optimizer alone."""
+    """Make up gradients, for a step of the optimizer alone."""
     for parameter in phase.gpt.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
 
@@ -169,7 +175,7 @@ def fill_gradients(phase: Phase) -> None:
 def trace_of(
     run: Callable[[], Any], *, repeats: int, activities: Sequence[ProfilerActivity], path: Path | None = None
 ) -> dict[str, Any]:
-    """What torch's profiler writes of some runs on a GPU, shapes included; kept where a path is given."""
+    """Return what torch's profiler writes of some runs on a GPU, shapes included; a path keeps it."""
     torch.cuda.synchronize()
     with profile(activities=activities, record_shapes=True) as profiler:
         for _ in range(repeats):

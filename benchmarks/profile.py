@@ -10,7 +10,6 @@ import collections
 import json
 import math
 import re
-import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks.parts import fill_gradients, parts_of, trace_of
+from benchmarks.parts import fill_gradients, forward_backward, parts_of, trace_of
 from benchmarks.train import between, mark, synchronize
 from nanolit.data.stream import Step
 from nanolit.jobs.worker import quieten_libraries
@@ -83,7 +82,6 @@ def main(arguments: list[str]) -> int:
         )
     quieten_libraries()
     _, parts = parts_of(overrides, tokens="random", num_steps=1)
-    shutil.rmtree(parts.folder, ignore_errors=True)
     phase, step = parts.phase, next(iter(parts.stream))
     fill_zero_matrices(phase)
     phase.configure_optimizers()
@@ -111,8 +109,7 @@ def fill_zero_matrices(phase: Phase) -> None:
 def prepared_run(phase: Phase, step: Step, *, what: str) -> None:
     """A micro-batch forward and backward, or a step of the optimizer on made-up gradients."""
     if what == "model":
-        ids_BT, targets_BT = (tensor.to(phase.gpt.device) for tensor in step.micro_batches[0])
-        (phase.loss(ids_BT, targets_BT) / step.num_tokens).backward()
+        forward_backward(phase, step)
     else:
         fill_gradients(phase)
         phase.optimizer.step()

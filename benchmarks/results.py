@@ -46,14 +46,23 @@ def save(entry: dict[str, Any], kept: Kept, *, device: str) -> Path:
     return path
 
 
+def shown(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def in_words(figures: dict[str, Any]) -> str:
+    """Return a line of figures with their names."""
+    return "  ".join(f"{key} {shown(value)}" for key, value in figures.items())
+
+
 def print_entry(entry: dict[str, Any], path: Path) -> None:
-    """The entry as a table, then as one line of JSON: the last line."""
+    """Print the entry as a table, then as one line of JSON: the last line."""
     for key, value in entry.items():
-        print(f"  {key:<28} {value:,.4g}" if isinstance(value, float) else f"  {key:<28} {value}")
+        print(f"  {key:<28} {shown(value)}")
     print_json(entry, path)
 
 
 def print_json(entry: dict[str, Any], path: Path) -> None:
-    """Where the entry was written, then the entry as one line: the last line."""
+    """Print where the entry was written, then the entry as one line: the last line."""
     print(f"  written to {path}")
     print(json.dumps(entry), flush=True)

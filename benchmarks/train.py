@@ -8,7 +8,6 @@ import time
 
 BEGUN = time.perf_counter()  # before torch and lightning are imported
 
-import shutil  # noqa: E402
 import statistics  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -53,16 +52,12 @@ def main(arguments: list[str]) -> int:
     steps, warmup = settings.steps, settings.warmup
     quieten_libraries()
     job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=steps + warmup)
-    try:
-        if settings.overhead:
-            measured = compare_with_bare_loop(
-                job, parts, steps=steps, warmup=warmup, rounds=settings.rounds, clock=settings.clock
-            )
-        else:
-            measured = measure_training(job, parts, warmup=warmup)
-    finally:
-        if settings.tokens == "random":
-            shutil.rmtree(parts.folder, ignore_errors=True)
+    if settings.overhead:
+        measured = compare_with_bare_loop(
+            job, parts, steps=steps, warmup=warmup, rounds=settings.rounds, clock=settings.clock
+        )
+    else:
+        measured = measure_training(job, parts, warmup=warmup)
     if launched_rank() == 0:
         entry = {"command": results.command_line("train", arguments), **about(parts), **measured}
         results.print_entry(entry, results.save(entry, settings, device=device_name(parts.device)))

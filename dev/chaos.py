@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "launch"), str(ROOT / "tests" / "data")]
 from hub import Hub, serving  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from dev.chaos_child import PHASES, STRUCK, Blow, End, run_child, run_on_full_disk, warm  # noqa: E402
+from dev import chaos_child  # noqa: E402
+from dev.chaos_child import PHASES, STRUCK, Blow, End  # noqa: E402
 from dev.chaos_compare import differences, left_overs, newest_whole, phase_reached  # noqa: E402
-from dev.chaos_ranks import RANK_WORDS, strike  # noqa: E402
 from dev.damages import BYTES, PLACES, changing  # noqa: E402
 from nanolit.data.shards import FineWebEdu, shard_name  # noqa: E402
 from nanolit.machine.arguments import read, setting  # noqa: E402
@@ -61,7 +61,7 @@ PER_PHASE = (2, 2, 4, 4, 4, 8)  # kills of one life; the last ones may come too 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much of everything; the defaults take about a minute."""
+    """Settings: how much of everything. The defaults take about a minute."""
 
     kills: int = setting("kills and signals over all phases", 6, least=0)
     ranks: int = setting("kills of a rank, or of the parent alone, of two", 0, least=0)
@@ -81,7 +81,7 @@ class Chaos:
         self.lives = 0
 
     def run(self, root: Path, blow: Blow | None = None) -> End:
-        return run_child(WORDS, root, log=self.folder / "child.log", blow=blow)
+        return chaos_child.run_child(WORDS, root, log=self.folder / "child.log", blow=blow)
 
     def count(self, kind: str, what: str) -> None:
         self.counts.setdefault(kind, Counter())[what] += 1
@@ -160,7 +160,7 @@ class Chaos:
     def fill_disk(self, size: str) -> None:
         root = self.folder / "from-disk"
         shutil.rmtree(root, ignore_errors=True)
-        ends = run_on_full_disk(WORDS, root, log=self.folder / "disk.log", size=size)
+        ends = chaos_child.run_on_full_disk(WORDS, root, log=self.folder / "disk.log", size=size)
         if ends is None:
             return self.count("disks", "not possible here")
         self.count("disks", size)
@@ -172,13 +172,15 @@ class Chaos:
 
     def strike_ranks(self, strikes: int) -> None:
         """Kill one of two ranks, or their parent alone, again and again; then let the run end."""
-        words, root = [*WORDS, *RANK_WORDS], self.folder / "ranks"
+        words, root = [*WORDS, *chaos_child.RANK_WORDS], self.folder / "ranks"
         reference, log = self.folder / "ranks-reference", self.folder / "ranks.log"
         for folder, victims in ((reference, []), (root, ["rank", "parent"] * strikes)):
             shutil.rmtree(folder, ignore_errors=True)
             for victim in [*victims[:strikes], None]:
                 before = {"base": newest_whole(folder, "base")}
-                end, left = strike(words, folder, log=log, victim=victim, after=self.random.uniform(0, 3))
+                end, left = chaos_child.strike(
+                    words, folder, log=log, victim=victim, after=self.random.uniform(0, 3)
+                )
                 self.check_resumed(end, before)
                 self.check_end(end, f"two ranks, {victim} killed", [1, -signal.SIGKILL] if victim else [0])
                 if left:
@@ -245,7 +247,7 @@ def main(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = settings.at or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        warm()
+        chaos_child.warm()
         with serve_hub():
             chaos = Chaos(folder.resolve(), settings.seed)
             attack(chaos, settings)

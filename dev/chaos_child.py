@@ -1,6 +1,6 @@
-"""One command of the tiny run in a forked child of a warm process, with a blow that befalls it; for chaos.py.
+"""Commands of a tiny run in forked children of a warm process, with blows that befall them; for chaos.py.
 
-Forking pays the imports of torch and Lightning once instead of at every kill.
+Forking pays the imports of torch and Lightning once instead of at every kill; two ranks are real processes.
 """
 
 import ctypes
@@ -17,18 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PHASES = ("download", "tokenizer", "base", "mid", "sft", "rl")
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate", "os.chmod")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 LIMIT_SECONDS = 300  # of one command on a busy machine; longer is a hang
 STRUCK = "\n(struck)\n"
+RANK_WORDS = ("phase=base", "cluster.devices=2", "stage.base.max_steps=300", "stage.base.save_every=10")
+GONE_SECONDS = 30  # within which nothing of a run that lost its parent may run on
 NEW_NAMESPACES = 0x10000000 | 0x00020000  # of users and of mounts
 MODULES = ("nanolit.train", "nanolit.jobs.execute", "nanolit.jobs.worker", "nanolit.report.card", "datasets")
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What befalls the child in `phase` or later: `number` counts what `where` says, then `signal` comes."""
+    """A blow to the child in `phase` or later: `signal`, after `number` events of the kind `where`."""
 
     phase: str
     where: str  # what is counted: file operations (all, or in a checkpoint or release), calls, 0.1 s
@@ -38,7 +42,7 @@ class Blow:
 
 @dataclass(frozen=True)
 class End:
-    """How a command ended; a negative code is a signal, None a hang."""
+    """The end of a command; a negative code is a signal, None a hang."""
 
     code: int | None
     text: str
@@ -115,12 +119,7 @@ def warm() -> None:
 
 def run_child(words: Sequence[str], root: Path, *, log: Path, blow: Blow | None = None) -> End:
     """Run `nanolit.train` with these words in a child and wait for its end."""
-    with log.open("w") as file:
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            become(lambda: train(words, root, blow), file.fileno())
-    return wait(pid, log)
+    return forked(lambda: train(words, root, blow), log=log)
 
 
 def train(words: Sequence[str], root: Path, blow: Blow | None) -> int:
@@ -151,17 +150,23 @@ def become(work: Callable[[], int], output: int) -> None:
     os._exit(code)
 
 
-def wait(pid: int, log: Path) -> End:
-    begun = time.monotonic()
+def forked(work: Callable[[], int], *, log: Path, seconds: float = LIMIT_SECONDS) -> End:
+    """Do the work in a child whose output goes to `log`, and wait for its end."""
+    with log.open("w") as file:
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            become(work, file.fileno())
+    deadline = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return End(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"))
-        if time.monotonic() - begun > LIMIT_SECONDS:
+        if time.monotonic() > deadline:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return End(None, log.read_text(errors="replace"))
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def run_on_full_disk(words: Sequence[str], root: Path, *, log: Path, size: str) -> tuple[End, End] | None:
@@ -190,12 +195,44 @@ def run_on_full_disk(words: Sequence[str], root: Path, *, log: Path, size: str) 
         print(small.code, large.code)
         return 0
 
-    with log.open("w") as file:
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            become(work, file.fileno())
-    codes = wait(pid, log).text.split()
+    codes = forked(work, log=log).text.split()
     texts = [log.with_suffix(suffix).read_text(errors="replace") for suffix in (".small", ".large")]
     small, large = (End(int(code), text) for code, text in zip(codes, texts, strict=True))
     return small, large
+
+
+def strike(
+    words: Sequence[str], root: Path, *, log: Path, victim: str | None, after: float
+) -> tuple[End, int]:
+    """Run two ranks, and kill one or the parent `after` seconds of training; None: let them end.
+
+    Return how it ended, and how many of its processes run on.
+    """
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nanolit.train", *words, f"root={root}"],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,
+        )
+    parent, family = psutil.Process(process.pid), []
+    if victim:
+        until = time.monotonic() + LIMIT_SECONDS
+        while process.poll() is None and "  step " not in log.read_text() and time.monotonic() < until:
+            time.sleep(0.2)
+        time.sleep(after)
+        if process.poll() is None:
+            family = parent.children(recursive=True)
+            ranks = [child for child in family if "nanolit.jobs.worker" in " ".join(child.cmdline())]
+            (parent if victim == "parent" else ranks[-1]).kill()
+    try:
+        code = process.wait(LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        family = parent.children(recursive=True)
+        process.kill()
+        code = None
+    _, left = psutil.wait_procs(family, timeout=GONE_SECONDS)
+    for child in left:
+        child.kill()
+    return End(code, log.read_text(errors="replace")), len(left)

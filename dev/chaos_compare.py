@@ -1,4 +1,4 @@
-"""Whether two finished runs are equal, and what a run left lying about; for chaos.py."""
+"""Differences between two finished runs, and files that a run left lying about; for chaos.py."""
 
 import csv
 import hashlib

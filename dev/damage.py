@@ -13,16 +13,14 @@ import importlib
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dev.chaos_child import forked
 from dev.damages import Damage, damages_of, drop_privileges
 from nanolit.config.compose import compose, plain_job
 from nanolit.machine.paths import write_yaml
@@ -160,41 +158,16 @@ def call(command: Command, root: Path, *, seconds: float = 120) -> tuple[int | N
         words = (str(log.with_name("job.yaml")),)
     else:
         words = (*words, f"root={root}")
-    pid = os.fork()
-    if pid == 0:
-        become(module, words, log)
-    deadline = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), log.read_text(errors="replace")
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None, log.read_text(errors="replace")
-        time.sleep(0.02)
 
-
-def become(module: str, words: tuple[str, ...], log: Path) -> None:
-    """Run a command as the rest of this process's life."""
-    handle, code = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 70
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    drop_privileges()
-    if module == TRAIN:
-        curves._png = lambda _: b""  # most of its time; the report's command draws
-    try:
-        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for the rest of its life
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    def work() -> int:
+        drop_privileges()
+        if module == TRAIN:
+            curves._png = lambda _: b""  # most of its time; the report's command draws
         sys.argv = [module, *words]
-        code = importlib.import_module(module).main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)
+        return importlib.import_module(module).main() or 0
+
+    end = forked(work, log=log, seconds=seconds)
+    return end.code, end.text
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What can happen to a file: one list for damage.py, chaos.py and fuzz.py."""
+"""Damages that a file can suffer: one list for damage.py, chaos.py and fuzz.py."""
 
 import ctypes
 import hashlib
@@ -82,7 +82,7 @@ PLACES: dict[str, Callable[[Path], object]] = {
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to a file or folder; `forged` where its hash fits, so that nobody can see it."""
+    """A change to a file or folder; `forged` if its hash is made to fit, so that nobody can see it."""
 
     file: Path
     name: str

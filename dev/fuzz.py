@@ -65,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of an input: "accepted", "refused" or "fell"."""
+    """The outcome of an input: "accepted", "refused" or "fell"."""
 
     number: int
     outcome: str

@@ -56,7 +56,7 @@ PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstand
 
 
 class Wrong(Exception):
-    """Something was accepted that must not be, or refused without a word of what it is about."""
+    """Raised when something wrong was accepted, or refused without saying what it is about."""
 
 
 class Kind(NamedTuple):
@@ -317,7 +317,7 @@ def open_chats(folder: Path) -> Kind:
 
 
 def check_words(conversation: Any, row: Any) -> None:
-    """What is learned must be text of the row, never the form in which Python shows another value."""
+    """Check that what is learned is text of the row, never the way Python shows another value."""
     every = "\n\n".join(strings(row))
     for message in conversation["messages"]:
         parts = message["content"]
@@ -405,7 +405,7 @@ def read_bundle(path: Path) -> None:
 
 
 def read_submitted(path: Path) -> None:
-    """As far as `python -m launch status` comes without an account."""
+    """Read as far as `python -m launch status` gets without an account."""
     read_submission(path.parents[2], path.parent.name)
 
 

@@ -1,4 +1,4 @@
-"""What people and models type: command lines, chats, requests, sums, programs, and what a hub answers."""
+"""Inputs that people, models and a hub send: command lines, chats, requests, sums, programs, answers."""
 
 import asyncio
 import contextlib
@@ -238,7 +238,7 @@ async def request(
 
 
 def open_terminal(folder: Path) -> Kind:
-    """What is typed into the chat in a terminal, bytes that are no text included."""
+    """Lines typed into the chat in a terminal, including bytes that are not text."""
     at_home(folder)
     models = [loaded("sft"), loaded("base")]
     words = ("0", "1", "-1", "1e30", "0.5", "none", "")
@@ -279,7 +279,7 @@ def sum_of(random: Random) -> str:
 
 
 def check_sum(expression: str) -> None:
-    """What the calculator answers is what Python prints."""
+    """Check that the calculator answers what Python prints."""
     answer = calculate(expression)
     if answer is None:
         raise ValueError("no sum")

@@ -46,7 +46,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process held, and what it had written, when it had finished a step."""
+    """Resources the process held, and bytes it had written, when it had finished a step."""
 
     step: int
     memory: int

@@ -30,36 +30,12 @@ HOMES = (
     *("under an old tree", "by a long river", "high up in the mountains", "in a big town", "behind a mill"),
 )
 THINGS = (
-    *(
-        "ball",
-        "hat",
-        "kite",
-        "scarf",
-        "key",
-        "drum",
-        "book",
-        "spoon",
-        "bell",
-        "shell",
-        "ring",
-        "lamp",
-        "boat",
-    ),
-    *("cup", "bag", "flute", "blanket", "coat"),
+    *("ball", "hat", "kite", "scarf", "key", "drum", "book", "spoon", "bell", "shell", "ring", "lamp"),
+    *("boat", "cup", "bag", "flute", "blanket", "coat"),
 )
 FOODS = (
-    *(
-        "an apple",
-        "a pie",
-        "a cake",
-        "some bread",
-        "some honey",
-        "some soup",
-        "a cookie",
-        "a pear",
-        "a carrot",
-    ),
-    *("some cheese", "a banana", "a pancake", "some berries", "some nuts"),
+    *("an apple", "a pie", "a cake", "some bread", "some honey", "some soup", "a cookie", "a pear"),
+    *("a carrot", "some cheese", "a banana", "a pancake", "some berries", "some nuts"),
 )
 PLACES = (
     *("by the river", "in the garden", "on the hill", "in the meadow", "near the pond", "behind the barn"),

@@ -29,7 +29,7 @@ DEPLOYED = ("name", "public", "auth", "domains", "keep_warm", "gpu_snapshot", "d
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Root):
-    """What was typed; None is decided when the model is known."""
+    """Settings of the chat; None is decided when the model is known."""
 
     run: str | None = setting(
         "a run; STAGE is base, mid, sft or rl (default: its last)",

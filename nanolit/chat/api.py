@@ -17,20 +17,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from nanolit.chat.asked import ChatCompletion, TextCompletion
 from nanolit.chat.dialogue import ReplyText, usual_max_tokens
-from nanolit.chat.guard import error_body
-from nanolit.chat.models import Models, Served
+from nanolit.chat.guard import error_body, refusal
+from nanolit.chat.models import Defaults, Models, Served
 from nanolit.inference import request as engine_request
 from nanolit.inference.request import Token
 from nanolit.machine.paths import parse_json
 
 T = TypeVar("T")
 PATIENCE = 10.0  # seconds without a token after which a comment shows that the connection lives
-ENDPOINTS = (
-    "GET /v1/models",
-    "GET /v1/models/NAME",
-    "POST /v1/chat/completions",
-    "POST /v1/completions",
-)
+ENDPOINTS = ("GET /v1/models", "GET /v1/models/NAME", "POST /v1/chat/completions", "POST /v1/completions")
 SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -59,19 +54,22 @@ class Answer:
                 yield "".join(map(self._take, tokens))
                 if self.finish_reason == "stop":
                     return
-            yield self._held.push(self._shown.flush()) + self._held.rest()
+            yield self._rest()
 
     def _take(self, token: Token) -> str:
         if self.finish_reason == "stop":
             return ""
         if token.id in self.end_ids:
             self.finish_reason = "stop"
-            return self._held.push(self._shown.flush()) + self._held.rest()
+            return self._rest()
         self.num_tokens += 1
         piece = self._held.push(self._shown.push(token.id))
         if self._held.stopped:
             self.finish_reason = "stop"
         return piece
+
+    def _rest(self) -> str:
+        return self._held.push(self._shown.flush()) + self._held.rest()
 
     async def whole(self) -> str:
         return "".join([piece async for piece in self])
@@ -107,7 +105,7 @@ class HeldBack:
 
 
 def request_of(
-    served: Served, asked: ChatCompletion | TextCompletion, defaults: dict[str, Any]
+    served: Served, asked: ChatCompletion | TextCompletion, defaults: Defaults
 ) -> engine_request.Request:
     """Return what the engine is asked; ValueError for a request that this model cannot serve."""
     context = served.service.context
@@ -130,23 +128,21 @@ def request_of(
                 f"the prompt ({len(prompt_ids):,} tokens) and max_tokens ({max_tokens:,}) don't fit the "
                 f"model's context ({context:,}); shorten the prompt or lower max_tokens"
             )
-    given = {"temperature": asked.temperature, "top_k": asked.top_k}
-    drawing = defaults | {name: value for name, value in given.items() if value is not None}
     return engine_request.Request(
         prompt_ids=prompt_ids,
         max_tokens=max_tokens,
         seed=secrets.randbits(63) if asked.seed is None else asked.seed,
         stop_texts=tuple(asked.stop or ()),
         keep=isinstance(asked, ChatCompletion),
-        temperature=drawing["temperature"],
-        top_k=drawing["top_k"] or None,
+        temperature=defaults.temperature if asked.temperature is None else asked.temperature,
+        top_k=(defaults.top_k if asked.top_k is None else asked.top_k) or None,
         top_p=asked.top_p or 1.0,
         repetition_penalty=asked.repetition_penalty or 1.0,
     )
 
 
-def routes(models: Models, defaults: dict[str, Any]) -> APIRouter:
-    """Return the API's routes; `defaults` are the temperature and top_k of those that give none."""
+def routes(models: Models, defaults: Defaults) -> APIRouter:
+    """Return the API's routes; temperature and top_k are the `defaults`' where a request gives none."""
     router, created = APIRouter(prefix="/v1"), int(time.time())
 
     def card(name: str) -> dict[str, Any]:
@@ -161,7 +157,7 @@ def routes(models: Models, defaults: dict[str, Any]) -> APIRouter:
         return card(name) if name in models.names else no_such_model(name, models)
 
     async def complete(
-        request: Request, kind: type[ChatCompletion | TextCompletion], shape: type["Shape"]
+        request: Request, kind: type[ChatCompletion | TextCompletion], shape: type["TextShape"]
     ) -> Response:
         content = parse_json(await request.body(), Path("the body"), remedy="send one JSON object")
         asked = kind.model_validate(content)
@@ -186,14 +182,13 @@ def routes(models: Models, defaults: dict[str, Any]) -> APIRouter:
 
     @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"])
     def absent(path: str, request: Request):
-        message = f"there is no {request.method} /v1/{path}; there are: {', '.join(ENDPOINTS)}"
-        return JSONResponse(error_body(message, kind="invalid_request_error"), 404)
+        return refusal(404, f"there is no {request.method} /v1/{path}; there are: {', '.join(ENDPOINTS)}")
 
     return router
 
 
-class Shape:
-    """How a reply looks in JSON."""
+class TextShape:
+    """JSON forms of a continued text."""
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
@@ -238,11 +233,9 @@ class Shape:
         yield "data: [DONE]\n\n"
 
 
-class TextShape(Shape):
-    pass
+class ChatShape(TextShape):
+    """JSON forms of a reply in a conversation."""
 
-
-class ChatShape(Shape):
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def choice(self, text: str) -> dict[str, Any]:
@@ -259,10 +252,9 @@ def event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def no_such_model(name: str, models: Models) -> JSONResponse:
+def no_such_model(name: str, models: Models) -> Response:
     message = f"there is no model {name!r}; there are: {', '.join(models.names)}"
-    body = error_body(message, kind="invalid_request_error", param="model", code="model_not_found")
-    return JSONResponse(body, status_code=404)
+    return refusal(404, message, param="model", code="model_not_found")
 
 
 async def unless_the_client_leaves(request: Request, work: Awaitable[T]) -> T | None:

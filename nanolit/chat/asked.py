@@ -1,4 +1,4 @@
-"""What a request of OpenAI's API may ask, with nanochat's limits; all else is refused by name."""
+"""Requests of OpenAI's API, with nanochat's limits; anything unsupported is refused by name."""
 
 from typing import Annotated, Literal
 
@@ -51,7 +51,7 @@ class StreamOptions(Asked):
 
 
 class Sampled(Asked):
-    """What both kinds of completion share; a default of None is the server's."""
+    """Fields that both kinds of completion share; None means the server's default."""
 
     model: Annotated[str, Field(max_length=MAX_NAME)] | None = None
     max_tokens: Limit = None

@@ -34,7 +34,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be read as HTTP, unless another request is being answered, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(error_body(msg.rstrip("."), kind="invalid_request_error")).encode()
+            body = json.dumps(error_body(msg.rstrip("."))).encode()
             headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
             start = h11.Response(status_code=400, headers=[*headers, ("connection", "close")])
             for event in (start, h11.Data(data=body), h11.EndOfMessage()):

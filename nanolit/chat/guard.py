@@ -1,4 +1,4 @@
-"""Who may ask and what: hosts, origins, paths, sizes, passwords. Plain ASGI, in front of page and API.
+"""Access control: hosts, origins, paths, sizes, passwords. Plain ASGI, in front of page and API.
 
 A login is a cookie that holds its expiry and the password's signature of it: nothing is kept on the server,
 so it outlives a restart.
@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -221,13 +221,15 @@ def tell(error: BaseException | None) -> None:
         print(f"server: {type(error).__name__}: {line}", file=sys.stderr, flush=True)
 
 
-def refusal(status_code: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """Return an error as OpenAI's clients read it."""
-    return JSONResponse(error_body(message, kind="invalid_request_error"), status_code, headers)
+def refusal(
+    status_code: int, message: str, headers: Mapping[str, str] | None = None, **about: Any
+) -> Response:
+    """Return an error as OpenAI's clients read it; `about` is what `error_body` takes."""
+    return JSONResponse(error_body(message, **about), status_code, headers)
 
 
 def error_body(
-    message: str, *, kind: str, param: str | None = None, code: str | None = None
+    message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     message, param = writable(message), param and writable(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -18,7 +18,7 @@ LOADING_SECONDS = 10  # that one is asked to wait while every loaded model talks
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """How replies are drawn when nobody says; None of max_tokens follows from the model's context."""
+    """Defaults for drawing replies; max_tokens=None is derived from the model's context."""
 
     temperature: float = 0.6
     top_k: int | None = 50
@@ -27,7 +27,7 @@ class Defaults:
 
 
 class Loaded(Protocol):
-    """What `nanolit.load` gives, as far as it is needed here."""
+    """The part of what `nanolit.load` gives that is needed here."""
 
     model: GPT
     tokenizer: Tokenizer

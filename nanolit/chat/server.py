@@ -10,20 +10,19 @@ from collections.abc import AsyncIterator, Sequence
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from nanolit.chat.api import routes
 from nanolit.chat.connection import Connection
-from nanolit.chat.guard import Guard, error_body
+from nanolit.chat.guard import Guard, refusal
 from nanolit.chat.models import Defaults, Models
 from nanolit.chat.service import Busy
 
-TYPE = re.compile(
-    r"str|constrained-str|list\[.*"
-)  # what pydantic puts into the place of an error, of a union
+# What pydantic adds to the place of an error in a union
+TYPE = re.compile(r"str|constrained-str|list\[.*")
 FIRST_PORT, NUM_PORTS = 7860, 100
 SHUTDOWN_SECONDS = 3  # for replies that are being written; then their clients are told that the server ends
 
@@ -48,7 +47,7 @@ def build_app(
         models.close()
 
     app = FastAPI(title="NanoLit chat", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(routes(models, {"temperature": defaults.temperature, "top_k": defaults.top_k}))
+    app.include_router(routes(models, defaults))
     _explain_errors(app)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
@@ -70,30 +69,29 @@ def _explain_errors(app: FastAPI) -> None:
     """Answer errors as OpenAI's clients read them."""
 
     @app.exception_handler(ValidationError)
-    async def invalid(request: Request, error: ValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: ValidationError) -> Response:
         deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, what was meant
         place = ".".join(part for part in map(str, deepest["loc"]) if not TYPE.fullmatch(part))
         what = deepest["msg"].removeprefix("Value error, ")
         message = f"{place}: {what}" if place else what
-        return JSONResponse(error_body(message, kind="invalid_request_error", param=place or None), 400)
+        return refusal(400, message, param=place or None)
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(str(error.detail), kind="invalid_request_error")
-        return JSONResponse(body, error.status_code, error.headers)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return refusal(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Busy)
-    async def busy(request: Request, error: Busy) -> JSONResponse:
-        headers = {"Retry-After": str(error.seconds)}
-        return JSONResponse(error_body(str(error), kind="server_error", code="busy"), 503, headers)
+    async def busy(request: Request, error: Busy) -> Response:
+        again = {"Retry-After": str(error.seconds)}
+        return refusal(503, str(error), again, kind="server_error", code="busy")
 
     @app.exception_handler(ValueError)
-    async def refused(request: Request, error: ValueError) -> JSONResponse:
-        return JSONResponse(error_body(str(error), kind="invalid_request_error"), 400)
+    async def refused(request: Request, error: ValueError) -> Response:
+        return refusal(400, str(error))
 
     @app.exception_handler(RuntimeError)
-    async def failed(request: Request, error: RuntimeError) -> JSONResponse:
-        return JSONResponse(error_body(str(error), kind="server_error"), 500)
+    async def failed(request: Request, error: RuntimeError) -> Response:
+        return refusal(500, str(error), kind="server_error")
 
 
 def listen(host: str, port: int | None) -> socket.socket:

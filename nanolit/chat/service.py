@@ -132,7 +132,7 @@ class Service:
     def generate(
         self, prompt_ids: Sequence[int], **sampling: Unpack[Sampling]
     ) -> Generator[list[Token | None]]:
-        """As `Engine.generate` for one sample: for threads, the page's among them."""
+        """Generate one sample like `Engine.generate`, for threads such as the page's."""
         request = Request(prompt_ids=list(prompt_ids), **sampling)
         request.check(max_positions=self.max_positions)
         return self._steps(request)

@@ -23,7 +23,7 @@ from nanolit.tokenizer.conversation import check_conversation
 
 @dataclass(kw_only=True)
 class Drawing:
-    """How replies are drawn: what /set changes. With `seed` None every reply is another draw."""
+    """Sampling settings, which /set changes. With `seed` None every reply is another draw."""
 
     temperature: float = setting("0 takes the likeliest token", 0.6, least=0)
     top_k: int | None = setting("sample from the N likeliest tokens; 0: from all", 50, least=0)
@@ -106,9 +106,8 @@ class Terminal:
 
     def answer(self, message: str) -> None:
         """Print the reply as it comes and add both to the conversation, also when Ctrl-C cuts it short."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
         settings = vars(self.drawing) | {"seed": self._next_seed()}
-        reply = self.talker.reply([*system, *self.messages], message, **settings)
+        reply = self.talker.reply(self._conversation(), message, **settings)
         if reply.dropped_turns:
             del self.messages[: 2 * reply.dropped_turns]
             self.note(f"({left_out(reply.dropped_turns)})")
@@ -121,6 +120,10 @@ class Terminal:
         print(flush=True)
         said = [{"role": "user", "content": message}, {"role": "assistant", "content": reply.text}]
         self.messages += without_empty(said)
+
+    def _conversation(self) -> list[dict[str, Any]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages]
 
     def _next_seed(self) -> int:
         self.num_replies += 1
@@ -152,20 +155,19 @@ class Terminal:
         self.messages.clear()
         self.note("(the conversation starts over)")
 
-    def _undo(self, rest: str) -> str:
-        if not self.messages:
-            raise ValueError("nothing has been said yet")
-        message = self.messages[-2]["content"]
-        del self.messages[-2:]
-        self.note(f"(taken back: {message})")
-        return message
+    def _undo(self, rest: str) -> None:
+        self.note(f"(taken back: {self._take_back()})")
 
     def _regen(self, rest: str) -> None:
+        self.answer(self._take_back())
+
+    def _take_back(self) -> str:
+        """Remove the last exchange and return the user's message."""
         if not self.messages:
             raise ValueError("nothing has been said yet")
-        message = self.messages[-2]["content"]
+        message, _ = self.messages[-2:]
         del self.messages[-2:]
-        self.answer(message)
+        return message["content"]
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
@@ -173,8 +175,7 @@ class Terminal:
             raise ValueError("nothing has been said yet")
         if path.exists():
             raise ValueError(f"{path} exists; give another name")
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        write_json(path, {"messages": [*system, *self.messages]})
+        write_json(path, {"messages": self._conversation()})
         self.note(f"(saved in {path})")
 
     def _load(self, rest: str) -> None:

@@ -1,4 +1,4 @@
-"""What an optimizer step spends in communication between GPUs, and how much of it nothing else hides."""
+"""Time that an optimizer step spends communicating between GPUs, and how much of it nothing else hides."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ Span = tuple[float, float]  # beginning and end, in microseconds
 
 
 def measure(step: Callable[[], Any], *, repeats: int = 3) -> dict[str, float]:
-    """Milliseconds of NCCL's kernels in one call, other ranks waited for included. Every rank calls it."""
+    """Return the milliseconds of NCCL's kernels in one call, waiting for other ranks included. Collective."""
     trace = trace_of(step, repeats=repeats, activities=[ProfilerActivity.CUDA])
     whole, exposed = communication(trace["traceEvents"])
     return {
@@ -21,7 +21,7 @@ def measure(step: Callable[[], Any], *, repeats: int = 3) -> dict[str, float]:
 
 
 def communication(events: list[dict[str, Any]]) -> tuple[float, float]:
-    """Microseconds in which NCCL's kernels run, and of these the ones in which no other kernel does."""
+    """Return the microseconds in which NCCL's kernels run, and those in which no other kernel does."""
     kernels = [one for one in events if one.get("cat") == "kernel"]
     spans = [(one["ts"], one["ts"] + one["dur"]) for one in kernels]
     sent = [span for span, one in zip(spans, kernels, strict=True) if "nccl" in one["name"]]
@@ -30,7 +30,7 @@ def communication(events: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def union(spans: list[Span]) -> list[Span]:
-    """The same times by spans that do not touch, in order."""
+    """Join spans that touch; return them in order."""
     joined: list[Span] = []
     for begin, end in sorted(spans):
         if joined and begin <= joined[-1][1]:

@@ -30,7 +30,7 @@ from tests.oracles.core_loop import score_item
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """Which questions, and how many."""
+    """Settings of CORE's benchmark."""
 
     bundle: Path = setting("the folder of CORE's questions")
     tokenizer: Path | None = setting(
@@ -84,14 +84,14 @@ def main(arguments: list[str]) -> int:
 
 
 def asked(label: Label, settings: Settings, tokenizer: Tokenizer) -> tuple[list[Question], int]:
-    """The first items of a task after its shuffle, and how many it has."""
+    """Return the first items of a task after its shuffle, and how many the task has."""
     items, _ = read_items(settings.bundle, label)
     random.Random(SHUFFLED_BY).shuffle(items)
     return ask(label, items, range(min(settings.items, len(items))), tokenizer, crop=None), len(items)
 
 
 def totals(rows: Sequence[dict[str, Any]], *, loop: bool) -> dict[str, float]:
-    """Seconds of the whole of CORE, by each task's items, and how many times the loop's speed that is."""
+    """Return the seconds that all of CORE would take, and how many times faster that is than the loop."""
     ours = sum(row["items"] * row["seconds_an_item"] for row in rows)
     if not loop:
         return {"seconds_of_core": ours}

@@ -44,14 +44,14 @@ REPEATS = 10  # timed micro-batches; the runs before them have warmed up
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """How long to train, and on what."""
+    """Settings of the determinism benchmark."""
 
     steps: int = setting("steps after which the weights are compared", 1, least=1)
     tokens: Literal["skewed", "real"] = setting("real: the job's data", "skewed")
 
 
 class Way(NamedTuple):
-    """How the gradients are computed; None leaves a part to the job's own setting."""
+    """A way to compute the gradients; None leaves a part to the job's own setting."""
 
     name: str
     eager: bool = False
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(parts: Parts, ways: list[Way], *, num_steps: int) -> dict[str, dict[str, Any]]:
-    """By way: the differences of two runs by part of the model, milliseconds, a checksum of the weights."""
+    """Return for each way the differences of two runs by part of the model, milliseconds, and a checksum."""
     phase = back_on_device(parts)
     torch.manual_seed(0)  # equal weights in every process
     fill_zero_matrices(phase)
@@ -176,7 +176,7 @@ def milliseconds(phase: Phase, step: Step) -> float:
 
 
 def checksum(weights: dict[str, Tensor]) -> str:
-    """A short hash of every bit, for comparison with another process."""
+    """Return a short hash of every bit, to compare with another process."""
     digest = hashlib.sha256()
     for tensor in weights.values():
         digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
@@ -184,7 +184,7 @@ def checksum(weights: dict[str, Tensor]) -> str:
 
 
 def table_of(measured: dict[str, dict[str, Any]]) -> str:
-    """A row for each part's gradients and one for all weights, a column for each way."""
+    """Return a row for each part's gradients and one for all weights, with a column for each way."""
     parts = next(iter(measured.values()))["gradients"]
     rows = [[part, *(cell(one["gradients"][part]) for one in measured.values())] for part in parts]
     rows.append(

@@ -41,7 +41,7 @@ COPY_BYTES = 2**30  # of the copy whose speed counts as the memory's
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """What is asked of the engine."""
+    """Settings of the inference benchmark."""
 
     work: str = setting("parts to run, of rows, kernels, rollouts, requests, loop, peer (default: all)", "")
     prompt: int = setting("tokens of the prompt of `rows`", 1024, least=1)
@@ -201,7 +201,7 @@ def kernel_times(engine: Engine, settings: Settings, rng: random.Random) -> Iter
 
 
 def run(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:
-    """Serve requests to their ends; the seconds until all have a token, and from there on."""
+    """Serve requests to the end; return the seconds until all have a token, and those after that."""
     synchronize(engine.model.device)
     begun, first = time.perf_counter(), 0.0
     handles = [engine.submit(request) for request in requests]
@@ -304,7 +304,7 @@ def peer(ours: Engine, settings: Settings, rng: random.Random) -> Iterator[dict[
 
 
 class NoSpecials:
-    """What nanochat's engine asks of a tokenizer; its special ids are never drawn."""
+    """The part of a tokenizer that nanochat's engine needs; its special ids are never drawn."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

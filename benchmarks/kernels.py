@@ -36,7 +36,7 @@ TILES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """What to time."""
+    """Settings of the benchmark of single kernels."""
 
     rows: str = setting("rows of a step", "1,8,32")
     positions: int = setting("keys of each row", 1088, least=1)

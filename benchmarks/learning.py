@@ -38,7 +38,7 @@ UNTIMED = 10  # steps, in which compiling falls
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """How long to train, and who."""
+    """Settings of the learning benchmark."""
 
     steps: int = setting("steps of the run", 352, least=1)
     stop: int | None = setting("end after these steps of it", None, least=1)

@@ -78,7 +78,7 @@ def learn_tokenizer(order: dict[str, Any], folder: Path) -> Path:
 
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one rank, in this process."""
+    """Measure one rank in this process."""
     tokenizer, ranks = Tokenizer.load(Path(order["tokenizer"])), order["ranks"]
     rows, context = order["rows"], order["context"]
     tokenizer.encode("x")  # builds the encoder
@@ -128,7 +128,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_parts(order: dict[str, Any], tokenizer: Tokenizer) -> dict[str, float]:
-    """Of one thread that takes one lane's way through some thousand documents: the share of each part."""
+    """Take one lane through some thousand documents on one thread; return the share of time of each part."""
     context, way = order["context"], Way(corpus_of(order), tokenizer)
     packer = make_packer(order["packing"], capacity=context + 1, buffer=BUFFER, dtype=tokenizer.dtype)
     while way.next < PARTS_DOCUMENTS:
@@ -156,7 +156,7 @@ class Way:
         self.next = self.num_bytes = self.num_tokens = 0
 
     def drawing(self) -> float:
-        """Seconds of drawing so far."""
+        """Return the seconds of drawing so far."""
         return sum(self.seconds[part] for part in ("read", "shuffle", "encode"))
 
     def draw(self) -> Documents:

@@ -42,7 +42,7 @@ SMALLEST = 1e-30  # in place of the norm of a gradient of zeros
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """How long to train before the comparison, and on what."""
+    """Settings of the parity benchmark."""
 
     steps: int = setting("steps before the comparison: no matrix is zero, the loss not yet steep", 5, least=1)
     tokens: Literal["skewed", "real"] = setting("real: the job's data", "skewed")
@@ -76,7 +76,7 @@ BOUNDS = {
 
 
 class Gradients(NamedTuple):
-    """Of the mean loss over one micro-batch, in nats; float32, by parameter."""
+    """Mean loss over one micro-batch in nats, and its gradients by parameter in float32."""
 
     loss: float
     tensors: dict[str, Tensor]
@@ -139,7 +139,7 @@ def precision_of(gpt: GPT, wish: str | None) -> str:
 def measure(
     parts: Parts, *, steps: int, seed: int
 ) -> tuple[dict[str, float], dict[str, dict[str, Difference]]]:
-    """The loss of each model in nats, and by "compiled" and "eager" the difference of every parameter."""
+    """Return each model's loss in nats, and every parameter's difference by "compiled" and "eager"."""
     phase = back_on_device(parts)
     *training, last = islice(iter(parts.stream), steps + 1)
     for number, step in enumerate(training):
@@ -224,14 +224,14 @@ def faults_of(differences: dict[str, Difference], matrices: set[str], precision:
 
 
 def part_of(name: str, role: str) -> str:
-    """The row of the table: a matrix without its block's number, a scalar by its own name, else the role."""
+    """Return a parameter's row of the table: a matrix without its block's number, else its name or role."""
     if role == "matrix":
         return name.split(".", 2)[2].removesuffix(".weight")
     return name.removesuffix(".weight") if role == "smear" else role
 
 
 def summary(gpt: GPT, differences: dict[str, dict[str, Difference]]) -> dict[str, dict[str, Any]]:
-    """By part and by "compiled" and "eager": the largest errors, the ends of the ratios, the worst cosine."""
+    """Return by part, and by "compiled" and "eager", the largest errors, extreme ratios, and worst cosine."""
     roles, names = gpt.parameter_roles(), defaultdict(list)
     for name, role in roles.items():
         names[part_of(name, role)].append(name)

@@ -1,4 +1,4 @@
-"""What a training benchmark runs: the worker's own parts, on random tokens or on the job's data."""
+"""The worker's own parts for a training benchmark, on random tokens or on the job's data."""
 
 import atexit
 import json

@@ -1,4 +1,4 @@
-"""Where the GPU's time goes: `python -m benchmarks profile model=d12 micro_batch=32`.
+"""Break down the GPU's time by kernel: `python -m benchmarks profile model=d12 micro_batch=32`.
 
 A trace for chrome://tracing or Perfetto, and the ten most expensive kernels with their share and their floor:
 for matrix products and attention the time at the speed of one large product, for the rest that of moving the
@@ -46,7 +46,7 @@ BYTES = {"double": 8, "long int": 8, "float": 4, "int": 4, "c10::BFloat16": 2, "
 
 @dataclass(frozen=True)
 class Settings:
-    """What is profiled, and what is shown of it."""
+    """Settings of the profile."""
 
     what: Literal["model", "optimizer"] = setting(
         "model: forward and backward of a micro-batch; optimizer: its step", "model"
@@ -57,7 +57,7 @@ class Settings:
 
 
 class Speeds(NamedTuple):
-    """What a GPU does at best, in FLOP/s and bytes/s."""
+    """The best speeds of a GPU, in FLOP/s and bytes/s."""
 
     bf16: float
     fp8: float
@@ -100,14 +100,14 @@ def main(arguments: list[str]) -> int:
 
 @torch.no_grad()
 def fill_zero_matrices(phase: Phase) -> None:
-    """As after some training: products with the zeros of a fresh model take a GPU less power, and so time."""
+    """Fill zero matrices as training does: products with zeros take less power, and so less time."""
     for parameter in phase.gpt.parameters():
         if parameter.ndim == 2 and not parameter.any():
             parameter.normal_(0, parameter.size(1) ** -0.5)
 
 
 def prepared_run(phase: Phase, step: Step, *, what: str) -> None:
-    """A micro-batch forward and backward, or a step of the optimizer on made-up gradients."""
+    """Run a micro-batch forward and backward, or an optimizer step on made-up gradients."""
     if what == "model":
         forward_backward(phase, step)
     else:
@@ -117,7 +117,7 @@ def prepared_run(phase: Phase, step: Step, *, what: str) -> None:
 
 
 def report(kernels: dict[str, Kernel], *, rows: int) -> None:
-    """The most expensive kernels and their floors, then the same as a line of JSON."""
+    """Print the most expensive kernels and their floors, then the same as a line of JSON."""
     total = sum(one.milliseconds for one in kernels.values())
     known = sum(one.milliseconds for one in kernels.values() if one.floor is not None)
     floor = sum(one.floor or 0.0 for one in kernels.values())
@@ -138,7 +138,7 @@ def report(kernels: dict[str, Kernel], *, rows: int) -> None:
 
 
 def kernels_of(trace: dict[str, Any], *, repeats: int, speeds: Speeds) -> dict[str, Kernel]:
-    """Every kernel of a trace by name. The floor of an operator is that of its longest kernel."""
+    """Return every kernel of a trace by name. An operator's floor goes to its longest kernel."""
     events = [one for one in trace["traceEvents"] if "args" in one]
     operators = {one["args"].get("External id"): one for one in events if one.get("cat") == "cpu_op"}
     launched: dict[Any, list[dict[str, Any]]] = collections.defaultdict(list)
@@ -164,7 +164,7 @@ def _sum(times: list[tuple[float, float | None]], repeats: int) -> Kernel:
 
 
 def floor(operator: dict[str, Any], speeds: Speeds) -> float | None:
-    """Seconds that an operator of a trace takes at least; None if the trace doesn't say what it was given."""
+    """Return the least seconds an operator could take; None if the trace doesn't say what it was given."""
     shapes, types = operator["args"].get("Input Dims", []), operator["args"].get("Input type", [])
     matrices = [shape for shape in shapes if len(shape) >= 2 and isinstance(shape[0], int)]
     rate = speeds.fp8 if any("Float8" in one for one in types) else speeds.bf16
@@ -190,7 +190,7 @@ def floor(operator: dict[str, Any], speeds: Speeds) -> float | None:
 
 
 def attention_flops(name: str, shapes: list[list[int]], values: list[str]) -> int:
-    """Of our attention operators: two products forward, five backward, of what queries see."""
+    """Return the FLOPs of our attention: two products forward and five backward over what queries see."""
     (B, T, H, D), window = shapes[0], int(next(value for value in values if value))
     seen = T if window == NO_WINDOW else min(window + 1, T)
     pairs = seen * T - seen * (seen - 1) // 2
@@ -198,7 +198,7 @@ def attention_flops(name: str, shapes: list[list[int]], values: list[str]) -> in
 
 
 def speeds(size: int = 8192) -> Speeds:
-    """Of large products of random numbers, and of a copy of 2 GiB, read and written; medians of ten."""
+    """Measure large products of random numbers and a copy of 2 GiB, read and written; medians of ten."""
     a, b = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16)
     bf16 = fp8 = 2 * size**3 / seconds(lambda: torch.mm(a, b))
     if torch.cuda.get_device_capability() >= ADA:
@@ -210,7 +210,7 @@ def speeds(size: int = 8192) -> Speeds:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """The median of ten calls, after three."""
+    """Return the median of ten calls, after three."""
     device, found = torch.device("cuda"), []
     for _ in range(13):
         first = mark(device)

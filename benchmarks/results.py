@@ -1,4 +1,4 @@
-"""Where results are kept: benchmarks/results/<commit>-<gpu>.json, one entry for each command."""
+"""Results on disk: benchmarks/results/<commit>-<gpu>.json has one entry for each command."""
 
 import json
 import platform
@@ -17,20 +17,20 @@ FOLDER = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Where the results of a benchmark are kept."""
+    """Settings of every benchmark that keeps its results."""
 
     commit: str | None = setting("names the results (default: the checkout's commit)", None)
     results: Path = setting("the folder of results", FOLDER)
 
 
 def command_line(benchmark: str, arguments: list[str]) -> str:
-    """What was measured, as it is typed again; where results are kept and under which name is no part."""
+    """Return the command that measures the same again, without where its results are kept."""
     kept = [argument for argument in arguments if not argument.startswith(("commit=", "results="))]
     return " ".join(["python -m benchmarks", benchmark, *kept])
 
 
 def processor() -> str:
-    """The CPU's architecture, for results that no GPU took part in."""
+    """Return the CPU's architecture, for results without a GPU."""
     return f"cpu-{platform.machine()}"
 
 

@@ -45,7 +45,7 @@ SERVER = "import sys; from benchmarks.serving import serve_release; serve_releas
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """What is asked of the server."""
+    """Settings of the serving benchmark."""
 
     streams: str = setting("how many at once, one line for each number", "1,8,40")
     prompt: int = setting("tokens of each prompt", 128, least=1)

@@ -49,7 +49,7 @@ ENCODERS = ("nanolit", "tiktoken", "rustbpe", "HF tokenizers")
 
 @dataclass(frozen=True, kw_only=True)
 class Text(results.Kept):
-    """What is read."""
+    """Settings that say which text is read."""
 
     data: str | None = setting(
         "a folder of parquet or jsonl files (default: the sample that ships with nanolit)",
@@ -69,7 +69,7 @@ class Text(results.Kept):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Text):
-    """What is measured, and beside whom."""
+    """Settings of the tokenizer benchmark."""
 
     train_mb: int = setting("megabytes of text to train on", 100, least=1)
     encode_mb: int = setting("megabytes of text to encode", 30, least=1)
@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
 
 
 def is_measured(tool: str, peers: Sequence[str]) -> bool:
-    """Whether a tool is asked for and can be measured here; ours always is."""
+    """Tell whether a tool is asked for and can be measured here; ours always is."""
     if tool.startswith("nanolit"):
         return True
     module = PEERS[tool]
@@ -117,7 +117,7 @@ def is_measured(tool: str, peers: Sequence[str]) -> bool:
 
 
 def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
-    """What every measurement reads: texts to encode, a vocabulary in each tool's format, the settings."""
+    """Prepare what every measurement reads: texts to encode, a vocabulary in each tool's format, settings."""
     train_bytes, encode_bytes = settings.train_mb * 1_000_000, settings.encode_mb * 1_000_000
     task: dict[str, Any] = {
         "files": [str(path) for path in settings.train_files(folder)],
@@ -138,13 +138,13 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def corpus_of(task: dict[str, Any]) -> Corpus:
-    """The training files, without checking the texts of all before reading those that are measured."""
+    """Return the training files as a corpus, without first checking all their texts."""
     files = tuple(map(Path, task["files"]))
     return Corpus(name="bench", text_column="text", train_files=files, validation_files=())
 
 
 def texts_of(task: dict[str, Any], num_bytes: int) -> Iterator[str]:
-    """The first texts of about so many bytes."""
+    """Yield the first texts, about `num_bytes` of them in all."""
     for array in arrays_of(task, num_bytes):
         yield from array.to_pylist()
 
@@ -163,7 +163,7 @@ def arrays_of(task: dict[str, Any], num_bytes: int) -> Iterator[Any]:
 def take_turns(
     task: dict[str, Any], kind: str, tools: Sequence[str], repeats: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Each tool's figures, one for each round; in a round every tool is measured once."""
+    """Return each tool's figures, one for each round; in a round every tool is measured once."""
     measured: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
     for _ in range(repeats):
         for tool in tools:
@@ -180,7 +180,7 @@ def take_turns(
 
 
 def measure(order: dict[str, Any]) -> dict[str, float]:
-    """One measurement, in this process: seconds of wall time; of training also the process's peak memory."""
+    """Measure once, in this process: seconds of wall time, and for training the process's peak memory."""
     if order["kind"] == "encode":
         return measure_encoding(order)
     make = {
@@ -201,7 +201,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process has held so far."""
+    """Return the most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
@@ -213,7 +213,7 @@ def train_nanolit(order: dict[str, Any]) -> Callable[[], Any]:
 
 
 def train_nanolit_from_parquet(order: dict[str, Any]) -> Callable[[], Any]:
-    """Reading the files is in the time."""
+    """Return the work that includes reading the files."""
     settings = {"num_tokens": order["num_tokens"], "threads": order["threads"]}
     return lambda: learn(arrays_of(order, order["train_bytes"]), pattern=GPT4, **settings)
 
@@ -242,7 +242,7 @@ def train_huggingface(order: dict[str, Any]) -> Callable[[], Any]:
 
 
 def measure_encoding(order: dict[str, Any]) -> dict[str, float]:
-    """One thread: the first pass over the texts (cold), then a second one (warm)."""
+    """Encode on one thread: a first pass over the texts (cold), then a second one (warm)."""
     texts = json.loads((Path(order["folder"]) / "texts.json").read_text())
     work = encoder_of(order["tool"], Path(order["folder"]), texts)
     cold, num_tokens = timed(work)
@@ -251,7 +251,7 @@ def measure_encoding(order: dict[str, Any]) -> dict[str, float]:
 
 
 def encoder_of(tool: str, folder: Path, texts: list[str]) -> Callable[[], int]:
-    """Encodes all texts on one thread into what the tool gives at best; the number of tokens."""
+    """Return what encodes all texts on one thread, as fast as the tool can, and counts the tokens."""
     if tool == "nanolit":
         ours = Tokenizer.load(folder / "ours")
         ours.encode("x")  # builds the encoder
@@ -269,7 +269,7 @@ def encoder_of(tool: str, folder: Path, texts: list[str]) -> Callable[[], int]:
 
 
 def table_of(kind: str, measured: dict[str, list[dict[str, float]]], task: dict[str, Any]) -> str:
-    """Medians with the range, speed and ratio to ours."""
+    """Return medians with their range, speed, and ratio to ours."""
     megabytes = task[f"{kind}_bytes"] / 1e6
     columns = {"train": ("seconds",), "encode": ("cold", "warm")}[kind]
     header = [f"{kind}, {megabytes:.0f} MB"]

@@ -34,7 +34,7 @@ from nanolit.planning.plans import BasePlan  # noqa: E402
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(results.Kept):
-    """How training is measured."""
+    """Settings of the training benchmark."""
 
     steps: int = setting("timed steps, whose median counts", 20, least=1)
     warmup: int = setting("steps before them", 5, least=2)
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def about(parts: Parts) -> dict[str, Any]:
-    """What was measured."""
+    """Return what the figures are of: device, model and batch."""
     plan = parts.plan
     assert isinstance(plan, BasePlan)
     return {
@@ -87,7 +87,7 @@ def device_name(device: torch.device) -> str:
 
 
 class Marks(L.Callback):
-    """A mark at the end of every step: on CUDA an event, which costs no wait; elsewhere the clock."""
+    """Marks the end of every step: on CUDA by an event, which costs no wait; elsewhere by the clock."""
 
     def __init__(self, device: torch.device, *, clock: str = "wall") -> None:
         self.device, self.clock = device, clock
@@ -107,13 +107,13 @@ class Marks(L.Callback):
         self.marks.append(time.thread_time() if self.clock == "cpu" else mark(self.device))
 
     def milliseconds(self, warmup: int) -> list[float]:
-        """Of every step after the first `warmup`."""
+        """Return the milliseconds of every step after the first `warmup`."""
         synchronize(self.device)
         return [between(a, b) for a, b in zip(self.marks[warmup - 1 :], self.marks[warmup:], strict=False)]
 
 
 class TimedStream:
-    """The same steps; `waits` are the milliseconds that each was waited for."""
+    """The same steps; `waits` has the milliseconds spent waiting for each."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.waits = stream, []
@@ -131,7 +131,7 @@ class TimedStream:
 
 
 def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
-    """Median step of the Trainer; then the parts of a step alone, with the same model and optimizer."""
+    """Measure the Trainer's median step, then a step's parts alone, with the same model and optimizer."""
     plan, device = parts.plan, parts.device
     assert isinstance(plan, BasePlan)
     stream, marks = TimedStream(parts.stream), Marks(device)
@@ -167,7 +167,7 @@ def fit(job: Job, parts: Parts, stream: Any, callbacks: list[L.Callback]) -> Non
 
 
 def throughput(parts: Parts) -> Throughput:
-    """The callback that training has, reading the loss as often; it prints nothing."""
+    """Return the callback that training has, which reads the loss as often; it prints nothing."""
     return Throughput(
         recorder=Recorder(parts.folder / "metrics.csv", finished_steps=0, enabled=launched_rank() == 0),
         clock=Clock(),
@@ -178,14 +178,14 @@ def throughput(parts: Parts) -> Throughput:
 
 
 def back_on_device(parts: Parts) -> Phase:
-    """The phase where it was: Lightning moves it to the CPU after fit, and its optimizer is made anew."""
+    """Return the phase on its device, with a new optimizer: Lightning moves it to the CPU after fit."""
     parts.phase.to(parts.device)
     parts.phase.configure_optimizers()
     return parts.phase
 
 
 def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int = 10) -> dict[str, float]:
-    """Median milliseconds of a micro-batch's forward and backward pass and of the optimizer's step."""
+    """Return the median milliseconds of a micro-batch's two passes and of the optimizer's step."""
     ids_BT, targets_BT = (tensor.to(device) for tensor in step.micro_batches[0])
     found: dict[str, list[float]] = {"forward_ms": [], "backward_ms": [], "optimizer_ms": []}
     rounds = []
@@ -208,7 +208,7 @@ def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int =
 
 
 def time_communication(phase: Phase, device: torch.device) -> dict[str, float]:
-    """Of an optimizer step between GPUs; nothing where there is one, or none."""
+    """Return the milliseconds an optimizer step spends communicating; {} on fewer than two GPUs."""
     if device.type != "cuda" or world_size() == 1:
         return {}
     fill_gradients(phase)
@@ -218,7 +218,7 @@ def time_communication(phase: Phase, device: torch.device) -> dict[str, float]:
 def compare_with_bare_loop(
     job: Job, parts: Parts, *, steps: int, warmup: int, rounds: int, clock: str
 ) -> dict[str, Any]:
-    """Median step of the Trainer and of a bare loop over the same parts, in alternating rounds.
+    """Measure the median step of the Trainer and of a bare loop over the same parts, in alternating rounds.
 
     Each round's medians are compared with each other, so that a busy machine slows both.
     """
@@ -246,7 +246,7 @@ def compare_with_bare_loop(
 
 
 def bare_loop(parts: Parts, marks: Marks, *, num_steps: int) -> None:
-    """The fewest lines that train the same: no Trainer, no callback but the marks."""
+    """Train the same in the fewest lines: no Trainer, no callback but the marks."""
     phase = back_on_device(parts)
     for number, step in enumerate(parts.stream):
         if number == num_steps:
@@ -276,7 +276,7 @@ def set_rates(phase: Phase, number: int) -> None:
 
 
 def mark(device: torch.device) -> Any:
-    """Now, on the device's own time line."""
+    """Return the current time on the device's own time line."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -285,7 +285,7 @@ def mark(device: torch.device) -> Any:
 
 
 def between(first: Any, last: Any) -> float:
-    """Milliseconds from one mark to another; the device must be done with both."""
+    """Return the milliseconds from one mark to another; the device must be done with both."""
     return 1000 * (last - first) if isinstance(first, float) else first.elapsed_time(last)
 
 

@@ -22,7 +22,7 @@ WAIT_SECONDS = 20.0  # of one request for a call's result
 
 
 class Call(TypedDict):
-    """What is read of a call's record, by whom it was begun and since when."""
+    """The fields that are read of a call's record."""
 
     function: str
     stage: str
@@ -53,7 +53,7 @@ class Calls:
         commit(self.volume)
 
     def wait(self, function: str, stage: str, *, deadline: float) -> Result | None:
-        """The result of the call for a stage, begun if there is none that lives; None at the deadline."""
+        """Return the result of the call for a stage, begun if no live one exists; None at the deadline."""
         if function == "prepare" and self.was_done(function):
             return {"status": "done", "run": self.payload["job"]["run"], "stage": stage}
         call = self.live(function, stage) or self.begin(function, stage)
@@ -84,7 +84,7 @@ class Calls:
         return any((one["function"], one["submission"], one["state"]) == wanted for one in self.calls)
 
     def live(self, function: str, stage: str) -> dict[str, Any] | None:
-        """The recorded call that is to be waited for: this submission's, or another's that still runs."""
+        """Return the recorded call to wait for: this submission's, or another's that still runs."""
         for call in reversed(self.calls):
             mine = call["submission"] == self.payload["submission"]
             if (call["function"], call["stage"], call["state"]) == (function, stage, "begun"):
@@ -112,7 +112,7 @@ def failed(payload: Payload, stage: str, error: str) -> Result:
 
 
 def lives(call: str) -> bool:
-    """Whether a call is still queued or running; also when Modal can't be asked."""
+    """Return True if a call is still queued or running, or if Modal can't be asked."""
     try:
         modal.FunctionCall.from_id(call).get(timeout=0)
     except (TimeoutError, *UNREACHABLE):

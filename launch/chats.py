@@ -13,7 +13,7 @@ Record = dict[str, Any]  # chats/NAME.json: a `Stored`, and more
 
 
 class Stored(TypedDict):
-    """What is read of a chat's file."""
+    """The fields that are read of a chat's file."""
 
     name: str
     app: str
@@ -33,7 +33,7 @@ def record_path(root: Path, name: str) -> Path:
 
 
 def read_chat(root: Path, name: str) -> Record:
-    """What was deployed; ValueError when nothing was."""
+    """Return what was deployed; ValueError when nothing was."""
     path = record_path(root, name.removeprefix(PREFIX))
     if not path.exists():
         there = ", ".join(record["name"] for record in deployed(root)) or "none"
@@ -50,7 +50,7 @@ def stored_chat(path: Path) -> Record:
 
 
 def standing(chat: Record) -> str:
-    """awake, asleep or stopped, with the address."""
+    """Return awake, asleep or stopped, with the address."""
     if chat.get("stopped"):
         return "stopped"
     try:

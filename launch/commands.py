@@ -98,7 +98,7 @@ def status(settings: OneOrAllRuns) -> int:
 
 
 def state(submission: Submission, home: Path) -> str:
-    """How far it is, or how it ended."""
+    """Return how far a run is, or how it ended."""
     there = OnVolume(submission)
     try:
         result = wait(submission, timeout=0)
@@ -192,7 +192,7 @@ def fetch(settings: Fetch) -> int:
 
 
 def files_of(store: modal.Volume, folder: str) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of every file below a folder of the volume; hidden ones are locks and the like."""
+    """Yield (path, bytes) of every file below a folder of the volume, without hidden ones, such as locks."""
     for entry in store.iterdir(folder, recursive=True):
         hidden = any(part.startswith(".") for part in PurePosixPath(entry.path).parts)
         if entry.type.name == "FILE" and not hidden:
@@ -283,7 +283,7 @@ def there_or_new(volume: modal.Volume) -> str:
 
 
 def smoke_test(gpu: str, environment: str | None) -> str:
-    """What a container of a job's image sees of a GPU. ValueError when PyTorch has none there."""
+    """Return what a container of a job's image sees of a GPU. ValueError when PyTorch has none there."""
     app = modal.App("nanolit-doctor", include_source=False)
     settings = {"python": "3.12", "apt": [], "uv_extras": ["cudnn"]}
     image = container_image(settings, root="/vol")

@@ -35,7 +35,7 @@ class CompileCache:
         self.kept = self.files()
 
     def files(self) -> set[Path]:
-        """The files that are whole: caches are written under other names first."""
+        """Return the files that are whole: caches are written under other names first."""
         return {path for path in self.folder.rglob("*") if path.is_file() and ".tmp" not in path.name}
 
     def tick(self) -> None:

@@ -42,20 +42,20 @@ AGAIN = "copy or convert the release again"
 
 
 class Described(TypedDict):
-    """What is read of a release's gpt.json."""
+    """The fields that are read of a release's gpt.json."""
 
     context: int
 
 
 class Meta(TypedDict):
-    """What is read of a release's meta.json."""
+    """The fields that are read of a release's meta.json."""
 
     step: NotRequired[int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What was typed; `words` are all settings but the run, as they were."""
+    """The settings typed to deploy a chat; `words` are all of them but the run, unchanged."""
 
     run: str  # RUN or RUN/STAGE
     root: Path
@@ -167,7 +167,7 @@ def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
 
 
 def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
-    """The cluster as it is priced, and the launcher's settings; ValueError unless it is one GPU."""
+    """Return the cluster as it is priced, and the launcher's settings; ValueError unless it is one GPU."""
     from hydra_plugins.nanolit_modal.launcher import launcher_settings, plain, validate
 
     config = compose_config([f"cluster={cluster}"])
@@ -211,7 +211,7 @@ def checked_name(name: str, *, given: bool) -> str:
 
 
 def release_here(run: str, root: Path) -> Found | None:
-    """The run's release on this machine; that of its last stage, unless the stage is given."""
+    """Return the run's release on this machine: its last stage's, unless the stage is given."""
     name, _, stage = run.partition("/")
     for one in [choose(stage, MODEL_STAGES, kind="stage")] if stage else reversed(MODEL_STAGES):
         folder = run_folder(root, name) / one / "release"
@@ -248,7 +248,7 @@ def release_there(run: str, store: modal.Volume, here: Found | None) -> Found:
 
 
 def described(name: str, found: Found | None, machine: Cluster, wish: Wish) -> str:
-    """The model, the machine, what it costs: three lines or four."""
+    """Return what is deployed: the model, the machine, the cost, and a line for each special setting."""
     gpu, memory = str(machine["gpu"]), gpu_memory_gib(str(machine["gpu"]))
     model = name
     if found:
@@ -284,14 +284,14 @@ def dollars_per_hour(machine: Cluster) -> float | None:
 
 
 def key_text(wish: Wish) -> str:
-    """What a request to the API has to carry."""
+    """Return what a request to the API has to carry."""
     if wish.auth == "modal":
         return "with the headers Modal-Key and Modal-Secret of a proxy token (modal.com/settings)"
     return "its key is the password" if wish.is_locked else "without a key"
 
 
 def password_secret(name: str, wish: Wish, environment: str | None) -> tuple[modal.Secret | None, str]:
-    """The secret that holds the password, and what to tell of it. One that is there is kept."""
+    """Return the secret that holds the password, and what to tell of it. One that exists is kept."""
     if not wish.is_locked:
         unused = ", NANOLIT_CHAT_PASSWORD is not used" if wish.password else ""
         return None, f"no password{unused}: {'public=true' if wish.public else 'auth=modal'}"
@@ -314,7 +314,7 @@ def password_secret(name: str, wish: Wish, environment: str | None) -> tuple[mod
 def define(
     name: str, wish: Wish, settings: dict[str, Any], place: str, found: Found, secret: modal.Secret | None
 ) -> tuple[modal.App, Any]:
-    """The app, and its class."""
+    """Return the app and its class."""
     app = modal.App(f"nanolit-chat-{name}", include_source=False, tags={"chat": name})
     store = artefacts(settings)
     memory = max(LEAST_MEMORY, 3 * found.size // 2**20)

@@ -213,7 +213,7 @@ def try_chat(settings: Drill) -> dict[str, Any]:
 
 
 def ask(url: str) -> float:
-    """Seconds of one completion of sixteen tokens."""
+    """Return the seconds of one completion of sixteen tokens."""
     begun = time.monotonic()
     with urllib.request.urlopen(f"{url}/v1/models", timeout=WAIT_SECONDS) as answer:
         model = json.load(answer)["data"][0]["id"]

@@ -60,7 +60,7 @@ def running(submission: Submission) -> bool:
 
 
 def stream(submission: Submission, *, say: Say = print) -> None:
-    """Every line of the app's logs until it is over."""
+    """Print every line of the app's logs until it is over."""
     rest = ""
     with contextlib.suppress(modal.exception.Error):
         for entry in modal.App.lookup(submission["app"]).logs.stream():

@@ -15,13 +15,13 @@ OTHER_NAMES = {"A10": "A10G", "A100": "A100-40GB"}  # of the same GPU
 
 
 def same_gpu(gpu: str) -> str:
-    """One name for every way to write a GPU: that of prices, without a mark and a count."""
+    """Return the name that prices use for a GPU, without a mark and a count."""
     name = gpu.partition(":")[0].rstrip("!+")
     return OTHER_NAMES.get(name, name)
 
 
 def gpus_of(settings: dict[str, Any]) -> list[str]:
-    """The GPUs that will do, the most wanted first; ValueError for what is neither a name nor a list."""
+    """Return the GPUs that will do, the most wanted first; ValueError for neither a name nor a list."""
     gpu = settings["gpu"]
     gpus = [gpu] if isinstance(gpu, str) or not isinstance(gpu, Sequence) else list(gpu)
     if not gpus or not all(isinstance(name, str) for name in gpus):

@@ -43,7 +43,7 @@ BUILD_EXTENSION = " && ".join(  # one layer: the compiler, 1 GB, is gone at its 
 
 
 def unwanted(path: Path) -> bool:
-    """Whether a file stays here; `path` is relative to the folder that is sent."""
+    """Tell whether a file stays here; `path` is relative to the folder that is sent."""
     hidden = any(part.startswith(".") or part in LEFT_OUT for part in path.parts)
     return hidden or path.suffix not in SUFFIXES or "secret" in path.name.lower()
 

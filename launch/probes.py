@@ -1,4 +1,4 @@
-"""What `python -m launch drill` runs in containers: each looks at one thing of the real service."""
+"""Functions that `python -m launch drill` runs in containers: each looks at one thing of the real service."""
 
 import fcntl
 import hashlib

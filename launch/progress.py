@@ -1,4 +1,4 @@
-"""How a submitted run stands, read from its volume: stage, step, loss, time left, dollars so far."""
+"""The progress of a submitted run, read from its volume: stage, step, loss, time left, dollars so far."""
 
 import csv
 import io
@@ -47,7 +47,7 @@ class OnVolume:
         return read_volume_json(self.volume, f"runs/{self.run}/{name}", kind)
 
     def calls(self) -> list[dict[str, Any]]:
-        """The calls that the run's orchestrators have made, oldest first."""
+        """Return the calls that the run's orchestrators have made, oldest first."""
         return self.json("calls.json", calls.Kept).get("calls", [])
 
     def write_calls(self, calls: list[dict[str, Any]]) -> None:
@@ -56,17 +56,17 @@ class OnVolume:
             batch.put_file(content, f"runs/{self.run}/calls.json")
 
     def machines(self) -> dict[float, float]:
-        """The seconds of every machine with GPUs so far, by when it began."""
+        """Return the seconds of every machine with GPUs so far, by when it began."""
         seconds = self.json(spending.FILE, spending.Kept).get("seconds", {})
         return {float(begun): spent for begun, spent in seconds.items()}
 
     def spent(self) -> tuple[float, float | None]:
-        """GPU hours and dollars so far; no dollars where no price is known."""
+        """Return GPU hours and dollars so far; None without a known price."""
         hours, rate = sum(self.machines().values()) / 3600, self.submission["dollars_per_hour"]
         return hours, rate and hours * rate
 
     def rows(self, stage: str) -> list[dict[str, str]]:
-        """The rows of a stage's metrics.csv that have a loss or a reward."""
+        """Return the rows of a stage's metrics.csv that have a loss or a reward."""
         rows = csv.DictReader(io.StringIO(self.read(f"{stage}/metrics.csv").decode()))
         return [row for row in rows if row["loss"]]
 

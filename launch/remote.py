@@ -1,12 +1,12 @@
-"""What runs on Modal. Nothing here submits an app: a container only calls functions of its own.
+"""Functions that run on Modal. None submits an app: a container only calls functions of its own.
 
     orchestrate   a small CPU machine, for as long as the job takes: calls the other two and waits
     prepare       a CPU machine: checks the job, trains the tokenizer, downloads what the stages read
     train         the GPUs: one stage, from its last whole checkpoint
 
-A payload is plain data: the resolved job, the ids of the functions, the volume's name, seconds. What a person
-can put right comes back as {"status": "failed", "error": …}: an exception would be run again by the retry
-policy, on GPUs.
+A payload is plain data: the resolved job, the ids of the functions, the volume's name, seconds. Errors that
+the user can fix come back as {"status": "failed", "error": …}: the retry policy would run an exception again,
+on GPUs.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ LONGEST_MARGIN = 600.0  # seconds before the time limit that a stage is stopped,
 
 
 def margin(timeout: float) -> float:
-    """Seconds before a function's time limit when it stops by itself."""
+    """Return how many seconds before its time limit a function stops by itself."""
     return min(LONGEST_MARGIN, timeout / 4)
 
 
 def orchestrate(payload: Payload) -> Result:
-    """Run the job's stages in order; the last one's result, or {"status": "continued", "call": id}.
+    """Run the job's stages in order; return the last result, or {"status": "continued", "call": id}.
 
     Every call is written to the volume before it is waited for: started again, this waits for the one that
     lives.
@@ -62,7 +62,7 @@ def orchestrate(payload: Payload) -> Result:
 
 
 def run_step(calls: Calls, function: str, stage: str, *, deadline: float) -> Result | None:
-    """The result of one function for one stage, called as often as it comes back unfinished."""
+    """Return the result of one function for one stage, called again as often as it comes back unfinished."""
     step, idle = None, 0
     while True:
         result = calls.wait(function, stage, deadline=deadline)
@@ -77,7 +77,7 @@ def run_step(calls: Calls, function: str, stage: str, *, deadline: float) -> Res
 
 
 def prepare(payload: Payload, stage: str) -> Result:
-    """Everything that needs no GPU: the checks of the job, its tokenizer, its downloads."""
+    """Do everything that needs no GPU: check the job, train its tokenizer, download its data."""
     job = payload["job"]
     try:
         check_root(job)
@@ -125,7 +125,7 @@ def train(payload: Payload, stage: str) -> Result:
 def stage_in_time(
     payload: Payload, stage: str, seconds: float, environment: dict[str, str]
 ) -> tuple[Result, bool]:
-    """Run the job up to a stage in a process of its own; (its result, whether it was stopped as too long)."""
+    """Run the job up to a stage in its own process; return its result, and if the time limit stopped it."""
     job: Job = payload["job"]
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     told = ",".join(["tokenizer", *payload["told"]])  # `prepare` has told of the tokenizer
@@ -158,7 +158,7 @@ def too_dear(payload: Payload, stage: str, meter: Meter) -> Result:
 
 
 def look_around() -> dict[str, Any]:
-    """What a container of this image has: for `python -m launch doctor`."""
+    """Return what a container of this image has, for `python -m launch doctor`."""
     from nanolit.machine.device import tried_gpus
     from nanolit.tokenizer.training import _rustbpe
 
@@ -167,7 +167,7 @@ def look_around() -> dict[str, Any]:
 
 
 def place_of_node(job: Job) -> dict[str, str]:
-    """For a job on several machines: which of them this is, and the address of the first."""
+    """Return, for a job on several machines, which of them this is and the address of the first; else {}."""
     if job["cluster"]["nodes"] == 1:
         return {}
     cluster = modal.Cluster.from_context()

@@ -1,4 +1,4 @@
-"""What a chat's container on Modal runs: one release on one GPU, and the chat's app around it.
+"""A chat's container on Modal: one release on one GPU, and the chat's app around it.
 
 `launch/deploy.py` says on which machine and for whom. From there come NANOLIT_RELEASE, where the release is
 mounted, and NANOLIT_SERVE, a JSON of the rest (`serving`).

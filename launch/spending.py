@@ -1,4 +1,4 @@
-"""What a run has cost: the seconds it had its GPUs, written by the machines themselves.
+"""The cost of a run: the seconds it had its GPUs, written by the machines themselves.
 
 Waiting for a GPU is not billed, so the times of the calls say too much.
 """
@@ -31,7 +31,7 @@ class Meter:
         return sum(self.before.values()) + time.time() - self.begun
 
     def seconds_left(self, max_cost: float | None, dollars_per_hour: float | None) -> float | None:
-        """Seconds until `max_cost` is spent, less a reserve; None without a limit or a price."""
+        """Return the seconds until `max_cost` is spent, less a reserve; None without a limit or a price."""
         if max_cost is None or not dollars_per_hour:
             return None
         return max_cost / dollars_per_hour * 3600 - self.seconds() - RESERVE_SECONDS

@@ -30,7 +30,7 @@ RESULT = "submission_result.json"
 
 
 class Stored(TypedDict):
-    """What is read of a submission.json."""
+    """The fields that are read of a submission.json."""
 
     run: str
     app: str
@@ -68,7 +68,7 @@ def submit(job: Job, settings: dict[str, Any], *, told: Sequence[str] = ()) -> S
 
 @contextlib.contextmanager
 def started(app: modal.App, environment: str | None) -> Iterator[None]:
-    """A detached app; how its image is built is shown, Modal's own stream of its logs is not."""
+    """Start a detached app; show how its image is built, but not Modal's own stream of its logs."""
     logging.getLogger("modal-client").setLevel(logging.ERROR)
     modal.config.config.override_locally("logs_timeout", "0")
     with contextlib.ExitStack() as shown:
@@ -114,7 +114,7 @@ def describe(app: modal.App, call: str, job: Job, settings: dict[str, Any], payl
 
 
 def dollars_per_hour(job: Job, settings: dict[str, Any]) -> float | None:
-    """The price of the job's GPUs and their host, of the dearest where several would do; None if unknown."""
+    """Return the price of the job's GPUs and their host, the dearest if several would do; None if unknown."""
     hours = fresh_plan(job, job["stages"][-1]).hours
     clusters = [cast(Cluster, {**job["cluster"], "gpu": same_gpu(gpu)}) for gpu in gpus_of(settings)]
     costs = [cost("base", hours, cluster) for cluster in clusters]
@@ -123,7 +123,7 @@ def dollars_per_hour(job: Job, settings: dict[str, Any]) -> float | None:
 
 
 def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, modal.Function]:
-    """The app's three functions. Those without a GPU retry as often as the one with GPUs."""
+    """Return the app's three functions. Those without a GPU retry as often as the one with GPUs."""
     shared = {
         "image": container_image(settings["image"], root=settings["root"]),
         "volumes": {path: volume(one, settings["environment"]) for path, one in volumes_of(settings).items()},
@@ -150,7 +150,7 @@ def define(app: modal.App, job: Job, settings: dict[str, Any]) -> dict[str, moda
 
 
 def volumes_of(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Path → volume: the one of all artefacts at `root`, unless the settings name another, and the others."""
+    """Return volumes by path: that of all artefacts at `root`, unless the settings name it, and others."""
     return {settings["root"]: {"name": "nanolit", "version": 2, "read_only": False}, **settings["volumes"]}
 
 
@@ -162,7 +162,7 @@ def volume(settings: dict[str, Any], environment: str | None) -> modal.Volume:
 
 
 def secrets_of(job: Job, settings: dict[str, Any]) -> list[str]:
-    """The secrets asked for, and W&B's when the job logs there."""
+    """Return the secrets asked for, and W&B's if the job logs there."""
     names = list(settings["secrets"])
     if (
         str(job["logger"]["_target_"]).endswith("WandbLogger")
@@ -178,7 +178,7 @@ def tags(job: Job, settings: dict[str, Any]) -> dict[str, str]:
 
 
 def explain(error: modal.exception.Error) -> str:
-    """One line for what Modal refused, with what to do."""
+    """Return one line for what Modal refused, with what to do."""
     text = " ".join(str(error).split())
     if isinstance(error, modal.exception.NotFoundError) and (match := re.search(r"ecret '([^']+)'", text)):
         return (
@@ -199,7 +199,7 @@ def remember(root: str | Path, result: dict[str, Any]) -> None:
 
 
 def remembered(root: str | Path, submission: Submission) -> dict[str, Any] | None:
-    """How a submission ended, if that was seen from here."""
+    """Return how a submission ended, if that was seen from here."""
     path = submission_path(root, submission["run"]).with_name(RESULT)
     result = read_json(path, constant=as_null) if path.exists() else {}
     return result if result.get("app") == submission["app"] else None
@@ -211,7 +211,7 @@ def submissions(root: str | Path) -> list[Path]:
 
 
 def read_submission(root: str | Path, run: str) -> Submission:
-    """What was submitted; ValueError when nothing was."""
+    """Return what was submitted; ValueError when nothing was."""
     path = submission_path(root, run)
     if not path.exists():
         there = [one.parent.name for one in submissions(root)]

@@ -51,7 +51,7 @@ def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
 
 
 def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> list[str]:
-    """What the plans do not say: the GPUs, Modal's limits, what a dry run leaves out."""
+    """Return what the plans do not say: the GPUs, Modal's limits, what a dry run leaves out."""
     job, gpus = planned[0][0], gpus_of(settings)
     host = f"{settings['cpu']:g} cores, {settings['memory'] / 1024:g} GiB"
     nodes = f"{settings['nodes']} nodes of " if settings["nodes"] > 1 else ""
@@ -83,7 +83,7 @@ def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> l
 
 
 def request_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
-    """What submitting would ask of Modal, and the job that would go there."""
+    """Return what submitting would ask of Modal, and the job that would go there."""
     machine = ("gpu", "cpu", "memory", "ephemeral_disk")
     asked = (*machine, "timeout", "startup_timeout", "retries", "nodes", "region")
     return {
@@ -96,7 +96,7 @@ def request_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | None]:
-    """Submit all; with wait=true their validation bits per byte, else None for each.
+    """Submit all jobs; return their validation bits per byte with wait=true, else None for each.
 
     Ctrl-C ends the waiting, not the jobs: then JobFailed says how to come back to them.
     """
@@ -124,7 +124,7 @@ def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | N
 
 
 def shares(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, each with its share of max_cost by what it is planned to cost; the machines keep to it."""
+    """Return the jobs, each with its share of max_cost by its planned cost; the machines keep to it."""
     limit, dollars = jobs[0]["max_cost"], [total([*fresh_plans(job).values()])[1] for job in jobs]
     if limit is None or None in dollars or not sum(cast(list[float], dollars)):
         return [*jobs]

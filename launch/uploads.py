@@ -18,7 +18,7 @@ NAMES = {*SHIPPED, "hub"}
 
 
 def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
-    """The job with the volume's paths for local ones, which are uploaded unless they are there.
+    """Return the job with local paths replaced by the volume's; uploads what is not there yet.
 
     ValueError for an absolute path that is neither here nor on a volume.
     """
@@ -44,7 +44,7 @@ def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
 
 
 def strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(its key, text) of every string in nested mappings and lists."""
+    """Yield (key, text) of every string in nested mappings and lists."""
     if isinstance(node, str):
         yield key, node
     elif isinstance(node, dict):
@@ -96,7 +96,7 @@ def put(store: modal.Volume, path: Path, place: str) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Twelve hex digits of what a file or a folder holds."""
+    """Return twelve hex digits that identify what a file or a folder holds."""
     digest = hashlib.sha256()
     for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
         with file.open("rb") as content:

@@ -39,7 +39,7 @@ HUB_SECONDS = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing, and what to do where it is not there (MISSING) or broken."""
+    """One finding, and what to do if the thing is missing or broken."""
 
     name: str
     state: str

@@ -45,7 +45,7 @@ UNIGRAM_CHARACTERS = 5_000_000  # of training text, whose tokens are counted
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Root):
-    """Which stage to evaluate, and on what."""
+    """Settings: which stage to evaluate, and on what."""
 
     run: str | None = setting(
         "a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True

@@ -20,7 +20,7 @@ from nanolit.machine.exit import command
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Root):
-    """Which model, and which tasks of lm-eval."""
+    """Settings: which model, and which tasks of lm-eval."""
 
     run: str | None = setting(
         "a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True

@@ -1,4 +1,4 @@
-"""What a model answered to a task's items, as lines for a person. Without torch."""
+"""A model's answers to a task's items, as lines for a person. Without torch."""
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest

@@ -35,7 +35,7 @@ PROBLEMS = 512  # asked together and then kept: the engine sorts them by length,
 
 @dataclass(frozen=True)
 class Score:
-    """What a model made of one task; fractions of `num_problems`.
+    """A model's scores on one task, as fractions of `num_problems`.
 
     `pass_at[k-1]` is pass@k by the unbiased estimator, `any_of_first[k-1]` the share of problems that one of
     the first k samples solves, which is what nanochat logs; both have one entry per sample drawn.
@@ -49,12 +49,12 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The chance that one answer is right: pass@1."""
+        """Return the chance that one answer is right: pass@1."""
         return self.pass_at[0]
 
     @property
     def centered(self) -> float:
-        """Accuracy above guessing: 0 for guessing, 1 for all right."""
+        """Return the accuracy above guessing: 0 for guessing, 1 for all right."""
         return (self.accuracy - self.baseline) / (1 - self.baseline)
 
 
@@ -134,7 +134,7 @@ def evaluate_task(
 def evaluate_categorical(
     engine: Engine, task: Task, *, max_per_task: int | None = None, file: ItemFile | None = None
 ) -> Score:
-    """Of the letters that a problem allows, the likeliest next token is the answer."""
+    """Score multiple choice: the answer is the likeliest next token of the letters that a problem allows."""
     scorer = OwnScorer(engine.model)
 
     def answer(asked: Sequence[Problem]) -> Callable[[], list[Item]]:
@@ -177,7 +177,7 @@ def evaluate_generative(
     seed: int = 42,
     file: ItemFile | None = None,
 ) -> Score:
-    """Each problem is answered `num_samples` times; the task says which answers are right.
+    """Score free answers: each problem is answered `num_samples` times, and the task says which are right.
 
     Prompts that leave no room for `max_tokens` lose their beginning.
     """
@@ -238,7 +238,7 @@ def judge_beside(
 
 
 def pass_at_k(num_samples: int, num_right: int, *, k: int) -> float:
-    """The chance that k of the samples, drawn without replacement, hold a right one.
+    """Return the chance that k of the samples, drawn without replacement, include a right one.
 
     The unbiased estimator of Chen et al. 2021 (https://arxiv.org/abs/2107.03374), 1 - C(n-c, k) / C(n, k).
     Looking at the first k alone has the same mean and more noise.

@@ -32,7 +32,7 @@ CHUNK = 512  # items whose prompts are made, tokenized, scored and kept together
 
 
 class Kept(TypedDict):
-    """What is read again of core.json."""
+    """The fields that are read of an older core.json."""
 
     metrics: dict[str, float]
 
@@ -224,7 +224,7 @@ def _start_on_all_ranks(scorer: Scorer, groups: Sequence[Group]) -> Callable[[],
 
 
 class _Progress:
-    """A line that says where the evaluation is and how long it takes still; at a terminal alone.
+    """A line that says how far the evaluation is and how long it will still take; only at a terminal.
 
     `work` is each task's, in any unit: squad takes a third of CORE's time, five tasks a hundredth.
     """

@@ -1,4 +1,4 @@
-"""What a stage is scored by while it trains. callbacks/evaluate.py asks; these know nothing of trainers."""
+"""Evaluators that score a stage while it trains. callbacks/evaluate.py calls them; none knows of trainers."""
 
 import math
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What a model made of every item of a task, one JSON line each; scores.py has the scores from them.
+"""A model's answers to every item of a task, one JSON line each; scores.py makes scores of them.
 
 A file begins with a header that says what the items are of. An interrupted evaluation resumes where its file
 ends; a file with another header is begun anew. Rank 0 alone reads and writes, and all ranks have the items.

@@ -25,14 +25,14 @@ class ValRows(TypedDict):
 
 
 class Gradients(TypedDict):
-    """From which step on the gradients were right, and what was wrong before."""
+    """The step from which the gradients were right, and what was wrong before."""
 
     right_from: int
     before: NotRequired[str]
 
 
 class Kept(TypedDict):
-    """What is read of every item."""
+    """The fields that are read of every item."""
 
     index: int
     prompt: int  # a checksum

@@ -1,4 +1,4 @@
-"""What a reader of a card asks first: how large, how long, for how much, on what."""
+"""The facts at the top of a card: how large, how long, for how much, on what."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from nanolit.report.tables import MISSING
 
 
 def facts_of(run: Run) -> list[tuple[str, str]]:
-    """Return what a reader asks first: how large, how long, how much, on what."""
+    """Return the facts a reader asks for first, as (label, value), without unknown ones."""
     base = next((stage.plan for stage in run.stages if isinstance(stage.plan, TrainingPlan)), None)
     training, wall = _totals(run)
     tokens = _sum(stage.number("tokens") for stage in run.stages if stage.name != "tokenizer")

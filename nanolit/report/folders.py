@@ -31,7 +31,7 @@ REMEDY = "delete it, and the same command makes it again"
 
 
 class Result(TypedDict, total=False):
-    """What is read of result.json and progress.json; each may have any part of it, and more."""
+    """The fields that are read of result.json and progress.json; either may lack some, and have more."""
 
     status: str
     run: str
@@ -81,7 +81,7 @@ class Stage:
 
     @property
     def resumption(self) -> str:
-        """Say where the same command goes on."""
+        """Say from which step the same command resumes."""
         return f"the same command resumes {f'after step {n:,}' if (n := self.resumes_after) else 'at step 1'}"
 
     @cached_property
@@ -162,7 +162,7 @@ class Stage:
 
     @property
     def changed(self) -> float:
-        """When the stage last wrote something, in seconds since the epoch."""
+        """The time when the stage last wrote something, in seconds since the epoch."""
         return max(_changed(self.folder / name) for name in TRACES) or _changed(self.folder)
 
 
@@ -209,7 +209,7 @@ class Run:
 
     @property
     def changed(self) -> float:
-        """When any of its stages last wrote something, in seconds since the epoch."""
+        """The time when any of its stages last wrote something, in seconds since the epoch."""
         return max((stage.changed for stage in self.stages), default=_changed(self.folder))
 
     def states(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""From which step on a stage's gradients are right.
+"""The step from which a stage's gradients are right.
 
 From commit 8b1618b to c9c2313 (23 November 2026) torch.compile lost one of the two gradients of the first
 block's residual mix: compiled modern trained embedding and smear with a part of their gradients. What was

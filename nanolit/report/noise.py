@@ -1,4 +1,4 @@
-"""Which differences between runs are more than noise: by seeds where there are several, else by questions.
+"""Differences between runs that are more than noise: by seeds if there are several, else by questions.
 
 Seeds: Welch's t-test of the means. One run each: the paired difference on the questions that both were asked,
 which leaves out what a seed moves; for CORE, which has a published spread, that is added.

@@ -1,4 +1,4 @@
-"""What a stage scored, each figure with its error bar, the number of questions and what guessing gets."""
+"""The scores of a stage, each with its error bar, the number of questions, and what guessing gets."""
 
 import functools
 import math

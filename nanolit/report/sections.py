@@ -87,7 +87,7 @@ def _cell(text: str) -> str:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What was asked, or begun, and what the model wrote: (prompt, reply)."""
+    """Questions, or beginnings of texts, and what the model wrote: (prompt, reply)."""
 
     turns: Sequence[tuple[str, str]]
     chat: bool  # else the replies continue the prompts

@@ -124,7 +124,7 @@ def read_items(bundle: Path, label: Label) -> tuple[list[Item], str]:
 
 
 def is_original(label: Label, digest: str) -> bool:
-    """Whether a file may be the one that published scores are of."""
+    """Tell whether a file may be the one that published scores are of."""
     return digest.startswith(label.digest) != (label.file in REBUILT)
 
 

@@ -1,4 +1,4 @@
-"""Who the model is: synthetic conversations in which it introduces itself."""
+"""Synthetic conversations in which the model introduces itself."""
 
 from nanolit.tasks.jsonl import ConversationFile
 

@@ -1,4 +1,4 @@
-"""What `hydra.launcher.KEY` may be for cluster=modal_*, with types that Hydra enforces."""
+"""Values that `hydra.launcher.KEY` may have for cluster=modal_*, with types that Hydra enforces."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -33,7 +33,7 @@ class ModalLauncher(LocalLauncher):
         check_jobs(jobs, self.settings)
 
     def run(self, jobs: Sequence[Job]) -> list[float | None]:
-        """Show the plans; then submit, and wait if that is wished. Validation bits per byte, or None."""
+        """Show the plans, submit, and wait if asked to; return validation bits per byte, or None."""
         from launch.sweep import describe_jobs, submit_jobs
 
         describe_jobs(jobs, self.settings)
@@ -43,7 +43,7 @@ class ModalLauncher(LocalLauncher):
         return submit_jobs(jobs, self.settings)
 
     def refuse_sweeper_without_results(self) -> None:
-        """A sweeper that chooses the next job by the last one's result needs to wait for it."""
+        """ValueError for a sweeper that needs results to choose the next job if nothing waits for them."""
         sweeper = str(self.config.hydra.sweeper._target_)
         if not self.settings["wait"] and not sweeper.endswith("BasicSweeper"):
             raise ValueError(
@@ -61,7 +61,7 @@ def launcher_settings(config: Any) -> dict[str, Any]:
 
 
 def refuse_in_container() -> None:
-    """A container that submitted would go on submitting."""
+    """ValueError in a container: one that submitted would go on submitting."""
     if os.environ.get("MODAL_IS_REMOTE") == "1":
         raise ValueError(
             "this is a Modal container: it runs jobs and never submits one; choose cluster=local"

@@ -2,28 +2,32 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
+from typing import cast
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from nanolit.chat.api import routes
-from nanolit.chat.connection import Connection
-from nanolit.chat.guard import Guard, refusal
+from nanolit.chat.guard import Guard, error_body, refusal
 from nanolit.chat.models import Defaults, Models
 from nanolit.chat.service import Busy
 
 # What pydantic adds to the place of an error in a union
 TYPE = re.compile(r"str|constrained-str|list\[.*")
 FIRST_PORT, NUM_PORTS = 7860, 100
+HEAD_SECONDS = 30.0  # that a request's first line and headers may take
 SHUTDOWN_SECONDS = 3  # for replies that are being written; then their clients are told that the server ends
 
 
@@ -114,11 +118,51 @@ def listen(host: str, port: int | None) -> socket.socket:
     raise ValueError(f"{which} can't be served on {host} ({why}); give another port=") from last
 
 
+class Connection(H11Protocol):
+    """Closes unless a whole head comes in every HEAD_SECONDS in which nothing is being answered.
+
+    uvicorn waits for ever for the rest of a request's head, so a thousand clients that send half of one would
+    take every file that the server may open.
+    """
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self.loop.call_later(HEAD_SECONDS, self._close_if_silent, self.cycle)
+
+    def _close_if_silent(self, before: RequestResponseCycle | None) -> None:
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._look_again()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what could not be read as HTTP, unless another request is being answered, and close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(error_body(msg.rstrip("."))).encode()
+            headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+            start = h11.Response(status_code=400, headers=[*headers, ("connection", "close")])
+            for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(cast(bytes, self.conn.send(event)))
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """Ends replies that go on for long after Ctrl-C, where uvicorn cuts their connections."""
 
     def __init__(self, app: Guard, models: Models) -> None:
-        super().__init__(configured(app))
+        config = uvicorn.Config(
+            app,  # pyright: ignore[reportArgumentType]
+            http=Connection,
+            ws="none",
+            log_level="critical",  # the guard reports the app's errors; clients were told everything else
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2 * SHUTDOWN_SECONDS,
+        )
+        super().__init__(config)
         self.models = models
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -138,19 +182,6 @@ def serve(app: Guard, models: Models, listening: socket.socket, *, host: str) ->
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
         server.run(sockets=[listening])
-
-
-def configured(app: Guard) -> uvicorn.Config:
-    """Return how uvicorn serves the app."""
-    return uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType]
-        http=Connection,
-        ws="none",
-        log_level="critical",  # what the app's errors are the guard tells, all else the client was told
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=2 * SHUTDOWN_SECONDS,
-    )
 
 
 def is_loopback(listening: socket.socket) -> bool:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from nanolit.chat import connection, guard
+from nanolit.chat import guard, server
 from tests.chat.serving import models_of, served
 
 HOST = b"Host: localhost\r\n"
@@ -20,7 +20,7 @@ WHOLE = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
 @pytest.fixture
 def address(rambling_model, byte_tokenizer, monkeypatch):
     """A server whose patience is half a second."""
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
     with served(models_of(byte_tokenizer, {"rambling/base": rambling_model})) as address:
         yield address
@@ -75,7 +75,7 @@ def test_patience_ends_no_reply(address):
     asked = {"prompt": "Once", "max_tokens": 1500}
     reply = httpx.post(f"{address}/v1/completions", json=asked, timeout=120).json()
     assert reply["usage"]["completion_tokens"] == 1500
-    assert time.monotonic() - begun > 2 * connection.HEAD_SECONDS
+    assert time.monotonic() - begun > 2 * server.HEAD_SECONDS
 
 
 def test_a_crowd_with_half_a_head_each_and_readers_that_do_not_read_hold_up_nobody(address):

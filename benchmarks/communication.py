@@ -1,23 +1,8 @@
 """Time that an optimizer step spends communicating between GPUs, and how much of it nothing else hides."""
 
-from collections.abc import Callable
 from typing import Any
 
-from torch.profiler import ProfilerActivity
-
-from benchmarks.parts import trace_of
-
 Span = tuple[float, float]  # beginning and end, in microseconds
-
-
-def measure(step: Callable[[], Any], *, repeats: int = 3) -> dict[str, float]:
-    """Return the milliseconds of NCCL's kernels in one call, waiting for other ranks included. Collective."""
-    trace = trace_of(step, repeats=repeats, activities=[ProfilerActivity.CUDA])
-    whole, exposed = communication(trace["traceEvents"])
-    return {
-        "communication_ms": whole / 1000 / repeats,
-        "exposed_communication_ms": exposed / 1000 / repeats,
-    }
 
 
 def communication(events: list[dict[str, Any]]) -> tuple[float, float]:

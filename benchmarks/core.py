@@ -5,7 +5,6 @@ read once, and item by item as nanochat does (tests/oracles/core_loop.py). Decis
 Takes the settings of nanolit train too.
 """
 
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -18,12 +17,12 @@ import torch
 from benchmarks import results
 from benchmarks.inference import random_model
 from benchmarks.train import device_name, synchronize
-from nanolit.evaluation.core import SHUFFLED_BY, judged
+from nanolit.evaluation.core import judged, shuffled
 from nanolit.evaluation.questions import Question, ask
 from nanolit.evaluation.spans import score_groups
 from nanolit.inference.decode import Decoder
 from nanolit.machine.arguments import read_some, setting
-from nanolit.tasks.bundle import LABELS, Label, read_items
+from nanolit.tasks.bundle import LABELS, Label
 from nanolit.tokenizer.bpe import Tokenizer
 from tests.oracles.core_loop import score_item
 
@@ -85,8 +84,7 @@ def main(arguments: list[str]) -> int:
 
 def asked(label: Label, settings: Settings, tokenizer: Tokenizer) -> tuple[list[Question], int]:
     """Return the first items of a task after its shuffle, and how many the task has."""
-    items, _ = read_items(settings.bundle, label)
-    random.Random(SHUFFLED_BY).shuffle(items)
+    items, _ = shuffled(settings.bundle, label)
     return ask(label, items, range(min(settings.items, len(items))), tokenizer, crop=None), len(items)
 
 

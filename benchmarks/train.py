@@ -15,9 +15,11 @@ from typing import Any, Literal  # noqa: E402
 
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
+from torch.profiler import ProfilerActivity  # noqa: E402
 
-from benchmarks import communication, results  # noqa: E402
-from benchmarks.parts import fill_gradients, parts_of  # noqa: E402
+from benchmarks import results  # noqa: E402
+from benchmarks.communication import communication  # noqa: E402
+from benchmarks.parts import fill_gradients, parts_of, trace_of  # noqa: E402
 from nanolit.callbacks.progress import Clock  # noqa: E402
 from nanolit.callbacks.throughput import Recorder, Throughput  # noqa: E402
 from nanolit.config.schema import Job  # noqa: E402
@@ -207,12 +209,17 @@ def time_parts(phase: Phase, step: Step, device: torch.device, *, repeats: int =
     return {"forward_backward_ms": medians["forward_ms"] + medians["backward_ms"], **medians}
 
 
-def time_communication(phase: Phase, device: torch.device) -> dict[str, float]:
-    """Return the milliseconds an optimizer step spends communicating; {} on fewer than two GPUs."""
+def time_communication(phase: Phase, device: torch.device, *, repeats: int = 3) -> dict[str, float]:
+    """Return the milliseconds an optimizer step spends communicating; {} on fewer than two GPUs.
+
+    Waiting for other ranks is included. Collective.
+    """
     if device.type != "cuda" or world_size() == 1:
         return {}
     fill_gradients(phase)
-    return communication.measure(phase.optimizer.step)
+    trace = trace_of(phase.optimizer.step, repeats=repeats, activities=[ProfilerActivity.CUDA])
+    whole, exposed = (1e-3 * spent / repeats for spent in communication(trace["traceEvents"]))
+    return {"communication_ms": whole, "exposed_communication_ms": exposed}
 
 
 def compare_with_bare_loop(

@@ -117,17 +117,15 @@ def load_language_model(
 def find_release(run_or_release: str | Path, *, root: str | Path | None = None) -> Path:
     """Return the release folder that a path or a run's name means; ValueError says where it looked."""
     path = expanded(run_or_release)
-    if (path / "gpt.json").is_file():
-        return path
     run, _, stage = str(run_or_release).partition("/")
-    folder = run_folder(home(root), run)
+    folder, places = run_folder(home(root), run), [path]
     if stage in ("", *MODEL_STAGES) and run not in ("", ".", ".."):
-        for name in [stage] if stage else reversed(MODEL_STAGES):
-            if (folder / name / "release" / "gpt.json").is_file():
-                return folder / name / "release"
-    for name in ("", *reversed(MODEL_STAGES)):  # the folder of a run or of a stage, as a shell completes it
-        if (path / name / "release" / "gpt.json").is_file():
-            return path / name / "release"
+        places += [folder / name / "release" for name in ([stage] if stage else reversed(MODEL_STAGES))]
+    # The folder of a run or of a stage, as a shell completes it
+    places += [path / name / "release" for name in ("", *reversed(MODEL_STAGES))]
+    for place in places:
+        if (place / "gpt.json").is_file():
+            return place
     if folder.is_dir() and run and stage:
         choose(stage, MODEL_STAGES, kind="stage")
     if folder.is_dir() and run:

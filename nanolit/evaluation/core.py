@@ -117,7 +117,7 @@ def evaluate_core(
     if crop is not None and crop > most:
         raise ValueError(f"crop={crop} is more than the {most:,} positions of this model; give crop={most}")
     for label in labels:
-        items, digest = _shuffled(bundle, label)
+        items, digest = shuffled(bundle, label)
         header = {"task": label.name, "file": digest, "crop": crop, "shots": label.shots, **(about or {})}
         kept = ItemFile(folder and folder / f"{label.name}.jsonl", header)
         asked = range(len(items))[:max_per_task]
@@ -153,7 +153,7 @@ def _ask_chunk(
     return finish
 
 
-def _shuffled(bundle: Path, label: Label) -> tuple[list[Item], str]:
+def shuffled(bundle: Path, label: Label) -> tuple[list[Item], str]:
     """Return a label's items in nanochat's order, and the sha256 of their file."""
     items, digest = read_items(bundle, label)
     random.Random(SHUFFLED_BY).shuffle(items)

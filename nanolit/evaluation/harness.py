@@ -10,7 +10,7 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
     make_disjoint_window,
 )
 
-from nanolit.evaluation.spans import Group, OwnScorer, Scorer
+from nanolit.evaluation.spans import Group, OwnScorer
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 
@@ -23,10 +23,10 @@ class HarnessModel(TemplateLM):
     As lm-eval does it, texts longer than `context` are cut from the left.
     """
 
-    def __init__(self, engine: Engine, *, scorer: Scorer | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
         self.engine, self.own, self.context = engine, engine.tokenizer, engine.context
-        self.scorer = scorer or OwnScorer(engine.model)
+        self.scorer = OwnScorer(engine.model)
 
     @property
     def eot_token_id(self) -> int:

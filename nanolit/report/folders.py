@@ -250,15 +250,11 @@ def open_run(root: Path, name: str) -> Run:
     runs = {run.name: run for run in find_runs(root)}
     if name in runs:
         return runs[name]
-    if not runs and (Path(root) / name).is_dir():  # root=runs/runs, say
-        raise ValueError(
-            f"run={name}: there are no runs in {run_folder(root, '')}; did you mean root={root.parent}?"
-        )
     if not runs:
-        raise ValueError(
-            f"run={name}: there are no runs in {run_folder(root, '')}; make one with "
-            "python -m nanolit.train experiment=demo, or say root=FOLDER"
-        )
+        remedy = "make one with python -m nanolit.train experiment=demo, or say root=FOLDER"
+        if (Path(root) / name).is_dir():  # root=runs/runs, say
+            remedy = f"did you mean root={root.parent}?"
+        raise ValueError(f"run={name}: there are no runs in {run_folder(root, '')}; {remedy}")
     near = difflib.get_close_matches(name, runs, n=1)
     hint = f"did you mean run={near[0]}? " if near else ""
     raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}there are: {', '.join(runs)}")

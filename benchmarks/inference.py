@@ -162,7 +162,7 @@ def by_rows(
 
 
 def line_of(rows: int, first: float, step: float) -> dict[str, Any]:
-    """Return the figures of so many rows, by the seconds until the first token and those of a step."""
+    """Return the figures of a number of rows from the seconds until the first token and of a step."""
     speed = {"first_ms": 1000 * first, "step_ms": 1000 * step, "tokens_per_second": rows / step}
     return {"rows": rows, **speed}
 

@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def kernels_of(config: GPTConfig, rows: int, positions: int) -> Iterator[Kernel]:
-    """Yield a step's kernels for so many rows; the weights of one are freed before the next is made."""
+    """Yield the kernels of a step of `rows` rows; the weights of one are freed before the next is made."""
     from nanolit.kernels import decode_kernel as fused
 
     C, H, K = config.width, config.heads, config.kv_heads

@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> int:
         files = [str(path) for path in settings.train_files(Path(folder))]
         order = {**asdict(settings), "files": files}
         if not settings.tokenizer:
-            order["tokenizer"] = str(learn_tokenizer(order, Path(folder) / "tokenizer"))
+            order["tokenizer"] = f"{folder}/tokenizer"
+            texts = training_arrays(corpus_of(order), max_characters=LEARNED_FROM_CHARACTERS)
+            Tokenizer.train(texts, vocab_size=settings.vocab_size).save(Path(order["tokenizer"]))
         text = json.dumps(order, default=str)
         command = [sys.executable, "-m", "benchmarks", "loader", "measure", text]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -69,12 +71,6 @@ def main(arguments: list[str]) -> int:
     }
     results.print_entry(entry, results.save(entry, settings, device=results.processor()))
     return 0
-
-
-def learn_tokenizer(order: dict[str, Any], folder: Path) -> Path:
-    texts = training_arrays(corpus_of(order), max_characters=LEARNED_FROM_CHARACTERS)
-    Tokenizer.train(texts, vocab_size=order["vocab_size"]).save(folder)
-    return folder
 
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:

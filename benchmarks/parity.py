@@ -99,7 +99,8 @@ def main(arguments: list[str]) -> int:
     job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=HORIZON)
     if settings.attention:
         use_attention(parts.phase.gpt, settings.attention)
-    precision = precision_of(parts.phase.gpt, job["precision"])
+    is_bf16 = parts.phase.gpt.compute_dtype == torch.bfloat16
+    precision = "fp8" if job["precision"] == "fp8" else "bf16" if is_bf16 else "fp32"
     losses, differences = measure(parts, steps=settings.steps, seed=job["seed"])
     matrices = {name for name, one in parts.phase.gpt.named_parameters() if one.ndim == 2}
     faults = faults_of(differences["compiled"], matrices, precision)
@@ -128,12 +129,6 @@ def use_attention(gpt: GPT, backend: Backend) -> None:
     for block in gpt.blocks:
         assert isinstance(block, Block)
         block.attention.backend = backend
-
-
-def precision_of(gpt: GPT, wish: str | None) -> str:
-    if wish == "fp8":
-        return "fp8"
-    return "bf16" if gpt.compute_dtype == torch.bfloat16 else "fp32"
 
 
 def measure(
@@ -175,7 +170,7 @@ def gradients(
     *,
     rows: int,
 ) -> Gradients:
-    """Take so many rows at a time; their gradients are added in float32 whatever the parameters' dtype."""
+    """Take `rows` rows at a time and add up their gradients in float32, whatever the parameters' dtype."""
     total, tensors = 0.0, {}
     for ids, targets in zip(ids_BT.split(rows), targets_BT.split(rows), strict=True):
         nats = loss(ids, targets) / ids_BT.numel()

@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     what, repeats = settings.what, settings.repeats
     if not torch.cuda.is_available():
         raise ValueError(
-            "profile tells what a GPU does, and there is none here; use benchmarks train for a CPU"
+            "profile shows what a GPU does, and this machine has none; use benchmarks train for a CPU"
         )
     quieten_libraries()
     _, parts = parts_of(overrides, tokens="random", num_steps=1)

@@ -185,7 +185,7 @@ def measure(order: dict[str, Any]) -> dict[str, float]:
         return measure_encoding(order)
     make = {
         "nanolit": train_nanolit,
-        "nanolit, parquet": train_nanolit_from_parquet,
+        "nanolit, parquet": train_nanolit,
         "rustbpe": train_rustbpe,
         "HF tokenizers": train_huggingface,
     }[order["tool"]]
@@ -207,15 +207,12 @@ def peak_megabytes() -> float:
 
 
 def train_nanolit(order: dict[str, Any]) -> Callable[[], Any]:
+    """Return the work, which from parquet includes reading the files."""
+    settings = {"num_tokens": order["num_tokens"], "threads": order["threads"], "pattern": GPT4}
+    if order["tool"] == "nanolit, parquet":
+        return lambda: learn(arrays_of(order, order["train_bytes"]), **settings)
     texts = list(texts_of(order, order["train_bytes"]))
-    settings = {"num_tokens": order["num_tokens"], "threads": order["threads"]}
-    return lambda: learn(iter(texts), pattern=GPT4, **settings)
-
-
-def train_nanolit_from_parquet(order: dict[str, Any]) -> Callable[[], Any]:
-    """Return the work that includes reading the files."""
-    settings = {"num_tokens": order["num_tokens"], "threads": order["threads"]}
-    return lambda: learn(arrays_of(order, order["train_bytes"]), pattern=GPT4, **settings)
+    return lambda: learn(iter(texts), **settings)
 
 
 def train_rustbpe(order: dict[str, Any]) -> Callable[[], Any]:

@@ -213,7 +213,7 @@ class Chaos:
 
 
 def damageable(root: Path) -> list[Path]:
-    """Return the files of a root's runs and tokenizers; there are none yet while data is fetched."""
+    """Return the files of a root's runs and tokenizers; there are none while data is being fetched."""
     files = [*(root / "runs").rglob("*"), *(root / "tokenizers").rglob("*")]
     left_out = (".png", ".lock")
     return sorted(

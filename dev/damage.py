@@ -143,11 +143,6 @@ def find(root: Path, file: Path) -> Path:
     return next(root.glob(str(file).replace("NAME", "*"))) if "NAME" in str(file) else root / file
 
 
-def stage_of(file: Path) -> str:
-    """Return the stage that a file belongs to, "around" for what all stages share."""
-    return next((part for part in file.parts if part in STAGES), "around")
-
-
 def call(command: Command, root: Path, *, seconds: float = 120) -> tuple[int | None, str]:
     """Run a command in a fork; return its exit code, None where it hung, and what it printed."""
     module, words = command
@@ -296,7 +291,7 @@ def main(words: list[str]) -> int:
             if options.get("only", "") not in label:
                 continue
             tried["damages"] += 1
-            tried[stage_of(damage.file)] += 1
+            tried[next((part for part in damage.file.parts if part in STAGES), "around")] += 1
             if tried["damages"] % 50 == 0:
                 print(f"{tried['damages']} of at most {len(found)} damages", flush=True)
             for state, command in FILES[damage.file]:

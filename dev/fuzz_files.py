@@ -400,19 +400,6 @@ def read_prepared(path: Path) -> None:
     print(manifest.summary(), manifest.times([1.0]), manifest.parts("validation"))
 
 
-def read_bundle(path: Path) -> None:
-    bundle.read_items(path.parents[2], CHOICES)
-
-
-def read_submitted(path: Path) -> None:
-    """Read as far as `python -m launch status` gets without an account."""
-    read_submission(path.parents[2], path.parent.name)
-
-
-def read_core(path: Path) -> object:
-    return Stage("base", path.parents[1]).metrics
-
-
 ORDER = Order(Subject.of("Ada", None), "writer", 1, 3)
 TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
 PARTIAL = [{"format": 1, **ORDER.settings()}, *({"number": n, "messages": TALK} for n in range(2))]
@@ -445,13 +432,25 @@ FILES: dict[str, Opener] = {
     "identity": of_content(
         "identity.jsonl.partial", PARTIAL, lambda path: Partial(path, ORDER, check=check_conversation)
     ),
-    "core questions": of_content(f"eval_data/{CHOICES.file}.jsonl", QUESTIONS, read_bundle),
+    "core questions": of_content(
+        f"eval_data/{CHOICES.file}.jsonl",
+        QUESTIONS,
+        lambda path: bundle.read_items(path.parents[2], CHOICES),
+    ),
     "core archive": open_zip,
     "token cache": open_cache,
     "hub.json": of_content(
         "hub.json", INPUTS["hub.json"], lambda path: missing_shards(path.parent, ["x", "y"])
     ),
     "prepared": of_content("manifest.json", INPUTS["prepared"], read_prepared),
-    "submission.json": of_content("runs/a/submission.json", INPUTS["submission.json"], read_submitted),
-    "core.json": of_content("base/evaluation/core.json", INPUTS["core.json"], read_core),
+    "submission.json": of_content(  # as far as `python -m launch status` gets without an account
+        "runs/a/submission.json",
+        INPUTS["submission.json"],
+        lambda path: read_submission(path.parents[2], path.parent.name),
+    ),
+    "core.json": of_content(
+        "base/evaluation/core.json",
+        INPUTS["core.json"],
+        lambda path: Stage("base", path.parents[1]).metrics,
+    ),
 }

@@ -99,7 +99,7 @@ def parsed(name: str, words: list[str]) -> object:
 
 
 def open_overrides(folder: Path) -> Kind:
-    """Words that Hydra reads: any key of a job with any value, and words that are none."""
+    """Words that Hydra reads: any key of a job with any value, and words that aren't overrides at all."""
     at_home(folder)
     job = compose(["experiment=demo"])
     keys = [*flatten({**job}), *job, *Choices.__annotations__]

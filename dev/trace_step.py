@@ -101,14 +101,14 @@ def make_tokenizer(root: str) -> None:
 
 
 @functools.cache
-def spans(path: str) -> dict[int, tuple[int, int]]:
-    """The first line of every function in a file, decorators included → its first and last line."""
+def spans(path: str) -> dict[int, range]:
+    """Return the lines of every function in a file, decorators included, by the first of them."""
     found = {}
     for node in ast.walk(ast.parse(Path(path).read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             assert node.end_lineno
-            found[first] = (first, node.end_lineno)
+            found[first] = range(first, node.end_lineno + 1)
     return found
 
 
@@ -131,7 +131,7 @@ class Leg:
         lines = {
             (code.co_filename, line)
             for code in self.calls
-            for line in range(*_range(spans(code.co_filename)[code.co_firstlineno]))
+            for line in spans(code.co_filename)[code.co_firstlineno]
         }
         self.num_lines = len(lines)  # a nested function's lines count once
         self.num_comments = sum(line in comment_lines(path) for path, line in lines)
@@ -143,10 +143,6 @@ class Leg:
     def row(self, title: str) -> str:
         counts = f"{len(self.calls):>10}{len(self.files):>7}{self.num_lines:>7,}{self.num_comments:>10}"
         return f"{title:<42}{counts}{self.hops:>17}"
-
-
-def _range(span: tuple[int, int]) -> tuple[int, int]:
-    return span[0], span[1] + 1
 
 
 def first_sentence(name: str) -> str:

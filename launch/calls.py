@@ -54,7 +54,8 @@ class Calls:
 
     def wait(self, function: str, stage: str, *, deadline: float) -> Result | None:
         """Return the result of the call for a stage, begun if no live one exists; None at the deadline."""
-        if function == "prepare" and self.was_done(function):
+        mine = (call for call in self.calls if call["submission"] == self.payload["submission"])
+        if function == "prepare" and any((c["function"], c["state"]) == ("prepare", "done") for c in mine):
             return {"status": "done", "run": self.payload["job"]["run"], "stage": stage}
         call = self.live(function, stage) or self.begin(function, stage)
         while True:
@@ -79,10 +80,6 @@ class Calls:
         self.write()
         return result
 
-    def was_done(self, function: str) -> bool:
-        wanted = (function, self.payload["submission"], "done")
-        return any((one["function"], one["submission"], one["state"]) == wanted for one in self.calls)
-
     def live(self, function: str, stage: str) -> dict[str, Any] | None:
         """Return the recorded call to wait for: this submission's, or another's that still runs."""
         for call in reversed(self.calls):
@@ -90,7 +87,7 @@ class Calls:
             if (call["function"], call["stage"], call["state"]) == (function, stage, "begun"):
                 if mine or lives(call["call"]):
                     return call
-                call["state"] = "lost"  # nobody knows when
+                call["state"] = "lost"  # at an unknown time
         return None
 
     def begin(self, function: str, stage: str) -> dict[str, Any]:

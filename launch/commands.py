@@ -274,7 +274,7 @@ def doctor(settings: Doctor) -> int:
 
 
 def there_or_new(volume: modal.Volume) -> str:
-    """Say if a volume is there. A new account has none, which is right."""
+    """Say if a volume is there. A new account has none, which is fine."""
     try:
         volume.hydrate()
     except modal.exception.NotFoundError:

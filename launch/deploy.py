@@ -153,7 +153,7 @@ def remove_upload(store: modal.Volume, place: str) -> None:
 
 
 def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
-    """Return what is kept here of a chat besides where it is."""
+    """Return what the chat's record holds besides its address and place."""
     return {
         "format": 1,
         "command": shlex.join(["python", "-m", "nanolit.chat", f"run={found.name}", *wish.words]),

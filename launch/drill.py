@@ -164,7 +164,7 @@ def try_cancel(settings: Drill, functions: dict[str, modal.Function]) -> dict[st
     call.cancel()
     seen = wait_for(f"{running}/ended", settings)
     seconds = round(time.monotonic() - begun, 1)
-    assert not lives(other.object_id), "the call that was cancelled while it waited goes on waiting"
+    assert not lives(other.object_id), "the call that was cancelled while it waited is still waiting"
     there = probes.meeting_place(settings.environment)
     assert not there.get(f"{waiting}/begun"), "the call that was cancelled waiting began"
     return {"waiting": "never began", "running": f"ended by {seen}", "after_seconds": seconds}

@@ -14,7 +14,7 @@ Say = Callable[[str], None]
 
 
 def follow(submission: Submission, *, logs: bool, say: Say = print) -> dict[str, Any]:
-    """Wait for the job's result, however many orchestrators it takes; the job needs nobody to wait for it."""
+    """Wait for the job's result, however many orchestrators it takes; the job itself does not need this."""
     if logs:
         thread = threading.Thread(target=stream, args=(submission,), kwargs={"say": say}, daemon=True)
         thread.start()
@@ -49,7 +49,7 @@ def wait(submission: Submission, *, timeout: float | None = None) -> dict[str, A
 def newest_call(submission: Submission) -> str:
     """Return the orchestrator that the others handed over to."""
     call = submission["call"]
-    with contextlib.suppress(Exception):  # it goes on, or Modal has no answer of it
+    with contextlib.suppress(Exception):  # it is still running, or Modal has no answer
         for result in answers(submission, timeout=0):
             call = result["call"] if result["status"] == "continued" else call
     return call

@@ -19,7 +19,7 @@ RECENT_ROWS = 20  # of metrics.csv, over which a step's time is taken
 
 
 def read_volume(volume: modal.Volume, path: str) -> bytes:
-    """Return a file's bytes, none where it is not there."""
+    """Return a file's bytes, b"" if it is missing."""
     try:
         return b"".join(volume.read_file(path))
     except (FileNotFoundError, modal.exception.NotFoundError):
@@ -27,7 +27,7 @@ def read_volume(volume: modal.Volume, path: str) -> bytes:
 
 
 def read_volume_json(volume: modal.Volume, path: str, kind: Any = None) -> dict[str, Any]:
-    """Return the object of a JSON file, {} where there is none; DamagedFile unless it is a `kind`."""
+    """Return the object of a JSON file, {} if it is missing; DamagedFile unless it is a `kind`."""
     content = read_volume(volume, path) or b"{}"
     return parse_json(content, Path(f"{volume.name}:{path}"), kind, remedy="remove it with `modal volume rm`")
 
@@ -80,14 +80,14 @@ class OnVolume:
 
 
 def reached(there: OnVolume, stage: str) -> str:
-    """Return `step 12 of 16`, or what is known of it."""
+    """Return `step 12 of 16`, or as much as is known."""
     rows, steps = there.rows(stage), there.json(f"{stage}/plan.json").get("num_steps")
     of = f" of {steps:,}" if steps else ""
     return f"step {int(rows[-1]['step']):,}{of}" if rows else "no step yet"
 
 
 def progress(there: OnVolume) -> str:
-    """Return one line for a run that is going on."""
+    """Return one line for a run in progress."""
     calls = [call for call in there.calls() if call["state"] == "begun"]
     if not calls:
         return "between two stages"

@@ -151,21 +151,16 @@ def watch(
 
 
 def begin(job: Job, settings: dict[str, Any], *, told: Sequence[str] = ()) -> Submission:
-    """Submit a job that isn't running; its log follows the full plan of the stages in `told`."""
-    refuse_running(job)
+    """Submit a job; ValueError while it runs. Its log follows the full plan of the stages in `told`."""
+    path = submission_path(job["root"], job["run"])
+    if path.exists() and running(stored_submission(path)):
+        raise ValueError(f"run {job['run']} is running on Modal already; {how_to_follow(job)}")
     if not submissions(job["root"]):
         say("the first submission builds the image, for some minutes; later ones find it")
     submission = submit(upload_paths(job, settings), settings, told=told)
     say(f"── {job['run']} submitted as {submission['app']}: {submission['dashboard']}")
     say(f"   {how_to_follow(job)}")
     return submission
-
-
-def refuse_running(job: Job) -> None:
-    """ValueError when the run has been submitted from here and has not ended."""
-    path = submission_path(job["root"], job["run"])
-    if path.exists() and running(stored_submission(path)):
-        raise ValueError(f"run {job['run']} is running on Modal already; {how_to_follow(job)}")
 
 
 def how_to_follow(job: Job) -> str:

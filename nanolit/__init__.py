@@ -31,8 +31,8 @@ def _check_python() -> None:
 if sys.argv[:1] == ["-m"]:  # as long as Python looks for the module to run
     _check_python()
 
-# What libraries tell their makers when nobody forbids it; they read these as they are imported. Set one
-# yourself to allow it.
+# Telemetry that libraries send by default; they read these variables when they are imported. Set one yourself
+# to allow it.
 TELEMETRY = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",

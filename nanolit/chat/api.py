@@ -44,7 +44,7 @@ class Answer:
         self._tokens: AsyncGenerator[list[Token]] = served.service.stream(request, patience=PATIENCE)
 
     async def begin(self) -> "Answer":
-        """Take a place; Busy if there is none."""
+        """Take a place; Busy if all are taken."""
         await anext(self._tokens)
         return self
 

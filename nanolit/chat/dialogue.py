@@ -2,8 +2,8 @@
 
 A conversation is a list of messages {"role", "content"}, all text: optionally a system message, then user and
 assistant in turn. A calculator call is shown as [12*3][= 36], and becomes the call it was in the next prompt.
-Nothing else is kept between two replies, so any conversation can go on anywhere. The oldest exchanges leave
-when the context is full.
+Nothing else is kept between two replies, so any conversation can continue anywhere. The oldest exchanges are
+dropped when the context is full.
 """
 
 import contextlib
@@ -80,7 +80,8 @@ class Talker:
     """Turns conversations into prompts for the engine and the engine's tokens into text.
 
     With `continues_text` (a base model, which knows no roles) the last message is the beginning of a text,
-    the reply its continuation, and all else is left out. `questions` are what the release suggests to ask.
+    the reply is its continuation, and everything else is ignored. `questions` are the ones that the release
+    suggests.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Talker:
         return Sampling(**sampling, keep=not self.continues_text)
 
     def prompt(self, messages: Messages, *, max_tokens: int) -> tuple[list[int], int]:
-        """Return the ids after which the model speaks, and how many exchanges had to leave to make room."""
+        """Return the ids after which the model speaks, and how many exchanges were dropped to make room."""
         tokenizer, context = self.engine.tokenizer, self.engine.context
         if self.continues_text:
             prompt_ids = [tokenizer.bos_id, *tokenizer.encode(messages[-1]["content"])]
@@ -156,7 +157,7 @@ def as_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_empty(messages: Messages) -> list[dict[str, Any]]:
-    """Leave out exchanges that have no reply (stopped before the first word), and an empty system message."""
+    """Drop exchanges without a reply (stopped before the first word), and an empty system message."""
     kept: list[dict[str, Any]] = []
     for message in messages:
         content, role = _value(message, "content"), _value(message, "role")
@@ -169,7 +170,7 @@ def without_empty(messages: Messages) -> list[dict[str, Any]]:
 
 
 def _value(message: Any, key: str) -> Any:
-    """Return a message's value, None where it has none: whether it is a message is checked later."""
+    """Return a message's value, None if it lacks one: `check_conversation` checks its form later."""
     return message.get(key) if isinstance(message, dict) else None
 
 
@@ -187,5 +188,5 @@ def left_out(num_exchanges: int) -> str:
 
 
 def usual_max_tokens(context: int) -> int:
-    """Return the reply's length limit when nobody sets one: nanochat's 256, or half of a smaller context."""
+    """Return the default length limit of a reply: nanochat's 256, or half of a smaller context."""
     return min(256, context // 2)

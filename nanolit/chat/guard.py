@@ -75,7 +75,7 @@ class Guard:
             return
         request = Request(scope)
         receive, send = Limited(receive), with_headers(send)
-        with contextlib.suppress(ClientDisconnect):  # in the middle of a body: nobody waits for an answer
+        with contextlib.suppress(ClientDisconnect):  # in the middle of a body: there is nobody to answer
             try:
                 answer = self._refused(request) or await self._login(request, receive)
             except BadBody as error:

@@ -96,7 +96,7 @@ class Models:
             served.service.close()
 
     def _make_room(self) -> None:
-        """Drop the model that was asked longest ago of those that are silent; Busy if there is none."""
+        """Drop the least recently used of the idle models; Busy if every model is talking."""
         if len(self._loaded) < MOST_LOADED:
             return
         for name, served in self._loaded.items():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -121,8 +122,8 @@ def listen(host: str, port: int | None) -> socket.socket:
 class Connection(H11Protocol):
     """Closes unless a whole head comes in every HEAD_SECONDS in which nothing is being answered.
 
-    uvicorn waits for ever for the rest of a request's head, so a thousand clients that send half of one would
-    take every file that the server may open.
+    uvicorn waits forever for the rest of a request's head, so a thousand clients that each send half of one
+    would take every file that the server may open.
     """
 
     def connection_made(self, transport) -> None:
@@ -150,7 +151,7 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Ends replies that go on for long after Ctrl-C, where uvicorn cuts their connections."""
+    """Ends replies that run long after Ctrl-C, where uvicorn would cut their connections."""
 
     def __init__(self, app: Guard, models: Models) -> None:
         config = uvicorn.Config(
@@ -176,14 +177,9 @@ def serve(app: Guard, models: Models, listening: socket.socket, *, host: str) ->
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}"
     print(f"The chat is at {url} (Ctrl-C ends it); the API is at {url}/v1", flush=True)
-    if app.password is None and not is_loopback(listening):
+    if app.password is None and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
         print("Everyone who reaches this machine can use it; NANOLIT_CHAT_PASSWORD asks for a password.")
     server = Server(app, models)
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
         server.run(sockets=[listening])
-
-
-def is_loopback(listening: socket.socket) -> bool:
-    address = listening.getsockname()[0]
-    return address == "::1" or address.startswith("127.")

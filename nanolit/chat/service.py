@@ -1,8 +1,8 @@
 """One queue in front of a model's engines: the page's and the API's replies share their batches.
 
-Every engine, one a GPU, has a thread of its own, which alone touches it. Before each step the thread takes
-from the queue what its engine is to answer and ends what nobody waits for any more. So nobody waits for a
-step to ask or to leave, and no event loop is ever held up.
+Every engine, one per GPU, has its own thread, and only that thread touches it. Before each step the thread
+takes requests for its engine from the queue and ends those whose clients have left. So no client waits for a
+step in order to ask or to leave, and no event loop is ever blocked.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Ticket:
     deadline: float
     handle: Handle | None = None
     told: int = 0  # tokens
-    left: bool = False  # nobody waits for it any more
+    left: bool = False  # its client no longer waits
 
     @property
     def is_over(self) -> bool:
@@ -64,12 +64,12 @@ class Ticket:
 
 @dataclass(eq=False)
 class Worker:
-    """An engine and what its thread has in hand, which the others look at to share the queue with it."""
+    """An engine and its thread's requests; the other threads read them to share the queue."""
 
     engine: Engine
     tickets: list[Ticket] = field(default_factory=list)  # in the order in which they came
     kept: list[tuple[int, ...]] = field(default_factory=list)  # conversations whose slots the engine keeps
-    full: bool = False  # it had no room for what is next in the queue
+    full: bool = False  # it had no room for the next request in the queue
     rests_until: float = 0.0
     step_seconds: float = 0.0  # of the last steps, averaged
 
@@ -77,7 +77,7 @@ class Worker:
 class Post:
     """News on their way from the engines' threads to an event loop, which is woken once for all of them.
 
-    Waking it for every token of forty streams took the loop and the engine more time than all else.
+    Waking it for every token of forty streams took the loop and the engine more time than everything else.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class Service:
         self.max_positions = first.max_positions
         self.places, self.reply_seconds = places * len(engines), reply_seconds
         self._totals = Counter(replies=0, tokens=0, cancelled=0, refused=0)  # since the start
-        self._queue: list[Ticket] = []  # that no engine has taken yet
+        self._queue: list[Ticket] = []  # not yet taken by an engine
         self._changed = threading.Condition()
         self._posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Post] = weakref.WeakKeyDictionary()
         self._closed = False
@@ -234,7 +234,7 @@ class Service:
         self._fail(worker, Failed(ENDED))
 
     def _take(self, worker: Worker) -> list[Ticket]:
-        """Take off the queue what this engine is to answer, in order: nobody overtakes for want of room."""
+        """Take this engine's requests off the queue, in order: a small one never overtakes a larger one."""
         new: list[Ticket] = []
         worker.kept, worker.full = [*worker.engine.kept], False
         for ticket in [*self._queue]:

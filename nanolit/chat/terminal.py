@@ -201,7 +201,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Terminal, str], object]]] = {
     "/undo": ("takes the last message and its reply back", Terminal._undo),
     "/clear": ("starts over", Terminal._clear),
     "/save": ("FILE writes the conversation", Terminal._save),
-    "/load": ("FILE goes on with one", Terminal._load),
+    "/load": ("FILE continues one", Terminal._load),
     "/quit": ("leaves; Ctrl-C stops a reply only", Terminal._help),  # `converse` does it
 }
 

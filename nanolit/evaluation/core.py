@@ -110,8 +110,8 @@ def evaluate_core(
     """Yield each label's score as it is done. Collective: every rank must call, and gets the same scores.
 
     `max_per_task` takes the first ones after nanochat's shuffle. `crop` cuts longer prompts from the left;
-    nanochat crops none for its own models. Items go to `folder`, an interrupted evaluation of the same
-    `about` goes on there.
+    nanochat crops none for its own models. Items go to `folder`; an interrupted evaluation of the same
+    `about` resumes there.
     """
     most, tasks = scorer.max_positions, []
     if crop is not None and crop > most:

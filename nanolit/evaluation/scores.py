@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from nanolit.machine.paths import DamagedFile, check_content, read_text
 
 FORMAT = 1
-Item = dict[str, Any]  # a `Kept`, and what the task has besides
+Item = dict[str, Any]  # a `Kept`, and the task's own keys
 
 
 class ValRows(TypedDict):
@@ -44,7 +44,7 @@ class Kept(TypedDict):
 
 @dataclass(frozen=True)
 class Scored:
-    """The share of items that are right, with the standard error of a draw of so many."""
+    """The share of items that are right, with the standard error of a sample of that size."""
 
     task: str
     num_items: int

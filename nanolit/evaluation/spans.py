@@ -21,7 +21,7 @@ from nanolit.model.block import norm
 from nanolit.model.gpt import GPT
 
 BATCH_TOKENS = 16_384  # read at once, padding included
-# Rows are padded to whole tiles: for others SDPA copies its mask for every head, at every layer
+# Rows are padded to whole tiles: otherwise SDPA copies its mask for every head, at every layer
 TILE = 64
 HEAD_TOKENS = 4_096  # whose logits are held at once: half a gigabyte in float32 at 32,768 tokens
 

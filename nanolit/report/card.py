@@ -155,7 +155,7 @@ def _turns(samples: str) -> Iterator[tuple[str, str]]:
 
 
 def last_samples(path: Path) -> str:
-    """Return the last section (## …) of samples.md, "" where there is none."""
+    """Return the last section (## …) of samples.md, "" if there is none."""
     if not path.exists():
         return ""
     text = read_text(path, remedy="delete it", errors="replace")
@@ -163,7 +163,7 @@ def last_samples(path: Path) -> str:
 
 
 def _internals(run: Run, stage: Stage, pictures: list) -> Section:
-    """Return all that is known of a stage, a value a line."""
+    """Return everything known about a stage, one value a line."""
     result = {key: value for key, value in stage.result.items() if key not in SHOWN_ELSEWHERE}
     if mfu := [value for _step, value in stage.series("mfu")]:
         result["mfu, median"] = statistics.median(mfu)

@@ -178,10 +178,7 @@ def _averaged(values: Sequence[float], reach: int, *, steep: bool) -> list[float
 def _over_tokens(stage: Stage, column: str) -> list[tuple[float, float]]:
     """Return (tokens, value) pairs: evaluations carry no token count, so training rows give it."""
     known = stage.series("tokens")
-    points = []
-    for step, value in stage.series(column):
-        points.append((_interpolate(known, step), value))
-    return points
+    return [(_interpolate(known, step), value) for step, value in stage.series(column)]
 
 
 def _interpolate(points: Series, x: float) -> float:

@@ -230,7 +230,7 @@ def remark_on_bits(run: Run) -> list[str]:
 
 
 def core_tasks(stage: Stage) -> Table | None:
-    """Return CORE's score by task with standard errors; None where the stage has none."""
+    """Return CORE's score by task with standard errors; None if the stage has none."""
     rows, scores = [], core_scores(stage)
     for name, content in (stage.core.get("tasks") or {}).items():
         if (accuracy := as_number(content.get("accuracy"))) is None:

@@ -14,7 +14,7 @@ def markdown_table(
 
     Columns are padded to `widest` characters at most: a longer cell sticks out alone (None: none does).
     """
-    cells = [[_escaped(cell) for cell in row] for row in (header, *rows)]
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     longest = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
     widths = [min(length, widest or length) for length in longest]
     lines = []
@@ -29,10 +29,6 @@ def markdown_table(
     ]
     lines.insert(1, "| " + " | ".join(rules) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _escaped(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
 
 
 def readable(value: object) -> str:
@@ -65,7 +61,7 @@ def _readable_number(value: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """Return a metric with four decimals, '-' where there is none."""
+    """Return a metric with four decimals, '-' for None."""
     return MISSING if value is None else f"{value:.4f}"
 
 

@@ -1,6 +1,7 @@
 """Conversations in the forms that other programs write, as messages of role and content."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from nanolit.tasks.rows import Row
@@ -83,27 +84,17 @@ def _message(message: object) -> Message:
     return found
 
 
-def _is_text(part: object) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
 def _text_of(part: Any) -> str:
-    if not _is_text(part):
-        kind = part.get("type") if isinstance(part, Mapping) else part
+    kind = part.get("type") if isinstance(part, Mapping) else part
+    if kind != "text" or not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
         raise ValueError(f"a part of a message is {kind!r}, and only text can be learned; {SKIP}")
     return part["text"]
 
 
 def _joined(messages: list[Message]) -> list[Message]:
     """Join system messages at the beginning: OpenAI's may have a system and a developer message."""
-    first = 0
-    while (
-        first < len(messages)
-        and isinstance(messages[first], Mapping)
-        and messages[first].get("role") == "system"
-    ):
-        first += 1
-    texts = [message.get("content") for message in messages[:first]]
-    if first < 2 or not all(isinstance(text, str) for text in texts):
+    system = takewhile(lambda one: isinstance(one, Mapping) and one.get("role") == "system", messages)
+    texts = [message.get("content") for message in system]
+    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
         return messages
-    return [_said("system", "\n\n".join(map(str, texts))), *messages[first:]]
+    return [_said("system", "\n\n".join(map(str, texts))), *messages[len(texts) :]]

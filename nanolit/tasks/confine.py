@@ -1,7 +1,7 @@
 """The sandbox's process: give up rights, then become a fresh interpreter that runs runner.py.
 
-Run by path, standard library only. `confine.py WALL …` refuses to go on unless these walls stand; without
-arguments it prints the walls that this system has.
+Run by path, standard library only. `confine.py WALL …` refuses to continue unless these walls stand;
+without arguments it prints the walls that this system has.
 Landlock: https://docs.kernel.org/userspace-api/landlock.html, seccomp:
 https://docs.kernel.org/userspace-api/seccomp_filter.html. libseccomp and its bindings are not used: small
 containers lack the library, and one short list needs no compiler of filters.

@@ -39,7 +39,7 @@ class GSM8K(Task):
 
 
 def same_answer(first: str, second: str) -> bool:
-    """Tell whether the first "#### answer" of two texts is the same number; False where one has none."""
+    """Tell whether the first "#### answer" of two texts is the same number; False if either lacks one."""
     answers = extract_answer(first), extract_answer(second)
     return answers[0] is not None and answers[1] is not None and same_number(answers[0], answers[1])
 

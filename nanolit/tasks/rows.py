@@ -238,11 +238,8 @@ def _array(lines: Sequence[str]) -> list[object] | None:
         items = json.loads("\n".join(lines))
     except (ValueError, RecursionError):
         return None
-    return None if items and all(isinstance(item, dict) and _is_message(item) for item in items) else items
-
-
-def _is_message(item: Row) -> bool:
-    return "role" in item or "from" in item
+    is_chat = items and all(isinstance(item, dict) and {"role", "from"} & item.keys() for item in items)
+    return None if is_chat else items
 
 
 def _parse(text: str, place: str) -> Row:

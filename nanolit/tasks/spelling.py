@@ -106,7 +106,7 @@ class SpellingBee(WordTask):
 def words_of(source: str, split: str) -> list[str]:
     """Return the train or test words of a word list (words_lower.txt, one a line), in a fixed shuffled order.
 
-    The hub has none: there the package's own serves.
+    The hub has none, so source=hub uses the package's own.
     """
     check_choice("the split of a spelling task", split, ("train", "test"))
     source = "sample" if source == "hub" else source

@@ -61,7 +61,7 @@ def launcher_settings(config: Any) -> dict[str, Any]:
 
 
 def refuse_in_container() -> None:
-    """ValueError in a container: one that submitted would go on submitting."""
+    """ValueError in a container, which would otherwise submit itself again and again."""
     if os.environ.get("MODAL_IS_REMOTE") == "1":
         raise ValueError(
             "this is a Modal container: it runs jobs and never submits one; choose cluster=local"

@@ -4,15 +4,18 @@ An app of its own that stays: it wakes with a request and sleeps two minutes aft
 command again puts the newest release and code behind the same address.
 """
 
+from __future__ import annotations
+
 import json
+import os
 import re
 import secrets as tokens
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, cast
+from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 import modal
 from typing_extensions import TypedDict
@@ -32,12 +35,16 @@ from nanolit.machine.system import code_version
 from nanolit.model.accounting import gpu_memory_gib
 from nanolit.planning.costs import cost
 
+if TYPE_CHECKING:
+    from nanolit.chat.__main__ import Settings
+
 CORES, LEAST_MEMORY = 2.0, 16_384  # MiB
 IDLE_SECONDS, INPUT_SECONDS, START_SECONDS = 120, 900, 900
 MOST_REQUESTS = 100  # at once, in the one container; how many are answered at once is the chat's to say
 MONTH_HOURS = 720
 LONGEST_NAME = 32  # of 63 in an address, which the workspace and "nanolit" are in too
 RELEASE = "/release"
+DRAWING = ("temperature", "top_k", "max_tokens", "seed")  # how replies are drawn: the chat's Defaults
 AGAIN = "copy or convert the release again"
 
 
@@ -51,30 +58,6 @@ class Meta(TypedDict):
     """The fields that are read of a release's meta.json."""
 
     step: NotRequired[int | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """The settings typed to deploy a chat; `words` are all of them but the run, unchanged."""
-
-    run: str  # RUN or RUN/STAGE
-    root: Path
-    cluster: str
-    name: str | None = None
-    password: str | None = None
-    public: bool = False
-    auth: str = "password"  # or "modal": its proxy lets tokens of the workspace in, which no browser sends
-    domains: Sequence[str] = ()
-    gpu_snapshot: bool = False
-    keep_warm: int = 0
-    drawing: Json = field(default_factory=dict)  # how replies are drawn: the fields of chat's Defaults
-    dry_run: bool = False
-    words: Sequence[str] = ()
-
-    @property
-    def is_locked(self) -> bool:
-        """Tell whether a password is asked for."""
-        return self.auth == "password" and not self.public
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,29 +77,33 @@ class Found:
         return f"{self.run}/{self.stage}"
 
 
-def deploy(wish: Wish) -> None:
-    """Deploy or update the chat, and print where it is; ValueError before any call for a wrong wish."""
-    machine, settings = machine_of(wish.cluster)
+def deploy(wish: Settings, *, words: Sequence[str]) -> None:
+    """Deploy or update the chat, and print where it is; ValueError before any call for wrong settings.
+
+    `words` are all settings but the run, as they were typed.
+    """
+    machine, settings = machine_of(str(wish.cluster))
+    run, home = str(wish.run), wish.home
     check_project()
     check_wish(wish)
-    name = checked_name(wish.name or wish.run.partition("/")[0], given=wish.name is not None)
-    here = release_here(wish.run, wish.root)
+    name = checked_name(wish.name or run.partition("/")[0], given=wish.name is not None)
+    here = release_here(run, home)
     check_room(wish, here)
     if wish.dry_run:
-        print(described(here.name if here else wish.run, here, machine, wish))
+        print(described(here.name if here else run, here, machine, wish))
         where = "is uploaded if it is not on the volume" if here else "is looked for on the volume"
         print(f"dry run: nothing was deployed; the release {where}, the app is nanolit-chat-{name}")
         return
-    path, store = record_path(wish.root, name), artefacts(settings)
+    path, store = record_path(home, name), artefacts(settings)
     before = stored_chat(path)["place"] if path.exists() else ""
     try:
-        found = release_there(wish.run, store, here)
+        found = release_there(run, store, here)
         check_room(wish, found)
         print(described(found.name, found, machine, wish), flush=True)
         there, entrance = put_there(name, wish, settings, store, found)
     except modal.exception.Error as error:
         raise ValueError(explain(error)) from error
-    write_json(path, {**there, **recorded(wish, found, machine)})
+    write_json(path, {**there, **recorded(wish, words, found, machine)})
     print(f"{there['url']}   {entrance}\nAPI: {there['url']}/v1, {key_text(wish)}")
     print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
     if before != there["place"] and before.startswith(f"{uploads_of(name)}/"):
@@ -124,7 +111,7 @@ def deploy(wish: Wish) -> None:
 
 
 def put_there(
-    name: str, wish: Wish, settings: dict[str, Any], store: modal.Volume, found: Found
+    name: str, wish: Settings, settings: dict[str, Any], store: modal.Volume, found: Found
 ) -> tuple[Json, str]:
     """Upload the release if need be, deploy the app, and return where it all is and what lets people in."""
     place = found.place or upload_once(cast(Path, found.folder), store, folder=uploads_of(name))
@@ -152,11 +139,11 @@ def remove_upload(store: modal.Volume, place: str) -> None:
         print(f"{folder} on the volume is served no longer and could not be removed: {error}")
 
 
-def recorded(wish: Wish, found: Found, machine: Cluster) -> Json:
+def recorded(wish: Settings, words: Sequence[str], found: Found, machine: Cluster) -> Json:
     """Return what the chat's record holds besides its address and place."""
     return {
         "format": 1,
-        "command": shlex.join(["python", "-m", "nanolit.chat", f"run={found.name}", *wish.words]),
+        "command": shlex.join(["python", "-m", "nanolit.chat", f"run={found.name}", *words]),
         "release": found.name,
         "step": found.meta.get("step"),
         "keep_warm": wish.keep_warm,
@@ -184,8 +171,8 @@ def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
     return machine, settings
 
 
-def check_wish(wish: Wish) -> None:
-    """ValueError for wishes that do not go together, and for what is no domain."""
+def check_wish(wish: Settings) -> None:
+    """ValueError for settings that do not go together, and for domains that are not domains."""
     if wish.public and wish.auth == "modal":
         raise ValueError("public=true lets everybody in and auth=modal only Modal's tokens; give one of them")
     for domain in wish.domains:
@@ -193,9 +180,9 @@ def check_wish(wish: Wish) -> None:
             raise ValueError(f"domains={domain} is not a domain; give its name alone, as chat.example.org")
 
 
-def check_room(wish: Wish, found: Found | None) -> None:
+def check_room(wish: Settings, found: Found | None) -> None:
     """ValueError for replies longer than the model's context."""
-    most = wish.drawing.get("max_tokens")
+    most = wish.max_tokens
     if found and most and most >= found.context:
         raise ValueError(f"max_tokens ({most:,}) must be below the model's context ({found.context:,})")
 
@@ -212,29 +199,29 @@ def checked_name(name: str, *, given: bool) -> str:
 
 def release_here(run: str, root: Path) -> Found | None:
     """Return the run's release on this machine: its last stage's, unless the stage is given."""
-    name, _, stage = run.partition("/")
-    for one in [choose(stage, MODEL_STAGES, kind="stage")] if stage else reversed(MODEL_STAGES):
-        folder = run_folder(root, name) / one / "release"
+    name, _, given = run.partition("/")
+    for stage in [choose(given, MODEL_STAGES, kind="stage")] if given else reversed(MODEL_STAGES):
+        folder = run_folder(root, name) / stage / "release"
         if (folder / "meta.json").is_file() and (folder / "model.safetensors").is_file():
             gpt = read_json(folder / "gpt.json", Described, remedy=AGAIN)
             meta = read_json(folder / "meta.json", Meta, remedy=AGAIN, constant=as_null)
             size = (folder / "model.safetensors").stat().st_size
-            return Found(run=name, stage=one, meta=meta, size=size, context=gpt["context"], folder=folder)
+            return Found(run=name, stage=stage, meta=meta, size=size, context=gpt["context"], folder=folder)
     return None
 
 
 def release_there(run: str, store: modal.Volume, here: Found | None) -> Found:
     """Return the release on the volume, unless the one here is another; ValueError where it is nowhere."""
-    name, _, stage = run.partition("/")
-    stages = [stage] if stage else [here.stage] if here else [*reversed(MODEL_STAGES)]
-    for one in stages:
-        place = f"runs/{name}/{one}/release"
+    name, _, given = run.partition("/")
+    stages = [given] if given else [here.stage] if here else [*reversed(MODEL_STAGES)]
+    for stage in stages:
+        place = f"runs/{name}/{stage}/release"
         meta = read_volume_json(store, f"{place}/meta.json", Meta)
         if meta and (here is None or meta == here.meta):
             sizes = {Path(entry.path).name: entry.size for entry in store.listdir(place)}
             gpt = read_volume_json(store, f"{place}/gpt.json", Described)
             if gpt and (size := sizes.get("model.safetensors")):
-                return Found(run=name, stage=one, meta=meta, size=size, context=gpt["context"], place=place)
+                return Found(run=name, stage=stage, meta=meta, size=size, context=gpt["context"], place=place)
     if here is None:
         try:
             runs = sorted(Path(entry.path).name for entry in store.listdir("runs"))
@@ -247,7 +234,7 @@ def release_there(run: str, store: modal.Volume, here: Found | None) -> Found:
     return here
 
 
-def described(name: str, found: Found | None, machine: Cluster, wish: Wish) -> str:
+def described(name: str, found: Found | None, machine: Cluster, wish: Settings) -> str:
     """Return what is deployed: the model, the machine, the cost, and a line for each special setting."""
     gpu, memory = str(machine["gpu"]), gpu_memory_gib(str(machine["gpu"]))
     model = name
@@ -283,43 +270,50 @@ def dollars_per_hour(machine: Cluster) -> float | None:
     return known and known["dollars_per_hour"]
 
 
-def key_text(wish: Wish) -> str:
+def is_locked(wish: Settings) -> bool:
+    """Tell whether a password is asked for. Modal's proxy tokens need none, and no browser sends them."""
+    return wish.auth == "password" and not wish.public
+
+
+def key_text(wish: Settings) -> str:
     """Return what a request to the API has to carry."""
     if wish.auth == "modal":
         return "with the headers Modal-Key and Modal-Secret of a proxy token (modal.com/settings)"
-    return "its key is the password" if wish.is_locked else "without a key"
+    return "its key is the password" if is_locked(wish) else "without a key"
 
 
-def password_secret(name: str, wish: Wish, environment: str | None) -> tuple[modal.Secret | None, str]:
+def password_secret(name: str, wish: Settings, environment: str | None) -> tuple[modal.Secret | None, str]:
     """Return the secret that holds the password, and what to tell of it. One that exists is kept."""
-    if not wish.is_locked:
-        unused = ", NANOLIT_CHAT_PASSWORD is not used" if wish.password else ""
+    given = os.environ.get("NANOLIT_CHAT_PASSWORD") or None
+    if not is_locked(wish):
+        unused = ", NANOLIT_CHAT_PASSWORD is not used" if given else ""
         return None, f"no password{unused}: {'public=true' if wish.public else 'auth=modal'}"
     key = f"nanolit-chat-{name}"
     secret = modal.Secret.from_name(key, environment_name=environment)
     try:
         secret.hydrate()
-        if wish.password:
-            secret.update({"NANOLIT_CHAT_PASSWORD": wish.password})
-        told = "password: as in NANOLIT_CHAT_PASSWORD" if wish.password else "password: as before"
+        if given:
+            secret.update({"NANOLIT_CHAT_PASSWORD": given})
+        told = "password: as in NANOLIT_CHAT_PASSWORD" if given else "password: as before"
     except modal.exception.NotFoundError:
-        password = wish.password or tokens.token_urlsafe(9)
+        password = given or tokens.token_urlsafe(9)
         content = {"NANOLIT_CHAT_PASSWORD": password}
         modal.Secret.objects.create(key, content, environment_name=environment)
         secret = modal.Secret.from_name(key, environment_name=environment)
-        told = "password: as in NANOLIT_CHAT_PASSWORD" if wish.password else f"password: {password}"
+        told = "password: as in NANOLIT_CHAT_PASSWORD" if given else f"password: {password}"
     return secret, f"{told} (kept in the secret {key})"
 
 
 def define(
-    name: str, wish: Wish, settings: dict[str, Any], place: str, found: Found, secret: modal.Secret | None
+    name: str, wish: Settings, settings: dict[str, Any], place: str, found: Found, secret: modal.Secret | None
 ) -> tuple[modal.App, Any]:
     """Return the app and its class."""
     app = modal.App(f"nanolit-chat-{name}", include_source=False, tags={"chat": name})
     store = artefacts(settings)
     memory = max(LEAST_MEMORY, 3 * found.size // 2**20)
+    drawing = {key: getattr(wish, key) for key in DRAWING}
     serving = {"name": found.name, "hosts": [*wish.domains], "page": wish.auth != "modal"}
-    serving = json.dumps({**serving, "gpu_snapshot": wish.gpu_snapshot, "defaults": wish.drawing})
+    serving = json.dumps({**serving, "gpu_snapshot": wish.gpu_snapshot, "defaults": drawing})
     served = labelled(f"nanolit-{name}", domains=wish.domains, proxy_auth=wish.auth == "modal")
     chat = app.cls(
         image=container_image(settings["image"], root=settings["root"]),

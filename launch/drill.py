@@ -16,12 +16,13 @@ from hydra_plugins.nanolit_modal.launcher import launcher_settings
 from launch import probes
 from launch.calls import lives
 from launch.chats import record_path, stop_chat
-from launch.deploy import Wish, deploy
+from launch.deploy import deploy
 from launch.follow import answers, follow
 from launch.image import container_image
 from launch.progress import OnVolume
 from launch.submit import explain, started
 from launch.sweep import begin
+from nanolit.chat.__main__ import parse
 from nanolit.config.compose import compose, compose_config
 from nanolit.machine.arguments import Root, setting
 from nanolit.machine.paths import read_json, write_json
@@ -96,7 +97,7 @@ def run_steps(settings: Drill, steps: dict[str, str], results: dict[str, dict[st
             **{f"gpu {name}": functions[f"gpu {name}"].remote for name in settings.gpu},
             "chat": lambda: try_chat(settings),
         }
-        for name in [one for one in tries if one in steps]:
+        for name in [name for name in tries if name in steps]:
             print(f"{name}: {steps[name]} …", flush=True)
             begun = time.monotonic()
             try:
@@ -202,8 +203,8 @@ def try_chat(settings: Drill) -> dict[str, Any]:
         (settings.home / "runs").glob(f"{RUN}-*/submission.json"), key=lambda one: one.stat().st_mtime
     )
     assert runs, "there is no run to talk to: the job did not run"
-    wish = Wish(run=runs[-1].parent.name, root=settings.home, cluster="modal_a10g", name=RUN, public=True)
-    deploy(wish)
+    words = ["web=true", "cluster=modal_a10g", f"name={RUN}", "public=true", f"root={settings.home}"]
+    deploy(parse([f"run={runs[-1].parent.name}", *words]), words=words)
     url = read_json(record_path(settings.home, RUN))["url"]
     try:
         times = {name: ask(url) for name in ("cold_seconds", "warm_seconds")}

@@ -22,7 +22,6 @@ from nanolit.machine.exit import command
 
 LOOPBACK = "127.0.0.1"
 PASSWORD = "NANOLIT_CHAT_PASSWORD"
-DRAWING = ("temperature", "top_k", "max_tokens", "seed")
 HERE = ("host", "port", "devices", "prompt")
 DEPLOYED = ("name", "public", "auth", "domains", "keep_warm", "gpu_snapshot", "dry_run")
 
@@ -78,8 +77,8 @@ def parse(words: Sequence[str]) -> Settings:
 
 def changed(settings: Settings) -> dict[str, str]:
     """Return the settings that differ from their defaults, as they are typed."""
-    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
-    return {one.name: typed(values[one.name]) for one in fields(settings) if values[one.name] != one.default}
+    values = {field.name: (getattr(settings, field.name), field.default) for field in fields(settings)}
+    return {name: typed(value) for name, (value, default) in values.items() if value != default}
 
 
 def typed(value: object) -> str:
@@ -124,14 +123,9 @@ def talk(settings: Settings) -> None:
 
 def deploy_page(settings: Settings) -> None:
     """Deploy the run's page and API to a rented GPU."""
-    from launch.deploy import Wish, deploy
+    from launch.deploy import deploy
 
-    password = os.environ.get(PASSWORD) or None
-    drawing = {name: getattr(settings, name) for name in DRAWING}
-    wished = {name: getattr(settings, name) for name in ("cluster", *DEPLOYED)}
-    words = [f"{name}={value}" for name, value in changed(settings).items() if name != "run"]
-    about = {"run": str(settings.run), "root": settings.home, "words": words}
-    deploy(Wish(**about, password=password, drawing=drawing, **wished))
+    deploy(settings, words=[f"{name}={text}" for name, text in changed(settings).items() if name != "run"])
 
 
 def serve_page(settings: Settings) -> None:

@@ -191,12 +191,12 @@ def commits(payload: Payload, stage: str, *kept: Meter | CompileCache) -> Iterat
         while not over.wait(POLL_SECONDS):
             found = set(folder.glob("step_*/*.json"))
             if found - seen:
-                for one in kept:
-                    one.keep()
+                for record in kept:
+                    record.keep()
                 commit(store)
             seen = found
-            for one in kept:
-                one.tick()
+            for record in kept:
+                record.tick()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -205,6 +205,6 @@ def commits(payload: Payload, stage: str, *kept: Meter | CompileCache) -> Iterat
     finally:
         over.set()
         thread.join()
-        for one in kept:
-            one.keep()
+        for record in kept:
+            record.keep()
         commit(store)

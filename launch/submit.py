@@ -118,7 +118,7 @@ def dollars_per_hour(job: Job, settings: dict[str, Any]) -> float | None:
     hours = fresh_plan(job, job["stages"][-1]).hours
     clusters = [cast(Cluster, {**job["cluster"], "gpu": same_gpu(gpu)}) for gpu in gpus_of(settings)]
     costs = [cost("base", hours, cluster) for cluster in clusters]
-    rates = [one["dollars_per_hour"] for one in costs if one and one["dollars_per_hour"]]
+    rates = [known["dollars_per_hour"] for known in costs if known and known["dollars_per_hour"]]
     return max(rates) if len(rates) == len(costs) else None
 
 
@@ -214,7 +214,7 @@ def read_submission(root: str | Path, run: str) -> Submission:
     """Return what was submitted; ValueError when nothing was."""
     path = submission_path(root, run)
     if not path.exists():
-        there = [one.parent.name for one in submissions(root)]
+        there = [path.parent.name for path in submissions(root)]
         raise ValueError(
             f"run {run} was not submitted from {root}; submitted there: {', '.join(there) or 'none'}"
         )

@@ -98,7 +98,7 @@ def put(store: modal.Volume, path: Path, place: str) -> None:
 def fingerprint(path: Path) -> str:
     """Return twelve hex digits that identify what a file or a folder holds."""
     digest = hashlib.sha256()
-    for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
+    for file in sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]:
         with file.open("rb") as content:
             inside = hashlib.file_digest(content, "sha256").hexdigest()
         digest.update(f"{file.relative_to(path)} {inside}\n".encode())

@@ -138,7 +138,9 @@ def evaluate_categorical(
     scorer = OwnScorer(engine.model)
 
     def answer(asked: Sequence[Problem]) -> Callable[[], list[Item]]:
-        wait = scorer.start([letters_after(engine, one.prompt, one.conversation["letters"]) for one in asked])
+        wait = scorer.start(
+            [letters_after(engine, prompt, problem["letters"]) for _, problem, prompt in asked]
+        )
 
         def finish() -> list[Item]:
             said = []
@@ -188,9 +190,9 @@ def evaluate_generative(
         )
     sampling: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k}
 
-    def request(one: Problem) -> Request:
-        drawn = derived_seed(seed, "problem", one.index)
-        return Request(prompt_ids=one.prompt[-room:], max_tokens=max_tokens, seed=drawn, **sampling)
+    def request(problem: Problem) -> Request:
+        drawn = derived_seed(seed, "problem", problem.index)
+        return Request(prompt_ids=problem.prompt[-room:], max_tokens=max_tokens, seed=drawn, **sampling)
 
     def answer(asked: Sequence[Problem]) -> Callable[[], list[Item]]:
         return judge_beside(engine, task, asked, map(request, asked), pool)
@@ -269,7 +271,7 @@ def _ask(
         wait = answer(asked)
 
         def finish() -> None:
-            items = [one.item() | said for one, said in zip(asked, wait(), strict=True)]
+            items = [problem.item() | said for problem, said in zip(asked, wait(), strict=True)]
             file.add({**item, "right": item["rights"][0]} for item in on_all_ranks(items))
 
         return finish

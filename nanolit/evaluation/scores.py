@@ -70,8 +70,8 @@ class Scored:
 def mean_centered(scores: Iterable[Scored]) -> tuple[float, float]:
     """Return the mean above guessing and its standard error."""
     scores = list(scores)
-    mean = sum(one.centered for one in scores) / len(scores)
-    return mean, math.sqrt(sum(one.centered_error**2 for one in scores)) / len(scores)
+    mean = sum(score.centered for score in scores) / len(scores)
+    return mean, math.sqrt(sum(score.centered_error**2 for score in scores)) / len(scores)
 
 
 def item_files(folder: Path) -> dict[str, Path]:

@@ -116,7 +116,7 @@ def _noise(groups: Mapping[str, Sequence[Run]]) -> str:
         for stage in _stages({first: before, other: now}):
             if stage not in before or stage not in now:
                 continue
-            checksums = {_checksum(one) for one in [*before[stage], *now[stage]] if _checksum(one)}
+            checksums = {*filter(None, map(_checksum, [*before[stage], *now[stage]]))}
             metrics = sorted_metrics(measured(before[stage][0]))
             short = parts_of_core(metrics)
             for metric in metrics:

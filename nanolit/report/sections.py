@@ -118,14 +118,16 @@ class Pictures:
 
     def markdown(self, folder: Path, level: int) -> str:
         """Return links from `folder`, where the text will lie."""
-        links = (f"![{one.says}]({one.path.relative_to(folder).as_posix()})" for one in self.pictures)
+        links = (
+            f"![{picture.says}]({picture.path.relative_to(folder).as_posix()})" for picture in self.pictures
+        )
         return "\n\n".join(links) + "\n"
 
     def html(self, level: int) -> str:
         figures = (
-            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_data(one.dark)}">'
-            f'<img src="{_data(one.path.read_bytes())}" alt="{escape(one.says)}"></picture></figure>'
-            for one in self.pictures
+            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_data(picture.dark)}">'
+            f'<img src="{_data(picture.path.read_bytes())}" alt="{escape(picture.says)}"></picture></figure>'
+            for picture in self.pictures
         )
         return f'<div class="pictures">{"".join(figures)}</div>'
 

@@ -118,7 +118,7 @@ def read_answer(text: str, *, check: Check) -> Messages:
     """Return the messages of an answer, stripped; ValueError if they are not a conversation to learn from."""
     try:
         messages = json.loads(text)["messages"]
-        messages = [{"role": one["role"], "content": one["content"].strip()} for one in messages]
+        messages = [{"role": turn["role"], "content": turn["content"].strip()} for turn in messages]
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"the answer is not of the JSON schema: {' '.join(text.split())[:80]!r}") from None
     check({"messages": messages})
@@ -189,7 +189,7 @@ def finish(order: Order, partial: Partial, out: Path) -> dict[str, int]:
         partial.path.unlink()
     name = order.subject.name.lower()
     said = [
-        " ".join(one["content"] for one in row["messages"] if one["role"] == "assistant").lower()
+        " ".join(turn["content"] for turn in row["messages"] if turn["role"] == "assistant").lower()
         for row in rows
     ]
     return {

@@ -106,7 +106,7 @@ def check_count(gpu: str, cluster: Cluster, *, nodes: int) -> None:
 
 def validate(**settings: Any) -> None:
     """ValueError for what Modal's client lets pass and Modal itself refuses, or bills."""
-    known = [one.name for one in fields(ModalLauncherConf)]
+    known = [field.name for field in fields(ModalLauncherConf)]
     assert set(settings) <= set(known), settings
     for gpu in gpus_of(settings):
         check_gpu(gpu, nodes=settings["nodes"])

@@ -7,10 +7,10 @@ Span = tuple[float, float]  # beginning and end, in microseconds
 
 def communication(events: list[dict[str, Any]]) -> tuple[float, float]:
     """Return the microseconds in which NCCL's kernels run, and those in which no other kernel does."""
-    kernels = [one for one in events if one.get("cat") == "kernel"]
-    spans = [(one["ts"], one["ts"] + one["dur"]) for one in kernels]
-    sent = [span for span, one in zip(spans, kernels, strict=True) if "nccl" in one["name"]]
-    others = [span for span, one in zip(spans, kernels, strict=True) if "nccl" not in one["name"]]
+    kernels = [kernel for kernel in events if kernel.get("cat") == "kernel"]
+    spans = [(kernel["ts"], kernel["ts"] + kernel["dur"]) for kernel in kernels]
+    sent = [span for span, kernel in zip(spans, kernels, strict=True) if "nccl" in kernel["name"]]
+    others = [span for span, kernel in zip(spans, kernels, strict=True) if "nccl" not in kernel["name"]]
     return length(union(sent)), length(union(spans)) - length(union(others))
 
 

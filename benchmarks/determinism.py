@@ -102,7 +102,7 @@ def measure(parts: Parts, ways: list[Way], *, num_steps: int) -> dict[str, dict[
     phase = back_on_device(parts)
     torch.manual_seed(0)  # equal weights in every process
     fill_zero_matrices(phase)
-    begin = {name: one.detach().clone() for name, one in phase.gpt.named_parameters()}
+    begin = {name: parameter.detach().clone() for name, parameter in phase.gpt.named_parameters()}
     steps = list(islice(iter(parts.stream), num_steps))
     compiled_gpt, measured = phase.forward_gpt, {}
     for way in ways:
@@ -151,7 +151,8 @@ def run(phase: Phase, steps: list[Step], begin: dict[str, Tensor]) -> Run:
         gradients[name], parameter.grad = parameter.grad, None
     for number, step in enumerate(steps):
         bare_step(phase, step, number)
-    return Run(gradients, {name: one.detach().clone() for name, one in phase.gpt.named_parameters()})
+    weights = {name: parameter.detach().clone() for name, parameter in phase.gpt.named_parameters()}
+    return Run(gradients, weights)
 
 
 def by_part(gpt: GPT, first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:
@@ -186,12 +187,12 @@ def checksum(weights: dict[str, Tensor]) -> str:
 def table_of(measured: dict[str, dict[str, Any]]) -> str:
     """Return a row for each part's gradients and one for all weights, with a column for each way."""
     parts = next(iter(measured.values()))["gradients"]
-    rows = [[part, *(cell(one["gradients"][part]) for one in measured.values())] for part in parts]
+    rows = [[part, *(cell(way["gradients"][part]) for way in measured.values())] for part in parts]
     rows.append(
-        ["weights after the steps", *(cell(max(one["weights"].values())) for one in measured.values())]
+        ["weights after the steps", *(cell(max(way["weights"].values())) for way in measured.values())]
     )
-    rows.append(["ms of a micro-batch", *(f"{one['forward_backward_ms']:.2f}" for one in measured.values())])
-    rows.append(["checksum of weights", *(one["checksum"] for one in measured.values())])
+    rows.append(["ms of a micro-batch", *(f"{way['forward_backward_ms']:.2f}" for way in measured.values())])
+    rows.append(["checksum of weights", *(way["checksum"] for way in measured.values())])
     return markdown_table(["gradients, twice", *measured], rows)
 
 

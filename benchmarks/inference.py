@@ -152,8 +152,8 @@ def by_rows(
             print(f"  {rows} rows don't fit: the engine has {engine_rows} slots", flush=True)
             return
         measured = [run(engine, [request]) for _ in range(settings.repeats)]
-        first = min(one["first_seconds"] for one in measured)
-        step = min(one["decode_seconds"] for one in measured) / (settings.new - 1)
+        first = min(times["first_seconds"] for times in measured)
+        step = min(times["decode_seconds"] for times in measured) / (settings.new - 1)
         needed = step_bytes(engine.model, rows, settings.prompt + settings.new // 2)
         line = line_of(rows, first, step) | {"bandwidth_share": needed / step / bytes_per_second}
         print(f"  {results.in_words(line)}", flush=True)

@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
     is_bf16 = parts.phase.gpt.compute_dtype == torch.bfloat16
     precision = "fp8" if job["precision"] == "fp8" else "bf16" if is_bf16 else "fp32"
     losses, differences = measure(parts, steps=settings.steps, seed=job["seed"])
-    matrices = {name for name, one in parts.phase.gpt.named_parameters() if one.ndim == 2}
+    matrices = {name for name, parameter in parts.phase.gpt.named_parameters() if parameter.ndim == 2}
     faults = faults_of(differences["compiled"], matrices, precision)
     entry = {
         "command": results.command_line("parity", arguments),
@@ -154,8 +154,8 @@ def measure(
     }
     torch.set_float32_matmul_precision("highest")
     expected = gradients(reference, summed(reference), ids_BT, targets_BT, rows=rows)
-    losses = {"float32": expected.loss, **{name: one.loss for name, one in found.items()}}
-    return losses, {name: compare(one, expected) for name, one in found.items()}
+    losses = {"float32": expected.loss, **{name: gradient.loss for name, gradient in found.items()}}
+    return losses, {name: compare(gradient, expected) for name, gradient in found.items()}
 
 
 def summed(gpt: GPT) -> Callable[[Tensor, Tensor], Tensor]:
@@ -191,7 +191,7 @@ def compare(found: Gradients, expected: Gradients) -> dict[str, Difference]:
     nearly vanish: at first the loss is blind to the stream's scale, and in d2 the backout's is always zero.
     Any rounding is large beside almost nothing, while a lost path's error is as large as the path.
     """
-    scalars = [one.norm().item() for one in expected.tensors.values() if one.ndim < 2]
+    scalars = [gradient.norm().item() for gradient in expected.tensors.values() if gradient.ndim < 2]
     differences = {}
     for name, wanted in expected.tensors.items():
         a, b = wanted.flatten().double(), found.tensors[name].flatten().double()
@@ -205,12 +205,12 @@ def compare(found: Gradients, expected: Gradients) -> dict[str, Difference]:
 def faults_of(differences: dict[str, Difference], matrices: set[str], precision: str) -> list[str]:
     """Return a line for each parameter that passes a bound, as NaN does. Norms count for matrices alone."""
     bound, faults = BOUNDS[precision], []
-    for name, one in differences.items():
+    for name, difference in differences.items():
         largest = bound.error if name in matrices else bound.scalar
-        if not one.error <= largest:
-            got, allowed = f"is off by {one.error:.2g}", f"at most {largest:g}"
-        elif name in matrices and not abs(one.ratio - 1) <= bound.ratio:
-            got = f"has {one.ratio:.4f} times the norm of float32's"
+        if not difference.error <= largest:
+            got, allowed = f"is off by {difference.error:.2g}", f"at most {largest:g}"
+        elif name in matrices and not abs(difference.ratio - 1) <= bound.ratio:
+            got = f"has {difference.ratio:.4f} times the norm of float32's"
             allowed = f"{1 - bound.ratio:g} to {1 + bound.ratio:g}"
         else:
             continue
@@ -231,7 +231,7 @@ def summary(gpt: GPT, differences: dict[str, dict[str, Difference]]) -> dict[str
     for name, role in roles.items():
         names[part_of(name, role)].append(name)
     return {
-        part: {how: worst([one[name] for name in members]) for how, one in differences.items()}
+        part: {how: worst([by_name[name] for name in members]) for how, by_name in differences.items()}
         for part, members in names.items()
     }
 
@@ -255,10 +255,10 @@ def report(entry: dict[str, Any], path: Any) -> None:
     rows = []
     for part, by_how in entry["parts"].items():
         row = [part]
-        for one in by_how.values():
-            ratios = f"{one['lowest_ratio']:.4f}–{one['highest_ratio']:.4f}"
-            counted = "" if one["error"] == one["relative_error"] else f" ({one['error']:.2g})"
-            row += [f"{one['relative_error']:.2g}{counted}", ratios, f"{one['cosine']:.6f}"]
+        for errors in by_how.values():
+            ratios = f"{errors['lowest_ratio']:.4f}–{errors['highest_ratio']:.4f}"
+            counted = "" if errors["error"] == errors["relative_error"] else f" ({errors['error']:.2g})"
+            row += [f"{errors['relative_error']:.2g}{counted}", ratios, f"{errors['cosine']:.6f}"]
         rows.append(row)
     print(markdown_table(header, rows))
     print(

@@ -118,29 +118,29 @@ def prepared_run(phase: Phase, step: Step, *, what: str) -> None:
 
 def report(kernels: dict[str, Kernel], *, rows: int) -> None:
     """Print the most expensive kernels and their floors, then the same as a line of JSON."""
-    total = sum(one.milliseconds for one in kernels.values())
-    known = sum(one.milliseconds for one in kernels.values() if one.floor is not None)
-    floor = sum(one.floor or 0.0 for one in kernels.values())
+    total = sum(kernel.milliseconds for kernel in kernels.values())
+    known = sum(kernel.milliseconds for kernel in kernels.values() if kernel.floor is not None)
+    floor = sum(kernel.floor or 0.0 for kernel in kernels.values())
     print(f"  {total:.2f} ms of kernels; {known:.2f} ms of them would take {floor:.2f} ms at best")
     print("        time  share     floor  launches  kernel")
-    ranked = sorted(kernels.items(), key=lambda one: -one[1].milliseconds)[:rows]
-    for name, one in ranked:
-        least = "–" if one.floor is None else f"{one.floor:.3f} ms"
-        share = one.milliseconds / total
-        print(f"  {one.milliseconds:7.3f} ms {share:6.1%} {least:>9} {one.launches:9.0f}  {name[:100]}")
+    ranked = sorted(kernels.items(), key=lambda item: -item[1].milliseconds)[:rows]
+    for name, kernel in ranked:
+        least = "–" if kernel.floor is None else f"{kernel.floor:.3f} ms"
+        share = kernel.milliseconds / total
+        print(f"  {kernel.milliseconds:7.3f} ms {share:6.1%} {least:>9} {kernel.launches:9.0f}  {name[:100]}")
     entry = {
         "kernels_ms": total,
         "floor_ms": floor,
         "of_kernels_ms": known,
-        "kernels": [[name[:100], *one] for name, one in ranked],
+        "kernels": [[name[:100], *kernel] for name, kernel in ranked],
     }
     print(json.dumps(entry))
 
 
 def kernels_of(trace: dict[str, Any], *, repeats: int, speeds: Speeds) -> dict[str, Kernel]:
     """Return every kernel of a trace by name. An operator's floor goes to its longest kernel."""
-    events = [one for one in trace["traceEvents"] if "args" in one]
-    operators = {one["args"].get("External id"): one for one in events if one.get("cat") == "cpu_op"}
+    events = [event for event in trace["traceEvents"] if "args" in event]
+    operators = {event["args"].get("External id"): event for event in events if event.get("cat") == "cpu_op"}
     launched: dict[Any, list[dict[str, Any]]] = collections.defaultdict(list)
     for event in events:
         if event.get("cat") in ON_THE_GPU:
@@ -148,16 +148,16 @@ def kernels_of(trace: dict[str, Any], *, repeats: int, speeds: Speeds) -> dict[s
     found: dict[str, list[tuple[float, float | None]]] = collections.defaultdict(list)
     for number, kernels in launched.items():
         least = floor(operators[number], speeds) if number in operators else None
-        longest = max(kernels, key=lambda one: one["dur"])["name"]
-        parts = sum(one["name"] == longest for one in kernels)  # of what the operator was given
-        for one in kernels:
-            share = least / parts if least is not None and one["name"] == longest else None
-            found[one["name"]].append((one["dur"] / 1000, share))
+        longest = max(kernels, key=lambda kernel: kernel["dur"])["name"]
+        parts = sum(kernel["name"] == longest for kernel in kernels)  # of what the operator was given
+        for kernel in kernels:
+            share = least / parts if least is not None and kernel["name"] == longest else None
+            found[kernel["name"]].append((kernel["dur"] / 1000, share))
     return {name: _sum(times, repeats) for name, times in found.items()}
 
 
 def _sum(times: list[tuple[float, float | None]], repeats: int) -> Kernel:
-    milliseconds = sum(one for one, _ in times) / repeats
+    milliseconds = sum(time for time, _ in times) / repeats
     floors = [least for _, least in times if least is not None]
     floor_ms = 1000 * sum(floors) / repeats if len(floors) == len(times) else None
     return Kernel(milliseconds, len(times) / repeats, floor_ms)
@@ -167,7 +167,7 @@ def floor(operator: dict[str, Any], speeds: Speeds) -> float | None:
     """Return the least seconds an operator could take; None if the trace doesn't say what it was given."""
     shapes, types = operator["args"].get("Input Dims", []), operator["args"].get("Input type", [])
     matrices = [shape for shape in shapes if len(shape) >= 2 and isinstance(shape[0], int)]
-    rate = speeds.fp8 if any("Float8" in one for one in types) else speeds.bf16
+    rate = speeds.fp8 if any("Float8" in name for name in types) else speeds.bf16
     if operator["name"] in PRODUCTS and len(matrices) >= 2:
         a, b = matrices[1:3] if operator["name"] in SUMMED else matrices[:2]
         return 2 * math.prod(a) * b[-1] / rate

@@ -41,7 +41,7 @@ def save(entry: dict[str, Any], kept: Kept, *, device: str) -> Path:
     path = kept.results / f"{measured}-{name}.json"
     kept.results.mkdir(parents=True, exist_ok=True)
     entries = read_json(path)["results"] if path.exists() else []
-    entries = [one for one in entries if one["command"] != entry["command"]]
+    entries = [older for older in entries if older["command"] != entry["command"]]
     write_json(path, {"format": FORMAT, "commit": measured, "device": device, "results": [*entries, entry]})
     return path
 

@@ -72,10 +72,10 @@ def main(arguments: list[str]) -> int:
             asyncio.run(ask(address, max(lines, key=len)))  # captures the graphs of all these rows
             entry["api"] = [measure_api(address, bodies) for bodies in lines]
         engine = nanolit.load(release).engine
-    run(engine, [request_of(engine, one) for one in max(lines, key=len)])
+    run(engine, [request_of(engine, asked) for asked in max(lines, key=len)])
     entry["engine"] = []
     for bodies, api in zip(lines, entry["api"], strict=True):
-        alone = run(engine, [request_of(engine, one) for one in bodies])
+        alone = run(engine, [request_of(engine, asked) for asked in bodies])
         entry["engine"].append(alone)
         assert api["tokens"] == alone["tokens"], "the API's replies are not the engine's"
         share = api["tokens_per_second"] / alone["tokens_per_second"]
@@ -148,7 +148,7 @@ async def ask(address: str, bodies: list[dict[str, Any]]) -> dict[str, float]:
     """Stream all replies at once; the seconds until each has text, and the speed, reading included."""
     begun = time.perf_counter()
     async with httpx.AsyncClient(base_url=address, timeout=SECONDS, limits=httpx.Limits()) as client:
-        replies = await asyncio.gather(*[read(client, one) for one in bodies])
+        replies = await asyncio.gather(*[read(client, asked) for asked in bodies])
     seconds, tokens = time.perf_counter() - begun, sum(count for _, count in replies)
     first = max(at for at, _ in replies) - begun
     return {

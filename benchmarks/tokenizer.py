@@ -277,12 +277,12 @@ def table_of(kind: str, measured: dict[str, list[dict[str, float]]], task: dict[
     for tool, figures in measured.items():
         row = [tool]
         for column in columns:
-            values = [one[column] for one in figures]
-            ours = statistics.median(one[column] for one in measured["nanolit"])
+            values = [figure[column] for figure in figures]
+            ours = statistics.median(figure[column] for figure in measured["nanolit"])
             median = statistics.median(values)
             row += [f"{median:.2f}", f"{min(values):.2f}–{max(values):.2f}"]
             row += [f"{megabytes / median:.1f}", f"{median / ours:.2f}"]
         last = "megabytes" if kind == "train" else "num_tokens"
-        row.append(f"{statistics.median(one[last] for one in figures):,.0f}")
+        row.append(f"{statistics.median(figure[last] for figure in figures):,.0f}")
         rows.append(row)
     return markdown_table(header, rows)

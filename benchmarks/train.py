@@ -248,7 +248,7 @@ def compare_with_bare_loop(
         "bare_ms": bare,
         "overhead_ms": statistics.median(differences),
         "overhead_fraction": statistics.median(differences) / bare,
-        "overhead_ms_by_round": [round(one, 4) for one in differences],
+        "overhead_ms_by_round": [round(difference, 4) for difference in differences],
     }
 
 

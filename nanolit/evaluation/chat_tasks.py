@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanolit.evaluation.items import ItemFile, checksum_of, on_all_ranks, overlapped
+from nanolit.evaluation.items import ItemFile, checksum_of, on_all_ranks, overlap
 from nanolit.evaluation.scores import Item
 from nanolit.evaluation.spans import Group, OwnScorer
 from nanolit.inference.engine import Engine
@@ -265,18 +265,15 @@ def _ask(
     file, indices, world = file or ItemFile(), part_of(task, max_per_task), world_size()
     missing = [index for index in indices if index not in file.items]
 
-    def begin(chunk: Sequence[int]) -> Callable[[], None]:
+    def ask_chunk(chunk: Sequence[int]) -> Iterator[None]:
         mine = [(index, task[index]) for index in chunk[rank() :: world]]
         asked = [Problem(index, problem, render_prompt(problem, engine.tokenizer)) for index, problem in mine]
         wait = answer(asked)
+        yield
+        items = [problem.item() | said for problem, said in zip(asked, wait(), strict=True)]
+        file.add({**item, "right": item["rights"][0]} for item in on_all_ranks(items))
 
-        def finish() -> None:
-            items = [problem.item() | said for problem, said in zip(asked, wait(), strict=True)]
-            file.add({**item, "right": item["rights"][0]} for item in on_all_ranks(items))
-
-        return finish
-
-    overlapped(begin, chunked(missing, PROBLEMS * world))
+    overlap(map(ask_chunk, chunked(missing, PROBLEMS * world)))
     rights = [file.items[index]["rights"] for index in indices]
     samples = range(1, len(rights[0]) + 1)
     return Score(

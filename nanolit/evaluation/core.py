@@ -5,7 +5,6 @@ a continuation of which every token is the likeliest. CORE is the mean over the 
 guessing. Prompts, examples, spans and decisions are nanochat's of July 2026; its own numbers are the tests.
 """
 
-import functools
 import math
 import random
 import sys
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import TypedDict
 
-from nanolit.evaluation.items import ItemFile, overlapped
+from nanolit.evaluation.items import ItemFile, overlap
 from nanolit.evaluation.questions import Encoder, Question, TooLong, ask, check_lengths, num_characters
 from nanolit.evaluation.scores import Item as ScoredItem
 from nanolit.evaluation.scores import Scored, mean_centered
@@ -127,8 +126,10 @@ def evaluate_core(
         tasks.append((label, items, kept, asked, missing))
     progress = _Progress([num_characters(label, items, missing) for label, items, _, _, missing in tasks])
     for place, (label, items, kept, asked, missing) in enumerate(tasks):
-        begin = functools.partial(_ask_chunk, scorer, tokenizer, label, items, kept, crop)
-        overlapped(begin, progress.chunks(label.name, place, missing))
+        overlap(
+            _ask_chunk(scorer, tokenizer, label, items, chunk, kept, crop)
+            for chunk in progress.chunks(label.name, place, missing)
+        )
         yield label.name, kept.scored(label.name, asked, baseline=label.baseline / 100)
     progress.end()
 
@@ -138,19 +139,16 @@ def _ask_chunk(
     tokenizer: Encoder,
     label: Label,
     items: Sequence[Item],
+    indices: Sequence[int],
     kept: ItemFile,
     crop: int | None,
-    indices: Sequence[int],
-) -> Callable[[], None]:
-    """Begin to score these items; what is returned waits for the scores and keeps them."""
+) -> Iterator[None]:
+    """Begin to score these items; behind the yield wait for the scores and keep them."""
     questions = ask(label, items, indices, tokenizer, crop=crop)
     gather = _start_on_all_ranks(scorer, [question.group for question in questions])
-
-    def finish() -> None:
-        scored = map(judged, indices, questions, gather())
-        kept.add({**item, "question": items[item["index"]]} for item in scored)
-
-    return finish
+    yield
+    scored = map(judged, indices, questions, gather())
+    kept.add({**item, "question": items[item["index"]]} for item in scored)
 
 
 def shuffled(bundle: Path, label: Label) -> tuple[list[Item], str]:

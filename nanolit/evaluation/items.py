@@ -6,9 +6,9 @@ ends; a file with another header is begun anew. Rank 0 alone reads and writes, a
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -17,7 +17,6 @@ from nanolit.evaluation.scores import FORMAT, Item, Scored, lines_of, parsed, wh
 from nanolit.machine.device import gathered, rank, world_size
 from nanolit.machine.paths import file_hash, read_json, write_atomically
 
-Chunk = TypeVar("Chunk")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")  # of transformers
 
 
@@ -83,16 +82,17 @@ def on_all_ranks(mine: list[Item]) -> list[Item]:
     return sorted((item for piece in gathered(mine) for item in piece), key=lambda item: item["index"])
 
 
-def overlapped(begin: Callable[[Chunk], Callable[[], None]], chunks: Iterable[Chunk]) -> None:
-    """Begin each chunk before the one before it is finished: a GPU works while answers are written down."""
-    finish: Callable[[], None] | None = None
-    for chunk in chunks:
-        begun = begin(chunk)
-        if finish:
-            finish()
-        finish = begun
-    if finish:
-        finish()
+def overlap(halves: Iterable[Iterator[None]]) -> None:
+    """Run generators of one yield, each to its yield before the previous one runs to its end.
+
+    What comes before the yield asks a GPU, which works while what comes behind it writes down older answers.
+    """
+    previous: Iterator[None] = iter(())
+    for begun in halves:
+        next(begun)
+        next(previous, None)
+        previous = begun
+    next(previous, None)
 
 
 def checksum_of(ids: Sequence[int] | np.ndarray) -> int:

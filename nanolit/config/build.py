@@ -1,7 +1,7 @@
-"""A `_target_` node to the object it names, and to the arguments that its class takes, read from the source.
+"""Check a `_target_` node against the class that it names, and build it.
 
-Importing the class would import torch: a typo on the command line would take seconds to answer. So `ast`
-reads the arguments, as a TypedDict. Only nanolit's and Lightning's own classes are ever built.
+Importing the class would import torch, and a typo on the command line would take seconds to answer. So `ast`
+reads from the source which arguments it takes. Only nanolit's and Lightning's own classes are ever built.
 """
 
 import ast
@@ -9,12 +9,13 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, Optional, Union
 
 from typing_extensions import TypedDict
 
+from nanolit.config.check import Annotation, check_mapping, joined
 from nanolit.config.schema import Target
 
 # What configurations choose: other classes of ours write files where they are told to
@@ -25,22 +26,44 @@ ALLOWED = (
     "nanolit.tasks.",
     "lightning.pytorch.loggers.",
 )
-# Keyword-only arguments that the program derives and passes itself.
-DERIVED = {"nanolit.model.gpt.GPT": {"depth", "width", "heads", "kv_heads", "vocab_size", "context"}}
-Annotation = Any  # int, list[str], float | None: typing has no name for what stands in a signature
+# The dataclass that holds a class's arguments, and those of them that the program derives and passes itself.
+CONFIGS = {"nanolit.model.gpt.GPT": "nanolit.model.gpt.GPTConfig"}
+DERIVED = {"nanolit.model.gpt.GPTConfig": {"depth", "width", "heads", "kv_heads", "vocab_size", "context"}}
 NAMES: dict[str, Annotation] = {
     **{kind.__name__: kind for kind in (int, float, str, bool, list, dict)},
     **{"Path": str, "Mapping": dict, "Sequence": Sequence, "Iterable": Iterable},
     **{"Literal": Literal, "Optional": Optional, "Union": Union},
 }
-
-
 typed_dict: Any = TypedDict  # called with fields that only the source knows
 
 
 class Signature(NamedTuple):
     arguments: Annotation  # a TypedDict
     takes_others: bool  # it has **kwargs
+
+
+def check_targets(node: object, *, path: str) -> None:
+    """Check every `_target_` in a job, however deep, against the signature of what it names."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            check_target(node, path=path)
+        for key, value in node.items():
+            check_targets(value, path=joined(path, key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            check_targets(value, path=joined(path, index))
+
+
+def check_target(node: Mapping[str, object], *, path: str) -> None:
+    """Check one `_target_` and its arguments; `_target_: null` builds nothing."""
+    if node.get("_target_", "") is None:
+        return
+    if "_target_" not in node:
+        raise ValueError(f"{path}._target_ is missing; it names the class to build")
+    refuse_foreign_target(node["_target_"], path)
+    signature = signature_of(node["_target_"], path)
+    settings = {key: value for key, value in node.items() if key != "_target_"}
+    check_mapping(settings, signature.arguments, path=path, takes_others=signature.takes_others)
 
 
 def refuse_foreign_target(target: object, path: str) -> None:
@@ -58,11 +81,8 @@ def refuse_foreign_target(target: object, path: str) -> None:
 
 @functools.cache
 def signature_of(target: str, path: str) -> Signature:
-    """The arguments of the class with this dotted name; `path` is the key that names it, for messages.
-
-    Required are keyword-only arguments without default; positional ones are the program's to give.
-    """
-    module, _, name = target.rpartition(".")
+    """Return the arguments of the class with this dotted name; `path` is its key, for messages."""
+    module, _, name = CONFIGS.get(target, target).rpartition(".")
     for node in syntax_tree(module, path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return signature_of_class(node, module, path)
@@ -91,52 +111,29 @@ def syntax_tree(module: str, path: str = "") -> ast.Module:
 
 
 def signature_of_class(node: ast.ClassDef, module: str, path: str) -> Signature:
-    """The signature of `__init__`: the class's own, else that of its first base in the same module.
+    """Return the fields of a dataclass, else the arguments of the class's or its first base's `__init__`.
 
-    That of a dataclass are its fields; `__init__(self, config: GPTConfig)` takes the fields of that one.
+    Fields and keyword-only arguments without a default are required; the program gives positional ones.
     """
-    derived = DERIVED.get(f"{module}.{node.name}", set())
+    functions = {line.name: line for line in node.body if isinstance(line, ast.FunctionDef)}
+    init = functions.get("__init__")
     if any(ast.unparse(decorator).startswith("dataclass") for decorator in node.decorator_list):
-        return signature_of_dataclass(node, module, derived=derived)
-    for line in node.body:
-        if isinstance(line, ast.FunctionDef) and line.name == "__init__":
-            if config := config_of(line, module):
-                return signature_of_dataclass(config, module, derived=derived)
-            return signature_of_function(line, module, derived=derived)
-    bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-    if bases:
+        lines = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+        declared = [(ast.unparse(line.target), line.annotation, line.value is None) for line in lines]
+    elif init:
+        declared = [(argument.arg, argument.annotation, False) for argument in init.args.args[1:]]
+        keywords = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+        declared += [(argument.arg, argument.annotation, default is None) for argument, default in keywords]
+    elif bases := [base.id for base in node.bases if isinstance(base, ast.Name)]:
         return signature_of(f"{module}.{bases[0]}", path)
-    return Signature(typed_dict(node.name, {}), takes_others=False)
-
-
-def config_of(init: ast.FunctionDef, module: str) -> ast.ClassDef | None:
-    """The class of `config` in `__init__(self, config: …)`; None for any other signature."""
-    argument = init.args.args[-1]
-    if argument.arg != "config" or not isinstance(argument.annotation, ast.Name):
-        return None
-    classes = [node for node in syntax_tree(module).body if isinstance(node, ast.ClassDef)]
-    return next((node for node in classes if node.name == argument.annotation.id), None)
-
-
-def signature_of_dataclass(node: ast.ClassDef, module: str, *, derived: set[str]) -> Signature:
-    fields = {}
-    for line in node.body:
-        if isinstance(line, ast.AnnAssign) and (name := ast.unparse(line.target)) not in derived:
-            kind = type_of(line.annotation, module)
-            fields[name] = kind if line.value is None else NotRequired[kind]
-    return Signature(typed_dict(node.name, fields), takes_others=False)
-
-
-def signature_of_function(node: ast.FunctionDef, module: str, *, derived: set[str]) -> Signature:
-    arguments = node.args
-    defaults = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    required = {argument.arg for argument, default in defaults if default is None}
-    fields = {}
-    for argument in (*arguments.args, *arguments.kwonlyargs):
-        if argument.arg not in {"self", *derived}:
-            kind = type_of(argument.annotation, module)
-            fields[argument.arg] = kind if argument.arg in required else NotRequired[kind]
-    return Signature(typed_dict(node.name, fields), takes_others=arguments.kwarg is not None)
+    else:
+        declared = []
+    fields = {
+        name: type_of(annotation, module) if required else NotRequired[type_of(annotation, module)]
+        for name, annotation, required in declared
+        if name not in DERIVED.get(f"{module}.{node.name}", ())
+    }
+    return Signature(typed_dict(node.name, fields), bool(init and init.args.kwarg))
 
 
 def type_of(annotation: ast.expr | None, module: str) -> Annotation:

@@ -1,7 +1,6 @@
-"""Check that every key of a job exists and has the right type, before any work starts.
+"""Check that every key of a mapping exists and has the right type, and say in one line what is wrong.
 
-pydantic checks; this module walks to the constructors that a job names and puts the first error in one line.
-pydantic is imported when there is something to check: `--help` and `--cfg job` don't wait for it.
+pydantic checks; it is imported when there is something to check: `--help` and `--cfg job` don't wait for it.
 """
 
 import difflib
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from typing_extensions import is_typeddict
 
-from nanolit.config.build import Annotation, refuse_foreign_target, signature_of
-from nanolit.config.schema import Choices
 from nanolit.machine.paths import faults
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+Annotation = Any  # int, list[str], float | None: typing has no name for what stands in a signature
 WORDS = {
     int: "an integer",
     float: "a number",
@@ -31,12 +29,6 @@ WORDS = {
 FIRST = {"extra_forbidden": 0, "missing": 1}
 
 
-def check_job(job: Mapping[str, object]) -> None:
-    """ValueError names the first key that is unknown, missing or of the wrong type, and what is allowed."""
-    check_mapping(job, Choices, path="")
-    check_targets(job, path="")
-
-
 def check_mapping(
     node: Mapping[str, object], kind: Annotation, *, path: str, takes_others: bool = False, may_lack: int = 0
 ) -> None:
@@ -47,30 +39,6 @@ def check_mapping(
     if errors := faults(node, kind, may_lack=may_lack, extra="allow" if takes_others else "forbid"):
         first = min(errors, key=lambda detail: (FIRST.get(detail["type"], 2), len(detail["loc"])))
         raise ValueError(one_line(first, kind, path))
-
-
-def check_targets(node: object, *, path: str) -> None:
-    """Check every `_target_` in a job, however deep, against the signature of what it names."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            check_target(node, path=path)
-        for key, value in node.items():
-            check_targets(value, path=joined(path, key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            check_targets(value, path=joined(path, index))
-
-
-def check_target(node: Mapping[str, object], *, path: str) -> None:
-    """Check one `_target_` and its arguments; `_target_: null` builds nothing."""
-    if node.get("_target_", "") is None:
-        return
-    if "_target_" not in node:
-        raise ValueError(f"{path}._target_ is missing; it names the class to build")
-    refuse_foreign_target(node["_target_"], path)
-    signature = signature_of(node["_target_"], path)
-    settings = {key: value for key, value in node.items() if key != "_target_"}
-    check_mapping(settings, signature.arguments, path=path, takes_others=signature.takes_others)
 
 
 def one_line(error: "ErrorDetails", kind: Annotation, path: str) -> str:

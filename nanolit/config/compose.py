@@ -17,8 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from typing_extensions import TypedDict
 
-from nanolit.config.build import build
-from nanolit.config.check import check_job
+from nanolit.config.build import build, check_targets
+from nanolit.config.check import check_mapping
 from nanolit.config.explain import USER_ERRORS, explain, no_such_stage, refuse_stages
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import (
@@ -70,7 +70,8 @@ def compose(overrides: Sequence[str]) -> Job:
         overrides = as_typed(overrides)
         config = compose_config(overrides)
         choices = filled(config, overrides)
-        check_job({**choices, "run": choices["run"] or ""})
+        check_mapping({**choices, "run": choices["run"] or ""}, Choices, path="")
+        check_targets(choices, path="")
         fit_vocabulary(choices)
         job = without_shorthands(choices)
         if not job["run"]:

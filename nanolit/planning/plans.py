@@ -12,8 +12,7 @@ from typing import Any, get_type_hints
 
 from typing_extensions import TypedDict
 
-from nanolit.config.build import build
-from nanolit.config.check import check_target
+from nanolit.config.build import build, check_target
 from nanolit.config.names import flatten, tokenizer_name
 from nanolit.config.schema import Job, StageName
 from nanolit.machine.paths import DamagedFile, Json, check_content, read_json, stage_folder

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from nanolit.config.build import build, signature_of
-from nanolit.config.check import check_mapping, check_target
+from nanolit.config.build import build, check_target, signature_of
+from nanolit.config.check import check_mapping
 from nanolit.config.compose import compose
 from nanolit.config.schema import Recipe
 
@@ -67,7 +67,7 @@ def test_derived_arguments_of_the_gpt_are_not_the_users():
 def test_a_class_of_lightning_is_found_through_its_reexport_without_importing_it():
     code = (
         "import sys\n"
-        "from nanolit.config.check import check_target\n"
+        "from nanolit.config.build import check_target\n"
         "node = {'_target_': 'lightning.pytorch.loggers.WandbLogger', 'project': 'p', 'any_other': 1}\n"
         "check_target(node, path='logger')\n"
         "try:\n    check_target({**node, 'offline': 'no'}, path='logger')\n"

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
-from nanolit.config.compose import compose, compose_config
+from nanolit.config.compose import compose
 from nanolit.config.explain import USER_ERRORS, explain, help_text
 from nanolit.config.words import as_typed, malformed
 from nanolit.jobs.inputs import unwritable
@@ -97,7 +97,7 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
     if isinstance(error, OverrideParseException):  # the word may have no "=", and the next belong to it
         words = list(arguments)
         overrides = words[words.index(error.override) :] if error.override in words else [error.override]
-    return explain(error, overrides, compose=compose_config)
+    return explain(error, overrides)
 
 
 if __name__ == "__main__":

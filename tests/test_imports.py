@@ -100,7 +100,7 @@ PACKAGES: dict[str, set[str]] = {
 # Package or module: which heavy libraries it may import; a module that is named is judged by its own line.
 LIBRARIES: dict[str, set[str]] = {
     "machine.device": {"torch"},
-    "config.compose": {"hydra", "omegaconf"},
+    "config.compose": {"omegaconf"},
     "config.explain": {"hydra", "omegaconf"},
     "config.words": {"hydra", "omegaconf"},
     "tasks": {"datasets"},

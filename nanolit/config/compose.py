@@ -1,24 +1,18 @@
-"""Compose a job from what was typed: Hydra composes, rules fill in what follows, config/check.py checks it.
+"""Compose a job from what was typed: Hydra composes, rules fill in what follows, build.py checks it.
 
 Every error that a person can cause here is one ValueError of one line.
 """
 
 import functools
 import re
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from typing_extensions import TypedDict
 
-from nanolit.config.build import build, check_targets
-from nanolit.config.check import check_mapping
+from nanolit.config.build import build, check_mapping, check_targets
 from nanolit.config.explain import USER_ERRORS, explain, no_such_stage, refuse_stages
 from nanolit.config.names import run_name, trial_name
 from nanolit.config.schema import (
@@ -32,17 +26,14 @@ from nanolit.config.schema import (
     Stages,
     Target,
 )
-from nanolit.config.words import as_typed, options
-from nanolit.machine.paths import CONF, PACKAGE, expanded, home, read_json, read_yaml, run_folder
+from nanolit.config.words import as_typed, compose_config, options
+from nanolit.machine.paths import CONF, expanded, home, read_json, read_yaml, run_folder
 from nanolit.machine.system import gpu_names
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
 OmegaConf.register_new_resolver(
     "nanolit.or", lambda wish, else_: else_ if wish is None else wish, replace=True
 )
-LAUNCHERS = PACKAGE.parent / "launch"
-if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
-    sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
 CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
 CONVERSATIONS = "nanolit.tasks.jsonl.ConversationFile"
 IDENTITY = "nanolit.tasks.identity.Identity"
@@ -84,15 +75,7 @@ def compose(overrides: Sequence[str]) -> Job:
             job["run"] = trial_name(job["run"])
         return job
     except USER_ERRORS as error:
-        raise ValueError(explain(error, overrides, compose=compose_config)) from error
-
-
-def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Hydra's composition, with its own node; inside a running Hydra application, with its search path."""
-    running = GlobalHydra().is_initialized()
-    folder = str(CONF)
-    with nullcontext() if running else initialize_config_dir(folder, job_name="nanolit", version_base="1.3"):
-        return hydra_compose("config", list(overrides), return_hydra_config=True)
+        raise ValueError(explain(error, overrides)) from error
 
 
 def filled(config: DictConfig, overrides: Sequence[str]) -> Choices:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import yaml
@@ -10,18 +10,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nanolit.config.check import unknown_key
+from nanolit.config.build import unknown_key
 from nanolit.config.schema import Choices, StageName
-from nanolit.config.words import OTHER_NAMES, grammar_error, groups, options
+from nanolit.config.words import OTHER_NAMES, compose_config, grammar_error, groups, options
 from nanolit.machine.paths import CONF
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 USER_ERRORS += (RecursionError,)  # of values in values in values
-Compose = Callable[[Sequence[str]], DictConfig]
 
 
-def explain(error: BaseException, overrides: Sequence[str], *, compose: Compose) -> str:
-    """Return the line; `compose` tells what keys there are beside an unknown one."""
+def explain(error: BaseException, overrides: Sequence[str]) -> str:
+    """Return the line that says what is wrong with the overrides, and what to write."""
     text = str(error)
     if isinstance(error, RecursionError):
         return (
@@ -30,7 +29,7 @@ def explain(error: BaseException, overrides: Sequence[str], *, compose: Compose)
     if isinstance(error, HydraException) and (wrong := grammar_error(overrides)):
         return wrong
     if match := re.search(r"Could not override '([^']+)'", text):
-        return unknown_override(match[1], text, overrides, compose=compose)
+        return unknown_override(match[1], text, overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]} is a sweep, which nanolit.train runs; here give one value"
     if match := re.search(r"Error merging override (.*)", text):
@@ -42,7 +41,7 @@ def explain(error: BaseException, overrides: Sequence[str], *, compose: Compose)
     )
 
 
-def unknown_override(key: str, text: str, overrides: Sequence[str], *, compose: Compose) -> str:
+def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     """For a key that the configuration doesn't have; siblings are looked up in the job without it."""
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
@@ -54,18 +53,14 @@ def unknown_override(key: str, text: str, overrides: Sequence[str], *, compose: 
     parent = key.rpartition(".")[0]
     try:
         rest = [word for word in overrides if word.lstrip("+~").split("=")[0] != key]
-        node = OmegaConf.select(compose(rest), parent)
+        node = OmegaConf.select(compose_config(rest), parent)
     except USER_ERRORS:
         node = None
     if isinstance(node, DictConfig):
         return place + unknown_key(key, map(str, node))
     if parent in groups():
         return f"{key} needs a choice of {parent} first; {parent}=… is one of {', '.join(options(parent))}"
-    return (
-        unknown_override(parent, text, rest, compose=compose)
-        if "." in parent
-        else f"{place}there is no key {key}"
-    )
+    return unknown_override(parent, text, rest) if "." in parent else f"{place}there is no key {key}"
 
 
 def unknown_option(group: str, option: str, known: Iterable[str]) -> str:

@@ -11,8 +11,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 from typing_extensions import is_typeddict
 
-from nanolit.config.build import check_targets
-from nanolit.config.check import check_mapping
+from nanolit.config.build import check_mapping, check_targets
 from nanolit.config.schema import SHORTHANDS, Job, Node
 from nanolit.machine.paths import DamagedFile, read_yaml
 

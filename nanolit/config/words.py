@@ -1,19 +1,29 @@
-"""Words of the command line: short forms spelled out, and for what Hydra refuses the form that works."""
+"""Words of the command line to Hydra's composition: short forms are spelled out, and for a word that Hydra
+refuses, `malformed` says what to write.
+"""
 
 import contextlib
 import difflib
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from nanolit.machine.paths import CONF, expanded, read_yaml
+from nanolit.machine.paths import CONF, PACKAGE, expanded, read_yaml
 
+LAUNCHERS = PACKAGE.parent / "launch"
+if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
+    sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
 # What other programs call a setting; nanochat's flags first.
 OTHER_NAMES = {
     "depth": "model.depth",
@@ -59,6 +69,14 @@ def as_typed(words: Sequence[str]) -> list[str]:
     spelled = spelled_out(words)
     refuse_odd_choices(spelled)
     return spelled
+
+
+def compose_config(words: Sequence[str]) -> DictConfig:
+    """Return Hydra's composition, with its own node; a running Hydra application keeps its search path."""
+    running = GlobalHydra().is_initialized()
+    folder = str(CONF)
+    with nullcontext() if running else initialize_config_dir(folder, job_name="nanolit", version_base="1.3"):
+        return hydra_compose("config", list(words), return_hydra_config=True)
 
 
 def options(group: str) -> list[str]:

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from nanolit.config.build import build, check_target, signature_of
-from nanolit.config.check import check_mapping
+from nanolit.config.build import build, check_mapping, check_target, signature_of
 from nanolit.config.compose import compose
 from nanolit.config.schema import Recipe
 

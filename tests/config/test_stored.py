@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typing_extensions import is_typeddict
 
-from nanolit.config.check import check_mapping
+from nanolit.config.build import check_mapping
 from nanolit.config.compose import compose
 from nanolit.config.names import decisive_settings
 from nanolit.config.schema import SHORTHANDS, Job

@@ -360,7 +360,7 @@ def test_ranks_that_die_without_a_result_are_a_failure(finished, monkeypatch):
     """An earlier result must not pass for theirs."""
     job = tiny_job(finished, "run=dead", "cluster.devices=2")
     write_json(stage_folder(finished, "dead", "base") / "result.json", {"status": "interrupted"})
-    monkeypatch.setattr(ranks, "WORKER", "nanolit.config.check")  # a module that ends at once
+    monkeypatch.setattr(ranks, "WORKER", "nanolit.config.build")  # a module that ends at once
     result = execute.run(job)
     assert result["status"] == "failed"
     assert "without a result" in result["error"]

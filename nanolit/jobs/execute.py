@@ -32,7 +32,7 @@ from nanolit.machine.paths import (
     write_json,
     write_yaml,
 )
-from nanolit.machine.system import is_rank_zero, under_torchrun
+from nanolit.machine.system import launched_rank, under_torchrun
 from nanolit.machine.terminal import one_line, print_anything
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.micro_batch import tried
@@ -73,11 +73,10 @@ def run(
         node = Node() if nodes == 1 or under_torchrun() else this_node(nodes=nodes)
         if node.rank:
             return follow(job, node)
-        is_first = is_rank_zero()
         check_root(job)
         lock = run_folder(job["root"], job["run"]) / ".lock"
         # An outer torchrun's other ranks share the run with rank 0, which holds it
-        ours = held(lock, busy=f"run {job['run']} is in use") if is_first else nullcontext([])
+        ours = nullcontext([]) if launched_rank() else held(lock, busy=f"run {job['run']} is in use")
         with hub_forbidden() if job["offline"] else nullcontext(), ours as keep_open:
             plans = plans or fresh_plans(job)
             check_settings(job, plans)
@@ -193,7 +192,7 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
             error = f"{stopped}; the same command goes on with {following.stage}"
             return {**result, "status": "interrupted", "error": error}
         before = plan
-    if is_rank_zero():
+    if launched_rank() == 0:
         root, name = Path(job["root"]), job["run"]
         say(f"\n{closing(root, name, write_report(root, name))}")
     return result
@@ -226,7 +225,7 @@ def make_tokenizer(job: Job, plan: Plan) -> Result:
     """The job's tokenizer, trained unless a run with the same data and settings has already done so."""
     folder = tokenizers_folder(job["root"]) / plan.tokenizer
     made = {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
-    if not is_rank_zero():
+    if launched_rank():
         wait_for(folder / "tokenizer.json", seconds=WAIT_SECONDS)
         return made
     busy = folder.with_name(f".{folder.name}.lock")
@@ -271,7 +270,7 @@ def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
     is that of `known`, the plan of the stage before, isn't shown again.
     """
     folder = stage_folder(job["root"], job["run"], plan.stage)
-    if not is_rank_zero():
+    if launched_rank():
         wait_for(folder / "plan.json")
     else:
         for place in (folder.parent, folder):
@@ -304,7 +303,7 @@ def score(result: Result) -> str:
 
 
 def say(text: str) -> None:
-    if is_rank_zero():
+    if launched_rank() == 0:
         terminal.say(text)
 
 

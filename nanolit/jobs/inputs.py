@@ -18,7 +18,7 @@ from nanolit.config.schema import Job, Target
 from nanolit.config.stored import read_job
 from nanolit.machine.locks import open_lock
 from nanolit.machine.paths import Json, expanded, read_json, run_folder, stage_folder
-from nanolit.machine.system import is_rank_zero, under_torchrun
+from nanolit.machine.system import launched_rank, under_torchrun
 from nanolit.machine.terminal import train_command
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.plans import FinetunePlan, Plan, Plans, RLPlan, TokenizerPlan, TrainingPlan, stored_plan
@@ -242,7 +242,7 @@ def check_sources(job: Job, plans: Plans) -> None:
     Else hours of base would end with a file that is not there. Files named by their path come first; what
     comes from the hub is fetched here.
     """
-    if not is_rank_zero() or all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
+    if launched_rank() or all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
         return
     checked: list[Target] = []
     for node in sorted(nodes(job, plans), key=lambda target: target.get("path") is None):

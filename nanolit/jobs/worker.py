@@ -49,17 +49,17 @@ def run(job: Job, plan: Plan) -> Json:
     What a user can put right (ValueError, OSError) comes back as {"status": "failed", "error": …}.
     """
     with handlers_kept():
-        return write_result(job, plan.stage, attempt(job, plan))
-
-
-def attempt(job: Job, plan: Plan) -> Json:
-    try:
-        return train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
-    except KeyboardInterrupt:
-        ignore_ctrl_c()
-        return {"status": "interrupted", "error": f"{plan.stage} stopped at once; {resumption(job, plan)}"}
-    except Exception as error:
-        return {"status": "failed", **failure(job, plan, error)}
+        try:
+            result = train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
+        except KeyboardInterrupt:
+            ignore_ctrl_c()
+            result = {
+                "status": "interrupted",
+                "error": f"{plan.stage} stopped at once; {resumption(job, plan)}",
+            }
+        except Exception as error:
+            result = {"status": "failed", **failure(job, plan, error)}
+        return write_result(job, plan.stage, result)
 
 
 def failure(job: Job, plan: Plan, error: Exception) -> Json:

@@ -30,10 +30,6 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0")) if under_torchrun() else 0
 
 
-def is_rank_zero() -> bool:
-    return launched_rank() == 0
-
-
 def available_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

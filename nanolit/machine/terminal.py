@@ -8,13 +8,14 @@ import shlex
 import shutil
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 MOVE = "something else has this name: move it away"
 PERMIT = "make it readable and writable, or take another folder"
 BOLD = ("\033[1m", "\033[0m")
+# Control characters but tab and newline, and halves of surrogate pairs
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 LONGEST_WORD = 20  # that a stream waits for
 REMEDIES = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY), MOVE),
@@ -30,17 +31,15 @@ def printable(text: str) -> str:
 
     Some move the cursor, rename the window or type for the user: ␛ says that one was there.
     """
-    return "".join(map(picture, text))
+    return STEERING.sub(picture, text)
 
 
-def picture(character: str) -> str:
-    """Return what stands for a character in a terminal: itself, unless it steers or cannot be encoded."""
-    category = unicodedata.category(character)
-    if character in "\n\t" or category not in ("Cc", "Cs"):
-        return character
-    if category == "Cs":
+def picture(match: re.Match[str]) -> str:
+    """Return what stands in a terminal for a character that would steer it, or that cannot be encoded."""
+    character = match[0]
+    if character >= "\ud800":
         return "\ufffd"  # half a surrogate pair
-    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "␡"
+    return chr(0x2400 + ord(character)) if character < " " else "␡"
 
 
 def at_terminal() -> bool:

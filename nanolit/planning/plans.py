@@ -18,7 +18,7 @@ from nanolit.config.schema import Job, StageName
 from nanolit.machine.paths import DamagedFile, Json, check_content, read_json, stage_folder
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.planning.base import BasePlan, TokenizerPlan, plan_base, plan_tokenizer
-from nanolit.planning.costs import Cost, Hours, cost
+from nanolit.planning.costs import cost
 from nanolit.planning.finetune import FinetunePlan, plan_finetune
 from nanolit.planning.rl import RLPlan, plan_rl
 from nanolit.planning.sizes import StagePlan
@@ -172,22 +172,6 @@ def total(plans: Sequence[Plan]) -> tuple[float | None, float | None]:
         sum_of_known([plan.hours["total_hours"] for plan in plans]),
         sum_of_known([plan.cost and plan.cost["dollars"] for plan in plans]),
     )
-
-
-def rest_of(plan: TrainingPlan, *, after: int) -> TrainingPlan:
-    """Return the plan with the time and the dollars of a start after step `after`, where they are known."""
-    steps = plan.num_steps or getattr(plan, "expected_steps", None)
-    whole, start = plan.hours["total_hours"], plan.hours.get("start_hours", 0.0)
-    if not (steps and whole):
-        return plan
-    left = max(0.0, 1 - after / steps)
-    rest: Hours = {**plan.hours, "total_hours": start + (whole - start) * left}
-    if evaluating := plan.hours.get("evaluation_hours"):
-        rest["evaluation_hours"] = evaluating * left
-    cost: Cost | None = plan.cost
-    if cost and cost["dollars"]:
-        cost = {**cost, "dollars": cost["dollars"] * (start + (whole - start) * left) / whole}
-    return replace(plan, hours=rest, cost=cost)
 
 
 def sum_of_known(parts: Sequence[float | None]) -> float | None:

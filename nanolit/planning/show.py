@@ -1,12 +1,13 @@
 """A plan as a table for people: what is about to be trained, and what it takes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nanolit.config.schema import Job
 from nanolit.machine.terminal import bold, say
 from nanolit.optim.scaling import GroupSettings
-from nanolit.planning.costs import Hours, Memory
+from nanolit.planning.costs import Cost, Hours, Memory
 from nanolit.planning.plans import (
     BasePlan,
     FinetunePlan,
@@ -16,7 +17,6 @@ from nanolit.planning.plans import (
     TokenizerPlan,
     TrainingPlan,
     notes,
-    rest_of,
     total,
 )
 from nanolit.planning.sizes import BatchPlan, TextPlan
@@ -47,7 +47,7 @@ def outline(run: str, plans: Sequence[Plan], *, done: Mapping[str, int] | None =
     `done` are steps by stage that an earlier start has trained; the times are those of the rest.
     """
     done = done or {}
-    plans = [rest(plan, done.get(plan.stage, 0)) for plan in plans]
+    plans = [rest_of(plan, after=done.get(plan.stage, 0)) for plan in plans]
     width, where = max(len(plan.stage) for plan in plans), place(plans[-1].hours)
     times = [amount(plan.hours["total_hours"]) for plan in plans]
     lines = [
@@ -57,9 +57,20 @@ def outline(run: str, plans: Sequence[Plan], *, done: Mapping[str, int] | None =
     return "\n".join([bold(f"{total_line(run, plans)} on {where}"), *lines])
 
 
-def rest(plan: Plan, done: int) -> Plan:
-    """Return the plan of what is left after `done` steps; a tokenizer has none."""
-    return rest_of(plan, after=done) if done and not isinstance(plan, TokenizerPlan) else plan
+def rest_of(plan: Plan, *, after: int) -> Plan:
+    """Return the plan with the time and the dollars of what is left after a step, where they are known."""
+    steps = getattr(plan, "num_steps", None) or getattr(plan, "expected_steps", None)
+    whole, start = plan.hours["total_hours"], plan.hours.get("start_hours", 0.0)
+    if not (after and steps and whole):
+        return plan
+    left = max(0.0, 1 - after / steps)
+    hours: Hours = {**plan.hours, "total_hours": start + (whole - start) * left}
+    if evaluating := plan.hours.get("evaluation_hours"):
+        hours["evaluation_hours"] = evaluating * left
+    cost: Cost | None = plan.cost
+    if cost and cost["dollars"]:
+        cost = {**cost, "dollars": cost["dollars"] * (start + (whole - start) * left) / whole}
+    return replace(plan, hours=hours, cost=cost)
 
 
 def stage_work(plan: Plan, *, done: int = 0) -> str:
@@ -81,7 +92,7 @@ def plan_table(plan: Plan, *, known: Plan | None = None, done: int = 0) -> str:
     `known` is the plan of a stage shown before: a model that is the same isn't described again.
     """
     rows: Rows = []
-    plan = rest(plan, done)
+    plan = rest_of(plan, after=done)
     if not isinstance(plan, TokenizerPlan) and getattr(known, "gpt", None) != plan.gpt:
         rows += model_rows(plan)
     if isinstance(plan, BatchPlan):

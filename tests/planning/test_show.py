@@ -3,8 +3,8 @@
 import pytest
 
 from nanolit.config.compose import compose
-from nanolit.planning.plans import fresh_plans, rest_of
-from nanolit.planning.show import amount, outline, plan_table
+from nanolit.planning.plans import fresh_plans
+from nanolit.planning.show import amount, outline, plan_table, rest_of
 from tests.planning.base_plans import base_plan
 
 

@@ -25,8 +25,7 @@ from launch.submit import (
 from launch.uploads import upload_paths
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import say, score
-from nanolit.jobs.overview import show_jobs
-from nanolit.jobs.sweep import JobFailed, conclude
+from nanolit.jobs.sweep import JobFailed, conclude, show_jobs
 from nanolit.planning.plans import Plans, fresh_plans, plan_jobs, total
 
 MOST_CORES = 8  # for a GPU: more are a node's whose other GPUs are not rented

@@ -159,20 +159,18 @@ def fill_mixtures(job: Choices) -> None:
             wish = stages[stage]["mixture"] or recipe[stage]["mixture"]
             if wish != recipe[stage]["mixture"]:
                 recipe[stage]["epoch_tokens"] = None  # that of another mixture
-            mixture = named("mixture", wish, key=f"stage.{stage}.mixture", mirror=recipe["mirror"])
+            names = {"key": f"stage.{stage}.mixture", "mirror": recipe["mirror"]}
+            is_chats = CHATS.search(wish := str(wish))
+            mixture = mixture_of_chats(wish, **names) if is_chats else named("mixture", wish, **names)
             introduces = job["identity"] or job["phase"] == "identity"
             stages[stage]["mixture"] = introduce(mixture, job) if introduces else mixture
 
 
-def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
-    """The content of conf/<folder>/<name>.yaml or of a user's file, its mirror filled in."""
+def named(folder: str, name: str, *, key: str, mirror: str) -> Any:
+    """Return the content of conf/<folder>/<name>.yaml or of a user's file, its mirror filled in."""
     path = CONF / folder / f"{name}.yaml"
     if not path.is_file():
-        path = own_file(folder, str(name), key=key)
-        if is_chats(folder, str(name)):
-            file = {"_target_": CONVERSATIONS, "path": str(name)}
-            train, held_out = ([{**file, "part": part}] for part in ("train", "held_out"))
-            return {"mirror": mirror, "sources": train, "validation": held_out}
+        path = own_file(folder, name, key=key)
         read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror") is None:
@@ -183,20 +181,27 @@ def named(folder: str, name: object, *, key: str, mirror: str) -> Any:
     return found
 
 
-def is_chats(folder: str, name: str) -> bool:
-    return folder == "mixture" and bool(re.search(CHATS, name))
-
-
 def own_file(folder: str, name: str, *, key: str) -> Path:
-    """Return the path of a YAML file, or of chats for a mixture; ValueError where there is none."""
-    path, chats = expanded(name), is_chats(folder, name)
-    if chats or re.search(r"\.ya?ml$", name):
-        if path.is_file() or (chats and path.is_absolute()):  # which may be another machine's
-            return path
+    """Return the path of a user's YAML file; ValueError where there is none."""
+    path = expanded(name)
+    if not re.search(r"\.ya?ml$", name):
+        chats = "a file of chats (jsonl, json, csv, parquet), or " if folder == "mixture" else ""
+        raise ValueError(
+            f"there is no {key}={name}; allowed: {', '.join(options(folder))}, {chats}a YAML file"
+        )
+    if not path.is_file():
         raise ValueError(f"{key}={name}: there is no such file; check the path")
-    files = "a file of chats (jsonl, json, csv, parquet), or a YAML file"
-    files = files if folder == "mixture" else "a YAML file"
-    raise ValueError(f"there is no {key}={name}; allowed: {', '.join(options(folder))}, {files}")
+    return path
+
+
+def mixture_of_chats(name: str, *, key: str, mirror: str) -> Mixture:
+    """Return the mixture of a user's file of chats, a part of it held out; ValueError where there is none."""
+    path = expanded(name)
+    if not path.is_file() and not path.is_absolute():  # which may be another machine's
+        raise ValueError(f"{key}={name}: there is no such file; check the path")
+    file = {"_target_": CONVERSATIONS, "path": name}
+    sources, validation = [{**file, "part": "train"}], [{**file, "part": "held_out"}]
+    return {"mirror": mirror, "sources": sources, "validation": validation}
 
 
 def introduce(mixture: Mixture, job: Choices) -> Mixture:
@@ -218,7 +223,7 @@ def introduce(mixture: Mixture, job: Choices) -> Mixture:
 def fill_chat_tasks(job: Choices) -> None:
     """Replace the name of the chat evaluation, or null for the recipe's, by its content."""
     recipe = job["recipe"]
-    name = job["chat_tasks"] or recipe["chat_tasks"]
+    name = str(job["chat_tasks"] or recipe["chat_tasks"])
     job["chat_tasks"] = named("chat_evaluation", name, key="chat_tasks", mirror=recipe["mirror"])
     most = job["chat_tasks"].get("max_per_task", 1)
     if not isinstance(most, int) or most < 1:

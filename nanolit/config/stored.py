@@ -37,7 +37,7 @@ def read_job(path: Path) -> Job:
     node = read_mapping(path)
     if missing := [key for key in NEEDED if key not in node]:
         raise DamagedFile(f"{path} lacks {', '.join(missing)}; {REMEDY}")
-    if chosen := [f"{name}={parent[key]}" for parent, key, _default, name in removed_options(node)]:
+    if chosen := [f"{key}={parent[name]}" for parent, name, _default, key in removed_options(node)]:
         raise ValueError(
             f"{path} has {', '.join(chosen)}, which this version no longer has; continue with the version "
             "that began the run, or give another run=NAME"
@@ -75,23 +75,23 @@ def fill_nulls(node: Node, kind: Any) -> None:
 def upgraded(job: Node) -> Node:
     """Return a stored job with this version's keys (in place); a removed option that was set stays in it."""
     for key in GONE:
-        if parent := parent_of(job, key):
-            parent.pop(last_of(key), None)
-    for parent, key, default, _name in removed_options(job):
-        if parent[key] == default:
-            del parent[key]
+        node, name = place_of(job, key)
+        node.pop(name, None)
+    for node, name, default, _key in removed_options(job):
+        if node[name] == default:
+            del node[name]
     for key, before in ADDED.items():
-        parent = parent_of(job, key)
-        if parent is not None and last_of(key) not in parent:
-            parent[last_of(key)] = before(cast(Job, job))
+        node, name = place_of(job, key)
+        if node and name not in node:
+            node[name] = before(cast(Job, job))
     return job
 
 
-def removed_options(job: object) -> list[tuple[Node, str, object, str]]:
+def removed_options(job: Node) -> list[tuple[Node, str, object, str]]:
     """Return (mapping, key in it, default, name for messages) of each removed option in the job."""
-    options = [(parent_of(job, key) or {}, last_of(key), default, key) for key, default in REMOVED.items()]
+    options = [(*place_of(job, key), default, key) for key, default in REMOVED.items()]
     options += [
-        (node, key, default, f"{last_of(target)}.{key}")
+        (node, key, default, f"{target.rpartition('.')[2]}.{key}")
         for node in mappings(job)
         for (target, key), default in REMOVED_ARGUMENTS.items()
         if node.get("_target_") == target
@@ -107,12 +107,13 @@ def mappings(node: object) -> Iterator[Node]:
         yield from mappings(value)
 
 
-def parent_of(job: object, key: str) -> Node | None:
-    """Return the mapping that holds a dotted key; None if there is none (a stage that the recipe lacks)."""
-    for part in key.split(".")[:-1]:
-        job = job.get(part) if isinstance(job, dict) else None
-    return job if isinstance(job, dict) else None
+def place_of(job: Node, key: str) -> tuple[Node, str]:
+    """Return the mapping that holds a dotted key, and the last word of the key.
 
-
-def last_of(key: str) -> str:
-    return key.rpartition(".")[2]
+    The mapping is empty, and no part of the job, where there is none (a stage that the recipe lacks).
+    """
+    *parents, name = key.split(".")
+    node: object = job
+    for part in parents:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}, name

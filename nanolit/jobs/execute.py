@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from nanolit.config.stored import read_job
 from nanolit.jobs.inputs import check_root, check_settings, check_sources, finished, hub_forbidden
 from nanolit.jobs.processes import clean_environment, supervise
 from nanolit.jobs.ranks import WAIT_SECONDS, Node, run_ranks, this_node
-from nanolit.machine import terminal
 from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
@@ -33,7 +32,7 @@ from nanolit.machine.paths import (
     write_yaml,
 )
 from nanolit.machine.system import launched_rank, under_torchrun
-from nanolit.machine.terminal import one_line, print_anything
+from nanolit.machine.terminal import one_line, print_anything, say
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.micro_batch import tried
 from nanolit.planning.plans import (
@@ -172,7 +171,10 @@ def training_plans(job: Job, plans: Plans) -> dict[str, Plan]:
 
 
 def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Result:
-    """Run the stages of `plans` in order, up to one that doesn't end well."""
+    """Run the stages of `plans` in order, up to one that doesn't end well; a finished one isn't run again.
+
+    On one device a stage runs in this process, on several jobs/ranks.py starts a process for each.
+    """
     try:
         fetch_data(job, plans)
     except KeyboardInterrupt:
@@ -183,8 +185,15 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
     for plan, following in zip(stages, [*stages[1:], None], strict=True):
         if isinstance(plan, TokenizerPlan):
             result = make_tokenizer(job, plan)
+        elif made := finished(job["root"], job["run"], plan.stage):
+            say(f"{plan.stage}: run {job['run']} has finished it{score(made)}")
+            result = {**made, "asked_to_stop": False}
         else:
-            result = run_stage(job, plan, node=node, keep_open=keep_open, known=before)
+            folder = write_plan(job, plan, known=before)
+            if num_ranks(job) > 1 and not under_torchrun():
+                result = run_ranks(job, plan, folder, node=node, keep_open=keep_open)
+            else:
+                result = run_in_process(job, plan)
         if result["status"] != "done":
             return result
         if result.get("asked_to_stop") and following:
@@ -250,19 +259,6 @@ def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
         time.sleep(0.05)
 
 
-def run_stage(
-    job: Job, plan: Plan, *, node: Node, keep_open: Sequence[int], known: Plan | None = None
-) -> Result:
-    """Run one stage, on one device in this process, on several by jobs/ranks.py, unless it is finished."""
-    if result := finished(job["root"], job["run"], plan.stage):
-        say(f"{plan.stage}: run {job['run']} has finished it{score(result)}")
-        return {**result, "asked_to_stop": False}
-    folder = write_plan(job, plan, known=known)
-    if num_ranks(job) > 1 and not under_torchrun():
-        return run_ranks(job, plan, folder, node=node, keep_open=keep_open)
-    return run_in_process(job, plan)
-
-
 def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
     """Write a stage's job.yaml and plan.json, show the plan, and return the folder.
 
@@ -300,11 +296,6 @@ def run_in_process(job: Job, plan: Plan) -> Result:
 def score(result: Result) -> str:
     steps = f" at step {result['step']:,}" if "step" in result else ""
     return f"{steps}, {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else steps
-
-
-def say(text: str) -> None:
-    if launched_rank() == 0:
-        terminal.say(text)
 
 
 def main() -> int:

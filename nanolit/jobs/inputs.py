@@ -50,8 +50,10 @@ def check_stages(job: Job, plans: Plans) -> None:
 
 def check_settings(job: Job, plans: Plans) -> None:
     """ValueError for a job that does not fit its ranks, its run or the stage it begins from."""
-    if under_torchrun():
-        check_ranks(num_ranks(job), world=int(os.environ["WORLD_SIZE"]))
+    if under_torchrun() and (world := int(os.environ["WORLD_SIZE"])) != (ranks := num_ranks(job)):
+        raise ValueError(
+            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
+        )
     if job["phase"] == "identity" and not job["start_from"]:
         raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
     for plan in plans.values():
@@ -64,14 +66,6 @@ def check_settings(job: Job, plans: Plans) -> None:
             check_unchanged(job, plan, path)
     if training and (job["start_from"] or stages_before(job, training[0].stage)):
         check_origin(job, training[0])
-
-
-def check_ranks(ranks: int, *, world: int) -> None:
-    """ValueError unless torchrun started as many ranks as the job is for."""
-    if world != ranks:
-        raise ValueError(
-            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
-        )
 
 
 def check_origin(job: Job, plan: TrainingPlan) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
 from nanolit.config.build import build
-from nanolit.config.names import decisive_settings
+from nanolit.config.names import decisive_settings, flatten
 from nanolit.config.schema import Job
 from nanolit.jobs.inputs import Origin, check_same_model, origin
 from nanolit.machine.device import compute_dtype, derived_seed, pick_device
@@ -31,7 +31,7 @@ from nanolit.phases.base import build_base
 from nanolit.phases.core import Inputs, Restore, ShardedOptimizerStrategy, Training
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
-from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json, deciding
+from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -40,6 +40,10 @@ PHASES: dict[type[TrainingPlan], Callable[..., Training]] = {
     FinetunePlan: build_finetune,
     RLPlan: build_rl,
 }
+# The fields of a plan that decide a stage's result: with others, a checkpoint is of another run
+DECIDING = ("tokenizer", "gpt", "total_batch", "rows", "num_steps", "packing", "schedule", "groups")
+DECIDING += ("lr_scale", "warm_start", "task", "questions", "samples", "temperature", "top_k")
+DECIDING += ("max_new_tokens",)
 # Of activations and embeddings; None: what suits the device
 DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
 
@@ -118,7 +122,8 @@ def settings_of(job: Job, plan: TrainingPlan, begins: Origin | None) -> Json:
     if begins:
         meta = read_json(begins.release / "meta.json", Meta, remedy=AGAIN, constant=as_null)
         weights = meta.get("weights_hash")
-    settings = decisive_settings(job, plan.stage) | deciding(plan) | {"stage": plan.stage, "from": weights}
+    planned = {"plan": {name: getattr(plan, name) for name in DECIDING if hasattr(plan, name)}}
+    settings = decisive_settings(job, plan.stage) | flatten(planned) | {"stage": plan.stage, "from": weights}
     return json.loads(json.dumps(settings))
 
 

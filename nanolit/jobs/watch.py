@@ -91,7 +91,7 @@ class Watch:
             recorder=self.recorder,
             clock=self.clock,
         )
-        if parts.resumed and (remark := parts.evaluator.load(self.before)) and launched_rank() == 0:
+        if parts.resumed and (remark := parts.evaluator.load(self.before)):
             say(remark)
         self.core: list[L.Callback] = []
         if isinstance(plan, BasePlan) and plan.core_every not in ("end", None):

@@ -110,8 +110,7 @@ def train(job: Job, plan: TrainingPlan) -> Json:
     torch.set_float32_matmul_precision(job["recipe"]["matmul_precision"])
     parts = build_parts(job, plan)
     watch = Watch(job, parts, begun=begun)
-    if launched_rank() == 0:
-        announce(plan.stage, parts, watch.gradients)
+    announce(plan.stage, parts, watch.gradients)
     trainer = build_trainer(parts, job=job, stage=plan.stage, callbacks=watch.callbacks)
     if parts.phase.finished_steps < parts.phase.num_steps:
         fit(trainer, parts, watch)

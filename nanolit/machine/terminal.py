@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+from nanolit.machine.system import launched_rank
+
 MOVE = "something else has this name: move it away"
 PERMIT = "make it readable and writable, or take another folder"
 BOLD = ("\033[1m", "\033[0m")
@@ -55,8 +57,10 @@ def bold(text: str) -> str:
 def say(text: str) -> None:
     """Print lines at once, broken between words at a terminal; a progress bar stays below them.
 
-    Nothing but `bold` steers the terminal.
+    Ranks but the first say nothing. Nothing but `bold` steers the terminal.
     """
+    if launched_rank():
+        return
     text = "".join(part if part in BOLD else printable(part) for part in re.split(r"(\033\[[01]m)", text))
     print(fitted(text, shutil.get_terminal_size().columns) if at_terminal() else text, flush=True)
 

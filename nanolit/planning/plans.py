@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from typing_extensions import TypedDict
 
 from nanolit.config.build import build, check_target
-from nanolit.config.names import flatten, tokenizer_name
+from nanolit.config.names import tokenizer_name
 from nanolit.config.schema import Job, StageName
 from nanolit.machine.paths import DamagedFile, Json, check_content, read_json, stage_folder
 from nanolit.model.accounting import multiplies_in_fp8
@@ -48,19 +48,6 @@ PRESENT = {
     "sample_every",
     "core_every",
 }
-# What a stage's result depends on; a stored plan that says another of these than a checkpoint was changed.
-DECIDING = (
-    "tokenizer",
-    "gpt",
-    "total_batch",
-    "rows",
-    "num_steps",
-    "packing",
-    "schedule",
-    "groups",
-    "lr_scale",
-)
-DECIDING += ("warm_start", "task", "questions", "samples", "temperature", "top_k", "max_new_tokens")
 TARGETS = {"schedule", "task", "validation"}
 FIGURES = {"hours", "memory", "cost"}  # for people to read; their keys changed between versions
 REMEDY = "delete it, and the same command derives it anew, or restore it"
@@ -113,11 +100,6 @@ def with_stored(plan: Plan, path: Path) -> Plan:
         raise ValueError(f"{path} is of the stage {stored['stage']}; {REMEDY}")
     kept = {field.name for field in fields(plan)} & stored.keys() - PRESENT
     return replace(plan, **{name: stored[name] for name in kept})
-
-
-def deciding(plan: Plan) -> Json:
-    """Return dotted key → value of all in a plan that decides its stage's result."""
-    return flatten({"plan": {name: getattr(plan, name) for name in DECIDING if hasattr(plan, name)}})
 
 
 def as_json(plan: Plan) -> Json:

@@ -20,8 +20,7 @@ class SlurmLauncher(LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
-        from nanolit.jobs.overview import show_jobs
-        from nanolit.jobs.sweep import JobFailed, refuse_same_run
+        from nanolit.jobs.sweep import JobFailed, refuse_same_run, show_jobs
         from nanolit.planning.plans import plan_jobs
 
         jobs = [compose(overrides) for overrides in job_overrides]

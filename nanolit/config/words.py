@@ -94,10 +94,11 @@ def groups() -> list[str]:
 
 def refuse_odd_choices(words: Sequence[str]) -> None:
     """ValueError for `model=4` and `model=[1,2]`, at which Hydra stumbles: a group's options are names."""
+    known = groups()
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         inner = value[1:-1] if value[:1] == "[" else "" if value == "null" else value
-        parts = inner.split(",") if key in groups() else []
+        parts = inner.split(",") if key in known else []
         if any(re.fullmatch(r"[-+.]?\d[-+\d._eE]*|true|false|null|[\[{].*", part.strip()) for part in parts):
             raise ValueError(f"{word}: {key} is chosen by name: {', '.join(options(key))}")
 

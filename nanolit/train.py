@@ -17,8 +17,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from nanolit.config.compose import compose
-from nanolit.config.explain import USER_ERRORS, explain, help_text
-from nanolit.config.words import as_typed, malformed
+from nanolit.config.explain import USER_ERRORS, explain, help_text, malformed
+from nanolit.config.words import as_typed
 from nanolit.jobs.inputs import unwritable
 from nanolit.jobs.sweep import JobFailed, run_jobs
 from nanolit.machine.exit import command

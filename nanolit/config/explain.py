@@ -1,20 +1,55 @@
-"""One line for every error of composition: what was got, and the nearest that is allowed; and --help."""
+"""One line for each wrong word and error of composition: what was got, the nearest allowed; and --help."""
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nanolit.config.build import unknown_key
 from nanolit.config.schema import Choices, StageName
-from nanolit.config.words import OTHER_NAMES, compose_config, grammar_error, groups, options
+from nanolit.config.words import compose_config, groups, hydra_quoted, options, paths_of
 from nanolit.machine.paths import CONF
 
+# What other programs call a setting; nanochat's flags first.
+OTHER_NAMES = {
+    "depth": "model.depth",
+    "device_batch_size": "micro_batch",
+    "total_batch_size": "total_batch",
+    "num_iterations": "max_steps",
+    "target_param_data_ratio": "target_ratio",
+    "max_seq_len": "model.context",
+    "sequence_length": "model.context",
+    "window_pattern": "recipe.gpt.window_pattern",
+    "vocab_size": "recipe.vocab_size",
+    "dataset": "data",
+    "data_path": "data",
+    "batch_size": "total_batch",
+    "steps": "max_steps",
+    "max_iters": "max_steps",
+    "lr": "stage.base.lr_scale",
+    "learning_rate": "stage.base.lr_scale",
+    "layers": "model.depth",
+    "n_layer": "model.depth",
+    "n_embd": "model.width",
+    "hidden_size": "model.width",
+    "n_head": "model.heads",
+    "block_size": "model.context",
+    "context": "model.context",
+    "gpus": "cluster.devices",
+    "devices": "cluster.devices",
+    "name": "run",
+    "output_dir": "root",
+    "out_dir": "root",
+}
+TYPESET = r"[\u2013\u2014\u2018\u2019\u201c\u201d]"  # dashes and quotes of text programs
+FLAGS = ("--help", "--cfg", "--json")
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 USER_ERRORS += (RecursionError,)  # of values in values in values
 
@@ -39,6 +74,59 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     return " ".join(
         line.strip() for line in text.splitlines() if not re.match(r"\s*(full_key|object_type)", line)
     )
+
+
+def grammar_error(words: Sequence[str]) -> str | None:
+    """Return what is wrong with the first word that Hydra cannot read; None if it reads them all."""
+    parser = OverridesParser.create()
+    for index, word in enumerate(words):
+        try:
+            parser.parse_override(word)
+        except HydraException:
+            following = words[index + 1] if index + 1 < len(words) else ""
+            return malformed(word, following)
+    return None
+
+
+def malformed(word: str, following: str) -> str:
+    """Return one line: what is wrong with a word that Hydra cannot read, and what to write."""
+    if re.match(rf"{TYPESET}|\w+={TYPESET}", word):
+        return f"{word} has a dash or quotes that a text program put there; write {re.sub(TYPESET, '', word)}"
+    key, equals, value = word.partition("=")
+    if word.startswith("-"):
+        if near := difflib.get_close_matches(key, FLAGS, n=1, cutoff=0.75):
+            return f"there is no {key} here; did you mean {near[0]}?"
+        bare = following and not following.startswith("-") and "=" not in following
+        name, value = key.lstrip("-").replace("-", "_"), value or (following if bare else "…")
+        return (
+            f"there is no {key} here; settings are written KEY=VALUE: {OTHER_NAMES.get(name, name)}={value}"
+        )
+    if not equals:
+        return f"{word!r} is not a setting: settings are written KEY=VALUE, {meant(word, following)}"
+    if value.endswith(","):
+        return f"{word} ends with a comma; leave it out: {word.rstrip(',')}"
+    unclosed = any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()"))
+    what = "has a bracket that is not closed" if unclosed else "has characters with a meaning to Hydra"
+    return f"{word} {what}; {'close it, or ' * unclosed}quote the value: {quoted(key, value)}"
+
+
+def meant(word: str, following: str) -> str:
+    """Return the setting that a bare word may stand for, as a question."""
+    choices = {group: options(group) for group in groups()}
+    if word in choices or word in OTHER_NAMES:  # the group and its choice, as two words
+        choice = following if following and "=" not in following else (*choices.get(word, ()), "…")[0]
+        return f"did you mean {OTHER_NAMES.get(word, word)}={choice}?"
+    every = {name: group for group in reversed(choices) for name in choices[group]}
+    if word not in every and paths_of(word):
+        return f"did you mean data={shlex.quote(word)}?"
+    near = [word] if word in every else difflib.get_close_matches(word, every, n=1, cutoff=0.7)
+    return f"did you mean {every[near[0]]}={near[0]}?" if near else "as in model=d12"
+
+
+def quoted(key: str, value: str) -> str:
+    """Quote a value for Hydra, and the whole for the shell: "data.path='/srv/step=3'"."""
+    word = f"{key}={hydra_quoted(value)}"
+    return shlex.quote(word) if set(word) & set('"$`!\\') else f'"{word}"'
 
 
 def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:

@@ -1,22 +1,15 @@
-"""Words of the command line to Hydra's composition: short forms are spelled out, and for a word that Hydra
-refuses, `malformed` says what to write.
-"""
+"""Words of the command line to Hydra's composition: short forms are spelled out, odd choices refused."""
 
-import contextlib
-import difflib
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from nanolit.machine.paths import CONF, PACKAGE, expanded, read_yaml
@@ -24,39 +17,6 @@ from nanolit.machine.paths import CONF, PACKAGE, expanded, read_yaml
 LAUNCHERS = PACKAGE.parent / "launch"
 if (LAUNCHERS / "hydra_plugins").is_dir() and str(LAUNCHERS) not in sys.path:
     sys.path.append(str(LAUNCHERS))  # a bare checkout; Hydra looks for plugins when it composes
-# What other programs call a setting; nanochat's flags first.
-OTHER_NAMES = {
-    "depth": "model.depth",
-    "device_batch_size": "micro_batch",
-    "total_batch_size": "total_batch",
-    "num_iterations": "max_steps",
-    "target_param_data_ratio": "target_ratio",
-    "max_seq_len": "model.context",
-    "sequence_length": "model.context",
-    "window_pattern": "recipe.gpt.window_pattern",
-    "vocab_size": "recipe.vocab_size",
-    "dataset": "data",
-    "data_path": "data",
-    "batch_size": "total_batch",
-    "steps": "max_steps",
-    "max_iters": "max_steps",
-    "lr": "stage.base.lr_scale",
-    "learning_rate": "stage.base.lr_scale",
-    "layers": "model.depth",
-    "n_layer": "model.depth",
-    "n_embd": "model.width",
-    "hidden_size": "model.width",
-    "n_head": "model.heads",
-    "block_size": "model.context",
-    "context": "model.context",
-    "gpus": "cluster.devices",
-    "devices": "cluster.devices",
-    "name": "run",
-    "output_dir": "root",
-    "out_dir": "root",
-}
-TYPESET = r"[\u2013\u2014\u2018\u2019\u201c\u201d]"  # dashes and quotes of text programs
-FLAGS = ("--help", "--cfg", "--json")
 HUB = "hf:"
 DEEPEST = ("*.yaml", "*/*.yaml", "*/*/*.yaml")  # groups and their options
 PLAIN_PATH = r"""[A-Za-z./][A-Za-z0-9_./:-]*|'.*'|".*\""""  # Hydra reads it as it is
@@ -113,7 +73,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     spelled: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
-        paths = _paths(value) if key == "data" and equals and value not in options("data") else []
+        paths = paths_of(value) if key == "data" and equals and value not in options("data") else []
         if not paths:
             foreign = not value.isascii() and re.fullmatch(r"[\w ./:~-]+", value)
             if foreign or key == "root" or (key == "mixture" and _is_there(value)):
@@ -129,7 +89,7 @@ def _read_whole(text: str) -> str:
     return text if re.fullmatch(PLAIN_PATH, text) else hydra_quoted(text)
 
 
-def _paths(value: str) -> list[str]:
+def paths_of(value: str) -> list[str]:
     """Return the paths that a value names, one or several; [] where a part of it is none."""
     whole = _is_there(value) or value[:1] in "'\"" or "," not in value
     inner = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
@@ -139,65 +99,9 @@ def _paths(value: str) -> list[str]:
 
 
 def _is_there(path: str) -> bool:
-    with contextlib.suppress(ValueError, OSError):  # not a path at all
+    with suppress(ValueError, OSError):  # not a path at all
         return bool(path) and expanded(path).exists()
     return False
-
-
-def grammar_error(words: Sequence[str]) -> str | None:
-    """Return what is wrong with the first word that Hydra cannot read; None if it reads them all."""
-    parser = OverridesParser.create()
-    for index, word in enumerate(words):
-        try:
-            parser.parse_override(word)
-        except HydraException:
-            following = words[index + 1] if index + 1 < len(words) else ""
-            return malformed(word, following)
-    return None
-
-
-def malformed(word: str, following: str) -> str:
-    """Return one line: what is wrong with a word that Hydra cannot read, and what to write."""
-    if re.match(rf"{TYPESET}|\w+={TYPESET}", word):
-        return f"{word} has a dash or quotes that a text program put there; write {re.sub(TYPESET, '', word)}"
-    key, equals, value = word.partition("=")
-    if word.startswith("-"):
-        if near := difflib.get_close_matches(key, FLAGS, n=1, cutoff=0.75):
-            return f"there is no {key} here; did you mean {near[0]}?"
-        bare = following and not following.startswith("-") and "=" not in following
-        name, value = key.lstrip("-").replace("-", "_"), value or (following if bare else "…")
-        return f"there is no {key} here; settings are written KEY=VALUE: {renamed(name)}={value}"
-    if not equals:
-        return f"{word!r} is not a setting: settings are written KEY=VALUE, {meant(word, following)}"
-    if value.endswith(","):
-        return f"{word} ends with a comma; leave it out: {word.rstrip(',')}"
-    unclosed = any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()"))
-    what = "has a bracket that is not closed" if unclosed else "has characters with a meaning to Hydra"
-    return f"{word} {what}; {'close it, or ' * unclosed}quote the value: {quoted(key, value)}"
-
-
-def meant(word: str, following: str) -> str:
-    """Return the setting that a bare word may stand for, as a question."""
-    choices = {group: options(group) for group in groups()}
-    if word in choices or word in OTHER_NAMES:  # the group and its choice, as two words
-        choice = following if following and "=" not in following else (*choices.get(word, ()), "…")[0]
-        return f"did you mean {renamed(word)}={choice}?"
-    every = {name: group for group in reversed(choices) for name in choices[group]}
-    if word not in every and _paths(word):
-        return f"did you mean data={shlex.quote(word)}?"
-    near = [word] if word in every else difflib.get_close_matches(word, every, n=1, cutoff=0.7)
-    return f"did you mean {every[near[0]]}={near[0]}?" if near else "as in model=d12"
-
-
-def renamed(name: str) -> str:
-    """Return our name of a setting that another program calls `name`."""
-    return OTHER_NAMES.get(name, name)
-
-
-def quoted(key: str, value: str) -> str:
-    """Quote a value for Hydra, and the whole for the shell: "data.path='/srv/step=3'"."""
-    word = f"{key}={hydra_quoted(value)}"
-    return shlex.quote(word) if set(word) & set('"$`!\\') else f'"{word}"'
 
 
 def hydra_quoted(text: str) -> str:

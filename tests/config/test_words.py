@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nanolit import plan, train
 from nanolit.config.compose import compose
-from nanolit.config.words import OTHER_NAMES, grammar_error, quoted, spelled_out
+from nanolit.config.explain import OTHER_NAMES, grammar_error, quoted
+from nanolit.config.words import spelled_out
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,8 @@ from nanolit.callbacks.progress import Clock  # noqa: E402
 from nanolit.callbacks.throughput import Recorder, Throughput  # noqa: E402
 from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
-from nanolit.jobs.parts import Parts, build_trainer  # noqa: E402
-from nanolit.jobs.worker import quieten_libraries  # noqa: E402
+from nanolit.jobs.parts import Parts  # noqa: E402
+from nanolit.jobs.worker import build_trainer, quieten_libraries  # noqa: E402
 from nanolit.machine.arguments import read_some, setting  # noqa: E402
 from nanolit.machine.device import world_size  # noqa: E402
 from nanolit.machine.system import launched_rank  # noqa: E402

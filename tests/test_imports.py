@@ -119,7 +119,7 @@ LIBRARIES: dict[str, set[str]] = {
     "chat.api": {"fastapi"},
     "chat.server": {"fastapi"},
     "jobs.worker": {"torch", "lightning"},
-    "jobs.parts": {"torch", "lightning"},
+    "jobs.parts": {"torch"},
     "jobs.watch": {"torch", "lightning"},
     "jobs.ending": {"lightning"},
     "jobs.trial": {"torch"},

@@ -1,7 +1,8 @@
-"""What a stage leaves once it is trained: its release, the score of CORE, and the lines at its end."""
+"""What a stage leaves once it is trained: its result, its release, CORE's score, the lines at its end."""
 
 from pathlib import Path
 
+import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from nanolit.callbacks.evaluate import CORE_PART
@@ -10,15 +11,50 @@ from nanolit.evaluation.core import fitting, mean_of_part, score_core
 from nanolit.evaluation.items import identity
 from nanolit.evaluation.spans import OwnScorer
 from nanolit.jobs.parts import Parts
+from nanolit.jobs.watch import FAST_DEV_PROBLEMS, Watch
 from nanolit.machine.exit import sigterm_interrupts
-from nanolit.machine.paths import Json, core_folder, file_hash
+from nanolit.machine.paths import Json, core_folder, file_hash, stage_folder, write_json
 from nanolit.machine.system import code_version, launched_rank
-from nanolit.machine.terminal import duration, say
+from nanolit.machine.terminal import duration, say, train_command
 from nanolit.model.release import save_release
 from nanolit.planning.plans import BasePlan
 from nanolit.report.card import write_report
 
-FAST_DEV_PROBLEMS = 2
+
+def write_result(job: Job, stage: str, result: Json) -> Json:
+    result = {"format": 1, "stage": stage, "run": job["run"], **result}
+    if launched_rank() == 0:
+        write_json(stage_folder(job["root"], job["run"], stage) / "result.json", result)
+    return result
+
+
+def conclude(trainer: L.Trainer, job: Job, parts: Parts, watch: Watch) -> Json:
+    """Return the result of a stage that was fitted; with all its steps, leave a release and ask CORE."""
+    result, phase, plan, stage = watch.state(), parts.phase, parts.plan, parts.plan.stage
+    again = f"continue with: {train_command(job['overrides'])}"
+    if phase.finished_steps < phase.num_steps:
+        error = f"{stage} stopped after step {phase.finished_steps} of {phase.num_steps}; {again}"
+        return {"status": "interrupted", "error": error, **result}
+    release = parts.folder / "release"
+    if launched_rank() == 0:
+        leave_release(release, job, parts, result)
+        summarize(stage, result, release)
+    stop = watch.checkpoints.stop  # then no other stage begins
+    if isinstance(plan, BasePlan) and plan.core_every:
+        try:
+            if stop:
+                raise KeyboardInterrupt
+            result["metrics"], columns = ask_core(job, parts, release)
+        except KeyboardInterrupt:
+            error = f"{stage} is trained, CORE was interrupted; {again}"
+            return {"status": "interrupted", "error": error, **result}
+        watch.recorder.record(trainer, {"step": phase.finished_steps, **columns})
+        result["wall_seconds"] = watch.state()["wall_seconds"]
+    result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}
+    if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
+        write_result(job, stage, result)  # what the report reads
+        attach_report(job, trainer.logger)
+    return result
 
 
 def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:

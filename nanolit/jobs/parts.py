@@ -1,19 +1,15 @@
-"""The parts of a training stage, built from a job and its plan: model, data, phase, trainer, logger.
+"""The parts of a training stage, built from a job and its plan: tokenizer, model, data, phase.
 
 The worker fits these parts; the benchmarks time the same ones.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger
 
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.checkpoint import Checkpoint
@@ -23,15 +19,15 @@ from nanolit.config.schema import Job
 from nanolit.jobs.inputs import Origin, check_same_model, origin
 from nanolit.machine.device import compute_dtype, derived_seed, pick_device
 from nanolit.machine.paths import Json, as_null, read_json, stage_folder, tokenizers_folder
-from nanolit.machine.system import launched_rank, wandb_key
+from nanolit.machine.system import launched_rank
 from nanolit.model.accounting import Hyperparameters
 from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.model.release import AGAIN, Meta, load_release, load_weights, tell_origin
 from nanolit.phases.base import build_base
-from nanolit.phases.core import Inputs, Restore, ShardedOptimizerStrategy, Training
+from nanolit.phases.core import Inputs, Restore, Training
 from nanolit.phases.finetune import build_finetune
 from nanolit.phases.rl import build_rl
-from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan, as_json
+from nanolit.planning.plans import BasePlan, FinetunePlan, RLPlan, TrainingPlan
 from nanolit.tasks.task import Task
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -205,58 +201,3 @@ def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
     """Return True to compile the model: on a GPU unless told otherwise, never anew for rows of any length."""
     wish = device.type == "cuda" if job["compile"] is None else job["compile"]
     return wish and plan.equal_rows
-
-
-def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
-    ranks = parts.plan.ranks
-    accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
-    return L.Trainer(
-        accelerator=accelerator,
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        strategy=ShardedOptimizerStrategy() if ranks > 1 else "auto",
-        precision="32-true",  # the model manages its own dtypes
-        max_epochs=-1,
-        max_steps=max(parts.phase.num_steps - parts.phase.finished_steps, 0),
-        callbacks=callbacks,
-        logger=build_logger(job, stage, parts) if launched_rank() == 0 else False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=parts.folder,
-    )
-
-
-def build_logger(job: Job, stage: str, parts: Parts) -> Logger | Literal[False]:
-    """The job's Lightning logger, or False."""
-    settings = job["logger"]
-    if not settings["_target_"]:
-        return False
-    if settings["_target_"].endswith("WandbLogger"):
-        return build_wandb(job, stage, parts)
-    return build(settings, save_dir=str(parts.folder))
-
-
-def build_wandb(job: Job, stage: str, parts: Parts) -> Logger:
-    """W&B's logger, which continues one run per stage, offline without a key."""
-    offline = job["offline"] or not wandb_key()
-    identity = hashlib.sha256(f"{job['root']}:{job['run']}:{stage}".encode()).hexdigest()[:12]
-    logger = build(
-        job["logger"],
-        name=f"{job['run']}-{stage}",
-        group=job["run"],
-        job_type=stage,
-        id=f"{stage}-{identity}",
-        resume="allow",
-        offline=offline,
-        save_dir=str(parts.folder),
-        config={"job": dict(job), "plan": as_json(parts.plan)},
-    )
-    if offline:
-        later = f"wandb sync {parts.folder}/wandb/offline-run-*"
-        print(f"W&B: no key, writing offline; send it later with: {later}", flush=True)
-    return logger

@@ -20,7 +20,6 @@ from nanolit.callbacks.saving import Checkpoints
 from nanolit.callbacks.throughput import Recorder, Throughput
 from nanolit.config.schema import Job
 from nanolit.inference.engine import Engine
-from nanolit.jobs.ending import FAST_DEV_PROBLEMS
 from nanolit.jobs.parts import Parts
 from nanolit.machine.paths import Json, core_folder
 from nanolit.machine.system import launched_rank
@@ -33,6 +32,7 @@ from nanolit.tokenizer.bpe import Tokenizer
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 RENTED_SAVE_SECONDS = 600.0  # between checkpoints on a machine that can be taken away at any moment
+FAST_DEV_PROBLEMS = 2  # of each task
 TEXT_TOKENS, REPLY_TOKENS = 32, 200  # of a sample
 
 

@@ -4,6 +4,7 @@
 and plan.json. One device runs in process.
 """
 
+import hashlib
 import logging
 import os
 import signal
@@ -15,16 +16,18 @@ import warnings
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from nanolit.callbacks import saving
+from nanolit.config.build import build
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
-from nanolit.jobs.ending import ask_core, attach_report, leave_release, summarize
-from nanolit.jobs.parts import Parts, build_parts, build_trainer
+from nanolit.jobs.ending import conclude, write_result
+from nanolit.jobs.parts import Parts, build_parts
 from nanolit.jobs.processes import GRACE_SECONDS
 from nanolit.jobs.ranks import LEFT, WAIT_SECONDS
 from nanolit.jobs.tokenizer import train_tokenizer
@@ -32,11 +35,11 @@ from nanolit.jobs.trial import out_of_memory
 from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory
-from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
-from nanolit.machine.system import launched_rank
-from nanolit.machine.terminal import at_terminal, one_line, print_anything, printable, say, train_command
-from nanolit.phases.core import Phase, StoppedInStep
-from nanolit.planning.plans import BasePlan, Plan, TokenizerPlan, TrainingPlan, read_plan
+from nanolit.machine.paths import PACKAGE, Json, stage_folder
+from nanolit.machine.system import launched_rank, wandb_key
+from nanolit.machine.terminal import at_terminal, one_line, print_anything, printable, say
+from nanolit.phases.core import ShardedOptimizerStrategy, StoppedInStep
+from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, as_json, read_plan
 from nanolit.report import gradients
 from nanolit.report.folders import Stage
 
@@ -94,13 +97,6 @@ def others_are_gone(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def write_result(job: Job, stage: str, result: Json) -> Json:
-    result = {"format": 1, "stage": stage, "run": job["run"], **result}
-    if launched_rank() == 0:
-        write_json(stage_folder(job["root"], job["run"], stage) / "result.json", result)
-    return result
-
-
 def train(job: Job, plan: TrainingPlan) -> Json:
     """Fit one stage from its newest checkpoint, or from where it begins; leave a release."""
     begun = time.perf_counter()
@@ -117,32 +113,59 @@ def train(job: Job, plan: TrainingPlan) -> Json:
     return conclude(trainer, job, parts, watch)
 
 
-def conclude(trainer: L.Trainer, job: Job, parts: Parts, watch: Watch) -> Json:
-    """Return the result of a stage that was fitted; with all its steps, leave a release and ask CORE."""
-    result, phase, plan, stage = watch.state(), parts.phase, parts.plan, parts.plan.stage
-    if phase.finished_steps < phase.num_steps:
-        return {"status": "interrupted", "error": interruption(job, stage, phase), **result}
-    release = parts.folder / "release"
-    if launched_rank() == 0:
-        leave_release(release, job, parts, result)
-        summarize(stage, result, release)
-    stop = watch.checkpoints.stop  # then no other stage begins
-    if isinstance(plan, BasePlan) and plan.core_every:
-        try:
-            if stop:
-                raise KeyboardInterrupt
-            result["metrics"], columns = ask_core(job, parts, release)
-        except KeyboardInterrupt:
-            again = train_command(job["overrides"])
-            error = f"{stage} is trained, CORE was interrupted; continue with: {again}"
-            return {"status": "interrupted", "error": error, **result}
-        watch.recorder.record(trainer, {"step": phase.finished_steps, **columns})
-        result["wall_seconds"] = watch.state()["wall_seconds"]
-    result = {"status": "done", "release": str(release), **result, "asked_to_stop": stop}
-    if launched_rank() == 0 and isinstance(trainer.logger, WandbLogger):
-        write_result(job, stage, result)  # what the report reads
-        attach_report(job, trainer.logger)
-    return result
+def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
+    ranks = parts.plan.ranks
+    accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        strategy=ShardedOptimizerStrategy() if ranks > 1 else "auto",
+        precision="32-true",  # the model manages its own dtypes
+        max_epochs=-1,
+        max_steps=max(parts.phase.num_steps - parts.phase.finished_steps, 0),
+        callbacks=callbacks,
+        logger=build_logger(job, stage, parts) if launched_rank() == 0 else False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=parts.folder,
+    )
+
+
+def build_logger(job: Job, stage: str, parts: Parts) -> Logger | Literal[False]:
+    """The job's Lightning logger, or False."""
+    settings = job["logger"]
+    if not settings["_target_"]:
+        return False
+    if settings["_target_"].endswith("WandbLogger"):
+        return build_wandb(job, stage, parts)
+    return build(settings, save_dir=str(parts.folder))
+
+
+def build_wandb(job: Job, stage: str, parts: Parts) -> Logger:
+    """W&B's logger, which continues one run per stage, offline without a key."""
+    offline = job["offline"] or not wandb_key()
+    identity = hashlib.sha256(f"{job['root']}:{job['run']}:{stage}".encode()).hexdigest()[:12]
+    logger = build(
+        job["logger"],
+        name=f"{job['run']}-{stage}",
+        group=job["run"],
+        job_type=stage,
+        id=f"{stage}-{identity}",
+        resume="allow",
+        offline=offline,
+        save_dir=str(parts.folder),
+        config={"job": dict(job), "plan": as_json(parts.plan)},
+    )
+    if offline:
+        later = f"wandb sync {parts.folder}/wandb/offline-run-*"
+        print(f"W&B: no key, writing offline; send it later with: {later}", flush=True)
+    return logger
 
 
 def fit(trainer: L.Trainer, parts: Parts, watch: Watch) -> None:
@@ -171,11 +194,6 @@ def announce(stage: str, parts: Parts, trained: Json) -> None:
         say(f"{stage}: attention by {phase.gpt.attention_backend} on {gpu}")
     if parts.left_out:
         say(f"{stage}: {parts.left_out}")
-
-
-def interruption(job: Job, stage: str, phase: Phase) -> str:
-    again = train_command(job["overrides"])
-    return f"{stage} stopped after step {phase.finished_steps} of {phase.num_steps}; continue with: {again}"
 
 
 def quieten_libraries() -> None:

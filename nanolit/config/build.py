@@ -114,7 +114,7 @@ def check_target(node: Mapping[str, object], *, path: str) -> None:
 def refuse_foreign_target(target: object, path: str) -> None:
     """ValueError unless `target` is below an allowed package: a configuration must not run arbitrary code.
 
-    Its parts are identifiers: with a slash in one, annotations of any file would be evaluated as our own.
+    Each part must be an identifier: a slash would let the annotations of any file be evaluated as ours.
     """
     if (
         not isinstance(target, str)

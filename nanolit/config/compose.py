@@ -38,8 +38,8 @@ CHATS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", re.IG
 CONVERSATIONS = "nanolit.tasks.jsonl.ConversationFile"
 IDENTITY = "nanolit.tasks.identity.Identity"
 HUMANEVAL = "nanolit.tasks.humaneval.HumanEval"
-# A tokenizer of 32,768 would have few examples of each token in little text, and the model mostly embeddings.
-# The demo has 4,096 for 4.3 MB; a power of two, untuned.
+# In little text a vocabulary of 32,768 would see few examples of each token, and the model would be mostly
+# embeddings. The demo has 4,096 tokens for 4.3 MB of text; a power of two, untuned.
 BYTES_PER_TOKEN = 1024
 SMALLEST = 512
 
@@ -205,8 +205,10 @@ def mixture_of_chats(name: str, *, key: str, mirror: str) -> Mixture:
 
 
 def introduce(mixture: Mixture, job: Choices) -> Mixture:
-    """The mixture with the conversations of `identity=`; phase=identity and a file of one's own add them to a
-    mixture without any, twice, as nanochat's finetuning of early 2026 has them."""
+    """Return the mixture with the conversations of `identity=`, the package's if that is null.
+
+    A mixture without any gets them for two epochs, as in nanochat's finetuning of early 2026.
+    """
     sources = mixture.get("sources")
     if not isinstance(sources, list):
         return mixture
@@ -248,9 +250,9 @@ def fill_place(job: Choices) -> None:
 
 
 def fit_vocabulary(job: Choices) -> None:
-    """Take the vocabulary of the model that the job continues, else what a little own text can teach.
+    """Take the vocabulary of the model that the job continues, else as much as a small own text can teach.
 
-    One that was typed stays.
+    A vocabulary that was typed is kept.
     """
     typed = ("recipe.vocab_size=", "stage.tokenizer.vocab_size=", "experiment=")
     if not any(word.lstrip("+").startswith(typed) for word in job["overrides"]):

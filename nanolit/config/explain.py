@@ -130,7 +130,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
-    """For a key that the configuration doesn't have; siblings are looked up in the job without it."""
+    """Explain a key that the configuration doesn't have; its siblings are looked up in the job without it."""
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
     if name := OTHER_NAMES.get(key.removeprefix("model.")):
@@ -152,7 +152,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
 
 
 def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
-    """For `model=d7`: the nearest option, and all of them."""
+    """Explain `model=d7`: name the nearest option, and list all of them."""
     if group.startswith("hydra/launcher") and "submitit" in option:
         return (
             "cluster=slurm_8xgpu needs hydra-submitit-launcher; install it with: pip install 'nanolit[slurm]'"

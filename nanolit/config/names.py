@@ -9,16 +9,17 @@ from nanolit.config.build import build
 from nanolit.config.schema import MODEL_STAGES, Job
 from nanolit.machine.paths import tokenizers_folder
 
-# How a result is watched or foreseen, not what it is: never in a name, never a reason to refuse a resume.
+# Keys that say how a result is watched or estimated, not what it is: never part of a name, never a reason to
+# refuse a resume.
 INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "core_every", "cache"}
 INDIFFERENT |= {"epoch_tokens", "epoch_questions"}
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
 
 
 def decisive_settings(job: Job, stage: str | None = None) -> dict[str, object]:
-    """Dotted key → value of all that decides the result: of the whole job, or of one stage alone.
+    """Return dotted key → value of all settings that decide the result of the whole job, or of one stage.
 
-    The cluster, the devices, the logger and what is only watched are not in it.
+    The cluster, the devices, the logger and the intervals of evaluation are not among them.
     """
     found = flatten({key: job[key] for key in DECISIVE})
     found = {key: value for key, value in found.items() if key.rpartition(".")[2] not in INDIFFERENT}

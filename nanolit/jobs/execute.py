@@ -61,7 +61,7 @@ Result = Json  # of a stage or a job: its status, and what it reached or why it 
 def run(
     job: Job, plans: Plans | None = None, *, confirm: Callable[[Job, Plans], None] | None = None
 ) -> Result:
-    """Run the stages in order and return the last result, or that of the first that doesn't end well.
+    """Run the stages in order and return the last result, or that of the first stage that isn't done.
 
     Errors the user can fix are returned, never raised: {"status": "failed", "error": …}. `plans` are those
     of the job's stages, if they have been derived already; `confirm` may stop the job once its plan is shown,
@@ -122,7 +122,7 @@ def unfinished(job: Job, plans: Plans) -> list[Plan]:
 
 
 def follow(job: Job, node: Node) -> Result:
-    """On a machine but the first of several: run its ranks of every stage, and nothing else.
+    """Run this machine's ranks of every stage, and nothing else: it is not the first of several machines.
 
     The first machine makes the inputs and keeps the records; the others' ranks wait for its store.
     """
@@ -139,9 +139,9 @@ def follow(job: Job, node: Node) -> Result:
 
 
 def try_micro_batches(job: Job, plans: Plans) -> dict[str, Plan]:
-    """For micro_batch=auto: try on the device what isn't known yet, before anything else holds its memory.
+    """Return the plans of stages with micro_batch=auto after trying what isn't known yet on the device.
 
-    Return the training plans with the micro-batches that were found.
+    Nothing else may hold the device's memory, so this comes first.
     """
     found: dict[str, Plan] = {}
     for plan in unfinished(job, plans):
@@ -171,9 +171,9 @@ def training_plans(job: Job, plans: Plans) -> dict[str, Plan]:
 
 
 def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Result:
-    """Run the stages of `plans` in order, up to one that doesn't end well; a finished one isn't run again.
+    """Run the stages of `plans` in order, up to the first that isn't done; finished ones aren't run again.
 
-    On one device a stage runs in this process, on several jobs/ranks.py starts a process for each.
+    On one device a stage runs in this process; on several, jobs/ranks.py starts a process for each.
     """
     try:
         fetch_data(job, plans)
@@ -208,7 +208,7 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
 
 
 def fetch_data(job: Job, plans: Plans) -> None:
-    """Bring what the stages still to run read to this machine, shards and CORE's questions: once for all."""
+    """Download what the remaining stages read, shards and CORE's questions, once for all of them."""
     reading = [plan for plan in unfinished(job, plans) if isinstance(plan, TokenizerPlan | BasePlan)]
     if not reading:
         return
@@ -231,7 +231,7 @@ def is_made(job: Job, plan: Plan) -> bool:
 
 
 def make_tokenizer(job: Job, plan: Plan) -> Result:
-    """The job's tokenizer, trained unless a run with the same data and settings has already done so."""
+    """Train the job's tokenizer, unless a run with the same data and settings has already done so."""
     folder = tokenizers_folder(job["root"]) / plan.tokenizer
     made = {"status": "done", "stage": "tokenizer", "run": job["run"], "tokenizer": folder.name}
     if launched_rank():
@@ -249,7 +249,7 @@ def make_tokenizer(job: Job, plan: Plan) -> Result:
 
 
 def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
-    """On the other ranks of an outer torchrun: until rank 0, which may be fetching, has written a file."""
+    """Wait until rank 0, which may be downloading, has written a file: an outer torchrun's others do this."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
@@ -262,8 +262,8 @@ def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
 def write_plan(job: Job, plan: Plan, *, known: Plan | None = None) -> Path:
     """Write a stage's job.yaml and plan.json, show the plan, and return the folder.
 
-    An earlier result is removed: its absence means failure; so is what a killed start left half. A model that
-    is that of `known`, the plan of the stage before, isn't shown again.
+    An earlier result is removed, since its absence means failure, and so are a killed start's half-written
+    files. A model that `known`, the plan of the stage before, has too isn't shown again.
     """
     folder = stage_folder(job["root"], job["run"], plan.stage)
     if launched_rank():

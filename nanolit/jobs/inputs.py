@@ -77,7 +77,7 @@ def check_origin(job: Job, plan: TrainingPlan) -> None:
 
 
 def check_own_folders(job: Job, stage: str) -> None:
-    """ValueError where what the stage is going to write and remove lies elsewhere: in another run, say."""
+    """ValueError if a link would have the stage write and remove elsewhere, in another run, say."""
     folder = stage_folder(job["root"], job["run"], stage)
     for path in (folder, *sorted(folder.glob("*"))):
         if path.is_symlink() and path.is_dir() and not finished(job["root"], job["run"], stage):
@@ -124,7 +124,7 @@ def leaves(key: str, old: object, new: object) -> Iterator[tuple[str, object, ob
 
 
 def instead(job: Job, stage: str) -> str:
-    """Return how to train a finished stage longer, and how to begin a run anew: nothing is overwritten."""
+    """Say how to train a finished stage longer and how to begin a run anew: nothing is overwritten."""
     run, folder = job["run"], stage_folder(job["root"], job["run"], stage)
     longer = (
         f"; to train it longer, run={run}-2 start_from={run}/{stage}"
@@ -233,8 +233,8 @@ def made_with(begins: Origin) -> str:
 def check_sources(job: Job, plans: Plans) -> None:
     """ValueError for the first source of a later stage that is missing, can't be read, or is malformed.
 
-    Else hours of base would end with a file that is not there. Files named by their path come first; what
-    comes from the hub is fetched here.
+    Otherwise hours of base might end with a missing file. Files named by their path are checked first; data
+    from the hub is fetched here.
     """
     if launched_rank() or all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
         return

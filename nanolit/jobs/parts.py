@@ -56,7 +56,7 @@ class Parts(Training):
     chat_tasks: list[Task]
     resumed: Checkpoint | None
     origin: Origin | None
-    # That decide the stage's result: a checkpoint with others is of another run
+    # All that decides the stage's result: a checkpoint with other settings is of another run
     settings: Json = field(default_factory=dict)
 
 
@@ -126,7 +126,7 @@ def settings_of(job: Job, plan: TrainingPlan, begins: Origin | None) -> Json:
 def check_same_run(resumed: Checkpoint, settings: Json) -> None:
     """ValueError with the difference, when a checkpoint came here from another run or another stage.
 
-    Keys that only one version stores are passed over, and so are those of an older one that stored none.
+    Keys that only one of the two versions stores are ignored.
     """
     stored = resumed.progress.get("settings", {})
     if changes := [

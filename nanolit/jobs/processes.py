@@ -16,7 +16,7 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP
 
 
 def clean_environment(*, devices: int) -> dict[str, str]:
-    """Ours, without what an outer launcher said about ranks; each rank gets its share of the cores."""
+    """Return our environment without an outer launcher's variables; each rank gets its share of the cores."""
     environment = {
         key: value
         for key, value in os.environ.items()
@@ -27,9 +27,10 @@ def clean_environment(*, devices: int) -> dict[str, str]:
 
 
 def supervise(command: Sequence[str], *, environment: dict[str, str], seconds: float | None = None) -> int:
-    """Run a command in its own process group and give its exit code; interrupted, stop all of it first.
+    """Run a command in its own process group and return its exit code.
 
-    After `seconds` it is stopped, and subprocess.TimeoutExpired raised.
+    If we are interrupted, or after `seconds`, all its processes are stopped first; the latter raises
+    subprocess.TimeoutExpired.
     """
     with sigterm_interrupts():
         process = subprocess.Popen(command, env=environment, start_new_session=True)

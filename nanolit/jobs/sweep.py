@@ -123,7 +123,7 @@ def ask(remark: str, *, yes: bool) -> None:
 
 
 def warning(planned: Sequence[tuple[Job, Plans]]) -> str:
-    """Return what is long or dear about the jobs together, "" where neither is."""
+    """Return a remark if the jobs together are long or expensive, else ""."""
     job = planned[0][0]
     hours, dollars = total([plan for _, plans in planned for plan in plans.values()])
     what = f"{len(planned)} jobs take" if len(planned) > 1 else f"{job['run']} takes"
@@ -183,7 +183,7 @@ def refuse_same_run(jobs: Sequence[Job]) -> None:
 
 
 def refuse_elsewhere(job: Job) -> None:
-    """A job for rented GPUs never runs on the machine where it is typed."""
+    """ValueError for a job for rented GPUs: it never runs on the machine where it is typed."""
     cluster = job["cluster"]
     submitted = {"SLURM_JOB_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys()  # the second by submitit, anywhere
     if cluster["kind"] == "slurm" and (submitted or job["dry_run"]):
@@ -236,8 +236,10 @@ def gpu_slots(devices: int) -> list[str]:
 
 
 def start(job: Job, slot: str, answer: Path, *, shared: bool) -> subprocess.Popen:
-    """Begin one job, which leaves its result in `answer`; where several run at a time its output goes to
-    log.txt in the run's folder."""
+    """Start one job, which leaves its result in `answer`.
+
+    If several run at a time, its output goes to log.txt in the run's folder.
+    """
     folder = run_folder(job["root"], job["run"])
     path = folder / "job.yaml"
     write_yaml(path, job)

@@ -23,10 +23,10 @@ from nanolit.planning.sizes import is_auto
 
 
 def search(choices: Sequence[int], probe: Callable[[int], None], *, start: int, known: Tried) -> Tried:
-    """The largest of `choices` for which `probe` doesn't raise torch.OutOfMemoryError.
+    """Find the largest of `choices` for which `probe` doesn't raise torch.OutOfMemoryError.
 
-    From the one nearest to `start`, a choice at a time: a probe compiles the model, and the plan's estimate
-    is good, so that two are the rule.
+    Go from the choice nearest to `start` to its neighbours: a probe compiles the model, and the plan's
+    estimate is good, so that two probes usually suffice.
     """
     untried = known.open(list(choices))
     guess = min(untried, key=lambda rows: abs(rows - start), default=0)
@@ -53,10 +53,10 @@ def has_memory(probe: Callable[[int], None], rows: int) -> bool:
 
 
 def train_twice(job: Job, plan: TrainingPlan, rows: int) -> None:
-    """Two micro-batches of so many rows, forward and backward, beside as much as the optimizer takes.
+    """Run two micro-batches forward and backward, beside as much memory as the optimizer takes.
 
-    The second finds gradients to add to. The optimizer's share and its work are only memory here: it needs
-    all ranks to step.
+    The second one adds to the gradients of the first. The optimizer is only allocated memory here: to step,
+    it would need all ranks.
     """
     device, gib = pick_device(), peak_memory(job, plan.gpt, rows, gpu=job["cluster"]["gpu"] or "cpu")
     gpt = build_gpt(plan.gpt, device, seed=job["seed"], precision=job["precision"])
@@ -93,7 +93,7 @@ def out_of_memory(job: Job, plan: TrainingPlan) -> str:
 
 
 def main() -> None:
-    """Try what is open for the plan's stage and remember it; on anything but CUDA there is nothing to try."""
+    """Try the plan's untried micro-batches and remember what fits; only on CUDA is there anything to try."""
     folder, device = Path(sys.argv[1]), pick_device()
     if device.type != "cuda":
         return

@@ -197,7 +197,7 @@ def announce(stage: str, parts: Parts, trained: Json) -> None:
 
 
 def quieten_libraries() -> None:
-    """Lightning's advice and warnings about what we do on purpose."""
+    """Silence Lightning's advice and warnings about what we do on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
@@ -208,7 +208,7 @@ def quieten_libraries() -> None:
 def plain_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Our own warnings are for whoever runs the job, and say no line of source."""
+    """Return our own warnings without the line of source: they are for whoever runs the job."""
     if Path(filename).is_relative_to(PACKAGE):
         return f"{printable(str(message))}\n"
     return FORMAT_WARNING(message, category, filename, lineno, line)

@@ -96,7 +96,7 @@ def handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP are a KeyboardInterrupt here, so that they reach the same clean-up as Ctrl-C."""
+    """Turn SIGTERM and SIGHUP into a KeyboardInterrupt, so that they reach the same clean-up as Ctrl-C."""
 
     def interrupt(number: int, _frame: object) -> None:
         leave_terminal(number)
@@ -110,7 +110,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def ignore_ctrl_c() -> None:
-    """From now on Ctrl-C changes nothing: this process is ending, and more of them would only hurt that."""
+    """Ignore Ctrl-C from now on: this process is ending, and another one would only disturb that."""
     if in_main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -92,7 +92,7 @@ def step_of(checkpoint: Path) -> int:
 def whole_or_absent(path: Path) -> Iterator[Path]:
     """Yield a file to fill, which becomes `path` when the block ends and vanishes when it fails.
 
-    A reader of `path` sees the old file or the whole new one, never a part, also after a power cut.
+    A reader of `path` sees the old file or the whole new one, never a part, even after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix, temporary = f".{path.name}.", None
@@ -142,7 +142,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove what has this name as far as it can be removed: a folder, a file, a link without its target."""
+    """Remove a folder, a file or a link, not what the link leads to; what can't be removed stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -229,7 +229,7 @@ def parse_json(
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Json:
-    """Return an object's content; a key that stands twice would be read as whichever came last."""
+    """Return an object's content; ValueError for a repeated key, of which only the last would be read."""
     content = dict(pairs)
     if len(content) < len(pairs):
         (doubled, _), *_ = Counter(key for key, _ in pairs).most_common(1)

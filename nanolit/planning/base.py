@@ -21,8 +21,9 @@ from nanolit.planning.sizes import (
 )
 
 CHARACTERS_PER_HOUR = 37e6 * 3600  # of a tokenizer's training: two cores, from parquet (LOG.md)
-# Of the tokens read: best-fit cropping at 2,048 is nanochat's figure, splitting measured (LOG.md)
 BYTES_PER_TOKEN = 4.0  # about, of English text
+# Of the tokens read. Best fit, which crops, has nanochat's figure for rows of 2,048; splitting was measured
+# (LOG.md)
 KEPT_FRACTION = {"flat": 1.0, "bestfit": 0.65, "bestfit_split": 0.985}
 
 
@@ -89,10 +90,10 @@ class BasePlan(TextPlan):
 
 
 def choose_packing(job: Job, dataset: Dataset, tokens: int) -> Literal["bestfit", "bestfit_split"]:
-    """Return the packing of text that best fit would drop much of: split in place of crop.
+    """Return bestfit_split for text of which cropping would drop much, else bestfit.
 
-    Best fit drops what is longer than a row: of books nearly all. Splitting is better too where text is
-    repeated, and worse by 0.016 bits per byte where it is plenty (LOG.md, 2026-11-23).
+    Cropping drops what is longer than a row: nearly all of a book. Splitting is also better where text is
+    repeated, and worse by 0.016 bits per byte where there is plenty (LOG.md, 2026-11-23).
     """
     document = dataset.document_bytes()
     if document is None:

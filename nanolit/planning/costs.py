@@ -28,19 +28,20 @@ MFU: dict[str, dict[int, float]] = {
 }
 FP8_SPEED = {8: 1.15, 12: 1.25, 20: 1.39}  # times bf16's, by depth, measured on one H200 (LOG.md)
 ASSUMED_MFU = 0.40  # for any other GPU: not measured
-# Two CPU cores in float32: FLOP/s of products, and seconds of what else a training token takes. By channel of
-# a layer (norms, activations; the second figure is for models with residual scalars), by logit, by element of
-# the head and logit: the loss reads the head's weight anew for every 2 MiB of logits (kernels/loss.py).
-# Fitted to ten models of d2 to d8, widths 128 to 512, vocabularies 1,024 to 32,768, all within 7% (LOG.md)
+# Two CPU cores in float32: FLOP/s of matrix products, then the seconds that the rest of a training token
+# takes: per channel of a layer (norms, activations; the second figure is for models with residual scalars),
+# per logit, and per element of the head and logit, since the loss reads the head's weight again for every
+# 2 MiB of logits (kernels/loss.py). Fitted to ten models of d2 to d8, widths 128 to 512, vocabularies 1,024
+# to 32,768, all within 7% (LOG.md)
 CPU_FLOPS = 157e9
 CHANNEL_SECONDS = (0.05e-6, 0.11e-6)
 LOGIT_SECONDS, HEAD_SECONDS = 4.3e-9, 1.9e-15
-# The time of an answer's token on a CPU, in tokens of training: 0.6 of 2,000 answers at once, 0.9 of 128
+# Time of one token of an answer on a CPU, in training tokens: 0.6 with 2,000 answers at once, 0.9 with 128
 ANSWER_TOKENS = 0.9
 # From the start of a process to the end of its first step, compilation included: d12 and d20 on one H200.
 START_HOURS = 75 / 3600
 CPU_START_HOURS = 4 / 3600  # of each stage of the demo, with its release and report
-# Cores and MiB of the machine on Modal that downloads and trains the tokenizer (launch/submit.py)
+# Cores and MiB of the machine on Modal that downloads data and trains the tokenizer (launch/submit.py)
 PREPARING = {"cpu": 16.0, "memory": 65_536}
 HEADROOM = 0.95  # of a GPU's memory that a micro-batch may fill: CUDA itself and fragments take some
 GPUS = ("A10G", "A100-40GB", "L40S", "H100", "H200")  # for which a plan says what fits: 22 to 140 GiB

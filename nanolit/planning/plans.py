@@ -35,7 +35,7 @@ PLANNERS: dict[str, tuple[type[Plan], Callable[..., Plan]]] = {
 }
 
 SFT_MIXTURE = "stage.sft.mixture="  # what `mixture=` stands for
-# What may differ between two starts of one run: where it runs and how it is watched.
+# The fields that may differ between two starts of one run: they say where it runs and how it is watched.
 PRESENT = {
     "ranks",
     "micro_batch",
@@ -86,15 +86,15 @@ def fresh_plan(job: Job, stage: StageName) -> Plan:
 def keep_stored(job: Job, plan: Plan) -> Plan:
     """Return the plan that training uses: if the stage already has a plan.json, its values win.
 
-    So an upgrade never changes a run in progress. PRESENT is of today's start. A tokenizer's plan is always
-    today's: its name says what it is learned from, and the text may have been mended since.
+    So an upgrade never changes a run in progress. The fields in PRESENT come from today's start, and so does
+    all of a tokenizer's plan: its name says what it is learned from, and the text may have changed since.
     """
     path = stage_folder(job["root"], job["run"], plan.stage) / "plan.json"
     return plan if isinstance(plan, TokenizerPlan) or not path.exists() else with_stored(plan, path)
 
 
 def with_stored(plan: Plan, path: Path) -> Plan:
-    """Return the plan with the values of a plan.json that are not of today's start."""
+    """Return the plan with a plan.json's values in place of its own, but for the fields in PRESENT."""
     stored = stored_plan(path)
     if stored["stage"] != plan.stage:
         raise ValueError(f"{path} is of the stage {stored['stage']}; {REMEDY}")
@@ -162,7 +162,7 @@ def sum_of_known(parts: Sequence[float | None]) -> float | None:
 
 
 def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
-    """Raise ValueError if the jobs together pass `max_cost`, or may; return a note where it is ignored."""
+    """Raise ValueError if the jobs together pass `max_cost`, or might; return a note if it is ignored."""
     job, plans = planned[0][0], [plan for _, plans in planned for plan in plans.values()]
     limit, cluster = job["max_cost"], job["cluster"]
     if limit is None:
@@ -183,7 +183,7 @@ def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
 
 
 def notes(planned: Sequence[tuple[Job, Plans]]) -> list[str]:
-    """Return what to say of the jobs before they begin; ValueError where all pass `max_cost`, or may."""
+    """Return remarks on the jobs before they begin; ValueError if together they pass `max_cost`, or might."""
     job = planned[0][0]
     over = [] if job["max_cost"] is None else [check_cost(planned)]
     mixed = [mixture_note(word, job) for word in job["overrides"] if word.startswith(SFT_MIXTURE)]
@@ -191,7 +191,7 @@ def notes(planned: Sequence[tuple[Job, Plans]]) -> list[str]:
 
 
 def mixture_note(typed: str, job: Job) -> str | None:
-    """Return what to say of a typed `mixture=`: which stage learns from it, where that may surprise."""
+    """Return a remark on a typed `mixture=` if it may surprise which stage learns from it."""
     if "sft" not in job["stages"]:
         return f"{typed} is ignored: it is for sft, and this job has {', '.join(job['stages'])}"
     if "mid" in job["stages"]:

@@ -25,9 +25,9 @@ Rows = list[tuple[str, str]]  # a name and its text
 
 
 def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
-    """Print what the jobs would be, with hours and dollars; ValueError where all together pass max_cost.
+    """Print the plans of the jobs, with hours and dollars; ValueError if together they pass max_cost.
 
-    What submits jobs calls this first.
+    Launchers call this before they submit anything.
     """
     for job, plans in planned:
         stages = list(plans.values())
@@ -42,9 +42,9 @@ def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
 
 
 def outline(run: str, plans: Sequence[Plan], *, done: Mapping[str, int] | None = None) -> str:
-    """Return a line for the job and one for each stage: what is about to begin, before anything does.
+    """Return a line for the job and one for each stage, to be shown before anything begins.
 
-    `done` are steps by stage that an earlier start has trained; the times are those of the rest.
+    `done` maps a stage to the steps that an earlier start has trained; times are of the remaining steps.
     """
     done = done or {}
     plans = [rest_of(plan, after=done.get(plan.stage, 0)) for plan in plans]

@@ -156,7 +156,7 @@ def plan_batch(
     total_batch: int | None,
     equal_rows: bool,
 ) -> BatchPlan:
-    """Deal out a step of `total_batch` tokens (None: as base's rule has it); ValueError names what fits."""
+    """Divide a step of `total_batch` tokens (None: by base's rule); ValueError names sizes that fit."""
     context, ranks, gpu = job["model"]["context"], num_ranks(job), job["cluster"]["gpu"] or "cpu"
     if job["fast_dev_run"]:
         total_batch = FAST_DEV_ROWS * ranks * context
@@ -196,7 +196,7 @@ def counted_parameters(job: Job, gpt: Hyperparameters) -> int:
 
 
 def reference_parameters(job: Job) -> int:
-    """Return the counted parameters of d12, from which batch and weight decay are carried over."""
+    """Return the counted parameters of d12, from which batch and weight decay are scaled."""
     size = size_from_depth(12, sizing=job["recipe"]["scaling"]["sizing"])._asdict()
     return counted_parameters(job, cast(Hyperparameters, {"depth": 12, **size, **sizeless(job)}))
 
@@ -288,9 +288,9 @@ def watching(job: Job, settings: TextStage, defaults: Watching) -> Watched:
 
 
 def evaluation_flops(model: ModelPlan, watched: Watched, num_steps: int) -> float:
-    """Return the FLOPs of bits per byte, every so often and after the last step.
+    """Return the FLOPs of measuring bits per byte every `eval_every` steps and after the last.
 
-    A forward pass is a third of training's forward and backward.
+    A forward pass takes a third of the FLOPs of training, which has a backward pass too.
     """
     rows = math.ceil(num_steps / watched["eval_every"]) * watched["eval_rows"]
     return rows * model.gpt["context"] * model.flops_per_token / 3

@@ -79,7 +79,7 @@ def show_clusters(overrides: list[str], *, as_json: bool) -> None:
     errors = []
     for name in options("cluster"):
         try:
-            job = compose([f"cluster={name}" if one == ALL else one for one in overrides])
+            job = compose([f"cluster={name}" if word == ALL else word for word in overrides])
             plans = fresh_plans(job)
             check_cost([(job, plans)])
             found[name] = summary(plans)

@@ -47,7 +47,7 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
 
 def refuse_sweep_of_cfg(arguments: list[str]) -> None:
     """`--cfg` shows one job; Hydra's own advice on this (`--multirun`) ends in a traceback."""
-    overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.is_sweep_override():
             raise ValueError(
@@ -85,14 +85,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def message(error: BaseException, arguments: Sequence[str]) -> str:
     """Return the line for an error; "" for a fault of ours, which keeps its traceback."""
-    overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     if isinstance(error, JobFailed):
         return str(error)
     if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
         login = "cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node"
         return login if "srun" in str(error) else ""
     if isinstance(error, OSError) and error.filename:
-        roots = [one.partition("=")[2] for one in overrides if one.startswith("root=")]
+        roots = [word.partition("=")[2] for word in overrides if word.startswith("root=")]
         return unwritable(error, str(home(roots[-1] if roots else None)))
     if isinstance(error, OverrideParseException):  # the word may have no "=", and the next belong to it
         words = list(arguments)

@@ -73,7 +73,7 @@ def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
             name = f"{job['run']} · {group[0].stage}" if len(planned) == 1 else job["run"]
             steps = " + ".join(steps_text(plan) for plan in group if not isinstance(plan, TokenizerPlan))
             peaks = [plan.memory for plan in group if isinstance(plan, BatchPlan) and plan.memory]
-            memory = max(peaks, key=lambda one: one["gib"]["peak"], default=None)
+            memory = max(peaks, key=lambda memory: memory["gib"]["peak"], default=None)
             time = "unknown" if hours is None else f"{hours:,.2f}"
             cost = money(dollars) if any(plan.cost for plan in group) else "–"
             rows.append([name, steps, fitting_text(memory), time, cost])

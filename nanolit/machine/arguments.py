@@ -50,6 +50,20 @@ class Setting:
         return {int: "N", float: "X", bool: "true", Path: "FOLDER"}.get(self.kind, self.name.upper())
 
     @property
+    def typed(self) -> str:
+        """Return how the setting is typed: `steps=N`, or `RUN` for a positional one."""
+        return self.placeholder if self.positional else f"{self.name}={self.placeholder}"
+
+    @property
+    def line(self) -> str:
+        """Return its line of --help: the flag, the help and the default."""
+        value = "" if self.kind is bool else f" {self.placeholder}"
+        flag = f"{self.short}{value}: " if self.short else ""
+        shown = ",".join(self.default) if isinstance(self.default, tuple) else self.default
+        default = "" if shown in (None, "") or shown is False else f" (default: {shown})"
+        return f"{flag}{self.help}{' (required)' if self.default is MISSING else default}"
+
+    @property
     def allowed(self) -> str:
         """The values that are accepted, in words."""
         if self.kind is bool or self.choices:
@@ -149,10 +163,10 @@ def listing(files: Mapping[str, Path]) -> str:
 def settings_of(settings: type) -> dict[str, Setting]:
     """Return the settings of a dataclass by name."""
     kinds, found = get_type_hints(settings), {}
-    for one in fields(settings):
-        parts = [kind for kind in get_args(kinds[one.name]) if kind is not NoneType]
-        kind = parts[0] if NoneType in get_args(kinds[one.name]) else kinds[one.name]
-        found[one.name] = Setting(name=one.name, kind=kind, default=one.default, **one.metadata)
+    for entry in fields(settings):
+        parts = [kind for kind in get_args(kinds[entry.name]) if kind is not NoneType]
+        kind = parts[0] if NoneType in get_args(kinds[entry.name]) else kinds[entry.name]
+        found[entry.name] = Setting(name=entry.name, kind=kind, default=entry.default, **entry.metadata)
     return found
 
 
@@ -160,8 +174,8 @@ def _split(
     known: dict[str, Setting], words: Sequence[str], about: str | None
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Return the texts given for each setting, and the words that belong to none."""
-    shorts = {one.short: name for name, one in known.items() if one.short}
-    places = [name for name, one in known.items() if one.positional]
+    shorts = {entry.short: name for name, entry in known.items() if entry.short}
+    places = [name for name, entry in known.items() if entry.positional]
     texts: dict[str, list[str]] = {}
     rest, left = [], list(words)
     while left:
@@ -191,12 +205,11 @@ def _split(
 
 def _values(known: dict[str, Setting], texts: dict[str, list[str]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, one in known.items():
+    for name, entry in known.items():
         if name in texts:
-            values[name] = one.converted(",".join(texts[name]) if one.is_list else texts[name][-1])
-        elif one.default is MISSING:
-            how = one.placeholder if one.positional else f"{name}={one.placeholder}"
-            raise ValueError(f"{name} is missing; give {how}: {one.help}")
+            values[name] = entry.converted(",".join(texts[name]) if entry.is_list else texts[name][-1])
+        elif entry.default is MISSING:
+            raise ValueError(f"{name} is missing; give {entry.typed}: {entry.help}")
     return values
 
 
@@ -207,14 +220,7 @@ def _hint(word: str, known: Collection[str]) -> str:
 
 def help_of(known: dict[str, Setting], about: str | None) -> str:
     """Return the text of --help: `about`, then a line for each setting, with its default."""
-    lines = []
-    for one in known.values():
-        flag = f"{one.short}{'' if one.kind is bool else f' {one.placeholder}'}: " if one.short else ""
-        shown = one.placeholder if one.positional else f"{one.name}={one.placeholder}"
-        has_default = not (one.default in (MISSING, None, "", ()) or one.default is False)
-        shown_default = ",".join(one.default) if isinstance(one.default, tuple) else one.default
-        default = f" (default: {shown_default})" if has_default else " (required)" * (one.default is MISSING)
-        lines.append((shown, f"{flag}{one.help}{default}"))
+    lines = [(entry.typed, entry.line) for entry in known.values()]
     width = max((len(shown) for shown, _ in lines), default=0)
     table = "\n".join(f"  {shown:<{width}}  {text}" for shown, text in lines)
     return f"{(about or '').strip()}\n\nsettings:\n{table}"

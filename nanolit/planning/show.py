@@ -242,16 +242,14 @@ def clusters_table(found: Mapping[str, dict[str, Any]]) -> str:
     """A line for every cluster: hours, dollars, micro-batch, memory, whether it fits; or why not."""
     head = f"  {'cluster':<15}{'GPUs':<20}{'hours':>8}{'dollars':>11}{'micro-batch':>13}  memory of a GPU"
     lines = []
-    for name, one in found.items():
-        if "error" in one:
-            lines.append(f"  {name:<15}{one['error']}")
+    for name, summary in found.items():
+        if "error" in summary:
+            lines.append(f"  {name:<15}{summary['error']}")
             continue
-        hours = "unknown" if one["hours"] is None else f"{one['hours']:,.2f}"
-        dollars = money(one["dollars"]) if one["billed"] else "–"
-        rows = str(one["micro_batch"] or "–")
-        lines.append(
-            f"  {name:<15}{one['gpus']:<20}{hours:>8}{dollars:>11}{rows:>13}  {fitting_text(one['memory'])}"
-        )
+        hours = "unknown" if summary["hours"] is None else f"{summary['hours']:,.2f}"
+        dollars = money(summary["dollars"]) if summary["billed"] else "–"
+        rows, memory = str(summary["micro_batch"] or "–"), fitting_text(summary["memory"])
+        lines.append(f"  {name:<15}{summary['gpus']:<20}{hours:>8}{dollars:>11}{rows:>13}  {memory}")
     return "\n".join([head, *lines])
 
 

@@ -18,7 +18,7 @@ from nanolit.config.stored import read_job
 from nanolit.jobs.inputs import check_root, check_settings, check_sources, finished, hub_forbidden
 from nanolit.jobs.processes import clean_environment, supervise
 from nanolit.jobs.ranks import WAIT_SECONDS, Node, run_ranks, this_node
-from nanolit.machine.exit import sigterm_interrupts
+from nanolit.machine.exit import open_streams, sigterm_interrupts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     Json,
@@ -32,7 +32,7 @@ from nanolit.machine.paths import (
     write_yaml,
 )
 from nanolit.machine.system import launched_rank, under_torchrun
-from nanolit.machine.terminal import one_line, print_anything, say
+from nanolit.machine.terminal import one_line, say
 from nanolit.planning.costs import num_ranks
 from nanolit.planning.micro_batch import tried
 from nanolit.planning.plans import (
@@ -300,7 +300,7 @@ def score(result: Result) -> str:
 
 def main() -> int:
     """Run the job of a file; 0 when it is done, 130 when it was interrupted, else 1."""
-    print_anything()
+    open_streams()
     result = run(read_job(Path(sys.argv[1])))
     if len(sys.argv) > 2:
         write_json(Path(sys.argv[2]), result)

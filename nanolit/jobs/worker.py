@@ -34,10 +34,10 @@ from nanolit.jobs.tokenizer import train_tokenizer
 from nanolit.jobs.trial import out_of_memory
 from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
-from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory
+from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory, open_streams
 from nanolit.machine.paths import PACKAGE, Json, stage_folder
 from nanolit.machine.system import launched_rank, wandb_key
-from nanolit.machine.terminal import at_terminal, one_line, print_anything, printable, say
+from nanolit.machine.terminal import at_terminal, one_line, printable, say
 from nanolit.phases.core import ShardedOptimizerStrategy, StoppedInStep
 from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, as_json, read_plan
 from nanolit.report import gradients
@@ -217,7 +217,7 @@ def plain_warning(
 def main() -> None:
     """`python -m nanolit.jobs.worker FOLDER`, on every rank of a stage: jobs/ranks.py starts it."""
     folder = Path(sys.argv[1])
-    print_anything()
+    open_streams()
     end_with(int(os.environ["NANOLIT_PARENT"]))
     join_ranks()
     result = run(read_job(folder / "job.yaml"), read_plan(folder))

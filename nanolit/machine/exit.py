@@ -5,6 +5,7 @@ SIGHUP, of a terminal that was closed or an ssh connection that was lost, asks f
 
 import atexit
 import functools
+import io
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from nanolit.machine.terminal import one_line, print_anything
+from nanolit.machine.terminal import one_line
 
 NO_MEMORY = ("allocate memory", "out of memory", "start new thread", "failed to map segment")
 MORE_MEMORY = "out of memory; end other programs, raise a limit (ulimit -v), or choose something smaller"
@@ -28,8 +29,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(words: Sequence[str] | None = None) -> int:
-        replace_closed_streams()
-        print_anything()
+        open_streams()
         try:
             try:
                 return main(sys.argv[1:] if words is None else words) or 0
@@ -55,11 +55,16 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     return guarded
 
 
-def replace_closed_streams() -> None:
-    """Let streams that the shell closed (`>&-`) lead nowhere: Python has None in their place."""
+def open_streams() -> None:
+    """Let streams that the shell closed (`>&-`) lead nowhere, and stdout escape what its encoding lacks.
+
+    Python has None in place of a closed stream; an error in printing would end a run.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the lowest descriptor that is free is the one that was closed
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the rest of the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -1,7 +1,6 @@
 """Lines for a person: plain text in a pipe, bold where a terminal shows it, never what steers a terminal."""
 
 import errno
-import io
 import os
 import re
 import shlex
@@ -84,12 +83,6 @@ def fitted(text: str, width: int) -> str:
         codes = len(line) - len(plain)  # bold names
         lines += [line[: start + codes] + first[start:], *rest]
     return "\n".join(lines)
-
-
-def print_anything() -> None:
-    """Let stdout escape what its encoding lacks, as stderr does: an error there would end a run."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def one_line(error: BaseException) -> str:

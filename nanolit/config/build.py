@@ -12,7 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -30,7 +30,7 @@ from typing import (
 
 from typing_extensions import TypedDict, is_typeddict
 
-from nanolit.config.schema import Target
+from nanolit.config.schema import Node, Target
 from nanolit.machine.paths import faults
 
 if TYPE_CHECKING:
@@ -87,16 +87,19 @@ def check_mapping(
         raise ValueError(one_line(first, kind, path))
 
 
-def check_targets(node: object, *, path: str) -> None:
-    """Check every `_target_` in a job, however deep, against the signature of what it names."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            check_target(node, path=path)
-        for key, value in node.items():
-            check_targets(value, path=joined(path, key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            check_targets(value, path=joined(path, index))
+def targets(node: object, path: str = "") -> Iterator[tuple[str, Node]]:
+    """Yield every mapping with a `_target_` in a job, however deep, and its dotted key."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield path, node
+    parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for part, value in parts:
+        yield from targets(value, joined(path, part))
+
+
+def check_targets(job: Mapping[str, object]) -> None:
+    """Check every `_target_` in a job against the signature of what it names."""
+    for path, node in targets(job):
+        check_target(node, path=path)
 
 
 def check_target(node: Mapping[str, object], *, path: str) -> None:

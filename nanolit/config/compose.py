@@ -62,7 +62,7 @@ def compose(overrides: Sequence[str]) -> Job:
         config = compose_config(overrides)
         choices = filled(config, overrides)
         check_mapping({**choices, "run": choices["run"] or ""}, Choices, path="")
-        check_targets(choices, path="")
+        check_targets(choices)
         fit_vocabulary(choices)
         job = without_shorthands(choices)
         if not job["run"]:

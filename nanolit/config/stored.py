@@ -4,14 +4,14 @@ A run is resumed only with the settings that it began with (`names.difference`),
 None there: without these tables every key that comes or goes would refuse every run begun before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast, get_args, get_type_hints
 
 from typing_extensions import is_typeddict
 
-from nanolit.config.build import check_mapping, check_targets
+from nanolit.config.build import check_mapping, check_targets, targets
 from nanolit.config.schema import SHORTHANDS, Job, Node
 from nanolit.machine.paths import DamagedFile, read_yaml
 
@@ -45,7 +45,7 @@ def read_job(path: Path) -> Job:
     fill_nulls(node, Job)
     try:
         check_mapping(node, Job, path="", takes_others=True)
-        check_targets(node, path="")
+        check_targets(node)
     except ValueError as error:
         raise DamagedFile(f"{path} is damaged ({error}); {REMEDY}") from error
     return cast(Job, node)
@@ -92,19 +92,11 @@ def removed_options(job: Node) -> list[tuple[Node, str, object, str]]:
     options = [(*place_of(job, key), default, key) for key, default in REMOVED.items()]
     options += [
         (node, key, default, f"{target.rpartition('.')[2]}.{key}")
-        for node in mappings(job)
+        for _, node in targets(job)
         for (target, key), default in REMOVED_ARGUMENTS.items()
-        if node.get("_target_") == target
+        if node["_target_"] == target
     ]
     return [option for option in options if option[1] in option[0]]
-
-
-def mappings(node: object) -> Iterator[Node]:
-    """Yield every mapping in a job, the job itself included."""
-    if isinstance(node, dict):
-        yield node
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from mappings(value)
 
 
 def place_of(job: Node, key: str) -> tuple[Node, str]:

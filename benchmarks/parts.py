@@ -122,6 +122,7 @@ def random_parts(job: Job, draw: Draw) -> Parts:
     folder = Path(temporary.name)
     absent: Any = None
     return Parts(
+        job=job,
         plan=plan,
         folder=folder,
         tokenizer=absent,

@@ -22,7 +22,6 @@ from benchmarks.communication import communication  # noqa: E402
 from benchmarks.parts import fill_gradients, parts_of, trace_of  # noqa: E402
 from nanolit.callbacks.progress import Clock  # noqa: E402
 from nanolit.callbacks.throughput import Recorder, Throughput  # noqa: E402
-from nanolit.config.schema import Job  # noqa: E402
 from nanolit.data.stream import Step  # noqa: E402
 from nanolit.jobs.parts import Parts  # noqa: E402
 from nanolit.jobs.worker import build_trainer, quieten_libraries  # noqa: E402
@@ -53,13 +52,13 @@ def main(arguments: list[str]) -> int:
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     steps, warmup = settings.steps, settings.warmup
     quieten_libraries()
-    job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=steps + warmup)
+    _, parts = parts_of(overrides, tokens=settings.tokens, num_steps=steps + warmup)
     if settings.overhead:
         measured = compare_with_bare_loop(
-            job, parts, steps=steps, warmup=warmup, rounds=settings.rounds, clock=settings.clock
+            parts, steps=steps, warmup=warmup, rounds=settings.rounds, clock=settings.clock
         )
     else:
-        measured = measure_training(job, parts, warmup=warmup)
+        measured = measure_training(parts, warmup=warmup)
     if launched_rank() == 0:
         entry = {"command": results.command_line("train", arguments), **about(parts), **measured}
         results.print_entry(entry, results.save(entry, settings, device=device_name(parts.device)))
@@ -132,12 +131,12 @@ class TimedStream:
             yield step
 
 
-def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
+def measure_training(parts: Parts, *, warmup: int) -> dict[str, Any]:
     """Measure the Trainer's median step, then a step's parts alone, with the same model and optimizer."""
     plan, device = parts.plan, parts.device
     assert isinstance(plan, BasePlan)
     stream, marks = TimedStream(parts.stream), Marks(device)
-    fit(job, parts, stream, [throughput(parts), marks])
+    fit(parts, stream, [throughput(parts), marks])
     step_ms = statistics.median(marks.milliseconds(warmup))
     first_step_seconds = marks.first_step_end - marks.fit_begun
     peak_memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
@@ -163,8 +162,8 @@ def measure_training(job: Job, parts: Parts, *, warmup: int) -> dict[str, Any]:
     return measured
 
 
-def fit(job: Job, parts: Parts, stream: Any, callbacks: list[L.Callback]) -> None:
-    trainer = build_trainer(parts, job=job, stage="base", callbacks=callbacks)
+def fit(parts: Parts, stream: Any, callbacks: list[L.Callback]) -> None:
+    trainer = build_trainer(parts, callbacks=callbacks)
     trainer.fit(parts.phase, stream)
 
 
@@ -223,14 +222,14 @@ def time_communication(phase: Phase, device: torch.device, *, repeats: int = 3) 
 
 
 def compare_with_bare_loop(
-    job: Job, parts: Parts, *, steps: int, warmup: int, rounds: int, clock: str
+    parts: Parts, *, steps: int, warmup: int, rounds: int, clock: str
 ) -> dict[str, Any]:
     """Measure the median step of the Trainer and of a bare loop over the same parts, in alternating rounds.
 
     Each round's medians are compared with each other, so that a busy machine slows both.
     """
     ways: dict[str, Callable[[Marks], None]] = {
-        "trainer": lambda marks: fit(job, parts, parts.stream, [throughput(parts), marks]),
+        "trainer": lambda marks: fit(parts, parts.stream, [throughput(parts), marks]),
         "bare": lambda marks: bare_loop(parts, marks, num_steps=steps + warmup),
     }
     medians: dict[str, list[float]] = {name: [] for name in ways}

@@ -28,23 +28,23 @@ def write_result(job: Job, stage: str, result: Json) -> Json:
     return result
 
 
-def conclude(trainer: L.Trainer, job: Job, parts: Parts, watch: Watch) -> Json:
+def conclude(trainer: L.Trainer, parts: Parts, watch: Watch) -> Json:
     """Return the result of a stage that was fitted; with all its steps, leave a release and ask CORE."""
-    result, phase, plan, stage = watch.state(), parts.phase, parts.plan, parts.plan.stage
+    result, job, phase, plan, stage = watch.state(), parts.job, parts.phase, parts.plan, parts.plan.stage
     again = f"continue with: {train_command(job['overrides'])}"
     if phase.finished_steps < phase.num_steps:
         error = f"{stage} stopped after step {phase.finished_steps} of {phase.num_steps}; {again}"
         return {"status": "interrupted", "error": error, **result}
     release = parts.folder / "release"
     if launched_rank() == 0:
-        leave_release(release, job, parts, result)
+        leave_release(release, parts, result)
         summarize(stage, result, release)
     stop = watch.checkpoints.stop  # then no other stage begins
     if isinstance(plan, BasePlan) and plan.core_every:
         try:
             if stop:
                 raise KeyboardInterrupt
-            result["metrics"], columns = ask_core(job, parts, release)
+            result["metrics"], columns = ask_core(parts, release)
         except KeyboardInterrupt:
             error = f"{stage} is trained, CORE was interrupted; {again}"
             return {"status": "interrupted", "error": error, **result}
@@ -57,8 +57,8 @@ def conclude(trainer: L.Trainer, job: Job, parts: Parts, watch: Watch) -> Json:
     return result
 
 
-def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
-    stage, recipe = parts.plan.stage, job["recipe"]["name"]
+def leave_release(release: Path, parts: Parts, result: Json) -> None:
+    job, stage, recipe = parts.job, parts.plan.stage, parts.job["recipe"]["name"]
     meta = {"run": job["run"], "stage": stage, "recipe": recipe, "seed": job["seed"]}
     meta["questions"] = job["chat_tasks"].get("questions", [])
     records = [release.parent / name for name in ("job.yaml", "plan.json")]
@@ -72,17 +72,17 @@ def leave_release(release: Path, job: Job, parts: Parts, result: Json) -> None:
     )
 
 
-def ask_core(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """`score_base`, which SIGTERM interrupts; ValueError says what to do where it can't be asked."""
+def ask_core(parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Run `score_base`, which SIGTERM interrupts; ValueError says what to do if CORE can't be asked."""
     try:
         with sigterm_interrupts():
-            return score_base(job, parts, release)
+            return score_base(parts, release)
     except ValueError as error:
         remedy = "core_every=null goes on without it"
         raise ValueError(f"base is trained, CORE can't be asked: {error}; {remedy}") from error
 
 
-def score_base(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
+def score_base(parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Ask base all of CORE; return the metrics of its result, and the columns of metrics.csv. Collective.
 
     Items lie where `nanolit evaluate tasks=core` keeps them: an interruption costs no answers.
@@ -93,13 +93,13 @@ def score_base(job: Job, parts: Parts, release: Path) -> tuple[dict[str, float],
     asked = {
         "folder": parts.folder / "evaluation",
         "about": {} if launched_rank() else identity(release),
-        "max_per_task": FAST_DEV_PROBLEMS if job["fast_dev_run"] else None,
+        "max_per_task": FAST_DEV_PROBLEMS if parts.job["fast_dev_run"] else None,
     }
-    model = scorer, parts.tokenizer, core_folder(job["root"])
+    model = scorer, parts.tokenizer, core_folder(parts.job["root"])
     scores = fitting(score_core, *model, **asked)
     value = next(iter(scores["metrics"].values()))
     columns = {"core": value}
-    if parts.plan.core_every != "end" and not job["fast_dev_run"]:
+    if parts.plan.core_every != "end" and not parts.job["fast_dev_run"]:
         # Its items are among those of the whole: nothing is asked again
         asked |= {"folder": asked["folder"] / "core", "max_per_task": CORE_PART, "crop": scores["crop"]}
         columns["core_part"], _ = mean_of_part(*model, **asked)
@@ -114,7 +114,7 @@ def attach_report(job: Job, logger: WandbLogger) -> None:
 
 
 def summarize(stage: str, result: Json, release: Path) -> None:
-    """The lines at the end of a stage."""
+    """Say what the stage took and reached, and where its release is."""
     speed = f" (median {result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
     score = f"; validation {result['val_bpb']:.4f} bits per byte" if result.get("val_bpb") else ""
     amount = f"{result['step']:,} steps, {result['tokens']:,} tokens"

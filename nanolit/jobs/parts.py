@@ -46,8 +46,9 @@ DTYPES = {None: None, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": tor
 
 @dataclass(kw_only=True)
 class Parts(Training):
-    """What the phase's file builds, and all around it; `chat_tasks` is empty for base."""
+    """All that a stage is trained with: what its phase builds, and more; `chat_tasks` is empty for base."""
 
+    job: Job
     plan: TrainingPlan
     folder: Path
     tokenizer: Tokenizer
@@ -90,6 +91,7 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
         training.stream.load_position(resumed.positions())
     return Parts(
         **vars(training),
+        job=job,
         plan=plan,
         folder=folder,
         tokenizer=tokenizer,

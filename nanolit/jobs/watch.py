@@ -28,7 +28,6 @@ from nanolit.model.accounting import peak_bf16_flops
 from nanolit.planning.plans import BasePlan, TrainingPlan, fresh_plan, total
 from nanolit.report import gradients
 from nanolit.report.folders import Stage
-from nanolit.tokenizer.bpe import Tokenizer
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is broken
 RENTED_SAVE_SECONDS = 600.0  # between checkpoints on a machine that can be taken away at any moment
@@ -39,8 +38,8 @@ TEXT_TOKENS, REPLY_TOKENS = 32, 200  # of a sample
 class Watch:
     """The callbacks of a stage, and what they know: what a checkpoint keeps and a result reports."""
 
-    def __init__(self, job: Job, parts: Parts, *, begun: float) -> None:
-        plan, phase, first = parts.plan, parts.phase, launched_rank() == 0
+    def __init__(self, parts: Parts, *, begun: float) -> None:
+        job, plan, phase, first = parts.job, parts.plan, parts.phase, launched_rank() == 0
         self.begun, self.phase = begun, phase
         self.before: Json = parts.resumed.progress if parts.resumed else {}
         stage = Stage(plan.stage, parts.folder)
@@ -67,7 +66,7 @@ class Watch:
             progress=self.progress,
             waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
-        self.watch_quality(job, parts)
+        self.watch_quality(parts)
         self.checkpoints = Checkpoints(
             parts.folder / "checkpoints",
             save_every=plan.save_every,
@@ -80,9 +79,9 @@ class Watch:
         quality = [self.evaluation, *self.core, self.chat, self.samples]
         self.callbacks: list[L.Callback] = [self.throughput, *quality, self.checkpoints]
 
-    def watch_quality(self, job: Job, parts: Parts) -> None:
+    def watch_quality(self, parts: Parts) -> None:
         """Build what asks the model: its evaluation, chat tasks and samples."""
-        plan, tokenizer, asked = parts.plan, parts.tokenizer, job["chat_tasks"]
+        plan, tokenizer, asked = parts.plan, parts.tokenizer, parts.job["chat_tasks"]
         engine = cache(partial(Engine, parts.phase.gpt, tokenizer))  # made when it is first asked
         self.evaluation = Evaluate(
             parts.evaluator,
@@ -95,12 +94,12 @@ class Watch:
             say(remark)
         self.core: list[L.Callback] = []
         if isinstance(plan, BasePlan) and plan.core_every not in ("end", None):
-            self.core.append(self.watch_core(job, tokenizer, plan.core_every))
+            self.core.append(self.watch_core(parts, plan.core_every))
         self.chat = EvaluateChat(
             engine,
             parts.chat_tasks,
             max_tokens=asked["max_tokens"],
-            max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else asked.get("max_per_task"),
+            max_per_task=FAST_DEV_PROBLEMS if parts.job["fast_dev_run"] else asked.get("max_per_task"),
             folder=parts.folder / "evaluation",
             clock=self.clock,
         )
@@ -114,12 +113,12 @@ class Watch:
             clock=self.clock,
         )
 
-    def watch_core(self, job: Job, tokenizer: Tokenizer, core_every: int) -> EvaluateCore:
+    def watch_core(self, parts: Parts, core_every: int) -> EvaluateCore:
         return EvaluateCore(
-            tokenizer,
-            core_folder(job["root"]),
+            parts.tokenizer,
+            core_folder(parts.job["root"]),
             core_every=core_every,
-            max_per_task=FAST_DEV_PROBLEMS if job["fast_dev_run"] else CORE_PART,
+            max_per_task=FAST_DEV_PROBLEMS if parts.job["fast_dev_run"] else CORE_PART,
             recorder=self.recorder,
             clock=self.clock,
         )

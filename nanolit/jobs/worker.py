@@ -105,16 +105,16 @@ def train(job: Job, plan: TrainingPlan) -> Json:
         make_deterministic()
     torch.set_float32_matmul_precision(job["recipe"]["matmul_precision"])
     parts = build_parts(job, plan)
-    watch = Watch(job, parts, begun=begun)
-    announce(plan.stage, parts, watch.gradients)
-    trainer = build_trainer(parts, job=job, stage=plan.stage, callbacks=watch.callbacks)
+    watch = Watch(parts, begun=begun)
+    announce(parts, watch.gradients)
+    trainer = build_trainer(parts, callbacks=watch.callbacks)
     if parts.phase.finished_steps < parts.phase.num_steps:
         fit(trainer, parts, watch)
-    return conclude(trainer, job, parts, watch)
+    return conclude(trainer, parts, watch)
 
 
-def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer, without what we do ourselves: checkpoints, progress, gradients over ranks."""
+def build_trainer(parts: Parts, *, callbacks: list[L.Callback]) -> L.Trainer:
+    """Return Lightning's Trainer without what we do ourselves: checkpoints, progress, sums over ranks."""
     ranks = parts.plan.ranks
     accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
     return L.Trainer(
@@ -126,7 +126,7 @@ def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callb
         max_epochs=-1,
         max_steps=max(parts.phase.num_steps - parts.phase.finished_steps, 0),
         callbacks=callbacks,
-        logger=build_logger(job, stage, parts) if launched_rank() == 0 else False,
+        logger=build_logger(parts) if launched_rank() == 0 else False,
         use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -137,18 +137,19 @@ def build_trainer(parts: Parts, *, job: Job, stage: str, callbacks: list[L.Callb
     )
 
 
-def build_logger(job: Job, stage: str, parts: Parts) -> Logger | Literal[False]:
-    """The job's Lightning logger, or False."""
-    settings = job["logger"]
+def build_logger(parts: Parts) -> Logger | Literal[False]:
+    """Return the job's Lightning logger, or False."""
+    settings = parts.job["logger"]
     if not settings["_target_"]:
         return False
     if settings["_target_"].endswith("WandbLogger"):
-        return build_wandb(job, stage, parts)
+        return build_wandb(parts)
     return build(settings, save_dir=str(parts.folder))
 
 
-def build_wandb(job: Job, stage: str, parts: Parts) -> Logger:
-    """W&B's logger, which continues one run per stage, offline without a key."""
+def build_wandb(parts: Parts) -> Logger:
+    """Return W&B's logger, which continues one run per stage, offline without a key."""
+    job, stage = parts.job, parts.plan.stage
     offline = job["offline"] or not wandb_key()
     identity = hashlib.sha256(f"{job['root']}:{job['run']}:{stage}".encode()).hexdigest()[:12]
     logger = build(
@@ -180,9 +181,9 @@ def fit(trainer: L.Trainer, parts: Parts, watch: Watch) -> None:
         raise KeyboardInterrupt from error
 
 
-def announce(stage: str, parts: Parts, trained: Json) -> None:
+def announce(parts: Parts, trained: Json) -> None:
     """Say where the stage begins, which of its steps had right gradients, and what data it leaves out."""
-    phase = parts.phase
+    stage, phase = parts.plan.stage, parts.phase
     if parts.resumed:
         say(f"{stage}: continuing after step {phase.finished_steps:,} of {phase.num_steps:,}")
         if remark := gradients.remark(trained):

@@ -67,12 +67,7 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
     tokenizer_folder = (
         begins.release / "tokenizer" if begins else tokenizers_folder(job["root"]) / plan.tokenizer
     )
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    if tokenizer.vocab_size != plan.gpt["vocab_size"]:
-        raise ValueError(
-            f"the tokenizer {tokenizer_folder} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{plan.gpt['vocab_size']:,}; give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
-        )
+    tokenizer = load_tokenizer(tokenizer_folder, vocab_size=plan.gpt["vocab_size"])
     settings = settings_of(job, plan, begins)
     saved = folder / "checkpoints"
     resumed = newest_checkpoint(saved, settings) if os.path.lexists(saved) else None
@@ -102,6 +97,17 @@ def build_parts(job: Job, plan: TrainingPlan) -> Parts:
         origin=begins,
         settings=settings,
     )
+
+
+def load_tokenizer(folder: Path, *, vocab_size: int) -> Tokenizer:
+    """Load a stage's tokenizer; ValueError unless it has as many tokens as the model."""
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != vocab_size:
+        raise ValueError(
+            f"the tokenizer {folder} has {tokenizer.vocab_size:,} tokens, the model {vocab_size:,}; "
+            f"give stage.tokenizer.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def newest_checkpoint(folder: Path, settings: Json) -> Checkpoint | None:

@@ -17,18 +17,9 @@ from nanolit.config.words import options
 from nanolit.jobs.inputs import origin
 from nanolit.machine.arguments import read_some, setting
 from nanolit.machine.exit import command
-from nanolit.planning.plans import (
-    BasePlan,
-    FinetunePlan,
-    Plan,
-    Plans,
-    as_json,
-    check_cost,
-    fresh_plans,
-    plan_jobs,
-    total,
-)
+from nanolit.planning.plans import Plan, Plans, as_json, check_cost, fresh_plans, plan_jobs, total
 from nanolit.planning.show import clusters_table, show_plans
+from nanolit.planning.sizes import TextPlan
 
 ALL = "cluster=all"
 
@@ -113,7 +104,7 @@ def summary(plans: Plans) -> dict[str, object]:
 
 def peak_gib(plan: Plan) -> float:
     """Return the memory that a stage takes of a GPU; 0 where none is known."""
-    memory = plan.memory if isinstance(plan, BasePlan | FinetunePlan) else None
+    memory = plan.memory if isinstance(plan, TextPlan) else None
     return memory["gib"]["peak"] if memory else 0.0
 
 

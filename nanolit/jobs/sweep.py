@@ -20,7 +20,7 @@ from nanolit.machine.system import gpu_names
 from nanolit.machine.terminal import at_terminal, say
 from nanolit.planning.plans import Plans, TokenizerPlan, notes, plan_jobs, total
 from nanolit.planning.show import amount, fitting_text, money, show_plans, steps_text
-from nanolit.planning.sizes import BatchPlan
+from nanolit.planning.sizes import TextPlan
 from nanolit.report.folders import read_result
 from nanolit.report.sweep import sweep_table, write_sweep_csv
 from nanolit.report.tables import markdown_table
@@ -72,7 +72,7 @@ def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
             hours, dollars = total(group)
             name = f"{job['run']} · {group[0].stage}" if len(planned) == 1 else job["run"]
             steps = " + ".join(steps_text(plan) for plan in group if not isinstance(plan, TokenizerPlan))
-            peaks = [plan.memory for plan in group if isinstance(plan, BatchPlan) and plan.memory]
+            peaks = [plan.memory for plan in group if isinstance(plan, TextPlan) and plan.memory]
             memory = max(peaks, key=lambda memory: memory["gib"]["peak"], default=None)
             time = "unknown" if hours is None else f"{hours:,.2f}"
             cost = money(dollars) if any(plan.cost for plan in group) else "–"

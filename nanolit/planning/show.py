@@ -19,7 +19,7 @@ from nanolit.planning.plans import (
     notes,
     total,
 )
-from nanolit.planning.sizes import BatchPlan, TextPlan
+from nanolit.planning.sizes import TextPlan
 
 Rows = list[tuple[str, str]]  # a name and its text
 
@@ -95,11 +95,11 @@ def plan_table(plan: Plan, *, known: Plan | None = None, done: int = 0) -> str:
     plan = rest_of(plan, after=done)
     if not isinstance(plan, TokenizerPlan) and getattr(known, "gpt", None) != plan.gpt:
         rows += model_rows(plan)
-    if isinstance(plan, BatchPlan):
+    if isinstance(plan, TextPlan):
         parts = f"{plan.ranks} (devices) × {plan.accumulation} (accumulation) × {plan.micro_batch} rows"
         rows.append(("batch", f"{plan.total_batch:,} tokens = {parts} of {plan.gpt['context']:,}"))
     rows += horizon_rows(plan, done) + cost_rows(plan)
-    if isinstance(plan, BatchPlan) and plan.memory:
+    if isinstance(plan, TextPlan) and plan.memory:
         rows += memory_rows(plan.memory)
     if isinstance(plan, RLPlan):
         answers = f"{plan.questions} questions × {plan.samples} answers of {plan.max_new_tokens} tokens"

@@ -188,25 +188,19 @@ def type_of(annotation: ast.expr | None, module: str) -> Annotation:
     """Return the type that an annotation means in `module`; Any if the source alone cannot tell."""
     if annotation is None:
         return Any
+    names = [node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)]
+    known = {name: NAMES[name] if name in NAMES else alias(name, module) for name in names}
     try:  # source of nanolit and Lightning alone (build.ALLOWED), with no name but those of NAMES
-        kind = eval(ast.unparse(annotation), {"__builtins__": {}}, Names(module))
+        kind = eval(ast.unparse(annotation), {"__builtins__": {}}, known)
     except (TypeError, AttributeError):  # Tensor["B T"], torch.dtype: names that we do not follow
         return Any
     return Any if isinstance(kind, str) or "ForwardRef" in repr(kind) else kind
 
 
-class Names(dict[str, Annotation]):
-    """The meaning of a name in a module's annotations: a plain type, an alias of the module, else Any."""
-
-    def __init__(self, module: str) -> None:
-        super().__init__(NAMES)
-        self.module = module
-
-    def __missing__(self, name: str) -> Annotation:
-        for node in syntax_tree(self.module).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-                return type_of(node.value, self.module)
-        return Any
+def alias(name: str, module: str) -> Annotation:
+    """Return the type that a module gives a name by `name = …`, else Any."""
+    lines = [line for line in syntax_tree(module).body if isinstance(line, ast.Assign)]
+    return type_of(next((line.value for line in lines if ast.unparse(line.targets[0]) == name), None), module)
 
 
 def build(node: Target, *args: Any, **kwargs: Any) -> Any:

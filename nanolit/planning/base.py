@@ -123,7 +123,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     step = plan_batch(
         job, model, settings, total_batch=settings["total_batch"], equal_rows=BasePlan.equal_rows
     )
-    counted = counted_parameters(job, model.gpt)
+    counted = counted_parameters(job, model.parameters)
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
     if num_steps is None:
         num_steps = horizon(job, model, step.total_batch, counted=counted)
@@ -134,7 +134,7 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     is_typed = any("recipe.packing=" in word for word in job["overrides"])
     if packing == "bestfit" and not dataset.is_shipped and not is_typed:
         packing = choose_packing(job, dataset, tokens)
-    groups = scaled_groups(job, model.gpt, step.total_batch, lr_scale=settings["lr_scale"])
+    groups = scaled_groups(job, model, step.total_batch, lr_scale=settings["lr_scale"])
     shards = dataset.shards_needed(tokens, kept_fraction=KEPT_FRACTION[packing])
     gigabytes = dataset.download_gigabytes(shards)
     return BasePlan(

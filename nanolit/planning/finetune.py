@@ -68,7 +68,7 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
         packing=defaults["packing"],
         schedule=defaults["schedule"],
         warm_start=defaults["warm_start"],
-        groups=scaled_groups(job, model.gpt, step.total_batch, lr_scale=lr_scale),
+        groups=scaled_groups(job, model, step.total_batch, lr_scale=lr_scale),
         **watched,
         hours=hours(
             job,

@@ -115,7 +115,7 @@ def plan_rl(job: Job, head: StagePlan, *, dataset: Dataset) -> RLPlan:
         validation=validation,
         schedule=defaults["schedule"],
         warm_start=defaults["warm_start"],
-        groups=scaled_groups(job, model.gpt, REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
+        groups=scaled_groups(job, model, REFERENCE_BATCH, lr_scale=chosen["lr_scale"]),
         hours=rl_hours(job, model, chosen=chosen, validation=validation, steps=expected),
     )
 

@@ -161,7 +161,7 @@ def plan_batch(
     if job["fast_dev_run"]:
         total_batch = FAST_DEV_ROWS * ranks * context
     elif total_batch is None:
-        total_batch = batch_of_base(job, model.gpt)
+        total_batch = batch_of_base(job, model)
     if total_batch < 1 or total_batch % (context * ranks):
         what = f"context × devices ({context:,} × {ranks})"
         raise ValueError(multiple("total_batch", total_batch, unit=context * ranks, what=what))
@@ -180,16 +180,15 @@ def plan_batch(
     )
 
 
-def batch_of_base(job: Job, gpt: Hyperparameters) -> int:
+def batch_of_base(job: Job, model: ModelPlan) -> int:
     """Return the tokens of a base step: fixed, or grown with the horizon relative to d12's."""
     if job["recipe"]["scaling"]["batch"] == "fixed":
         return scaling.REFERENCE_BATCH
-    return scaling.batch_from_horizon(counted_parameters(job, gpt), reference_parameters(job))
+    return scaling.batch_from_horizon(counted_parameters(job, model.parameters), reference_parameters(job))
 
 
-def counted_parameters(job: Job, gpt: Hyperparameters) -> int:
-    """Return how many parameters the recipe's tokens-per-parameter ratio counts."""
-    counts = parameter_counts(gpt)
+def counted_parameters(job: Job, counts: Mapping[str, int]) -> int:
+    """Return how many parameters the recipe's tokens-per-parameter ratio counts, of counts by role."""
     if job["recipe"]["scaling"]["ratio_of"] == "all":
         return sum(counts.values())
     return counts["matrix"] + counts["unembedding"]
@@ -198,7 +197,8 @@ def counted_parameters(job: Job, gpt: Hyperparameters) -> int:
 def reference_parameters(job: Job) -> int:
     """Return the counted parameters of d12, from which batch and weight decay are scaled."""
     size = size_from_depth(12, sizing=job["recipe"]["scaling"]["sizing"])._asdict()
-    return counted_parameters(job, cast(Hyperparameters, {"depth": 12, **size, **sizeless(job)}))
+    gpt = cast(Hyperparameters, {"depth": 12, **size, **sizeless(job)})
+    return counted_parameters(job, parameter_counts(gpt))
 
 
 def choose_micro_batch(
@@ -245,22 +245,23 @@ def is_auto(job: Job, stage: str) -> bool:
 
 
 def scaled_groups(
-    job: Job, gpt: Hyperparameters, total_batch: int, *, lr_scale: float
+    job: Job, model: ModelPlan, total_batch: int, *, lr_scale: float
 ) -> dict[str, GroupSettings]:
     """Return the optimizer's final settings by role; ValueError for a role that the recipe leaves out."""
-    counts, groups = parameter_counts(gpt), job["recipe"]["groups"]
-    if missing := sorted(counts.keys() - groups.keys()):
+    groups = job["recipe"]["groups"]
+    if missing := sorted(model.parameters.keys() - groups.keys()):
         raise ValueError(
             f"recipe.groups has no settings for {', '.join(missing)}; add recipe.groups.{missing[0]}"
         )
     by_horizon = 1.0  # of Muon's weight decay alone
     if job["recipe"]["scaling"]["batch"] == "horizon":
-        tokens, reference = counted_parameters(job, gpt), reference_parameters(job)
+        tokens, reference = counted_parameters(job, model.parameters), reference_parameters(job)
         by_horizon = scaling.weight_decay_factor(total_batch, tokens=tokens, reference_tokens=reference)
-    by_width, by_batch = scaling.lr_factor_from_width(gpt["width"]), scaling.lr_factor_from_batch(total_batch)
+    by_width = scaling.lr_factor_from_width(model.gpt["width"])
+    by_batch = scaling.lr_factor_from_batch(total_batch)
     scaled: dict[str, GroupSettings] = {}
     for role, group in groups.items():
-        if role not in counts:
+        if role not in model.parameters:
             continue
         lr = group["lr"] * lr_scale * (by_width if group["width_scaled"] else 1.0)
         lr *= by_batch if group["batch_scaled"] else 1.0

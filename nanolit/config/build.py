@@ -146,7 +146,7 @@ def signature_of(target: str, path: str) -> Signature:
 
 @functools.cache
 def syntax_tree(module: str, path: str = "") -> ast.Module:
-    """The parsed source of a module, found without importing it or its packages."""
+    """Return the parsed source of a module, found without importing it or its packages."""
     first, *rest = module.split(".")
     assert all(map(str.isidentifier, rest)), module  # refuse_foreign_target came before
     spec = importlib.util.find_spec(first)
@@ -234,7 +234,7 @@ def one_line(error: "ErrorDetails", kind: Annotation, path: str) -> str:
 
 
 def member(kind: Annotation, part: str | int) -> Annotation:
-    """The type of a key or an item below `kind`; None where it has none of that name."""
+    """Return the type of a key or an item of `kind`; None if it has none of that name."""
     kind = without_null(kind)
     if is_typeddict(kind):
         return get_type_hints(kind).get(str(part))
@@ -257,7 +257,7 @@ def joined(path: str, part: str | int) -> str:
 
 
 def words(kind: Annotation) -> str:
-    """A type in words, for messages: `int | None` is "an integer or null"."""
+    """Return a type in words, for messages: `int | None` is "an integer or null"."""
     origin = get_origin(kind)
     if origin in (Union, UnionType):
         return " or ".join(map(words, get_args(kind)))

@@ -45,7 +45,7 @@ SMALLEST = 512
 
 
 def refuse_environment(name: str, *_default: object) -> str:
-    """A resolved value is written into job.yaml, and from there to W&B and Modal: no place for a secret."""
+    """ValueError: the value would be written to job.yaml, W&B and Modal, and it may be a secret."""
     raise ValueError(
         f"${{oc.env:{name}}} is not read: its value would be stored with the run; write the value itself, or "
         f'on the command line "${name}"'
@@ -56,7 +56,7 @@ OmegaConf.register_new_resolver("oc.env", refuse_environment, replace=True)
 
 
 def compose(overrides: Sequence[str]) -> Job:
-    """The checked job of one command line, `["phase=base", "model=d4"]`; ValueError says what is wrong."""
+    """Return the checked job of the words `["phase=base", "model=d4"]`; ValueError says what is wrong."""
     try:
         overrides = as_typed(overrides)
         config = compose_config(overrides)
@@ -105,7 +105,7 @@ def without_shorthands(choices: Choices) -> Job:
 
 @functools.cache
 def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Job:
-    """The job of this recipe, depth and seed and no other choice: what a plain run name means."""
+    """Return the job of this recipe, depth and seed and no other choice: what a plain run name means."""
     overrides = [f"recipe={recipe}", f"model.depth={depth}", f"seed={seed}", *search]
     return without_shorthands(filled(compose_config(overrides), overrides))
 
@@ -273,7 +273,7 @@ def vocabulary_of_text(job: Choices) -> int:
 
 
 class Sizes(TypedDict):
-    """What is read of a release's gpt.json here."""
+    """The part of a release's gpt.json that is read here."""
 
     vocab_size: int
 

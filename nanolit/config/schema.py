@@ -135,7 +135,7 @@ class TokenizerStage(TypedDict):
 
 
 class TextStage(TypedDict):
-    """What base, mid and sft have."""
+    """The settings that base, mid and sft share."""
 
     total_batch: int | None  # tokens of an optimizer step
     micro_batch: int | Literal["auto"] | None  # rows of one device
@@ -211,7 +211,7 @@ class Job(TypedDict):
 
 
 class Choices(Job):
-    """A job as a person chooses it: with the words that only say what goes into `stages` and `stage`."""
+    """A job as a person chooses it: with shorthands too, which only fill in `stages` and `stage`."""
 
     rl: bool
     identity: str | None  # conversations that say who the model is

@@ -225,7 +225,7 @@ def fetch_data(job: Job, plans: Plans) -> None:
 
 
 def is_made(job: Job, plan: Plan) -> bool:
-    """Return True if the plan's tokenizer is there; phase=tokenizer looks at it anew all the same."""
+    """Return True if the plan's tokenizer is there; with phase=tokenizer its stage runs all the same."""
     path = tokenizers_folder(job["root"]) / plan.tokenizer / "tokenizer.json"
     return path.exists() and job["phase"] != "tokenizer"
 

@@ -156,7 +156,7 @@ def stages_before(job: Job, stage: str) -> list[str]:
 
 
 def finished(root: str, run: str, stage: str) -> Json | None:
-    """The stored result of a stage that is done, else None."""
+    """Return the stored result of a stage that is done, else None."""
     path = stage_folder(root, run, stage) / "result.json"
     result = read_result(path) if path.exists() else {}
     return result if result.get("status") == "done" else None

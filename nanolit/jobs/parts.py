@@ -36,7 +36,7 @@ PHASES: dict[type[TrainingPlan], Callable[..., Training]] = {
     FinetunePlan: build_finetune,
     RLPlan: build_rl,
 }
-# The fields of a plan that decide a stage's result: with others, a checkpoint is of another run
+# The fields of a plan that decide a stage's result: a checkpoint with other values is of another run
 DECIDING = ("tokenizer", "gpt", "total_batch", "rows", "num_steps", "packing", "schedule", "groups")
 DECIDING += ("lr_scale", "warm_start", "task", "questions", "samples", "temperature", "top_k")
 DECIDING += ("max_new_tokens",)
@@ -193,7 +193,7 @@ def moments(begins: Origin, meta: Json, *, wanted: bool) -> Restore | None:
 def build_gpt(
     hyperparameters: Hyperparameters, device: torch.device, *, seed: int, precision: str | None = None
 ) -> GPT:
-    """A GPT with its initial weights, equal on all ranks; built without ever holding it twice."""
+    """Return a GPT with its initial weights, equal on all ranks, without ever holding it twice."""
     generator = torch.Generator(device=device).manual_seed(derived_seed(seed, "initial weights"))
     dtype = DTYPES[precision] or compute_dtype(device)
     with torch.device("meta"):
@@ -206,6 +206,6 @@ def build_gpt(
 
 
 def compiled(job: Job, plan: TrainingPlan, device: torch.device) -> bool:
-    """Return True to compile the model: on a GPU unless told otherwise, never anew for rows of any length."""
+    """Return True to compile the model: by default on a GPU, and never if rows differ in length."""
     wish = device.type == "cuda" if job["compile"] is None else job["compile"]
     return wish and plan.equal_rows

@@ -134,7 +134,7 @@ def run_together(
 
 
 def listen(node: Node) -> socket.socket:
-    """Return a socket that listens at the node's address, and there alone."""
+    """Return a socket that listens at the node's address only."""
     try:
         family = socket.AF_INET6 if ":" in node.master_addr else socket.AF_INET
         return socket.create_server((node.master_addr, node.master_port), family=family, backlog=1024)

@@ -32,7 +32,7 @@ NOT_BEGUN = "not begun when the sweep was stopped; the same command begins it"
 
 
 class JobFailed(RuntimeError):
-    """A job began and did not end well; `code` is the exit code for the shell."""
+    """A job that had begun failed or was interrupted; `code` is the exit code for the shell."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -142,7 +142,7 @@ def begun(job: Job) -> bool:
 
 
 def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]:
-    """The validation bits per byte of every job, after the sweep's table; JobFailed when one ended badly."""
+    """Show a sweep's table and return every job's validation bits per byte; JobFailed unless all are done."""
     if len(jobs) > 1:
         path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
         write_sweep_csv(path, results)
@@ -195,7 +195,7 @@ def refuse_elsewhere(job: Job) -> None:
 
 
 def run_processes(jobs: Sequence[Job]) -> list[Json]:
-    """A process per job, each with its own GPUs, as many at once as have GPUs; one at a time on a CPU."""
+    """Run a process per job, each with its own GPUs, as many at once as have GPUs; on a CPU one at a time."""
     slots = gpu_slots(jobs[0]["cluster"]["devices"])
     waiting, running = list(jobs), dict[str, tuple[subprocess.Popen, Job]]()
     results = {}

@@ -121,7 +121,7 @@ def ignore_ctrl_c() -> None:
 
 
 def leave_terminal(number: int) -> None:
-    """After SIGHUP, print to nowhere: the terminal is gone, and printing to it would be an error."""
+    """Print to nowhere after SIGHUP: the terminal is gone, and printing to it would be an error."""
     if number == getattr(signal, "SIGHUP", None):
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):

@@ -33,7 +33,7 @@ class Entry(TypedDict):
 
 
 class Memory(TypedDict):
-    """What micro_batch.json holds: a `Tried` for each GPU, model and precision."""
+    """The content of micro_batch.json: a `Tried` for each GPU, model and precision."""
 
     tried: dict[str, Entry]
 

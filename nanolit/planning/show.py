@@ -187,7 +187,7 @@ def money(dollars: float | None) -> str:
 
 
 def memory_rows(memory: Memory) -> Rows:
-    """The peak of one GPU, what it is made of, and what would fit others."""
+    """Return the peak of one GPU, what it is made of, and what would fit others."""
     gib, available = memory["gib"], memory["gpu_gib"]
     of = f" of {available:.0f}" if available else ""
     verdict = {True: "", False: ": does not fit", None: ""}[memory["fits"]]
@@ -231,7 +231,7 @@ def data_rows(plan: Plan) -> Rows:
 
 
 def total_line(run: str, plans: Sequence[Plan]) -> str:
-    """The hours and dollars of all stages of a job."""
+    """Return a line with the hours and dollars of all stages of a job."""
     hours, dollars = total(plans)
     billed = any(plan.cost for plan in plans)
     stages = "1 stage" if len(plans) == 1 else f"{len(plans)} stages"
@@ -239,7 +239,7 @@ def total_line(run: str, plans: Sequence[Plan]) -> str:
 
 
 def clusters_table(found: Mapping[str, dict[str, Any]]) -> str:
-    """A line for every cluster: hours, dollars, micro-batch, memory, whether it fits; or why not."""
+    """Return a line for every cluster: hours, dollars, micro-batch, memory, whether it fits; or why not."""
     head = f"  {'cluster':<15}{'GPUs':<20}{'hours':>8}{'dollars':>11}{'micro-batch':>13}  memory of a GPU"
     lines = []
     for name, summary in found.items():

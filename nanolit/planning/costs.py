@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NotRequired, cast
 
+import numpy as np
 import yaml
 from typing_extensions import TypedDict
 
@@ -128,15 +129,8 @@ def utilisation(gpu: str, job: Job) -> float:
 
 
 def interpolated(known: dict[int, float], depth: int) -> float:
-    """Interpolate between the known depths; constant beyond them."""
-    below = max((key for key in known if key <= depth), default=min(known))
-    above = min((key for key in known if key >= depth), default=max(known))
-    if below == above:
-        return known[below]
-    if depth < below or depth > above:
-        return known[below] if depth < below else known[above]
-    share = (depth - below) / (above - below)
-    return round(known[below] + share * (known[above] - known[below]), 3)
+    """Interpolate between the known depths, in rising order; constant beyond them."""
+    return round(float(np.interp(depth, [*known], [*known.values()])), 3)
 
 
 class Memory(TypedDict):

@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from nanolit.machine.paths import CONF, PACKAGE, expanded, read_yaml
@@ -106,8 +107,7 @@ def _is_there(path: str) -> bool:
 
 def hydra_quoted(text: str) -> str:
     """Put text in quotes for Hydra, where a backslash counts only before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), text)
-    return f"'{escaped}'"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def check_yaml(folder: Path) -> None:

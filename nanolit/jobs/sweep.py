@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import run, score
@@ -82,20 +81,20 @@ def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
 
 def sum_line(planned: Sequence[tuple[Job, Plans]], *, at_a_time: int | None) -> str:
     """Return all jobs together, and how long they take when the next begins as one ends."""
-    totals = [total([*plans.values()]) for _, plans in planned]
-    hours, dollars = [time for time, _ in totals], [price for _, price in totals]
-    text = f"{len(planned)} jobs" if len(planned) > 1 else f"{len(planned[0][1])} stages"
+    every = [plan for _, plans in planned for plan in plans.values()]
+    hours, dollars = total(every)
+    text = f"{len(planned)} jobs" if len(planned) > 1 else f"{len(every)} stages"
     if len(planned) > 1 and at_a_time:
         text += f", at most {at_a_time} at a time"
-    if None not in hours:
-        text += f": {sum(cast(list[float], hours)):,.1f} hours"
-    if None not in hours and len(planned) > 1 and at_a_time:
+    if hours is not None:
+        text += f": {hours:,.1f} hours"
+    if hours is not None and len(planned) > 1 and at_a_time:
         ends = [0.0] * at_a_time
-        for time in cast(list[float], hours):
-            heapq.heapreplace(ends, ends[0] + time)
+        for _, plans in planned:
+            heapq.heapreplace(ends, ends[0] + (total([*plans.values()])[0] or 0.0))
         text += f", done after {max(ends):,.1f}"
-    if any(plan.cost for _, plans in planned for plan in plans.values()):
-        text += f"; {money(None if None in dollars else sum(cast(list[float], dollars)))} in all"
+    if any(plan.cost for plan in every):
+        text += f"; {money(dollars)} in all"
     return text
 
 

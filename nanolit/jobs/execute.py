@@ -39,6 +39,7 @@ from nanolit.planning.plans import (
     BasePlan,
     FinetunePlan,
     Plan,
+    Planned,
     Plans,
     TokenizerPlan,
     as_json,
@@ -58,9 +59,7 @@ TOLD = "NANOLIT_TOLD"  # stages that were shown where this output goes, a comma 
 Result = Json  # of a stage or a job: its status, and what it reached or why it failed
 
 
-def run(
-    job: Job, plans: Plans | None = None, *, confirm: Callable[[Job, Plans], None] | None = None
-) -> Result:
+def run(job: Job, plans: Plans | None = None, *, confirm: Callable[[Planned], None] | None = None) -> Result:
     """Run the stages in order and return the last result, or that of the first stage that isn't done.
 
     Errors the user can fix are returned, never raised: {"status": "failed", "error": …}. `plans` are those
@@ -82,7 +81,7 @@ def run(
             training = training_plans(job, plans)
             announce(job, training)
             if confirm:
-                confirm(job, plans)
+                confirm([(job, plans)])
             if any(plan.chats for plan in plans.values()):
                 check_sources(job, plans)
             if job["cluster"]["gpu"] != "cpu" and not under_torchrun():

@@ -17,7 +17,7 @@ from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.paths import Json, run_folder, write_yaml
 from nanolit.machine.system import gpu_names
 from nanolit.machine.terminal import at_terminal, say
-from nanolit.planning.plans import Plans, TokenizerPlan, notes, plan_jobs, total
+from nanolit.planning.plans import Planned, Plans, TokenizerPlan, notes, plan_jobs, total
 from nanolit.planning.show import amount, fitting_text, money, show_plans, steps_text
 from nanolit.planning.sizes import TextPlan
 from nanolit.report.folders import read_result
@@ -46,12 +46,12 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
         say("dry run: nothing was begun")
         return [None for _ in jobs]
     if len(jobs) == 1:
-        return conclude(jobs, [run(*planned[0], confirm=lambda *planned: confirm([planned]))])
+        return conclude(jobs, [run(*planned[0], confirm=confirm)])
     confirm(planned)
     return conclude(jobs, run_processes(jobs))
 
 
-def show_jobs(planned: Sequence[tuple[Job, Plans]], *, at_a_time: int | None = None) -> None:
+def show_jobs(planned: Planned, *, at_a_time: int | None = None) -> None:
     """Print what fits on a screen; ValueError where all together pass max_cost."""
     if len(planned) == 1 and len(planned[0][1]) == 1:
         show_plans(planned)
@@ -62,7 +62,7 @@ def show_jobs(planned: Sequence[tuple[Job, Plans]], *, at_a_time: int | None = N
         say(note)
 
 
-def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
+def plans_table(planned: Planned) -> str:
     """Return a row for each job, or for each stage of the only one."""
     rows = []
     for job, plans in planned:
@@ -79,7 +79,7 @@ def plans_table(planned: Sequence[tuple[Job, Plans]]) -> str:
     return markdown_table(["Run", "Steps", "Memory of a GPU", "Hours", "Cost"], rows, num_left=3)
 
 
-def sum_line(planned: Sequence[tuple[Job, Plans]], *, at_a_time: int | None) -> str:
+def sum_line(planned: Planned, *, at_a_time: int | None) -> str:
     """Return all jobs together, and how long they take when the next begins as one ends."""
     every = [plan for _, plans in planned for plan in plans.values()]
     hours, dollars = total(every)
@@ -98,7 +98,7 @@ def sum_line(planned: Sequence[tuple[Job, Plans]], *, at_a_time: int | None) -> 
     return text
 
 
-def confirm(planned: Sequence[tuple[Job, Plans]]) -> None:
+def confirm(planned: Planned) -> None:
     """Say when the jobs' plans take more than a day here or ASK_DOLLARS; SystemExit if a person says no.
 
     With yes=true, elsewhere than at a terminal, and for runs that have begun, nobody is asked.
@@ -121,7 +121,7 @@ def ask(remark: str, *, yes: bool) -> None:
         raise SystemExit("Nothing was begun. The same command with yes=true does not ask.")
 
 
-def warning(planned: Sequence[tuple[Job, Plans]]) -> str:
+def warning(planned: Planned) -> str:
     """Return a remark if the jobs together are long or expensive, else ""."""
     job = planned[0][0]
     hours, dollars = total([plan for _, plans in planned for plan in plans.values()])

@@ -26,6 +26,7 @@ from nanolit.planning.sizes import StagePlan
 TrainingPlan = BasePlan | FinetunePlan | RLPlan
 Plan = TokenizerPlan | TrainingPlan
 Plans = Mapping[str, Plan]  # by stage
+Planned = Sequence[tuple[Job, Plans]]  # jobs with their plans
 PLANNERS: dict[str, tuple[type[Plan], Callable[..., Plan]]] = {
     "tokenizer": (TokenizerPlan, plan_tokenizer),
     "base": (BasePlan, plan_base),
@@ -161,7 +162,7 @@ def sum_of_known(parts: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(parts) else None
 
 
-def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
+def check_cost(planned: Planned) -> str | None:
     """Raise ValueError if the jobs together pass `max_cost`, or might; return a note if it is ignored."""
     job, plans = planned[0][0], [plan for _, plans in planned for plan in plans.values()]
     limit, cluster = job["max_cost"], job["cluster"]
@@ -182,7 +183,7 @@ def check_cost(planned: Sequence[tuple[Job, Mapping[str, Plan]]]) -> str | None:
     return None
 
 
-def notes(planned: Sequence[tuple[Job, Plans]]) -> list[str]:
+def notes(planned: Planned) -> list[str]:
     """Return remarks on the jobs before they begin; ValueError if together they pass `max_cost`, or might."""
     job = planned[0][0]
     over = [] if job["max_cost"] is None else [check_cost(planned)]

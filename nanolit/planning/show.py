@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nanolit.config.schema import Job
 from nanolit.machine.terminal import bold, say
 from nanolit.optim.scaling import GroupSettings
 from nanolit.planning.costs import Cost, Hours, Memory
@@ -12,7 +11,7 @@ from nanolit.planning.plans import (
     BasePlan,
     FinetunePlan,
     Plan,
-    Plans,
+    Planned,
     RLPlan,
     TokenizerPlan,
     TrainingPlan,
@@ -24,7 +23,7 @@ from nanolit.planning.sizes import TextPlan
 Rows = list[tuple[str, str]]  # a name and its text
 
 
-def show_plans(planned: Sequence[tuple[Job, Plans]]) -> None:
+def show_plans(planned: Planned) -> None:
     """Print the plans of the jobs, with hours and dollars; ValueError if together they pass max_cost.
 
     Launchers call this before they submit anything.

@@ -190,7 +190,7 @@ def type_of(annotation: ast.expr | None, module: str) -> Annotation:
         return Any
     names = [node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)]
     known = {name: NAMES[name] if name in NAMES else alias(name, module) for name in names}
-    try:  # source of nanolit and Lightning alone (build.ALLOWED), with no name but those of NAMES
+    try:  # source of nanolit and Lightning alone (ALLOWED), with no name but those of NAMES
         kind = eval(ast.unparse(annotation), {"__builtins__": {}}, known)
     except (TypeError, AttributeError):  # Tensor["B T"], torch.dtype: names that we do not follow
         return Any

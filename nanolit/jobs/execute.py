@@ -248,7 +248,7 @@ def make_tokenizer(job: Job, plan: Plan) -> Result:
 
 
 def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
-    """Wait until rank 0, which may be downloading, has written a file: an outer torchrun's others do this."""
+    """Wait, on another rank of an outer torchrun, for a file of rank 0, which may still be downloading."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:

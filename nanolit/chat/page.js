@@ -8,10 +8,13 @@ if (navigator.clipboard) {
 // Gradio reloads a page that lost its server: carry the text in the box over. Until the new page has taken
 // it, it stays in `typed`, because the page can be reloaded again before it has a box.
 let typed = sessionStorage.typed ?? "";
-const takeTyped = (text) => {
-  text ||= typed;
+const retype = () => {
+  const box = document.querySelector("#box textarea");
+  if (typed && !box.value) {
+    box.value = typed;
+    box.dispatchEvent(new Event("input"));
+  }
   typed = "";
-  return text;
 };
 addEventListener("pagehide", () => {
   sessionStorage.typed = document.querySelector("#box textarea")?.value || typed;

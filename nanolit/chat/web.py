@@ -137,8 +137,8 @@ class Page:
         model.change(self.clear, None, outputs, cancels=replies, **hidden).then(
             self.choose, model, [chatbot, max_tokens, status], **hidden
         )
-        demo.load(None, box, box, js="(text) => takeTyped(text)", **hidden)
-        demo.load(self.restore, messages, chatbot, **hidden)
+        restored = demo.load(self.restore, messages, chatbot, **hidden)
+        restored.then(None, None, None, js="() => retype()", **hidden)
 
     def face(self, name: str) -> dict[str, Any]:
         """Return what an empty chat shows of a model."""

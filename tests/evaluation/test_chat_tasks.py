@@ -360,6 +360,7 @@ def rank_process(rank: int, rendezvous: str, folder: str) -> None:
     scores = scores_of_this_rank(rank, 2, rendezvous)
     with open(os.path.join(folder, str(rank)), "w") as file:
         file.write(repr(scores))
+    os._exit(0)  # gloo now and then aborts a process that shuts Python down (torch 2.11)
 
 
 def test_scores_are_the_same_on_two_ranks_as_on_one(engine, tmp_path):

@@ -58,7 +58,7 @@ class LanguageModel:
     ) -> str:
         """Continue `text` by at most `max_tokens` tokens, fewer if the document ends; return the rest alone.
 
-        temperature 0 takes the likeliest token each time; top_k None draws from all. The same seed gives the
+        temperature 0 always picks the most likely token; top_k None samples from all. The same seed gives the
         same text on one machine. Special tokens are left out.
         """
         tokenizer = self.tokenizer
@@ -89,7 +89,7 @@ class LanguageModel:
         context is full.
         """
         if self.is_base:
-            raise ValueError(f"{self.name} is a base model, which knows no roles; use .generate(text)")
+            raise ValueError(f"{self.name} is a base model, which has no chat roles; use .generate(text)")
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         reply: Reply = Talker(self.engine).answer(
             conversation,
@@ -138,7 +138,7 @@ def find_release(run_or_release: str | Path, *, root: str | Path | None = None) 
     hint = f"did you mean {near[0]}? " if near else ""
     inside = runs_folder.parent / run  # root=runs/runs, say
     remedy = f"did you mean root={inside.parent.parent}?" if inside.is_dir() else "train one, or give root=…"
-    known = f"{hint}runs there: {', '.join(runs)}" if runs else f"it has none; {remedy}"
+    known = f"{hint}runs there: {', '.join(runs)}" if runs else f"there are no runs there; {remedy}"
     raise ValueError(f"{run_or_release} is neither a release folder nor a run in {runs_folder}; {known}")
 
 

@@ -141,7 +141,7 @@ def test_a_model_says_what_it_is_and_how_it_is_used(taught_model, byte_tokenizer
 
 
 def test_what_cannot_be_found_is_said_with_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match="it has none; train one, or give root="):
+    with pytest.raises(ValueError, match="there are no runs there; train one, or give root="):
         nanolit.load("d3-modern-s1", tmp_path)
     (tmp_path / "runs" / "d3-modern-s1" / "base").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"d4-modern-s1 is neither a release folder nor a run.*d3-modern-s1"):

@@ -2,6 +2,6 @@
 
 Takes a model that `nanolit.load` gives, messages, sampling settings.
 Gives streamed text, and keeps nothing on disk but what /save is told to.
-May import inference, model, tokenizer, machine; gradio in web.py alone, fastapi there and in
+May import inference, model, tokenizer, machine; gradio only in web.py, fastapi only there and in
 api.py and server.py; never lightning or jobs.
 """

@@ -1,13 +1,13 @@
 """Chat with a trained model, in the terminal, in the browser, or through an API.
 
 nanolit chat demo                          in the terminal, with the run's last stage
-nanolit chat demo/sft -p "Hello"           one message, one reply; -p - reads it from the input
-nanolit chat demo web=true                 a page, and at /v1 what OpenAI's clients speak
+nanolit chat demo/sft -p "Hello"           one message, one reply; -p - reads it from standard input
+nanolit chat demo web=true                 a page, and an OpenAI-compatible API at /v1
 nanolit chat release=FOLDER web=true       the same with a release folder
-nanolit chat demo web=true devices=8       the same on eight GPUs, which share one queue
-nanolit chat demo web=true cluster=modal_a10g    deploy both to Modal; dry_run=true says what it costs
+nanolit chat demo web=true devices=8       the same on eight GPUs with one queue
+nanolit chat demo web=true cluster=modal_a10g    deploy both to Modal; dry_run=true shows the cost
 
-NANOLIT_CHAT_PASSWORD, if it is set, is the page's password and the API's key.
+NANOLIT_CHAT_PASSWORD, if set, is the page's password and the API's key.
 """
 
 import os
@@ -31,29 +31,31 @@ class Settings(Root):
     """Settings of the chat; None is decided when the model is known."""
 
     run: str | None = setting(
-        "a run; STAGE is base, mid, sft or rl (default: its last)",
+        "a run; STAGE is base, mid, sft or rl (default: the run's last)",
         None,
         value="RUN[/STAGE]",
         positional=True,
     )
     release: str | None = setting("a release folder instead of a run", None, value="FOLDER")
-    temperature: float = setting("0 takes the likeliest token", 0.6, least=0)
-    top_k: int = setting("sample from the N likeliest tokens; 0: from all", 50, least=0)
-    max_tokens: int | None = setting("longest reply (default: at most half of the context)", None, least=1)
-    seed: int | None = setting("give the same replies every time (default: new ones)", None)
-    web: bool = setting("serve a page for the browser, and the API", False)
-    devices: int = setting("GPUs that answer, the page and the API alike", 1, least=1)
-    host: str = setting("the page's address; by default only this machine sees it", LOOPBACK)
-    cluster: str | None = setting("deploy it there: one of Modal's clusters with one GPU", None)
+    temperature: float = setting("0 always picks the most likely token", 0.6, least=0)
+    top_k: int = setting("sample from the N most likely tokens; 0: from all", 50, least=0)
+    max_tokens: int | None = setting(
+        "longest reply in tokens (default: at most half of the context)", None, least=1
+    )
+    seed: int | None = setting("random seed for the same replies every time (default: new replies)", None)
+    web: bool = setting("serve a page for the browser and the API", False)
+    devices: int = setting("GPUs that serve the page and the API", 1, least=1)
+    host: str = setting("address to listen on; by default only this machine can reach it", LOOPBACK)
+    cluster: str | None = setting("deploy to this Modal cluster (one GPU)", None)
     name: str | None = setting("the deployed chat's name, part of its address (default: the run's)", None)
     public: bool = setting("deploy it without a password", False)
-    auth: Literal["password", "modal"] = setting("modal: the API alone, for Modal's proxy tokens", "password")
-    domains: tuple[str, ...] = setting("domains of yours that lead to it too", (), value="DOMAIN,…")
-    keep_warm: int = setting("containers that never sleep", 0, least=0, most=1)
-    gpu_snapshot: bool = setting("keep the GPU's memory for the next start (Modal's alpha)", False)
-    dry_run: bool = setting("say what would be deployed and what it costs", False)
+    auth: Literal["password", "modal"] = setting("modal: only the API, for Modal's proxy tokens", "password")
+    domains: tuple[str, ...] = setting("your own domains for it", (), value="DOMAIN,…")
+    keep_warm: int = setting("number of containers kept awake", 0, least=0, most=1)
+    gpu_snapshot: bool = setting("keep the GPU's memory for the next start (alpha at Modal)", False)
+    dry_run: bool = setting("show what would be deployed and its cost", False)
     port: int | None = setting("the page's port (default: a free one)", None, least=1, most=65535)
-    prompt: str | None = setting("answer this one message and leave", None, value="TEXT", short="-p")
+    prompt: str | None = setting("answer one message and exit", None, value="TEXT", short="-p")
 
 
 def parse(words: Sequence[str]) -> Settings:
@@ -62,16 +64,16 @@ def parse(words: Sequence[str]) -> Settings:
     if (settings.run is None) == (settings.release is None):
         raise ValueError("give either run=RUN or release=FOLDER; --help shows the settings")
     if settings.web and settings.prompt is not None:
-        raise ValueError("-p answers in the terminal; leave out either it or web=true")
+        raise ValueError("-p answers in the terminal; leave out either -p or web=true")
     if not settings.web and (settings.port, settings.host, settings.devices) != (None, LOOPBACK, 1):
         raise ValueError("port, host and devices are for the page; add web=true")
     for name in changed(settings):
         if settings.cluster is None and name in DEPLOYED:
-            raise ValueError(f"{name} is for a chat that is deployed; add cluster=modal_a10g")
+            raise ValueError(f"{name} is for a deployed chat; add cluster=modal_a10g")
         if settings.cluster is not None and name in HERE:
-            raise ValueError(f"{name} is for a chat on this machine; leave out either it or cluster=")
+            raise ValueError(f"{name} is for a chat on this machine; leave out either this or cluster=")
     if settings.cluster is not None and (settings.run is None or not settings.web):
-        raise ValueError("cluster= deploys a run's page; give run=RUN web=true with it")
+        raise ValueError("cluster= deploys a run's page; add run=RUN web=true")
     return settings
 
 
@@ -113,7 +115,7 @@ def talk(settings: Settings) -> None:
     if settings.prompt is not None:
         message = sys.stdin.read() if settings.prompt == "-" else settings.prompt
         if not message.strip():
-            raise ValueError("the message is empty; -p TEXT is one, and -p - reads it from the input")
+            raise ValueError("the message is empty; give -p TEXT, or -p - to read it from standard input")
         terminal.answer(message.strip())
         return
     if terminal.interactive:

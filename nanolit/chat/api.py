@@ -112,7 +112,7 @@ def request_of(
     max_tokens = asked.max_tokens or usual_max_tokens(context)
     if isinstance(asked, ChatCompletion):
         if served.is_base:
-            raise ValueError(f"{served.name} is a base model, which knows no roles; use /v1/completions")
+            raise ValueError(f"{served.name} is a base model, which has no chat roles; use /v1/completions")
         messages = [message.plain() for message in asked.messages]
         prompt_ids, dropped = served.talker.prompt(messages, max_tokens=max_tokens)
         if dropped:
@@ -182,7 +182,7 @@ def routes(models: Models, defaults: Defaults) -> APIRouter:
 
     @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"])
     def absent(path: str, request: Request):
-        return refusal(404, f"there is no {request.method} /v1/{path}; there are: {', '.join(ENDPOINTS)}")
+        return refusal(404, f"there is no {request.method} /v1/{path}; available: {', '.join(ENDPOINTS)}")
 
     return router
 
@@ -253,7 +253,7 @@ def event(content: dict[str, Any]) -> str:
 
 
 def no_such_model(name: str, models: Models) -> Response:
-    message = f"there is no model {name!r}; there are: {', '.join(models.names)}"
+    message = f"there is no model {name!r}; available: {', '.join(models.names)}"
     return refusal(404, message, param="model", code="model_not_found")
 
 

@@ -95,7 +95,7 @@ class ChatCompletion(Sampled):
     def not_too_long(cls, messages: list[Message]) -> list[Message]:
         total = sum(len(message.plain()["content"]) for message in messages)
         if total > MAX_ALL_CHARACTERS:
-            raise ValueError(f"{total:,} characters in all; at most {MAX_ALL_CHARACTERS:,}")
+            raise ValueError(f"{total:,} characters in total; at most {MAX_ALL_CHARACTERS:,}")
         return messages
 
 

@@ -119,7 +119,7 @@ class Talker:
         system = list(messages[:1]) if messages[0]["role"] == "system" else []
         exchanges, question = messages[len(system) : -1], messages[-1]
         if question["role"] != "user":
-            raise ValueError("the last message must be the user's")
+            raise ValueError("the last message must be from the user")
         shortest = render_prompt({"messages": [*system, question]}, tokenizer)
         self._check_room(len(shortest) - 1, max_tokens)
         room, dropped = context - len(shortest) - max_tokens, 0

@@ -32,7 +32,7 @@ COOKIE, COOKIE_SECONDS = "nanolit_chat", 30 * 24 * 3600
 MAX_BODY_BYTES = 512 * 1024  # 32,000 characters as \uXXXX pairs, and room for 500 messages
 BODY_SECONDS = 30.0
 TOO_LARGE = (413, f"the request is larger than {MAX_BODY_BYTES:,} bytes")
-TOO_SLOW = (408, f"the request did not come whole within {BODY_SECONDS:.0f} seconds")
+TOO_SLOW = (408, f"the request did not arrive in full within {BODY_SECONDS:.0f} seconds")
 TRIES, TRIES_SECONDS = 5, 60.0
 LONGEST_LINE = 300  # characters of an error: some quote what a client sent
 OPEN_PATHS = ("/health", "/login", "/favicon.ico")
@@ -96,7 +96,7 @@ class Guard:
         if path.startswith("/gradio_api/heartbeat/"):
             return Response(status_code=204)  # an open tab must not keep a rented GPU awake
         if not (path in PAGE_PATHS + OUR_PATHS or path.startswith((*PAGE_FOLDERS, "/v1/"))):
-            return refusal(404, "there is nothing here")
+            return refusal(404, "not found")
         if request.method not in (METHODS if path.startswith(CHANGING) else METHODS[:2]):
             return refusal(405, f"{request.method} is not for {path}; use GET", {"allow": "GET, HEAD"})
         length = request.headers.get("content-length", "0")
@@ -125,9 +125,9 @@ class Guard:
         if path == "/login" and request.method == "POST":
             form = parse_qs((await Request(request.scope, receive).body()).decode("utf-8", "replace"))
             if waiting := self._seconds_to_wait(request):
-                return LoginPage(f"Too many tries. Wait {waiting} s.", 429, {"retry-after": str(waiting)})
+                return LoginPage(f"Too many attempts. Wait {waiting} s.", 429, {"retry-after": str(waiting)})
             if not self._matches(request, form.get("password", [""])[0].encode()):
-                return LoginPage("That is not the password.", 401)
+                return LoginPage("Wrong password.", 401)
             response = RedirectResponse("/", 303)
             secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
             response.set_cookie(
@@ -272,4 +272,4 @@ button { background: #4f46e5; color: #fff; border: 0; cursor: pointer }
 </style><form method="post" action="/login"><h1>NanoLit chat</h1>
 <label for="password">Password</label>
 <input id="password" name="password" type="password" autocomplete="current-password" autofocus required>
-<button>Enter</button><output>NOTE</output></form></html>"""
+<button>Log in</button><output>NOTE</output></form></html>"""

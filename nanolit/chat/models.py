@@ -70,7 +70,7 @@ class Models:
         """Return a model, loading it first if need be: seconds. ValueError for a name that is not offered."""
         name = name or self.names[0]
         if name not in self.names:
-            raise ValueError(f"there is no model {name!r}; there are: {', '.join(self.names)}")
+            raise ValueError(f"there is no model {name!r}; available: {', '.join(self.names)}")
         with self._lock:
             if name not in self._loaded:
                 self._make_room()

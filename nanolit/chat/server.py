@@ -176,9 +176,11 @@ def serve(app: Guard, models: Models, listening: socket.socket, *, host: str) ->
     """Serve until Ctrl-C, on a socket of `listen`."""
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}"
-    print(f"The chat is at {url} (Ctrl-C ends it); the API is at {url}/v1", flush=True)
+    print(f"Chat: {url}  API: {url}/v1  (Ctrl-C stops the server)", flush=True)
     if app.password is None and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
-        print("Everyone who reaches this machine can use it; NANOLIT_CHAT_PASSWORD asks for a password.")
+        print(
+            "Anyone who can reach this machine can use it. Set NANOLIT_CHAT_PASSWORD to require a password."
+        )
     server = Server(app, models)
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended

@@ -29,7 +29,7 @@ LONGEST_WAIT = 60  # seconds that a client is asked to wait: the most that OpenA
 # An engine that failed is given nothing for so long while another one works: a broken GPU fails at once, has
 # the least to do, and would be given every request. Untuned
 REST_SECONDS = 60.0
-ENDED = "the server has ended"
+ENDED = "the server has stopped"
 
 News = list[Token] | Exception | None  # some tokens, what went wrong, or the end
 

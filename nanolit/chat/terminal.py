@@ -25,18 +25,18 @@ from nanolit.tokenizer.conversation import check_conversation
 class Drawing:
     """Sampling settings, which /set changes. With `seed` None every reply is another draw."""
 
-    temperature: float = setting("0 takes the likeliest token", 0.6, least=0)
-    top_k: int | None = setting("sample from the N likeliest tokens; 0: from all", 50, least=0)
-    top_p: float = setting("sample from the fewest tokens that are as likely together", 1.0)
-    repetition_penalty: float = setting("above 1: say less again", 1.0)
-    max_tokens: int = setting("the longest reply", 256, least=1)
-    seed: int | None = setting("the same replies every time", None)
+    temperature: float = setting("0 always picks the most likely token", 0.6, least=0)
+    top_k: int | None = setting("sample from the N most likely tokens; 0: from all", 50, least=0)
+    top_p: float = setting("sample from the smallest set of tokens with this total probability", 1.0)
+    repetition_penalty: float = setting("above 1: repeat less", 1.0)
+    max_tokens: int = setting("longest reply", 256, least=1)
+    seed: int | None = setting("random seed for the same replies every time", None)
 
     def changed(self, text: str) -> "Drawing":
         """Return these with `name=value` set; ValueError says what is allowed."""
         name, equals, value = text.replace(" ", "").partition("=")
         if not equals:
-            raise ValueError(f"/set changes one of these: {self}; write /set NAME=VALUE")
+            raise ValueError(f"/set changes one of these settings: {self}; write /set NAME=VALUE")
         kinds = settings_of(Drawing)
         kind = kinds[choose(name, kinds, kind="setting")]
         is_none = value == "none" and name in ("top_k", "seed")  # as it is shown
@@ -69,10 +69,10 @@ class Terminal:
 
     def greet(self, name: str) -> None:
         """Say who answers, what it can, and how to leave."""
-        what = "a base model: it continues your text, and each message begins a new one"
+        what = "a base model: it continues your text, and each message starts a new text"
         if not self.talker.continues_text:
             what = f"context {self.talker.engine.context:,} tokens"
-        self.note(f"NanoLit chat with {name} ({what}). /help lists the commands, /quit leaves.")
+        self.note(f"NanoLit chat with {name} ({what}). /help lists the commands, /quit quits.")
 
     def note(self, text: str) -> None:
         """Say what is not a reply."""
@@ -93,7 +93,7 @@ class Terminal:
                     print()
                 return
             except KeyboardInterrupt:
-                self.note("\n(/quit leaves, Ctrl-C stops a reply)")
+                self.note("\n(/quit quits, Ctrl-C stops a reply)")
                 continue
             if text.split()[:1] == ["/quit"]:
                 return
@@ -156,7 +156,7 @@ class Terminal:
         self.note("(the conversation starts over)")
 
     def _undo(self, rest: str) -> None:
-        self.note(f"(taken back: {self._take_back()})")
+        self.note(f"(removed: {self._take_back()})")
 
     def _regen(self, rest: str) -> None:
         self.answer(self._take_back())
@@ -164,7 +164,7 @@ class Terminal:
     def _take_back(self) -> str:
         """Remove the last exchange and return the user's message."""
         if not self.messages:
-            raise ValueError("nothing has been said yet")
+            raise ValueError("there are no messages yet")
         message, _ = self.messages[-2:]
         del self.messages[-2:]
         return message["content"]
@@ -172,21 +172,21 @@ class Terminal:
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
         if not self.messages:
-            raise ValueError("nothing has been said yet")
+            raise ValueError("there are no messages yet")
         if path.exists():
-            raise ValueError(f"{path} exists; give another name")
+            raise ValueError(f"{path} already exists; give another name")
         write_json(path, {"messages": self._conversation()})
         self.note(f"(saved in {path})")
 
     def _load(self, rest: str) -> None:
         path = _path(rest, "/load")
         if not path.is_file():
-            raise ValueError(f"there is no file {path}; /save makes one")
+            raise ValueError(f"there is no file {path}; /save writes one")
         conversation = read_json(path)
         check_conversation(conversation, place=str(path))
         messages = list(conversation["messages"])
         if messages[-1]["role"] != "assistant" or any(type(m["content"]) is not str for m in messages):
-            raise ValueError(f"{path} is not a conversation that /save wrote: texts, with a reply at the end")
+            raise ValueError(f"{path} is not a conversation saved by /save: texts that end with a reply")
         self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
         self.messages = messages
         count = len(messages) // 2
@@ -194,15 +194,15 @@ class Terminal:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Terminal, str], object]]] = {
-    "/help": ("lists these", Terminal._help),
-    "/set": ("NAME=VALUE changes how replies are drawn; /set alone shows it", Terminal._set),
-    "/system": ("TEXT is put before the first message; alone takes it away", Terminal._system),
-    "/regen": ("answers the last message again", Terminal._regen),
-    "/undo": ("takes the last message and its reply back", Terminal._undo),
-    "/clear": ("starts over", Terminal._clear),
-    "/save": ("FILE writes the conversation", Terminal._save),
-    "/load": ("FILE continues one", Terminal._load),
-    "/quit": ("leaves; Ctrl-C stops a reply only", Terminal._help),  # `converse` does it
+    "/help": ("list these commands", Terminal._help),
+    "/set": ("NAME=VALUE changes a sampling setting; without it, list them", Terminal._set),
+    "/system": ("TEXT sets the system prompt; without it, remove the prompt", Terminal._system),
+    "/regen": ("answer the last message again", Terminal._regen),
+    "/undo": ("remove the last message and its reply", Terminal._undo),
+    "/clear": ("start over", Terminal._clear),
+    "/save": ("FILE saves the conversation", Terminal._save),
+    "/load": ("FILE continues a saved conversation", Terminal._load),
+    "/quit": ("quit (Ctrl-C only stops a reply)", Terminal._help),  # `converse` does it
 }
 
 

@@ -91,14 +91,14 @@ def _controls(temperature: float, top_k: int | None, max_tokens: int, context: i
             gradio.Textbox(label="System prompt", lines=3, max_lines=8, placeholder="You are …"),
             gradio.Slider(
                 0, max(MAX_TEMPERATURE, temperature), temperature, step=0.05, label="Temperature",
-                info="0: the likeliest token",
+                info="0: always the most likely token",
             ),
             gradio.Slider(
                 0, max(MAX_TOP_K, top_k or 0), top_k or 0, step=1, label="Top-k",
                 info="0: the whole vocabulary",
             ),
-            gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: leaves no token out"),
-            gradio.Slider(1, context - 1, max_tokens, step=1, label="Max tokens", info="the longest reply"),
+            gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: every token"),
+            gradio.Slider(1, context - 1, max_tokens, step=1, label="Max tokens", info="longest reply"),
         ]  # fmt: skip
 
 
@@ -143,7 +143,7 @@ class Page:
     def face(self, name: str) -> dict[str, Any]:
         """Return what an empty chat shows of a model."""
         talker = self.talker_of(name)
-        what = "A base model: it continues your text, and each message begins a new one."
+        what = "A base model. It continues your text, and each message starts a new text."
         if not talker.continues_text:
             what = f"A small language model with a context of {talker.engine.context:,} tokens."
         examples = BEGINNINGS if talker.continues_text else talker.questions or EXAMPLES
@@ -234,8 +234,8 @@ class Page:
         return READY, [], [], NOTE
 
 
-SENDING = "Sending … (a server that sleeps needs up to a minute to wake)"
-NOTE = "It can be wrong about anything."
+SENDING = "Sending … (a sleeping server takes up to a minute to wake)"
+NOTE = "It makes mistakes. Check what it says."
 READY = gradio.Textbox(submit_btn=True, stop_btn=False)
 BUSY = gradio.Textbox("", submit_btn=False, stop_btn=True)
 

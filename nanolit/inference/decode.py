@@ -394,7 +394,7 @@ class Decoder:
         if not fits or triton_capability(model.device) < AMPERE:
             return False
         try:
-            problem = "" if agree() else "they are wrong here"
+            problem = "" if agree() else "they give wrong results here"
         except Exception as error:  # this GPU or this Triton cannot run them
             problem = " ".join(str(error).split())
         if problem:

@@ -308,7 +308,7 @@ class Engine:
         size, budget = row_bytes(self.model, request.positions), self.budget
         if size > budget:
             raise ValueError(
-                f"prompt + max_tokens ({request.positions:,}) need a slot of {size / 2**20:,.0f} MiB; there "
+                f"prompt + max_tokens ({request.positions:,}) needs a slot of {size / 2**20:,.0f} MiB; there "
                 f"are {budget / 2**20:,.0f} MiB for slots: shorten the prompt or lower max_tokens"
             )
 

@@ -199,7 +199,7 @@ class Launcher:
             try:
                 fused, table = bucket <= self.decoder.fused_rows, self.table[:bucket]
                 if fused and not self.decoder.agrees(self.slots, table, longest=reach):
-                    raise RuntimeError("they give other logits than the plain step")
+                    raise RuntimeError("their logits differ from the plain step's")
                 self.step(table, reach, needs, ragged=True)
             finally:
                 for state, old in zip(states, before, strict=True):

@@ -50,7 +50,7 @@ class Request:
             repetition_penalty=self.repetition_penalty,
         )
         if len(self.prompt_ids) < 1:
-            raise ValueError("the prompt has no tokens; begin it with <|bos|>")
+            raise ValueError("the prompt has no tokens; start it with <|bos|>")
         if self.num_samples < 1 or self.max_tokens < 1:
             raise ValueError(
                 f"num_samples ({self.num_samples}) and max_tokens ({self.max_tokens}) must each be 1 or more"
@@ -58,8 +58,8 @@ class Request:
         if self.positions > max_positions:
             raise ValueError(
                 f"prompt ({len(self.prompt_ids):,} tokens) + max_tokens ({self.max_tokens:,}) is "
-                f"{self.positions:,}; the model has positions for {max_positions:,}: "
-                "shorten the prompt or lower max_tokens"
+                f"{self.positions:,}; the model has {max_positions:,} positions: shorten the prompt or lower "
+                "max_tokens"
             )
 
     @property

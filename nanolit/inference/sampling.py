@@ -26,15 +26,17 @@ def check_settings(
     """Raise ValueError unless temperature is 0 or finite, top_k None or >= 1, the others in range."""
     if temperature and not LEAST <= temperature < math.inf:
         raise ValueError(
-            f"temperature ({temperature}) must be 0, which takes the likeliest token, or {LEAST:f} or more"
+            f"temperature ({temperature}) must be 0, which always picks the most likely token, or {LEAST:f} "
+            "or more"
         )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k ({top_k}) must be 1 or more, or none to sample from the whole vocabulary")
     if not LEAST <= top_p <= 1:
-        raise ValueError(f"top_p ({top_p}) must be {LEAST:f} to 1; 1 leaves no token out")
+        raise ValueError(f"top_p ({top_p}) must be {LEAST:f} to 1; 1 keeps every token")
     if not LEAST <= repetition_penalty <= 1 / LEAST:
         raise ValueError(
-            f"repetition_penalty ({repetition_penalty}) must be {LEAST:f} to {1 / LEAST:,.0f}; 1 is none"
+            f"repetition_penalty ({repetition_penalty}) must be {LEAST:f} to {1 / LEAST:,.0f}; 1 is no "
+            "penalty"
         )
 
 

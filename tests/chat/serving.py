@@ -64,7 +64,7 @@ def served_apart(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
-            yield process.stdout.readline().split()[4], psutil.Process(process.pid)
+            yield process.stdout.readline().split()[1], psutil.Process(process.pid)
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)

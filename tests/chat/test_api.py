@@ -128,7 +128,7 @@ def test_a_base_model_completes_text_and_says_that_it_cannot_chat(client):
 def test_the_models_are_listed(client):
     assert [model.id for model in client.models.list()] == ["taught/sft", "rambling/base"]
     assert client.models.retrieve("taught/sft").owned_by == "nanolit"
-    with pytest.raises(openai.NotFoundError, match="there are: taught/sft, rambling/base"):
+    with pytest.raises(openai.NotFoundError, match="available: taught/sft, rambling/base"):
         client.chat.completions.create(model="gpt-5", messages=HELLO)
 
 
@@ -137,7 +137,7 @@ def test_the_models_are_listed(client):
     [
         ({"messages": HELLO * 501}, "messages"),
         ({"messages": [{"role": "user", "content": "x" * 8001}]}, "8000"),
-        ({"messages": [{"role": "user", "content": "x" * 7000}] * 5}, "35,000 characters in all"),
+        ({"messages": [{"role": "user", "content": "x" * 7000}] * 5}, "35,000 characters in total"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": " "}]}, "content is empty"),
         ({"messages": [*HELLO, *HELLO]}, "got role user, expected assistant"),
@@ -173,10 +173,10 @@ def test_what_cannot_be_served_is_refused_in_one_line(client, asked, message):
     ("content", "message"),
     [
         (b"", "the body is not valid JSON"),
-        (b"[]", "the body holds list, expected an object"),
+        (b"[]", "the body holds list, not an object"),
         (b"[" * 100_000, "the body is not valid JSON"),
         (b'{"messages": "x", "seed": ' + b"9" * 5_000 + b"}", "the body is not valid JSON"),
-        (b'{"max_tokens": 1, "messages": [], "max_tokens": 9}', "the key 'max_tokens' stands twice"),
+        (b'{"max_tokens": 1, "messages": [], "max_tokens": 9}', "the key 'max_tokens' appears twice"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "messages.0.content: "),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}', "model: "),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "NaN is not a finite"),
@@ -291,7 +291,7 @@ def test_a_server_that_ends_says_so_to_those_whose_replies_go_on(rambling_model,
             while httpx.get(f"{address}/stats").json()["rambling/base"]["open"] < 2:
                 time.sleep(0.01)
             serving.close()
-            with pytest.raises(openai.APIError, match="the server has ended"):
+            with pytest.raises(openai.APIError, match="the server has stopped"):
                 list(stream)
-            with pytest.raises(openai.InternalServerError, match="the server has ended"):
+            with pytest.raises(openai.InternalServerError, match="the server has stopped"):
                 whole.result()

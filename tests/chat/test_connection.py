@@ -50,7 +50,7 @@ def test_who_sends_half_a_head_is_let_go(address, content):
 def test_half_a_body_is_refused_in_time(address):
     said = answer(address, POST + b"Content-Length: 50\r\n\r\n{")
     assert said.startswith(b"HTTP/1.1 408 ")
-    assert error_of(said)["message"] == "the request did not come whole within 30 seconds"
+    assert error_of(said)["message"] == "the request did not arrive in full within 30 seconds"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_regen_answers_again_and_undo_takes_back(terminal, monkeypatch, capsys):
     assert terminal.messages == HELLO
     output = capsys.readouterr()
     assert output.out == "Hi! I am tiny 😀.\n" * 2
-    assert "nothing has been said yet" in output.err
+    assert "there are no messages yet" in output.err
     converse(terminal, monkeypatch, "/undo")
     assert terminal.messages == []
 
@@ -159,7 +159,7 @@ def test_a_saved_conversation_goes_on_elsewhere(terminal, monkeypatch, tmp_path,
         f"/save {path}",
     )
     complaints = capsys.readouterr().err
-    assert "nothing has been said yet" in complaints
+    assert "there are no messages yet" in complaints
     assert "exists; give another name" in complaints
     said = terminal.messages
     terminal.system, terminal.messages = "", []
@@ -279,14 +279,14 @@ def test_settings_are_read_in_any_order():
         ([], "give either run=RUN or release=FOLDER"),
         (["run=a", "release=b"], "give either run=RUN or release=FOLDER"),
         (["run=a", "temprature=1"], "did you mean temperature=…?"),
-        (["a", "b"], "don't know 'b'; allowed: root=…, run=…, release=…"),
+        (["a", "b"], "unknown setting 'b'; allowed: root=…, run=…, release=…"),
         (["a", "run=b"], "run= is given twice"),
         (["run=a", "temperature=warm"], "temperature=warm must be a number, 0 or more"),
         (["run=a", "top_k=many"], "top_k=many must be a whole number"),
         (["run=a", "max_tokens=0"], "max_tokens=0 must be a whole number, 1 or more"),
         (["run=a", "web=yes"], "web=yes must be true or false"),
         (["run="], "run= is empty"),
-        (["run=a", "web=true", "-p", "Hello"], "leave out either it or web=true"),
+        (["run=a", "web=true", "-p", "Hello"], "leave out either -p or web=true"),
         (["run=a", "port=8000"], "add web=true"),
         (["run=a", "devices=2"], "add web=true"),
         (["run=a", "web=true", "devices=0"], "devices=0 must be a whole number, 1 or more"),

@@ -61,7 +61,7 @@ def serve(start_chat, *words: str, port: int | None = None) -> tuple[subprocess.
     """The chat's process and the address that it printed, once it answers there."""
     process = start_chat(*words, "web=true", "temperature=0", *([f"port={port}"] if port else []))
     line = process.stdout.readline()
-    (address,) = re.findall(r"at (http://127\.0\.0\.1:\d+) ", line) or [line + process.stderr.read()]
+    (address,) = re.findall(r"Chat: (http://127\.0\.0\.1:\d+) ", line) or [line + process.stderr.read()]
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):

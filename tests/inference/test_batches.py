@@ -214,7 +214,7 @@ def test_changed_weights_are_taken_over(byte_tokenizer):
 
 def test_what_can_never_fit_is_refused_with_the_numbers(engine, monkeypatch):
     monkeypatch.setattr(engine_module, "HOST_BYTES", 10_000)
-    with pytest.raises(ValueError, match=r"need a slot of .* MiB; there are .* MiB for slots: shorten"):
+    with pytest.raises(ValueError, match=r"needs a slot of .* MiB; there are .* MiB for slots: shorten"):
         engine.submit(Request(prompt_ids=[256] * 60, max_tokens=60))
 
 

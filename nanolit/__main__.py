@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> int:
     """Run the command that is named first with the words behind it."""
     name, *rest = words or ["help"]
     if name in ("help", "-h", "--help") and not rest:
-        print("usage: nanolit COMMAND …   (nanolit COMMAND --help says more)\n")
+        print("usage: nanolit COMMAND …   (nanolit COMMAND --help for details)\n")
         print(listing(commands()))
         return 0
     if name in ("version", "-V", "--version"):

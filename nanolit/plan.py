@@ -1,4 +1,4 @@
-"""Plan a job: parameters, tokens, FLOPs, hours, dollars, memory; it never launches.
+"""Estimate a job's parameters, tokens, FLOPs, hours, dollars and memory, without starting it.
 
     nanolit plan phase=base model=d26 cluster=modal_8xh100
     nanolit plan phase=base model=d26 cluster=all           hours, dollars and memory on every cluster
@@ -29,7 +29,7 @@ class Settings:
     """The form in which the plan is printed."""
 
     json: bool = setting(
-        "--json: print what plan.json holds; several stages by name, with cluster=all by cluster", False
+        "--json: print plan.json, keyed by stage if there are several, or by cluster with cluster=all", False
     )
 
 

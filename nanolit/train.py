@@ -1,4 +1,4 @@
-"""Train every stage of a job, or of several in a sweep: the only command that Hydra runs.
+"""Train all stages of a job, or of several in a sweep: the only command that Hydra runs.
 
 When you type `python -m nanolit.train phase=base model=d12`, conf/config.yaml sets hydra.mode=MULTIRUN: Hydra
 hands the words to the launcher that conf/cluster/NAME.yaml chooses (launch/hydra_plugins/) and never calls
@@ -51,7 +51,7 @@ def refuse_sweep_of_cfg(arguments: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.is_sweep_override():
             raise ValueError(
-                f"--cfg shows one job and {override.input_line} is a sweep of several; give one value"
+                f"--cfg shows one job, but {override.input_line} is a sweep of several; give one value"
             )
 
 
@@ -89,7 +89,7 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
     if isinstance(error, JobFailed):
         return str(error)
     if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
-        login = "cluster=slurm_8xgpu submits with sbatch, which is not here; type it on a login node"
+        login = "cluster=slurm_8xgpu submits with sbatch, which is not installed here; run it on a login node"
         return login if "srun" in str(error) else ""
     if isinstance(error, OSError) and error.filename:
         roots = [word.partition("=")[2] for word in overrides if word.startswith("root=")]

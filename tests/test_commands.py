@@ -45,7 +45,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     [
         ("help", "usage: nanolit COMMAND …"),
         ("--version", "nanolit 0."),
-        ("help plan", "Plan a job: parameters"),
+        ("help plan", "Estimate a job's parameters"),
     ],
 )
 def test_help_and_version_are_where_people_look_for_them(words, first):

@@ -129,7 +129,7 @@ def test_every_group_of_the_design_is_there():
         (["+recipe.schedule._partial_=true"], "recipe.schedule._partial_", "allowed in recipe.schedule"),
         (["recipe.groups.matrix.kind=sgd"], "'sgd'", "one of muon, adamw"),
         (["data=local"], "data.path", "data.path=…"),
-        (["data.path=text"], "data.path needs a choice of data first", "local"),
+        (["data.path=text"], "data.path needs data to be chosen first", "local"),
         (["cluster=modal_8xh200"], "cluster=modal_8xh200", "did you mean modal_8x"),
         (["cluster=modal_h100", "hydra.launcher.timeout=never"], "timeout=never", "Integer"),
         (["logger=wandb", "logger.projct=x"], "logger.projct", "did you mean logger.project?"),
@@ -204,13 +204,13 @@ def test_a_file_whose_aliases_unfold_without_end_is_refused(place, tmp_path):
         "mixture": [f"stage.sft.mixture={path}"],
         "experiment": [f"hydra.searchpath=[file://{tmp_path}]", "experiment=e"],
     }
-    with pytest.raises(ValueError, match=f"{path} unfolds to over 100,000 values"):
+    with pytest.raises(ValueError, match=f"{path} expands to over 100,000 values"):
         compose(["phase=sft", *words[place]])
 
 
 def test_only_loggers_of_lightning_are_built():
     with pytest.raises(
-        ValueError, match=r"must begin with nanolit\.data\. or .* or lightning\.pytorch\.loggers\."
+        ValueError, match=r"must start with nanolit\.data\. or .* or lightning\.pytorch\.loggers\."
     ):
         compose(["data=sample", "data._target_=lightning.pytorch.cli.LightningCLI"])
 

@@ -18,7 +18,7 @@ def test_a_run_to_start_from_that_is_missing_is_named_with_those_that_exist(
     assert plan.main([*WORDS, "start_from=nope", f"root={tmp_path}"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["stage"] == "sft"
-    assert said.err.startswith("note: start_from=nope: sft can begin from a finished base, and")
+    assert said.err.startswith("note: start_from=nope: sft can start from a finished base, but")
     assert said.err.endswith("runs there: ours\n")
 
 

@@ -124,7 +124,7 @@ def refuse_foreign_target(target: object, path: str) -> None:
         or not target.startswith(ALLOWED)
         or not all(map(str.isidentifier, target.split(".")))
     ):
-        raise ValueError(f"{path}._target_ is {target!r}; it must begin with {' or '.join(ALLOWED)}")
+        raise ValueError(f"{path}._target_ is {target!r}; it must start with {' or '.join(ALLOWED)}")
 
 
 @functools.cache
@@ -135,7 +135,7 @@ def signature_of(target: str, path: str) -> Signature:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return signature_of_class(node, module, path)
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            raise ValueError(f"{path}._target_ is {target}, a function; only classes are built")
+            raise ValueError(f"{path}._target_ is {target}, a function; it must be a class")
         if isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 if name == (alias.asname or alias.name):
@@ -206,13 +206,15 @@ def alias(name: str, module: str) -> Annotation:
 def build(node: Target, *args: Any, **kwargs: Any) -> Any:
     """Call the target with the node's other keys; `args` and `kwargs` are what the program adds."""
     if "_target_" not in node:
-        raise ValueError(f"a mapping of {', '.join(map(str, node))} has no _target_, the class to build")
+        raise ValueError(
+            f"a mapping of {', '.join(map(str, node))} has no _target_; it names the class to build"
+        )
     refuse_foreign_target(node["_target_"], "the job")
     module, _, name = node["_target_"].rpartition(".")
     settings = {key: value for key, value in node.items() if key != "_target_"}
     target = getattr(importlib.import_module(module), name)
     if not isinstance(target, type):
-        raise ValueError(f"_target_ is {node['_target_']}, which is no class; only classes are built")
+        raise ValueError(f"_target_ is {node['_target_']}, which is not a class; give a class")
     refuse_foreign_target(f"{target.__module__}.{name}", "the job")  # which our module may have imported
     return target(*args, **settings, **kwargs)
 

@@ -114,7 +114,8 @@ def check_name(run: str) -> None:
     """ValueError unless the run's name can be a folder's name, part of RUN/stage."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", run):
         raise ValueError(
-            f"run is {run!r}; it has letters, digits, - and _: try {re.sub('[^A-Za-z0-9_-]+', '-', run)!r}"
+            f"run is {run!r}; it may only have letters, digits, - and _: try "
+            f"{re.sub('[^A-Za-z0-9_-]+', '-', run)!r}"
         )
 
 
@@ -171,13 +172,13 @@ def named(folder: str, name: str, *, key: str, mirror: str) -> Any:
     path = CONF / folder / f"{name}.yaml"
     if not path.is_file():
         path = own_file(folder, name, key=key)
-        read_yaml(path, remedy="mend it")  # OmegaConf would unfold its aliases, however many
+        read_yaml(path, remedy="fix it")  # OmegaConf would unfold its aliases, however many
     content = OmegaConf.load(path)
     if isinstance(content, DictConfig) and content.get("mirror") is None:
         content.mirror = mirror
     found = OmegaConf.to_container(content, resolve=True)
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is a list; it must be a mapping, like those of conf/{folder}")
+        raise ValueError(f"{path} is a list; it must be a mapping, like those in conf/{folder}")
     return found
 
 

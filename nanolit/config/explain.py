@@ -59,14 +59,14 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     text = str(error)
     if isinstance(error, RecursionError):
         return (
-            "a value is nested hundreds of levels deep, and no setting is: check the words, and their files"
+            "a value is nested hundreds of levels deep, which no setting is: check the words and their files"
         )
     if isinstance(error, HydraException) and (wrong := grammar_error(overrides)):
         return wrong
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_override(match[1], text, overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]} is a sweep, which nanolit.train runs; here give one value"
+        return f"{match[1]} is a sweep, which only nanolit.train runs; give one value here"
     if match := re.search(r"Error merging override (.*)", text):
         text = f"{match[1]} does not fit: {error.__cause__}"
     if match := re.search(r"Could not find '([\w/-]+)/([^/']*)'", text):
@@ -91,7 +91,7 @@ def grammar_error(words: Sequence[str]) -> str | None:
 def malformed(word: str, following: str) -> str:
     """Return one line: what is wrong with a word that Hydra cannot read, and what to write."""
     if re.match(rf"{TYPESET}|\w+={TYPESET}", word):
-        return f"{word} has a dash or quotes that a text program put there; write {re.sub(TYPESET, '', word)}"
+        return f"{word} has a typographic dash or quotes; write {re.sub(TYPESET, '', word)}"
     key, equals, value = word.partition("=")
     if word.startswith("-"):
         if near := difflib.get_close_matches(key, FLAGS, n=1, cutoff=0.75):
@@ -104,9 +104,11 @@ def malformed(word: str, following: str) -> str:
     if not equals:
         return f"{word!r} is not a setting: settings are written KEY=VALUE, {meant(word, following)}"
     if value.endswith(","):
-        return f"{word} ends with a comma; leave it out: {word.rstrip(',')}"
+        return f"{word} ends with a comma; remove it: {word.rstrip(',')}"
     unclosed = any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()"))
-    what = "has a bracket that is not closed" if unclosed else "has characters with a meaning to Hydra"
+    what = (
+        "has a bracket that is not closed" if unclosed else "has characters with a special meaning in Hydra"
+    )
     return f"{word} {what}; {'close it, or ' * unclosed}quote the value: {quoted(key, value)}"
 
 
@@ -134,7 +136,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
     if name := OTHER_NAMES.get(key.removeprefix("model.")):
-        return f"{place}there is no key {key}; it is {name} here"
+        return f"{place}there is no key {key}; it is called {name} here"
     if "." not in key:
         known = {*groups(), *Choices.__annotations__} - {"overrides"}
         return place + unknown_key(key, known)
@@ -147,7 +149,7 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     if isinstance(node, DictConfig):
         return place + unknown_key(key, map(str, node))
     if parent in groups():
-        return f"{key} needs a choice of {parent} first; {parent}=… is one of {', '.join(options(parent))}"
+        return f"{key} needs {parent} to be chosen first; {parent}=… is one of {', '.join(options(parent))}"
     return unknown_override(parent, text, rest) if "." in parent else f"{place}there is no key {key}"
 
 
@@ -173,7 +175,7 @@ def refuse_stages(job: Choices, stages: object, ordered: list[StageName]) -> NoR
         if stage not in job["recipe"]["stages"]:
             raise ValueError(no_such_stage(job, stage))
     raise ValueError(
-        f"stages={stages} run in the recipe's order, once each; give stages={ordered}".replace("'", "")
+        f"stages={stages} must be in the recipe's order, once each; give stages={ordered}".replace("'", "")
     )
 
 

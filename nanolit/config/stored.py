@@ -39,8 +39,8 @@ def read_job(path: Path) -> Job:
         raise DamagedFile(f"{path} lacks {', '.join(missing)}; {REMEDY}")
     if chosen := [f"{key}={parent[name]}" for parent, name, _default, key in removed_options(node)]:
         raise ValueError(
-            f"{path} has {', '.join(chosen)}, which this version no longer has; continue with the version "
-            "that began the run, or give another run=NAME"
+            f"{path} has {', '.join(chosen)}, which this version no longer has; resume with the version that "
+            "started the run, or give another run=NAME"
         )
     fill_nulls(node, Job)
     try:

@@ -115,7 +115,7 @@ def check_yaml(folder: Path) -> None:
     for path in (path for pattern in DEEPEST for path in folder.glob(pattern)):
         content = path.read_bytes()
         if b"!" in content or (b"*" in content and b"&" in content):
-            read_yaml(path, remedy="mend it")
+            read_yaml(path, remedy="fix it")
 
 
 def added(words: Sequence[str]) -> Iterator[Path]:

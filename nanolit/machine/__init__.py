@@ -2,5 +2,5 @@
 
 Takes environment variables, the user's root folder and command lines.
 Gives paths, devices, keyed generators and settings.
-May import no other package; torch in device.py alone.
+May import no other package; torch only in device.py.
 """

@@ -105,7 +105,9 @@ def setting(help: str, default: Any = MISSING, **rules: Any) -> Any:
 class Root:
     """The setting of every command that looks at runs."""
 
-    root: str | None = setting("where runs live (default: NANOLIT_HOME, else ./runs)", None, value="FOLDER")
+    root: str | None = setting(
+        "folder that holds the runs (default: NANOLIT_HOME, else ./runs)", None, value="FOLDER"
+    )
 
     @property
     def home(self) -> Path:
@@ -120,7 +122,7 @@ def read(settings: type[T], words: Sequence[str], *, about: str | None) -> T:
     known = settings_of(settings)
     texts, rest = _split(known, words, about)
     if rest:
-        raise ValueError(f"don't know {rest[0]!r}; {_hint(rest[0], known)}")
+        raise ValueError(f"unknown setting {rest[0]!r}; {_hint(rest[0], known)}")
     for name, given in texts.items():
         if len(given) > 1 and not known[name].is_list:
             raise ValueError(f"{name}= is given twice ({given[0]!r} and {given[1]!r}); give it once")

@@ -115,6 +115,6 @@ def tried_gpus() -> list[str]:
     for index in range(torch.cuda.device_count()):
         ones = torch.ones(1024, 1024, device=f"cuda:{index}", dtype=torch.bfloat16)
         if (ones @ ones)[0, 0].item() != 1024:
-            raise RuntimeError(f"CUDA device {index} multiplies wrongly")
+            raise RuntimeError(f"CUDA device {index} gives wrong products")
         names.append(torch.cuda.get_device_name(index))
     return names

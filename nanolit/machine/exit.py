@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from nanolit.machine.terminal import one_line
 
 NO_MEMORY = ("allocate memory", "out of memory", "start new thread", "failed to map segment")
-MORE_MEMORY = "out of memory; end other programs, raise a limit (ulimit -v), or choose something smaller"
+MORE_MEMORY = (
+    "out of memory; close other programs, raise the limit (ulimit -v), or choose a smaller model or batch"
+)
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:

@@ -42,7 +42,7 @@ def open_lock(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Opening a pipe would wait for whoever reads it; a link may lead to a file of ours, and a lock is emptied
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ValueError(f"{path} is not a file, as a lock must be; delete it")
+        raise ValueError(f"{path} must be a file, since it is a lock; delete it")
     return path.open("a+")
 
 
@@ -51,16 +51,16 @@ def holder(content: str) -> str:
     pid, _, host = content.strip().partition(" on ")
     here = host == socket.gethostname()
     if here and pid.isdecimal() and not psutil.pid_exists(int(pid)):
-        return f"ranks of process {pid}, which is gone; they end within half a minute: try again then"
+        return f"ranks of process {pid}, which has ended; they end within half a minute: then try again"
     elsewhere = f" on {host}" if host and not here else ""
-    return f"process {pid or 'another'}{elsewhere}; wait for it, stop it, or take another name"
+    return f"process {pid or 'another'}{elsewhere}; wait for it, stop it, or use another name"
 
 
 @functools.cache
 def warn_unlocked(folder: str, reason: str) -> None:
     """Warn once for each folder."""
     warnings.warn(
-        f"{folder} cannot be locked ({reason}): nothing keeps a second process away; start one at a time",
+        f"{folder} cannot be locked ({reason}): nothing stops a second process; start one at a time",
         stacklevel=4,
     )
 

@@ -49,7 +49,7 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{path} begins with a user that is not here; write the folder itself") from error
+        raise ValueError(f"{path} starts with an unknown user; write the full path") from error
 
 
 def run_folder(root: str | Path, run: str) -> Path:
@@ -222,7 +222,7 @@ def parse_json(
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise DamagedFile(f"{path} holds {type(content).__name__}, expected an object; {remedy}")
+        raise DamagedFile(f"{path} holds {type(content).__name__}, not an object; {remedy}")
     if kind is not None:
         check_content(content, kind, path, remedy=remedy)
     return content
@@ -233,7 +233,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
     content = dict(pairs)
     if len(content) < len(pairs):
         (doubled, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {doubled[:40]!r} stands twice")
+        raise ValueError(f"the key {doubled[:40]!r} appears twice")
     return content
 
 
@@ -247,7 +247,7 @@ def _levels(content: Any) -> int:
 
 
 def check_content(content: Json, kind: Any, path: Path, *, remedy: str, may_lack: int = 0) -> None:
-    """DamagedFile names the first key of `content` that is missing or of another type than in `kind`.
+    """DamagedFile names the first key of `content` that is missing, or has another type than in `kind`.
 
     It may lack keys down to level `may_lack`: 1 are its own.
     """
@@ -282,7 +282,9 @@ def read_text(path: Path, *, remedy: str, errors: str = "strict") -> str:
     """Read a text file of ours; ValueError unless it is a readable file of UTF-8, and not far too large."""
     try:
         if (found := check_file(path, remedy=remedy)).st_size > LARGEST_TEXT:
-            raise DamagedFile(f"{path} is {found.st_size / 1e9:,.1f} GB large, no file of ours; {remedy}")
+            raise DamagedFile(
+                f"{path} is {found.st_size / 1e9:,.1f} GB, too large for a NanoLit file; {remedy}"
+            )
         return path.read_text(encoding="utf-8", errors=errors)
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path} is not UTF-8 text ({error.reason}); {remedy}") from error
@@ -304,11 +306,11 @@ def read_yaml(path: Path, *, remedy: str) -> Any:
     text = read_text(path, remedy=remedy)
     try:
         if "!" in text and any(isinstance(token, yaml.TagToken) for token in yaml.scan(text)):
-            raise ValueError("it has a tag, !…, which no file of ours needs")  # some are not checked
+            raise ValueError("it has a tag, !…, which is not allowed")  # some are not checked
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if _unfolded(node, {}) > LARGEST_YAML:
-            raise DamagedFile(f"{path} unfolds to over {LARGEST_YAML:,} values by its aliases; {remedy}")
+            raise DamagedFile(f"{path} expands to over {LARGEST_YAML:,} values through its aliases; {remedy}")
         return loader.construct_document(node) if node else None
     except DamagedFile:
         raise
@@ -331,7 +333,7 @@ def _unfolded(node: Any, counted: dict[int, int]) -> int:
         pairs = [item for item in below if isinstance(item, tuple)]
         keys = Counter((key.tag, key.value) for key, _ in pairs if isinstance(key.value, str))
         if len(keys) < keys.total():
-            raise ValueError(f"the key {keys.most_common(1)[0][0][1]!r} stands twice")
+            raise ValueError(f"the key {keys.most_common(1)[0][0][1]!r} appears twice")
         parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
         counted[id(node)] = 1 + sum(_unfolded(part, counted) for part in parts)
     return counted[id(node)]

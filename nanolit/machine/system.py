@@ -62,7 +62,7 @@ def load_extension() -> ModuleType | None:
         return importlib.import_module("nanolit._rustbpe")
     except ImportError as error:
         raise ImportError(
-            f"nanolit's Rust extension is installed but does not load ({error}); install nanolit again with "
+            f"NanoLit's Rust extension is installed but does not load ({error}); install NanoLit again with "
             "the Python that runs it"
         ) from error
 

@@ -13,7 +13,7 @@ from itertools import chain
 from nanolit.machine.system import launched_rank
 
 MOVE = "something else has this name: move it away"
-PERMIT = "make it readable and writable, or take another folder"
+PERMIT = "make it readable and writable, or use another folder"
 BOLD = ("\033[1m", "\033[0m")
 # Control characters but tab and newline, and halves of surrogate pairs
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -21,8 +21,8 @@ LONGEST_WORD = 20  # that a stream waits for
 REMEDIES = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY), MOVE),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), PERMIT),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or take another disk"),
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or use another disk"),
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 

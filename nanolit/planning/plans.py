@@ -51,7 +51,7 @@ PRESENT = {
 }
 TARGETS = {"schedule", "task", "validation"}
 FIGURES = {"hours", "memory", "cost"}  # for people to read; their keys changed between versions
-REMEDY = "delete it, and the same command derives it anew, or restore it"
+REMEDY = "delete it (the same command derives it again) or restore it"
 typed_dict: Any = TypedDict  # called with fields that only the dataclass knows
 
 
@@ -76,7 +76,9 @@ def fresh_plan(job: Job, stage: StageName) -> Plan:
     """
     gpu = job["cluster"]["gpu"] or "cpu"
     if stage != "tokenizer" and job["precision"] == "fp8" and not multiplies_in_fp8(gpu):
-        raise ValueError(f"precision=fp8 needs an NVIDIA GPU from Ada on; this is {gpu}: give precision=bf16")
+        raise ValueError(
+            f"precision=fp8 needs an NVIDIA GPU (Ada or newer); this is {gpu}: give precision=bf16"
+        )
     dataset = build(job["data"])
     head = StagePlan(run=job["run"], stage=stage, data=dataset.name, tokenizer=tokenizer_name(job))
     _, derive = PLANNERS[stage]
@@ -98,7 +100,7 @@ def with_stored(plan: Plan, path: Path) -> Plan:
     """Return the plan with a plan.json's values in place of its own, but for the fields in PRESENT."""
     stored = stored_plan(path)
     if stored["stage"] != plan.stage:
-        raise ValueError(f"{path} is of the stage {stored['stage']}; {REMEDY}")
+        raise ValueError(f"{path} belongs to the stage {stored['stage']}; {REMEDY}")
     kept = {field.name for field in fields(plan)} & stored.keys() - PRESENT
     return replace(plan, **{name: stored[name] for name in kept})
 
@@ -169,7 +171,7 @@ def check_cost(planned: Planned) -> str | None:
     if limit is None:
         return None
     if all(plan.cost is None for plan in plans):
-        return f"max_cost={limit:g} is ignored: nobody bills for cluster={cluster['name']} (conf/prices.yaml)"
+        return f"max_cost={limit:g} is ignored: cluster={cluster['name']} has no prices (conf/prices.yaml)"
     _, dollars = total(plans)
     what = f"{len(planned)} jobs" if len(planned) > 1 else job["run"]
     if dollars is None:
@@ -178,7 +180,7 @@ def check_cost(planned: Planned) -> str | None:
     if dollars > limit:
         raise ValueError(
             f"{what} would cost about ${dollars:,.2f} on cluster={cluster['name']}, above max_cost={limit:g};"
-            " raise it, or choose less: python -m nanolit.plan cluster=all … compares clusters"
+            " raise it, or choose something cheaper: python -m nanolit.plan cluster=all … compares clusters"
         )
     return None
 
@@ -194,9 +196,9 @@ def notes(planned: Planned) -> list[str]:
 def mixture_note(typed: str, job: Job) -> str | None:
     """Return a remark on a typed `mixture=` if it may surprise which stage learns from it."""
     if "sft" not in job["stages"]:
-        return f"{typed} is ignored: it is for sft, and this job has {', '.join(job['stages'])}"
+        return f"{typed} is ignored: only sft uses it, and this job has {', '.join(job['stages'])}"
     if "mid" in job["stages"]:
-        return f"{typed} is what sft learns from; mid keeps the recipe's, which stage.mid.mixture=… changes"
+        return f"{typed} applies to sft; mid keeps the recipe's mixture, which stage.mid.mixture=… changes"
     return None
 
 
@@ -208,6 +210,6 @@ def unknown_cost(job: Job, plan: Plan) -> str:
     elif getattr(plan, "expected_steps", 1) is None:
         remedy = f"give stage.{plan.stage}.max_steps=N, or "
     return (
-        f"max_cost={job['max_cost']:g} cannot be kept: the {missing} of {plan.stage} on "
-        f"{job['cluster']['gpu']} is not known; {remedy}leave max_cost out to go on without a limit"
+        f"max_cost={job['max_cost']:g} cannot be checked: the {missing} of {plan.stage} on "
+        f"{job['cluster']['gpu']} is not known; {remedy}leave max_cost out to run without a limit"
     )

@@ -124,8 +124,11 @@ def check_chosen(rl: Chosen, *, context: int, ranks: int) -> None:
     """Raise ValueError for answers that can't be drawn, or from which nothing could be learned."""
     refuse_below_one({f"stage.rl.{name}": rl[name] for name in ("questions", "eval_every", "save_every")})
     allowed = {
-        "samples": (rl["samples"] >= 2, "2 or more: answers to a question are compared with each other"),
-        "temperature": (0 < rl["temperature"] < math.inf, "above 0, where answers to a question differ"),
+        "samples": (rl["samples"] >= 2, "2 or more: answers to the same question are compared"),
+        "temperature": (
+            0 < rl["temperature"] < math.inf,
+            "above 0, so that answers to the same question differ",
+        ),
         "top_k": ((rl["top_k"] or 0) >= 0, "0 (from the whole vocabulary) or more"),
         "max_new_tokens": (1 <= rl["max_new_tokens"] <= context, f"1 to the context's {context:,}"),
     }

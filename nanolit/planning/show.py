@@ -77,7 +77,7 @@ def stage_work(plan: Plan, *, done: int = 0) -> str:
     if isinstance(plan, TokenizerPlan):
         work = f"vocabulary of {plan.vocab_size:,} from {plan.data}"
     else:
-        work = steps_text(plan) + " steps" * bool(plan.num_steps) + f", {done:,} of them done" * bool(done)
+        work = steps_text(plan) + " steps" * bool(plan.num_steps) + f", {done:,} already done" * bool(done)
     if isinstance(plan, BasePlan):
         work += f", {plan.tokens:,} tokens of {plan.data}"
     if isinstance(plan, TokenizerPlan | BasePlan) and plan.download_gigabytes is not None:
@@ -101,7 +101,7 @@ def plan_table(plan: Plan, *, known: Plan | None = None, done: int = 0) -> str:
     if isinstance(plan, TextPlan) and plan.memory:
         rows += memory_rows(plan.memory)
     if isinstance(plan, RLPlan):
-        answers = f"{plan.questions} questions × {plan.samples} answers of {plan.max_new_tokens} tokens"
+        answers = f"{plan.questions} questions × {plan.samples} answers of up to {plan.max_new_tokens} tokens"
         rows.append(("step", f"{answers}, temperature {plan.temperature}, top-k {plan.top_k or 'all'}"))
     if not isinstance(plan, TokenizerPlan):
         rows += group_rows(plan.groups)
@@ -125,12 +125,12 @@ def model_rows(plan: TrainingPlan) -> Rows:
 def horizon_rows(plan: Plan, done: int) -> Rows:
     rows = []
     if not isinstance(plan, TokenizerPlan):
-        rows.append(("steps", steps_text(plan) + f", {done:,} of them done" * bool(done)))
+        rows.append(("steps", steps_text(plan) + f", {done:,} already done" * bool(done)))
     if isinstance(plan, BasePlan):
-        ratio = f"{plan.tokens_per_parameter:.2f} for each of {plan.counted_parameters:,} parameters"
+        ratio = f"{plan.tokens_per_parameter:.2f} per parameter, {plan.counted_parameters:,} counted"
         rows.append(("tokens", f"{plan.tokens:,} ({ratio})"))
     if isinstance(plan, BasePlan | FinetunePlan) and plan.flops:
-        rows.append(("FLOPs", f"{plan.flops:.6e} ({plan.flops_per_token:.6e} a token)"))
+        rows.append(("FLOPs", f"{plan.flops:.6e} ({plan.flops_per_token:.6e} per token)"))
     return [*rows, ("time left" if done else "time", time_text(plan.hours))]
 
 
@@ -138,17 +138,17 @@ def steps_text(plan: TrainingPlan) -> str:
     if plan.num_steps:
         return f"{plan.num_steps:,}"
     expected = None if isinstance(plan, BasePlan) else plan.expected_steps
-    count = f"about {expected:,}" if expected else "of a length not known before the stage begins"
+    count = f"about {expected:,}" if expected else "length not known before the stage starts"
     return f"one epoch, {count}"
 
 
 def time_text(hours: Hours) -> str:
     """`2.02 hours on 8 × H100 at an MFU of 48.5 %`, of which evaluation and start where there are any."""
     if hours["total_hours"] is None:
-        missing = f"the speed of {hours['gpu']}, or the number of steps (give stage.NAME.max_steps)"
-        return f"unknown: {missing}, is not in our tables"
+        missing = f"the speed of {hours['gpu']} or the number of steps (set stage.NAME.max_steps)"
+        return f"unknown: no table has {missing}"
     mfu, evaluating = hours.get("mfu"), hours.get("evaluation_hours")
-    evaluation = f", {amount(evaluating)} of it evaluation" if evaluating else ""
+    evaluation = f", including {amount(evaluating)} of evaluation" if evaluating else ""
     if hours["gpu"] == "cpu":
         return f"about {amount(hours['total_hours'])} on {place(hours)}{evaluation}"
     speed = f"at an MFU of {mfu:.1%}" if mfu else "by nanochat's published time"
@@ -171,13 +171,13 @@ def amount(hours: float | None) -> str:
 
 
 def cost_rows(plan: Plan) -> Rows:
-    """`$71.12 at $35.15 an hour`; nothing where nobody bills."""
+    """`$71.12 at $35.15 per hour`; nothing where nobody bills."""
     cost = plan.cost
     if not cost:
         return []
     if cost["dollars_per_hour"] is None:
-        return [("cost", f"unknown: conf/prices.yaml has no price of {plan.hours['gpu']}")]
-    rate = f"${cost['dollars_per_hour']:,.2f} an hour, prices of {cost['prices']}"
+        return [("cost", f"unknown: conf/prices.yaml has no price for {plan.hours['gpu']}")]
+    rate = f"${cost['dollars_per_hour']:,.2f} per hour, prices of {cost['prices']}"
     return [("cost", f"{money(cost['dollars'])} at {rate}")]
 
 
@@ -194,8 +194,8 @@ def memory_rows(memory: Memory) -> Rows:
     parts = ", ".join(f"{name} {gib[name]:.1f}" for name in names)
     rows = ", ".join(f"{gpu} {most or '–'}" for gpu, most in memory["largest_micro_batch"].items())
     return [
-        ("memory", f"about {gib['peak']:.1f}{of} GiB a GPU{verdict}"),
-        ("  of it", parts),
+        ("memory", f"about {gib['peak']:.1f}{of} GiB per GPU{verdict}"),
+        ("  parts", parts),
         ("  rows that fit", rows),
     ]
 
@@ -209,11 +209,11 @@ def group_rows(groups: Mapping[str, GroupSettings]) -> Rows:
 
 
 def watching_rows(plan: TextPlan) -> Rows:
-    every = f"save {plan.save_every:,}, sample {plan.sample_every:,}"
-    rows = [("every", f"evaluate {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
+    every = f"save every {plan.save_every:,}, sample every {plan.sample_every:,}"
+    rows = [("intervals", f"evaluate every {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
     if isinstance(plan, BasePlan) and plan.core_every:
-        often = "" if plan.core_every == "end" else f"a part every {plan.core_every:,} steps, "
-        rows.append(("CORE", f"{often}the whole at the end; its questions are fetched once (162 MB)"))
+        often = "" if plan.core_every == "end" else f"a subset every {plan.core_every:,} steps, "
+        rows.append(("CORE", f"{often}all of it at the end; its questions are downloaded once (162 MB)"))
     return rows
 
 
@@ -221,7 +221,7 @@ def data_rows(plan: Plan) -> Rows:
     rows, shards = [], ""
     if isinstance(plan, TokenizerPlan):
         rows.append(("vocabulary", f"{plan.vocab_size:,}, from at most {plan.max_chars:,} characters"))
-        rows.append(("documents", f"cut at {plan.doc_cap:,} characters"))
+        rows.append(("documents", f"first {plan.doc_cap:,} characters of each"))
     if isinstance(plan, TokenizerPlan | BasePlan):
         shards = f", {plan.shards:,} shard{'s' * (plan.shards != 1)}"
         if plan.download_gigabytes is not None:
@@ -239,7 +239,7 @@ def total_line(run: str, plans: Sequence[Plan]) -> str:
 
 def clusters_table(found: Mapping[str, dict[str, Any]]) -> str:
     """Return a line for every cluster: hours, dollars, micro-batch, memory, whether it fits; or why not."""
-    head = f"  {'cluster':<15}{'GPUs':<20}{'hours':>8}{'dollars':>11}{'micro-batch':>13}  memory of a GPU"
+    head = f"  {'cluster':<15}{'GPUs':<20}{'hours':>8}{'dollars':>11}{'micro-batch':>13}  memory per GPU"
     lines = []
     for name, summary in found.items():
         if "error" in summary:

@@ -131,7 +131,7 @@ def refuse_heads(width: int, heads: int, kv_heads: int) -> NoReturn:
     """ValueError for a width that does not divide into the heads, or heads that key-value heads don't."""
     if width < 1 or heads < 1 or width % heads or width // heads % 2:
         raise ValueError(
-            f"model.width={width} does not divide into model.heads={heads} of an even size; "
+            f"model.width={width} does not divide into model.heads={heads} heads of an even size; "
             f"try model.width={2 * heads * max(1, round(width / 2 / heads))}"
         )
     allowed = ", ".join(map(str, divisors(heads)))
@@ -223,7 +223,7 @@ def undivided(job: Job, wish: int, rows: int) -> str:
     context, ranks = job["model"]["context"], num_ranks(job)
     nearest = min(divisors(rows), key=lambda choice: abs(choice - wish))
     return (
-        f"micro_batch ({wish} rows) must divide the {rows} rows of a device "
+        f"micro_batch ({wish} rows) must divide the {rows} rows per device "
         f"(total_batch {rows * ranks * context:,} / {context:,} / {ranks} devices); try micro_batch={nearest}"
     )
 

@@ -38,7 +38,7 @@ def test_a_right_node_passes_and_builds():
         ({"weight_decay": "sine"}, "one of constant, cosine, linear, none"),
         (
             {"_target_": "os.system"},
-            r"must begin with nanolit\.data\. or .* or lightning\.pytorch\.loggers\.",
+            r"must start with nanolit\.data\. or .* or lightning\.pytorch\.loggers\.",
         ),
         ({"_target_": "nanolit.optim.schedle.Schedule"}, "nanolit.optim.schedle, which does not exist"),
         ({"_target_": "nanolit.optim.schedule.Shedule"}, "has no Shedule"),
@@ -116,14 +116,14 @@ def test_no_annotation_but_ours_is_evaluated(how, tmp_path):
     """A stranger's mixture may come with a module beside it."""
     (tmp_path / "evil.py").write_text("class C:\n    def __init__(self, *, a: 1 / 0): ...\n")
     target = f"nanolit.tasks.{tmp_path}/evil.C" if how == "a path" else "nanolit.tasks.rows.Path"
-    with pytest.raises(ValueError, match=r"it must begin with nanolit"):
+    with pytest.raises(ValueError, match=r"it must start with nanolit"):
         check_target({"_target_": target, "a": 1}, path="s")
-    with pytest.raises(ValueError, match=r"it must begin with nanolit"):
+    with pytest.raises(ValueError, match=r"it must start with nanolit"):
         build({"_target_": target})
     with pytest.raises(ValueError, match="which does not exist"):
         check_target({"_target_": f"nanolit.tasks.{'a' * 300}.C"}, path="s")
 
 
 def test_build_refuses_a_foreign_target():
-    with pytest.raises(ValueError, match="must begin with"):
+    with pytest.raises(ValueError, match="must start with"):
         build({"_target_": "subprocess.run", "args": "true"})

@@ -49,7 +49,7 @@ def test_the_quoted_form_survives_the_shell_and_hydra(value: str) -> None:
         (["d12"], "'d12' is not a setting: settings are written KEY=VALUE, did you mean model=d12?"),
         (["--model", "d12"], "there is no --model here; settings are written KEY=VALUE: model=d12"),
         (["--model=d12"], "there is no --model here; settings are written KEY=VALUE: model=d12"),
-        (["model=d12,"], "model=d12, ends with a comma; leave it out: model=d12"),
+        (["model=d12,"], "model=d12, ends with a comma; remove it: model=d12"),
     ],
 )
 def test_a_word_of_another_form_is_answered_with_the_right_one(words: list[str], said: str) -> None:
@@ -156,10 +156,10 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
             ["-experiment", "demo"],
             "there is no -experiment here; settings are written KEY=VALUE: experiment=demo",
         ),
-        (["–experiment=demo"], "a dash or quotes that a text program put there; write experiment=demo"),
-        (["experiment=demo", "seed=“1”"], "a dash or quotes that a text program put there; write seed=1"),
-        (["lr=0.1"], "there is no key lr; it is stage.base.lr_scale here"),
-        (["model.n_layer=4"], "there is no key model.n_layer; it is model.depth here"),
+        (["–experiment=demo"], "a typographic dash or quotes; write experiment=demo"),
+        (["experiment=demo", "seed=“1”"], "a typographic dash or quotes; write seed=1"),
+        (["lr=0.1"], "there is no key lr; it is called stage.base.lr_scale here"),
+        (["model.n_layer=4"], "there is no key model.n_layer; it is called model.depth here"),
         (["EXPERIMENT=demo"], "there is no key EXPERIMENT; did you mean experiment?"),
         (["-m", "experiment=dmeo"], "did you mean demo?"),
         (["mixture=absent"], "there is no stage.sft.mixture=absent; allowed: .*, a file of chats"),

@@ -17,7 +17,7 @@ class Settings:
     source: Path = setting("what to read", value="DIR", positional=True)
     place: str | None = setting("where it goes", None, value="PLACE", positional=True)
     max_tokens: int = setting("longest reply", 256, least=1)
-    temperature: float = setting("0: the likeliest token", 0.6, least=0)
+    temperature: float = setting("0: always the most likely token", 0.6, least=0)
     port: int | None = setting("the page's port", None, least=1, most=65535)
     follow: bool = setting("wait for more", False, short="-f")
     prompt: str | None = setting("one message", None, value="TEXT", short="-p")
@@ -96,9 +96,9 @@ def test_only_a_setting_whose_default_is_empty_may_be_empty():
     ("words", "message"),
     [
         ([], "source is missing; give DIR: what to read"),
-        (["here", "temprature=1"], "don't know 'temprature=1'; did you mean temperature=…?"),
-        (["here", "--max-tokns", "3"], "don't know '--max-tokns'; did you mean max_tokens=…?"),
-        (["here", "there", "zzz"], "don't know 'zzz'; allowed: source=…, place=…"),
+        (["here", "temprature=1"], "unknown setting 'temprature=1'; did you mean temperature=…?"),
+        (["here", "--max-tokns", "3"], "unknown setting '--max-tokns'; did you mean max_tokens=…?"),
+        (["here", "there", "zzz"], "unknown setting 'zzz'; allowed: source=…, place=…"),
         (["here", "max_tokens=many"], "max_tokens=many must be a whole number, 1 or more"),
         (["here", "max_tokens=0"], "max_tokens=0 must be a whole number, 1 or more"),
         (["here", "max_tokens=1.5"], "max_tokens=1.5 must be a whole number"),

@@ -64,7 +64,7 @@ def test_too_little_memory_is_one_line(error, capsys):
         raise error
 
     assert command(main)([]) == 2
-    assert capsys.readouterr().err.startswith("error: out of memory; end other programs")
+    assert capsys.readouterr().err.startswith("error: out of memory; close other programs")
 
 
 @pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("ours"), ImportError("ours")])

@@ -19,5 +19,5 @@ def test_one_that_does_not_load_is_not_passed_over(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(ImportError, match=r"libpython3.11.so.1.0.*install nanolit again"):
+    with pytest.raises(ImportError, match=r"libpython3.11.so.1.0.*install NanoLit again"):
         load_extension()

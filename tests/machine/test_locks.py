@@ -36,7 +36,7 @@ def test_a_lock_that_leads_elsewhere_empties_nothing(tmp_path: Path):
     """A run folder may come from a stranger, with a link to a file of the user's."""
     (tmp_path / "notes").write_text("mine")
     (tmp_path / ".lock").symlink_to(tmp_path / "notes")
-    with pytest.raises(ValueError, match="is not a file, as a lock must be"), held(tmp_path / ".lock"):
+    with pytest.raises(ValueError, match="must be a file, since it is a lock"), held(tmp_path / ".lock"):
         pass
     assert (tmp_path / "notes").read_text() == "mine"
 
@@ -46,7 +46,7 @@ def test_a_holder_that_is_gone_is_not_taken_for_a_living_one():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = locks.socket.gethostname()
-    assert holder(f"{gone.pid} on {here}\n").startswith(f"ranks of process {gone.pid}, which is gone;")
+    assert holder(f"{gone.pid} on {here}\n").startswith(f"ranks of process {gone.pid}, which has ended;")
     assert holder("17 on elsewhere\n").startswith("process 17 on elsewhere; wait for it")
     assert holder("").startswith("process another;")
 

@@ -29,10 +29,10 @@ class Kind(TypedDict):
         ('{"step": NaN, "parts": {}}', "is not valid JSON (NaN is not a finite number)"),
         ('{"step": 1, "parts": {"a": -Infinity}}', "is not valid JSON (-Infinity is not a finite number)"),
         ('{"step": 1, "parts": {"a": 1e400}}', "is not valid JSON (1e400 is not a finite number)"),
-        ('{"step": 1, "parts": {}, "step": 2}', "is not valid JSON (the key 'step' stands twice)"),
+        ('{"step": 1, "parts": {}, "step": 2}', "is not valid JSON (the key 'step' appears twice)"),
         ("\ufeff{}", "is not valid JSON"),
-        ("[]", "holds list, expected an object"),
-        ("null", "holds NoneType, expected an object"),
+        ("[]", "holds list, not an object"),
+        ("null", "holds NoneType, not an object"),
         ("{}", "is damaged (step: field required)"),
         ('{"step": "1", "parts": {}}', "is damaged (step: input should be a valid integer)"),
         ('{"step": true, "parts": {}}', "is damaged (step: input should be a valid integer)"),
@@ -53,7 +53,7 @@ def test_json_of_other_content_is_refused_in_one_line(tmp_path: Path, text: str,
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "b:\n- {a: 1, a: 1}\n"])
 def test_a_key_of_yaml_that_stands_twice_is_refused(tmp_path: Path, text: str):
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(DamagedFile, match=r"is not valid YAML .*the key 'a' stands twice.*; restore it"):
+    with pytest.raises(DamagedFile, match=r"is not valid YAML .*the key 'a' appears twice.*; restore it"):
         read_yaml(tmp_path / "a.yaml", remedy="restore it")
 
 
@@ -84,7 +84,7 @@ def test_no_pipe_is_waited_for_and_nothing_huge_read(tmp_path: Path, monkeypatch
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").write_text("{}" * 10)
     monkeypatch.setattr(paths, "LARGEST_TEXT", 10)
-    for name, fault in (("pipe", "is not a file"), ("large", "no file of ours")):
+    for name, fault in (("pipe", "is not a file"), ("large", "too large for a NanoLit file")):
         with pytest.raises(DamagedFile, match=fault):
             read_json(tmp_path / name)
 
@@ -104,8 +104,8 @@ def test_aliases_that_unfold_without_end_are_refused_at_once(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("a: &a [*a]")
     begun = time.monotonic()
     for name in ("a.yaml", "c.yaml"):
-        with pytest.raises(DamagedFile, match="unfolds to over 100,000 values by its aliases; mend it"):
-            read_yaml(tmp_path / name, remedy="mend it")
+        with pytest.raises(DamagedFile, match="expands to over 100,000 values through its aliases; fix it"):
+            read_yaml(tmp_path / name, remedy="fix it")
     assert time.monotonic() - begun < 5
     assert read_yaml(tmp_path / "b.yaml", remedy="")["c"] == [1, 2]
 
@@ -121,7 +121,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_root_that_cannot_be_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match=r"^~nobody-here/x begins with a user that is not here; write"):
+    with pytest.raises(ValueError, match=r"^~nobody-here/x starts with an unknown user; write"):
         paths.home("~nobody-here/x")
     with pytest.raises(ValueError, match="has a name that is not UTF-8; rename it"):
         paths.home(os.fsdecode(b"/srv/\xff"))
@@ -138,8 +138,8 @@ def test_half_a_surrogate_pair_is_written_and_read_again(tmp_path: Path):
 def test_a_tag_is_refused_whatever_it_means(value: str, tmp_path: Path):
     """PyYAML ends in a KeyError or an AttributeError for some, and in other types for others."""
     (tmp_path / "a.yaml").write_text(f"a: 'no tag!'\nb: {value}\n")
-    with pytest.raises(DamagedFile, match=r"a\.yaml is not valid YAML \(it has a tag, .*; mend it"):
-        read_yaml(tmp_path / "a.yaml", remedy="mend it")
+    with pytest.raises(DamagedFile, match=r"a\.yaml is not valid YAML \(it has a tag, .*; fix it"):
+        read_yaml(tmp_path / "a.yaml", remedy="fix it")
     (tmp_path / "b.yaml").write_text("a: 'no tag!'\n")
     assert read_yaml(tmp_path / "b.yaml", remedy="") == {"a": "no tag!"}
 

@@ -30,4 +30,4 @@ def test_an_epoch_has_the_steps_of_its_own_batch_and_data_or_nobody_knows(overri
     plan = fresh_plan(job, job["stages"][0])
     assert plan.expected_steps == expected
     assert (plan.hours["total_hours"] is None) == (plan.cost["dollars"] is None) == (expected is None)
-    assert (expected is None) == ("not known before the stage begins" in plan_table(plan))
+    assert (expected is None) == ("not known before the stage starts" in plan_table(plan))

@@ -63,9 +63,9 @@ def test_a_stage_that_resumes_says_what_is_left_of_its_time_and_dollars():
     assert half.hours["total_hours"] == pytest.approx(start + (whole - start) / 2)
     assert half.cost["dollars"] == pytest.approx(half.hours["total_hours"] * plan.cost["dollars_per_hour"])
     table = plan_table(plan, done=500)
-    assert "steps              1,000, 500 of them done" in table
+    assert "steps              1,000, 500 already done" in table
     assert f"time left          {amount(half.hours['total_hours'])} on 8 × H100" in table
     first, stage = outline("big", [plan], done={"base": 500}).splitlines()
     assert amount(half.hours["total_hours"]) in first
-    assert "1,000 steps, 500 of them done" in stage
+    assert "1,000 steps, 500 already done" in stage
     assert rest_of(plan, after=1000).hours["total_hours"] == pytest.approx(start)

@@ -148,7 +148,7 @@ class Chaos:
 
     def check_resumed(self, end: End, before: dict[str, int]) -> None:
         """Nothing is lost: each stage continues after its newest whole checkpoint."""
-        for phase, step in re.findall(r"^(\w+): continuing after step ([\d,]+)", end.text, re.MULTILINE):
+        for phase, step in re.findall(r"^(\w+): resuming after step ([\d,]+)", end.text, re.MULTILINE):
             self.count("resumed", phase)
             if int(step.replace(",", "")) < before.get(phase, 0):
                 self.fall(f"{phase} lost steps: continues after {step} of {before[phase]}", end.text)

@@ -59,7 +59,7 @@ def test_a_second_run_says_that_it_is_finished(
     before = (root / "runs" / "dev" / "base" / "metrics.csv").read_bytes()
     result = run(compose(overrides(recipe, root)))
     assert result["status"] == "done"
-    assert "base: run dev has finished it at step 3" in capsys.readouterr().out
+    assert "base: already finished at step 3" in capsys.readouterr().out
     assert (root / "runs" / "dev" / "base" / "metrics.csv").read_bytes() == before
 
 
@@ -117,7 +117,9 @@ def test_a_plan_that_was_changed_since_is_scored_with_a_word(pipeline: tuple[str
     path.write_text(json.dumps(plan))
     assert evaluate.main(["run=dev/rl", f"root={pipeline[1]}", "tasks=none"]) == 0
     path.write_text(whole)
-    assert f"{path} was changed since the model was trained; it is scored as" in capsys.readouterr().out
+    assert (
+        f"{path} has changed since the model was trained; its current settings are" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_plan_that_was_changed_since_is_scored_with_a_word(pipeline: tuple[str
     [
         (
             ["run=dev/base", "max_per_task=2"],
-            "max_per_task= is a setting of the chat tasks, and dev/base is not a",
+            "max_per_task= is for chat tasks, but dev/base is not a",
         ),
         (["run=dev/sft", "tasks=none", "max_per_task=2"], "tasks=none asks none; leave it out"),
     ],

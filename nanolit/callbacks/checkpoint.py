@@ -45,7 +45,7 @@ from nanolit.phases.core import Phase
 FORMAT = 1
 Count = Annotated[int, Field(ge=0, lt=1 << 60)]  # even times a token's four bytes it still fits an address
 Seconds = Annotated[float, Field(ge=0)]
-REMEDY = "delete its folder to resume from the checkpoint before it"
+REMEDY = "delete its folder to resume from the previous checkpoint"
 
 
 class Progress(TypedDict):
@@ -123,7 +123,7 @@ class Checkpoint:
         """Load this rank's share of the state, whatever the number of ranks was when it was written."""
         names = [name for name in self.files if name.startswith("optimizer-")]
         if not names:
-            raise ValueError(f"{self.folder} has no state of the optimizer; delete it")
+            raise ValueError(f"{self.folder} has no optimizer state; delete it")
         pieces: dict[str, list[tuple[int, int, TensorFile]]] = {}
         for name in names:
             file, starts = open_slices(self.folder / name)
@@ -140,7 +140,7 @@ class Checkpoint:
                     parts.append(file.part(key, low - begin, high - begin))
             found = torch.cat(parts) if parts else torch.empty(0)
             if len(found) != stop - start:
-                raise DamagedFile(f"{self.folder} lacks a part of the optimizer's {key}; {REMEDY}")
+                raise DamagedFile(f"{self.folder} lacks part of the optimizer's {key}; {REMEDY}")
             return found
 
         optimizer.load_state_slices(read)
@@ -160,7 +160,7 @@ def open_slices(path: Path) -> tuple[TensorFile, dict[str, int]]:
             type(start) is int and start >= 0 and len(file.shapes[key]) == 1 for key, start in starts.items()
         )
     ):
-        raise DamagedFile(f"{path} is damaged (its slices and their starts differ); {REMEDY}")
+        raise DamagedFile(f"{path} is damaged (its slices don't match their starts); {REMEDY}")
     return file, starts
 
 
@@ -174,8 +174,8 @@ def is_whole(folder: Path) -> bool:
         manifest = read_json(path)
         if manifest.get("format") not in (None, FORMAT):
             raise ValueError(
-                f"{folder} has checkpoint format {manifest['format']!r}, this version reads {FORMAT}; "
-                "continue with the version that wrote it"
+                f"{folder} has checkpoint format {manifest['format']!r}, this version reads {FORMAT}; resume "
+                "with the version that wrote it"
             )
         check_content(manifest, Manifest, path, remedy="")
         if manifest.get("step", step_of(folder)) != step_of(folder):
@@ -194,7 +194,7 @@ def is_whole(folder: Path) -> bool:
     except OSError as error:
         raise ValueError(
             f"{error.filename} cannot be read ({error.strerror}); make it readable, or delete {folder} to "
-            "resume from the checkpoint before it"
+            "resume from the previous checkpoint"
         ) from error
 
 
@@ -209,9 +209,9 @@ def latest(folder: Path) -> Checkpoint | None:
     for candidate in reversed(candidates):
         if is_whole(candidate):
             return Checkpoint(candidate)
-        warnings.warn(f"{candidate} is not a whole checkpoint: skipped", stacklevel=2)
+        warnings.warn(f"{candidate} is not a complete checkpoint: skipped", stacklevel=2)
     if candidates:
-        warnings.warn(f"no whole checkpoint is left in {folder}: beginning at step 1", stacklevel=2)
+        warnings.warn(f"no complete checkpoint is left in {folder}: starting at step 1", stacklevel=2)
     return None
 
 
@@ -251,8 +251,8 @@ def write(folder: Path, phase: Phase, progress: Json) -> Path:
         if rank() == 0:
             remove(target)
         raise OSError(
-            f"could not write the checkpoint {target}: {problems[0]}; earlier checkpoints are untouched: "
-            "mend that, and the same command resumes from the newest"
+            f"could not write the checkpoint {target}: {problems[0]}; earlier checkpoints are untouched: fix "
+            "this, and the same command resumes from the newest one"
         )
     return target
 

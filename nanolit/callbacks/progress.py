@@ -135,15 +135,15 @@ class Progress:
         return (now - begun) / (last - first)
 
     def times(self) -> str:
-        """Return "0:33 gone, 2:10 left, 7:40 for all stages", without what is not known yet."""
-        times, pace = [f"{duration(self.clock.seconds)} gone"], self.seconds_a_step()
+        """Return "0:33 elapsed, 2:10 left, 7:40 left in all stages", without what is not known yet."""
+        times, pace = [f"{duration(self.clock.seconds)} elapsed"], self.seconds_a_step()
         if pace is not None:
             paused = self.clock.paused_seconds / max(self.clock.seconds, 1e-9)  # evaluations go on like this
             left = (self.num_steps - self.step) * pace * (1 + paused)
             times.append(f"{duration(left)} left")
             if self.later_seconds and self.planned_seconds:
                 slower = pace * self.num_steps / self.planned_seconds  # the later stages will be too
-                times.append(f"{duration(left + slower * self.later_seconds)} for all stages")
+                times.append(f"{duration(left + slower * self.later_seconds)} left in all stages")
         return ", ".join(times)
 
     def numbers(self) -> Text:

@@ -136,7 +136,7 @@ def check_finite(loss: float, step: int, *, on_divergence: str) -> None:
         return
     raise ValueError(
         f"the loss is {loss} at step {step}: training has diverged; the last checkpoint is kept. "
-        "Lower the learning rates (stage.base.lr_scale=0.5) or say on_divergence=continue"
+        "Lower the learning rates (stage.base.lr_scale=0.5) or set on_divergence=continue"
     )
 
 
@@ -169,9 +169,9 @@ class EndIfStuck:
             while number := self._reader.recv(1):
                 if number[0] == signal.SIGTERM and not self._ended.wait(GRACE_SECONDS):
                     print(
-                        f"rank {rank()} was told to stop, and the step of all ranks did not end in "
-                        f"{GRACE_SECONDS} seconds: another rank must be gone; the run goes on from its last "
-                        "checkpoint",
+                        f"rank {rank()} was asked to stop, but the step of all ranks did not end within "
+                        f"{GRACE_SECONDS} seconds: another rank must have died; the run resumes from its "
+                        "last checkpoint",
                         file=sys.stderr,
                         flush=True,
                     )

@@ -99,7 +99,7 @@ def history(path: Path, finished_steps: int, *, log_every: int) -> list[dict[str
         kept = path.with_name("metrics.damaged.csv")
         if table:
             write_atomically(kept, path.read_bytes())  # never through a link that a stranger left there
-            told += [f"what it held is in {kept.name}"]
+            told += [f"its old content is in {kept.name}"]
         warnings.warn(f"{path} is damaged up to step {finished_steps:,}: {', '.join(told)}", stacklevel=2)
     return rows
 

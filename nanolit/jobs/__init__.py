@@ -3,5 +3,5 @@
 Takes a job, a plain dict as job.yaml holds it.
 Gives job.yaml, plan.json and result.json in the stages' folders, and the run's report.
 May import callbacks, config, data, evaluation, inference, model, phases, planning, report, tokenizer, tasks
-and machine; hydra and omegaconf never, lightning in worker.py, watch.py and ending.py alone.
+and machine; never hydra or omegaconf; lightning only in worker.py, watch.py and ending.py.
 """

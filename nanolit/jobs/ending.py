@@ -31,7 +31,7 @@ def write_result(job: Job, stage: str, result: Json) -> Json:
 def conclude(trainer: L.Trainer, parts: Parts, watch: Watch) -> Json:
     """Return the result of a stage that was fitted; with all its steps, leave a release and ask CORE."""
     result, job, phase, plan, stage = watch.state(), parts.job, parts.phase, parts.plan, parts.plan.stage
-    again = f"continue with: {train_command(job['overrides'])}"
+    again = f"resume with: {train_command(job['overrides'])}"
     if phase.finished_steps < phase.num_steps:
         error = f"{stage} stopped after step {phase.finished_steps} of {phase.num_steps}; {again}"
         return {"status": "interrupted", "error": error, **result}
@@ -46,7 +46,7 @@ def conclude(trainer: L.Trainer, parts: Parts, watch: Watch) -> Json:
                 raise KeyboardInterrupt
             result["metrics"], columns = ask_core(parts, release)
         except KeyboardInterrupt:
-            error = f"{stage} is trained, CORE was interrupted; {again}"
+            error = f"{stage} is trained, but CORE was interrupted; {again}"
             return {"status": "interrupted", "error": error, **result}
         watch.recorder.record(trainer, {"step": phase.finished_steps, **columns})
         result["wall_seconds"] = watch.state()["wall_seconds"]
@@ -78,8 +78,8 @@ def ask_core(parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, f
         with sigterm_interrupts():
             return score_base(parts, release)
     except ValueError as error:
-        remedy = "core_every=null goes on without it"
-        raise ValueError(f"base is trained, CORE can't be asked: {error}; {remedy}") from error
+        remedy = "core_every=null skips it"
+        raise ValueError(f"base is trained, but CORE can't be evaluated: {error}; {remedy}") from error
 
 
 def score_base(parts: Parts, release: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -121,8 +121,8 @@ def summarize(stage: str, result: Json, release: Path) -> None:
     say(f"{stage}: {amount} in {duration(result['seconds'])}{speed}{score}")
     if result["epoch"]:
         cropped = result["cropped_fraction"]
-        crop = f", of which packing cropped {cropped:.1%}" if cropped else ""
+        crop = f", {cropped:.1%} cropped by packing" if cropped else ""
         waited = result["data_wait_fraction"]
-        wait = f"; waited {waited:.2%} of the time for it" if waited is not None else ""
-        say(f"{stage}: {result['epoch']:.2f} epochs of the data{crop}{wait}")
+        wait = f"; {waited:.2%} of the time spent waiting for data" if waited is not None else ""
+        say(f"{stage}: {result['epoch']:.2f} epochs{crop}{wait}")
     say(f"{stage}: release in {release}")

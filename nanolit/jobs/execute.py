@@ -98,7 +98,7 @@ def announce(job: Job, plans: Plans) -> None:
             say(outline(job["run"], waiting, done={plan.stage: steps_done(job, plan) for plan in waiting}))
     else:
         folder = shlex.quote(shown(run_folder(job["root"], job["run"])))
-        say(f"{job['run']} is finished; nothing is trained again. To begin anew, delete {folder}")
+        say(f"{job['run']} is already finished. To start over, delete {folder}")
 
 
 def steps_done(job: Job, plan: Plan) -> int:
@@ -151,8 +151,8 @@ def try_micro_batches(job: Job, plans: Plans) -> dict[str, Plan]:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", TRIAL, str(hand_over(job, plan, Path(folder)))]
             if code := supervise(command, environment=clean_environment(devices=1)):
-                ended = f"{plan.stage}: the trial of micro-batches ended with exit code {code}"
-                say(f"{ended}; going on with {plan.micro_batch} rows")
+                ended = f"{plan.stage}: the micro-batch trial ended with exit code {code}"
+                say(f"{ended}; continuing with {plan.micro_batch} rows")
         found[plan.stage] = keep_stored(job, fresh_plan(job, plan.stage))
     return found
 
@@ -177,7 +177,7 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
     try:
         fetch_data(job, plans)
     except KeyboardInterrupt:
-        error = "stopped while the data was fetched; the same command goes on from there"
+        error = "stopped while downloading data; the same command resumes there"
         return {"status": "interrupted", "run": job["run"], "error": error}
     result: Result = {}
     stages, before = list(plans.values()), None
@@ -185,7 +185,7 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
         if isinstance(plan, TokenizerPlan):
             result = make_tokenizer(job, plan)
         elif made := finished(job["root"], job["run"], plan.stage):
-            say(f"{plan.stage}: run {job['run']} has finished it{score(made)}")
+            say(f"{plan.stage}: already finished{score(made)}")
             result = {**made, "asked_to_stop": False}
         else:
             folder = write_plan(job, plan, known=before)
@@ -196,8 +196,8 @@ def run_stages(job: Job, plans: Plans, node: Node, keep_open: list[int]) -> Resu
         if result["status"] != "done":
             return result
         if result.get("asked_to_stop") and following:
-            stopped = f"stopped after {plan.stage} was finished"
-            error = f"{stopped}; the same command goes on with {following.stage}"
+            stopped = f"stopped after {plan.stage} finished"
+            error = f"{stopped}; the same command continues with {following.stage}"
             return {**result, "status": "interrupted", "error": error}
         before = plan
     if launched_rank() == 0:
@@ -240,7 +240,7 @@ def make_tokenizer(job: Job, plan: Plan) -> Result:
     with held(busy, wait=True):
         if is_made(job, plan):
             if plan.stage not in told():
-                say(f"tokenizer: {folder.name} is there")
+                say(f"tokenizer: {folder.name} already exists")
             return made
         remove_leftovers(folder)
         write_plan(job, plan)
@@ -253,7 +253,7 @@ def wait_for(path: Path, *, seconds: float = WAIT_SECONDS) -> None:
     while not path.exists():
         if time.monotonic() > deadline:
             raise ValueError(
-                f"rank 0 has not written {path} in {seconds:.0f} seconds; see its messages above"
+                f"rank 0 did not write {path} within {seconds:.0f} seconds; see its messages above"
             )
         time.sleep(0.05)
 

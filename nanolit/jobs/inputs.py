@@ -52,10 +52,10 @@ def check_settings(job: Job, plans: Plans) -> None:
     """ValueError for a job that does not fit its ranks, its run or the stage it begins from."""
     if under_torchrun() and (world := int(os.environ["WORLD_SIZE"])) != (ranks := num_ranks(job)):
         raise ValueError(
-            f"torchrun started {world} ranks, the job is for {ranks}; give cluster.devices={world}"
+            f"torchrun started {world} ranks, but the job is for {ranks}; give cluster.devices={world}"
         )
     if job["phase"] == "identity" and not job["start_from"]:
-        raise ValueError("phase=identity teaches an existing model; say which: start_from=RUN")
+        raise ValueError("phase=identity trains an existing model; give start_from=RUN")
     for plan in plans.values():
         if stage_folder(job["root"], job["run"], plan.stage).exists():
             check_own_folders(job, plan.stage)
@@ -82,8 +82,8 @@ def check_own_folders(job: Job, stage: str) -> None:
     for path in (folder, *sorted(folder.glob("*"))):
         if path.is_symlink() and path.is_dir() and not finished(job["root"], job["run"], stage):
             raise ValueError(
-                f"{path} is a link to {os.readlink(path)}, where the run would write and remove files; put a "
-                "copy of that folder in its place (for another disk give root=…)"
+                f"{path} is a link to {os.readlink(path)}, where the run would write and remove files; "
+                "replace the link with a copy of that folder (for another disk give root=…)"
             )
 
 
@@ -95,16 +95,16 @@ def check_unchanged(job: Job, plan: Plan, path: Path) -> None:
         parts = (part for key, (old, new) in changes.items() for part in leaves(key, old, new))
         listed = ", ".join(f"{key} was {old!r}, now {new!r}" for key, old, new in parts)
         raise ValueError(
-            f"run {job['run']} was begun with other settings: {listed}; give those again, or another run=NAME"
-            f"{instead(job, stage)}"
+            f"run {job['run']} was started with other settings: {listed}; give those again, or another "
+            f"run=NAME{instead(job, stage)}"
         )
     stored = path.with_name("plan.json")
     if stage == "base" and stored.exists() and not finished(job["root"], job["run"], stage):
         before, now = stored_plan(stored).get("tokenizer"), plan.tokenizer
         if before != now:  # with equal settings: the text is another
             raise ValueError(
-                f"run {job['run']} was begun with other text in data.path: its tokenizer is {before}, this "
-                f"text's {now}; put that text back, or give another run=NAME"
+                f"run {job['run']} was started with other text in data.path: its tokenizer is {before}, this "
+                f"text's is {now}; restore that text, or give another run=NAME"
             )
 
 
@@ -131,7 +131,7 @@ def instead(job: Job, stage: str) -> str:
         if finished(job["root"], run, stage)
         else ""
     )
-    return f"{longer}; to begin anew, delete {shlex.quote(str(folder))}"
+    return f"{longer}; to start over, delete {shlex.quote(str(folder))}"
 
 
 def check_previous(job: Job, stage: str) -> None:
@@ -142,9 +142,9 @@ def check_previous(job: Job, stage: str) -> None:
     previous = next(earlier for earlier in before if not finished(job["root"], job["run"], earlier))
     others = [word for word in job["overrides"] if not word.startswith(("phase=", "stages=", "start_from="))]
     done = sorted(path.parents[1].name for path in Path(job["root"], "runs").glob(f"*/{before[-1]}/release"))
-    finished_ones = f"; or begin from another run, start_from={' or '.join(done[-3:])}" if done else ""
+    finished_ones = f"; or start from another run, start_from={' or '.join(done[-3:])}" if done else ""
     raise ValueError(
-        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; make it with: "
+        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; train it with: "
         f"{train_command([f'phase={previous}', *others])}{finished_ones}"
     )
 
@@ -195,7 +195,7 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
         runs = sorted(path.parent.name for path in Path(job["root"], "runs").glob("*/base"))
         wanted = " or ".join([name] if name else allowed)
         raise ValueError(
-            f"start_from={wish}: {stage} can begin from a finished {wanted}, and {job['root']} has none of "
+            f"start_from={wish}: {stage} can start from a finished {wanted}, but {job['root']} has none of "
             f"that name; runs there: {', '.join(runs) or 'none'}"
         )
     return of_stage(job["root"], run, done[-1])
@@ -209,14 +209,14 @@ def of_stage(root: str, run: str, stage: str) -> Origin:
 def check_same_model(gpt: Mapping[str, object], has: Mapping[str, object], begins: Origin) -> None:
     """ValueError with the difference, when the job asks for another model than the one it begins from."""
     differences = [
-        f"{key} is {has[key]}, the job says {value}"
+        f"{key} is {has[key]}, but the job has {value}"
         for key, value in gpt.items()
         if has.get(key, value) != value
     ]
     if differences:
         words = made_with(begins) or f"model.depth={has['depth']} …"
         raise ValueError(
-            f"{begins.name} is another model: {', '.join(differences)}; give the choices that it was made "
+            f"{begins.name} is a different model: {', '.join(differences)}; give the choices it was trained "
             f"with: {words}"
         )
 
@@ -247,7 +247,7 @@ def check_sources(job: Job, plans: Plans) -> None:
             except ValueError as error:
                 if node not in job["chat_tasks"]["tasks"]:
                     raise
-                raise ValueError(f"{error}; or ask no chat tasks: chat_tasks=none") from error
+                raise ValueError(f"{error}; or skip the chat tasks: chat_tasks=none") from error
     for plan in plans.values():
         if isinstance(plan, RLPlan):
             build(plan.task).check_rewards()

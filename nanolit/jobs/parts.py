@@ -143,8 +143,8 @@ def check_same_run(resumed: Checkpoint, settings: Json) -> None:
         if stored[key] != settings[key]
     ]:
         raise ValueError(
-            f"{resumed.folder} is of another run: {', '.join(changes)}; move it away, and the same command "
-            "resumes from the run's own"
+            f"{resumed.folder} belongs to another run: {', '.join(changes)}; move it away, and the same "
+            "command resumes from the run's own"
         )
 
 
@@ -185,8 +185,10 @@ def moments(begins: Origin, meta: Json, *, wanted: bool) -> Restore | None:
     if begins.checkpoints and isinstance(step, int):
         source = checkpoint.of_step(begins.checkpoints, step)
     if source is None and launched_rank() == 0:
-        lost = f" ({begins.checkpoints} has no whole checkpoint of step {step})" if begins.checkpoints else ""
-        print(f"beginning from the release {begins.release}, without the optimizer's state{lost}", flush=True)
+        lost = (
+            f" ({begins.checkpoints} has no complete checkpoint of step {step})" if begins.checkpoints else ""
+        )
+        print(f"starting from the release {begins.release}, without the optimizer state{lost}", flush=True)
     return source.restore_optimizer if source else None
 
 

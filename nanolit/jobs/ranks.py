@@ -44,7 +44,7 @@ def this_node(*, nodes: int) -> Node:
     rank, master_addr = os.environ.get("NANOLIT_NODE_RANK", ""), os.environ.get("NANOLIT_MASTER_ADDR", "")
     if not rank.isdecimal() or int(rank) >= nodes or not master_addr:
         raise ValueError(
-            f"cluster.nodes={nodes} and NANOLIT_NODE_RANK={rank or '(not set)'}: give this command on each "
+            f"cluster.nodes={nodes} and NANOLIT_NODE_RANK={rank or '(not set)'}: run this command on each "
             f"machine, with NANOLIT_NODE_RANK=0 to {nodes - 1} and NANOLIT_MASTER_ADDR=ADDRESS-OF-THE-FIRST"
         )
     port = os.environ.get("NANOLIT_MASTER_PORT", str(MASTER_PORT))
@@ -81,13 +81,13 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
             write_json(path, result)
         return result
     if interrupted:
-        error = f"{stage} was stopped before its step ended; {resumption}"
+        error = f"{stage} was stopped in the middle of a step; {resumption}"
         return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}
     if node.rank and not failure:
         return {"status": "done", "run": job["run"], "stage": stage}
     error = (
-        f"stage {stage} ended without a result ({failure or 'all ranks ended'}); the reason is in the lines "
-        f"above, and {resumption}"
+        f"stage {stage} ended without a result ({failure or 'all ranks ended'}); see the lines above; "
+        f"{resumption}"
     )
     return {"status": "failed", "run": job["run"], "stage": stage, "error": error}
 
@@ -172,4 +172,4 @@ def first_of(codes: Sequence[int | None], *, first: int = 0) -> str:
     code = codes[place]
     assert code
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return f"rank {first + place} {how}, the first of them"
+    return f"rank {first + place} {how}, the first to end"

@@ -27,7 +27,7 @@ from nanolit.report.tables import markdown_table
 ASK_HOURS = 24.0  # on this machine
 ASK_DOLLARS = 25.0  # by the plan, unless max_cost states how many are all right
 DEMO = "python -m nanolit.train experiment=demo"
-NOT_BEGUN = "not begun when the sweep was stopped; the same command begins it"
+NOT_BEGUN = "not started when the sweep was stopped; the same command starts it"
 
 
 class JobFailed(RuntimeError):
@@ -43,7 +43,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     planned = check_jobs(jobs)
     if jobs[0]["dry_run"]:
         show_jobs(planned)
-        say("dry run: nothing was begun")
+        say("dry run: nothing was started")
         return [None for _ in jobs]
     if len(jobs) == 1:
         return conclude(jobs, [run(*planned[0], confirm=confirm)])
@@ -57,7 +57,7 @@ def show_jobs(planned: Planned, *, at_a_time: int | None = None) -> None:
         show_plans(planned)
         return
     say(f"{plans_table(planned)}{sum_line(planned, at_a_time=at_a_time)}")
-    say("python -m nanolit.plan … shows all of a stage's plan")
+    say("python -m nanolit.plan … shows a stage's full plan")
     for note in notes(planned):
         say(note)
 
@@ -76,7 +76,7 @@ def plans_table(planned: Planned) -> str:
             time = "unknown" if hours is None else f"{hours:,.2f}"
             cost = money(dollars) if any(plan.cost for plan in group) else "–"
             rows.append([name, steps, fitting_text(memory), time, cost])
-    return markdown_table(["Run", "Steps", "Memory of a GPU", "Hours", "Cost"], rows, num_left=3)
+    return markdown_table(["Run", "Steps", "Memory per GPU", "Hours", "Cost"], rows, num_left=3)
 
 
 def sum_line(planned: Planned, *, at_a_time: int | None) -> str:
@@ -114,11 +114,11 @@ def ask(remark: str, *, yes: bool) -> None:
         say(remark)
         return
     try:
-        answer = input(f"{remark}\nBegin? [y/N] ")
+        answer = input(f"{remark}\nStart? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise SystemExit("Nothing was begun. The same command with yes=true does not ask.")
+        raise SystemExit("Nothing was started. Add yes=true to start without asking.")
 
 
 def warning(planned: Planned) -> str:
@@ -177,7 +177,8 @@ def refuse_same_run(jobs: Sequence[Job]) -> None:
     name, count = Counter(job["run"] for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"{count} jobs of the sweep are the same run {name}; sweep over what changes a result"
+            f"{count} jobs of the sweep have the same run name {name}; sweep over settings that change the "
+            "result"
         )
 
 
@@ -188,8 +189,8 @@ def refuse_elsewhere(job: Job) -> None:
     if cluster["kind"] == "slurm" and (submitted or job["dry_run"]):
         return
     raise ValueError(
-        f"cluster={cluster['name']} does not run on this machine: its launcher submits it; give it alone "
-        "(not in a sweep with cluster=local, not with hydra.mode=RUN), or choose cluster=local"
+        f"cluster={cluster['name']} does not run on this machine: its launcher submits jobs; use it without "
+        "cluster=local in the same sweep and without hydra.mode=RUN, or choose cluster=local"
     )
 
 

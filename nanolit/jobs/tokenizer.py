@@ -21,13 +21,13 @@ def train_tokenizer(job: Job, plan: TokenizerPlan) -> Json:
     corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
-        say(f"tokenizer: {folder.name} is there already")
+        say(f"tokenizer: {folder.name} already exists")
     else:
         texts = training_arrays(
             corpus, max_characters=settings["max_chars"], max_document_characters=settings["doc_cap"]
         )
         cut = f"the first {settings['doc_cap']:,} characters of each document"
-        say(f"tokenizer: learning {settings['vocab_size']:,} tokens from {corpus.name}, {cut}")
+        say(f"tokenizer: training a vocabulary of {settings['vocab_size']:,} on {corpus.name}, {cut}")
         tokenizer = Tokenizer.train(
             texts, vocab_size=settings["vocab_size"], tell=lambda line: say(f"tokenizer: {line}")
         )

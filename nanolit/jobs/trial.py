@@ -82,12 +82,12 @@ def out_of_memory(job: Job, plan: TrainingPlan) -> str:
     message = f"{plan.stage} ran out of memory on {gpu} with micro_batch={rows}"
     smaller = [choice for choice in plan.micro_batches if choice < rows]
     if not smaller:
-        return f"{message}; take a GPU with more memory, more devices, or a smaller model or model.context"
+        return f"{message}; use a GPU with more memory, more devices, or a smaller model or model.context"
     likely = [choice for choice in smaller if fits(job, plan.gpt, choice, gpu=gpu)]
     if is_auto(job, plan.stage):
         remember(job, plan.gpt, Tried(fails=rows), equal_rows=plan.equal_rows)
-        return f"{message}; this is remembered: the same command tries less"
-    by = "by the plan's estimate fits" if likely else "is the next smaller"
+        return f"{message}; this is recorded: the same command tries fewer rows"
+    by = "fits by the plan's estimate" if likely else "is the next smaller one"
     next_rows = max(likely or smaller)
     return f"{message}; give micro_batch={next_rows}, which {by}, or micro_batch=auto; the result is the same"
 

@@ -76,7 +76,7 @@ def failure(job: Job, plan: Plan, error: Exception) -> Json:
     if others_are_gone(error):
         reason = one_line(error)
         minutes = f"{saving.SILENCE.total_seconds() / 60:g} minutes"
-        text = f"another rank is gone, or silent for {minutes} ({reason}); {resumption(job, plan)}"
+        text = f"another rank has died, or was silent for {minutes} ({reason}); {resumption(job, plan)}"
         return {"error": text, "left": True}
     if lacks_memory(error):
         return {"error": f"{plan.stage} ran {MORE_MEMORY}"}
@@ -87,7 +87,7 @@ def failure(job: Job, plan: Plan, error: Exception) -> Json:
 def resumption(job: Job, plan: Plan) -> str:
     """Say what the same command does next; a tokenizer has no checkpoints."""
     if isinstance(plan, TokenizerPlan):
-        return "the same command begins it anew"
+        return "the same command starts it again"
     return Stage(plan.stage, stage_folder(job["root"], job["run"], plan.stage)).resumption
 
 
@@ -166,7 +166,7 @@ def build_wandb(parts: Parts) -> Logger:
     )
     if offline:
         later = f"wandb sync {parts.folder}/wandb/offline-run-*"
-        print(f"W&B: no key, writing offline; send it later with: {later}", flush=True)
+        print(f"W&B: no key, logging offline; upload it later with: {later}", flush=True)
     return logger
 
 
@@ -186,7 +186,7 @@ def announce(parts: Parts, trained: Json) -> None:
     """Say where the stage begins, which of its steps had right gradients, and what data it leaves out."""
     stage, phase = parts.plan.stage, parts.phase
     if parts.resumed:
-        say(f"{stage}: continuing after step {phase.finished_steps:,} of {phase.num_steps:,}")
+        say(f"{stage}: resuming after step {phase.finished_steps:,} of {phase.num_steps:,}")
         if remark := gradients.remark(trained):
             say(f"{stage}: {remark}")
     elif parts.origin:

@@ -33,7 +33,7 @@ def apply_to_distinct(function: type[torch.autograd.Function], *inputs: Any) -> 
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     for first, second in combinations(tensors, 2):
         assert first is not second, (
-            "one tensor was given for two inputs of an autograd.Function: compiled, one of its two gradients "
-            "would be lost; write that case in plain torch, as residual.mix does"
+            "one tensor was given for two inputs of an autograd.Function: when compiled, one of its two "
+            "gradients would be lost; write that case in plain torch, as residual.mix does"
         )
     return function.apply(*inputs)

@@ -36,7 +36,7 @@ def unavailable(device: torch.device) -> str:
     if device.type == "cuda" and plain_kernels():
         return "fp8 needs the kernels that NANOLIT_KERNELS=plain turns off: unset it, or give precision=bf16"
     if triton_capability(device) < ADA:
-        return f"fp8 needs an NVIDIA GPU from Ada on, with Triton; this is {name}: give precision=bf16"
+        return f"fp8 needs an NVIDIA GPU (Ada or newer) and Triton; this is {name}: give precision=bf16"
     generator = torch.Generator().manual_seed(0)
     x_NC, weight_FC = (
         torch.randn(shape, generator=generator).to(device) for shape in ((208, 256), (384, 256))

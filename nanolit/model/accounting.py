@@ -102,7 +102,7 @@ def size_from_depth(depth: int, *, sizing: Literal["classic", "modern"]) -> Size
         return Size(heads * 128, heads, heads)
     if width % heads or width // heads % 2:
         raise ValueError(
-            f"depth {depth} gives width {width}, which {heads} heads do not divide into even sizes; "
+            f"depth {depth} gives width {width}, which does not divide into {heads} heads of an even size; "
             f"try depth {depth + 1} or recipe=modern"
         )
     return Size(width, heads, heads)
@@ -126,7 +126,7 @@ def window_sizes(window_pattern: str, *, depth: int, context: int) -> list[int |
     beyond the context); a pattern of L alone has no windows.
     """
     if not window_pattern or set(window_pattern) - set("SL"):
-        raise ValueError(f"window_pattern is {window_pattern!r}; it must be made of the letters S and L")
+        raise ValueError(f"window_pattern is {window_pattern!r}; it may only have the letters S and L")
     if "S" not in window_pattern:
         return [None] * depth
     quarter = math.ceil(context / 4)

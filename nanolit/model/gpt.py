@@ -190,7 +190,7 @@ class GPT(nn.Module):
         T = ids_BT.size(1)
         if self.max_positions < T:
             raise ValueError(
-                f"a text of {T} tokens; this model takes at most {self.max_positions}: shorten it"
+                f"a text of {T} tokens; this model takes at most {self.max_positions}: shorten the text"
             )
         cos_TE, sin_TE = self.cos_TE[:T], self.sin_TE[:T]
 

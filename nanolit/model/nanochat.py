@@ -86,8 +86,8 @@ def generation(names: set[str], *, origin: str = "this checkpoint") -> str:
         return "modern"
     lacks = sorted(MODERN_ONLY - found) or ["value_embeds"]
     raise ValueError(
-        f"{origin} lacks {', '.join(lacks)}: it is from between October 2025 and July 2026, the "
-        "generations that can be read; load and save it with nanochat of July 2026 first"
+        f"{origin} lacks {', '.join(lacks)}: it was saved between October 2025 and July 2026, the two "
+        "versions that can be read; load and save it with nanochat of July 2026 first"
     )
 
 
@@ -139,7 +139,7 @@ def find_checkpoint(folder: Path, *, source: str, tag: str | None, step: int | N
         raise ValueError(f"{parent / tag} has no step {step}; it has {', '.join(map(str, sorted(steps)))}")
     meta = steps[step].with_name(steps[step].stem.replace("model_", "meta_") + ".json")
     if not meta.is_file():
-        raise ValueError(f"{meta} is missing; it says the model's sizes: copy it beside {steps[step].name}")
+        raise ValueError(f"{meta} is missing; it has the model's sizes: copy it next to {steps[step].name}")
     return steps[step], meta
 
 
@@ -151,7 +151,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a readable checkpoint ({reason}); copy it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds more than named tensors; give a model_*.pt that nanochat saved")
+        raise ValueError(f"{path} holds more than named tensors; give a model_*.pt saved by nanochat")
     return {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
 
 

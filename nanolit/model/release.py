@@ -149,12 +149,12 @@ def load_release(
     if num_tokens != model.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {num_tokens:,} tokens, the model {model.vocab_size:,}; copy the "
-            "one that it was trained with"
+            "one the model was trained with"
         )
     for path, key in ((weights, "weights_hash"), (folder / "gpt.json", "gpt_hash")):
         stated = meta.pop(key, None)
         if stated is not None and stated != file_hash(path):
-            raise ValueError(f"{path} is damaged: its hash is not the one in meta.json; {AGAIN}")
+            raise ValueError(f"{path} is damaged: its hash differs from the one in meta.json; {AGAIN}")
     model.to_empty(device=device)
     model.prepare(dtype=dtype)
     load_weights(model, tensors, origin=str(folder))
@@ -165,7 +165,7 @@ def tell_origin(meta: Mapping[str, Any], name: str) -> None:
     """Say so if a release is of another run or stage than `name`, RUN/stage, whose folder it lies in."""
     source = f"{meta.get('run')}/{meta.get('stage')}"
     if source != name:
-        print(printable(f"the release of {name} says that it is of {source}"), flush=True)
+        print(printable(f"warning: the release in {name} says that it is {source}"), flush=True)
 
 
 def _weights(path: Path) -> TensorFile:
@@ -211,13 +211,13 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, origin: str) -> N
             tensor = tensors[name]  # a file's are read one by one
             _check_shape(name, parameter, tuple(tensor.shape), origin)
             if not tensor.is_floating_point():
-                raise ValueError(f"{name} in {origin} holds integers, which are no weights; {AGAIN}")
+                raise ValueError(f"{name} in {origin} holds integers, which are not weights; {AGAIN}")
             parameter.copy_(tensor)
     broken = [name for name, parameter in parameters.items() if not parameter.isfinite().all()]
     if broken:
         raise ValueError(
-            f"{_few(broken)} in {origin} holds NaN or infinity: its training diverged, or it is damaged; "
-            "take another checkpoint or release"
+            f"{_few(broken)} in {origin} has NaN or infinite values: training diverged, or the file is "
+            "damaged; use another checkpoint or release"
         )
 
 
@@ -234,14 +234,14 @@ def _check_names(parameters: Mapping[str, object], names: Mapping[str, object], 
         found = [f"lacks {_few(missing)}"] if missing else []
         found += [f"has unknown {_few(unknown)}"] if unknown else []
         raise ValueError(
-            f"{origin} {' and '.join(found)}: weights and sizes are not of one model; copy it again"
+            f"{origin} {' and '.join(found)}: the weights and sizes belong to different models; copy it again"
         )
 
 
 def _check_shape(name: str, parameter: Tensor, shape: tuple[int, ...], origin: str) -> None:
     if parameter.shape != shape:
         raise ValueError(
-            f"{name} in {origin} is {shape}, its sizes say {tuple(parameter.shape)}; copy it again"
+            f"{name} in {origin} is {shape}, but its sizes give {tuple(parameter.shape)}; copy it again"
         )
 
 
@@ -257,8 +257,8 @@ def _check_tokenizer(folder: Path, expected: object, *, origin: str) -> int:
     content = read_json(path, Vocabulary, remedy=AGAIN)
     if content["hash"] != expected:
         raise ValueError(
-            f"the tokenizer in {folder} has hash {content['hash'][:8]}, {origin} {str(expected)[:8]}; "
-            "use that one: with another, the ids mean other text"
+            f"the tokenizer in {folder} has hash {content['hash'][:8]}, {origin} {str(expected)[:8]}; use "
+            "that one: other tokenizers give the ids another meaning"
         )
     return len(content["tokens"]) + len(content["special_tokens"])
 
@@ -267,7 +267,7 @@ def _read_format(path: Path, kind: Any = None) -> Json:
     content = read_json(path, kind, remedy=AGAIN, constant=as_null)
     found = content.pop("format", None)
     if found != FORMAT:
-        raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}; update nanolit")
+        raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}; update NanoLit")
     return content
 
 

@@ -67,7 +67,7 @@ def build_groups(
         if chosen["kind"] == "muon":
             if param.ndim != 2:
                 raise ValueError(
-                    f"Muon orthogonalises matrices, but parameter {name!r} has shape {tuple(param.shape)}; "
+                    f"Muon orthogonalizes matrices, but parameter {name!r} has shape {tuple(param.shape)}; "
                     "give its role kind adamw"
                 )
             # One shape a group: its matrices are stacked and orthogonalised by batched products
@@ -85,17 +85,17 @@ def check_settings(role: str, chosen: GroupSettings) -> None:
     needed, kind = REQUIRED[chosen["kind"]], chosen["kind"]
     if differing := sorted(needed ^ chosen.keys()):
         raise ValueError(
-            f"groups.{role} ({kind}) needs {', '.join(sorted(needed))} and nothing else; "
-            f"mend {', '.join(differing)}"
+            f"groups.{role} ({kind}) needs {', '.join(sorted(needed))} and nothing else; fix "
+            f"{', '.join(differing)}"
         )
     for key in ("lr", "weight_decay", "eps"):
         value = chosen.get(key, 0.0)
         if not 0 <= value < math.inf:
-            raise ValueError(f"groups.{role}.{key}={value} is out of range; give a number of at least 0")
+            raise ValueError(f"groups.{role}.{key}={value} is out of range; give 0 or more")
     betas = chosen.get("betas", [0, 0])
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(
-            f"groups.{role}.betas={list(betas)} must be two numbers from 0 to below 1; give such a pair"
+            f"groups.{role}.betas={list(betas)} must be two numbers from 0 up to, but not including, 1"
         )
 
 
@@ -210,11 +210,11 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def state_dict(self) -> dict:
         raise ValueError(
-            "each rank holds only its share of the optimizer's state; save state_slices() of all ranks"
+            "each rank holds only its share of the optimizer state; save state_slices() of all ranks"
         )
 
     def load_state_dict(self, state_dict: dict) -> None:
-        raise ValueError("the optimizer's state is stored in slices; use load_state_slices()")
+        raise ValueError("the optimizer state is stored in slices; use load_state_slices()")
 
     def _clip(self, clip_norm: float) -> None:
         gradients = [gradient for _, stack in self._stacks for gradient in stack.gradients()]

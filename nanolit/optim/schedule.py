@@ -47,7 +47,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("warmup_steps", "momentum_warmup_steps"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; give a number at least 0")
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; give 0 or more")
         for name in (
             "warmdown_fraction",
             "final_lr_fraction",

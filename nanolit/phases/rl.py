@@ -212,8 +212,8 @@ def build_rl(job: Job, plan: RLPlan, inputs: Inputs) -> Training:
         seed=job["seed"],
     )
     left_out = (
-        f"left out of {task.name}: {stream.num_left_out:,} of {len(task):,} prompts, longer than the context "
-        f"of {plan.gpt['context']:,} tokens"
+        f"left out of {task.name}: {stream.num_left_out:,} of {len(task):,} prompts, which are longer than "
+        f"the context of {plan.gpt['context']:,} tokens"
     )
     return Training(
         phase=phase,

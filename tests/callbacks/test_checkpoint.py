@@ -39,7 +39,7 @@ def test_the_newest_is_that_of_the_largest_step(tmp_path):
 def test_a_manifest_that_was_cut_off_is_skipped(tmp_path):
     older, newer = whole(tmp_path / "step_000001"), whole(tmp_path / "step_000002")
     (newer / "manifest.json").write_text('{"format": 1, "fil')
-    with pytest.warns(UserWarning, match="step_000002 is not a whole checkpoint"):
+    with pytest.warns(UserWarning, match="step_000002 is not a complete checkpoint"):
         found = checkpoint.latest(tmp_path)
     assert found is not None
     assert found.folder == older
@@ -113,10 +113,10 @@ def test_a_resumed_run_removes_what_is_above_it_and_keeps_its_whole_checkpoints(
         assert all(checkpoint.is_whole(tmp_path / name) for name in written)
 
 
-@pytest.mark.filterwarnings("ignore:.* is not a whole checkpoint")
+@pytest.mark.filterwarnings("ignore:.* is not a complete checkpoint")
 def test_it_is_said_when_no_whole_checkpoint_is_left(tmp_path):
     half(tmp_path / "step_000003")
-    with pytest.warns(UserWarning, match=f"no whole checkpoint is left in {tmp_path}: beginning at step 1"):
+    with pytest.warns(UserWarning, match=f"no complete checkpoint is left in {tmp_path}: starting at step 1"):
         assert checkpoint.latest(tmp_path) is None
 
 
@@ -200,7 +200,7 @@ def test_a_checkpoint_whose_records_are_none_is_refused_in_a_line(tmp_path, name
     }
     write_json(folder / "manifest.json", {"format": 1, "step": 1, "files": files})
     assert checkpoint.is_whole(folder)
-    with pytest.raises(DamagedFile, match="; delete its folder to resume from the checkpoint before it"):
+    with pytest.raises(DamagedFile, match="; delete its folder to resume from the previous checkpoint"):
         checkpoint.Checkpoint(folder).positions()
 
 

@@ -52,4 +52,4 @@ def test_the_rows_of_the_score_are_told_once(evaluation: Evaluate, capsys: pytes
 
 def test_other_rows_than_before_the_interruption_are_told(evaluation: Evaluate) -> None:
     remark = evaluation.evaluator.load({"val_bpb": 1.8, "val_rows": {**ROWS, "checksum": "0123456789ab"}})
-    assert "checksum 0123456789ab are replaced by others" in remark
+    assert "checksum 0123456789ab changed" in remark

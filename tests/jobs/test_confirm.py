@@ -48,7 +48,7 @@ def planned(root: Path, *overrides: str):
 def test_a_person_who_declines_begins_nothing(tmp_path, terminal):
     for answers in ([], ["n"], ["what?"]):
         asked = terminal(*answers)
-        with pytest.raises(SystemExit, match="Nothing was begun"):
+        with pytest.raises(SystemExit, match="Nothing was started"):
             confirm(planned(tmp_path, *LONG))
     assert len(asked) == 3
     assert (

@@ -107,7 +107,9 @@ def test_core_interrupted_at_the_end_resumes_there_and_says_how(
     monkeypatch.setattr(OwnScorer, "start", start)
     result = train(corpus, tmp_path / "root")
     assert result["status"] == "interrupted"
-    assert "base is trained, CORE was interrupted; continue with: python -m nanolit.train " in result["error"]
+    assert (
+        "base is trained, but CORE was interrupted; resume with: python -m nanolit.train " in result["error"]
+    )
     interrupts = False
     assert train(corpus, tmp_path / "root")["status"] == "done"
     assert len(asked) == 4 + 19, "three tasks were kept"
@@ -126,7 +128,7 @@ def run_or_raise(folder: Path, *more: str) -> None:
 
 
 def test_questions_that_are_missing_or_wrong_are_told_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="offline=true fetches nothing: unpack https"):
+    with pytest.raises(ValueError, match="offline=true forbids downloading: unpack https"):
         run_or_raise(tmp_path)
     bundle = write_bundle(tmp_path / "root/eval/core")
     with (bundle / "eval_data/commonsense_reasoning/copa.jsonl").open("a") as file:

@@ -156,14 +156,14 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
     before = path.stat().st_mtime_ns
     assert execute.run(tiny_job(finished, "micro_batch=2", "eval_every=1"))["step"] == 2
     assert path.stat().st_mtime_ns == before
-    assert "base: run tiny has finished it at step 2" in capsys.readouterr().out
+    assert "base: already finished at step 2" in capsys.readouterr().out
 
 
 def test_another_run_reuses_the_tokenizer_and_compares_it_when_asked_for(finished, capsys):
     job = tiny_job(finished, "phase=tokenizer", "run=other", "seed=2", "offline=true")
     before = (tokenizer_folder(job) / "tokenizer.json").stat().st_mtime_ns
     assert execute.run(job)["status"] == "done"
-    assert f"tokenizer: {tokenizer_folder(job).name} is there" in capsys.readouterr().out
+    assert f"tokenizer: {tokenizer_folder(job).name} already exists" in capsys.readouterr().out
     assert (tokenizer_folder(job) / "tokenizer.json").stat().st_mtime_ns == before
     assert "validation" in (stage_folder(finished, "other", "tokenizer") / "comparison.md").read_text()
 
@@ -207,16 +207,16 @@ def test_what_a_killed_run_left_half_is_removed_and_never_published(finished, tm
         (folder / f".{name}.abcd1234.tmp").write_text("half")
     (stage / "checkpoints" / "step_000009").mkdir()
     (tokenizer / ".tokenizer.json.abcd1234.tmp").write_text("half")
-    with pytest.warns(UserWarning, match="step_000009 is not a whole checkpoint"):
+    with pytest.warns(UserWarning, match="step_000009 is not a complete checkpoint"):
         assert execute.run(job)["status"] == "done"
     (tokenizer / ".tokenizer.json.abcd1234.tmp").unlink()  # a tokenizer that is there is not made again
     assert not [path for path in root.rglob("*") if "abcd1234" in path.name or path.name == "step_000009"]
 
 
 def test_training_a_tokenizer_tells_what_it_counted(tmp_path, capsys):
-    pytest.importorskip("nanolit._rustbpe", reason="nanolit was installed without its Rust extension")
+    pytest.importorskip("nanolit._rustbpe", reason="NanoLit was installed without its Rust extension")
     assert execute.run(tiny_job(tmp_path, "phase=tokenizer", "offline=true"))["status"] == "done"
-    assert re.search(r"^tokenizer: counted 0\.0 MB: [\d,]+ different words$", capsys.readouterr().out, re.M)
+    assert re.search(r"^tokenizer: counted 0\.0 MB: [\d,]+ distinct words$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_training_a_tokenizer_tells_what_it_counted(tmp_path, capsys):
         (
             ["some words"],
             [],
-            r"vocab_size \(300\) is more than this text gives: it has 8 merges; give .*=273 or less",
+            r"vocab_size \(300\) is more than this text yields: it has 8 merges; give .*=273 or less",
         ),
         (["some words"], ["stage.tokenizer.vocab_size=264"], r"vocab_size.*264.* 265"),
     ],
@@ -268,7 +268,7 @@ def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path
     assert execute.run(job)["status"] == "done"  # long finished: it needs neither text nor tokenizer
     assert not tokenizer_folder(job).exists()
     (stage_folder(tmp_path, "tiny", "base") / "result.json").unlink()
-    assert "was begun with other text in data.path" in execute.run(job)["error"]
+    assert "was started with other text in data.path" in execute.run(job)["error"]
 
 
 def test_changed_settings_are_refused_with_the_difference(finished):
@@ -279,14 +279,14 @@ def test_changed_settings_are_refused_with_the_difference(finished):
     assert "another run=NAME" in result["error"]
     assert "to train it longer, run=tiny-2 start_from=tiny/base" in result["error"]
     folder = stage_folder(finished, "tiny", "base")
-    assert result["error"].endswith(f"to begin anew, delete {folder}")
+    assert result["error"].endswith(f"to start over, delete {folder}")
     assert "\n" not in result["error"]
 
 
 def test_sft_without_a_base_names_the_command_that_makes_it(tmp_path):
     error = execute.run(tiny_job(tmp_path, "phase=sft", "recipe=classic"))["error"]
     assert "sft needs the finished base of run tiny" in error
-    command = shlex.split(error.split("make it with: python -m nanolit.train ")[1])
+    command = shlex.split(error.split("train it with: python -m nanolit.train ")[1])
     assert compose(command)["stages"] == ["base"]
     assert compose(command)["run"] == "tiny"
 
@@ -294,7 +294,7 @@ def test_sft_without_a_base_names_the_command_that_makes_it(tmp_path):
 def test_sft_with_a_tokenizer_before_it_needs_a_base_all_the_same_and_names_other_runs(finished):
     error = execute.run(tiny_job(finished, "stages=[tokenizer,sft]", "run=other"))["error"]
     assert error.startswith("sft needs the finished base of run other")
-    assert re.search(r"; or begin from another run, start_from=.*\btiny\b", error)
+    assert re.search(r"; or start from another run, start_from=.*\btiny\b", error)
 
 
 def test_identity_needs_a_model_to_teach(tmp_path):
@@ -440,9 +440,9 @@ def test_a_stage_leaves_no_handler_and_no_model_behind(tmp_path):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nanolit.jobs.processes.supervise", r"must begin with nanolit\.data"),
-        ("nanolit.jobs.execute.run", r"must begin with nanolit\.data"),
-        ("nanolit.tasks.sums.pairs_of", "only classes are built"),
+        ("nanolit.jobs.processes.supervise", r"must start with nanolit\.data"),
+        ("nanolit.jobs.execute.run", r"must start with nanolit\.data"),
+        ("nanolit.tasks.sums.pairs_of", "is not a class; give a class"),
     ],
 )
 def test_a_job_builds_classes_of_some_packages_and_calls_no_function(target, message):

@@ -23,9 +23,9 @@ def job(root: Path, *overrides: str):
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        ("identity=who.jsonl", "who.jsonl: no such file .*; have it written: python -m nanolit.identity"),
+        ("identity=who.jsonl", "who.jsonl: no such file .*; generate it with: python -m nanolit.identity"),
         ("identity={folder}/two_users.jsonl", "two_users.jsonl line 2, message 2: got role user"),
-        ("chat_tasks=full", "not a folder.*; or ask no chat tasks: chat_tasks=none"),
+        ("chat_tasks=full", "not a folder.*; or skip the chat tasks: chat_tasks=none"),
     ],
 )
 def test_a_missing_or_malformed_source_of_a_later_stage_stops_before_base_begins(
@@ -72,7 +72,7 @@ def test_another_model_than_the_one_begun_from_is_refused_before_anything_is_fet
     write_json(base / "release" / "gpt.json", {"format": 1, **fresh_plans(demo)["base"].gpt})
     write_yaml(base / "job.yaml", demo)
     words = ["phase=sft", "model=d2", "start_from=demo", "recipe.mirror=absent", f"root={tmp_path}"]
-    said = "demo/base is another model: depth is 4, the job says 2, .*: experiment=demo run=NAME$"
+    said = "demo/base is a different model: depth is 4, but the job has 2, .*: experiment=demo run=NAME$"
     assert re.search(said, run(compose(words))["error"])
 
 

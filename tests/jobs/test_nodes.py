@@ -134,7 +134,7 @@ def test_a_slurm_job_asks_for_the_clusters_devices(tmp_path, sbatch):
     ("word", "code", "said"),
     [
         ("dry_run=true", 0, "tiny · base"),
-        ("cluster.nodes=2", 2, "gives a job one node; give cluster.nodes=1"),
+        ("cluster.nodes=2", 2, "gives each job one node; give cluster.nodes=1"),
         ("wait=false", 2, "wait=false is for cluster=modal_*"),
         ("cluster.devices=5", 2, "must be a multiple of context × devices"),
     ],

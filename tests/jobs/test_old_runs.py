@@ -36,7 +36,7 @@ def same_words(root: Path, *more: str) -> list[str]:
 
 def test_a_finished_run_of_format_1_is_finished(root, capsys):
     assert run(compose(same_words(root)))["status"] == "done"
-    assert "run tiny has finished it at step 8" in capsys.readouterr().out
+    assert "already finished at step 8" in capsys.readouterr().out
 
 
 def test_a_run_of_format_1_is_resumed_from_its_checkpoint(root, capsys):

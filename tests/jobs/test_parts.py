@@ -48,8 +48,8 @@ def test_a_stage_begins_with_the_weights_of_the_release(root, capsys):
     released = load_file(root / STAGE / "release" / "model.safetensors")
     assert all(torch.equal(parameter, released[name]) for name, parameter in gpt.named_parameters())
     assert restore is None
-    assert "without the optimizer's state (" in (said := capsys.readouterr().out)
-    assert "no whole checkpoint of step 8" in said
+    assert "without the optimizer state (" in (said := capsys.readouterr().out)
+    assert "no complete checkpoint of step 8" in said
 
 
 def test_the_moments_are_of_the_step_of_the_release(root, capsys):
@@ -62,11 +62,11 @@ def test_the_moments_are_of_the_step_of_the_release(root, capsys):
 
 def test_a_release_of_another_run_is_named(root, capsys):
     begin(root)
-    assert "says that it is of" not in capsys.readouterr().out
+    assert "says that it is " not in capsys.readouterr().out
     edit(root / STAGE / "release" / "meta.json", "run", "other\x1b]0;title\x07")
     begin(root)
     said = capsys.readouterr().out
-    assert "the release of tiny/base says that it is of other" in said
+    assert "the release in tiny/base says that it is other" in said
     assert "\x1b" not in said
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_of_that_step_is_not_replaced_by_the_one_before(roo
         file.write(b"x")
     _, restore = begin(root)
     assert restore is None
-    assert "no whole checkpoint of step 8" in capsys.readouterr().out
+    assert "no complete checkpoint of step 8" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_one_of_an_older_version_is_not(root):
@@ -91,5 +91,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_one_of_an_older_version_is_n
     fit(folder / "progress.json")
     check_same_run(Checkpoint(folder), settings)
     check_same_run(Checkpoint(folder), {**settings, "newer": 1})
-    with pytest.raises(ValueError, match=r"step_000004 is of another run: seed was 1, is 2; move it away"):
+    with pytest.raises(
+        ValueError, match=r"step_000004 belongs to another run: seed was 1, is 2; move it away"
+    ):
         check_same_run(Checkpoint(folder), {**settings, "seed": 2})

@@ -18,9 +18,9 @@ TOLD = -signal.SIGTERM
 @pytest.mark.parametrize(
     ("codes", "said"),
     [
-        ([LEFT, LEFT, None, -signal.SIGKILL], "rank 3 was killed by SIGKILL, the first of them"),
-        ([None, 1, LEFT, LEFT], "rank 1 ended with code 1, the first of them"),
-        ([LEFT, None], f"rank 0 ended with code {LEFT}, the first of them"),
+        ([LEFT, LEFT, None, -signal.SIGKILL], "rank 3 was killed by SIGKILL, the first to end"),
+        ([None, 1, LEFT, LEFT], "rank 1 ended with code 1, the first to end"),
+        ([LEFT, None], f"rank 0 ended with code {LEFT}, the first to end"),
     ],
 )
 def test_the_rank_that_began_it_is_named(codes: list[int | None], said: str) -> None:
@@ -31,7 +31,7 @@ def test_when_one_rank_fails_the_others_are_stopped(capfd: pytest.CaptureFixture
     code = "import os, time; time.sleep(0.3); os._exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
     begun = time.monotonic()
     failure = run_together([sys.executable, "-c", code], devices=3, nodes=1, node=Node())
-    assert failure == "rank 1 ended with code 3, the first of them"
+    assert failure == "rank 1 ended with code 3, the first to end"
     assert time.monotonic() - begun < 20
     assert failure in capfd.readouterr().err
 
@@ -146,7 +146,7 @@ def test_a_silent_rank_ends_the_run_after_the_stated_time(tmp_path: Path) -> Non
     begun = time.monotonic()
     output, _ = process.communicate(timeout=90)
     assert time.monotonic() - begun < 60
-    assert "another rank is gone, or silent for 0.1 minutes" in output
+    assert "another rank has died, or was silent for 0.1 minutes" in output
     assert "the same command resumes" in output
     assert "Traceback" not in output
     assert not any(rank.is_running() for rank in ranks)

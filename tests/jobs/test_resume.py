@@ -120,7 +120,7 @@ def test_a_compiled_modern_run_of_older_versions_says_from_which_step_its_gradie
         result = run(compose(overrides(corpus, first, *more)))
     keep_only_checkpoint(first, second, 23)
     again = run(compose(overrides(corpus, second, *more)))
-    line = "gradients are right from step 7 on (before it: compiled modern trained with wrong gradients"
+    line = "gradients are correct from step 7 on (before: compiled modern trained with wrong gradients"
     said, modern = capsys.readouterr().out, "recipe=modern" in more
     assert said.count(f"base: {line}") == (2 if modern else 0)
     for folder, last in ((first, result), (second, again)):
@@ -150,7 +150,7 @@ def test_a_broken_checkpoint_is_skipped_for_the_one_before(
     for file in (folder / "step_000007").iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="step_000009 is not a whole checkpoint"):
+    with pytest.warns(UserWarning, match="step_000009 is not a complete checkpoint"):
         result = run(compose(overrides(corpus, resumed, *more)))
     assert result["status"] == "done", result
     assert losses(resumed) == losses(root)
@@ -178,7 +178,7 @@ def test_a_killed_run_resumes_to_the_same_losses(
     assert not (folder.parent / "result.json").exists()
     again = train(arguments)
     assert again.returncode == 0, again.stderr
-    assert "continuing after step" in again.stdout
+    assert "resuming after step" in again.stdout
     assert losses(killed) == losses(root)
 
 
@@ -215,7 +215,7 @@ def test_ctrl_c_and_a_lost_terminal_leave_a_checkpoint_and_one_line(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.count("\n") == 1
-    assert "continue with: python -m nanolit.train" in errors
+    assert "resume with: python -m nanolit.train" in errors
     (checkpoint,) = (stage / "checkpoints").iterdir()
     assert (checkpoint / "manifest.json").exists()
 
@@ -279,7 +279,7 @@ def test_one_rank_then_two_then_one_read_the_same_rows_and_learn_the_same(
     words = [more[0], "save_every=27"]
     second = train(overrides(corpus, two, *words, "cluster.devices=2"))
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "continuing after step 13" in second.stdout
+    assert "resuming after step 13" in second.stdout
     keep_only_checkpoint(two, one, 27)
     result = run(compose(overrides(corpus, one, *words)))
     assert result["status"] == "done", result
@@ -318,7 +318,7 @@ def test_a_killed_rank_ends_the_others_soon_and_the_run_goes_on(corpus: Path, tm
     assert "Traceback" not in output
     again = train(arguments)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "continuing after step" in again.stdout
+    assert "resuming after step" in again.stdout
     assert sorted(losses(root)) == list(range(1, STEPS + 1))
 
 

@@ -145,7 +145,7 @@ def test_two_ranks_train_as_one_in_every_stage(whole: Path, folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("times", "error"), [(1, "base was finished; the same command goes on with mid"), (2, "at once")]
+    ("times", "error"), [(1, "base finished; the same command continues with mid"), (2, "at once")]
 )
 def test_ctrl_c_in_the_last_step_begins_no_other_stage(
     times: int, error: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

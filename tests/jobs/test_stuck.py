@@ -23,7 +23,7 @@ print("whole", flush=True)
 
 @pytest.mark.parametrize(
     ("what", "rounds", "code", "said"),
-    [("is stuck", 100_000_000, 1, "another rank must be gone"), ("ends its step", 3_000_000, 0, "whole")],
+    [("is stuck", 100_000_000, 1, "another rank must have died"), ("ends its step", 3_000_000, 0, "whole")],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_a_rank_ends_if_its_step_does_not(what: str, rounds: int, code: int, said: str):

@@ -37,7 +37,7 @@ def test_a_sweep_runs_a_job_for_every_combination_without_m(tmp_path):
     table = done.stdout.splitlines()
     assert sum("±" in line for line in table) == 2  # a line for each depth, over its seeds
     again = typed(*combinations, folder=tmp_path)
-    assert again.stdout.count("has finished it at step 2") == 4
+    assert again.stdout.count("already finished at step 2") == 4
     assert "loss" not in again.stdout  # nothing was trained
 
 
@@ -80,7 +80,7 @@ def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(tm
     assert stopped.value.code == 130
     assert str(stopped.value).splitlines() == [
         "first: interrupted: stopped after step 3",
-        "second: interrupted: not begun when the sweep was stopped; the same command begins it",
+        "second: interrupted: not started when the sweep was stopped; the same command starts it",
     ]
 
 
@@ -101,10 +101,10 @@ def test_optuna_minimizes_what_train_returns(tmp_path):
     [
         (["max_steps=2,two"], "max_steps is 'two'"),
         (["total_batch=256,100"], "try 96 or 128"),
-        (["micro_batch=1,2"], "2 jobs of the sweep are the same run tiny"),
+        (["micro_batch=1,2"], "2 jobs of the sweep have the same run name tiny"),
         (["cluster=local,modal_8xh100"], "cluster=modal_8xh100 does not run on this machine"),
         (["modle=d6"], "did you mean model?"),
-        (["cluster=modal_8xh100", "hydra.launcher.timeout=90000"], "give Modal 1 to 86,400"),
+        (["cluster=modal_8xh100", "hydra.launcher.timeout=90000"], "Modal allows 1 to 86,400"),
         (["cluster=modal_8xh100", "hydra.launcher.gpuu=T4"], "did you mean hydra.launcher.gpu?"),
         (["--cfg", "job", "seed=1,2"], "--cfg shows one job"),
     ],

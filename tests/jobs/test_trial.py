@@ -107,7 +107,7 @@ def test_the_error_says_which_setting_fits(tmp_path):
     line = out_of_memory(job, plan)
     assert "base ran out of memory on A10G with micro_batch=16; give micro_batch=" in line
     rows = plan.memory["largest_micro_batch"]["A10G"]
-    assert f"give micro_batch={rows}, which by the plan's estimate fits" in line
+    assert f"give micro_batch={rows}, which fits by the plan's estimate" in line
 
 
 def test_the_error_at_a_single_row_names_what_else_helps(tmp_path):
@@ -118,7 +118,7 @@ def test_the_error_at_a_single_row_names_what_else_helps(tmp_path):
 def test_with_auto_the_failure_is_remembered(tmp_path):
     job = auto_job(tmp_path)
     plan = fresh_plan(job, "base")
-    assert "the same command tries less" in out_of_memory(job, plan)
+    assert "the same command tries fewer rows" in out_of_memory(job, plan)
     assert tried(job, plan.gpt, equal_rows=True) == Tried(fits=0, fails=32)
     assert fresh_plan(job, "base").micro_batch == 16
 
@@ -132,7 +132,7 @@ def test_ranks_that_run_out_together_remember_one_failure(tmp_path, monkeypatch)
     execute.write_plan(job, plan)
     monkeypatch.setattr(worker, "train", train)
     for _ in range(3):
-        assert "with micro_batch=32; this is remembered" in worker.run(job, plan)["error"]
+        assert "with micro_batch=32; this is recorded" in worker.run(job, plan)["error"]
     assert tried(job, plan.gpt, equal_rows=True) == Tried(fits=0, fails=32)
 
 

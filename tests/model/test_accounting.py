@@ -64,7 +64,9 @@ def test_modern_rounds_the_width_up_and_classic_lets_the_heads_shrink():
 
 
 def test_a_depth_whose_heads_do_not_fit_is_refused_with_the_next():
-    with pytest.raises(ValueError, match=r"depth 5 gives width 320, which 3 heads .* try depth 6"):
+    with pytest.raises(
+        ValueError, match=r"depth 5 gives width 320, which does not divide into 3 heads .* try depth 6"
+    ):
         size_from_depth(5, sizing="classic")
     with pytest.raises(ValueError, match="depth is 0"):
         size_from_depth(0, sizing="modern")

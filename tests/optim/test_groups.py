@@ -36,11 +36,11 @@ def test_frozen_parameters_are_left_out():
     [
         (
             {"matrix": {"kind": "muon", "lr": 1}},
-            r"groups.matrix \(muon\) needs kind, lr, weight_decay and nothing else; mend weight_decay",
+            r"groups.matrix \(muon\) needs kind, lr, weight_decay and nothing else; fix weight_decay",
         ),
         (
             {"matrix": MUON | {"eps": 1}},
-            r"groups.matrix \(muon\) needs kind, lr, weight_decay and nothing else; mend eps",
+            r"groups.matrix \(muon\) needs kind, lr, weight_decay and nothing else; fix eps",
         ),
         ({"matrix": MUON | {"lr": -1}}, r"groups.matrix.lr=-1 is out of range"),
         ({"scalar": ADAMW | {"betas": (0.9, 1)}}, r"groups.scalar.betas=\[0.9, 1\] must be two"),

@@ -89,7 +89,7 @@ def test_no_warmup_and_no_warmdown_leave_everything_constant():
     ("changes", "message"),
     [
         ({"warmdown_fraction": 1.5}, "warmdown_fraction=1.5 is out of range; give a number from 0 to 1"),
-        ({"warmup_steps": -1}, "warmup_steps=-1 is out of range; give a number at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 is out of range; give 0 or more"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(changes: dict, message: str):

@@ -68,7 +68,7 @@ class TokenCache:
             # An id beyond the vocabulary would end a GPU's process
             if stated == [_checksum(tokens, offsets)] and tokens.max(initial=0) < self.vocab_size:
                 return tokens, offsets
-        raise ValueError(f"{path} is damaged, or was changed since: delete it, and it is made again")
+        raise ValueError(f"{path} is damaged or was changed: delete it, and it is made again")
 
     def _is_whole(self, shard: Shard) -> bool:
         """Tell whether the file is there, its offsets rise, and it is as long as the last one says."""
@@ -96,8 +96,8 @@ class TokenCache:
                 file.write(np.concatenate(ends).tobytes() + checksums.tobytes())
         except OSError as error:
             raise ValueError(
-                f"{path} cannot be written ({error.strerror}): the cache takes {self.dtype.itemsize} bytes a "
-                "token; make room, or give data.cache=false"
+                f"{path} cannot be written ({error.strerror}): the cache takes {self.dtype.itemsize} bytes "
+                "per token; free some space, or give data.cache=false"
             ) from error
         return int(ends[-1][-1])
 

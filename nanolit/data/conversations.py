@@ -184,7 +184,7 @@ def _check_shares(rows: int, *, micro_batch: int, world: int) -> None:
     if rows < 1 or rows % unit:
         nearest = max(unit, round(rows / unit) * unit)
         raise ValueError(
-            f"rows of a step ({rows}) must be a multiple of micro_batch × ranks "
+            f"rows per step ({rows}) must be a multiple of micro_batch × ranks "
             f"({micro_batch} × {world} = {unit}); try {nearest}"
         )
 

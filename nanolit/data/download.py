@@ -84,7 +84,7 @@ def fetch_shards(
     if offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         raise ValueError(
             f"{folder} lacks {len(missing):,} of {len(names):,} shards ({listed(missing)}), and "
-            "offline=true (or HF_HUB_OFFLINE) forbids to fetch them; allow it, or copy them there from "
+            "offline=true (or HF_HUB_OFFLINE) forbids downloading them; allow it, or copy them there from "
             f"https://huggingface.co/datasets/{repository}"
         )
     _Fetch(folder, repository, first_pause=first_pause).run(missing)
@@ -155,8 +155,8 @@ class _Fetch:
                 raise
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{self.repository}: {self.endpoint or 'huggingface.co'} answers, but not as a hub does "
-                    f"({one_line(error)}); is there a login page between, or another HF_ENDPOINT?"
+                    f"{self.repository}: {self.endpoint or 'huggingface.co'} answers, but not like a hub "
+                    f"({one_line(error)}); is there a login page in between, or is HF_ENDPOINT wrong?"
                 ) from error
 
         return self._patiently(self.repository, attempt)
@@ -168,7 +168,7 @@ class _Fetch:
         if needed > free and os.environ.get("MODAL_IS_REMOTE") != "1":
             raise ValueError(
                 f"{self.folder} needs {needed / 1e9:,.1f} GB more for {len(names):,} shards, and the disk "
-                f"has {free / 1e9:,.1f} GB left; free some, or give another root=…"
+                f"has {free / 1e9:,.1f} GB left; free some space, or give another root=…"
             )
 
     def _fetch(self, name: str) -> None:
@@ -210,7 +210,7 @@ class _Fetch:
         """OSError unless the file is what the hub states; one that can't be completed is removed."""
         stated, size = self.stated[name], partial.stat().st_size
         if size < stated["size"]:
-            raise OSError(f"only {size:,} of {stated['size']:,} bytes came")
+            raise OSError(f"only {size:,} of {stated['size']:,} bytes arrived")
         with partial.open("rb") as file:
             right = (
                 size == stated["size"] and hashlib.file_digest(file, "sha256").hexdigest() == stated["sha256"]
@@ -218,7 +218,7 @@ class _Fetch:
             os.fsync(file.fileno())  # before it gets its name: a crash must not leave an empty shard under it
         if not right:
             partial.unlink()
-            raise OSError("what came is damaged (its sha256 is not the one that the hub states)")
+            raise OSError("the download is damaged (its sha256 differs from the hub's)")
 
     def _patiently(
         self, what: str, attempt: Callable[[], Answer], *, progress: Callable[[], int] = lambda: 0
@@ -239,8 +239,8 @@ class _Fetch:
                 failures = 1 if progress() > before else failures + 1
                 if failures == ATTEMPTS or not _passes(error):
                     raise ValueError(
-                        f"could not fetch {what} from the hub: {_reason(error)}; what was received is kept: "
-                        "try the same command again later, or train on data=PATH or data=sample"
+                        f"could not download {what} from the hub: {_reason(error)}; what was received is "
+                        "kept: repeat the same command later, or train on data=PATH or data=sample"
                     ) from error
                 reason, asked = _reason(error), _asked_pause(error)
             pause = max(self.first_pause * 2 ** (failures - 1), asked)
@@ -251,7 +251,7 @@ class _Fetch:
     def _unwritable(self, error: OSError) -> str:
         return (
             f"{self.folder} cannot be written ({error.strerror}); what was received is kept: free some space "
-            "or give another root=…, then try the same command again"
+            "or give another root=…, then repeat the same command"
         )
 
     def received(self, names: Sequence[str]) -> int:
@@ -294,14 +294,14 @@ def _record(folder: Path) -> Record | None:
     path = folder / RECORD
     if not path.is_file():
         return None
-    record = read_json(path, Record, remedy="delete it, and the shards beside it are compared anew")
+    record = read_json(path, Record, remedy="delete it, and the shards next to it are checked again")
     if record.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; delete it, or update "
-            "nanolit"
+            "NanoLit"
         )
     if odd := [name for name, stated in record["shards"].items() if not _is_size(stated["size"])]:
-        raise ValueError(f"{path} is damaged: {odd[0]!r} has no size that a shard can have; delete it")
+        raise ValueError(f"{path} is damaged: {odd[0]!r} has an impossible size; delete it")
     return cast(Record, record)
 
 

@@ -95,7 +95,7 @@ def _of_lines(path: Path, stream: io.BufferedReader, text_column: str) -> Iterat
         except UnicodeDecodeError as error:
             raise _not_utf8(place, error) from None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place} is not JSON ({error}); write one object a line") from None
+            raise ValueError(f"{place} is not JSON ({error}); write one object per line") from None
         del line  # as long as the text itself
         yield [_field(row, text_column, place)]
 
@@ -108,7 +108,7 @@ def _of_array(path: Path, text: io.TextIOWrapper, text_column: str) -> Iterator[
             start += 1
         if buffer[start : start + 1] == "]":
             if (buffer[start + 1 :] + text.read(BLOCK)).strip():
-                raise ValueError(f"{path}: there is more behind the end of the array; write jsonl")
+                raise ValueError(f"{path}: there is more after the end of the array; write jsonl")
             return
         place = f"{path}: item {number + 1} of the array"
         try:
@@ -118,7 +118,7 @@ def _of_array(path: Path, text: io.TextIOWrapper, text_column: str) -> Iterator[
                 raise ValueError(_too_long(place)) from None
             more = text.read(max(BLOCK, len(buffer)))  # doubling, or long items would cost their square
             if not more:
-                raise ValueError(f"{place} is not JSON ({error}); mend it, or write jsonl") from None
+                raise ValueError(f"{place} is not JSON ({error}); fix it, or write jsonl") from None
             buffer, start = buffer[start:] + more, 0
             continue
         number += 1
@@ -196,7 +196,7 @@ def _field(row: object, text_column: str, place: str) -> str | None:
     text = row[text_column]
     if text is not None and not isinstance(text, str):
         raise ValueError(
-            f"{place} has {type(text).__name__} as {text_column!r}, not a string; write it as one"
+            f"{place} has {type(text).__name__} as {text_column!r}, not a string; write it as a string"
         )
     try:
         (text or "").encode()

@@ -48,11 +48,11 @@ class LeftOut:
     def parts(self) -> list[str]:
         """Return what is left out in words, a part for each kind."""
         cut = f"the ends of {self.num_cut:,} conversations that are longer than a row"
-        learned = f"{self.num_cut_tokens:,} tokens, {self.num_cut_learned:,} of them to be learned"
+        learned = f"{self.num_cut_tokens:,} tokens, {self.num_cut_learned:,} of them trained on"
         counted = {
             f"{self.num_malformed:,} malformed rows": self.num_malformed,
             f"{cut} ({learned})": self.num_cut,
-            f"{self.num_unlearned:,} conversations with nothing to learn within a row": self.num_unlearned,
+            f"{self.num_unlearned:,} conversations with nothing to train on within a row": self.num_unlearned,
         }
         return [part for part, number in counted.items() if number]
 
@@ -90,7 +90,7 @@ class Mixture:
                         learned.append(kept[1])
             if len(ids) == before:
                 raise ValueError(
-                    f"{task.name}: none of {len(task)} conversations has a token to learn within "
+                    f"{task.name}: none of {len(task)} conversations has a token to train on within "
                     f"{max_tokens} tokens; leave it out of the mixture, or give a longer context"
                 )
             epochs += [task.epochs] * (len(ids) - before)

@@ -85,7 +85,7 @@ def open_shard(path: Path, text_column: str) -> Shard:
             schema, metadata = file.schema_arrow, file.metadata
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{path} is not a whole parquet file ({one_line(error)}); fetch or write it again"
+            f"{path} is not a complete parquet file ({one_line(error)}); download or write it again"
         ) from error
     if schema.names.count(text_column) != 1 or not is_text(schema.field(text_column).type):
         refuse_column(path, schema, text_column)
@@ -107,9 +107,7 @@ def refuse_column(path: Path, schema: "pa.Schema", text_column: str) -> NoReturn
             "data.text_column"
         )
     if schema.names.count(text_column) > 1:
-        raise ValueError(
-            f"{path} has {text_column!r} as the name of several columns; write it again with one"
-        )
+        raise ValueError(f"{path} has several columns named {text_column!r}; write it again with one")
     type_ = schema.field(text_column).type
     raise ValueError(f"{path}: column {text_column!r} holds {type_}, not strings; write it again as strings")
 
@@ -134,8 +132,8 @@ def read_texts(shard: Shard, group: int) -> "pa.LargeStringArray":
         texts = column.cast(pa.large_string()).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{shard.path}: row group {group} cannot be read ({one_line(error)}); "
-            "fetch or write the file again"
+            f"{shard.path}: row group {group} cannot be read ({one_line(error)}); download or write the file "
+            "again"
         ) from error
     try:
         texts.validate(full=True)
@@ -166,7 +164,7 @@ def _first_invalid(texts: "pa.Array") -> int:
             texts[index].as_py()
         except UnicodeDecodeError:
             return index
-    raise AssertionError("arrow found a fault in the texts that is none of encoding")
+    raise AssertionError("arrow found a fault in the texts other than their encoding")
 
 
 def training_arrays(

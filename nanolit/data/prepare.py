@@ -85,8 +85,8 @@ class Manifest:
         parts = self.parts("train")
         if weights and len(weights) != len(parts):
             raise ValueError(
-                f"the {MANIFEST} of the copied text has {len(parts)} sources in place of {len(weights)}; "
-                "delete data/local below the root, and it is copied again"
+                f"the {MANIFEST} of the copied text has {len(parts)} sources instead of {len(weights)}; "
+                "delete data/local in the root folder, and it is copied again"
             )
         shares = [w / max(part.bytes, 1) for w, part in zip(weights or [1] * len(parts), parts, strict=True)]
         least = min(shares)
@@ -103,13 +103,13 @@ class Manifest:
         names = " and ".join(source["name"] for source in self.sources)
         text = f"{count:,} file{'s' * (count != 1)} of {names}" if count else names
         if passed := [name for source in self.sources for name in source["passed_over"]]:
-            text += f", {len(passed):,} passed over ({listed(passed)})"
+            text += f", {len(passed):,} skipped ({listed(passed)})"
         text += f"; {documents:,} documents, {size / 1e6:,.2f} MB, and {held_out:,} held out"
         if self.held_out_fraction:
             text += f" by their hash ({held_out_size / max(1, size + held_out_size):.1%})"
         if self.repeated:
-            of = f" of the first {REMEMBERED:,} different ones" if self.pieces > REMEMBERED else ""
-            text += f"; the same text twice: {self.repeated:,} repeat an earlier one{of}"
+            of = f" of the first {REMEMBERED:,} distinct ones" if self.pieces > REMEMBERED else ""
+            text += f"; duplicates: {self.repeated:,} repeat an earlier one{of}"
         if self.without_text:
             text += f"; {self.without_text:,} without text left out"
         return text
@@ -233,7 +233,7 @@ def _write(found: Found, folder: Path, text_column: str) -> Manifest:
             read = {side: _of_splits(splits, side) for side in ("train", "validation")}
         parts = {side: asdict(part) for side, part in writer.write(read, number).items()}
         if not parts["train"]["documents"]:
-            raise ValueError(f"{source} holds no text to train on, or one piece alone; add text")
+            raise ValueError(f"{source} holds no text to train on, or only one piece; add text")
         entries.append({"name": source, "files": names, "passed_over": passed, **parts})
     return Manifest(
         format=FORMAT,

@@ -49,7 +49,7 @@ class PromptStream:
         world: int = 1,
     ) -> None:
         if prompts < 1 or prompts % world:
-            raise ValueError(f"the prompts of a step ({prompts}) must be a multiple of the ranks ({world})")
+            raise ValueError(f"prompts per step ({prompts}) must be a multiple of the ranks ({world})")
         self.prompts = prompts
         self._own = range(rank * prompts // world, (rank + 1) * prompts // world)
         self._seed = seed
@@ -68,8 +68,8 @@ class PromptStream:
         self.num_steps = len(self._problems) // prompts if max_steps is None else max_steps
         if self.num_steps < 1:
             raise ValueError(
-                f"{task.name} has {len(self._problems)} prompts, fewer than the {prompts} of one step; "
-                f"try {len(self._problems)} a step"
+                f"{task.name} has {len(self._problems)} prompts, fewer than the {prompts} of one step; try "
+                f"{len(self._problems)} per step"
             )
         self._next_step = 0
 
@@ -84,8 +84,8 @@ class PromptStream:
         if changed := [key for key in now if was.get(key) != now[key]]:
             differences = ", ".join(f"{key} was {was.get(key)}, is {now[key]}" for key in changed)
             raise ValueError(
-                f"the prompts can't continue, their order would differ: {differences}; "
-                "resume with the settings that the run began with, or begin a new run"
+                f"can't resume, the prompts' order would differ: {differences}; resume with the run's first "
+                "settings, or start a new run"
             )
         self._next_step = was["step"]
 

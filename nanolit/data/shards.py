@@ -232,7 +232,7 @@ class HubDataset(Dataset):
         if missing := missing_shards(folder, names):
             raise ValueError(
                 f"data={self.name} needs {len(names):,} shards in {folder}, of which {len(missing):,} are "
-                f"missing ({listed(missing)}); training fetches them: python -m "
+                f"missing ({listed(missing)}); training downloads them: python -m "
                 f"nanolit.train data={self.name} …; or choose data=sample or data=PATH"
             )
         *train, held_out = [folder / name for name in names]

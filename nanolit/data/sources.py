@@ -36,9 +36,9 @@ class Files:
         """Return what is read of them where they lie, passed over, and there twice."""
         text = f"{len(self.train):,} and {len(self.held_out):,} held-out files of {self.folder}"
         if self.passed_over:
-            text += f", {len(self.passed_over):,} passed over ({listed(self.passed_over)})"
+            text += f", {len(self.passed_over):,} skipped ({listed(self.passed_over)})"
         if twice := same_content([*self.train, *self.held_out]):
-            text += f"; the same text twice: {listed(twice)}"
+            text += f"; duplicates: {listed(twice)}"
         return text
 
     def relative(self, path: Path) -> str:
@@ -89,7 +89,7 @@ def find_files(path: Path, *, validation: str | None) -> Files:
     held_out = _held_out(texts, folder, validation)
     train = [file for file in texts if not any(file.samefile(other) for other in held_out)]
     if not train:
-        raise ValueError(f"{path} holds no text besides the held-out {held_out[0].name}; add some")
+        raise ValueError(f"{path} holds no text besides the held-out {held_out[0].name}; add some text")
     left = [file for file in files if file not in (*texts, *tests, *held_out)]
     others = [file for file in entries if file not in files]
     found = Files(folder=folder, train=tuple(train), held_out=tuple(held_out), passed_over=())

@@ -164,14 +164,14 @@ class PretrainStream:
             lanes.update(position["lanes"])
         if len(lanes) != self.lanes or len({position["step"] for position in positions}) != 1:
             raise ValueError(
-                f"the stream continues from the positions of all ranks after one step; got steps "
+                f"the stream resumes from the positions of all ranks after the same step; got steps "
                 f"{[position['step'] for position in positions]} with {len(lanes)} of {self.lanes} lanes"
             )
         needed = {"next", *self._make_packer().state()} - {"starts"}  # of rows before documents were split
         if lanes.keys() != {str(n) for n in range(self.lanes)} or any(
             needed - p.keys() for p in lanes.values()
         ):
-            raise ValueError("the stream's position lacks a part of a lane; delete the checkpoint it is from")
+            raise ValueError("the stream's position lacks part of a lane; delete its checkpoint")
         own = {str(n): lanes[str(n)] for n in self._own}
         self._position = {**positions[0], "lanes": own}
 
@@ -299,7 +299,7 @@ class _Lane:
 def too_little(name: str, num_groups: int, *, world: int) -> str:
     """Return the error for a corpus of fewer row groups than ranks."""
     if not num_groups:
-        return f"data={name} has no document to train on; give files that hold some"
+        return f"data={name} has no documents to train on; give files with text"
     return (
         f"data={name} has {num_groups} row groups of text, fewer than the {world} ranks; "
         "write the parquet files again with row_group_size=1024, add text, or give fewer devices"
@@ -310,7 +310,7 @@ def check_micro_batch(micro_batch: int, rows: int) -> None:
     """Raise ValueError unless micro-batches of that many rows fill a rank's rows of a step."""
     if rows % micro_batch:
         raise ValueError(
-            f"micro_batch ({micro_batch} rows) must divide a rank's rows of a step ({rows}); "
+            f"micro_batch ({micro_batch} rows) must divide a rank's rows per step ({rows}); "
             f"allowed are {listed(divisors(rows), most=99)}"
         )
 
@@ -346,7 +346,7 @@ def _own_lanes(lanes: int, *, rank: int, world: int) -> range:
     if lanes % world:
         raise ValueError(
             f"{world} ranks can't share {lanes} lanes of data evenly; allowed are "
-            f"{listed(divisors(lanes), most=99)} ranks, or lanes and rows of a step that {world} divides"
+            f"{listed(divisors(lanes), most=99)} ranks, or lanes and rows per step that {world} divides"
         )
     return range(rank * lanes // world, (rank + 1) * lanes // world)
 
@@ -362,8 +362,8 @@ def check_position(position: Mapping, identity: Mapping[str, object]) -> None:
     if changed := [key for key, now in identity.items() if was.get(key) != now]:
         differences = ", ".join(f"{key} was {was.get(key)}, is {identity[key]}" for key in changed)
         raise ValueError(
-            f"the stream can't continue, its rows would differ: {differences}; "
-            "resume with the settings and data that the run began with, or begin a new run"
+            f"can't resume, the rows would differ: {differences}; resume with the run's first settings and "
+            "data, or start a new run"
         )
 
 

@@ -65,8 +65,8 @@ class ValidationRows:
                 "hold out more text, or choose a smaller context"
             )
         if rank == 0 and num_tokens is not None and self.num_tokens < num_tokens - num_tokens % context:
-            all_of_it = f"{self.num_tokens:,} tokens, all that data={corpus.name} holds out"
-            print(f"validation: {all_of_it}, in place of {num_tokens:,}", flush=True)
+            all_of_it = f"{self.num_tokens:,} tokens, all the held-out text of data={corpus.name}"
+            print(f"validation: {all_of_it}, instead of {num_tokens:,}", flush=True)
 
     def __len__(self) -> int:
         """Batches of this rank."""

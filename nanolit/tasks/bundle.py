@@ -96,11 +96,11 @@ def open_bundle(folder: Path, *, offline: bool = False) -> Path:
     missing = [label.file for label in LABELS if _path(folder, label) is None]
     if missing and offline:
         raise ValueError(
-            f"{folder} lacks eval_data/{missing[0]}.jsonl of CORE, and offline=true "
-            f"fetches nothing: unpack {URL} there"
+            f"{folder} lacks eval_data/{missing[0]}.jsonl of CORE, and offline=true forbids downloading: "
+            f"unpack {URL} there"
         )
     if missing:
-        print(f"CORE's questions: fetching 162 MB from {URL} into {folder}", flush=True)
+        print(f"CORE's questions: downloading 162 MB from {URL} into {folder}", flush=True)
         _fetch(folder)
     return folder
 
@@ -119,7 +119,9 @@ def read_items(bundle: Path, label: Label) -> tuple[list[Item], str]:
         items.append(rows[index])
         _check(items[-1], label, rows.place(index))
     if len(items) <= label.shots:
-        raise ValueError(f"{path} has {len(items)} items; {label.name} shows {label.shots} besides each one")
+        raise ValueError(
+            f"{path} has {len(items)} items; {label.name} shows {label.shots} examples with each one"
+        )
     return items, digest_of(bundle, label)
 
 
@@ -153,19 +155,19 @@ def _check(item: Item, label: Label, place: str) -> None:
     if wrong:
         need = ", ".join(f"{name} ({kind.__name__})" for name, kind in fields.items())
         raise ValueError(
-            f"{place}: {label.name} needs {need}; {', '.join(wrong)} is missing or of another type"
+            f"{place}: {label.name} needs {need}; {', '.join(wrong)} is missing or has the wrong type"
         )
     if label.kind == "language_modeling":
         if not item["continuation"].strip():
-            raise ValueError(f"{place}: an empty continuation can't be asked for")
+            raise ValueError(f"{place}: the continuation is empty")
         return
     options = item["choices" if label.kind == "multiple_choice" else "context_options"]
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
-        raise ValueError(f"{place}: at least two options, all texts, are needed to choose from")
+        raise ValueError(f"{place}: there must be at least two options, all of them texts")
     if label.kind == "schema" and len(set(options)) < len(options):
-        raise ValueError(f"{place}: equal contexts can't be told apart")
+        raise ValueError(f"{place}: the contexts must differ")
     if not 0 <= item["gold"] < len(options):
-        raise ValueError(f"{place}: gold must be the number of one of {len(options)} texts, from 0")
+        raise ValueError(f"{place}: gold must be the index of one of the {len(options)} texts, from 0")
 
 
 # RuntimeError: a password, or a way of compression that Python does not know
@@ -181,7 +183,7 @@ def _fetch(folder: Path) -> None:
             digest = _unpack(archive, folder)
         except UNREADABLE as error:
             raise ValueError(
-                f"CORE's questions could not be fetched from {URL} ({error}); "
+                f"CORE's questions could not be downloaded from {URL} ({error}); "
                 f"try again, or unpack the archive into {folder}"
             ) from error
     (folder / "eval_bundle.zip").unlink()
@@ -200,7 +202,7 @@ def _copy(source: Any, target: Any, *, size: int) -> None:
     if sys.stderr.isatty() and size:
         print(file=sys.stderr)
     if size and done != size:
-        raise OSError(f"{done:,} of {size:,} bytes came")
+        raise OSError(f"{done:,} of {size:,} bytes arrived")
 
 
 def _unpack(archive: Path, folder: Path) -> str:
@@ -209,7 +211,7 @@ def _unpack(archive: Path, folder: Path) -> str:
         names = {name.split("eval_data/", 1)[-1]: name for name in bundle.namelist() if "eval_data/" in name}
         for file in sorted({f"{label.file}.jsonl" for label in LABELS}):
             if file not in names or bundle.getinfo(names[file]).file_size > LARGEST:
-                raise zipfile.BadZipFile(f"no eval_data/{file} of a likely size in it")
+                raise zipfile.BadZipFile(f"it has no eval_data/{file} of a plausible size")
             _extract(bundle, names[file], folder / "eval_data" / file)
         for name in bundle.namelist():
             if Path(name).name in PUBLISHED and bundle.getinfo(name).file_size < CHUNK:

@@ -30,7 +30,7 @@ PAIRS = (
     ("question", "answer"),
 )
 MORE = ("input", "context")  # what an instruction is about, behind it
-SKIP = "leave such conversations out with malformed: skip in a mixture's YAML file"
+SKIP = "malformed: skip in a mixture's YAML file leaves out such conversations"
 
 
 def messages_of(row: Row) -> list[Message]:
@@ -44,8 +44,8 @@ def messages_of(row: Row) -> list[Message]:
     has = ", ".join(row) or "nothing"
     text = "; text without roles is for base: data=FILE" if "text" in row else ""
     raise ValueError(
-        f"no conversation; it has {has}: name the fields messages, conversations, instruction and output, or "
-        f"prompt and completion{text}"
+        f"not a conversation; it has {has}: name the fields messages, conversations, instruction and output, "
+        f"or prompt and completion{text}"
     )
 
 
@@ -72,7 +72,7 @@ def _message(message: object) -> Message:
     if "from" in message and "value" in message:
         message = {**message, "role": message["from"], "content": message["value"]}
     if message.get("tool_calls") or message.get("role") in ("tool", "function"):
-        raise ValueError(f"calls of tools cannot be learned in this form; {SKIP}")
+        raise ValueError(f"tool calls in this form cannot be trained on; {SKIP}")
     role, content = message.get("role"), message.get("content")
     found: Message = {"content": content} if "content" in message else {}
     if isinstance(content, list) and role != "assistant":  # an assistant's may be calls of the calculator
@@ -87,7 +87,7 @@ def _message(message: object) -> Message:
 def _text_of(part: Any) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else part
     if kind != "text" or not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-        raise ValueError(f"a part of a message is {kind!r}, and only text can be learned; {SKIP}")
+        raise ValueError(f"a part of a message is {kind!r}, but only text can be trained on; {SKIP}")
     return part["text"]
 
 

@@ -128,4 +128,4 @@ if __name__ == "__main__":
         quiet = ("-W", "ignore::DeprecationWarning")  # of built-in modules that the runner loads
         os.execv(sys.executable, [sys.executable, "-I", "-S", *quiet, "-c", runner])
     else:
-        sys.exit("sandbox: a wall that this system has could not be raised")
+        sys.exit("sandbox: a layer that this system supports could not be set up")

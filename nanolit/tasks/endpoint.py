@@ -116,9 +116,9 @@ class Endpoint:
             self.prompt_tokens += usage.get("prompt_tokens") or 0
             self.completion_tokens += usage.get("completion_tokens") or 0
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise PassingError(f"not the form of a chat completion: {self._excerpt(response)}") from None
+            raise PassingError(f"not a chat completion: {self._excerpt(response)}") from None
         if not isinstance(text, str) or ending == "length":
-            raise PassingError(f"half an answer (finish_reason {ending})")
+            raise PassingError(f"incomplete answer (finish_reason {ending})")
         return text
 
     def _failure(self, response: httpx.Response) -> "PassingError | Refusal":
@@ -133,8 +133,8 @@ class Endpoint:
             404: "check base_url and model",
         }
         if response.is_redirect:
-            hints[status] = "give the address that it redirects to as base_url"
-        hint = hints.get(status, "check model, and whether it takes a JSON schema")
+            hints[status] = "give the address it redirects to as base_url"
+        hint = hints.get(status, "check model, and whether it supports JSON schemas")
         return Refusal(f"{self._url} refuses, {said}; {hint}")
 
     def _excerpt(self, response: httpx.Response) -> str:
@@ -157,10 +157,13 @@ def check_address(base_url: str, key: str | None) -> None:
         host = None
     if not host or address.scheme not in ("http", "https"):
         raise ValueError(
-            f"base_url is {base_url!r}; it must be like https://openrouter.ai/api/v1 or http://localhost:11434/v1"
+            f"base_url is {base_url!r}; it must be like https://openrouter.ai/api/v1 or "
+            "http://localhost:11434/v1"
         )
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ValueError("the key has a space, a line break or a letter that no key has; set it again")
+        raise ValueError(
+            "the key contains a space, a line break or a character not allowed in keys; set it again"
+        )
     if key and address.scheme == "http" and host not in LOOPBACK:
         raise ValueError(
             f"base_url={base_url} would send the key unencrypted; use https://, or unset the key"

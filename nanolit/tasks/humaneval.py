@@ -32,8 +32,9 @@ class HumanEval(Task):
     ) -> None:
         if sandbox == "strong" and is_weak():
             raise ValueError(
-                f"HumanEval runs a model's programs, and the sandbox has only {', '.join(walls())} here: use "
-                "Linux with Landlock or user namespaces, or accept the risk with sandbox=weak"
+                "HumanEval runs programs written by the model, and the sandbox has only "
+                f"{', '.join(walls())} here: use Linux with Landlock or user namespaces, or accept the risk "
+                "with sandbox=weak"
             )
         rows = open_rows(source, "eval/humaneval/HumanEval", hub=("openai/openai_humaneval", None, "test"))
         super().__init__(rows, epochs=epochs, max_rows=max_rows)
@@ -45,8 +46,8 @@ class HumanEval(Task):
     def check_rewards(self) -> None:
         if is_weak():
             raise ValueError(
-                f"HumanEval gives no rewards where the sandbox has only {', '.join(walls())}: training would "
-                "find ways through; use Linux with Landlock or user namespaces, or another stage.rl.task"
+                f"HumanEval gives no rewards if the sandbox has only {', '.join(walls())}: training would "
+                "find ways around it; use Linux with Landlock or user namespaces, or another stage.rl.task"
             )
 
     def conversation(self, row: Row) -> Conversation:

@@ -6,7 +6,7 @@ from nanolit.tasks.jsonl import ConversationFile
 class Identity(ConversationFile):
     """`path`: the conversations that `python -m nanolit.identity` wrote; null takes those of `source`."""
 
-    remedy = "have it written: python -m nanolit.identity name=NAME model=MODEL"
+    remedy = "generate it with: python -m nanolit.identity name=NAME model=MODEL"
 
     def __init__(
         self, *, path: str | None = None, source: str = "sample", epochs: int = 1, max_rows: int | None = None

@@ -98,7 +98,7 @@ class Partial:
             if line == 1 and row != self._head:
                 was = ", ".join(f"{key} {row[key]!r}" for key in row if row[key] != self._head.get(key))
                 raise ValueError(
-                    f"{self.path} was begun with other settings ({was}); give those, or another out="
+                    f"{self.path} was started with other settings ({was}); give those, or another out="
                 )
         if whole < len(content):
             os.truncate(self.path, whole)
@@ -120,10 +120,12 @@ def read_answer(text: str, *, check: Check) -> Messages:
         messages = json.loads(text)["messages"]
         messages = [{"role": turn["role"], "content": turn["content"].strip()} for turn in messages]
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise ValueError(f"the answer is not of the JSON schema: {' '.join(text.split())[:80]!r}") from None
+        raise ValueError(
+            f"the answer does not match the JSON schema: {' '.join(text.split())[:80]!r}"
+        ) from None
     check({"messages": messages})
     if messages[0]["role"] != "user" or messages[-1]["role"] != "assistant":
-        raise ValueError("the conversation must begin with the user and end with the assistant")
+        raise ValueError("the conversation must start with the user and end with the assistant")
     return messages
 
 
@@ -148,7 +150,7 @@ async def generate(
     def read(text: str) -> Messages:
         messages = read_answer(text, check=check)
         if (key := json.dumps(messages)) in seen:
-            raise ValueError("the same conversation was written before")
+            raise ValueError("it repeats an earlier conversation")
         seen.add(key)
         return messages
 
@@ -165,8 +167,8 @@ async def generate(
                 rate = (len(partial.done) - before) / (now - begun)
                 left = (order.count - len(partial.done)) / rate
                 tell(
-                    f"{len(partial.done):,} of {order.count:,} · {rate:.1f} a second · about {left / 60:.1f} "
-                    f"minutes left · {endpoint.num_retries:,} retries"
+                    f"{len(partial.done):,} of {order.count:,} · {rate:.1f} per second · about "
+                    f"{left / 60:.1f} minutes left · {endpoint.num_retries:,} retries"
                 )
 
     try:

@@ -70,6 +70,6 @@ def _check_ids(rows: FileRows) -> None:
         first = seen.setdefault(str(row["id"]), index)
         if first != index and row.get("messages") == rows[first].get("messages"):
             raise ValueError(
-                f"{rows.place(index)}: the id {row['id']!r} is that of {rows.place(first)}, and so are the "
-                "messages; remove one of them"
+                f"{rows.place(index)}: same id {row['id']!r} and messages as {rows.place(first)}; remove one "
+                "of them"
             )

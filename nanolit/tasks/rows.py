@@ -100,7 +100,7 @@ class HubRows:
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"the dataset {self.label} can't be read from the hub ({first_line(error)}); go online, "
-                "or name a mirror folder as the source: recipe.mirror=FOLDER"
+                "or use a mirror folder: recipe.mirror=FOLDER"
             ) from error
         if not len(self.dataset):
             raise ValueError(f"the dataset {self.label} has no rows; leave this source out")
@@ -130,8 +130,8 @@ def folder_of(source: str) -> Path:
     folder = SHIPPED.get(source) or expanded(source)
     if not folder.is_dir():
         raise ValueError(
-            f"source {source!r} is not a folder; allowed: {', '.join(SHIPPED)}, hub, or a mirror folder that "
-            "exists"
+            f"source {source!r} is not a folder; allowed: {', '.join(SHIPPED)}, hub, or an existing mirror "
+            "folder"
         )
     return folder
 
@@ -157,7 +157,7 @@ def read_lines(path: Path) -> list[str]:
         elif path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise ValueError(f"{path} can't be read ({error}); fetch it again") from error
+        raise ValueError(f"{path} can't be read ({error}); download it again") from error
     try:
         return content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -215,7 +215,7 @@ def check_width(row: Mapping[Any, Any]) -> None:
     """csv.Error for a line with more fields than columns: a comma without quotes cuts a text in two."""
     if None in row:
         raise csv.Error(
-            f"it has {len(row[None]) + len(row) - 1} fields, and there are {len(row) - 1} columns"
+            f"it has {len(row[None]) + len(row) - 1} fields, but there are {len(row) - 1} columns"
         )
 
 
@@ -226,7 +226,9 @@ def _of_parquet(path: Path) -> list[Row]:
     try:
         return pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} can't be read ({' '.join(str(error).split())}); fetch it again") from error
+        raise ValueError(
+            f"{path} can't be read ({' '.join(str(error).split())}); download it again"
+        ) from error
 
 
 def _array(lines: Sequence[str]) -> list[object] | None:
@@ -246,7 +248,7 @@ def _parse(text: str, place: str) -> Row:
     try:
         item = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not valid JSON ({error}); one object or list a line") from error
+        raise ValueError(f"{place}: not valid JSON ({error}); write one object or list per line") from error
     return _row(item, place)
 
 
@@ -255,5 +257,5 @@ def _row(item: object, place: str) -> Row:
         return {"messages": item}
     if not isinstance(item, dict):
         shown = json.dumps(item, ensure_ascii=False)[:40]
-        raise ValueError(f"{place}: got {shown!r}; a line is an object, or a list of messages")
+        raise ValueError(f"{place}: got {shown!r}; a line must be an object or a list of messages")
     return item

@@ -114,7 +114,7 @@ def words_of(source: str, split: str) -> list[str]:
     words = [word for word in read_lines(file) if word and set(word) <= set(LETTERS)]
     chosen = [word for word in words if (zlib.crc32(word.encode()) % TEST_SHARE == 0) == (split == "test")]
     if not chosen:
-        raise ValueError(f"{file}: no {split} words; it needs words of lowercase letters, one a line")
+        raise ValueError(f"{file}: no {split} words; it needs lowercase words, one per line")
     random.Random("spelling words").shuffle(chosen)
     return chosen
 

@@ -74,7 +74,7 @@ class Task(ABC):
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Tell whether the completion of the conversation's prompt is right."""
-        raise ValueError(f"{self.name} is to learn from; it has no right answers to evaluate")
+        raise ValueError(f"{self.name} is for training; it has no right answers to evaluate")
 
     def extract(self, completion: str) -> str | None:
         """Return the part of a completion that is judged, for people to read; None where it is the whole."""

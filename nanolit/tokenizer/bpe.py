@@ -107,7 +107,7 @@ class Tokenizer:
         tokens = learn(texts, pattern=pattern, num_tokens=num_tokens, tell=tell)
         if len(tokens) < num_tokens:
             raise ValueError(
-                f"vocab_size ({vocab_size:,}) is more than this text gives: it has {len(tokens) - 256:,} "
+                f"vocab_size ({vocab_size:,}) is more than this text yields: it has {len(tokens) - 256:,} "
                 f"merges; give recipe.vocab_size={len(tokens) + len(special_tokens)} or less, or more text"
             )
         return cls(tokens, pattern=pattern, special_tokens=special_tokens)
@@ -118,14 +118,14 @@ class Tokenizer:
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise ValueError(
-                f"no tokenizer in {folder} ({FILE_NAME} is missing); train one with "
-                "`python -m nanolit.train phase=tokenizer`, or give the folder that holds one"
+                f"no tokenizer in {folder} ({FILE_NAME} is missing); train one with `python -m nanolit.train "
+                "phase=tokenizer`, or give a folder that has one"
             )
         content = read_json(path, remedy=REMEDY)
         if content.get("format") != FORMAT:
             raise ValueError(
-                f"{path} has format {content.get('format')!r}, this version reads format {FORMAT}; "
-                "update nanolit, or train it again"
+                f"{path} has format {content.get('format')!r}, this version reads format {FORMAT}; update "
+                "NanoLit, or train it again"
             )
         check_content(content, Stored, path, remedy=REMEDY)
         try:
@@ -213,7 +213,7 @@ class Tokenizer:
         for index, text in enumerate(strings):
             if not isinstance(text, str):
                 kind = type(text).__name__
-                raise ValueError(f"text {index} is of type {kind}; only strings are encoded: leave it out")
+                raise ValueError(f"text {index} is of type {kind}; only strings can be encoded: leave it out")
         batch = [start + ids for ids in self._tiktoken.encode_ordinary_batch(strings, num_threads=threads)]
         offsets = np.cumsum([0, *map(len, batch)], dtype=np.int64)
         return np.array(list(chain.from_iterable(batch)), self.dtype), offsets
@@ -295,9 +295,9 @@ def _check(tokens: list[bytes], special_tokens: tuple[str, ...]) -> None:
         raise ValueError(f"the first 256 tokens must be the bytes 0 to 255 in order; got {tokens[:3]}…")
     if len(set(tokens)) != len(tokens):
         twice = next(token for rank, token in enumerate(tokens) if tokens.index(token) != rank)
-        raise ValueError(f"token {twice!r} stands twice in the vocabulary; every token must stand once")
+        raise ValueError(f"token {twice!r} is in the vocabulary twice; every token must be unique")
     if sum(len(token) ** 2 for token in tokens) > LARGEST_SQUARES:
         longest = max(map(len, tokens))
-        raise ValueError(f"the tokens are too long to be of any text: the longest has {longest:,} bytes")
+        raise ValueError(f"the tokens are too long to come from text: the longest has {longest:,} bytes")
     if len(set(special_tokens)) != len(special_tokens) or "" in special_tokens:
-        raise ValueError(f"special tokens must be different and not empty; got {', '.join(special_tokens)}")
+        raise ValueError(f"special tokens must be unique and not empty; got {', '.join(special_tokens)}")

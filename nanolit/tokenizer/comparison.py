@@ -124,6 +124,6 @@ def write_comparison(
         comparison_table(rows),
     ]
     if missing:
-        lines.append(f"Not compared, for tiktoken could not fetch them: {', '.join(missing)}.\n")
+        lines.append(f"Not compared, because tiktoken could not download them: {', '.join(missing)}.\n")
     write_atomically(Path(folder) / FILE_NAME, "\n".join(lines))
     return rows

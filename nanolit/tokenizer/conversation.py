@@ -32,7 +32,7 @@ def check_conversation(conversation: object, *, place: str = "conversation") -> 
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError(
             f"{place}: no messages; a conversation is "
-            '{"messages": [{"role", "content"}, …]} or that list alone'
+            '{"messages": [{"role", "content"}, …]} or just that list'
         )
     for number, message in enumerate(messages, start=1):
         here = f"{place}, message {number}"
@@ -45,7 +45,9 @@ def check_conversation(conversation: object, *, place: str = "conversation") -> 
         else:
             _check_text(message["content"], here, message["role"])
         if message.get("weight", 1) not in (0, 1):
-            raise ValueError(f"{here}: weight is {message['weight']!r}; it is 1, or 0 for what isn't learned")
+            raise ValueError(
+                f"{here}: weight is {message['weight']!r}; it is 1, or 0 for text not trained on"
+            )
     _check_turns([message["role"] for message in messages], place)
 
 
@@ -173,10 +175,10 @@ def _check_turns(roles: list[str], place: str) -> None:
         if role != wanted:
             raise ValueError(
                 f"{place}, message {first + number + 1}: got role {role}, expected {wanted}; "
-                "after an optional system message user and assistant alternate, the user first"
+                "after an optional system message, user and assistant must alternate, the user first"
             )
     if len(roles) == first:
-        raise ValueError(f"{place}: a system message alone; at least one user message must follow")
+        raise ValueError(f"{place}: only a system message; at least one user message must follow")
 
 
 def _shown(value: object) -> str:

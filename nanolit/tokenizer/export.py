@@ -16,7 +16,7 @@ def write_huggingface(tokenizer: Tokenizer, folder: Path) -> Path:
     """
     path = Path(folder) / HUGGINGFACE_FILE
     if path.exists() and b'"hash"' in path.read_bytes()[:400]:
-        raise ValueError(f"{path} is a tokenizer of nanolit, which this would replace; give another folder")
+        raise ValueError(f"{path} is a NanoLit tokenizer, which this would replace; give another folder")
     write_json(path, huggingface_content(tokenizer))
     return path
 

@@ -19,7 +19,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise ValueError(
-            f"no nanochat tokenizer in {folder} ({FILE_NAME} is missing); give the folder that holds it"
+            f"no nanochat tokenizer in {folder} ({FILE_NAME} is missing); give the folder that has it"
         )
     try:
         with path.open("rb") as file:
@@ -32,17 +32,17 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         pattern = state["pat_str"]
     except (pickle.UnpicklingError, *DAMAGES) as error:
         raise ValueError(
-            f"{path} is not a tokenizer of nanochat ({error}); allowed is a pickled tiktoken.core.Encoding "
-            "and nothing else: give the file that its tok_train wrote"
+            f"{path} is not a nanochat tokenizer ({error}); only a pickled tiktoken.core.Encoding is "
+            "allowed: give the file that its tok_train wrote"
         ) from error
     if ids != list(range(len(ids))):
         raise ValueError(
-            f"{path} has gaps in its ids; they must run from 0 to {len(ids) - 1}, special tokens last"
+            f"{path} has gaps in its ids; they must run from 0 to {len(ids) - 1}, with special tokens last"
         )
     try:
         return Tokenizer(tokens, pattern=pattern, special_tokens=names)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} holds no vocabulary of nanochat ({error}); copy it again") from error
+        raise ValueError(f"{path} does not hold a nanochat vocabulary ({error}); copy it again") from error
 
 
 class _PickledEncoding:

@@ -64,7 +64,7 @@ class Progress:
 
     def __call__(self, doing: str, done: int, all: int) -> None:
         if doing == "counted":
-            return self._tell(f"counted {done / 1e6:,.1f} MB: {all:,} different words")
+            return self._tell(f"counted {done / 1e6:,.1f} MB: {all:,} distinct words")
         now = time.monotonic()
         left = ""
         if doing == "merge":
@@ -76,7 +76,7 @@ class Progress:
             return
         self._told = now
         if doing == "count":
-            self._tell(f"counting: {done / 1e6:,.0f} MB, {all:,} different words so far")
+            self._tell(f"counting: {done / 1e6:,.0f} MB, {all:,} distinct words so far")
         else:
             self._tell(f"made {done:,} of {all:,} merges{left}")
 
@@ -109,7 +109,7 @@ def as_buffers(array: "pa.Array", index: int = 0) -> Buffers:
         )
     if array.null_count:
         row = array.is_null().index(True).as_py()
-        raise ValueError(f"text {index} is an arrow array whose row {row} has no text; leave such rows out")
+        raise ValueError(f"text {index} is an arrow array whose row {row} has no text; leave out such rows")
     array = array.cast(pa.large_string())
     _, offsets, content = array.buffers()
     if not len(array):
@@ -129,9 +129,9 @@ def _strings(texts: "Iterable[str | pa.Array]") -> Iterator[str]:
 
 def _few(texts: Iterable[str]) -> Iterator[str]:
     """Yield `texts` for the twin, with a warning; ValueError beyond what it handles in about a minute."""
-    remedy = "install Rust 1.85 or newer (https://rustup.rs), then install nanolit again"
+    remedy = "install Rust 1.85 or newer (https://rustup.rs), then install NanoLit again"
     warnings.warn(
-        "nanolit was installed without its Rust extension: training the tokenizer in Python, slowly; "
+        "NanoLit was installed without its Rust extension: training the tokenizer in Python, slowly; "
         + remedy,
         RuntimeWarning,
         stacklevel=3,
@@ -141,7 +141,7 @@ def _few(texts: Iterable[str]) -> Iterator[str]:
         num_characters += len(text) if isinstance(text, str) else 0
         if num_characters > TWIN_MAX_CHARACTERS:
             raise ValueError(
-                f"the text has more than the {TWIN_MAX_CHARACTERS:,} characters that a tokenizer is trained "
-                f"on without the Rust extension; {remedy}, or train on less text"
+                f"the text has more than {TWIN_MAX_CHARACTERS:,} characters, the limit for training a "
+                f"tokenizer without the Rust extension; {remedy}, or train on less text"
             )
         yield text

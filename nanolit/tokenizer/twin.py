@@ -42,7 +42,7 @@ def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
         words.update(match.group() for match in compiled.finditer(text))
     if not words:
         raise ValueError(
-            "there is nothing to train on: the texts are empty, or the pattern finds no word in them; give "
+            "there is nothing to train on: the texts are empty, or the pattern matches nothing in them; give "
             "more text"
         )
     return words

@@ -75,7 +75,7 @@ def test_no_learned_token_is_lost_undeclared(
         wanted.update(ids[: context + 1][learned[: context + 1]].tolist())
         num_cut_learned += int(learned[context + 1 :].sum())
     if not wanted:
-        with pytest.raises(ValueError, match=r"none of .* has a token to learn"):
+        with pytest.raises(ValueError, match=r"none of .* has a token to train on"):
             stream([task], context=context, packing=packing)
         return
     chats = stream([task], context=context, packing=packing)
@@ -189,7 +189,7 @@ def test_a_position_of_other_data_or_settings_is_refused() -> None:
         stream([Sums(split="train", size=70)], seed=2),
         stream([Sums(split="train", size=70)], rows=8),
     ):
-        with pytest.raises(ValueError, match=r"can't continue, its rows would differ: \w+ was"):
+        with pytest.raises(ValueError, match=r"can't resume, the rows would differ: \w+ was"):
             other.load_position([step.position])
     with pytest.raises(ValueError, match="format 99"):
         stream([Sums(split="train", size=70)]).load_position([{**step.position, "format": 99}])
@@ -243,7 +243,7 @@ def test_conversations_longer_than_the_row_do_not_clog(context: int, packing: st
     assert steps[-1].cropped_fraction == chats.left_out.num_cut_tokens / num_rendered
     assert learned_tokens(steps)[TOKENIZER.special_id("<|assistant_end|>")] == 101
     assert all(step.num_tokens > 0 for step in steps)
-    with pytest.raises(ValueError, match="Chats: none of 120 conversations has a token to learn within"):
+    with pytest.raises(ValueError, match="Chats: none of 120 conversations has a token to train on within"):
         stream([long_question, short], context=context, packing=packing)
 
 
@@ -288,7 +288,7 @@ def test_malformed_rows_are_named_or_counted(tmp_path: Path) -> None:
     ("changes", "complaint"),
     [
         ({"tasks": []}, "no sources"),
-        ({"rows": 6, "micro_batch": 4}, r"rows of a step \(6\) must be a multiple of .* = 4\); try 8"),
+        ({"rows": 6, "micro_batch": 4}, r"rows per step \(6\) must be a multiple of .* = 4\); try 8"),
         ({"rows": 4, "world": 8}, "try 8"),
         ({"packing": "tight"}, "packing is 'tight'"),
     ],

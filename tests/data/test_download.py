@@ -182,7 +182,7 @@ def test_a_login_page_in_place_of_the_hub_is_told(
 ) -> None:
     monkeypatch.setattr(Handler, "answer_json", lambda handler, _: answer_with(handler, answer))
     said = refused(tmp_path)
-    assert re.search("answers, but not as a hub does|no shard_00000|answered 404", said)
+    assert re.search("answers, but not like a hub|no shard_00000|answered 404", said)
     assert not whole(tmp_path, hub)
 
 
@@ -374,5 +374,5 @@ def test_an_interrupted_fetch_is_an_interrupted_job(tmp_path: Path, fineweb: Hub
     job = compose([*TINY_JOB, f"root={tmp_path}"])
     result = execute.run(job)
     thread.join()
-    assert (result["status"], "goes on from there" in result["error"]) == ("interrupted", True)
+    assert (result["status"], "resumes there" in result["error"]) == ("interrupted", True)
     assert execute.run(job)["status"] == "done"

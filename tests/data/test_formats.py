@@ -66,7 +66,7 @@ def test_records_of_every_format_are_the_same_documents(tmp_path, name, write, e
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("text\nHello, world\n", "line 2 is not CSV (it has 2 fields, and there are 1 columns)"),
+        ("text\nHello, world\n", "line 2 is not CSV (it has 2 fields, but there are 1 columns)"),
         ('text\n"Hello\nworld\n', "is not CSV (unexpected end of data)"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_csv_that_loses_text_is_refused(tmp_path: Path, text: str, complaint: 
     ("content", "complaint"),
     [
         (b'[{"text": "a"}, {"text": "\xed"}]', "given.json is not UTF-8 (byte 27: 0xed)"),
-        (b'[{"text": "a"}][{"text": "b"}]', "there is more behind the end of the array"),
+        (b'[{"text": "a"}][{"text": "b"}]', "there is more after the end of the array"),
         (b'[{"text": 1' + b"1" * 5000 + b"}]", "item 1 of the array is not JSON"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_document_longer_than_a_block_comes_whole_from_an_array(tmp_path: Path
             r"cannot be read after line \d",
         ),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read"),
-        ("a.parquet", b"no parquet", r"a\.parquet is not a whole parquet file"),
+        ("a.parquet", b"no parquet", r"a\.parquet is not a complete parquet file"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path, name, content, message) -> None:

@@ -73,7 +73,7 @@ def test_equal_text_never_straddles_and_added_text_holds_no_trained_one_out(
     assert 0 < len(before) < 60
     assert after & set(every[:300]) <= before
     assert not after & set(every_text(corpus.train_shards))
-    assert "; the same text twice: 50 repeat an earlier one" in corpus.summary
+    assert "; duplicates: 50 repeat an earlier one" in corpus.summary
 
 
 def test_what_was_read_passed_over_split_and_empty_is_in_the_summary(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_what_was_read_passed_over_split_and_empty_is_in_the_summary(tmp_path: P
     corpus = corpus_of(tmp_path / "root", tmp_path / "d")
     assert every_text(corpus.train_shards) == texts(30)
     assert every_text(corpus.validation_shards) == texts(3, label="other")
-    passed = "2 passed over (cover.jpg, test.jsonl (a test split))"
+    passed = "2 skipped (cover.jpg, test.jsonl (a test split))"
     assert f"2 files of {tmp_path}/d, {passed}; 30 documents, 0.00 MB, and 3 held out" in corpus.summary
     assert corpus.summary.endswith("; 2 without text left out")
 
@@ -211,7 +211,7 @@ def test_fitting_parquet_is_read_where_it_lies_and_large_groups_are_copied(tmp_p
     assert not (tmp_path / "root").exists()
     write_texts(tmp_path / "d/b.parquet", texts(30))
     summary = corpus_of(tmp_path / "root", tmp_path / "d").summary
-    assert summary == f"2 and 1 held-out files of {tmp_path}/d; the same text twice: a.parquet, b.parquet"
+    assert summary == f"2 and 1 held-out files of {tmp_path}/d; duplicates: a.parquet, b.parquet"
     (tmp_path / "d/b.parquet").unlink()
     write_texts(tmp_path / "d/a.parquet", [f"{n} " * 99_999 for n in range(30)], group=999)
     corpus = corpus_of(tmp_path / "root", tmp_path / "d")

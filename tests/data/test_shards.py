@@ -114,8 +114,8 @@ def not_utf8(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (truncate, r"bad\.parquet is not a whole parquet file"),
-        (lambda path: path.write_text("a,b\n1,2"), r"bad\.parquet is not a whole parquet file"),
+        (truncate, r"bad\.parquet is not a complete parquet file"),
+        (lambda path: path.write_text("a,b\n1,2"), r"bad\.parquet is not a complete parquet file"),
         (lambda path: damage(path, start=4, stop=60), r"bad\.parquet: row group 0 cannot be read"),
         (
             lambda path: write_texts(path, texts(3), column="body"),
@@ -128,7 +128,7 @@ def not_utf8(path: Path) -> None:
         ),
         (
             lambda path: pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path),
-            r"bad\.parquet has 'text' as the name of several columns",
+            r"bad\.parquet has several columns named 'text'",
         ),
         (not_utf8, r"bad\.parquet: the text of row 1 is not UTF-8"),
     ],

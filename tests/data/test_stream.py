@@ -226,7 +226,7 @@ def test_a_position_that_lacks_a_part_is_refused_before_a_thread_misses_it(
     for key in above:
         node = node[key]
     node[f"not {last}"] = node.pop(last)
-    with pytest.raises(ValueError, match="lacks a part of a lane; delete the checkpoint it is from"):
+    with pytest.raises(ValueError, match="lacks part of a lane; delete its checkpoint"):
         make_stream(corpus, packing=packing).load_position([position])
 
 

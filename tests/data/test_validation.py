@@ -114,7 +114,7 @@ def test_more_tokens_than_are_held_out_are_told_once_and_no_second_epoch(corpus:
     assert capsys.readouterr().out == ""
     asked = make_rows(corpus, num_tokens=9_999_999)
     said = capsys.readouterr().out
-    assert said.startswith(f"validation: {every.num_tokens:,} tokens, all that data=small holds out")
+    assert said.startswith(f"validation: {every.num_tokens:,} tokens, all the held-out text of data=small")
     assert said.count("\n") == 1
     assert rows_of(asked) == rows_of(every)
     make_rows(corpus, num_tokens=9_999_999, rank=1, world=2)

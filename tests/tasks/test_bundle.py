@@ -38,7 +38,7 @@ def test_the_questions_are_fetched_once_and_nothing_else_is_unpacked(
     check_bundle(open_bundle(folder))
     assert (
         capsys.readouterr().out
-        == f"CORE's questions: fetching 162 MB from {archive.as_uri()} into {folder}\n"
+        == f"CORE's questions: downloading 162 MB from {archive.as_uri()} into {folder}\n"
     )
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {f"eval_data/{label.file}.jsonl" for label in LABELS}
@@ -71,7 +71,7 @@ def test_a_damaged_archive_is_told_in_a_line_and_leaves_no_archive(
     root = tmp_path / "root"
     assert evaluate.main([f"release={RELEASE}", "tasks=core", f"root={root}"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: CORE's questions could not be fetched from {archive.as_uri()} (")
+    assert line.startswith(f"error: CORE's questions could not be downloaded from {archive.as_uri()} (")
     assert line.endswith(f"try again, or unpack the archive into {root}/eval/core")
     assert not list(root.rglob("*eval_bundle.zip*"))
 
@@ -92,7 +92,7 @@ def test_a_folder_without_the_questions_is_refused(
     [
         (b"\xff{}\n", r"arc_easy.jsonl line 1: not UTF-8 \(byte 0xff\)"),
         (b"", "arc_easy.jsonl: no rows; fill the file"),
-        (b"3\n", "arc_easy.jsonl line 1: got '3'; a line is an object"),
+        (b"3\n", "arc_easy.jsonl line 1: got '3'; a line must be an object"),
     ],
 )
 def test_a_file_that_holds_no_questions_is_named(tmp_path: Path, content: bytes, said: str) -> None:
@@ -106,7 +106,7 @@ def test_a_task_needs_more_questions_than_it_shows(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(read_items(tmp_path, ARC)[0]) == len(lines) == ITEMS
     path.write_text("\n".join(lines[:10]))
-    with pytest.raises(ValueError, match="has 10 items; arc_easy shows 10 besides each one"):
+    with pytest.raises(ValueError, match="has 10 items; arc_easy shows 10 examples with each one"):
         read_items(tmp_path, ARC)
 
 
@@ -114,5 +114,5 @@ def test_an_answer_is_a_number_and_no_truth_value(tmp_path: Path) -> None:
     path = write_bundle(tmp_path) / f"eval_data/{ARC.file}.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, json.dumps({"query": "a", "choices": ["b", "c"], "gold": True})]))
-    with pytest.raises(ValueError, match=r"line 13: arc_easy needs .*gold is missing or of another type"):
+    with pytest.raises(ValueError, match=r"line 13: arc_easy needs .*gold is missing or has the wrong type"):
         read_items(tmp_path, ARC)

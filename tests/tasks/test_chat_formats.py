@@ -68,9 +68,15 @@ def test_common_forms_are_read(row: dict[str, Any], messages: list[dict[str, Any
     [
         ({"dialog": []}, r"it has dialog: name the fields messages, conversations, instruction and output"),
         ({"text": "a story"}, r"text without roles is for base: data=FILE"),
-        ({"messages": [USER, says("assistant", None, tool_calls=[{}])]}, r"tools .*malformed: skip in a mix"),
-        ({"messages": [USER, says("tool", "3")]}, r"calls of tools cannot be learned .*malformed: skip"),
-        ({"messages": [says("user", [{"type": "image_url"}])]}, r"is 'image_url', and only text .*malformed"),
+        (
+            {"messages": [USER, says("assistant", None, tool_calls=[{}])]},
+            r"tool calls .*malformed: skip in a mix",
+        ),
+        (
+            {"messages": [USER, says("tool", "3")]},
+            r"tool calls in this form cannot be trained on.*malformed: skip",
+        ),
+        ({"messages": [says("user", [{"type": "image_url"}])]}, r"is 'image_url', but only text .*malformed"),
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, r"message 2: weight is 0\.5; it is 1, or 0"),
         ({"messages": [says("narrator", "x")]}, r"message 1: unknown role 'narrator'"),
         ({"messages": ["Hi"]}, r"message 1: got 'Hi'; a message is an object with role and content"),
@@ -121,7 +127,7 @@ def test_arrays_tables_and_every_spelling_are_the_same_conversations(tmp_path, n
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("mine.csv", "prompt,completion\nHi,Hello, you\n", "has 3 fields, and there are 2 columns"),
+        ("mine.csv", "prompt,completion\nHi,Hello, you\n", "has 3 fields, but there are 2 columns"),
         ("mine.csv", 'prompt,completion\nHi,"Hello\n', "is not CSV (unexpected end of data)"),
         ("mine.tsv", 'prompt\tcompletion\nHi\tHel"lo\n"a"b\tc', "is not CSV"),
         ("mine.json", '[{"instruction": {"a": 1}, "output": "b"}]', "the user's content is {'a': 1}"),

@@ -127,7 +127,7 @@ def test_a_dataset_that_the_hub_lacks_is_named(nodes: list[dict[str, Any]], tmp_
     with StandInHub(empty) as hub:
         (complaint,) = built(chats, hub, tmp_path)
     assert complaint.startswith("the dataset HuggingFaceTB/smol-smoltalk train can't be read from the hub (")
-    assert complaint.endswith("; go online, or name a mirror folder as the source: recipe.mirror=FOLDER")
+    assert complaint.endswith("; go online, or use a mirror folder: recipe.mirror=FOLDER")
 
 
 COPY = """\
@@ -169,7 +169,7 @@ def test_own_text_from_the_hub_keeps_its_splits_and_is_read_once(tmp_path: Path)
     with StandInHub(tables) as hub:
         lines = copied(hub, tmp_path, "hf:a/stories", "hf:a/two:y", "hf:a/two", "hf:a/absent")
         counts = "2 documents, 0.00 MB, and 1 held out; 1 without text left out"
-        stories = ["one,two", "three", f"hf:a/stories, 1 passed over (test); {counts}"]
+        stories = ["one,two", "three", f"hf:a/stories, 1 skipped (test); {counts}"]
         assert lines[:4] == ["  data: reading hf:a/stories", *stories]
         assert sorted(",".join(lines[5:7]).split(",")) == sorted(f"y{n}" for n in range(40))
         assert "data=hf:a/two can't be read from the hub (Config name is missing" in lines[-2]

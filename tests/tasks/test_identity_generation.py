@@ -70,10 +70,10 @@ def test_many_faults_and_workers_leave_one_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [
-        ("400", "status 400: .*check model, and whether it takes a JSON schema"),
+        ("400", "status 400: .*check model, and whether it supports JSON schemas"),
         ("401", "status 401: .*check the key"),
         ("404", "status 404: .*check base_url and model"),
-        ("redirect", "status 307: .*give the address that it redirects to"),
+        ("redirect", "status 307: .*give the address it redirects to"),
     ],
 )
 def test_what_no_repetition_mends_stops_at_once_and_never_shows_the_key(
@@ -175,7 +175,7 @@ def test_a_partial_file_of_other_settings_is_refused(changes: dict[str, Any], tm
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "I am Ada."}]
     Partial(path, order(3), check=check_conversation).add(0, messages)
     assert set(Partial(path, order(99), check=check_conversation).done) == {0}
-    with pytest.raises(ValueError, match="was begun with other settings"):
+    with pytest.raises(ValueError, match="was started with other settings"):
         Partial(path, order(3, **changes), check=check_conversation)
 
 
@@ -236,8 +236,8 @@ def test_the_estimate_is_of_what_is_left() -> None:
         ("https://", None, "must be like https://"),
         ("http://[/v1", None, "must be like https://"),
         ("http://example.com/v1", KEY, "would send the key unencrypted"),
-        ("https://example.com/v1", "two words", "the key has a space"),
-        ("https://example.com/v1", "line\nbreak", "the key has a space"),
+        ("https://example.com/v1", "two words", "the key contains a space"),
+        ("https://example.com/v1", "line\nbreak", "the key contains a space"),
     ],
 )
 def test_an_address_or_key_that_cannot_work_is_refused_first(

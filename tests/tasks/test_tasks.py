@@ -278,9 +278,9 @@ def test_a_conversation_file_may_be_compressed_or_bare(ending: str, tmp_path: Pa
         (b'{"messages": []}\n\xff\xfe\n', r"line 2: not UTF-8 \(byte 0xff\)"),
         (
             b'{"id": 1, "messages": []}\n{"id": 2, "messages": []}\n{"id": 1, "messages": []}\n',
-            "line 3: the id 1 is that of",
+            "line 3: same id 1 and messages as",
         ),
-        (b'{"text": "hello"}\n', "line 1: no conversation; it has text: name the fields messages, "),
+        (b'{"text": "hello"}\n', "line 1: not a conversation; it has text: name the fields messages, "),
         (b"null\n", "line 1: got 'null'"),
         (b'{"messages": []}\n' + b"[" * 100_000, "line 2: not valid JSON"),
     ],
@@ -307,7 +307,7 @@ def test_archives_are_read_frame_by_frame_and_a_damaged_or_cut_one_is_reported(
     assert list(ConversationFile(path=str(path))) == [HELLO, HELLO]
     for content in (b"this is no archive", frames[0] + frames[1][:-1], frames[0] + frames[1][:-20]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{path.name} can't be read \(.*\); fetch it again"):
+        with pytest.raises(ValueError, match=rf"{path.name} can't be read \(.*\); download it again"):
             ConversationFile(path=str(path))
 
 

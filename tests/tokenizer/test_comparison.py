@@ -50,7 +50,7 @@ def test_the_file_says_what_could_not_be_compared(tokenizer: Tokenizer, tmp_path
     rows = write_comparison(tmp_path, tokenizer, train=["a text"], validation=["another"], offline=True)
     content = (tmp_path / "comparison.md").read_text()
     assert comparison_table(rows) in content
-    assert "Not compared, for tiktoken could not fetch them: gpt2, cl100k_base, o200k_base." in content
+    assert "Not compared, because tiktoken could not download them: gpt2, cl100k_base, o200k_base." in content
 
 
 def test_a_network_that_never_answers_is_not_waited_for(monkeypatch) -> None:

@@ -189,7 +189,7 @@ def test_special_tokens_in_a_text_stay_text(tokenizer: Tokenizer) -> None:
         (say(("user", "a"), ("user", "b")), "message 2: got role user, expected assistant"),
         (say(("assistant", "a")), "message 1: got role assistant, expected user"),
         (say(("user", "a"), ("system", "b")), "message 2: got role system, expected assistant"),
-        (say(("system", "a")), "a system message alone"),
+        (say(("system", "a")), "only a system message"),
         (say(("tool", "a")), "unknown role 'tool'; allowed: system, user, assistant"),
         (say(("user", " \n")), "message 1: the user's content is empty"),
         (say(("user", None)), "message 1: the user's content is None"),

@@ -39,6 +39,6 @@ def test_the_file_of_tokenizers_holds_every_token_once(tokenizer: Tokenizer) -> 
 
 def test_an_artefact_of_ours_is_not_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
-    with pytest.raises(ValueError, match="is a tokenizer of nanolit, which this would replace"):
+    with pytest.raises(ValueError, match="is a NanoLit tokenizer, which this would replace"):
         write_huggingface(tokenizer, tmp_path)
     assert Tokenizer.load(tmp_path).hash == tokenizer.hash

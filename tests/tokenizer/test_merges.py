@@ -22,7 +22,7 @@ try:
 except ImportError:  # not installed; in a checkout the name then finds the crate's folder
     Peer = None
 
-needs_rust = pytest.mark.skipif(_rustbpe is None, reason="nanolit was installed without its Rust extension")
+needs_rust = pytest.mark.skipif(_rustbpe is None, reason="NanoLit was installed without its Rust extension")
 needs_peer = pytest.mark.skipif(Peer is None, reason="the package rustbpe is not installed")
 SHARED = os.environ.get("NANOLIT_SHARED")
 needs_shared = pytest.mark.skipif(not SHARED, reason="NANOLIT_SHARED is not set")

@@ -53,7 +53,7 @@ class Harmful:
 def test_a_pickle_that_calls_anything_is_refused_and_does_not_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=r"it asks for \w+\.mkdir\); allowed is a pickled tiktoken\.core\.Encoding"
+        ValueError, match=r"it asks for \w+\.mkdir\); only a pickled tiktoken\.core\.Encoding is allowed"
     ):
         read_tokenizer(write(tmp_path, Harmful()))
     assert not Path("made_by_the_pickle").exists()
@@ -61,14 +61,14 @@ def test_a_pickle_that_calls_anything_is_refused_and_does_not_run(tmp_path: Path
 
 @pytest.mark.parametrize("content", [{"a": 1}, None, [BYTES]])
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(ValueError, match="is not a tokenizer of nanochat"):
+    with pytest.raises(ValueError, match="is not a nanochat tokenizer"):
         read_tokenizer(write(tmp_path, content))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04\x95"])
 def test_a_file_that_is_no_pickle_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.pkl").write_bytes(content)
-    with pytest.raises(ValueError, match="is not a tokenizer of nanochat"):
+    with pytest.raises(ValueError, match="is not a nanochat tokenizer"):
         read_tokenizer(tmp_path)
 
 

@@ -14,7 +14,7 @@ from nanolit.tokenizer.bpe import PATTERN, Tokenizer
 from nanolit.tokenizer.training import Progress, learn
 
 needs_rust = pytest.mark.skipif(
-    training._rustbpe is None, reason="nanolit was installed without its Rust extension"
+    training._rustbpe is None, reason="NanoLit was installed without its Rust extension"
 )
 
 
@@ -38,7 +38,7 @@ def test_the_number_of_threads_changes_nothing(threads: int) -> None:
     assert learn(texts, pattern=PATTERN, num_tokens=600, threads=threads) == of(texts)
 
 
-@pytest.mark.filterwarnings("ignore:nanolit was installed without")
+@pytest.mark.filterwarnings("ignore:NanoLit was installed without")
 def test_the_twin_takes_arrow_arrays_too(monkeypatch) -> None:
     expected = twin.train(TEXTS, pattern=PATTERN, num_tokens=400)
     monkeypatch.setattr(training, "_rustbpe", None)
@@ -76,7 +76,7 @@ def test_too_many_different_words_are_refused_with_their_number() -> None:
 
 @pytest.mark.parametrize("train", [learn, twin.train])
 @pytest.mark.parametrize("texts", [[], ["", ""]])
-@pytest.mark.filterwarnings("ignore:nanolit was installed without")
+@pytest.mark.filterwarnings("ignore:NanoLit was installed without")
 def test_an_empty_corpus_is_refused(train, texts: list[str]) -> None:
     with pytest.raises(ValueError, match="there is nothing to train on"):
         train(texts, pattern=PATTERN, num_tokens=300)
@@ -116,8 +116,8 @@ def test_progress_is_lines_with_the_time_left(monkeypatch) -> None:
     progress("merge", 200, 1_000)  # a second later: nothing is told
     progress("merge", 500, 1_000)
     assert lines == [
-        "counting: 88 MB, 465,768 different words so far",
-        "counted 88.5 MB: 465,800 different words",
+        "counting: 88 MB, 465,768 distinct words so far",
+        "counted 88.5 MB: 465,800 distinct words",
         "made 100 of 1,000 merges",
         "made 500 of 1,000 merges, at most 3 s left",
     ]

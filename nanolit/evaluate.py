@@ -1,17 +1,17 @@
-"""Evaluate a finished stage again as the pipeline did, or any model by CORE.
+"""Evaluate a finished stage again, exactly as in training, or any model on CORE.
 
     nanolit evaluate demo                        the run's last stage: its own validation, then chat tasks
-    nanolit evaluate demo/base                   bits per byte of the rows that the stage was scored on
+    nanolit evaluate demo/base                   bits per byte on the stage's own validation rows
     nanolit evaluate demo/sft max_per_task=20    a fixed random part of each chat task
-    nanolit evaluate demo tasks=none             the validation alone
-    nanolit evaluate d12/base tasks=core         the 22 tasks of CORE, with an error bar each
-    nanolit evaluate release=FOLDER tasks=core   of a release, nanochat's converted ones too
-    nanolit evaluate hf=FOLDER tasks=core        of a model of transformers
-    nanolit evaluate demo show=GSM8K wrong=true  what it answered, and got wrong
+    nanolit evaluate demo tasks=none             only the validation
+    nanolit evaluate d12/base tasks=core         CORE's 22 tasks, each with an error bar
+    nanolit evaluate release=FOLDER tasks=core   any release, including one converted from nanochat
+    nanolit evaluate hf=FOLDER tasks=core        a transformers model
+    nanolit evaluate demo show=GSM8K wrong=true  the answers it got wrong
 
-base, mid and sft are validated by bits per byte, rl by pass@k. What was answered to every item goes to
-evaluation/ in the stage's folder, or to root/eval/models for any other model, where an interrupted evaluation
-resumes. GPT-2's scores are shown beside the published ones. The last line is JSON.
+base, mid and sft are validated by bits per byte, rl by pass@k. All answers are stored in evaluation/
+in the stage's folder, or in root/eval/models for any other model; an interrupted evaluation resumes there.
+GPT-2's scores are shown next to the published ones. The last line is JSON.
 """
 
 import json
@@ -48,28 +48,26 @@ class Settings(Root):
     """Settings: which stage to evaluate, and on what."""
 
     run: str | None = setting(
-        "a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True
+        "a run in the root folder (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True
     )
-    release: Path | None = setting("a release, in place of a run", None)
-    hf: Path | None = setting("a model that transformers saved, in place of a run; for tasks=core", None)
+    release: Path | None = setting("a release instead of a run", None)
+    hf: Path | None = setting("a transformers model folder instead of a run (tasks=core only)", None)
     tasks: str | None = setting(
         "core, or a name in conf/chat_evaluation (default: the run's own)", None, value="NAME"
     )
-    show: str | None = setting(
-        "print what the model answered to this task, and ask nothing", None, value="TASK"
-    )
-    wrong: bool = setting("with show: the wrong answers alone", False)
-    max_per_task: int | None = setting("at most N problems of each task (default: all)", None, least=1)
+    show: str | None = setting("print the stored answers for this task", None, value="TASK")
+    wrong: bool = setting("with show: only the wrong answers", False)
+    max_per_task: int | None = setting("at most N problems per task (default: all)", None, least=1)
     crop: int | None = setting(
-        "cut CORE's prompts from the left to N tokens (default: none is cut; with hf, to its positions)",
+        "crop CORE's prompts from the left to N tokens (default: no crop; with hf, the model's context)",
         None,
         least=2,
     )
     sandbox: Literal["strong", "weak"] = setting(
-        "weak: run the model's programs even where only Python's own hook confines them", "strong"
+        "weak: run model-written programs even if only Python's own hook confines them", "strong"
     )
-    bundle: Path | None = setting("CORE's questions (default: root/eval/core, fetched when missing)", None)
-    offline: bool = setting("fetch nothing", False)
+    bundle: Path | None = setting("CORE's questions (default: root/eval/core, downloaded if missing)", None)
+    offline: bool = setting("download nothing", False)
 
 
 @command
@@ -107,7 +105,7 @@ def evaluate(settings: Settings, model: Path) -> Scores:
     if ask == evaluate_stage:
         stored_stage(model)  # a release alone is refused
     folder = folder_of_items(model, root=settings.home)
-    with held(folder / ".lock", busy=f"{folder} is written to"):
+    with held(folder / ".lock", busy=f"{folder} is being written"):
         return ask(settings, model, folder, identity(model))
 
 
@@ -158,7 +156,7 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
     for name, stated in model.meta.get("made_with", {}).items():
         if (path := release.parent / name).is_file() and file_hash(path) != stated:
             print(
-                f"{path} was changed since the model was trained; it is scored as that says now", flush=True
+                f"{path} has changed since the model was trained; its current settings are used", flush=True
             )
     engine = Engine(model.model, model.tokenizer)
     scores: Scores = {"run": job["run"], "stage": plan.stage}
@@ -197,17 +195,19 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
 def check(settings: Settings) -> None:
     """ValueError for settings that don't go together, and, with the nearest spelling, for unknown tasks."""
     if sum(value is not None for value in (settings.run, settings.release, settings.hf)) != 1:
-        raise ValueError("which model? give run=RUN[/STAGE], release=FOLDER or hf=FOLDER, one of the three")
+        raise ValueError("which model? give one of run=RUN[/STAGE], release=FOLDER and hf=FOLDER")
     name = settings.tasks
     if settings.hf is not None and name != "core" and settings.show is None:
-        raise ValueError("hf= is asked CORE alone: give tasks=core (lm-eval's own hf model asks it all else)")
+        raise ValueError(
+            "hf= works only with CORE: give tasks=core (for other tasks use lm-eval's own hf model)"
+        )
     if name is not None and not name.endswith((".yaml", ".yml")):
         choose(name, [*options("chat_evaluation"), "core"], kind="set of tasks")
     if settings.wrong and settings.show is None:
-        raise ValueError("wrong= is a setting of show=TASK; add that, or leave it out")
+        raise ValueError("wrong= needs show=TASK; add that, or leave out wrong=")
     for key in ("crop", "bundle"):
         if name != "core" and getattr(settings, key) is not None:
-            raise ValueError(f"{key}= is a setting of tasks=core; add that, or leave it out")
+            raise ValueError(f"{key}= needs tasks=core; add that, or leave it out")
 
 
 def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
@@ -215,13 +215,13 @@ def stored_stage(release: Path) -> tuple[Job, TrainingPlan]:
     folder = release.parent
     if not (folder / "job.yaml").is_file():
         raise ValueError(
-            f"{release} is a release alone: give run=NAME for a stage's own validation, or tasks=core"
+            f"{release} is only a release: give run=NAME for a stage's own validation, or tasks=core"
         )
     plan = read_plan(folder)
     if lacking := [name for name in READ_OF_PLAN if getattr(plan, name, "") is None]:
         raise ValueError(f"{folder / 'plan.json'} lacks {', '.join(lacking)}; restore it")
     if not isinstance(plan, TrainingPlan):
-        raise ValueError(f"{folder / 'plan.json'} is of the stage {plan.stage}; restore it")
+        raise ValueError(f"{folder / 'plan.json'} belongs to the stage {plan.stage}; restore the right one")
     return read_job(folder / "job.yaml"), plan
 
 
@@ -239,8 +239,10 @@ def tasks_of(settings: Settings, job: Job, plan: TrainingPlan) -> ChatTasks | No
         "max_per_task" if settings.max_per_task else "tasks" if settings.tasks not in (None, "none") else None
     )
     if ignored:
-        why = "tasks=none asks none" if plan.chats else f"{job['run']}/{plan.stage} is not a chat model"
-        raise ValueError(f"{ignored}= is a setting of the chat tasks, and {why}; leave it out")
+        why = (
+            "tasks=none asks no questions" if plan.chats else f"{job['run']}/{plan.stage} is not a chat model"
+        )
+        raise ValueError(f"{ignored}= is for chat tasks, but {why}; leave it out")
     return None
 
 

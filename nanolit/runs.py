@@ -1,9 +1,9 @@
-"""List the runs, newest first, with the state of every stage and what differs between them.
+"""List runs, newest first, with the state of each stage and their different settings.
 
     nanolit runs root=FOLDER
 
-val_bpb is base's, of held-out text (later stages are validated on their own conversations); a star marks runs
-that were measured on other text than most. What differs are the words typed for a run that others lack.
+val_bpb is base's, on held-out text (later stages are validated on their own conversations). A star marks runs
+measured on other text than most. The last column has the settings typed for a run and not for the others.
 """
 
 import shutil
@@ -50,8 +50,8 @@ def list_runs(root: Path, *, now: float, width: int | None = None) -> str:
         differs = " ".join(word for word in words if word not in common)
         rows.append([run.name, age(now - run.changed), bpb, stages, differs])
     if any(row[2].endswith("*") for row in rows):
-        notes.append("* on other held-out text than most: not to be compared with them")
-    header = ["Run", "Age", "val_bpb", "Stages", "What differs"]
+        notes.append("* measured on other held-out text than most: don't compare these values")
+    header = ["Run", "Age", "val_bpb", "Stages", "Differs in"]
     table = markdown_table(header, fitted(header, rows, width), num_left=5, widest=None)
     return table + "".join(f"{line}\n" for line in notes)
 

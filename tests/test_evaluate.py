@@ -17,7 +17,7 @@ from nanolit.planning.plans import fresh_plan
 def test_a_release_alone_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gpt.json").write_text("{}")
     assert evaluate.main([f"run={tmp_path}"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is a release alone: give run=NAME")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is only a release: give run=NAME")
 
 
 def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
@@ -32,10 +32,10 @@ def test_chat_tasks_that_do_not_exist_are_refused_before_a_run_is_looked_for(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tasks=core"], "which model? give run=RUN[/STAGE], release=FOLDER or hf=FOLDER"),
-        (["run=a", "release=b"], "which model? give run=RUN[/STAGE], release=FOLDER or hf=FOLDER"),
-        (["hf=a"], "hf= is asked CORE alone: give tasks=core"),
-        (["run=a", "crop=1024"], "crop= is a setting of tasks=core"),
+        (["tasks=core"], "which model? give one of run=RUN[/STAGE], release=FOLDER and hf=FOLDER"),
+        (["run=a", "release=b"], "which model? give one of run=RUN[/STAGE], release=FOLDER and hf=FOLDER"),
+        (["hf=a"], "hf= works only with CORE: give tasks=core"),
+        (["run=a", "crop=1024"], "crop= needs tasks=core"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

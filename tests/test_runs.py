@@ -88,7 +88,7 @@ def test_bits_per_byte_of_other_text_have_a_star(tmp_path):
     for name, checksum in (("a", "1"), ("b", "2"), ("c", "1")):
         write_typed(tmp_path, name, [], checksum=checksum)
     assert [row[2] for row in listed(tmp_path)] == ["1.0000", "1.0000 *", "1.0000"]
-    assert runs.list_runs(tmp_path, now=NOW).endswith("not to be compared with them\n")
+    assert runs.list_runs(tmp_path, now=NOW).endswith("don't compare these values\n")
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
@@ -128,7 +128,7 @@ def test_a_run_that_may_not_be_read_is_left_out_and_named(tmp_path):
     write_stage(tmp_path, "good", "base", result_json=result(status="done"))
     write_stage(tmp_path, "shut", "base", result_json=result(status="done"))
     (tmp_path / "runs" / "shut").chmod(0)
-    with pytest.warns(UserWarning, match="shut cannot be read: left out; make it readable"):
+    with pytest.warns(UserWarning, match="shut cannot be read and is left out; make it readable"):
         assert [name for name, *_ in without_privileges(lambda: listed(tmp_path))] == ["good"]
 
 

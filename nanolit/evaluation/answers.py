@@ -13,12 +13,12 @@ def tell_answers(folder: Path, task: str, *, wrong: bool) -> Iterator[str]:
     """Yield the answers to a task whose items are in `folder`; with `wrong`, those that are wrong."""
     files = item_files(folder)
     if not files:
-        raise ValueError(f"{folder} holds no items yet; evaluate the model first, without show=")
+        raise ValueError(f"{folder} has no answers yet; evaluate the model first, without show=")
     named = {name.lower(): name for name in files}
     path = files[choose(named.get(task.lower(), task), files, kind="evaluated task")]
     _, items = read_items(path)
     if not items:
-        raise ValueError(f"{path} has no answers yet: the evaluation was interrupted before; begin it again")
+        raise ValueError(f"{path} has no answers yet: the evaluation was interrupted; start it again")
     for item in items:
         if not (wrong and item["right"]):
             yield f"{'right' if item['right'] else 'wrong'}  item {item['index']}"

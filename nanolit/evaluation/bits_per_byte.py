@@ -45,9 +45,7 @@ def validation_scores(
         totals = of_all.tolist()
     nats, num_bytes, all_nats, num_targets = totals
     if num_bytes == 0:
-        raise ValueError(
-            "bits per byte needs targets with bytes; these batches have none: give it other text"
-        )
+        raise ValueError("bits per byte needs targets with bytes; these batches have none: give other text")
     return nats / (math.log(2) * num_bytes), all_nats / num_targets
 
 

@@ -128,7 +128,7 @@ def evaluate_task(
     if task.evaluation_type == "generative":
         limits = {"max_per_task": max_per_task, "max_tokens": max_tokens}
         return evaluate_generative(engine, task, file=file, **limits)
-    raise ValueError(f"{task.name} is to learn from and has no right answers; evaluate another task")
+    raise ValueError(f"{task.name} is for training and has no right answers; evaluate another task")
 
 
 def evaluate_categorical(
@@ -186,7 +186,7 @@ def evaluate_generative(
     room = engine.max_positions - max_tokens
     if room < 1:
         raise ValueError(
-            f"max_tokens ({max_tokens:,}) must be less than the model's positions ({engine.max_positions:,})"
+            f"max_tokens ({max_tokens:,}) must be below the model's {engine.max_positions:,} positions"
         )
     sampling: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k}
 
@@ -298,5 +298,5 @@ def part_of(task: Task, max_per_task: int | None) -> list[int]:
 def _letter_id(engine: Engine, letter: str) -> int:
     ids = engine.tokenizer.encode(letter)
     if len(ids) != 1:
-        raise ValueError(f"the answer {letter!r} is {len(ids)} tokens; allowed are answers of one token")
+        raise ValueError(f"the answer {letter!r} is {len(ids)} tokens; it must be one token")
     return ids[0]

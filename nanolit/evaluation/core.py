@@ -72,7 +72,7 @@ def score_core(
         "other_questions": others,
     }
     if first:
-        print(f"  {mean:<32} {value:.4f} ± {error:.4f}; runs of one recipe differ by 0.006 (sd) besides")
+        print(f"  {mean:<32} {value:.4f} ± {error:.4f}; runs of the same recipe also differ by 0.006 (sd)")
         if told := others_in_words(others):
             print(f"  {told}")
         if folder:  # other parts of CORE stay in the report
@@ -182,7 +182,7 @@ def replaced(bundle: Path, labels: Sequence[Label]) -> list[str]:
 def others_in_words(labels: Sequence[str]) -> str:
     """Return what to say with a score that is not CORE's, "" for the original questions."""
     have = "have" if len(labels) > 1 else "has"
-    told = f"not CORE as published: {', '.join(labels)} {have} other questions than the originals"
+    told = f"not CORE as published: {', '.join(labels)} {have} different questions from the originals"
     return told if labels else ""
 
 

@@ -67,7 +67,7 @@ class BitsPerByte(Evaluator):
     def load(self, state: Mapping[str, Any]) -> str:
         before = state.get("val_rows", self.rows)  # absent in checkpoints of older versions
         if before != self.rows:
-            return f"the {describe_rows(before)} are replaced by others: the best score begins anew"
+            return f"the {describe_rows(before)} changed: the best score starts again"
         self.value, self.best = state.get("val_bpb"), state.get("best_val_bpb")
         return ""
 
@@ -111,7 +111,7 @@ class Passes(Evaluator):
             self.passes = (first, last)
         if "step" in state and state.get("sampling", 1) != SAMPLING:
             return (
-                f"an older version sampled up to step {state['step']:,}; from here on the same seed draws "
+                f"an older version sampled up to step {state['step']:,}; from here on the same seed gives "
                 "other answers, so the run will end differently"
             )
         return ""

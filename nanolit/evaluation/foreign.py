@@ -24,7 +24,7 @@ POSITIONS = 2_048  # of a model that doesn't say how many it has, as recurrent o
 def open_foreign(folder: Path) -> "ForeignModel":
     """Return the model in a folder; ValueError if it can't be read."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; give a folder that transformers saved a model in")
+        raise ValueError(f"{folder} has no config.json; give a model folder saved by transformers")
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore
     except ImportError as error:
@@ -47,7 +47,7 @@ class ForeignModel:
         if self.bos_id is None or len(tokenizer) > rows:
             has = "neither BOS nor EOS" if self.bos_id is None else f"{len(tokenizer):,} tokens"
             raise ValueError(
-                f"the tokenizer has {has}, the model {rows:,} embeddings; save both of one model"
+                f"the tokenizer has {has}, the model {rows:,} embeddings; save both from the same model"
             )
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool) -> list[np.ndarray]:

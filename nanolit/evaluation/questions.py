@@ -109,8 +109,8 @@ def _question(label: Label, item: Item, texts: list[np.ndarray], *, crop: int | 
         without, whole = texts
         if not np.array_equal(without, whole[: len(without)]):
             raise ValueError(
-                f"{label.name}: a prompt's tokens change where its continuation {item['continuation']!r} is "
-                "added; CORE can't be asked with this tokenizer"
+                f"{label.name}: a prompt's tokens change when its continuation {item['continuation']!r} is "
+                "added; CORE can't be evaluated with this tokenizer"
             )
         texts, starts = [whole], [len(without)]
     elif label.kind == "schema":
@@ -127,7 +127,7 @@ def _question(label: Label, item: Item, texts: list[np.ndarray], *, crop: int | 
     if min(group.starts) < 1:
         longest = max(len(text) - start for text, start in zip(texts, starts, strict=True))
         raise ValueError(
-            f"{label.name}: crop={crop} leaves nothing before an answer of {longest:,} tokens; "
+            f"{label.name}: crop={crop} leaves no prompt before an answer of {longest:,} tokens; "
             f"give crop={longest + 1} or more"
         )
     gold = None if label.kind == "language_modeling" else item["gold"]

@@ -84,7 +84,7 @@ def read_items(path: Path) -> tuple[Item, list[Item]]:
     first, *lines = lines_of(path)
     header = parsed(first)
     if header is None or header.get("format") != FORMAT:
-        raise ValueError(f"{path} doesn't begin with a header of format {FORMAT}; evaluate again")
+        raise ValueError(f"{path} doesn't start with a header of format {FORMAT}; evaluate again")
     items = [whole_item(line) for line in lines if line]
     if damaged := items[:-1].count(None):  # the last line may have been cut by an interruption
         warnings.warn(f"{path}: {damaged:,} damaged lines are left out; evaluate again", stacklevel=2)

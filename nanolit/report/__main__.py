@@ -1,8 +1,8 @@
 """Write a run's report card with curves and the final table, or compare runs.
 
-nanolit report demo                    report.md and report.html below the run, pictures inside
-nanolit report demo d12-modern-s1      a card each
-nanolit report compare=A,B,C           side by side, and which differences from A are more than noise
+nanolit report demo                    writes report.md and report.html, with pictures, to the run's folder
+nanolit report demo d12-modern-s1      one report each
+nanolit report compare=A,B,C           side by side, with the differences from A that exceed noise
 nanolit report compare=A,B plot=curves.png column=loss
 """
 
@@ -28,21 +28,23 @@ class Settings(Root):
         "the runs (nanolit runs lists them)", None, value="RUN", positional=True
     )
     compare: tuple[str, ...] | None = setting(
-        "in place of run: two runs or more; those that differ in the seed alone are one", None, value="A,B"
+        "instead of run: two or more runs; runs that differ only in the seed count as one", None, value="A,B"
     )
-    plot: Path | None = setting("with compare: draw one metric of all into this PNG", None, value="FILE")
-    stage: Literal["base", "mid", "sft", "rl"] = setting("with plot: the stage", "base")
-    column: str = setting("with plot: the column of metrics.csv", "val_bpb")
+    plot: Path | None = setting(
+        "with compare: plot one metric of all runs to this PNG file", None, value="FILE"
+    )
+    stage: Literal["base", "mid", "sft", "rl"] = setting("with plot: which stage", "base")
+    column: str = setting("with plot: which column of metrics.csv", "val_bpb")
 
 
 @command
 def main(words: Sequence[str]) -> None:
     settings = read(Settings, words, about=__doc__)
     if (settings.run is None) == (settings.compare is None):
-        raise ValueError("run is missing; give run=RUN for a card, or compare=A,B, one of the two")
+        raise ValueError("run is missing; give either run=RUN for a report, or compare=A,B")
     if settings.run:
         if settings.plot:
-            raise ValueError("plot= is a setting of compare=A,B; a card has its curves anyway")
+            raise ValueError("plot= needs compare=A,B; a report always has its curves")
         for name in settings.run:
             print(printable(card.final_table(settings.home, name)))
             path = card.write_report(settings.home, name)

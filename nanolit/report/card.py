@@ -136,7 +136,7 @@ def talk(run: Run) -> list[Block]:
         chats = getattr(stage.plan, "chats", stage.name != "base")
         turns = list(_turns(text))
         what = "Its replies to fixed questions" if chats else "How it continues texts"
-        said = Text(f"{what} after {stage.name.upper()}, each token the likeliest one.")
+        said = Text(f"{what} after {stage.name.upper()}, always the most likely token.")
         return [Exchange(turns, chat=chats) if turns else Code(text), said]
     return []
 
@@ -178,7 +178,7 @@ def _internals(run: Run, stage: Stage, pictures: list) -> Section:
         )
     blocks += [Pictures(pictures)] if pictures else []
     if text := last_samples(stage.folder / "samples.md"):
-        blocks.append(Section("The last of samples.md", [Code(text)]))
+        blocks.append(Section("Last samples (samples.md)", [Code(text)]))
     return Section(stage.name.upper(), blocks)
 
 

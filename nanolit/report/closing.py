@@ -19,7 +19,7 @@ def closing(root: Path, run: str, report: Path) -> str:
     places = [
         ("report", f"{shown(report.with_suffix('.html'))} (for a browser), {report.name}"),
         *([("pictures", pictures)] if stages else []),
-        *([("talk to it", f"{chat_command(root, run)} (web=true: on a page)")] if talks else []),
+        *([("chat", f"{chat_command(root, run)} (web=true serves a page)")] if talks else []),
     ]
     lines = "\n".join(f"{bold(f'{name:<12}')}{text}" for name, text in places)
     return "\n".join(filter(None, (conversation(root, run), final_table(root, run), lines)))
@@ -29,7 +29,7 @@ def conversation(root: Path, run: str) -> str:
     """Return what the last stage answered when it was asked, "" where none has; a base continues texts."""
     for block in talk(open_run(root, run)):
         if isinstance(block, Exchange):
-            asked, wrote = ("you", run) if block.chat else ("begun", "continued")
+            asked, wrote = ("you", run) if block.chat else ("prompt", "continuation")
             width = max(len(asked), len(wrote)) + 2
             lines = []
             for prompt, reply in block.turns:

@@ -18,12 +18,12 @@ from nanolit.report.tables import MISSING, markdown_table, readable, score
 PLACES = {"run", "root", "overrides", "cluster", "logger", "wait", "offline", "max_cost", "yes", "dry_run"}
 RESULTS = {"step": readable, "tokens": readable, "tokens_per_second": readable, "seconds": duration}
 NOISE = (
-    "Noise: by seeds, 95 % of Student's t; by questions, two standard errors of the paired difference. Of "
-    "twenty such differences one is beyond it by chance.\n"
+    "Noise: between seeds, Student's t at 95 %; between questions, two standard errors of the paired "
+    "difference. By chance, one in twenty such differences exceeds it.\n"
 )
 ONE_RUN = (
-    f"One run tells little: equal runs differ by {CORE_SPREAD} in CORE (sd, published) and by 0.0002 (a d24, "
-    "published) to 0.006 (a d12, short) in val_bpb. Train seed=1,2,3 of each to know.\n"
+    f"One run says little: identical runs differ by {CORE_SPREAD} in CORE (sd, published) and by 0.0002 (a "
+    "d24, published) to 0.006 (a d12, short) in val_bpb. Train each with seed=1,2,3 to know.\n"
 )
 
 
@@ -34,7 +34,7 @@ def compare(root: Path, names: Sequence[str]) -> str:
     """
     runs = [open_run(root, name) for name in names]
     if len(runs) < 2:
-        raise ValueError(f"compare needs two runs or more, got {len(runs)}; write compare=a,b")
+        raise ValueError(f"compare needs two or more runs, got {len(runs)}; write compare=a,b")
     groups = by_seed(runs)
     return "\n".join(part for part in (_results(groups), _noise(groups), _differences(runs)) if part)
 
@@ -109,7 +109,7 @@ def _noise(groups: Mapping[str, Sequence[Run]]) -> str:
     """Return each other column's differences from the first one, and which of them are more than noise."""
     first, *others = groups
     if not others:
-        return "They differ in the seed alone.\n"
+        return "They differ only in the seed.\n"
     before, rows = _by_stage(groups[first]), []
     for other in others:
         now = _by_stage(groups[other])
@@ -129,7 +129,7 @@ def _noise(groups: Mapping[str, Sequence[Run]]) -> str:
                 rows.append([other, stage, short.get(metric, metric), *cells])
     if not rows:
         return ""
-    header = [f"Against {first}", "Stage", "Metric", "Difference", "Noise", "Verdict", "Known by"]
+    header = [f"Against {first}", "Stage", "Metric", "Difference", "Noise", "Verdict", "Basis"]
     remarks = [NOISE] if any(row[5] != CANNOT_TELL for row in rows) else []
     remarks += [ONE_RUN] if any(len(runs) == 1 for runs in groups.values()) else []
     return "\n".join([markdown_table(header, rows, num_left=3), *remarks])
@@ -150,7 +150,7 @@ def _differences(runs: Sequence[Run]) -> str:
     jobs = [flatten(run.job) for run in runs]
     if not all(jobs):
         without = ", ".join(run.name for run, job in zip(runs, jobs, strict=True) if not job)
-        return f"The settings can't be compared: no job.yaml in {without}.\n"
+        return f"The settings can't be compared: {without} has no job.yaml.\n"
     keys = dict.fromkeys(key for job in jobs for key in job)
     stages = {stage.name for run in runs for stage in run.stages}
     keys = [key for key in keys if _decides(key.split("."), stages)]

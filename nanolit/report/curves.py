@@ -52,8 +52,8 @@ class Plot:
 
 
 PLOTS = (
-    Plot("loss", {"loss": "training", "val_loss": "validation"}, "loss in", "nats a token"),
-    Plot("val_bpb", {"val_bpb": ""}, "validation", "bits a byte, lower is better"),
+    Plot("loss", {"loss": "training", "val_loss": "validation"}, "loss in", "nats per token"),
+    Plot("val_bpb", {"val_bpb": ""}, "validation", "bits per byte, lower is better"),
     Plot("reward", {"reward": ""}, "mean reward", "mean reward, higher is better"),
     Plot(
         "pass_at_k",
@@ -62,7 +62,7 @@ PLOTS = (
         "held-out problems",
         ".0%",
     ),
-    Plot("sequence_length", {"sequence_length": ""}, "length of a reply", "tokens", ".1f"),
+    Plot("sequence_length", {"sequence_length": ""}, "reply length", "tokens", ".1f"),
 )
 
 
@@ -131,14 +131,14 @@ def draw_comparison(runs: Sequence[Run], stage: str, *, column: str = "val_bpb")
         names = ", ".join(run.name for run in runs)
         logged = sorted({name for run in runs for folder in run.stages for name in folder.columns} - {"step"})
         raise ValueError(
-            f"column={column} stage={stage}: none of {names} has logged that; "
-            f"the columns there are: {', '.join(logged) or 'none'}"
+            f"column={column} stage={stage}: none of {names} has logged it; logged columns: "
+            f"{', '.join(logged) or 'none'}"
         )
     checksums = {stage.val_rows["checksum"] for stage in drawn.values() if stage.val_rows}
     if column == "val_bpb" and len(checksums) > 1:
         raise ValueError(
             f"column=val_bpb stage={stage}: {', '.join(drawn)} were evaluated on different validation rows "
-            f"({', '.join(sorted(checksums))}); draw runs of the same rows, or column=loss"
+            f"({', '.join(sorted(checksums))}); plot runs with the same rows, or column=loss"
         )
     by_tokens = all("tokens" in folder.columns for folder in drawn.values())
     figure, axes = _canvas()

@@ -22,7 +22,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     tokens = _sum(stage.number("tokens") for stage in run.stages if stage.name != "tokenizer")
     facts = [
         ("Parameters", _short(base.num_parameters) if base and base.num_parameters else MISSING),
-        ("Tokens learned", _short(tokens) if tokens else MISSING),
+        ("Tokens trained on", _short(tokens) if tokens else MISSING),
         ("Training", spoken(training)),
         ("Wall clock", spoken(wall)),
         _cost(run),
@@ -54,7 +54,7 @@ def _cost(run: Run) -> tuple[str, str]:
     cluster = run.job.get("cluster") or {}
     _, wall = _totals(run)
     if (price := rent(cluster)) and wall is not None:
-        return "Cost, if rented", f"${wall / 3600 * price.dollars_per_hour:,.2f}"
+        return "Cost if rented", f"${wall / 3600 * price.dollars_per_hour:,.2f}"
     return "Cost", "own machine" if cluster.get("kind") == "local" else MISSING
 
 
@@ -98,12 +98,12 @@ def times_of(run: Run) -> list[Block]:
         cells = [*counts, *(_time(stage.number(key)) for key in ("seconds", "wall_seconds"))]
         rows.append([stage.name.upper(), *cells])
     rows.append(["total", "", "", *map(_time, _totals(run))])
-    said = "Training leaves out evaluation, samples and checkpoints; wall clock has all of it."
+    said = "Training time excludes evaluation, samples and checkpoints; wall clock includes them."
     if priced := next((stage.plan.cost for stage in run.stages if stage.plan and stage.plan.cost), None):
-        said += f" The cost is the wall clock's, at the prices of {priced['prices']}."
+        said += f" The cost is for the wall-clock time, at prices of {priced['prices']}."
     elif price := rent(run.job.get("cluster") or {}):
         said += (
-            f" To rent {price.what} costs ${price.dollars_per_hour:,.2f} an hour (prices of {price.date})."
+            f" Renting {price.what} costs ${price.dollars_per_hour:,.2f} per hour (prices of {price.date})."
         )
     return [Table(["Stage", "Steps", "Tokens", "Training", "Wall clock"], rows), Text(said)]
 

@@ -27,7 +27,7 @@ TRACES = ("job.yaml", "plan.json", "metrics.csv", "samples.md", "result.json")
 
 LARGEST = sys.float_info.max  # NaN is not below it either; an integer of JSON may be above
 ANYTHING = 9  # levels of a plan: a report takes what there is
-REMEDY = "delete it, and the same command makes it again"
+REMEDY = "delete it, and the same command creates it again"
 
 
 class Result(TypedDict, total=False):
@@ -241,7 +241,7 @@ def find_runs(root: Path) -> list[Run]:
         try:
             runs += [run] if (run := Run(path)).stages else []
         except PermissionError:
-            warnings.warn(f"{path} cannot be read: left out; make it readable", stacklevel=2)
+            warnings.warn(f"{path} cannot be read and is left out; make it readable", stacklevel=2)
     return sorted(runs, key=lambda run: (-run.changed, run.name))
 
 
@@ -251,13 +251,13 @@ def open_run(root: Path, name: str) -> Run:
     if name in runs:
         return runs[name]
     if not runs:
-        remedy = "make one with python -m nanolit.train experiment=demo, or say root=FOLDER"
+        remedy = "make one with python -m nanolit.train experiment=demo, or set root=FOLDER"
         if (Path(root) / name).is_dir():  # root=runs/runs, say
             remedy = f"did you mean root={root.parent}?"
         raise ValueError(f"run={name}: there are no runs in {run_folder(root, '')}; {remedy}")
     near = difflib.get_close_matches(name, runs, n=1)
     hint = f"did you mean run={near[0]}? " if near else ""
-    raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}there are: {', '.join(runs)}")
+    raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}available: {', '.join(runs)}")
 
 
 def as_number(value: object) -> float | None:

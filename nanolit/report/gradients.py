@@ -50,7 +50,7 @@ def remark(gradients: Json) -> str:
     if not gradients["right_from"]:
         return ""
     fault = FAULTS.get(gradients.get("before", ""), FAULTS["unknown"])
-    return f"gradients are right from step {gradients['right_from']:,} on (before it: {fault})"
+    return f"gradients are correct from step {gradients['right_from']:,} on (before: {fault})"
 
 
 def remark_of(stage: Stage, job: Job | Json) -> str:

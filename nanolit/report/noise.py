@@ -81,11 +81,11 @@ def _by_questions(
         number = sum(number for _, number in known)
     else:
         error, number, _ = _paired(one, other, metric) or (None, 0, 0)
-    basis = f"{number:,} equal questions"
+    basis = f"{number:,} shared questions"
     if {score.asked, other_score.asked} != {number}:
         error = None  # the pairs aren't what gave the scores
     if error is None and score.error is not None and other_score.error is not None:
-        error, basis = math.hypot(score.error, other_score.error), "each one's questions"
+        error, basis = math.hypot(score.error, other_score.error), "separate questions"
     if error is None:
         return Difference(value, None, "one run each")
     if core:

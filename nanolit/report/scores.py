@@ -194,21 +194,22 @@ def remarks_on(run: Run) -> list[str]:
     others = next((named for stage in run.stages if (named := other_questions(stage))), "")
     remarks = remark_on_bits(run)
     remarks += [
-        f"{short}: {name.removeprefix('CORE of ')}{others if name.endswith('originals') else ''}. "
-        "It compares with its like alone."
+        f"{short}: {name.removeprefix('CORE of ')}{others if name.endswith('originals') else ''}. Compare it "
+        "only with scores of the same kind."
         for name, short in parts.items()
     ]
     if any(cell.error is not None for cell in cells):
-        remarks.append("± is one standard error of the questions asked, n of them.")
+        remarks.append("± is one standard error over the n questions asked.")
     if part := next((cell.questions for cell in cells if " of " in cell.questions), None):
         remarks.append(f'"{part}" are a fixed random part of the task.')
     if sampled := next((name for name in names if name.startswith("pass@1")), None):
         remarks.append(
-            f"{sampled}: answers drawn at random, as in training; elsewhere each token is the likeliest."
+            f"{sampled}: answers sampled at random, as in training; elsewhere the most likely token each "
+            "time."
         )
     last = next((found for found in reversed(by_stage.values()) if any(c.asked for c in found.values())), {})
     if reached := [parts.get(n, n) for n, cell in last.items() if cell.is_guessing and n not in MEANS]:
-        remarks.append(f"No better than guessing, within two standard errors: {', '.join(reached)}.")
+        remarks.append(f"No better than guessing (within two standard errors): {', '.join(reached)}.")
     return remarks
 
 
@@ -223,9 +224,12 @@ def remark_on_bits(run: Run) -> list[str]:
     scored = [stage for stage in run.stages if stage.val_bpb is not None]
     tokens = {stage.name.upper(): as_number(stage.val_rows.get("tokens")) for stage in scored}
     known = [f"{count:,} tokens after {name}" for name, count in tokens.items() if count is not None]
-    remarks = [f"Bits per byte, lower is better, are of held-out text: {', '.join(known)}."] if known else []
+    remarks = [f"Bits per byte (lower is better) on held-out text: {', '.join(known)}."] if known else []
     if len(scored) > 1:
-        remarks.append("Every stage has its own validation rows: compare bits per byte between runs alone.")
+        remarks.append(
+            "Every stage has its own validation rows: compare bits per byte only between runs, not between "
+            "stages."
+        )
     return remarks
 
 

@@ -29,7 +29,7 @@ def chosen_settings(run: Run) -> list[Block]:
     command = Code(train_command(words))
     name = job["recipe"]["name"]
     if not rows:
-        return [Section("Settings", [command, Text(f"They are those of recipe={name}.")])]
+        return [Section("Settings", [command, Text(f"All settings are those of recipe={name}.")])]
     table = Table(["Setting", f"recipe={name}", "This run"], rows, num_left=3)
     if len(rows) <= MANY:
         return [Section("Settings that differ from the recipe", [command, table])]

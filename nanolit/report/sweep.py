@@ -36,9 +36,9 @@ def letters(names: Mapping[str | None, str]) -> dict[str, str]:
 def rows_remark(checksums: Mapping[str, str | None]) -> str:
     """Return a line where the runs' validation rows differ or are unknown, by the runs' names; else ""."""
     if len({checksum for checksum in checksums.values() if checksum}) > 1:
-        return "val_bpb is of different validation rows: only figures of the same rows compare.\n"
+        return "val_bpb was measured on different validation rows: compare only figures of the same rows.\n"
     if unknown := [name for name, checksum in checksums.items() if not checksum]:
-        return f"val_bpb may be of different validation rows: those of {', '.join(unknown)} are unknown.\n"
+        return f"val_bpb may be on different validation rows: those of {', '.join(unknown)} are unknown.\n"
     return ""
 
 

@@ -43,7 +43,7 @@ def readable(value: object) -> str:
         return ", ".join(f"{key} {_bracketed(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         shown = ", ".join(readable(item) for item in value[:8])
-        return f"{shown}, … ({len(value)} in all)" if len(value) > 8 else shown
+        return f"{shown}, … ({len(value)} in total)" if len(value) > 8 else shown
     return str(value)
 
 

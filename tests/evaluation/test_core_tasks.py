@@ -219,13 +219,16 @@ def test_other_questions_than_the_originals_are_named(bundle):
         ),
         (
             '{"query": "a", "choices": ["b", "c"], "gold": 2}',
-            "line 2: gold must be the number of one",
+            "line 2: gold must be the index of one",
         ),
         (
             '{"query": "a", "choices": ["b", 3], "gold": 0}',
-            "line 2: at least two options, all texts",
+            "line 2: there must be at least two options",
         ),
-        ('{"query": "a", "choices": [], "gold": 0}', "line 2: at least two options, all texts, are needed"),
+        (
+            '{"query": "a", "choices": [], "gold": 0}',
+            "line 2: there must be at least two options, all of them texts",
+        ),
         ("{", "copa.jsonl line 2"),
     ],
 )
@@ -238,7 +241,7 @@ def test_a_wrong_row_is_refused_with_its_file_and_line(fixture, bundle, line, sa
 
 
 def test_questions_that_are_not_there_are_not_fetched_offline(tmp_path):
-    with pytest.raises(ValueError, match="offline=true fetches nothing: unpack https"):
+    with pytest.raises(ValueError, match="offline=true forbids downloading: unpack https"):
         open_bundle(tmp_path, offline=True)
 
 

@@ -68,7 +68,7 @@ def test_texts_read_alone_and_padded_have_the_losses_of_shared_beginnings(
 def test_a_tokenizer_of_another_model_is_refused() -> None:
     model, _ = load_release(RELEASE, device=torch.device("cpu"))
     larger = Tokenizer([0] * (model.embedding.num_embeddings + 1))
-    with pytest.raises(ValueError, match="embeddings; save both of one model"):
+    with pytest.raises(ValueError, match="embeddings; save both from the same model"):
         ForeignModel(AsTransformers(model), larger)
 
 

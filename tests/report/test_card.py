@@ -136,7 +136,7 @@ def test_rented_hours_are_paid_by_the_wall_clock(tmp_path):
         write_stage(tmp_path / "runs" / "big" / stage, result=result, plan={"num_steps": 1, "cost": cost})
     text = card.write_report(tmp_path, "big").read_text()
     assert facts(text)["Cost"] == "$17.80"
-    assert "at the prices of 2026-07-01" in text
+    assert "at prices of 2026-07-01" in text
 
 
 def facts(text: str) -> dict[str, str]:
@@ -160,9 +160,9 @@ def test_a_machine_of_ones_own_is_priced_as_if_it_were_rented(tmp_path, gpu, tol
     result = {"status": "done", "seconds": 3000.0, "wall_seconds": 3600.0}
     write_stage(tmp_path / "runs" / "own" / "base", result=result, job=job)
     text = card.write_report(tmp_path, "own").read_text()
-    assert facts(text).get("Cost, if rented") == told
+    assert facts(text).get("Cost if rented") == told
     assert (facts(text).get("Cost") == "own machine") == (told is None)
-    assert ("an hour (prices of 2026-" in text) == (told is not None)
+    assert ("per hour (prices of 2026-" in text) == (told is not None)
 
 
 def test_a_card_names_no_folder_of_the_machine(tmp_path):

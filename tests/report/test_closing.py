@@ -20,7 +20,7 @@ def test_it_ends_with_talk_scores_pictures_and_the_command(tmp_path, monkeypatch
     assert lines[-3:] == [
         "report      runs/demo/report.html (for a browser), report.md",
         "pictures    runs/demo/*/*.png",
-        f"talk to it  python -m nanolit.chat run=demo root={tmp_path} (web=true: on a page)",
+        f"chat        python -m nanolit.chat run=demo root={tmp_path} (web=true serves a page)",
     ]
     assert list(tmp_path.glob("runs/demo/*/*.png")), "and they are there"
 
@@ -29,13 +29,13 @@ def test_a_base_continues_texts_and_a_long_reply_is_cut(tmp_path):
     samples = f"## Step 2\n\n- 'Once' → {' upon' * 200!r}\n"
     write_stage(tmp_path / "runs" / "new" / "base", result={"status": "done"}, samples=samples)
     begun, continued, *_ = closing(tmp_path, "new", write_report(tmp_path, "new")).splitlines()
-    assert begun == "begun      Once"
-    assert continued.startswith("continued  upon upon")
-    assert len(continued) == len("continued  ") + SHOWN_CHARACTERS + 2
+    assert begun == "prompt        Once"
+    assert continued.startswith("continuation  upon upon")
+    assert len(continued) == len("continuation  ") + SHOWN_CHARACTERS + 2
 
 
 def test_a_run_without_samples_ends_with_its_table(tmp_path):
     write_stage(tmp_path / "runs" / "new" / "base", result={"status": "done", "val_bpb": 2.0})
     text = closing(tmp_path, "new", write_report(tmp_path, "new"))
     assert text.startswith("| Metric")
-    assert "talk to it" not in text, "there is no release"
+    assert "nanolit.chat" not in text, "there is no release"

@@ -43,8 +43,10 @@ def test_bits_per_byte_of_different_rows_never_stand_in_one_line(tmp_path):
     assert ["base", "val_bpb of rows B", "-", "2.0000", "-", "-"] in rows
     assert [f"base: val_bpb of rows B is val_bpb of rows {OTHERS['checksum']}."] in rows
     assert ["base", "val_bpb of unknown rows", "-", "-", "-", "4.0000"] in rows
-    assert ["base: val_bpb is of different validation rows: only figures of the same rows compare."] in rows
-    with pytest.raises(ValueError, match=r"different validation rows .*; draw runs of the same rows"):
+    assert [
+        "base: val_bpb was measured on different validation rows: compare only figures of the same rows."
+    ] in rows
+    with pytest.raises(ValueError, match=r"different validation rows .*; plot runs with the same rows"):
         draw_comparison([open_run(tmp_path, name) for name in names], "base")
 
 
@@ -59,7 +61,7 @@ def test_bits_per_byte_of_the_same_rows_are_compared_without_a_word(tmp_path):
 def test_an_older_run_is_compared_and_its_rows_are_called_unknown(tmp_path):
     rows = cells(compare(tmp_path, write_bases(tmp_path, a=ROWS, old=None)))
     assert ["base", "val_bpb", "1.0000", "2.0000"] in rows
-    assert ["base: val_bpb may be of different validation rows: those of old are unknown."] in rows
+    assert ["base: val_bpb may be on different validation rows: those of old are unknown."] in rows
 
 
 def test_a_run_without_a_result_has_the_rows_of_its_newest_checkpoint(tmp_path):
@@ -88,10 +90,10 @@ def test_a_stage_that_one_run_lacks_is_shown_for_the_other(tmp_path):
     write_stage(tmp_path / "runs" / "b" / "base", result={"status": "done", "val_bpb": 2.0})
     rows = cells(compare(tmp_path, ["a", "b"]))
     assert ["rl", "GSM8K", "0.0758", "-"] in rows
-    assert ["The settings can't be compared: no job.yaml in b."] in rows
+    assert ["The settings can't be compared: b has no job.yaml."] in rows
 
 
 def test_one_run_is_not_a_comparison(tmp_path):
     write_demo(tmp_path)
-    with pytest.raises(ValueError, match="two runs or more, got 1"):
+    with pytest.raises(ValueError, match="two or more runs, got 1"):
         compare(tmp_path, ["demo"])

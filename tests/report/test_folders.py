@@ -107,7 +107,7 @@ def test_an_unknown_run_is_answered_with_the_runs_there_are(tmp_path):
 @pytest.mark.parametrize("name", ["../runs/demo", "demo/base", "."])
 def test_a_run_is_a_name_and_not_a_path(tmp_path, name):
     write_demo(tmp_path)
-    with pytest.raises(ValueError, match="there are: demo"):
+    with pytest.raises(ValueError, match="available: demo"):
         open_run(tmp_path, name)
 
 

@@ -51,16 +51,14 @@ def test_a_checkpoint_that_says_it_is_believed(tmp_path: Path) -> None:
     progress = {"step": 300, "gradients": said}
     assert gradients.resumed(stored(tmp_path), {"cluster": H200}, progress) == said
     assert gradients.remark(said) == (
-        "gradients are right from step 120 on (before it: compiled modern trained with wrong gradients of "
+        "gradients are correct from step 120 on (before: compiled modern trained with wrong gradients of "
         "embedding and smear)"
     )
 
 
 def test_where_it_cannot_be_known_it_says_may_have(tmp_path: Path) -> None:
     stage = stored(tmp_path, metrics=ON_CPU)
-    assert "step 9 on (before it: modern may have" in gradients.remark(
-        gradients.resumed(stage, {}, {"step": 9})
-    )
+    assert "step 9 on (before: modern may have" in gradients.remark(gradients.resumed(stage, {}, {"step": 9}))
 
 
 def test_the_card_of_a_run_that_an_older_version_finished_says_so(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_equal_questions_are_compared_in_pairs(tmp_path):
     found = difference([one], [other], "ARC-Easy")
     error = math.sqrt(0.1 * 0.9 / 99)
     assert (found.value, found.noise) == (pytest.approx(0.1), pytest.approx(2 * error))
-    assert (found.verdict, found.basis) == ("more than noise", "100 equal questions")
+    assert (found.verdict, found.basis) == ("more than noise", "100 shared questions")
 
 
 def test_the_same_difference_on_changing_questions_is_noise(tmp_path):
@@ -45,7 +45,7 @@ def test_other_questions_are_not_paired(tmp_path):
     one, other = answered(tmp_path, "a", [True, False] * 50), answered(tmp_path, "bb", [True, False] * 50)
     write_items(other.folder, "ARC-Easy", [True, False] * 50, baseline=0.25, questions="others")
     found = difference([one], [other], "ARC-Easy")
-    assert found.basis == "each one's questions"
+    assert found.basis == "separate questions"
     assert found.noise == pytest.approx(2 * math.sqrt(2 * 0.25 / 100))
 
 

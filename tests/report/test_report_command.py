@@ -40,17 +40,17 @@ def test_compare_prints_the_runs_and_draws_them(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "run is missing; give run=RUN"),
+        ([], "run is missing; give either run=RUN"),
         (["run=dem"], "did you mean run=demo?"),
         (["dmo"], "did you mean run=demo?"),
         (["ran=demo"], "did you mean run=…?"),
         (["run="], "run= is empty"),
         (["run=,"], "run= is empty"),
         (["run=demo", "root=a", "root=b"], "root= is given twice"),
-        (["compare=demo"], "two runs or more"),
+        (["compare=demo"], "two or more runs"),
         (["compare", "run=demo"], "did you mean compare=…?"),
-        (["run=demo", "compare=demo,b"], "one of the two"),
-        (["run=demo", "plot=a.png"], "plot= is a setting of compare=A,B"),
+        (["run=demo", "compare=demo,b"], "give either run=RUN"),
+        (["run=demo", "plot=a.png"], "plot= needs compare=A,B"),
         (
             ["compare=demo,demo", "stage=tokenizer"],
             "must be one of base, mid, sft, rl",

@@ -55,7 +55,7 @@ def test_a_score_that_guessing_reaches_is_named(tmp_path):
     folder = write_stage(tmp_path / "run" / "sft", result={"metrics": {"MMLU": 0.3, "ARC-Easy": 0.5}})
     write_items(folder, "MMLU", rights, baseline=0.25)
     write_items(folder, "ARC-Easy", HALF, baseline=0.25)
-    assert "No better than guessing, within two standard errors: MMLU." in remarks_on(Run(tmp_path / "run"))
+    assert "No better than guessing (within two standard errors): MMLU." in remarks_on(Run(tmp_path / "run"))
 
 
 def test_core_has_its_error_in_its_cell_and_a_part_of_it_a_short_name(tmp_path):
@@ -93,7 +93,7 @@ def test_core_of_other_questions_names_the_tasks_and_says_how_many_it_asked(tmp_
     table, by_task = final_scores(run), core_tasks(run.stages[0])
     assert table.rows == [["CORE as asked", "0.3750", "1,190", "0"]]
     assert [row[2] for row in by_task.rows] == ["90", "1,100"]
-    said = "CORE as asked: 1 tasks not the originals (coqa). It compares with its like alone."
+    said = "CORE as asked: 1 tasks not the originals (coqa). Compare it only with scores of the same kind."
     assert said in remarks_on(run)
 
 
@@ -102,7 +102,7 @@ def test_a_share_of_drawn_answers_has_a_count_and_the_error_of_one_answer_each(t
     write_stage(tmp_path / "run" / "rl", result={"pass_at_1": 0.5}, plan=plan)
     run = Run(tmp_path / "run")
     assert final_scores(run).rows == [["pass@1 of WorkedSums", "0.500 ± 0.050", "100", "-"]]
-    assert any(remark.startswith("pass@1 of WorkedSums: answers drawn") for remark in remarks_on(run))
+    assert any(remark.startswith("pass@1 of WorkedSums: answers sampled") for remark in remarks_on(run))
 
 
 def test_metrics_keep_the_cards_order_with_unknown_ones_before_the_summary():

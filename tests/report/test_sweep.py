@@ -47,7 +47,7 @@ def test_a_sweep_over_what_changes_the_rows_never_averages_or_aligns_their_score
     assert second[2:4] == ["-", "1.5000"]
     assert remark[::2] == [[""]] * 3
     assert remark[1::2] == [
-        ["val_bpb is of different validation rows: only figures of the same rows compare."],
+        ["val_bpb was measured on different validation rows: compare only figures of the same rows."],
         [f"val_bpb of rows A is val_bpb of rows {ROWS['checksum']}."],
         [f"val_bpb of rows B is val_bpb of rows {OTHERS['checksum']}."],
     ]
@@ -61,7 +61,7 @@ def test_an_older_result_in_a_sweep_counts_as_of_unknown_rows_and_stays():
     older = {key: value for key, value in RESULTS[1].items() if key != "val_rows"}
     text = sweep_table([RESULTS[0], older, RESULTS[2]])
     assert "2.5000 ± 0.7071" in text
-    assert text.endswith("of different validation rows: those of d2-modern-s2 are unknown.\n")
+    assert text.endswith("on different validation rows: those of d2-modern-s2 are unknown.\n")
 
 
 def test_the_csv_keeps_all_digits(tmp_path):

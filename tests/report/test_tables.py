@@ -48,7 +48,7 @@ def test_the_first_columns_are_flush_left_and_the_others_flush_right():
         (1.28849e13, "1.288e+13"),
         (39176700000000000000, "3.918e+19"),
         ([0.8, 0.95], "0.8, 0.95"),
-        (list(range(9)), "0, 1, 2, 3, 4, 5, 6, 7, … (9 in all)"),
+        (list(range(9)), "0, 1, 2, 3, 4, 5, 6, 7, … (9 in total)"),
         ({"width": 1024, "betas": [0.8, 0.95]}, "width 1,024, betas (0.8, 0.95)"),
         ("bf16", "bf16"),
     ],

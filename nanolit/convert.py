@@ -3,8 +3,8 @@
     nanolit convert nanochat DIR RELEASE [source=base|mid|chatsft|chatrl] [tag=d20] [step=650]
     nanolit convert nanochat-tokenizer DIR OUT
 
-DIR is a nanochat base directory (by default ~/.cache/nanochat there); nanochat-tokenizer also takes the
-tokenizer's own folder. Checkpoints of October 2025 and of July 2026 are read, the recipes classic and modern.
+DIR is a nanochat base directory (nanochat's default: ~/.cache/nanochat); nanochat-tokenizer also takes the
+tokenizer's own folder. Reads checkpoints of October 2025 (recipe classic) and of July 2026 (modern).
 """
 
 import sys
@@ -26,7 +26,7 @@ class ModelSettings:
     folder: Path = setting("nanochat's base directory", value="DIR", positional=True)
     release: Path = setting("the folder to write", value="RELEASE", positional=True)
     source: Literal["base", "mid", "chatsft", "chatrl"] = setting("which stage's model", "base")
-    tag: str | None = setting("which model, such as d20; needed when there are several", None)
+    tag: str | None = setting("which model, such as d20; needed if there are several", None)
     step: int | None = setting("which step (default: the last)", None)
 
 
@@ -52,17 +52,19 @@ def convert_nanochat(
     _warn_of_pickle(folder / "tokenizer")
     content = read_json(meta_file)
     if not isinstance(content, dict) or not isinstance(content.get("model_config"), dict):
-        raise ValueError(f"{meta_file} has no model_config, which says the model's sizes; copy it again")
+        raise ValueError(f"{meta_file} has no model_config, which has the model's sizes; copy it again")
     model, recipe = build_model(read_checkpoint(model_file), content["model_config"], origin=str(model_file))
     if tokenizer.vocab_size != model.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder / 'tokenizer'} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{model.vocab_size:,}; put the tokenizer there that the model was trained with"
+            f"{model.vocab_size:,}; use the tokenizer the model was trained with"
         )
     done = content.get("step", int(model_file.stem.removeprefix("model_")))
     batch = content.get("total_batch_size")
     if type(done) is not int or not isinstance(batch, int | None):
-        raise ValueError(f"{meta_file} has step {done!r}, total_batch_size {batch!r}; both are whole numbers")
+        raise ValueError(
+            f"{meta_file} has step {done!r}, total_batch_size {batch!r}; both must be whole numbers"
+        )
     meta = {
         "run": model_file.parent.name,
         "stage": STAGES[source],
@@ -96,15 +98,15 @@ def convert_nanochat_tokenizer(folder: Path, out: Path) -> str:
 
 def _warn_of_pickle(folder: Path) -> None:
     print(
-        f"warning: {folder} holds a pickle, tokenizer.pkl: read this once, through an unpickler that admits "
-        "only tiktoken's Encoding; what is written here is JSON, never a pickle",
+        f"warning: {folder} has a pickle, tokenizer.pkl. It was read once, by an unpickler that accepts only "
+        "tiktoken's Encoding; the output is JSON, never a pickle",
         file=sys.stderr,
     )
 
 
 def _refuse_existing(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} exists already; remove it or give another name")
+        raise ValueError(f"{path} already exists; remove it or give another name")
 
 
 @command

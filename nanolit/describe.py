@@ -1,8 +1,8 @@
-"""Describe a dataset: documents, tokens, lengths (a picture too), what each packing drops.
+"""Describe a dataset: documents, tokens, lengths (with a plot), and how much each packing drops.
 
     nanolit describe data=sample
     nanolit describe data=FOLDER documents=20000
-    nanolit describe data=fineweb_edu shards=2     the first shards, fetched if they are missing
+    nanolit describe data=fineweb_edu shards=2     the first shards, downloaded if they are missing
 
 Takes the settings of nanolit train too (data, data.path, model, recipe, root, offline, …). The last line is
 JSON.
@@ -37,10 +37,10 @@ QUANTILES = (5, 25, 50, 75, 95)
 class Settings:
     """The part of the dataset to read, and the tokenizer to count with."""
 
-    documents: int = setting("how many documents of the training split to read", 50_000, least=1)
-    shards: int = setting("how many shards of a dataset of the hub to read", 1, least=1)
+    documents: int = setting("number of documents to read from the training split", 50_000, least=1)
+    shards: int = setting("number of shards to read from a hub dataset", 1, least=1)
     tokenizer: Path | None = setting(
-        "whose tokens to count (default: the job's, else one learned from the first documents)", None
+        "tokenizer to count with (default: the job's, else one trained on the first documents)", None
     )
 
 
@@ -109,7 +109,10 @@ def tokenizer_of(folder: Path, corpus: "Corpus", *, vocab_size: int, given: bool
 
     if given or (folder / FILE_NAME).is_file():
         return Tokenizer.load(folder)
-    print(f"there is no {folder.name} yet: learning {vocab_size:,} tokens for these figures", flush=True)
+    print(
+        f"{folder.name} does not exist yet; training a vocabulary of {vocab_size:,} for these figures",
+        flush=True,
+    )
     texts = training_arrays(corpus, max_characters=LEARNED_FROM_CHARACTERS)
     return Tokenizer.train(texts, vocab_size=vocab_size)
 
@@ -127,7 +130,7 @@ def counts(corpus: "Corpus", tokenizer: "Tokenizer", most: int) -> tuple[Counts,
         repeated += sum(hash(text) in held_out for text in array.to_pylist())
         lengths.append(np.diff(tokenizer.encode_flat(array, bos=True)[1]))
     if not lengths:
-        raise ValueError(f"data={corpus.name} has no document to train on; give files that hold some")
+        raise ValueError(f"data={corpus.name} has no documents to train on; give files with text")
     every = np.concatenate(lengths)
     train, validation = corpus.train_shards, corpus.validation_shards
     counted = Counts(
@@ -188,8 +191,8 @@ def counts_table(data: str, counted: Counts) -> str:
         ["bytes", f"{counted.read_bytes:,}"],
         ["tokens", f"{counted.read_tokens:,}"],
         ["bytes per token", f"{counted.bytes_per_token:.2f}"],
-        *([f"{q}% have at most", f"{n:,} tokens"] for q, n in counted.length_quantiles.items()),
-        ["also held out, word for word", f"{counted.read_documents_also_held_out:,} documents"],
+        *([f"{q}th percentile", f"{n:,} tokens"] for q, n in counted.length_quantiles.items()),
+        ["exact duplicates of held-out documents", f"{counted.read_documents_also_held_out:,} documents"],
     ]
     table = markdown_table([data, "shards", "documents"], splits)
     return f"{table}\n{markdown_table(['of the training split', ''], read)}"

@@ -1,9 +1,9 @@
-"""Tell what this machine can do, and what to do about what it can't.
+"""Check what this machine supports, and suggest fixes.
 
     nanolit doctor root=FOLDER
 
-Exit code 1 if something is broken that every job needs. Nothing is sent but one request to the hub.
-`python -m launch doctor` checks an account of Modal: token, volume, secrets, a GPU.
+Exits with code 1 if something that every job needs is broken. Sends one request to the hub, and nothing else.
+`python -m launch doctor` checks a Modal account: token, volume, secrets, a GPU.
 """
 
 import errno
@@ -81,7 +81,7 @@ def check_python() -> Finding:
     text += f", {os.cpu_count()} cores, {memory:,.0f} GB"
     header = Path(sysconfig.get_paths()["include"], "Python.h")
     if not any(map(shutil.which, ("cc", "gcc", "clang"))) or not header.exists():
-        remedy = "no C compiler or Python.h, which torch.compile needs: apt-get install gcc python3-dev"
+        remedy = "torch.compile needs a C compiler and Python.h: apt-get install gcc python3-dev"
         return Finding("Python", MISSING, text, remedy)
     return Finding("Python", GOOD, text)
 
@@ -93,8 +93,10 @@ def check_rust() -> Finding:
         return Finding("Rust", BROKEN, str(error))
     if built:
         return Finding("Rust", GOOD, "the extension is built: tokenizers train and encode fast")
-    remedy = "install Rust 1.85 or newer (https://rustup.rs), then nanolit again"
-    return Finding("Rust", MISSING, "no extension: a twin in Python serves, for small texts", remedy)
+    remedy = "install Rust 1.85 or newer (https://rustup.rs), then install NanoLit again"
+    return Finding(
+        "Rust", MISSING, "no extension: tokenizers run in Python, fast enough only for small texts", remedy
+    )
 
 
 def check_folder(home: Path) -> Iterator[Finding]:
@@ -104,11 +106,13 @@ def check_folder(home: Path) -> Iterator[Finding]:
         with tempfile.TemporaryFile(dir=there) as file:
             room = shutil.disk_usage(there).free
             text = f"{room / 1e9:,.0f} GB free for {home}"
-            remedy = "" if room > ROOM else "free some, or give root=FOLDER or NANOLIT_HOME another disk"
+            remedy = (
+                "" if room > ROOM else "free some space, or point root=FOLDER or NANOLIT_HOME to another disk"
+            )
             yield Finding("disk", GOOD if room > ROOM else MISSING, text, remedy)
             yield check_locks(file.fileno())
     except OSError as error:
-        remedy = "give root=FOLDER, or set NANOLIT_HOME, where you may write"
+        remedy = "give root=FOLDER or set NANOLIT_HOME to a folder you can write to"
         yield Finding("disk", BROKEN, f"{home}: {error.strerror or error}", remedy)
 
 
@@ -118,13 +122,16 @@ def check_locks(file: int) -> Finding:
             raise OSError(errno.ENOTSUP, "this system has no flock")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        remedy = "two commands on one run would both go on: see to it yourself, or give a local root=FOLDER"
-        return Finding("locks", MISSING, f"none there: {error.strerror}", remedy)
+        remedy = (
+            "nothing stops two commands from training the same run: run one at a time, or use a local "
+            "root=FOLDER"
+        )
+        return Finding("locks", MISSING, f"not available: {error.strerror}", remedy)
     return Finding("locks", GOOD, "a second command on the same run is refused")
 
 
 def check_sandbox() -> Finding:
-    text = f"walls: {', '.join(walls())}"
+    text = f"layers: {', '.join(walls())}"
     if is_weak():
         remedy = "HumanEval needs Linux with Landlock or user namespaces, or sandbox=weak"
         return Finding("sandbox", MISSING, text, remedy)
@@ -133,28 +140,32 @@ def check_sandbox() -> Finding:
 
 def check_wandb() -> Finding:
     if wandb_key():
-        return Finding("W&B", GOOD, "logged in: logger=wandb writes online")
-    return Finding("W&B", MISSING, "no key: logger=wandb writes offline", "wandb login, or WANDB_API_KEY")
+        return Finding("W&B", GOOD, "logged in: logger=wandb uploads")
+    return Finding(
+        "W&B", MISSING, "no key: logger=wandb writes offline", "run wandb login, or set WANDB_API_KEY"
+    )
 
 
 def check_modal() -> Finding:
     file = expanded(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml")
     if "MODAL_TOKEN_ID" in os.environ or file.is_file():
-        return Finding("Modal", GOOD, "a token is here; python -m launch doctor tries it")
-    return Finding("Modal", MISSING, "no token: cluster=modal_… can't submit", "modal setup")
+        return Finding("Modal", GOOD, "token found; python -m launch doctor checks it")
+    return Finding("Modal", MISSING, "no token: cluster=modal_… can't submit", "run modal setup")
 
 
 def check_gpu() -> Iterator[Finding]:
     """Ask NVIDIA's driver first: torch is imported only where there is a GPU to ask it about."""
     torch_version = version("torch")
     if torch_version is None or importlib.util.find_spec("torch") is None:
-        yield Finding("torch", BROKEN, "not installed", "install nanolit again: make, or pip install -e .")
+        yield Finding(
+            "torch", BROKEN, "not installed", "install NanoLit again: make setup, or pip install -e ."
+        )
         return
     names = gpu_names()
     if not names:
         text = f"none (torch {torch_version}): trains on the CPU, enough for the demo and models like d2"
         yield Finding(
-            "GPU", MISSING, text, "cluster=modal_h100 rents one; if one is here, install its driver"
+            "GPU", MISSING, text, "cluster=modal_h100 rents one; if this machine has one, install its driver"
         )
         return
     import torch
@@ -163,7 +174,9 @@ def check_gpu() -> Iterator[Finding]:
     text = f"{len(names)} × {names[0]}, driver {driver[0] if driver else '?'}, torch {torch.__version__}"
     text += f" (CUDA {torch.version.cuda})"
     if not torch.cuda.is_available():
-        remedy = "install a driver that has this CUDA, or the torch of your driver's (https://pytorch.org)"
+        remedy = (
+            "install a driver for this CUDA version, or the torch build for your driver (https://pytorch.org)"
+        )
         yield Finding("GPU", BROKEN, f"{text}: torch can't use it", remedy)
         return
     yield Finding("GPU", GOOD, text)
@@ -181,7 +194,7 @@ def check_attention() -> Finding:
     text = f"{backend}, in {str(dtype).removeprefix('torch.')}"
     if backend in ("flash3", "flash4", "cudnn"):
         return Finding("attention", GOOD, text)
-    return Finding("attention", MISSING, text, "pip install 'nanolit[cudnn]' is faster on Hopper")
+    return Finding("attention", MISSING, text, "on Hopper, pip install 'nanolit[cudnn]' is faster")
 
 
 def check_fp8(gpu: str) -> Finding:
@@ -190,8 +203,8 @@ def check_fp8(gpu: str) -> Finding:
     from nanolit.machine.device import ADA
 
     if torch.cuda.get_device_capability() >= ADA and multiplies_in_fp8(gpu):
-        return Finding("fp8", GOOD, "precision=fp8 works, and pays from d20 on")
-    return Finding("fp8", MISSING, "this GPU has no products in 8 bits: precision=bf16 or fp32")
+        return Finding("fp8", GOOD, "precision=fp8 works, and is worth it from d20 on")
+    return Finding("fp8", MISSING, "this GPU can't multiply in 8 bits: use precision=bf16 or fp32")
 
 
 def check_hub() -> Finding:
@@ -206,7 +219,7 @@ def check_hub() -> Finding:
             reason = getattr(error, "reason", None)
             why = one_line(reason if isinstance(reason, Exception) else error)
             return Finding("network", MISSING, f"{endpoint} doesn't answer ({why})", remedy)
-    return Finding("network", GOOD, f"{endpoint} answers: data, tasks and tokenizers can be fetched")
+    return Finding("network", GOOD, f"{endpoint} answers: data, tasks and tokenizers can be downloaded")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Write conversations in which a model says who it is, through any OpenAI-compatible endpoint.
+"""Generate conversations in which a model says who it is, with any OpenAI-compatible endpoint.
 
 export OPENAI_API_KEY=…
-nanolit identity name=Ada model=gpt-5-mini facts=about.md dry_run=true     what it would cost
+nanolit identity name=Ada model=gpt-5-mini facts=about.md dry_run=true     estimate the cost
 nanolit identity name=Ada model=gpt-5-mini facts=about.md                  writes identity.jsonl
 nanolit identity name=Ada model=qwen3 base_url=http://localhost:11434/v1   a local server, no key
 nanolit train phase=identity start_from=RUN identity=identity.jsonl        teach it
@@ -41,26 +41,26 @@ OPENAI = "https://api.openai.com/v1"
 class Settings:
     """The order, the endpoint it goes to, and the file of the answers."""
 
-    name: str = setting("what the model is called")
-    model: str = setting("who writes; it must be able to answer in a JSON schema")
-    base_url: str = setting("the endpoint, whose key is in OPENAI_API_KEY", OPENAI, value="URL")
+    name: str = setting("the model's name")
+    model: str = setting("model that writes them; must support JSON-schema output")
+    base_url: str = setting("the endpoint; its key is in OPENAI_API_KEY", OPENAI, value="URL")
     facts: Path | None = setting(
-        "what is true of the model, as text (default: a small model, trained with NanoLit)",
+        "a text file of facts about the model (default: a small model, trained with NanoLit)",
         None,
         value="FILE",
     )
-    count: int = setting("how many conversations", 1000, least=1)
+    count: int = setting("number of conversations", 1000, least=1)
     out: Path = setting(
-        "where they go; OUT.partial keeps what is done, and the same command resumes from it",
+        "output file; OUT.partial keeps finished work, so the same command resumes",
         Path("identity.jsonl"),
         value="FILE",
     )
-    seed: int = setting("draws the users, subjects and openings", 1, least=0)
-    workers: int = setting("requests at once", 8, least=1)
+    seed: int = setting("random seed for users, subjects and openings", 1, least=0)
+    workers: int = setting("parallel requests", 8, least=1)
     prices: str | None = setting(
-        "dollars for a million tokens of prompts and of answers, to know the cost", None, value="IN,OUT"
+        "dollars per million tokens of prompts and of answers, to estimate the cost", None, value="IN,OUT"
     )
-    dry_run: bool = setting("estimate, show the first request, ask nothing", False)
+    dry_run: bool = setting("estimate and show the first request, without sending any", False)
 
 
 @command
@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
     try:
         write(settings)
     except KeyboardInterrupt:
-        print("stopped; what is done is kept, and the same command resumes there", file=sys.stderr)
+        print("stopped; finished conversations are kept, and the same command resumes", file=sys.stderr)
         return 130
     return 0
 
@@ -78,12 +78,14 @@ def write(settings: Settings) -> None:
     order, out, prices = order_of(settings), settings.out, prices_of(settings.prices)
     key = os.environ.get(KEY_VARIABLE, "").strip() or None
     if not (key or settings.dry_run or settings.base_url != OPENAI):
-        raise ValueError(f"{KEY_VARIABLE} is not set; export it, or give base_url= of a server without keys")
+        raise ValueError(
+            f"{KEY_VARIABLE} is not set; export it, or give the base_url= of a server without keys"
+        )
     endpoint = Endpoint(settings.base_url, order.model, key=key)
     if out.exists():
-        raise ValueError(f"{out} is there already; give another out=, or remove it")
+        raise ValueError(f"{out} already exists; give another out=, or remove it")
     lock = out.with_name(f".{out.name}.lock")
-    with nullcontext() if settings.dry_run else held(lock, busy=f"{out} is written"):
+    with nullcontext() if settings.dry_run else held(lock, busy=f"{out} is being written"):
         partial = Partial(out.with_name(f"{out.name}.partial"), order, check=check_conversation)
         expected = estimate(order, set(partial.done), prices=prices)
         say(described(expected, len(partial.done)))
@@ -96,7 +98,7 @@ def write(settings: Settings) -> None:
     say(
         f"{out}: {facts['conversations']:,} conversations with {facts['different_openings']:,} openings, "
         f"{facts['saying_its_name']:,} say {order.subject.name}\n"
-        f"used {endpoint.prompt_tokens:,} tokens of prompts and {endpoint.completion_tokens:,} of answers"
+        f"used {endpoint.prompt_tokens:,} prompt tokens and {endpoint.completion_tokens:,} answer tokens"
         f"{money(spent)}, {endpoint.num_retries:,} retries\n"
         f"teach it: python -m nanolit.train phase=identity start_from=RUN identity={out}"
     )
@@ -118,9 +120,7 @@ def order_of(settings: Settings) -> Order:
                 f"facts={settings.facts} can't be read ({error}); give a UTF-8 text file"
             ) from None
         if not facts.strip():
-            raise ValueError(
-                f"facts={settings.facts} is empty; write what is true of the model, or leave it out"
-            )
+            raise ValueError(f"facts={settings.facts} is empty; write facts about the model, or leave it out")
     return Order(Subject.of(settings.name, facts), settings.model, settings.seed, settings.count)
 
 
@@ -128,18 +128,18 @@ def prices_of(text: str | None) -> Prices | None:
     if text is None:
         return None
     if not re.fullmatch(r"\d+(\.\d+)?,\d+(\.\d+)?", text):
-        raise ValueError(f"prices={text} must be dollars for a million tokens in and out: prices=0.25,2.00")
+        raise ValueError(f"prices={text} must be dollars per million tokens in and out: prices=0.25,2.00")
     price_in, price_out = map(float, text.split(","))
     return price_in, price_out
 
 
 def described(expected: Estimate, num_done: int) -> str:
     """Return the estimate in one line."""
-    again = f"{num_done:,} are done; " if num_done else ""
+    again = f"{num_done:,} already done; " if num_done else ""
     cost = money(expected.dollars) or "; give prices=IN,OUT to see the cost"
     return (
-        f"{again}{expected.num_requests:,} requests, about {expected.prompt_tokens:,} tokens of prompts and "
-        f"{expected.completion_tokens:,} of answers (a guess: 300 each){cost}"
+        f"{again}{expected.num_requests:,} requests, about {expected.prompt_tokens:,} prompt tokens and "
+        f"{expected.completion_tokens:,} answer tokens (a guess: 300 each){cost}"
     )
 
 

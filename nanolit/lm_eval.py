@@ -1,11 +1,11 @@
-"""Ask a model the tasks of lm-eval, hundreds of them.
+"""Evaluate a model on lm-eval's tasks.
 
-    nanolit lm_eval run=d12/base tasks=piqa,sciq           data sets come from the hub
-    nanolit lm_eval release=FOLDER tasks=mine include=TASKS    of a folder with task files of one's own
+    nanolit lm_eval run=d12/base tasks=piqa,sciq           datasets come from the hub
+    nanolit lm_eval release=FOLDER tasks=mine include=TASKS    your own task files
     nanolit lm_eval run=d12 tasks=gsm8k shots=5 limit=100
 
-Needs lm-eval: pip install 'nanolit[lm-eval]'. CORE and the chat tasks are asked by nanolit evaluate, in ways
-that other programs' published scores compare with. The last line is JSON.
+Needs lm-eval: pip install 'nanolit[lm-eval]'. For CORE and the chat tasks use `nanolit evaluate`, whose
+scores are comparable with published ones. The last line is JSON.
 """
 
 import json
@@ -23,20 +23,20 @@ class Settings(Root):
     """Settings: which model, and which tasks of lm-eval."""
 
     run: str | None = setting(
-        "a run below root (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True
+        "a run in the root folder (nanolit runs lists them)", None, value="RUN[/STAGE]", positional=True
     )
-    release: Path | None = setting("a release, in place of a run", None)
+    release: Path | None = setting("a release instead of a run", None)
     tasks: tuple[str, ...] = setting("names of tasks, groups or tags", value="NAME,…")
-    include: Path | None = setting("a folder of task files, in place of lm-eval's own", None)
+    include: Path | None = setting("a folder of task files instead of lm-eval's own", None)
     shots: int | None = setting("examples shown before each question (default: the task's)", None, least=0)
-    limit: int | None = setting("at most N questions of each task (default: all)", None, least=1)
+    limit: int | None = setting("at most N questions per task (default: all)", None, least=1)
 
 
 @command
 def main(words: Sequence[str]) -> None:
     settings = read(Settings, words, about=__doc__)
     if (settings.run is None) == (settings.release is None):
-        raise ValueError("which model? give run=RUN[/STAGE] or release=FOLDER, one of the two")
+        raise ValueError("which model? give either run=RUN[/STAGE] or release=FOLDER")
     try:
         from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]

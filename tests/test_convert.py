@@ -67,9 +67,9 @@ def test_the_pickle_is_read_with_a_warning_of_one_line(base, tmp_path, capsys):
         main([kind, str(base), str(tmp_path / f"{kind}-out")])
         error = capsys.readouterr().err
         assert error.startswith(
-            f"warning: {base / 'tokenizer'} holds a pickle, tokenizer.pkl: read this once"
+            f"warning: {base / 'tokenizer'} has a pickle, tokenizer.pkl. It was read once"
         )
-        assert "admits only tiktoken's Encoding" in error
+        assert "accepts only tiktoken's Encoding" in error
         assert error.count("\n") == 1
 
 
@@ -134,10 +134,10 @@ def _meta(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     ("damage", "words"),
     [
         (_damage_model, "is not a readable checkpoint"),
-        (_drop_smear, "lacks smear_lambda: it is from between October 2025 and July 2026"),
+        (_drop_smear, "lacks smear_lambda: it was saved between October 2025 and July 2026"),
         (
             _meta(lambda meta: meta["model_config"].update(n_embd=128)),
-            "is (1024, 64), its sizes say (1024, 128)",
+            "is (1024, 64), but its sizes give (1024, 128)",
         ),
         (_meta(lambda meta: meta["model_config"].update(n_head=0)), "heads is 0"),
         (_meta(lambda meta: meta["model_config"].update(n_layer=10**9)), "depth is 1,000,000,000"),
@@ -146,7 +146,7 @@ def _meta(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
         (_meta(lambda meta: meta["model_config"].update(vocab_size=2**60)), "describes no model"),
         (
             lambda base: (base / "tokenizer/tokenizer.pkl").write_bytes(pickle.dumps([1])),
-            "is not a tokenizer of nanochat",
+            "is not a nanochat tokenizer",
         ),
         (lambda base: (base / "tokenizer/tokenizer.pkl").write_bytes(b"\x80\x63"), "tokenizer.pkl is not"),
         (_meta(lambda meta: meta.update(step=None)), "has step None"),
@@ -185,14 +185,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(base, tmp_path, refused):
     torch.save({"transformer.wte.weight": Trap()}, base / "base_checkpoints" / "d3" / "model_000020.pt")
     assert "is not a readable checkpoint" in refused("nanochat", base, tmp_path / "release")
     (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(Trap()))
-    assert "not a tokenizer of nanochat" in refused("nanochat-tokenizer", base, tmp_path / "tokenizer")
+    assert "not a nanochat tokenizer" in refused("nanochat-tokenizer", base, tmp_path / "tokenizer")
     assert not (tmp_path / "sprung").exists()
 
 
 def test_nothing_that_exists_is_overwritten(tmp_path, refused):
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "thesis.txt").write_text("mine")
-    assert "exists already" in refused("nanochat", FIXTURES / "nanochat_2026", tmp_path / "release")
+    assert "already exists" in refused("nanochat", FIXTURES / "nanochat_2026", tmp_path / "release")
     assert (tmp_path / "release" / "thesis.txt").read_text() == "mine"
 
 

@@ -55,7 +55,7 @@ def test_only_so_many_documents_are_read(folder: Path, capsys: pytest.CaptureFix
 def test_without_a_tokenizer_one_is_learned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in run(folder, "stage.tokenizer.vocab_size=270") if "tokenizer=" not in word]
     assert describe.main(words) == 0
-    assert "learning 270 tokens for these figures" in capsys.readouterr().out
+    assert "training a vocabulary of 270 for these figures" in capsys.readouterr().out
     assert not (folder / "root" / "tokenizers").exists()
 
 

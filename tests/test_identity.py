@@ -53,7 +53,7 @@ def test_it_says_what_it_will_cost_then_what_it_made(
         assert identity.main(words(server, out, prices="0.25,2.00")) == 0
     said = capsys.readouterr().out
     assert f"{out}: 8 conversations with 1 openings, 8 say Ada" in said
-    assert "used 5,600 tokens of prompts and 320 of answers, $0.00, 0 retries" in said
+    assert "used 5,600 prompt tokens and 320 answer tokens, $0.00, 0 retries" in said
     assert KEY not in said
     assert len(Identity(path=str(out))) == 8
 
@@ -80,7 +80,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert stderr == "stopped; what is done is kept, and the same command resumes there\n"
+        assert stderr == "stopped; finished conversations are kept, and the same command resumes\n"
         assert not out.exists()
         done = {json.loads(line)["number"] for line in partial.read_text().splitlines()[1:]}
         assert 3 <= len(done) < 40
@@ -88,7 +88,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
         server.seconds = 0.0
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
-        assert f"{len(done)} are done; {40 - len(done)} requests" in finished.stdout
+        assert f"{len(done)} already done; {40 - len(done)} requests" in finished.stdout
         assert len(server.requests) == 40 - len(done)
     assert len(Identity(path=str(out))) == 40
     assert not partial.exists()
@@ -167,7 +167,7 @@ def test_the_endpoint_that_wants_a_key_is_not_asked_without_one(
     settings = ["name=Ada", "model=m", f"out={tmp_path / 'identity.jsonl'}"]
     assert identity.main(settings) == 2
     assert capsys.readouterr().err == (
-        "error: OPENAI_API_KEY is not set; export it, or give base_url= of a server without keys\n"
+        "error: OPENAI_API_KEY is not set; export it, or give the base_url= of a server without keys\n"
     )
     assert identity.main([*settings, "dry_run=true"]) == 0, "which asks nobody"
 
@@ -186,7 +186,7 @@ def test_the_endpoint_that_wants_a_key_is_not_asked_without_one(
         (["name=Ada", "model=m", "dry_run=yes"], "dry_run=yes must be true or false"),
         (["name=Ada", "model=m", "facts=absent.md"], "facts=absent.md can't be read"),
         (["name=Ada", "model=m", "base_url=example.com"], "base_url is 'example.com'"),
-        (["name=Ada", "model=m", "out=there.jsonl"], "there.jsonl is there already"),
+        (["name=Ada", "model=m", "out=there.jsonl"], "there.jsonl already exists"),
         (["name=Ada", "model=m", "facts=there.jsonl"], "facts=there.jsonl is empty"),
     ],
 )
@@ -220,4 +220,4 @@ def test_a_second_one_is_told_who_writes_the_file(tmp_path: Path, capsys: pytest
     with StandIn() as server, held(out.with_name(".identity.jsonl.lock")):
         assert identity.main(words(server, out)) == 2
         assert server.requests == []
-    assert f"{out} is written by process {os.getpid()}; wait for it" in capsys.readouterr().err
+    assert f"{out} is being written by process {os.getpid()}; wait for it" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from nanolit import lm_eval
 @pytest.mark.parametrize("words", [["tasks=piqa"], ["tasks=piqa", "run=a", "release=b"]])
 def test_one_model_is_asked(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert lm_eval.main(words) == 2
-    assert "give run=RUN[/STAGE] or release=FOLDER, one of the two" in capsys.readouterr().err
+    assert "give either run=RUN[/STAGE] or release=FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")

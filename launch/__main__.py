@@ -1,4 +1,4 @@
-"""Look after what runs on Modal: see, follow, stop and fetch runs, send data, check the account."""
+"""Manage runs on Modal: list, follow, stop and download runs, upload data, check the account."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
 def main(words: Sequence[str]) -> int:
     """Run the command that is named first; the exit code is 1 for a run that ended badly."""
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: python -m launch COMMAND …   (COMMAND --help says more)\n\n{__doc__}\n")
+        print(f"usage: python -m launch COMMAND …   (COMMAND --help for details)\n\n{__doc__}\n")
         for name, (_, run) in COMMANDS.items():
             print(f"  {name:<8}{(run.__doc__ or '').partition(chr(10))[0]}")
         return 0

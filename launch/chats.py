@@ -37,7 +37,7 @@ def read_chat(root: Path, name: str) -> Record:
     path = record_path(root, name.removeprefix(PREFIX))
     if not path.exists():
         there = ", ".join(record["name"] for record in deployed(root)) or "none"
-        raise ValueError(f"{name} was not deployed from {root}; chats of it: {there}")
+        raise ValueError(f"{name} was not deployed from {root}; chats deployed from there: {there}")
     return stored_chat(path)
 
 
@@ -74,6 +74,6 @@ def cost_of(chat: Record) -> str:
     price = "of unknown price" if rate is None else f"about ${rate:,.2f}"
     kept = "; keep_warm=1: it is always awake" if chat["keep_warm"] else ""
     return (
-        f"{PREFIX}{chat['name']}: {price} an hour while it is awake{kept}; what was billed: "
+        f"{PREFIX}{chat['name']}: {price} per hour while it is awake{kept}; for what was billed: "
         "modal billing report --for today --tag-names chat"
     )

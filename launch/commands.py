@@ -48,18 +48,18 @@ class OneRun(Root):
 
 @dataclass(frozen=True, kw_only=True)
 class Logs(OneRun):
-    follow: bool = setting("print everything, until the run ends", False, short="-f")
+    follow: bool = setting("print everything until the run ends", False, short="-f")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch(OneRun):
-    checkpoints: bool = setting("--checkpoints: the checkpoints too", False)
+    checkpoints: bool = setting("--checkpoints: also download the checkpoints", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnModal:
-    volume: str = setting("a volume of Modal's", "nanolit")
-    environment: str | None = setting("an environment of Modal's", None)
+    volume: str = setting("Modal volume", "nanolit")
+    environment: str | None = setting("Modal environment", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,12 @@ class Put(OnModal):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(OnModal):
-    secret: tuple[str, ...] = setting("secrets that have to be there", (), value="NAME")
-    gpu: str | None = setting("run a function on it, such as T4 or H100!:8 (costs cents)", None)
+    secret: tuple[str, ...] = setting("secrets that must exist", (), value="NAME")
+    gpu: str | None = setting("GPU to run a test on, such as T4 or H100!:8 (costs cents)", None)
 
 
 def status(settings: OneOrAllRuns) -> int:
-    """List every submitted run, or say how one stands: step, loss, time left, dollars so far."""
+    """List submitted runs, or show one run's state: step, loss, time left, dollars so far."""
     if (settings.run or "").startswith(PREFIX):
         print(f"{settings.run}: {standing(read_chat(settings.home, str(settings.run)))}")
         return 0
@@ -117,7 +117,7 @@ def state(submission: Submission, home: Path) -> str:
 
 
 def logs(settings: Logs) -> int:
-    """Print the last lines of a run's log; -f: all of it, until the run ends."""
+    """Print the last lines of a run's log, or with -f all of it until the run ends."""
     if settings.run.startswith(PREFIX):
         submission = {**read_chat(settings.home, settings.run), "run": settings.run}
     else:
@@ -131,7 +131,7 @@ def logs(settings: Logs) -> int:
 
 
 def attach(settings: OneRun) -> int:
-    """Wait for a run, with its logs, to its result; the exit code is 0 if it ended well, else 1."""
+    """Follow a run's log until it ends; the exit code is 0 if it succeeded, else 1."""
     result = follow(read_submission(settings.home, settings.run), logs=True)
     remember(settings.home, result)
     print(f"── {result['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
@@ -139,7 +139,7 @@ def attach(settings: OneRun) -> int:
 
 
 def stop(settings: OneRun) -> int:
-    """End a run: it writes a checkpoint, and the same training command resumes from it later."""
+    """Stop a run: it writes a checkpoint, and the same training command resumes from it later."""
     # The orchestrator first, so that it begins nothing more; then its calls; then the app. It would have
     # written when its calls ended: with it gone, that is ours to do.
     if settings.run.startswith(PREFIX):
@@ -172,7 +172,7 @@ def stop(settings: OneRun) -> int:
 
 
 def fetch(settings: Fetch) -> int:
-    """Bring a run's artefacts here; without --checkpoints the checkpoints stay there."""
+    """Download a run's results; --checkpoints includes checkpoints."""
     submission = read_submission(settings.home, settings.run)
     store, num_files, num_bytes = OnVolume(submission).volume, 0, 0
     for path, size in files_of(store, f"runs/{submission['run']}"):
@@ -200,10 +200,10 @@ def files_of(store: modal.Volume, folder: str) -> Iterator[tuple[str, int]]:
 
 
 def put(settings: Put) -> int:
-    """Send a file or a folder to the volume."""
+    """Upload a file or a folder to the volume."""
     path = settings.path
     if not path.exists():
-        raise ValueError(f"{path} is not here; give a file or a folder")
+        raise ValueError(f"{path} does not exist; give a file or a folder")
     place = settings.place or f"uploads/{path.resolve().name}"
     store = modal.Volume.from_name(
         settings.volume, create_if_missing=True, version=2, environment_name=settings.environment
@@ -214,10 +214,10 @@ def put(settings: Put) -> int:
 
 
 def cost(settings: OneRun) -> int:
-    """Show the hours of a run's calls, and about what its GPUs cost so far.
+    """Show the hours of a run's calls, and roughly what its GPUs have cost so far.
 
-    The calls' hours include waiting for GPUs, which is not billed; the sum does not. `modal billing report
-    --tag-names run` says what was billed.
+    The calls' hours include waiting for GPUs, which is not billed; the sum does not. `modal billing
+    report --tag-names run` shows the billed amount.
     """
     if settings.run.startswith(PREFIX):
         print(cost_of(read_chat(settings.home, settings.run)))
@@ -233,13 +233,13 @@ def cost(settings: OneRun) -> int:
     hours, dollars = there.spent()
     nodes = f" on {submission['nodes']} nodes" if submission["nodes"] > 1 else ""
     rate = submission["dollars_per_hour"]
-    price = "" if dollars is None else f", about ${dollars:,.2f} at ${rate:,.2f} an hour"
-    print(f"{hours:.2f} hours of {submission['gpu']}{nodes}, waiting for it not included{price}")
+    price = "" if dollars is None else f", about ${dollars:,.2f} at ${rate:,.2f} per hour"
+    print(f"{hours:.2f} hours of {submission['gpu']}{nodes}, not counting waiting time{price}")
     return 0
 
 
 def open_page(settings: OneRun) -> int:
-    """Open chat:NAME in the browser, or a run's page at Modal."""
+    """Open chat:NAME in the browser, or a run's page on Modal."""
     if settings.run.startswith(PREFIX):
         url = read_chat(settings.home, settings.run)["url"]
     else:
@@ -250,7 +250,7 @@ def open_page(settings: OneRun) -> int:
 
 
 def doctor(settings: Doctor) -> int:
-    """Check the token, the volume and the secrets; --gpu T4 tries a GPU. The exit code is 1 if one fails."""
+    """Check the token, the volume and the secrets; --gpu T4 tests a GPU. Exits with 1 if a check fails."""
     checks = [("token", lambda: modal.Client.from_env().hello() or "accepted")]
     volume = modal.Volume.from_name(settings.volume, environment_name=settings.environment)
     checks.append((f"volume {settings.volume}", lambda: there_or_new(volume)))
@@ -278,7 +278,7 @@ def there_or_new(volume: modal.Volume) -> str:
     try:
         volume.hydrate()
     except modal.exception.NotFoundError:
-        return "not there yet; the first submission makes it"
+        return "does not exist yet; the first submission creates it"
     return "there"
 
 

@@ -31,7 +31,7 @@ class CompileCache:
                 with tarfile.open(self.path) as tar:
                     tar.extractall(folder, filter="data")
             except (tarfile.TarError, OSError) as error:
-                print(f"compiles anew: {self.path} cannot be unpacked ({error})", flush=True)
+                print(f"compiling again: {self.path} cannot be unpacked ({error})", flush=True)
         self.kept = self.files()
 
     def files(self) -> set[Path]:

@@ -91,7 +91,7 @@ def deploy(wish: Settings, *, words: Sequence[str]) -> None:
     check_room(wish, here)
     if wish.dry_run:
         print(described(here.name if here else run, here, machine, wish))
-        where = "is uploaded if it is not on the volume" if here else "is looked for on the volume"
+        where = "would be uploaded if it is not on the volume" if here else "would be looked up on the volume"
         print(f"dry run: nothing was deployed; the release {where}, the app is nanolit-chat-{name}")
         return
     path, store = record_path(home, name), artefacts(settings)
@@ -105,7 +105,7 @@ def deploy(wish: Settings, *, words: Sequence[str]) -> None:
         raise ValueError(explain(error)) from error
     write_json(path, {**there, **recorded(wish, words, found, machine)})
     print(f"{there['url']}   {entrance}\nAPI: {there['url']}/v1, {key_text(wish)}")
-    print(f"python -m launch stop chat:{name} ends it; the same command again updates it")
+    print(f"python -m launch stop chat:{name} stops it; the same command again updates it")
     if before != there["place"] and before.startswith(f"{uploads_of(name)}/"):
         remove_upload(store, before)
 
@@ -134,9 +134,9 @@ def remove_upload(store: modal.Volume, place: str) -> None:
     folder = str(Path(place).parent)
     try:
         store.remove_file(folder, recursive=True)
-        print(f"removed {folder} from the volume: the release that was served before")
+        print(f"removed {folder} from the volume: the previously served release")
     except (FileNotFoundError, modal.exception.Error) as error:
-        print(f"{folder} on the volume is served no longer and could not be removed: {error}")
+        print(f"{folder} on the volume is no longer served, but could not be removed: {error}")
 
 
 def recorded(wish: Settings, words: Sequence[str], found: Found, machine: Cluster) -> Json:
@@ -160,11 +160,13 @@ def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
     config = compose_config([f"cluster={cluster}"])
     machine = cast(Cluster, {**plain(config.cluster), "cpu": CORES, "memory": LEAST_MEMORY})
     if machine["kind"] != "modal":
-        raise ValueError(f"cluster={cluster} serves no chat; give one of Modal's with one GPU, as modal_a10g")
+        raise ValueError(
+            f"cluster={cluster} can't serve a chat; give a Modal cluster with one GPU, such as modal_a10g"
+        )
     if (machine["devices"], machine["nodes"]) != (1, 1):
         gpus = machine["devices"] * machine["nodes"]
         raise ValueError(
-            f"cluster={cluster} has {gpus} GPUs and a chat uses one; give cluster=modal_a10g or modal_h100"
+            f"cluster={cluster} has {gpus} GPUs, but a chat uses one; give cluster=modal_a10g or modal_h100"
         )
     settings = launcher_settings(config)
     validate(**settings)
@@ -174,10 +176,12 @@ def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
 def check_wish(wish: Settings) -> None:
     """ValueError for settings that do not go together, and for domains that are not domains."""
     if wish.public and wish.auth == "modal":
-        raise ValueError("public=true lets everybody in and auth=modal only Modal's tokens; give one of them")
+        raise ValueError("public=true lets everyone in, auth=modal only Modal's tokens; give one of them")
     for domain in wish.domains:
         if not re.fullmatch(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}", domain):
-            raise ValueError(f"domains={domain} is not a domain; give its name alone, as chat.example.org")
+            raise ValueError(
+                f"domains={domain} is not a domain; give only its name, such as chat.example.org"
+            )
 
 
 def check_room(wish: Settings, found: Found | None) -> None:
@@ -246,21 +250,23 @@ def described(name: str, found: Found | None, machine: Cluster, wish: Settings) 
         verdict = "fits" if found.size * 1.25 < memory * 2**30 else "does not fit"
         room = f" ({memory:.0f} GiB): {verdict}"
     rate = dollars_per_hour(machine)
-    price = "conf/prices.yaml has no price of it" if rate is None else f"${rate:,.2f} an hour"
+    price = "conf/prices.yaml has no price for it" if rate is None else f"${rate:,.2f} per hour"
     lines = [f"{model} → one {gpu}{room}"]
     if wish.keep_warm:
-        month = "" if rate is None else f", about ${rate * MONTH_HOURS:,.0f} a month"
+        month = "" if rate is None else f", about ${rate * MONTH_HOURS:,.0f} per month"
         lines.append(f"{price}{month}: keep_warm={wish.keep_warm}, it never sleeps")
     else:
-        lines.append(f"{price} while somebody talks and {IDLE_SECONDS // 60} minutes after, nothing else")
+        lines.append(
+            f"{price} while someone chats and for {IDLE_SECONDS // 60} minutes after, otherwise nothing"
+        )
     if wish.public:
-        lines.append("public=true: everyone who has the address talks to it, at your cost")
+        lines.append("public=true: anyone with the address can use it, at your cost")
     if wish.auth == "modal":
-        lines.append("auth=modal: the API alone, no page, which could not send Modal's tokens")
+        lines.append("auth=modal: only the API; the page could not send Modal's tokens")
     if wish.gpu_snapshot:
-        lines.append("gpu_snapshot=true: the GPU's memory is in the snapshot too, an experiment of Modal's")
+        lines.append("gpu_snapshot=true: the snapshot includes the GPU's memory (experimental at Modal)")
     if wish.domains:
-        lines.append(f"also at {', '.join(wish.domains)}, once Modal's dashboard has what its DNS must say")
+        lines.append(f"also at {', '.join(wish.domains)}, once its DNS is set as Modal's dashboard says")
     return "\n".join(lines)
 
 
@@ -279,7 +285,7 @@ def key_text(wish: Settings) -> str:
     """Return what a request to the API has to carry."""
     if wish.auth == "modal":
         return "with the headers Modal-Key and Modal-Secret of a proxy token (modal.com/settings)"
-    return "its key is the password" if is_locked(wish) else "without a key"
+    return "the key is the password" if is_locked(wish) else "without a key"
 
 
 def password_secret(name: str, wish: Settings, environment: str | None) -> tuple[modal.Secret | None, str]:

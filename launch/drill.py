@@ -1,4 +1,4 @@
-"""Try what only the real service can show, in one command of about $0.30 and a quarter of an hour."""
+"""Test what only the real service can show, with one command: about $0.30 and 15 minutes."""
 
 import json
 import secrets
@@ -39,34 +39,36 @@ WAIT_SECONDS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Drill(Root):
-    volume: str = setting("a volume of Modal's", "nanolit")
-    environment: str | None = setting("an environment of Modal's", None)
-    gpu: tuple[str, ...] = setting("GPUs to try for a minute each", ("T4", "H100!"), value="NAME")
-    megabytes: int = setting("size of the file that the volume is tried with", 1_000, least=1, most=10_000)
+    volume: str = setting("Modal volume", "nanolit")
+    environment: str | None = setting("Modal environment", None)
+    gpu: tuple[str, ...] = setting("GPUs to test for a minute each", ("T4", "H100!"), value="NAME")
+    megabytes: int = setting("size of the file for testing the volume", 1_000, least=1, most=10_000)
     steps: int = setting("steps of the training job that is handed over", 4_000, least=1)
     only: tuple[str, ...] = setting("steps of the drill to run (default: all)", (), value="STEP")
-    mount: str = setting("where the volume is in the containers", "/vol", value="PATH")
-    dry_run: bool = setting("list the steps and make no call", False)
+    mount: str = setting("mount point of the volume in containers", "/vol", value="PATH")
+    dry_run: bool = setting("list the steps without making any call", False)
 
 
 def drill(settings: Drill) -> int:
-    """Try the real service and print a table: volume, claims, a stop, a job, GPUs, a chat (about $0.30)."""
+    """Test the real service and print a table: volume, claims, a stop, a job, GPUs, a chat (about $0.30)."""
     wanted = {
-        "image": "build the job's image, or find it built",
+        "image": "build the job's image, or reuse it",
         "volume": f"write {settings.megabytes:,} MB, commit, read them elsewhere; statfs, flock, rename",
-        "claim": "of two containers that claim a key at once, one gets it",
+        "claim": "two containers claim a key at once, and one gets it",
         "stop": "stop a container: how long it has to write a checkpoint, and whether its input comes back",
-        "cancel": "cancel a call that waits for a GPU and the one that has it: one never begins, one ends",
-        "job": "train a d2 with a time limit of a minute, nobody watching: handed over until it is done",
+        "cancel": "cancel a waiting call and a running one: the first never starts, the second ends",
+        "job": "train a d2, unattended, with a time limit of a minute: handed over until it is done",
         **{f"gpu {name}": "driver, CUDA, attention, compiling, speed of a d12" for name in settings.gpu},
-        "chat": "deploy that model, ask it cold and warm, stop it",
+        "chat": "deploy that model, query it cold and warm, stop it",
     }
     steps = {
         name: what for name, what in wanted.items() if not settings.only or name.split()[0] in settings.only
     }
     if settings.dry_run:
-        print(markdown_table(["Step", "What is tried"], [*map(list, steps.items())], num_left=2, widest=None))
-        print("about $0.30 and 15 minutes; dry run: nothing was called")
+        print(
+            markdown_table(["Step", "What is tested"], [*map(list, steps.items())], num_left=2, widest=None)
+        )
+        print("about $0.30 and 15 minutes; dry run: no calls were made")
         return 0
     results: dict[str, dict[str, Any]] = {}
     path = settings.home / "drill.json"
@@ -78,7 +80,10 @@ def drill(settings: Drill) -> int:
         write_json(path, {"format": 1, "modal": modal.__version__, "steps": results})
     rows = [[name, "failed" if "error" in found else "ok", told(found)] for name, found in results.items()]
     print(markdown_table(["Step", "", "Found"], rows, num_left=3, widest=None))
-    print(f"{path} has it all; send it with an issue, so that others know what the real service does")
+    print(
+        f"{path} has all results; please attach it to an issue, so that others know what the real service "
+        "does"
+    )
     return 1 if any("error" in found for found in results.values()) else 0
 
 
@@ -165,9 +170,9 @@ def try_cancel(settings: Drill, functions: dict[str, modal.Function]) -> dict[st
     call.cancel()
     seen = wait_for(f"{running}/ended", settings)
     seconds = round(time.monotonic() - begun, 1)
-    assert not lives(other.object_id), "the call that was cancelled while it waited is still waiting"
+    assert not lives(other.object_id), "the call that was cancelled while waiting is still waiting"
     there = probes.meeting_place(settings.environment)
-    assert not there.get(f"{waiting}/begun"), "the call that was cancelled waiting began"
+    assert not there.get(f"{waiting}/begun"), "the call that was cancelled while waiting started"
     return {"waiting": "never began", "running": f"ended by {seen}", "after_seconds": seconds}
 
 
@@ -202,7 +207,7 @@ def try_chat(settings: Drill) -> dict[str, Any]:
     runs = sorted(
         (settings.home / "runs").glob(f"{RUN}-*/submission.json"), key=lambda one: one.stat().st_mtime
     )
-    assert runs, "there is no run to talk to: the job did not run"
+    assert runs, "there is no run to chat with: the job did not run"
     words = ["web=true", "cluster=modal_a10g", f"name={RUN}", "public=true", f"root={settings.home}"]
     deploy(parse([f"run={runs[-1].parent.name}", *words]), words=words)
     url = read_json(record_path(settings.home, RUN))["url"]

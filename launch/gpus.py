@@ -42,4 +42,6 @@ def check_gpu(gpu: str, *, nodes: int) -> None:
     if not 1 <= count <= most:
         raise ValueError(f"hydra.launcher.gpu is {gpu!r}; a container has 1 to {most} of them")
     if nodes > 1 and count != 8:
-        raise ValueError(f"hydra.launcher.gpu is {gpu!r} on {nodes} nodes; give all 8 of each: {match[1]}:8")
+        raise ValueError(
+            f"hydra.launcher.gpu is {gpu!r} on {nodes} nodes; use all 8 of each node: {match[1]}:8"
+        )

@@ -96,6 +96,6 @@ def check_project() -> None:
     needed = ("pyproject.toml", "uv.lock", "rustbpe/Cargo.toml")
     if missing := [name for name in needed if not (PROJECT / name).is_file()]:
         raise ValueError(
-            f"{PROJECT} has no {', '.join(missing)}, which the image is built from; submit from a whole "
-            "checkout of nanolit, or install its wheel again"
+            f"{PROJECT} has no {', '.join(missing)}, which the image is built from; submit from a complete "
+            "checkout of NanoLit, or install its wheel again"
         )

@@ -97,7 +97,7 @@ def progress(there: OnVolume) -> str:
         return f"preparing (tokenizer, downloads) for {duration(time.time() - call['at'])}{money}"
     if not any(begun > call["at"] - 1 for begun in there.machines()):
         waiting = duration(time.time() - call["at"])
-        return f"{call['stage']}: waiting for {there.submission['gpu']} or starting for {waiting}{money}"
+        return f"{call['stage']}: waiting for {there.submission['gpu']}, or starting, for {waiting}{money}"
     stage, rows = call["stage"], there.rows(call["stage"])
     parts = [f"{stage}: {reached(there, stage)}"]
     if rows:

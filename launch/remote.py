@@ -72,7 +72,10 @@ def run_step(calls: Calls, function: str, stage: str, *, deadline: float) -> Res
         step = result.get("step", step)
         if idle == MOST_IDLE:
             limit = f"{calls.payload['timeout']:,} seconds"
-            error = f"{stage} made no step within {limit}, {idle} times; give a longer hydra.launcher.timeout"
+            error = (
+                f"{stage} completed no step within {limit}, {idle} times; give a longer "
+                "hydra.launcher.timeout"
+            )
             return {**result, "status": "failed", "error": error}
 
 
@@ -142,7 +145,7 @@ def stage_in_time(
             late = True
         if answer.exists():
             return read_json(answer), late
-    error = f"{stage} ended with exit code {code} and without a result; its reason is in the log"
+    error = f"{stage} ended with exit code {code} and without a result; see the log for the reason"
     return failed(payload, stage, error), late
 
 

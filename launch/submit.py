@@ -182,11 +182,11 @@ def explain(error: modal.exception.Error) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, modal.exception.NotFoundError) and (match := re.search(r"ecret '([^']+)'", text)):
         return (
-            f"{text}; make it with: modal secret create {match[1]} {SECRET_KEYS.get(match[1], 'KEY')}=VALUE"
+            f"{text}; create it with: modal secret create {match[1]} {SECRET_KEYS.get(match[1], 'KEY')}=VALUE"
         )
     if isinstance(error, modal.exception.AuthError):
-        return f"Modal refuses the token ({text}); make one with: modal token new"
-    return f"Modal refused the job: {text}"
+        return f"Modal rejects the token ({text}); create one with: modal token new"
+    return f"Modal rejected the job: {text}"
 
 
 def submission_path(root: str | Path, run: str) -> Path:
@@ -216,10 +216,10 @@ def read_submission(root: str | Path, run: str) -> Submission:
     if not path.exists():
         there = [path.parent.name for path in submissions(root)]
         raise ValueError(
-            f"run {run} was not submitted from {root}; submitted there: {', '.join(there) or 'none'}"
+            f"run {run} was not submitted from {root}; submitted from there: {', '.join(there) or 'none'}"
         )
     return stored_submission(path)
 
 
 def stored_submission(path: Path) -> Submission:
-    return read_json(path, Stored, remedy="delete it; `modal app list` shows what runs")
+    return read_json(path, Stored, remedy="delete it; `modal app list` shows what is running")

@@ -46,7 +46,10 @@ def describe_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
         for job in jobs if settings["show_request"] else []:
             say(json.dumps(request_of(job, settings), indent=2, ensure_ascii=False))
         what = jobs[0]["run"] if len(jobs) == 1 else f"{len(jobs)} jobs"
-        say(f"dry run: {what} not submitted; hydra.launcher.show_request=true prints all that would be sent")
+        say(
+            f"dry run: {what} not submitted; hydra.launcher.show_request=true prints everything that would "
+            "be sent"
+        )
 
 
 def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> list[str]:
@@ -59,18 +62,18 @@ def remarks(planned: Sequence[tuple[Job, Plans]], settings: dict[str, Any]) -> l
     ]
     if settings["cpu"] > MOST_CORES * (devices := job["cluster"]["devices"]):
         share = f"cluster.cpu={4 * devices} cluster.memory={32_768 * devices}"
-        lines.append(f"{host} are rented for {devices} GPU(s); {share} would do and cost less")
+        lines.append(f"{host} are rented for {devices} GPU(s); {share} would be enough and cost less")
     together = (
         min(len(planned), settings["max_parallel"]) * job["cluster"]["devices"] * job["cluster"]["nodes"]
     )
     if len(gpus) > 1 and (rate := dollars_per_hour(job, settings)):
-        lines.append(f"planned and priced as {gpus[0]}; at most ${rate:,.2f} an hour, whichever it gets")
+        lines.append(f"planned and priced as {gpus[0]}; at most ${rate:,.2f} per hour, whichever it gets")
     if together > STARTER_GPUS:
         lines.append(
             f"{together} GPUs at once: Modal's Starter plan has {STARTER_GPUS}, Team {TEAM_GPUS}; others wait"
         )
     if settings["nodes"] > 1:
-        lines.append("several nodes: Modal has to switch that on for your workspace; ask its support")
+        lines.append("several nodes: Modal must enable this for your workspace; ask its support")
     longest = max((total([*plans.values()])[0] or 0) * 3600 for _, plans in planned)
     if longest > settings["timeout"]:
         limits = math.ceil(longest / settings["timeout"])
@@ -116,7 +119,7 @@ def submit_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> list[float | N
             result = ended.get()
             results[result["run"]] = conclude_one(running.pop(result["run"]), result)
     except KeyboardInterrupt:
-        lines = [f"{job['run']} goes on; {how_to_follow(job)}" for job in running.values()]
+        lines = [f"{job['run']} continues; {how_to_follow(job)}" for job in running.values()]
         lines += [f"{job['run']} was not submitted; the same command submits it" for job in waiting]
         raise JobFailed("\n".join(lines), 130) from None
     return conclude(jobs, [results[job["run"]] for job in jobs])
@@ -143,7 +146,7 @@ def watch(
         try:
             ended.put(follow(submission, logs=settings["stream_logs"], say=say))
         except Exception as error:
-            text = f"lost sight of it ({type(error).__name__}: {error}); it goes on without us"
+            text = f"lost contact ({type(error).__name__}: {error}); the run continues"
             ended.put({"run": submission["run"], "status": "failed", "error": text})
 
     threading.Thread(target=wait, daemon=True).start()
@@ -153,9 +156,9 @@ def begin(job: Job, settings: dict[str, Any], *, told: Sequence[str] = ()) -> Su
     """Submit a job; ValueError while it runs. Its log follows the full plan of the stages in `told`."""
     path = submission_path(job["root"], job["run"])
     if path.exists() and running(stored_submission(path)):
-        raise ValueError(f"run {job['run']} is running on Modal already; {how_to_follow(job)}")
+        raise ValueError(f"run {job['run']} is already running on Modal; {how_to_follow(job)}")
     if not submissions(job["root"]):
-        say("the first submission builds the image, for some minutes; later ones find it")
+        say("the first submission builds the image, which takes a few minutes; later ones reuse it")
     submission = submit(upload_paths(job, settings), settings, told=told)
     say(f"── {job['run']} submitted as {submission['app']}: {submission['dashboard']}")
     say(f"   {how_to_follow(job)}")
@@ -163,7 +166,7 @@ def begin(job: Job, settings: dict[str, Any], *, told: Sequence[str] = ()) -> Su
 
 
 def how_to_follow(job: Job) -> str:
-    return f"python -m launch attach {job['run']} follows it, python -m launch stop {job['run']} ends it"
+    return f"python -m launch attach {job['run']} follows it, python -m launch stop {job['run']} stops it"
 
 
 def conclude_one(job: Job, result: dict[str, Any]) -> dict[str, Any]:
@@ -172,5 +175,5 @@ def conclude_one(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     say(f"── {job['run']}: {result['status']}{score(result)} {result.get('error', '')}".rstrip())
     if result["status"] == "done":
         chat = f"python -m nanolit.chat run={job['run']}"
-        say(f"   python -m launch fetch {job['run']} brings it here; then {chat}")
+        say(f"   python -m launch fetch {job['run']} downloads it; then {chat}")
     return result

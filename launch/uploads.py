@@ -37,8 +37,8 @@ def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
             changed[text] = upload(path, settings)
         elif path.is_absolute():
             raise ValueError(
-                f"{key}={text} is not on this machine, and not on the volume at {settings['root']}; give a "
-                "path that is here (it is uploaded), or put it there with python -m launch put"
+                f"{key}={text} is neither on this machine nor on the volume at {settings['root']}; give a "
+                "local path (it is uploaded), or upload it with python -m launch put"
             )
     return cast(Job, {**replaced(job, changed), "root": job["root"]}) if changed else job
 

@@ -71,18 +71,18 @@ def last_layer(account: Account) -> dict:
 
 
 REFUSED = [
-    (["run=taught", "web=true", "cluster=modal_8xh100"], "has 8 GPUs and a chat uses one"),
-    (["run=taught", "web=true", "cluster=local"], "give one of Modal's with one GPU"),
-    (["run=taught", "cluster=modal_a10g"], "give run=RUN web=true with it"),
+    (["run=taught", "web=true", "cluster=modal_8xh100"], "has 8 GPUs, but a chat uses one"),
+    (["run=taught", "web=true", "cluster=local"], "give a Modal cluster with one GPU"),
+    (["run=taught", "cluster=modal_a10g"], "add run=RUN web=true"),
     (["run=taught", "web=true", "keep_warm=1"], "add cluster=modal_a10g"),
     ([*CHAT, "name=Ada_1"], "1 to 32 of a-z, 0-9 and -"),
     ([*CHAT, f"name={'a' * 33}"], "1 to 32 of a-z, 0-9 and -"),
     ([*CHAT, "auth=modal", "public=true"], "give one of them"),
     ([*CHAT, "auth=tokens"], "auth=tokens must be one of password, modal"),
-    ([*CHAT, "domains=https://chat.example.org"], "give its name alone, as chat.example.org"),
+    ([*CHAT, "domains=https://chat.example.org"], "give only its name, such as chat.example.org"),
     ([*CHAT, "max_tokens=128"], "max_tokens (128) must be below the model's context (128)"),
     ([*CHAT, "port=7860"], "port is for a chat on this machine"),
-    (["run=taught", "web=true", "gpu_snapshot=true"], "gpu_snapshot is for a chat that is deployed"),
+    (["run=taught", "web=true", "gpu_snapshot=true"], "gpu_snapshot is for a deployed chat"),
 ]
 SHOWN = [
     [*CHAT[:2], f"cluster={name}", *more, "dry_run=true"]
@@ -127,10 +127,10 @@ def test_a_dry_run_of_every_serving_cluster_prints_dollars_and_makes_no_call(wit
         assert max(map(len, output.splitlines())) <= 120
         assert "taught/sft, step 150" in output
         assert "fits" in output
-        assert ("an hour while somebody talks" in output) == ("keep_warm=1" not in words)
+        assert ("per hour while someone chats" in output) == ("keep_warm=1" not in words)
         for word in words[3:-1]:
             assert word.split("=")[-1 if word.startswith("domains") else 0] in output
-        assert ("a month" in output) == ("keep_warm=1" in words)
+        assert ("per month" in output) == ("keep_warm=1" in words)
 
 
 @pytest.mark.slow
@@ -418,7 +418,7 @@ def test_a_chat_is_listed_logged_and_stopped_by_its_name(account, client, deploy
     assert "chat:taught" in listed
     assert "awake" in listed
     assert "awake: taught/sft on" in account.run("launch", "logs", "chat:taught")[1]
-    assert "an hour while it is awake" in account.run("launch", "cost", "chat:taught")[1]
+    assert "per hour while it is awake" in account.run("launch", "cost", "chat:taught")[1]
     code, output = account.run("launch", "stop", "chat:taught")
     assert code == 0, output
     wait_until(lambda: not account.containers(), seconds=30)

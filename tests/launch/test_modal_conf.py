@@ -50,9 +50,9 @@ def test_a_gpu_is_the_same_however_it_is_written():
         ({"gpu": ["H100:8", "h200:8"]}, "give one of T4"),
         ({"gpu": 8}, "give a name like H100:8, or a list"),
         ({"gpu": "H100", "nodes": 2}, "H100:8"),
-        ({"timeout": 100_000}, "give Modal 1 to 86,400"),
-        ({"timeout": 0}, "give Modal 1 to 86,400"),
-        ({"retries": -1}, "give Modal 0 to 10"),
+        ({"timeout": 100_000}, "Modal allows 1 to 86,400"),
+        ({"timeout": 0}, "Modal allows 1 to 86,400"),
+        ({"retries": -1}, "Modal allows 0 to 10"),
         ({"volumes": {"vol": {}}}, "an absolute path"),
     ],
 )
@@ -68,7 +68,7 @@ def test_the_defaults_pass():
 def test_several_gpus_will_do_if_they_have_the_memory_that_is_planned_for():
     job = compose(["cluster=modal_h100"])
     check_jobs([job], settings(gpu=["H100", "H200", "A100-80GB"]))
-    with pytest.raises(ValueError, match="A100-40GB in place of H100, with less memory"):
+    with pytest.raises(ValueError, match="A100-40GB instead of H100, with less memory"):
         check_jobs([job], settings(gpu=["H100", "A100-40GB"]))
     assert dollars_per_hour(job, settings(gpu=["H100", "H200"])) > dollars_per_hour(job, settings(gpu="H100"))
 

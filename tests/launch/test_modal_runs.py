@@ -46,7 +46,7 @@ def test_the_plain_command_trains_on_two_ranks_and_ends_with_its_result(account,
     assert "[plain] base: 16 steps" in output, "the logs carry the run's name"
     assert output.count("FLOPs") == 1, "the plan is shown once, before the log"
     assert "── plain: done at step 16" in output
-    assert output.splitlines()[-1].strip().startswith("python -m launch fetch plain brings it here; then ")
+    assert output.splitlines()[-1].strip().startswith("python -m launch fetch plain downloads it; then ")
     assert rounded(account.curve("plain")) == rounded(reference)
 
 
@@ -120,14 +120,14 @@ def test_left_by_its_client_preempted_and_crashed_it_goes_on_to_the_same_curve(a
     os.killpg(client.pid, signal.SIGINT)
     output, _ = client.communicate(timeout=100)
     assert client.returncode == 130, output
-    assert "hard goes on; python -m launch attach hard" in output
+    assert "hard continues; python -m launch attach hard" in output
     account.end_container("hard", "train", signal.SIGINT)  # how Modal preempts
     account.wait_for_step("hard", account.curve("hard")[-1][0] + 1)
     account.end_container("hard", "train", signal.SIGKILL)  # the machine is gone
     code, output = account.run("launch", "attach", "hard")
     assert code == 0, output
     assert "── hard: done at step 16" in output
-    assert output.count("base: continuing after step") == 2, output
+    assert output.count("base: resuming after step") == 2, output
     assert account.curve("hard") == reference
     written = (account.volume / "runs" / "hard" / "base" / "wandb").glob("offline-run-*")
     runs = [folder.name.split("-", 3)[3] for folder in written]
@@ -243,7 +243,7 @@ def test_max_cost_holds_while_it_trains_and_more_money_resumes(account, referenc
     (saved,) = (account.volume / "runs" / "dear" / "base" / "checkpoints").glob("step_*/manifest.json")
     code, output = account.run("nanolit.train", *words, "max_cost=0.15")
     assert code == 1, output
-    assert f"continuing after step {int(saved.parent.name[5:]):,}" in output
+    assert f"resuming after step {int(saved.parent.name[5:]):,}" in output
 
 
 def test_a_mistake_of_the_user_is_told_once_and_takes_no_gpu(account, reference):

@@ -54,7 +54,7 @@ def test_a_dry_run_shows_the_job_and_makes_no_call(laptop):
 def test_a_missing_secret_is_one_line_with_its_command(laptop):
     code, output = laptop.run("nanolit.train", *laptop.overrides("dark", "logger=wandb"))
     assert code == 2, output
-    assert "make it with: modal secret create wandb WANDB_API_KEY=VALUE" in output
+    assert "create it with: modal secret create wandb WANDB_API_KEY=VALUE" in output
     assert "Traceback" not in output
     assert laptop.requests("AppCreate") == [], "the image does not begin to build"
 
@@ -72,9 +72,9 @@ def test_no_token_is_one_line(laptop):
     [
         (["cluster=local,modal_h100"], {}, "modal_h100 does not run on this machine"),
         (["cluster=modal_h100,modal_a10g"], {}, "modal_h100 does not run on this machine"),
-        (["hydra.mode=RUN"], {}, "its launcher submits it"),
+        (["hydra.mode=RUN"], {}, "its launcher submits jobs"),
         (["max_cost=1e-9"], {}, "above max_cost"),
-        (["seed=1"], {"MODAL_IS_REMOTE": "1"}, "never submits one"),
+        (["seed=1"], {"MODAL_IS_REMOTE": "1"}, "cannot submit any"),
         (["cluster.devices=4", "hydra.launcher.gpu=H100"], {}, "give both the same number"),
         (["hydra.launcher.gpu=T4"], {}, "cluster.gpu=H100 is planned and priced; give both the same GPU"),
         (["wait=false", "run=no-${seed}", "seed=1,2", "hydra.launcher.max_parallel=1"], {}, "max_parallel"),
@@ -160,7 +160,7 @@ def test_the_doctor_names_what_is_wrong(laptop):
     assert "token: " in output
     assert "volume nanolit: there" in output
     assert (
-        "volume new: not there yet; the first submission makes it"
+        "volume new: does not exist yet; the first submission creates it"
         in laptop.run("launch", "doctor", "--volume", "new")[1]
     )
     assert "secret wandb: WRONG: Secret 'wandb' not found" in output
@@ -216,7 +216,7 @@ def test_the_status_tells_step_loss_time_left_and_dollars(laptop):
 def test_the_status_tells_that_a_run_waits_for_its_gpus(laptop):
     call = {"stage": "base", "function": "train", "state": "begun", "at": time.time() - 192}
     said = stands(laptop, "queued", {"calls.json": {"calls": [call]}})
-    assert said.startswith("base: waiting for H100:8 or starting for 3:")
+    assert said.startswith("base: waiting for H100:8, or starting, for 3:")
 
 
 def test_a_result_that_modal_keeps_no_longer_is_that_of_the_volume(monkeypatch, tmp_path):
@@ -241,11 +241,11 @@ def test_a_result_that_modal_keeps_no_longer_is_that_of_the_volume(monkeypatch, 
     [
         (["cluster=modal_a10g", "model=d26"], "29 time limits of 24 hours, each resumed by the next"),
         (["cluster=modal_2x8xh100"], "16 GPUs at once: Modal's Starter plan has 10, Team 50"),
-        (["cluster=modal_2x8xh100"], "Modal has to switch that on for your workspace"),
+        (["cluster=modal_2x8xh100"], "Modal must enable this for your workspace"),
         (["cluster=modal_8xh100", "cluster.devices=2"], "are rented for 2 GPU(s); cluster.cpu=8 "),
         (
             ["cluster=modal_h100", "hydra.launcher.gpu=[H100,H200]"],
-            "at most $5.43 an hour, whichever it gets",
+            "at most $5.43 per hour, whichever it gets",
         ),
     ],
 )

@@ -64,7 +64,7 @@ def refuse_in_container() -> None:
     """ValueError in a container, which would otherwise submit itself again and again."""
     if os.environ.get("MODAL_IS_REMOTE") == "1":
         raise ValueError(
-            "this is a Modal container: it runs jobs and never submits one; choose cluster=local"
+            "this is a Modal container, which runs jobs and cannot submit any; choose cluster=local"
         )
 
 
@@ -73,25 +73,27 @@ def check_jobs(jobs: Sequence[Job], settings: dict[str, Any]) -> None:
     for job in jobs:
         cluster = job["cluster"]
         if cluster["kind"] != "modal":
-            raise ValueError(f"cluster={cluster['name']} cannot be swept with a Modal one; give them apart")
+            raise ValueError(
+                f"cluster={cluster['name']} cannot be in the same sweep as a Modal cluster; run two commands"
+            )
         first, *others = gpus_of(settings)
         if same_gpu(first) != same_gpu(planned := cluster["gpu"] or "cpu"):
             raise ValueError(
-                f"hydra.launcher.gpu={first} is rented and cluster.gpu={planned} is planned and "
+                f"hydra.launcher.gpu={first} is what is rented, but cluster.gpu={planned} is planned and "
                 "priced; give both the same GPU"
             )
         for gpu in (first, *others):
             check_count(gpu, cluster, nodes=settings["nodes"])
             if (gpu_memory_gib(same_gpu(gpu)) or 0) < (gpu_memory_gib(same_gpu(first)) or 0):
                 raise ValueError(
-                    f"hydra.launcher.gpu has {gpu} in place of {first}, with less memory than "
-                    "is planned for; leave it out, or give the smallest first and as cluster.gpu"
+                    f"hydra.launcher.gpu has {gpu} instead of {first}, with less memory than planned; leave "
+                    "it out, or give the smallest first and as cluster.gpu"
                 )
     refuse_same_run(jobs)
     if not settings["wait"] and len(jobs) > settings["max_parallel"]:
         raise ValueError(
-            f"{len(jobs)} jobs are more than hydra.launcher.max_parallel={settings['max_parallel']}, and "
-            "with wait=false nothing holds the others back; give wait=true or a larger max_parallel"
+            f"{len(jobs)} jobs exceed hydra.launcher.max_parallel={settings['max_parallel']}, and with "
+            "wait=false nothing holds the others back; give wait=true or a larger max_parallel"
         )
 
 
@@ -121,9 +123,10 @@ def validate(**settings: Any) -> None:
         ("max_parallel", 1, 100),
     ):
         if settings[key] is not None and not low <= settings[key] <= high:
-            raise ValueError(f"hydra.launcher.{key} is {settings[key]:,}; give Modal {low:,} to {high:,}")
+            raise ValueError(f"hydra.launcher.{key} is {settings[key]:,}; Modal allows {low:,} to {high:,}")
     for path in [settings["root"], *settings["volumes"]]:
         if not path.startswith("/") or path == "/":
             raise ValueError(
-                f"hydra.launcher has a volume at {path!r}; a volume is mounted at an absolute path like /vol"
+                f"hydra.launcher has a volume at {path!r}; a volume must be mounted at an absolute path such "
+                "as /vol"
             )

@@ -35,8 +35,8 @@ class SlurmLauncher(LocalLauncher):
         except KeyboardInterrupt as error:
             runs = ", ".join(job["run"] for job in jobs)
             raise JobFailed(
-                f"no longer waiting for {runs}: what sbatch has taken goes on without this command; squeue "
-                "--me lists it, scancel ID ends it",
+                f"no longer waiting for {runs}: submitted jobs continue without this command; squeue --me "
+                "lists them, scancel ID stops one",
                 130,
             ) from error
 
@@ -53,7 +53,7 @@ def refuse_unsupported(job: Job) -> None:
     name, nodes = job["cluster"]["name"], job["cluster"]["nodes"]
     if nodes != 1:
         raise ValueError(
-            f"cluster.nodes={nodes}, but cluster={name} gives a job one node; give cluster.nodes=1"
+            f"cluster.nodes={nodes}, but cluster={name} gives each job one node; give cluster.nodes=1"
         )
     if not job["wait"]:
         raise ValueError(

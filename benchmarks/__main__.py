@@ -22,7 +22,7 @@ BENCHMARKS = (
 def main(words: Sequence[str]) -> int:
     """Run the benchmark that is named first."""
     if not words or words[0] in ("-h", "--help"):
-        print("usage: python -m benchmarks NAME …   (NAME --help says more)\n")
+        print("usage: python -m benchmarks NAME …   (NAME --help for details)\n")
         print(listing({name: Path(__file__).with_name(f"{name}.py") for name in BENCHMARKS}))
         return 0
     name = choose(words[0], BENCHMARKS, kind="benchmark")

@@ -139,7 +139,7 @@ def served(release: Path) -> Iterator[tuple[str, float]]:
             line = process.stdout.readline()
             if HOST not in line:
                 raise ValueError("the server did not start; see above")
-            yield line.split()[4], time.perf_counter() - begun
+            yield line.split()[1], time.perf_counter() - begun
         finally:
             process.send_signal(signal.SIGINT)
 

@@ -33,7 +33,7 @@ def test_it_measures_the_stream_and_keeps_the_figures(tmp_path: Path, packing: s
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("speed=3", "don't know 'speed=3'; allowed: commit"),
+        ("speed=3", "unknown setting 'speed=3'; allowed: commit"),
         ("threads=0", "threads=0 must be a whole number, 1 or more"),
         ("packing=best", "packing=best must be one of bestfit, bestfit_split, flat"),
         ("data=/nowhere", "data.path=/nowhere does not exist"),

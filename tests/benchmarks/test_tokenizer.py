@@ -30,7 +30,7 @@ def test_it_measures_ours_and_keeps_the_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("megabytes=3", "don't know 'megabytes=3'; "),
+        ("megabytes=3", "unknown setting 'megabytes=3'; "),
         ("peers=rustbpe,hf", "there is no peer 'hf'; allowed: all, none, rustbpe, tiktoken, tokenizers"),
     ],
 )

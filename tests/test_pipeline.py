@@ -129,7 +129,7 @@ def test_a_plan_that_was_changed_since_is_scored_with_a_word(pipeline: tuple[str
             ["run=dev/base", "max_per_task=2"],
             "max_per_task= is for chat tasks, but dev/base is not a",
         ),
-        (["run=dev/sft", "tasks=none", "max_per_task=2"], "tasks=none asks none; leave it out"),
+        (["run=dev/sft", "tasks=none", "max_per_task=2"], "tasks=none asks no questions; leave it out"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(

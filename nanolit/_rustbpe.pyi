@@ -16,8 +16,8 @@ def train(
     """Tokens in rank order, the 256 bytes first; fewer than `num_tokens` if the texts hold no more pairs.
 
     A text is a str, or (offsets int64, UTF-8 uint8) of many. About twice a second `progress` is called with
-    ("count", bytes, different words), once with ("counted", …) when all are, then with ("merge", merges made,
-    merges asked for). ValueError beyond `max_words` different words.
+    ("count", bytes, distinct words), once with ("counted", …) when all are, then with ("merge", merges made,
+    merges asked for). ValueError beyond `max_words` distinct words.
     """
 
 class Encoder:

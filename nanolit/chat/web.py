@@ -5,6 +5,7 @@ open page loses nothing. The page and the server ask nothing of any other machin
 shown as written: it is never Markdown, and never HTML.
 """
 
+import asyncio
 import html
 import json
 import math
@@ -29,8 +30,10 @@ from nanolit.machine.terminal import one_line
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+ANSWER_SECONDS = 0.15  # more than what is on its way to a page needs, and hardly felt before a reply
 REFRESH_SECONDS = 0.1  # a page that is given every token of a fast model no longer hears its user
 EXAMPLES = ("Hello! Who are you?", "Why is the sky blue?", "How many r are in strawberry?", "What is 12*34?")
 BEGINNINGS = (
@@ -305,9 +308,30 @@ def _quieten_gradio() -> None:
     queueing.traceback = SimpleNamespace(print_exc=lambda: tell(sys.exception()))
 
 
+class LateAnswers:
+    """Middleware that answers a page's request only once the end of its last reply has surely arrived.
+
+    When its request is accepted, Gradio's page opens a stream for the reply unless it still has one. If the
+    server has just ended that one, and the page doesn't know yet, the page waits for its reply forever.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def send_late(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                await asyncio.sleep(ANSWER_SECONDS)
+            await send(message)
+
+        asks = scope["type"] == "http" and scope["path"] == "/gradio_api/queue/join"
+        await self.app(scope, receive, send_late if asks else send)
+
+
 def mount(app: "FastAPI", models: Models, defaults: Defaults) -> None:
     """Put the page at / of the app."""
     _quieten_gradio()
+    app.add_middleware(LateAnswers)
     first = models.get()
     context = first.service.context
     demo = build_demo(

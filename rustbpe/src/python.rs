@@ -25,7 +25,7 @@ const TELL: Duration = Duration::from_millis(500);
 ///
 /// A text is a str, or a pair of buffers (64-bit offsets, UTF-8) that hold many. `progress` is called about twice
 /// a second with what is being done ("count" or "merge"), how much is done and how much there is (count: bytes
-/// and different words; merge: merges), and with "counted" once when all is counted.
+/// and distinct words; merge: merges), and with "counted" once when all is counted.
 #[pyfunction]
 #[pyo3(signature = (texts, *, pattern, num_tokens, threads, max_words, progress=None))]
 fn train<'py>(
@@ -58,7 +58,7 @@ fn train<'py>(
     }
     let tokens = tokens.map_err(|TooLarge| {
         PyValueError::new_err(
-            "the texts hold more different words than training has room for (16 GB); train on less text",
+            "the texts hold more distinct words than training has room for (16 GB); train on less text",
         )
     })?;
     Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
@@ -102,7 +102,7 @@ fn count_words(
         let distinct = distinct.map_err(|error| PyValueError::new_err(error.0))?;
         if distinct > max_words {
             return Err(PyValueError::new_err(format!(
-                "the texts hold more than {max_words} different words ({distinct} in the first {} MB), and all \
+                "the texts hold more than {max_words} distinct words ({distinct} in the first {} MB), and all \
                  are kept in memory, about 200 bytes each; train on less text, or allow more with max_words",
                 (total_bytes + batch.text.len()) / 1_000_000,
             )));
@@ -321,7 +321,7 @@ impl Encoder {
                     let kind = error.into_inner().get_type().name();
                     let kind = kind.map_or_else(|_| "unknown".into(), |kind| kind.to_string());
                     PyValueError::new_err(format!(
-                        "text {index} is of type {kind}; only strings are encoded: leave it out"
+                        "text {index} is of type {kind}; only strings can be encoded: leave it out"
                     ))
                 })
             })

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanolit.chat import web
 from nanolit.chat.__main__ import main
 from nanolit.chat.markup import as_html
 from nanolit.chat.service import Failed
@@ -272,16 +273,15 @@ def test_a_reply_that_is_cut_says_so(address, page):
 
 def test_an_example_is_asked_and_answered(address, page):
     visit(page, address)
-    button = page.get_by_role("button", name="Hello! Who are you?")
-    while button.is_visible():  # a click gets lost where the page paints what the server told it
-        button.click()
-        page.wait_for_timeout(2000)
+    page.get_by_role("button", name="Hello! Who are you?").click()
     assert heard(page, 1)[0] == "Hello! Who are you?"
 
 
 def ask_and_end_the_server(start_chat, page) -> tuple[str, list[str]]:
     """Return the address that it had, and what the page shows of one exchange."""
-    process, address = serve(start_chat, "taught")
+    with socket.create_server(("127.0.0.1", 0)) as free:  # not of the ports that other tests' servers take
+        port = free.getsockname()[1]
+    process, address = serve(start_chat, "taught", port=port)
     visit(page, address)
     say(page, "Hello")
     first = heard(page, 1)
@@ -339,6 +339,28 @@ def test_what_came_of_a_reply_that_failed_stays():
     *_, (_, messages, _, status) = page.send("Hello", [], "taught", "", 0.6, 50, 1.0, 9)
     assert [message["content"] for message in messages] == ["Hello", "Hi"]
     assert "out of memory" in status
+
+
+@pytest.mark.parametrize(("path", "waits"), [("queue/join", True), ("queue/data", False)])
+def test_a_request_is_answered_when_the_last_replys_end_has_arrived(monkeypatch, path, waits):
+    """Otherwise the page takes the ended stream for open, and a reply never comes."""
+    order = []
+
+    async def app(_scope, _receive, send):
+        order.append("accepted")
+        await send({"type": "http.response.start"})
+
+    async def sleep(seconds):
+        order.append(seconds)
+
+    async def send(message):
+        order.append(message["type"])
+
+    monkeypatch.setattr(web.asyncio, "sleep", sleep)
+    scope = {"type": "http", "path": f"/gradio_api/{path}"}
+    with pytest.raises(StopIteration):  # there is nothing to wait for, and the browser has the thread's loop
+        web.LateAnswers(app)(scope, None, send).send(None)
+    assert order == ["accepted", *[web.ANSWER_SECONDS] * waits, "http.response.start"]
 
 
 def test_only_what_the_page_needs_is_served(address):

@@ -287,7 +287,7 @@ def test_without_rust_the_twin_serves_with_a_warning(tokenizer: Tokenizer, monke
 def test_without_rust_a_large_corpus_is_refused_with_a_remedy(monkeypatch) -> None:
     monkeypatch.setattr(training, "_rustbpe", None)
     monkeypatch.setattr(training, "TWIN_MAX_CHARACTERS", 100)
-    with pytest.raises(ValueError, match=r"more than 100 characters .* install Rust 1\.85 or newer"):
+    with pytest.raises(ValueError, match=r"more than 100 characters, .*; install Rust 1\.85 or newer"):
         Tokenizer.train(["a" * 60, "b" * 60], vocab_size=300)
 
 

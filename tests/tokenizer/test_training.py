@@ -68,7 +68,7 @@ def test_bytes_that_are_no_utf8_are_refused() -> None:
 @needs_rust
 def test_too_many_different_words_are_refused_with_their_number() -> None:
     words = [f"word{number:x}" for number in range(2_000)]
-    message = r"more than 1000 different words \(\d+ in the first \d+ MB\), and all are kept in memory"
+    message = r"more than 1000 distinct words \(\d+ in the first \d+ MB\), and all are kept in memory"
     with pytest.raises(ValueError, match=message):
         learn(words, pattern=r"\w+", num_tokens=300, max_words=1_000)
     assert learn(words * 3, pattern=r"\w+", num_tokens=300, max_words=2_000, threads=3)

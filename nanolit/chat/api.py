@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -145,7 +145,7 @@ def routes(models: Models, defaults: Defaults) -> APIRouter:
     """Return the API's routes; temperature and top_k are the `defaults`' where a request gives none."""
     router, created = APIRouter(prefix="/v1"), int(time.time())
 
-    def card(name: str) -> dict[str, Any]:
+    def card(name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": created, "owned_by": "nanolit"}
 
     @router.get("/models")
@@ -199,21 +199,21 @@ class TextShape:
             "model": model,
         }
 
-    def choice(self, text: str) -> dict[str, Any]:
+    def choice(self, text: str) -> dict[str, object]:
         return {"text": text}
 
-    def delta(self, text: str) -> dict[str, Any]:
+    def delta(self, text: str) -> dict[str, object]:
         return {"text": text}
 
-    def first(self) -> dict[str, Any] | None:
+    def first(self) -> dict[str, object] | None:
         return None
 
-    def whole(self, text: str, answer: Answer) -> dict[str, Any]:
+    def whole(self, text: str, answer: Answer) -> dict[str, object]:
         ending = {"index": 0, "finish_reason": answer.finish_reason, "logprobs": None}
         choices = [self.choice(text) | ending]
         return self.head | {"object": self.kind, "choices": choices, "usage": answer.usage}
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+    def _chunk(self, delta: dict[str, object], finish_reason: str | None = None) -> str:
         choices = [{"index": 0, "finish_reason": finish_reason, "logprobs": None} | delta]
         return event(self.head | {"object": self.chunk_kind, "choices": choices})
 
@@ -238,17 +238,17 @@ class ChatShape(TextShape):
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def choice(self, text: str) -> dict[str, Any]:
+    def choice(self, text: str) -> dict[str, object]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def delta(self, text: str) -> dict[str, Any]:
+    def delta(self, text: str) -> dict[str, object]:
         return {"delta": {"content": text} if text else {}}
 
-    def first(self) -> dict[str, Any]:
+    def first(self) -> dict[str, object]:
         return {"delta": {"role": "assistant", "content": ""}}
 
 
-def event(content: dict[str, Any]) -> str:
+def event(content: dict[str, object]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 

@@ -266,7 +266,7 @@ def recent(messages: Messages) -> Messages:
     return messages[start:]
 
 
-def kept(messages: Any) -> Messages:
+def kept(messages: object) -> Messages:
     """Return a conversation that a browser sent, or none if it is not one: the browser can be anybody's."""
     if not isinstance(messages, list) or len(messages) > MOST_KEPT:
         return []
@@ -279,7 +279,7 @@ def kept(messages: Any) -> Messages:
     return [said(message["role"], whole(message["content"])) for message in messages]
 
 
-def question_at(messages: Any, index: Any) -> tuple[Messages, int]:
+def question_at(messages: object, index: int | list[int] | tuple[int, int]) -> tuple[Messages, int]:
     """Return the conversation, and the place of the user's message that Gradio's index belongs to."""
     messages = kept(messages)
     index = index[0] if isinstance(index, (list, tuple)) else index

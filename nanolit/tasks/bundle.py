@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nanolit.machine.paths import file_hash, whole_or_absent, write_json
 from nanolit.tasks.rows import ENDINGS, FileRows, read_lines
@@ -190,7 +190,7 @@ def _fetch(folder: Path) -> None:
     write_json(folder / "source.json", {"format": 1, "url": URL, "sha256": digest})
 
 
-def _copy(source: Any, target: Any, *, size: int) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], *, size: int) -> None:
     done, begun = 0, time.monotonic()
     while chunk := source.read(CHUNK):
         target.write(chunk)

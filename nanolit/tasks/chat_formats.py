@@ -84,7 +84,7 @@ def _message(message: object) -> Message:
     return found
 
 
-def _text_of(part: Any) -> str:
+def _text_of(part: object) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else part
     if kind != "text" or not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
         raise ValueError(f"a part of a message is {kind!r}, but only text can be trained on; {SKIP}")

@@ -73,7 +73,7 @@ def encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
-def decode(coded: Any) -> Any:
+def decode(coded: object) -> Any:
     """Return the value that `encode` was given, of builtin types alone."""
     if isinstance(coded, list):
         return [decode(part) for part in coded]

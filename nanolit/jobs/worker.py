@@ -8,6 +8,7 @@ import atexit
 import hashlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -44,6 +45,8 @@ from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, as_json, r
 from nanolit.report import gradients
 from nanolit.report.folders import Stage
 
+# gloo's errors have no class; most name its source file, of others only the text is known (torch 2.11)
+GLOO = re.compile("gloo|pair closure|closed by peer|Timed out waiting")
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
@@ -95,7 +98,7 @@ def others_are_gone(error: Exception) -> bool:
     """Return True for the errors of gloo and NCCL when a rank does not answer; gloo has no class for it."""
     if not torch.distributed.is_initialized():
         return False
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return isinstance(error, torch.distributed.DistError) or bool(GLOO.search(str(error)))
 
 
 def train(job: Job, plan: TrainingPlan) -> Json:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nanolit.jobs import worker
 from nanolit.jobs.ranks import LEFT, Node, first_of, run_together
 
 TOLD = -signal.SIGTERM
@@ -125,6 +126,21 @@ def test_ranks_give_up_a_long_step_together_when_one_of_them_is_asked_to_stop(tm
     assert folder.name == "step_000003"
     assert len([*folder.glob("optimizer-*-of-00002.safetensors")]) == 2
     assert (folder / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection reset by peer",
+        "Application timeout caused pair closure",
+        "Timed out waiting 6000ms for recv operation to complete",
+    ],
+)
+def test_gloos_errors_are_told_as_another_ranks_silence(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """The texts were seen in runs, or stand in gloo's source."""
+    monkeypatch.setattr(worker.torch.distributed, "is_initialized", lambda: True)
+    assert worker.others_are_gone(RuntimeError(text))
+    assert not worker.others_are_gone(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 @pytest.mark.slow

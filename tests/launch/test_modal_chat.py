@@ -239,7 +239,8 @@ def test_an_open_tab_lets_it_sleep_and_loses_nothing_when_it_wakes(account, clie
     """
     page.goto(deployed[1]["url"])
     page.fill("input[type=password]", PASSWORD)
-    page.keyboard.press("Enter")
+    with page.expect_response(lambda response: "/gradio_api/queue/join" in response.url):  # the page listens
+        page.keyboard.press("Enter")
     say(page, QUESTION)
     first = heard(page, 1)
     (account.state / "idle").write_text("3")

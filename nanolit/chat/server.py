@@ -131,7 +131,11 @@ class Connection(H11Protocol):
         self._look_again()
 
     def _look_again(self) -> None:
-        self.loop.call_later(HEAD_SECONDS, self._close_if_silent, self.cycle)
+        self.watch = self.loop.call_later(HEAD_SECONDS, self._close_if_silent, self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.watch.cancel()  # it would keep 12 KB of each connection until it is due
+        super().connection_lost(exc)
 
     def _close_if_silent(self, before: RequestResponseCycle | None) -> None:
         if self.cycle is before and (before is None or before.response_complete):

@@ -86,7 +86,7 @@ def test_the_volume_is_committed_while_it_trains(account, trained):
         path.parent.name for path in account.state.glob("tasks/*/process.txt") if "train" in path.read_text()
     ]
     commits = [one for one in account.requests("VolumeCommit") if one["task"] in tasks]
-    assert len(commits) >= 4, "the claim, checkpoints, and the end"
+    assert len(commits) >= 2, "while it trains, and once at its end"
 
 
 def test_the_image_has_locked_dependencies_first_and_the_code_last(account, trained):

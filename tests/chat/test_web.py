@@ -86,9 +86,14 @@ def answered(page) -> Iterator[None]:
     page.wait_for_function("window.answered.then(() => true)")
 
 
+def answered_load(page):
+    """Do something that loads the page, and wait until the server has answered what the page then asks."""
+    return page.expect_response(lambda response: "/gradio_api/queue/join" in response.url)
+
+
 def visit(page, address: str) -> None:
     """Open the page and wait until it listens: it has asked the server, and the box has the focus."""
-    with page.expect_response(lambda response: "/gradio_api/queue/join" in response.url):
+    with answered_load(page):
         page.goto(address)
     page.wait_for_function("document.activeElement === document.querySelector('#box textarea')")
 
@@ -317,9 +322,7 @@ def test_a_message_that_found_no_server_waits_in_the_box_for_its_return(start_ch
         assert time.monotonic() < deadline
         box.press("Enter")
         page.wait_for_timeout(500)
-    with page.expect_response(
-        lambda response: "/gradio_api/queue/join" in response.url
-    ):  # the page's own load
+    with answered_load(page):
         serve(start_chat, "taught", port=int(address.rpartition(":")[2]))
     page.wait_for_function("document.querySelector('#box textarea').value === 'Sum?'")
     assert heard(page, 1) == first

@@ -15,7 +15,7 @@ import pytest
 
 from nanolit.chat.service import PLACES
 from nanolit.model.release import save_release
-from tests.chat.test_web import heard, page, say  # noqa: F401
+from tests.chat.test_web import answered_load, heard, page, say  # noqa: F401
 from tests.conftest import TAUGHT
 from tests.fake_modal.account import REPOSITORY, Account, wait_until
 
@@ -239,7 +239,7 @@ def test_an_open_tab_lets_it_sleep_and_loses_nothing_when_it_wakes(account, clie
     """
     page.goto(deployed[1]["url"])
     page.fill("input[type=password]", PASSWORD)
-    with page.expect_response(lambda response: "/gradio_api/queue/join" in response.url):  # the page listens
+    with answered_load(page):
         page.keyboard.press("Enter")
     say(page, QUESTION)
     first = heard(page, 1)

@@ -32,7 +32,10 @@ FEW = 16 if multiply else 1  # the most rows that `product` takes
 WIDE = 1536  # inner size and columns from which `multiply` takes one row too: 9% faster for d26
 PROGRAMS = 132  # multiprocessors of an H200: tiles are sized to give each about one program
 MOST_PARTS = 64
-CHUNK = 128  # logits; a draw first chooses a chunk
+CHUNK = 32  # logits; a draw first chooses a chunk
+SURVEYED = 64  # chunks of a program
+DRAWN = 2048  # logits of a warp, if all are looked into: more would spill registers
+NARROW = 128  # chunks; with a top_k a draw rarely has to look into more of them
 # When a kernel lets the next one start: after its own wait, or before. Before, more than two overlap, which
 # gains 2 to 3% at one row (H200) and costs up to 30% at eight, where they compete for the multiprocessors
 LATE, EARLY = tl.constexpr(1), tl.constexpr(2)
@@ -79,21 +82,27 @@ def sample(
     softcap: float = 0.0,
     mail: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Draw as inference.sampling.sample does, with any mix of settings, one program per row.
+    """Draw as inference.sampling.sample does, with any mix of settings.
 
     With `softcap` logits become softcap·tanh(logits / softcap) first. With `mail` (ids and log-probabilities
     by turn and row) the draws go there too, and the table advances by a position and a turn.
+
+    Many programs note each chunk's largest logit and its weight; then one program per row draws. It looks
+    only into chunks that may hold one of the top_k, and without a top_k and top_p into one chunk.
     """
-    (B, V), block = logits_BV.shape, triton.next_power_of_2(logits_BV.size(1))
-    warps = min(32, max(4, block // 2048))  # 64 logits per thread: more would spill registers
-    seen = drawn_B if seen_BV is None else seen_BV.view(torch.uint8)
+    (B, V), seen = logits_BV.shape, drawn_B if seen_BV is None else seen_BV.view(torch.uint8)
+    chunks = triton.next_power_of_2(triton.cdiv(V, CHUNK))
+    notes_B3N = logits_BV.new_empty(B, 3, chunks, dtype=torch.float32)
     ids, log_probs = mail or (drawn_B.view(1, -1), log_probs_B)
+    given = (logits_BV, table_BX, seen, notes_B3N, softcap, V, logits_BV.stride(0))
+    shape = (table_BX.size(1), seen_BV is not None, softcap > 0, chunks, CHUNK)
+    surveyed, launch = min(SURVEYED, chunks), _launch(logits_BV)
+    _survey[(chunks // surveyed, B)](*given, *shape, surveyed, num_warps=4, **launch)
     _sample[(B,)](
-        *(logits_BV, table_BX, seen, drawn_B, log_probs_B, ids, log_probs, softcap, V, logits_BV.stride(0)),
-        *(table_BX.size(1), ids.size(0), ids.size(1), seen_BV is not None, softcap > 0, mail is not None),
-        *(max(block // CHUNK, 1), min(CHUNK, block)),
-        num_warps=warps,
-        **_launch(logits_BV),
+        *(*given, drawn_B, log_probs_B, ids, log_probs, ids.size(1), *shape),
+        *(min(NARROW, chunks), ids.size(0), mail is not None),
+        num_warps=min(32, max(4, chunks * CHUNK // DRAWN)),
+        **launch,
     )
 
 
@@ -305,10 +314,75 @@ def _bound(keys, target, least, highest, best, warmth, WEIGHTED: tl.constexpr):
 
 
 @triton.jit
+def _first_bound(tops, top_k, highest, NARROW: tl.constexpr):
+    """Return a key that at least top_k of the chunks' largest reach, but no more than NARROW if possible."""
+    low, high = tl.min(tops), highest
+    while low + 1 < high:
+        middle = (low & high) + ((low ^ high) >> 1)
+        reached = tl.sum((tops >= middle).to(tl.int32))
+        if reached >= top_k:
+            low = middle
+        if (reached < top_k) | (reached <= NARROW):
+            high = tl.where(reached < top_k, middle, low)
+    return low
+
+
+@triton.jit
+def _survey(
+    logits, rows, seen, notes, softcap, V, row_stride, COLUMNS: tl.constexpr, SEEN: tl.constexpr,
+    SOFTCAP: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, SURVEYED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    _wait(DEPENDENT)
+    row = tl.program_id(1).to(tl.int64)
+    line, logits, seen = rows + row * COLUMNS, logits + row * row_stride, seen + row * V
+    temperature = _whole(line + 4).to(tl.float32, bitcast=True)
+    penalty = _whole(line + 6).to(tl.float32, bitcast=True)
+    warmth = tl.where(temperature == 0, 1.0, temperature)
+    chunk = tl.program_id(0) * SURVEYED + tl.arange(0, SURVEYED)
+    place = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    x = _penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP)
+    tops = _number(tl.max(_order(x), axis=1))
+    weights = tl.where(x == float("-inf"), 0.0, tl.exp((x - tops[:, None]) / warmth))
+    own = notes + row * 3 * CHUNKS + chunk
+    tl.store(own, tops)
+    tl.store(own + CHUNKS, tl.sum(weights, axis=1))
+
+
+@triton.jit
+def _draw_among(
+    chunk, logits, seen, softcap, V, penalty, top_k, top_p, least, highest, best, warmth, uniform,
+    SEEN: tl.constexpr, SOFTCAP: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Return the least key within top_k and top_p, and what `_pick` does, of these CHUNKS chunks."""
+    place = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    # Only keys stay in registers; they convert back to numbers
+    keys = _order(_penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP))
+    if top_k > 0:
+        least = _bound(keys, top_k, least, highest, best, warmth, False)
+    if top_p < 1:  # keep a token if likelier ones have less than top_p of all probability
+        most = top_p * tl.sum(_weights(keys, least, best, warmth))
+        least = _bound(keys, most, least, highest, best, warmth, True)
+    number, point, total = _pick(tl.sum(_weights(keys, least, best, warmth), axis=1), uniform, CHUNKS)
+    return least, tl.sum(tl.where(tl.arange(0, CHUNKS) == number, chunk, 0)), point, total
+
+
+@triton.jit
+def _pick(weights, uniform, COUNT: tl.constexpr):
+    """Return the number of the drawn one, the weight between its start and the draw, and the total."""
+    sums, number = tl.cumsum(weights, axis=0), tl.arange(0, COUNT)
+    total = tl.sum(tl.where(number == COUNT - 1, sums, 0.0))
+    point = uniform * total
+    drawn = tl.minimum(tl.sum((sums <= point).to(tl.int32)), COUNT - 1)
+    return drawn, point - tl.sum(tl.where(number < drawn, weights, 0.0)), total
+
+
+@triton.jit
 def _sample(
-    logits, rows, seen, drawn, log_probs, mailed_ids, mailed_log_probs, softcap, V, row_stride,
-    COLUMNS: tl.constexpr, TURNS: tl.constexpr, MAILED, SEEN: tl.constexpr, SOFTCAP: tl.constexpr,
-    MAIL: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
+    logits, rows, seen, notes, softcap, V, row_stride, drawn, log_probs, mailed_ids, mailed_log_probs, MAILED,
+    COLUMNS: tl.constexpr, SEEN: tl.constexpr, SOFTCAP: tl.constexpr, CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr, NARROW: tl.constexpr, TURNS: tl.constexpr, MAIL: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     _wait(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
@@ -317,48 +391,54 @@ def _sample(
     temperature = _whole(line + 4).to(tl.float32, bitcast=True)
     top_p = _whole(line + 5).to(tl.float32, bitcast=True)
     penalty = _whole(line + 6).to(tl.float32, bitcast=True)
-    place = tl.arange(0, CHUNKS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    # Only keys stay in registers; they convert back to numbers
-    keys = _order(_penalised(logits, seen, place, V, penalty, softcap, SEEN, SOFTCAP))
-    largest = tl.max(keys, axis=1)
-    highest, least = tl.max(largest), tl.min(keys)
+    warmth, uniform = tl.where(temperature == 0, 1.0, temperature), _uniform(line, position)
+    number, own = tl.arange(0, CHUNKS), notes + row * 3 * CHUNKS
+    tops = _order(tl.load(own + number, cache_modifier=".cg"))
+    highest = tl.max(tops)
     best = _number(highest)
-    id = tl.min(tl.where(keys == highest, place, CHUNKS * CHUNK))
-    warmth = tl.where(temperature == 0, 1.0, temperature)
-    if top_k > 0:
-        if top_k < CHUNKS:  # a first bound: the k-th of the chunks' largest keys
-            least = _bound(largest, top_k, least, highest, best, warmth, False)
-        least = _bound(keys, top_k, least, highest, best, warmth, False)
-    # Keep a token if likelier ones have less than top_p of all probability. A line of zeros is not a row
-    if (top_p < 1) & (penalty > 0):
-        most = top_p * tl.sum(_weights(keys, least, best, warmth))
-        least = _bound(keys, most, least, highest, best, warmth, True)
-    weights = _weights(keys, least, best, warmth)
-    chunks = tl.sum(weights, axis=1)
-    sums, number = tl.cumsum(chunks, axis=0), tl.arange(0, CHUNKS)
-    total = tl.max(sums, axis=0)
-    if temperature > 0:
-        point = _uniform(line, position) * total
-        chunk = tl.minimum(tl.sum((sums <= point).to(tl.int32), axis=0), CHUNKS - 1)
-        point -= tl.sum(tl.where(number < chunk, chunks, 0.0), axis=0)
-        inside = tl.arange(0, CHUNK)
-        some = _penalised(logits, seen, chunk * CHUNK + inside, V, penalty, softcap, SEEN, SOFTCAP)
-        few = tl.where(_order(some) >= least, tl.exp((some - best) / warmth), 0.0)
-        after = tl.sum((tl.cumsum(few, axis=0) <= point).to(tl.int32), axis=0)
-        # Rounding may put the point behind the chunk's last token: then take its likeliest
-        likeliest = tl.min(tl.where(few == tl.max(few, axis=0), inside, CHUNK), axis=0)
-        id = chunk * CHUNK + tl.where(after < CHUNK, after, likeliest)
-    one = tl.arange(0, 1)
-    chosen = _penalised(logits, seen, id + one, V, penalty, softcap, SEEN, SOFTCAP)
-    log_prob = (chosen - best) / warmth - tl.log(total)
-    id = tl.where((total > 0) & (total < float("inf")), id, -1).to(tl.int64)
-    tl.store(log_probs + row + one, log_prob)
+    least = tl.full((), -2139095041, tl.int32)  # the key of -inf
+    if (top_k > 0) & (top_k < CHUNKS):
+        least = _first_bound(tops, top_k, highest, NARROW)
+    # A line of zeros is not a row
+    if (penalty > 0) & ((top_k > 0) | (top_p < 1)):
+        inside = tops >= least
+        count = tl.sum(inside.to(tl.int32))
+        if count <= NARROW:
+            kept, place = own + 2 * CHUNKS, tl.arange(0, NARROW)
+            tl.store(kept + tl.cumsum(inside.to(tl.int32), axis=0) - 1, number.to(tl.float32), mask=inside)
+            tl.debug_barrier()
+            some = tl.load(kept + place, mask=place < count, other=CHUNKS, cache_modifier=".cg").to(tl.int32)
+            least, chunk, point, total = _draw_among(
+                some, logits, seen, softcap, V, penalty, top_k, top_p, least, highest, best, warmth, uniform,
+                SEEN, SOFTCAP, NARROW, CHUNK,
+            )  # fmt: skip
+        else:
+            least, chunk, point, total = _draw_among(
+                number, logits, seen, softcap, V, penalty, top_k, top_p, least, highest, best, warmth,
+                uniform, SEEN, SOFTCAP, CHUNKS, CHUNK,
+            )  # fmt: skip
+    else:
+        sums = tl.load(own + CHUNKS + number, cache_modifier=".cg")
+        chunk, point, total = _pick(sums * tl.exp((_number(tops) - best) / warmth), uniform, CHUNKS)
+    if temperature == 0:
+        chunk = tl.min(tl.where(tops == highest, number, CHUNKS))
+    token = tl.arange(0, CHUNK)
+    x = _penalised(logits, seen, chunk * CHUNK + token, V, penalty, softcap, SEEN, SOFTCAP)
+    keys = _order(x)
+    weights = tl.where(keys >= least, tl.exp((x - best) / warmth), 0.0)
+    after = tl.sum((tl.cumsum(weights, axis=0) <= point).to(tl.int32))
+    # Rounding may put the point behind the chunk's last token: then take its likeliest
+    likeliest = tl.min(tl.where(keys == tl.max(keys), token, CHUNK))
+    after = tl.where((temperature > 0) & (after < CHUNK), after, likeliest)
+    log_prob = (tl.sum(tl.where(token == after, x, 0.0)) - best) / warmth - tl.log(total)
+    id = tl.where((total > 0) & (total < float("inf")), chunk * CHUNK + after, -1).to(tl.int64)
+    tl.store(log_probs + row, log_prob)
     tl.store(drawn + row, id)
     if MAIL:  # noqa: SIM102 (a compile-time constant, and a run-time number)
         if penalty > 0:  # not a line of zeros, whose draw would overwrite an older turn's mail
             mailed = (turn % TURNS) * MAILED + row
             tl.store(mailed_ids + mailed, id)
-            tl.store(mailed_log_probs + mailed + one, log_prob)
+            tl.store(mailed_log_probs + mailed, log_prob)
             tl.store(line, -1)
             tl.store(line + 1, position + 1)
             tl.store(line + 7, turn + 1)

@@ -50,10 +50,11 @@ assert not decoder.counts.any()
 assert fused.seen_BV.nonzero().tolist() == [[row, id] for row, id in enumerate(ids_B.tolist())]
 """
 SAMPLED = """
-import numpy as np, torch
+import sys, numpy as np, torch
 from nanolit.inference.sampling import COLUMNS, LOG_PROBS, PENALTY, POSITION, SEED, TEMPERATURE, TOP_K
 from nanolit.inference.sampling import TOP_P, TURN, needs_of, sample
 from nanolit.kernels import decode_kernel
+decode_kernel.NARROW = int(sys.argv[1])
 generator, rng = torch.Generator().manual_seed(1), np.random.default_rng(1)
 for vocab in (70, 1000, 2048):
     rows = 60
@@ -182,9 +183,13 @@ def test_products_of_any_number_of_rows_equal_torchs_in_tritons_interpreter():
     interpret(MULTIPLIED)
 
 
-def test_draws_equal_those_of_plain_sampling_in_tritons_interpreter():
-    """Rows of all settings, with ties and one that is not finite: ids and log-probabilities."""
-    interpret(SAMPLED)
+@pytest.mark.parametrize("narrow", ["128", "4"])
+def test_draws_equal_those_of_plain_sampling_in_tritons_interpreter(narrow):
+    """Rows of all settings, with ties and one that is not finite: ids and log-probabilities.
+
+    `narrow` chunks of logits are looked into by themselves; with more, all are.
+    """
+    interpret(SAMPLED, narrow)
 
 
 BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
@@ -192,11 +197,12 @@ NUMBERS = {"softcap": "fp32", "epsilon": "fp32", "qk_scale": "fp32", "B": "i32",
 NUMBERS |= dict.fromkeys(("most", "row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K", "MAILED"), "i32")
 POINTERS = {"ids": INT64, "drawn": INT64, "sums": FP32, "counts": "*i32", "r": FP32, "s": FP32}
 POINTERS |= {"gate": FP32, "scale": FP32, "b": FP32, "rows": "*i32", "seen": "*u8", "log_probs": FP32}
-POINTERS |= {"mailed_ids": INT64, "mailed_log_probs": FP32}
+POINTERS |= {"notes": FP32, "mailed_ids": INT64, "mailed_log_probs": FP32}
 AROUND = {"C": 5120, "NORMALIZED": True, "SQUARED": True, "RESIDUAL": True, "MIX": True, "KEPT": True}
-DRAWN = {"SEEN": True, "SOFTCAP": True, "CHUNKS": 256, "CHUNK": 128}
+DRAWN = {"COLUMNS": 10, "SEEN": True, "SOFTCAP": True, "CHUNKS": 1024, "CHUNK": 32}
 EVERYTHING = [
-    ("_sample", 16, 1, {"COLUMNS": 10, "TURNS": 4, "MAIL": True} | DRAWN),
+    ("_survey", 4, 1, {"SURVEYED": 64} | DRAWN),
+    ("_sample", 16, 1, {"NARROW": 128, "TURNS": 4, "MAIL": True} | DRAWN),
     ("_begin", 4, 1, {"COLUMNS": 10, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048}),
     ("_multiply_a_row", 4, 1, AROUND | {"COLUMNS": 4, "INNER": 1024, "CHUNKS": 5}),
     ("_multiply", 8, 1, AROUND | {"ROWS": 8, "WARPS": 8, "STAGES": 6}),

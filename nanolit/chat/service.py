@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 from nanolit.inference.engine import Engine, Sampling, longest_beginning
+from nanolit.inference.launch import bucket_of
 from nanolit.inference.request import Handle, Request, Token
 from nanolit.machine.device import use_device
 from nanolit.machine.terminal import one_line
@@ -29,6 +30,7 @@ LONGEST_WAIT = 60  # seconds that a client is asked to wait: the most that OpenA
 # An engine that failed is given nothing for so long while another one works: a broken GPU fails at once, has
 # the least to do, and would be given every request. Untuned
 REST_SECONDS = 60.0
+REHEARSED = 3  # steps: the prompt, a captured step, a replayed one
 ENDED = "the server has stopped"
 
 News = list[Token] | Exception | None  # some tokens, what went wrong, or the end
@@ -72,6 +74,7 @@ class Worker:
     full: bool = False  # it had no room for the next request in the queue
     rests_until: float = 0.0
     step_seconds: float = 0.0  # of the last steps, averaged
+    unrehearsed: list[int] = field(default_factory=list)  # numbers of replies at once
 
 
 class Post:
@@ -114,7 +117,7 @@ class Service:
         self._changed = threading.Condition()
         self._posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Post] = weakref.WeakKeyDictionary()
         self._closed = False
-        self._workers = [Worker(engine) for engine in engines]
+        self._workers = [Worker(engine, unrehearsed=_rehearsals(engine, places)) for engine in engines]
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name=f"engine {number}", daemon=True)
             for number, worker in enumerate(self._workers)
@@ -145,20 +148,27 @@ class Service:
                     yield [token]
 
     async def stream(self, request: Request, *, patience: float) -> AsyncGenerator[list[Token]]:
-        """Yield tokens as they come, [] after each `patience` seconds without any; leaving early cancels."""
+        """Yield tokens as they come, [] after each `patience` seconds without any; leaving early cancels.
+
+        A reader that falls behind gets several at once: pieces of text cost the event loop more than tokens.
+        """
         news: asyncio.Queue[News] = asyncio.Queue()
         post = self._posts.setdefault(asyncio.get_running_loop(), Post())
         with self._entered(request, functools.partial(post.send, asyncio.get_running_loop(), news)):
             yield []
             while True:
+                items: list[News] = []
                 try:
                     async with asyncio.timeout(patience):  # wait_for of Python 3.11 may lose a cancellation
-                        tokens = _checked(await news.get())
+                        items = [await news.get()]
                 except TimeoutError:
-                    tokens = []
-                if tokens is None:
+                    yield []
+                while not news.empty():
+                    items.append(news.get_nowait())
+                if tokens := [token for item in items if isinstance(item, list) for token in item]:
+                    yield tokens
+                if any(_checked(item) is None for item in items):
                     return
-                yield tokens
 
     def wait_seconds(self) -> int:
         """Return in how many seconds the reply that is closest to its limit will have ended."""
@@ -177,6 +187,7 @@ class Service:
             "open": self.num_open,
             **self._totals,
             "milliseconds_per_step": round(1000 * slowest, 2),
+            "rehearsals_left": sum(len(worker.unrehearsed) for worker in self._workers),
         }
 
     def close(self) -> None:
@@ -216,11 +227,14 @@ class Service:
                 new = self._take(worker)
                 if self._queue:  # what was this engine's may be another's now
                     self._changed.notify_all()
-                while not (new or worker.tickets or self._closed):
+                while not (worker.tickets or worker.unrehearsed or self._closed):
                     self._changed.wait(REST_SECONDS)
                     new = self._take(worker)
                 if self._closed:
                     break
+            if not worker.tickets:
+                self._rehearse(worker)
+                continue
             began = time.monotonic()
             try:
                 self._drop_those_who_left(worker)
@@ -232,6 +246,33 @@ class Service:
             for ticket in [*worker.tickets]:
                 self._tell(worker, ticket)
         self._fail(worker, Failed(ENDED))
+
+    def _rehearse(self, worker: Worker) -> None:
+        """Give the engine made-up requests, so that later ones find slots, kernels and graphs.
+
+        The first step with a new number of replies makes them, for seconds, in which all replies would pause.
+        """
+        engine, rows = worker.engine, worker.unrehearsed[-1]
+        # Prompts of several lengths, for each of which there is a graph too; the first time two at once
+        length = min(16 << len(worker.unrehearsed), engine.context // 2)
+        prompt = [self.tokenizer.bos_id] * length
+        samples = [rows] if engine.launcher else [1, rows - 1]
+        try:
+            handles = [
+                engine.submit(Request(prompt_ids=prompt, num_samples=n, max_tokens=engine.context - length))
+                for n in samples
+                if n
+            ]
+            for _ in range(REHEARSED):
+                engine.step()
+            for handle in handles:
+                engine.cancel(handle)
+            engine.step()
+            worker.unrehearsed.pop()
+        except Exception:  # a person's request will say what is wrong
+            worker.unrehearsed.clear()
+            with contextlib.suppress(Exception):
+                engine.release()
 
     def _take(self, worker: Worker) -> list[Ticket]:
         """Take this engine's requests off the queue, in order: a small one never overtakes a larger one."""
@@ -309,6 +350,17 @@ class Service:
             self._end(worker, ticket, error)
         with contextlib.suppress(Exception):
             worker.engine.release()
+
+
+def _rehearsals(engine: Engine, places: int) -> list[int]:
+    """Return the numbers of replies to rehearse, from the last to the first.
+
+    The first needs the largest slots, which serve all others; the second is what a first person needs.
+    """
+    if engine.model.device.type != "cuda":
+        return []
+    powers = [1 << power for power in range(bucket_of(places).bit_length() - 1)]
+    return [*reversed(powers), places]
 
 
 def _checked(news: News) -> list[Token] | None:

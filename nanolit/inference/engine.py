@@ -38,7 +38,8 @@ from nanolit.machine.device import pick_devices
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.bpe import Tokenizer
 
-FREE_SHARE = 0.8  # share of a GPU's free memory for slots; prompts and logits get the rest. Untuned
+# Share of a GPU's free memory for slots and kept conversations; prompts and logits get the rest. Untuned
+FREE_SHARE = 0.8
 HOST_BYTES = 4 * 2**30  # for slots, on devices that do not report their free memory
 KEPT_SHARE = 0.25  # extra memory, relative to the slots', for conversations between two turns
 FEW = 16  # prompts join a batch once a sixteenth of it is free: each time holds up everybody else
@@ -384,4 +385,4 @@ def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return HOST_BYTES
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(FREE_SHARE * (torch.cuda.mem_get_info(device)[0] + cached))
+    return int(FREE_SHARE / (1 + KEPT_SHARE) * (torch.cuda.mem_get_info(device)[0] + cached))

@@ -258,6 +258,50 @@ def test_replies_end_at_their_time_limit(rambling, serve):
     assert service.stats()["cancelled"] == 3
 
 
+def rehearsed(service: Service) -> None:
+    while service.stats()["rehearsals_left"]:
+        time.sleep(0.01)
+
+
+def test_rehearsals_make_room_for_all_and_change_no_reply(engines, serve, monkeypatch):
+    """The first reply is asked for while they last; one that fails ends them."""
+    asked = {"prompt_ids": [256, 65], "max_tokens": 20, "seed": 3}
+    alone = ids_of(serve(engines[:1]).generate(**asked))
+    monkeypatch.setattr(service_module, "_rehearsals", lambda _engine, places: [2, 1, places])
+    service = serve(engines[1:], places=5)
+    assert ids_of(service.generate(**asked)) == alone
+    rehearsed(service)
+    launcher = engines[1].launcher
+    assert (launcher.slots.rows, launcher.slots.capacity) == (8, 128)
+    assert ids_of(service.generate(**asked)) == alone
+    assert engines[1].launcher is launcher
+    assert (engines[1].rows, [*engines[1].waiting], [*engines[1].launched]) == ([], [], [])
+
+    monkeypatch.setattr(Engine, "step", lambda _: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    broken = serve(engines[:1])
+    rehearsed(broken)
+    monkeypatch.undo()
+    assert ids_of(broken.generate(**asked)) == alone
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_after_the_rehearsals_a_gpu_captures_nothing_more(byte_tokenizer, serve, monkeypatch):
+    monkeypatch.delenv("NANOLIT_DEVICE")
+    model = build_tiny_model(MODERN).to("cuda")
+    model.prepare()
+    (engine,) = engines_on(1, model, byte_tokenizer)
+    service = serve([engine], places=8)
+    rehearsed(service)
+    launcher, graphs = engine.launcher, {*engine.launcher.graphs}
+    assert {rows for rows, *_ in graphs} == {1, 2, 4, 8}
+    with ThreadPoolExecutor(8) as pool:
+        replies = [service.generate([256, id], max_tokens=20) for id in range(8)]
+        assert all(pool.map(ids_of, replies))
+    assert engine.launcher is launcher
+    assert {*launcher.graphs} == graphs
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_give_the_same_reply(byte_tokenizer, serve, monkeypatch):

@@ -43,7 +43,7 @@ IDLE_SECONDS, INPUT_SECONDS, START_SECONDS = 120, 900, 900
 MOST_REQUESTS = 100  # at once, in the one container; how many are answered at once is the chat's to say
 MONTH_HOURS = 720
 LONGEST_NAME = 32  # of 63 in an address, which the workspace and "nanolit" are in too
-RELEASE = "/release"
+RELEASE, KERNELS = "/release", "/kernels"
 DRAWING = ("temperature", "top_k", "max_tokens", "seed")  # how replies are drawn: the chat's Defaults
 AGAIN = "copy or convert the release again"
 
@@ -326,9 +326,20 @@ def define(
         gpu=gpus_of(settings)[0],
         cpu=CORES,
         memory=memory,
-        env={"NANOLIT_CODE": code_version(), "NANOLIT_RELEASE": RELEASE, "NANOLIT_SERVE": serving},
+        env={
+            "NANOLIT_CODE": code_version(),
+            "NANOLIT_RELEASE": RELEASE,
+            "NANOLIT_SERVE": serving,
+            "TRITON_CACHE_DIR": KERNELS,
+        },
         secrets=[secret] if secret else [],
-        volumes={RELEASE: store.with_mount_options(read_only=True, sub_path=place)},
+        # Compiling all kernels takes half a minute, finding them compiled two seconds (d26, H200)
+        volumes={
+            RELEASE: store.with_mount_options(read_only=True, sub_path=place),
+            KERNELS: modal.Volume.from_name(
+                "nanolit-kernels", create_if_missing=True, version=2, environment_name=settings["environment"]
+            ),
+        },
         min_containers=wish.keep_warm,
         max_containers=1,
         scaledown_window=IDLE_SECONDS,

@@ -161,10 +161,10 @@ class Containers:
         for mount in function.mount_ids:
             self.place(self.plane.mounts.get(mount, []), files)
         self.build(function.image_id, files)
-        moved = {}  # a part of a volume is below the container's own folder, whatever its path
+        moved = {}  # what would be at this machine's root, or is a part, is below the container's own folder
         for mount in function.volume_mounts:
             path = Path(mount.mount_path)
-            if mount.sub_path:
+            if mount.sub_path or len(path.parts) == 2:
                 path = files / mount.mount_path.strip("/")
                 moved[mount.mount_path] = str(path)
             if not path.is_symlink():

@@ -186,9 +186,10 @@ def test_the_requests_are_those_of_the_design(account, deployed):
     assert function["autoscalerSettings"]["maxContainers"] == 1
     assert function["autoscalerSettings"]["scaledownWindow"] == 120
     assert function["timeoutSecs"] == 900
-    (mount,) = function["volumeMounts"]
-    assert mount["readOnly"]
-    assert mount["subPath"] == deployed[1]["place"]
+    release, kernels = sorted(function["volumeMounts"], key=lambda mount: mount["mountPath"], reverse=True)
+    assert release["readOnly"]
+    assert release["subPath"] == deployed[1]["place"]
+    assert kernels["mountPath"] == "/kernels"
     web = function["methodDefinitions"]["web"]["webhookConfig"]
     assert web["requestedSuffix"] == "nanolit-taught"
 

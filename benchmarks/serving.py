@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
             print(f"  the server listens after {seconds:.1f} s", flush=True)
             entry["first_reply_seconds"] = asyncio.run(ask(address, [body(settings, 0)]))["first_seconds"]
             print(f"  its first token came {entry['first_reply_seconds']:.1f} s later", flush=True)
-            while httpx.get(f"{address}/stats").json()[NAME]["rehearsals_left"]:
+            while httpx.get(f"{address}/stats", timeout=SECONDS).json()[NAME]["rehearsals_left"]:
                 time.sleep(0.1)
             entry["rehearsed_seconds"] = time.perf_counter() - begun
             print(
@@ -168,13 +168,13 @@ async def ask(address: str, bodies: list[dict[str, Any]]) -> dict[str, float]:
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         # They begin and end at different times
-        "decoded_per_second": sum((count - 1) / (end - first or inf) for first, end, count in replies),
+        "decoded_per_second": sum(count / (end - first or inf) for first, end, count, _ in replies),
     }
 
 
-async def read(client: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[float, float, int]:
-    """Return when a reply's first and last text came, and how many tokens it has."""
-    first, end, tokens = 0.0, 0.0, 0
+async def read(client: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[float, float, float, int]:
+    """Return when a reply's first and last text came, about how many tokens between them, and in all."""
+    times, lengths, tokens = list[float](), list[int](), 0
     async with client.stream("POST", "/v1/completions", json=asked) as response:
         assert response.status_code == 200, await response.aread()
         async for line in response.aiter_lines():
@@ -182,7 +182,8 @@ async def read(client: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[float,
                 content = json.loads(line[6:])
                 if usage := content.get("usage"):
                     tokens = usage["completion_tokens"]
-                elif content["choices"][0]["text"]:
-                    end = time.perf_counter()
-                    first = first or end
-    return first, end, tokens
+                elif text := content["choices"][0]["text"]:
+                    times.append(time.perf_counter())
+                    lengths.append(len(text))
+    later = tokens * (1 - lengths[0] / sum(lengths))  # the first piece may have several tokens
+    return times[0], times[-1], later, tokens

@@ -76,7 +76,8 @@ class Models:
                 self._make_room()
                 loaded = self._load(name)
                 meta, engines = loaded.meta, engines_on(self._devices, loaded.model, loaded.tokenizer)
-                service = Service(engines, places=self._places)
+                alone = len(self.names) == 1  # rehearsals take the memory that all replies at once may need
+                service = Service(engines, places=self._places, rehearses=alone)
                 talker = Talker(
                     service,
                     continues_text=meta.get("stage") == "base",

@@ -75,6 +75,7 @@ class Worker:
     rests_until: float = 0.0
     step_seconds: float = 0.0  # of the last steps, averaged
     unrehearsed: list[int] = field(default_factory=list)  # numbers of replies at once
+    rehearsing: bool = False
 
 
 class Post:
@@ -106,7 +107,12 @@ class Service:
     """Serves `engines` of one model to at most `places` requests for each at once; the others get `Busy`."""
 
     def __init__(
-        self, engines: Sequence[Engine], *, places: int = PLACES, reply_seconds: float = REPLY_SECONDS
+        self,
+        engines: Sequence[Engine],
+        *,
+        places: int = PLACES,
+        reply_seconds: float = REPLY_SECONDS,
+        rehearses: bool = False,
     ) -> None:
         first = engines[0]
         self.tokenizer, self.context, self.end_ids = first.tokenizer, first.context, first.end_ids
@@ -117,7 +123,9 @@ class Service:
         self._changed = threading.Condition()
         self._posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Post] = weakref.WeakKeyDictionary()
         self._closed = False
-        self._workers = [Worker(engine, unrehearsed=_rehearsals(engine, places)) for engine in engines]
+        self._workers = [Worker(engine) for engine in engines]
+        for worker in self._workers if rehearses else ():
+            worker.unrehearsed = _rehearsals(worker.engine, places)
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name=f"engine {number}", daemon=True)
             for number, worker in enumerate(self._workers)
@@ -224,6 +232,7 @@ class Service:
         use_device(worker.engine.model.device)
         while True:
             with self._changed:
+                worker.rehearsing = False
                 new = self._take(worker)
                 if self._queue:  # what was this engine's may be another's now
                     self._changed.notify_all()
@@ -232,7 +241,8 @@ class Service:
                     new = self._take(worker)
                 if self._closed:
                     break
-            if not worker.tickets:
+                worker.rehearsing = not worker.tickets
+            if worker.rehearsing:
                 self._rehearse(worker)
                 continue
             began = time.monotonic()
@@ -251,10 +261,11 @@ class Service:
         """Give the engine made-up requests, so that later ones find slots, kernels and graphs.
 
         The first step with a new number of replies makes them, for seconds, in which all replies would pause.
+        Whoever asks meanwhile, or ends the service, waits for one step at most.
         """
         engine, rows = worker.engine, worker.unrehearsed[-1]
         # Prompts of several lengths, for each of which there is a graph too; the first time two at once
-        length = min(16 << len(worker.unrehearsed), engine.context // 2)
+        length = max(1, min(32 << len(worker.unrehearsed), engine.context - REHEARSED - 1))
         prompt = [self.tokenizer.bos_id] * length
         samples = [rows] if engine.launcher else [1, rows - 1]
         try:
@@ -264,11 +275,16 @@ class Service:
                 if n
             ]
             for _ in range(REHEARSED):
+                if self._closed or self._queue:
+                    break
                 engine.step()
+            else:
+                worker.unrehearsed.pop()
             for handle in handles:
                 engine.cancel(handle)
             engine.step()
-            worker.unrehearsed.pop()
+            if engine.decoder and 0 < engine.decoder.fused_rows < rows:
+                raise MemoryError  # too little is left for kernels: better smaller slots
         except Exception:  # a person's request will say what is wrong
             worker.unrehearsed.clear()
             with contextlib.suppress(Exception):
@@ -294,13 +310,15 @@ class Service:
     def _worker_for(self, ticket: Ticket) -> Worker | None:
         """Return who should answer: the one that keeps the conversation, else the one with least to do.
 
+        One that rehearses comes last.
+
         None while all are full. Both are asked of the engines that have room and work.
         """
         now = time.monotonic()
         working = [worker for worker in self._workers if now > worker.rests_until] or self._workers
         ready = [worker for worker in working if not worker.full]
         keepers = [worker for worker in ready if longest_beginning(worker.kept, ticket.request.prompt_ids)]
-        return min(keepers or ready, key=lambda worker: len(worker.tickets), default=None)
+        return min(keepers or ready, key=lambda one: (one.rehearsing, len(one.tickets)), default=None)
 
     def _submit(self, worker: Worker, new: Sequence[Ticket]) -> None:
         for ticket in new:

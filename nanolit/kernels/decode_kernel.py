@@ -317,7 +317,7 @@ def _bound(keys, target, least, highest, best, warmth, WEIGHTED: tl.constexpr):
 def _first_bound(tops, top_k, highest, NARROW: tl.constexpr):
     """Return a key that at least top_k of the chunks' largest reach, but no more than NARROW if possible."""
     low, high = tl.min(tops), highest
-    while low + 1 < high:
+    while low < high - 1:  # not low + 1: NaN is the largest key there is
         middle = (low & high) + ((low ^ high) >> 1)
         reached = tl.sum((tops >= middle).to(tl.int32))
         if reached >= top_k:
@@ -369,12 +369,16 @@ def _draw_among(
 
 @triton.jit
 def _pick(weights, uniform, COUNT: tl.constexpr):
-    """Return the number of the drawn one, the weight between its start and the draw, and the total."""
+    """Return the number of the drawn one, the weight between its start and the draw, and the total.
+
+    Sums of parallel scans are not quite monotone, so a number without weight is passed over.
+    """
     sums, number = tl.cumsum(weights, axis=0), tl.arange(0, COUNT)
     total = tl.sum(tl.where(number == COUNT - 1, sums, 0.0))
     point = uniform * total
-    drawn = tl.minimum(tl.sum((sums <= point).to(tl.int32)), COUNT - 1)
-    return drawn, point - tl.sum(tl.where(number < drawn, weights, 0.0)), total
+    drawn = tl.min(tl.where((sums > point) & (weights > 0), number, COUNT))
+    drawn = tl.minimum(drawn, tl.max(tl.where(weights > 0, number, 0)))
+    return drawn, tl.maximum(point - tl.sum(tl.where(number < drawn, weights, 0.0)), 0.0), total
 
 
 @triton.jit
@@ -426,7 +430,7 @@ def _sample(
     x = _penalised(logits, seen, chunk * CHUNK + token, V, penalty, softcap, SEEN, SOFTCAP)
     keys = _order(x)
     weights = tl.where(keys >= least, tl.exp((x - best) / warmth), 0.0)
-    after = tl.sum((tl.cumsum(weights, axis=0) <= point).to(tl.int32))
+    after = tl.min(tl.where((tl.cumsum(weights, axis=0) > point) & (weights > 0), token, CHUNK))
     # Rounding may put the point behind the chunk's last token: then take its likeliest
     likeliest = tl.min(tl.where(keys == tl.max(keys), token, CHUNK))
     after = tl.where((temperature > 0) & (after < CHUNK), after, likeliest)

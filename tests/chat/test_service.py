@@ -268,7 +268,7 @@ def test_rehearsals_make_room_for_all_and_change_no_reply(engines, serve, monkey
     asked = {"prompt_ids": [256, 65], "max_tokens": 20, "seed": 3}
     alone = ids_of(serve(engines[:1]).generate(**asked))
     monkeypatch.setattr(service_module, "_rehearsals", lambda _engine, places: [2, 1, places])
-    service = serve(engines[1:], places=5)
+    service = serve(engines[1:], places=5, rehearses=True)
     assert ids_of(service.generate(**asked)) == alone
     rehearsed(service)
     launcher = engines[1].launcher
@@ -278,10 +278,35 @@ def test_rehearsals_make_room_for_all_and_change_no_reply(engines, serve, monkey
     assert (engines[1].rows, [*engines[1].waiting], [*engines[1].launched]) == ([], [], [])
 
     monkeypatch.setattr(Engine, "step", lambda _: (_ for _ in ()).throw(RuntimeError("out of memory")))
-    broken = serve(engines[:1])
+    broken = serve(engines[:1], rehearses=True)
     rehearsed(broken)
     monkeypatch.undo()
     assert ids_of(broken.generate(**asked)) == alone
+
+
+def test_who_asks_or_closes_waits_for_one_step_of_a_rehearsal_at_most(engines, serve, monkeypatch):
+    """And an engine that has rehearsed answers in place of one that still does."""
+    step, release, begun_steps = Engine.step, threading.Event(), []
+
+    def slow(engine: Engine) -> bool:
+        if engine is engines[0] and not release.is_set():
+            begun_steps.append(engine)
+            release.wait(60)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", slow)
+    monkeypatch.setattr(
+        service_module, "_rehearsals", lambda engine, _places: [1] * 9 if engine is engines[0] else []
+    )
+    service = serve(engines, rehearses=True)
+    while not begun_steps:
+        time.sleep(0.01)
+    assert len(ids_of(service.generate([256, 65], max_tokens=5))) == 5
+    threading.Timer(0.2, release.set).start()
+    began = time.monotonic()
+    service.close()
+    assert time.monotonic() - began < 20
+    assert service.stats()["rehearsals_left"] == 9
 
 
 @pytest.mark.gpu
@@ -291,7 +316,7 @@ def test_after_the_rehearsals_a_gpu_captures_nothing_more(byte_tokenizer, serve,
     model = build_tiny_model(MODERN).to("cuda")
     model.prepare()
     (engine,) = engines_on(1, model, byte_tokenizer)
-    service = serve([engine], places=8)
+    service = serve([engine], places=8, rehearses=True)
     rehearsed(service)
     launcher, graphs = engine.launcher, {*engine.launcher.graphs}
     assert {rows for rows, *_ in graphs} == {1, 2, 4, 8}

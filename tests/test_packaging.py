@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from nanolit.machine.locks import held
 from tests.fake_modal.account import Account
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,8 +58,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in tracked_files():
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
-    target = str(ROOT / "rustbpe" / "target")
-    run(UV or "uv", "build", "--wheel", "-o", folder, cwd=folder / "source", CARGO_TARGET_DIR=target)
+    target = ROOT / "rustbpe" / "target"
+    target.mkdir(exist_ok=True)
+    with held(target / "wheel.lock", wait=True):  # maturin moves the library that another build is reading
+        run(UV or "uv", "build", "--wheel", "-o", folder, cwd=folder / "source", CARGO_TARGET_DIR=str(target))
     (built,) = folder.glob("*.whl")
     return built
 

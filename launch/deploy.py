@@ -25,7 +25,7 @@ from launch.gpus import gpus_of, same_gpu
 from launch.image import check_project, container_image
 from launch.progress import read_volume_json
 from launch.serve import labelled
-from launch.submit import explain
+from launch.submit import explain, volume
 from launch.uploads import artefacts, upload_once
 from nanolit.config.compose import compose_config
 from nanolit.config.schema import MODEL_STAGES, Cluster
@@ -336,8 +336,8 @@ def define(
         # Compiling all kernels takes half a minute, finding them compiled two seconds (d26, H200)
         volumes={
             RELEASE: store.with_mount_options(read_only=True, sub_path=place),
-            KERNELS: modal.Volume.from_name(
-                "nanolit-kernels", create_if_missing=True, version=2, environment_name=settings["environment"]
+            KERNELS: volume(
+                {"name": "nanolit-kernels", "version": 2, "read_only": False}, settings["environment"]
             ),
         },
         min_containers=wish.keep_warm,

@@ -154,7 +154,7 @@ def by_rows(
         measured = [run(engine, [request]) for _ in range(settings.repeats)]
         first = min(times["first_seconds"] for times in measured)
         step = min(times["decode_seconds"] for times in measured) / (settings.new - 1)
-        needed = step_bytes(engine.model, rows, settings.prompt + settings.new // 2)
+        needed = step_bytes(engine.model, rows, settings.prompt, settings.new // 2)
         line = line_of(rows, first, step) | {"bandwidth_share": needed / step / bytes_per_second}
         print(f"  {results.in_words(line)}", flush=True)
         yield line
@@ -167,11 +167,12 @@ def line_of(rows: int, first: float, step: float) -> dict[str, Any]:
     return {"rows": rows, **speed}
 
 
-def step_bytes(model: GPT, rows: int, positions: int) -> float:
-    """Return what a decode step must read: matrices and head once, keys and values of each row."""
-    roles = model.parameter_roles()
+def step_bytes(model: GPT, rows: int, prompt: int, own: int) -> float:
+    """Return what a step must read: matrices, head, the prompt's keys and values once, each row's own."""
+    roles, config = model.parameter_roles(), model.config
     read = [p.numel() for name, p in model.named_parameters() if roles[name] in ("matrix", "unembedding")]
-    return sum(read) * model.compute_dtype.itemsize + rows * row_bytes(model, positions)
+    read.append(2 * rows * own * config.depth * config.kv_heads * model.head_dim)
+    return sum(read) * model.compute_dtype.itemsize + row_bytes(model, prompt)
 
 
 def kernel_times(engine: Engine, settings: Settings, rng: random.Random) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,7 @@ from nanolit.model.gpt import GPTConfig
 TOUCHED = 300_000_000  # bytes of all copies of a kernel's weights or keys: six times an H200's cache
 TILES = {
     "_tile_of_a_row": [*product((4, 8, 16), (1, 2, 4, 8))],
-    "tile_of": [*product((2, 4, 8), (2, 4, 6, 8, 12))],
+    "tile_of": [*product((2, 4, 8), (2, 4, 6, 8, 10, 12))],
     "_split": [*product((1, 2, 4, 5, 6, 8, 11, 16, 32, 64), (16, 32), (1, 2))],
 }
 
@@ -138,7 +138,7 @@ def attention_kernel(rows: int, H: int, K: int, D: int, *, positions: int, conte
         name="attention",
         cut="_split",
         launches=[
-            lambda b=pair: fused.attend(qkv_BX, where, b, None, y_BC, counts, qk_scale=1.0)
+            lambda b=pair: fused.attend(qkv_BX, where, b, None, y_BC, counts, qk_scale=1.0, tiles=(0, 0, 0))
             for pair in buffers
         ],
         error=error,

@@ -264,15 +264,12 @@ class Service:
         Whoever asks meanwhile, or ends the service, waits for one step at most.
         """
         engine, rows = worker.engine, worker.unrehearsed[-1]
-        # Prompts of several lengths, for each of which there is a graph too; the first time two at once
+        # One prompt of each length, for which there is a graph too, beside short ones that are read together
         length = max(1, min(32 << len(worker.unrehearsed), engine.context - REHEARSED - 1))
-        prompt = [self.tokenizer.bos_id] * length
-        samples = [rows] if engine.launcher else [1, rows - 1]
         try:
             handles = [
-                engine.submit(Request(prompt_ids=prompt, num_samples=n, max_tokens=engine.context - length))
-                for n in samples
-                if n
+                engine.submit(Request(prompt_ids=[self.tokenizer.bos_id] * n, max_tokens=engine.context - n))
+                for n in [length] + (rows - 1) * [1]
             ]
             for _ in range(REHEARSED):
                 if self._closed or self._queue:

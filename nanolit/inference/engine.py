@@ -32,6 +32,7 @@ from nanolit.inference.sampling import (
     TOP_K,
     TOP_P,
     needs_of,
+    note_tiles,
 )
 from nanolit.inference.slots import Slots, row_bytes
 from nanolit.machine.device import pick_devices
@@ -84,6 +85,7 @@ class Engine:
         self.kept = OrderedDict[tuple[int, ...], list[Tensor]]()  # the ids of a text → its slot's content
         self.decoder: Decoder | None = None
         self.launcher: Launcher | None = None
+        self.moved = False  # rows joined or left since the tiles were noted
         self._budget = 0  # bytes for slots, known once the weights are packed
         # On a GPU the newest launch stays unread, so that the next one can start before it is read
         self.unread = int(model.device.type == "cuda")
@@ -211,11 +213,14 @@ class Engine:
         logits_BV = launcher.read(prompts, row=first, start=start)
         joined, order = [group[0] for group in groups], [*range(len(groups))]
         for source, group in enumerate(groups):
+            for row in group:
+                row.began_with = group[0]
             copies = slice(first + len(joined), first + len(joined) + len(group) - 1)
             slots.copy_row(first + source, copies, length=len(prompts[source]))
             joined.extend(group[1:])
             order.extend([source] * (len(group) - 1))
         self.rows.extend(joined)
+        self.moved = True
         table = self.table[first : len(self.rows)]
         for line, row in zip(table, joined, strict=True):
             self._fill(line, row)
@@ -245,6 +250,12 @@ class Engine:
         if not self.rows or self.launcher is None:
             return False
         table = self.table[: len(self.rows)]
+        if self.moved:
+            samples = dict[Row, list[int]]()
+            for place, row in enumerate(self.rows):
+                samples.setdefault(row.began_with, []).append(place)
+            note_tiles(table, [(places, row.start) for row, places in samples.items()])
+            self.moved = False
         table[:, FORCED] = [
             row.known(place - row.start)
             for row, place in zip(self.rows, table[:, POSITION].tolist(), strict=True)
@@ -280,6 +291,7 @@ class Engine:
             slots.copy_row(last, slice(place, place + 1), length=int(self.table[last, POSITION]))
             self.table[place], self.rows[place] = self.table[last], self.rows[last]
         self.rows.pop()
+        self.moved = True
 
     def _keep(self, row: Row, place: int, slots: Slots) -> None:
         """Keep a copy of the slot, without the text's last token, which may never have been fed."""

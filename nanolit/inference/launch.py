@@ -16,7 +16,17 @@ import torch
 from torch import Tensor
 
 from nanolit.inference.decode import Decoder, padded
-from nanolit.inference.sampling import COLUMNS, FORCED, LOG_PROBS, POSITION, TURN, Needs, needs_of
+from nanolit.inference.sampling import (
+    COLUMNS,
+    FORCED,
+    LOG_PROBS,
+    POSITION,
+    TILES,
+    TURN,
+    Needs,
+    needs_of,
+    programs_for_tiles,
+)
 from nanolit.inference.slots import Slots
 
 MAX_GRAPHS = 32  # kept; the least recently used goes first. Sampling settings and long texts add shapes
@@ -39,7 +49,8 @@ class Launcher:
     def __init__(self, decoder: Decoder, slots: Slots, *, plain: bool = False) -> None:
         self.decoder, self.slots, device = decoder, slots, decoder.model.device
         self.captures = self.reads_by_graph = device.type == "cuda" and not plain
-        self.graphs: OrderedDict[tuple[int, int, Needs], tuple[torch.cuda.CUDAGraph, Draws]] = OrderedDict()
+        self.graphs: OrderedDict[tuple[int, int, Needs, int], tuple[torch.cuda.CUDAGraph, Draws]]
+        self.graphs = OrderedDict()
         # Padded length → a prompt's inputs, and its graph with the logits once recorded
         self.readers: dict[int, tuple[list[Tensor], list[tuple[torch.cuda.CUDAGraph, Tensor]]]] = {}
         # Graphs share memory: they never overlap, and draws are copied before the next launch
@@ -60,8 +71,9 @@ class Launcher:
         """
         rows = len(table)
         bucket = min(bucket_of(rows), self.slots.rows)
+        tiles = programs_for_tiles(bucket) if table[0, TILES] else 0
         if not self.captures or self.decoder.fused_rows < bucket:
-            return self._decode_plainly(table, bucket)
+            return self._decode_plainly(table, bucket, tiles)
         table[:, TURN] = self.turn
         expected = self.expected[:bucket]
         if not np.array_equal(expected[:rows], table) or expected[rows:].any():
@@ -70,7 +82,7 @@ class Launcher:
         # One graph serves all settings and lengths: kernels look up what each row needs
         needs = Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
         try:
-            self._replay(bucket, self.slots.capacity, needs)
+            self._replay(bucket, self.slots.capacity, needs, tiles)
         except Exception as error:  # fall back to the next slower way
             what = f"our kernels from {bucket} rows on"
             warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
@@ -86,11 +98,12 @@ class Launcher:
         expected[:rows, TURN] += 1
         return lambda: ready.synchronize() or [draw.tolist() for draw in draws]
 
-    def _decode_plainly(self, table: np.ndarray, bucket: int) -> Callable[[], list[list]]:
+    def _decode_plainly(self, table: np.ndarray, bucket: int, tiles: int) -> Callable[[], list[list]]:
         rows, longest = len(table), int(table[:, POSITION].max()) + 1
         if not self.captures:
             ragged = bool((table[:, POSITION] != longest - 1).any())
-            return self.download(*self.step(self.upload(table), longest, needs_of(table), ragged=ragged))
+            draws = self.step(self.upload(table), longest, needs_of(table), ragged=ragged, tiles=tiles)
+            return self.download(*draws)
         self.upload(np.pad(table, ((0, bucket - rows), (0, 0))))
         self.expected[:] = 0  # makes the kernels' next step upload its table
         needs, reach = needs_of(table), bucket_of(max(longest, FIRST_REACH))
@@ -98,7 +111,7 @@ class Launcher:
         if self.decoder.fused_rows:
             needs = Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
         try:
-            draws = self._replay(bucket, min(reach, self.slots.capacity), needs)
+            draws = self._replay(bucket, min(reach, self.slots.capacity), needs, 0)
         except Exception as error:  # a capture failed
             reason = " ".join(str(error).split())
             warnings.warn(f"decoding without CUDA graphs, slower: {reason}", stacklevel=2)
@@ -139,13 +152,17 @@ class Launcher:
         graph.replay()
         return logits_BV
 
-    def step(self, table: Tensor, longest: int, needs: Needs, *, ragged: bool) -> Draws:
-        """Run one step on device tensors only, so that a graph can capture it."""
+    def step(self, table: Tensor, longest: int, needs: Needs, *, ragged: bool, tiles: int = 0) -> Draws:
+        """Run one step on device tensors only, so that a graph can capture it.
+
+        `tiles`: see Decoder.fused_step.
+        """
         slots, decoder, B = self.slots, self.decoder, len(table)
         seen_BV = slots.seen_BV[:B] if needs.penalty and slots.seen_BV is not None else None
         softcap = 0.0
         if decoder.fused_rows >= B:
-            logits_BV, softcap = decoder.fused_step(slots, table), decoder.model.config.softcap
+            logits_BV = decoder.fused_step(slots, table, tiles=tiles)
+            softcap = decoder.model.config.softcap
         else:
             forced_B, positions_B = table[:, FORCED].long(), table[:, POSITION].long()
             ids_B = torch.where(forced_B >= 0, forced_B, slots.drawn_B[:B]).clamp(min=0)  # -1: not finite
@@ -177,9 +194,9 @@ class Launcher:
         ready.record()
         return lambda: ready.synchronize() or [draw.tolist() for draw in host]
 
-    def _replay(self, bucket: int, reach: int, needs: Needs) -> Draws:
+    def _replay(self, bucket: int, reach: int, needs: Needs, tiles: int) -> Draws:
         """Replay the graph of a step on `bucket` rows of the table, capturing it first if it is new."""
-        key = (bucket, reach, needs)
+        key = (bucket, reach, needs, tiles)
         if key not in self.graphs:
             if len(self.graphs) == MAX_GRAPHS:
                 self.graphs.popitem(last=False)
@@ -189,23 +206,28 @@ class Launcher:
         graph.replay()
         return draws
 
-    def _capture(self, bucket: int, reach: int, needs: Needs) -> tuple[torch.cuda.CUDAGraph, Draws]:
+    def _capture(
+        self, bucket: int, reach: int, needs: Needs, tiles: int
+    ) -> tuple[torch.cuda.CUDAGraph, Draws]:
         """Capture the step after a rehearsal, which tries kernels and lets libraries initialise."""
         # A step changes these; everything else it writes again with the same values
         states = (self.slots.drawn_B, self.slots.previous_BC, self.table)
         before = [state.clone() for state in states]
 
+        def run() -> Draws:
+            return self.step(self.table[:bucket], reach, needs, ragged=True, tiles=tiles)
+
         def rehearse() -> None:
             try:
                 fused, table = bucket <= self.decoder.fused_rows, self.table[:bucket]
-                if fused and not self.decoder.agrees(self.slots, table, longest=reach):
+                if fused and not self.decoder.agrees(self.slots, table, longest=reach, tiles=tiles):
                     raise RuntimeError("their logits differ from the plain step's")
-                self.step(table, reach, needs, ragged=True)
+                run()
             finally:
                 for state, old in zip(states, before, strict=True):
                     state.copy_(old)
 
-        return self._record(lambda: self.step(self.table[:bucket], reach, needs, ragged=True), rehearse)
+        return self._record(run, rehearse)
 
     def _record(
         self, run: Callable[[], T], rehearse: Callable[[], object] | None = None

@@ -117,6 +117,7 @@ class Row:
         self.start = len(handle.request.prompt_ids)  # the position of the first token
         self.seed = derived_seed(handle.request.seed, "sample", number)
         self.finished, self.forced = False, deque[int]()
+        self.began_with = self  # the sample of the same prompt whose slot was copied
         self.expression: list[int] | None = None
         self.stream, self.tail = TextStream(tokenizer), ""
 

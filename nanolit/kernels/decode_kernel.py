@@ -29,7 +29,7 @@ except ImportError:  # a Triton without Gluon
 
 EPSILON = torch.finfo(torch.float32).eps  # as in F.rms_norm, which computes in float32
 FEW = 16 if multiply else 1  # the most rows that `product` takes
-WIDE = 1536  # inner size and columns from which `multiply` takes one row too: 9% faster for d26
+WIDE = 1280  # inner size and columns from which `multiply` takes one row too: 9% faster for d20
 PROGRAMS = 132  # multiprocessors of an H200: tiles are sized to give each about one program
 MOST_PARTS = 64
 CHUNK = 32  # logits; a draw first chooses a chunk
@@ -190,23 +190,33 @@ def attend(
     counts: Tensor,
     *,
     qk_scale: float,
+    tiles: tuple[int, int, int],
 ) -> None:
     """Rotate and normalise queries and keys, store the new key and value, and attend to all positions.
 
     `where` is (table, cosines, sines), with positions in the table's second column; `value_table` is (ids,
     table) where values get an embedding, whose gate is in qkv's last columns. `counts` is zero for each row
     and head, before and after.
+
+    Samples of one prompt at the same position have equal keys and values up to the prompt's end. The first
+    programs read those once for all rows of a tile; the others read the rest for each row and head. `tiles`
+    has the number of such programs per head, and the most rows and parts of a tile; inference.sampling
+    describes the columns of the table.
     """
     keys_BRKD, values_BRKD = buffers
     (B, X), (_, R, K, D), C = qkv_BX.shape, keys_BRKD.shape, y_BC.size(1)
     H = C // D
     parts, keys, warps = _split(B * H, R)
-    room = triton.next_power_of_2(parts)
+    sharing, tile, most_shared_parts = tiles
+    if sharing:
+        parts = 2
+    room = triton.next_power_of_2(parts + most_shared_parts if sharing else parts)
     sums = qkv_BX.new_empty(B, H, room, D + 2, dtype=torch.float32)
     ids, table = value_table or (where[0], qkv_BX)
-    _attend[(parts, H, B)](
+    _attend[(sharing + parts * B, H)](
         *(qkv_BX, *where, keys_BRKD, values_BRKD, ids, table, sums, counts, y_BC, qk_scale, EPSILON),
-        *(parts, X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None, room, keys),
+        *(sharing, parts, X, keys_BRKD.stride(0), R, H, K, where[0].size(1), D, value_table is not None),
+        *(room, keys, tile),
         num_warps=warps,
         **_launch(y_BC),
     )
@@ -558,110 +568,209 @@ def _square(hidden, count, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
 
 @triton.jit
 def _attend(
-    qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, most, X,
+    qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, sharing, most, X,
     row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
-    KEYS: tl.constexpr, DEPENDENT: tl.constexpr,
+    KEYS: tl.constexpr, TILE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    kv_head = head // (H // K)
-    half = tl.arange(0, D // 2)
-    position = _whole(rows + row * COLUMNS + 1)
-    stored, new_place = tl.minimum(position, R), position % R
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(stored, most), KEYS), 1) * KEYS
-    first, last = part * chunk, tl.minimum((part + 1) * chunk, stored)
-    parts = tl.maximum(tl.cdiv(stored, chunk), 1)  # that have keys, or the new one
-    if part >= parts:
-        return
-    start_of_text = row * row_stride + kv_head * D
-    start, stride = first, K * D
-    # No other kernel of this step writes these keys and values
-    k1, k2 = _halves(keys + start_of_text, start, last, half, stride, D, KEYS)
-    v1, v2 = _halves(values + start_of_text, start, last, half, stride, D, KEYS)
-    cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)
-    sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)
-    added1, added2 = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
-    if TABLE:  # the previous kernel does not write the ids
-        entry = table + (_whole(ids + row) * K + kv_head) * D + half
-        added1, added2 = tl.load(entry).to(tl.float32), tl.load(entry + D // 2).to(tl.float32)
-    _wait(DEPENDENT)
-    # The new key and value are used directly, and loaded together with the query: loading one after another
-    # took longer than reading the older keys
-    q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
-    new_k1, new_k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
-    new = qkv + row * X + (H + K + kv_head) * D + half
-    new_v1, new_v2 = tl.load(new, cache_modifier=".cg"), tl.load(new + D // 2, cache_modifier=".cg")
-    if TABLE:
-        gate = 3 * tl.sigmoid(
-            tl.load(qkv + row * X + (H + 2 * K) * D + kv_head, cache_modifier=".cg").to(tl.float32)
-        )
-        new_v1 = (new_v1.to(tl.float32) + gate * added1).to(new_v1.dtype)
-        new_v2 = (new_v2.to(tl.float32) + gate * added2).to(new_v2.dtype)
-    scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # GPUs compute exp2 natively
-    q1, q2 = q1.to(tl.float32) * scale, q2.to(tl.float32) * scale
-    # Each of the KEYS places has its own sums, added up last, so that warps need not wait for one another
-    bests, each_weights = tl.full((KEYS,), -1e30, tl.float32), tl.zeros((KEYS,), tl.float32)
-    sums1, sums2 = tl.zeros((KEYS, D // 2), tl.float32), tl.zeros((KEYS, D // 2), tl.float32)
-    while start < last:
-        next_k1, next_k2 = _halves(keys + start_of_text, start + KEYS, last, half, stride, D, KEYS)
-        next_v1, next_v2 = _halves(values + start_of_text, start + KEYS, last, half, stride, D, KEYS)
-        place = start + tl.arange(0, KEYS)
-        seen = (place < last) & (place != new_place)  # the old key at the new one's place has left the window
-        scores = tl.sum(k1.to(tl.float32) * q1[None, :] + k2.to(tl.float32) * q2[None, :], axis=1)
-        scores = tl.where(seen, scores, -1e30)
-        raised = tl.maximum(bests, scores)
-        factor, new_weights = tl.exp2(bests - raised), tl.where(seen, tl.exp2(scores - raised), 0.0)
-        each_weights = each_weights * factor + new_weights
-        sums1 = sums1 * factor[:, None] + v1.to(tl.float32) * new_weights[:, None]
-        sums2 = sums2 * factor[:, None] + v2.to(tl.float32) * new_weights[:, None]
-        bests = raised
-        k1, k2, v1, v2 = next_k1, next_k2, next_v1, next_v2
-        start += KEYS
-    best = tl.max(bests)
-    factor = tl.exp2(bests - best)
-    weights = tl.sum(each_weights * factor)
-    sum1 = tl.sum(sums1 * factor[:, None], axis=0)
-    sum2 = tl.sum(sums2 * factor[:, None], axis=0)
-
-    if part == 0:
-        if head % (H // K) == 0:
-            slot = start_of_text + new_place.to(tl.int64) * (K * D) + half
-            tl.store(keys + slot, new_k1)
-            tl.store(keys + slot + D // 2, new_k2)
-            tl.store(values + slot, new_v1)
-            tl.store(values + slot + D // 2, new_v2)
-        score = tl.sum(new_k1.to(tl.float32) * q1 + new_k2.to(tl.float32) * q2)
-        higher = tl.maximum(best, score)
-        shrunk, weight = tl.exp2(best - higher), tl.exp2(score - higher)
-        weights = weights * shrunk + weight
-        sum1 = sum1 * shrunk + new_v1.to(tl.float32) * weight
-        sum2 = sum2 * shrunk + new_v2.to(tl.float32) * weight
-        best = higher
-
-    out = y + row * (H * D) + head * D + half
-    if PARTS == 1:
-        tl.store(out, (sum1 / weights).to(y.dtype.element_ty))
-        tl.store(out + D // 2, (sum2 / weights).to(y.dtype.element_ty))
+    index, head, of_tile = tl.program_id(0), tl.program_id(1), 1
+    if TILE:
+        of_tile = tl.maximum(_whole(rows + 14), 1)
+    if index < sharing:
+        if TILE:  # noqa: SIM102 (a compile-time constant)
+            if index < _whole(rows + 13) * of_tile:
+                _attend_together(
+                    index // of_tile, index % of_tile, of_tile, head, qkv, rows, cosines, sines, keys, values,
+                    sums, counts, qk_scale, epsilon, most, X, row_stride, R, H, K, COLUMNS, D, PARTS, TILE,
+                    DEPENDENT,
+                )  # fmt: skip
     else:
-        own = sums + ((row * H + head) * PARTS) * (D + 2)
-        mine = own + part * (D + 2)
-        tl.store(mine + half, sum1)
-        tl.store(mine + D // 2 + half, sum2)
-        tl.store(mine + D, best)
-        tl.store(mine + D + 1, weights)
-        tl.debug_barrier()  # this program's part is written before it is counted
-        if tl.atomic_add(counts + row * H + head, 1, sem="acq_rel") == parts - 1:  # the last adds them up
-            tl.debug_barrier()
-            number = tl.arange(0, PARTS)
-            each, there = own + number * (D + 2), number < parts
-            tops = tl.load(each + D, mask=there, other=-1e30, cache_modifier=".cg")
-            share = tl.exp2(tops - tl.max(tops))
-            norm = tl.sum(share * tl.load(each + D + 1, mask=there, other=0.0, cache_modifier=".cg"))
-            at, there = each[:, None] + half[None, :], there[:, None]
-            all1 = tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
-            all2 = tl.load(at + D // 2, mask=there, other=0.0, cache_modifier=".cg")
-            tl.store(out, (tl.sum(all1 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
-            tl.store(out + D // 2, (tl.sum(all2 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
-            tl.store(counts + row * H + head, 0)
+        _attend_alone(
+            (index - sharing) // most, (index - sharing) % most, of_tile, head, qkv, rows, cosines, sines,
+            keys, values, ids, table, sums, counts, y, qk_scale, epsilon, most, X, row_stride, R, H, K,
+            COLUMNS, D, TABLE, PARTS, KEYS, TILE > 0, DEPENDENT,
+        )  # fmt: skip
+
+
+@triton.jit
+def _shared(line, position, of_tile, R):
+    """Return the first position that the row attends to, the first that is its own, and the keys of a part.
+
+    And the parts that have keys.
+    """
+    visible = tl.maximum(position + 1 - R, 0)
+    end = tl.maximum(_whole(line + 10), visible)
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(end - visible, of_tile), 32), 1) * 32
+    return visible, end, chunk, tl.cdiv(end - visible, chunk)
+
+
+@triton.jit
+def _attend_together(
+    tile, part, of_tile, head, qkv, rows, cosines, sines, keys, values, sums, counts, qk_scale, epsilon,
+    most, X, row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+    TILE: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Attend to a part of the keys that a tile of rows shares, as the first of them holds them."""
+    begin, end = _whole(rows + tile * COLUMNS + 11), _whole(rows + (tile + 1) * COLUMNS + 11)
+    number = tl.arange(0, TILE)
+    there = number < end - begin
+    row = tl.load(rows + (begin + number) * COLUMNS + 12, mask=there, other=0).to(tl.int64)
+    leader = _whole(rows + begin * COLUMNS + 12).to(tl.int64)
+    line = rows + leader * COLUMNS
+    position = _whole(line + 1)
+    visible, end_of_shared, chunk, parts = _shared(line, position, of_tile, R)
+    if part < parts:
+        half = tl.arange(0, D // 2)
+        start, last = visible + part * chunk, tl.minimum(visible + (part + 1) * chunk, end_of_shared)
+        of_text, stride = leader * row_stride + (head // (H // K)) * D, K * D
+        k1, k2 = _halves(keys + of_text, start, last, half, stride, R, D, 32)
+        v1, v2 = _halves(values + of_text, start, last, half, stride, R, D, 32)
+        cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)[None, :]
+        sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)[None, :]
+        _wait(DEPENDENT)
+        at = qkv + row[:, None] * X + head * D + half[None, :]
+        u1 = tl.load(at, mask=there[:, None], other=0.0, cache_modifier=".cg").to(tl.float32)
+        u2 = tl.load(at + D // 2, mask=there[:, None], other=0.0, cache_modifier=".cg").to(tl.float32)
+        q1, q2 = u1 * cos + u2 * sin, u2 * cos - u1 * sin
+        rms = tl.rsqrt(tl.sum(q1 * q1 + q2 * q2, axis=1) / D + epsilon)[:, None] * qk_scale
+        q1, q2 = (q1 * rms).to(k1.dtype), (q2 * rms).to(k1.dtype)
+        scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))
+        best, weights = tl.full((TILE,), -1e30, tl.float32), tl.zeros((TILE,), tl.float32)
+        sum1, sum2 = tl.zeros((TILE, D // 2), tl.float32), tl.zeros((TILE, D // 2), tl.float32)
+        while start < last:
+            next_k1, next_k2 = _halves(keys + of_text, start + 32, last, half, stride, R, D, 32)
+            next_v1, next_v2 = _halves(values + of_text, start + 32, last, half, stride, R, D, 32)
+            scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+            scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
+            scores = tl.where((start + tl.arange(0, 32) < last)[None, :], scores, -1e30)
+            raised = tl.maximum(best, tl.max(scores, axis=1))
+            factor, new_weights = tl.exp2(best - raised), tl.exp2(scores - raised[:, None])
+            weights = weights * factor + tl.sum(new_weights, axis=1)
+            new_weights = new_weights.to(v1.dtype)
+            sum1 = tl.dot(new_weights, v1, sum1 * factor[:, None], input_precision="ieee")
+            sum2 = tl.dot(new_weights, v2, sum2 * factor[:, None], input_precision="ieee")
+            best = raised
+            k1, k2, v1, v2 = next_k1, next_k2, next_v1, next_v2
+            start += 32
+        mine = sums + ((row * H + head) * PARTS + most + part) * (D + 2)
+        tl.store(mine[:, None] + half[None, :], sum1, mask=there[:, None])
+        tl.store(mine[:, None] + D // 2 + half[None, :], sum2, mask=there[:, None])
+        tl.store(mine + D, best, mask=there)
+        tl.store(mine + D + 1, weights, mask=there)
+        tl.debug_barrier()  # written before it is counted
+        tl.atomic_add(counts + row * H + head, 65536, mask=there, sem="acq_rel")
+
+
+@triton.jit
+def _attend_alone(
+    row, part, of_tile, head, qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale,
+    epsilon, most, X, row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr,
+    PARTS: tl.constexpr, KEYS: tl.constexpr, SHARING: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Attend to a part of the keys that a row shares with no other, and to the new one; the last adds up."""
+    row, kv_head, half = row.to(tl.int64), head // (H // K), tl.arange(0, D // 2)
+    line = rows + row * COLUMNS
+    position = _whole(line + 1)
+    shared_parts = 0
+    own = tl.maximum(position + 1 - R, 0)
+    if SHARING:
+        _, own, _, shared_parts = _shared(line, position, of_tile, R)
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(position - own, most), KEYS), 1) * KEYS
+    start, last = own + part * chunk, tl.minimum(own + (part + 1) * chunk, position)
+    parts = tl.maximum(tl.cdiv(position - own, chunk), 1)  # that have keys, or the new one
+    if part < parts:
+        of_text, stride = row * row_stride + kv_head * D, K * D
+        # No other kernel of this step writes these keys and values
+        k1, k2 = _halves(keys + of_text, start, last, half, stride, R, D, KEYS)
+        v1, v2 = _halves(values + of_text, start, last, half, stride, R, D, KEYS)
+        cos = tl.load(cosines + position * (D // 2) + half).to(tl.float32)
+        sin = tl.load(sines + position * (D // 2) + half).to(tl.float32)
+        added1, added2 = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
+        if TABLE:  # the previous kernel does not write the ids
+            entry = table + (_whole(ids + row) * K + kv_head) * D + half
+            added1, added2 = tl.load(entry).to(tl.float32), tl.load(entry + D // 2).to(tl.float32)
+        _wait(DEPENDENT)
+        # The new key and value are used directly, and loaded together with the query: loading one after
+        # another took longer than reading the older keys
+        q1, q2 = _head(qkv + row * X + head * D, half, cos, sin, qk_scale, epsilon, D)
+        new_k1, new_k2 = _head(qkv + row * X + (H + kv_head) * D, half, cos, sin, qk_scale, epsilon, D)
+        new = qkv + row * X + (H + K + kv_head) * D + half
+        new_v1, new_v2 = tl.load(new, cache_modifier=".cg"), tl.load(new + D // 2, cache_modifier=".cg")
+        if TABLE:
+            gate = 3 * tl.sigmoid(
+                tl.load(qkv + row * X + (H + 2 * K) * D + kv_head, cache_modifier=".cg").to(tl.float32)
+            )
+            new_v1 = (new_v1.to(tl.float32) + gate * added1).to(new_v1.dtype)
+            new_v2 = (new_v2.to(tl.float32) + gate * added2).to(new_v2.dtype)
+        scale = 1.4426950408889634 / tl.sqrt(tl.cast(D, tl.float32))  # GPUs compute exp2 natively
+        q1, q2 = q1.to(tl.float32) * scale, q2.to(tl.float32) * scale
+        # Each of the KEYS places has its own sums, added up last, so that warps need not wait for one another
+        bests, each_weights = tl.full((KEYS,), -1e30, tl.float32), tl.zeros((KEYS,), tl.float32)
+        sums1, sums2 = tl.zeros((KEYS, D // 2), tl.float32), tl.zeros((KEYS, D // 2), tl.float32)
+        while start < last:
+            next_k1, next_k2 = _halves(keys + of_text, start + KEYS, last, half, stride, R, D, KEYS)
+            next_v1, next_v2 = _halves(values + of_text, start + KEYS, last, half, stride, R, D, KEYS)
+            seen = start + tl.arange(0, KEYS) < last
+            scores = tl.sum(k1.to(tl.float32) * q1[None, :] + k2.to(tl.float32) * q2[None, :], axis=1)
+            scores = tl.where(seen, scores, -1e30)
+            raised = tl.maximum(bests, scores)
+            factor, new_weights = tl.exp2(bests - raised), tl.where(seen, tl.exp2(scores - raised), 0.0)
+            each_weights = each_weights * factor + new_weights
+            sums1 = sums1 * factor[:, None] + v1.to(tl.float32) * new_weights[:, None]
+            sums2 = sums2 * factor[:, None] + v2.to(tl.float32) * new_weights[:, None]
+            bests = raised
+            k1, k2, v1, v2 = next_k1, next_k2, next_v1, next_v2
+            start += KEYS
+        best = tl.max(bests)
+        factor = tl.exp2(bests - best)
+        weights = tl.sum(each_weights * factor)
+        sum1 = tl.sum(sums1 * factor[:, None], axis=0)
+        sum2 = tl.sum(sums2 * factor[:, None], axis=0)
+
+        if part == 0:
+            if head % (H // K) == 0:
+                slot = of_text + (position % R).to(tl.int64) * stride + half
+                tl.store(keys + slot, new_k1)
+                tl.store(keys + slot + D // 2, new_k2)
+                tl.store(values + slot, new_v1)
+                tl.store(values + slot + D // 2, new_v2)
+            score = tl.sum(new_k1.to(tl.float32) * q1 + new_k2.to(tl.float32) * q2)
+            higher = tl.maximum(best, score)
+            shrunk, weight = tl.exp2(best - higher), tl.exp2(score - higher)
+            weights = weights * shrunk + weight
+            sum1 = sum1 * shrunk + new_v1.to(tl.float32) * weight
+            sum2 = sum2 * shrunk + new_v2.to(tl.float32) * weight
+            best = higher
+
+        out, count = y + row * (H * D) + head * D + half, counts + row * H + head
+        if PARTS == 1:
+            tl.store(out, (sum1 / weights).to(y.dtype.element_ty))
+            tl.store(out + D // 2, (sum2 / weights).to(y.dtype.element_ty))
+        else:
+            own_sums = sums + ((row * H + head) * PARTS) * (D + 2)
+            mine = own_sums + part * (D + 2)
+            tl.store(mine + half, sum1)
+            tl.store(mine + D // 2 + half, sum2)
+            tl.store(mine + D, best)
+            tl.store(mine + D + 1, weights)
+            tl.debug_barrier()  # this program's part is written before it is counted
+            counted = tl.atomic_add(count, 1, sem="acq_rel") + 1
+            if counted % 65536 == parts:  # the last adds them up
+                # Programs with lower numbers, which began earlier, attend to what the row shares
+                while counted // 65536 < shared_parts:
+                    counted = tl.atomic_add(count, 0, sem="acq_rel")
+                tl.debug_barrier()
+                number = tl.arange(0, PARTS)
+                each, there = own_sums + number * (D + 2), number < parts
+                there |= (number >= most) & (number < most + shared_parts)
+                tops = tl.load(each + D, mask=there, other=-1e30, cache_modifier=".cg")
+                share = tl.exp2(tops - tl.max(tops))
+                norm = tl.sum(share * tl.load(each + D + 1, mask=there, other=0.0, cache_modifier=".cg"))
+                at, there = each[:, None] + half[None, :], there[:, None]
+                all1 = tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
+                all2 = tl.load(at + D // 2, mask=there, other=0.0, cache_modifier=".cg")
+                tl.store(out, (tl.sum(all1 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
+                tl.store(out + D // 2, (tl.sum(all2 * share[:, None], axis=0) / norm).to(y.dtype.element_ty))
+                tl.store(count, 0)
 
 
 @triton.jit
@@ -676,9 +785,9 @@ def _head(at, half, cos, sin, scale, epsilon, D: tl.constexpr):
 
 
 @triton.jit
-def _halves(of_text, start, last, half, stride, D: tl.constexpr, KEYS: tl.constexpr):
-    """Return the two halves of the keys or values at KEYS places, with 0 from `last` on."""
-    place = start + tl.arange(0, KEYS)[:, None]
-    at = of_text + place.to(tl.int64) * stride + half[None, :]
-    one = tl.load(at, mask=place < last, other=0.0, cache_modifier=".cg")
-    return one, tl.load(at + D // 2, mask=place < last, other=0.0, cache_modifier=".cg")
+def _halves(of_text, start, last, half, stride, R, D: tl.constexpr, KEYS: tl.constexpr):
+    """Return the two halves of the keys or values of KEYS positions, with 0 from `last` on."""
+    number = start + tl.arange(0, KEYS)[:, None]
+    at = of_text + (number % R).to(tl.int64) * stride + half[None, :]
+    one = tl.load(at, mask=number < last, other=0.0, cache_modifier=".cg")
+    return one, tl.load(at + D // 2, mask=number < last, other=0.0, cache_modifier=".cg")

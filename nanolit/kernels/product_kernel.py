@@ -11,9 +11,11 @@ a wait: a step of 8 rows takes 729 µs against 823 for d20, 1,262 against 1,508 
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
 # pyright: reportOptionalSubscript=false
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -30,15 +32,25 @@ def multiply(
     operands: Sequence[Any], B: int, N: int, C: int, flags: Sequence[bool], launch: dict[str, Any]
 ) -> None:
     """Do the same as decode_kernel.product."""
-    warps, stages = tile_of(C)
+    warps, stages = tile_of(C, operands[0].device)
     stages, rows = min(stages, triton.cdiv(C, warps * INNER.value)), max(8, triton.next_power_of_2(B))
     grid = (triton.cdiv(N, COLUMNS.value),)
     _multiply[grid](*operands, B, N, C, *flags, rows, warps, stages, num_warps=warps, **launch)
 
 
-def tile_of(C: int) -> tuple[int, int]:
-    """Return a program's warps and its most stages: 96 KiB of weights, which fit an A10G."""
-    return (4, 8) if C <= 2560 else (8, 6)
+def tile_of(C: int, device: torch.device) -> tuple[int, int]:
+    """Return a program's warps and its most stages, measured on an H200 (LOG.md, 2026-12-01).
+
+    Of narrow weights 40 KiB, so that the programs of one kernel and the next fit into a multiprocessor, of
+    wide ones 160 KiB, or 96 where a program cannot have more.
+    """
+    return (2, 10) if C <= 2560 else (8, 10 if shared_bytes(device) > 160 * 1024 else 6)
+
+
+@functools.cache
+def shared_bytes(device: torch.device) -> int:
+    """Return the shared memory that a program can have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 @gluon.jit

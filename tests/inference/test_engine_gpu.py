@@ -19,9 +19,12 @@ from nanolit.inference.sampling import (
     POSITION,
     SEED,
     TEMPERATURE,
+    TILES,
     TOP_K,
     TOP_P,
     needs_of,
+    note_tiles,
+    programs_for_tiles,
     sample,
 )
 from nanolit.inference.slots import Slots
@@ -70,9 +73,10 @@ def engine(model, byte_tokenizer) -> Engine:
     return Engine(model, byte_tokenizer)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 7, 40])
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 40, 64, 130, 600])
-def test_every_row_of_the_kernels_is_as_near_to_float32_as_the_plain_step_is(model, rows):
-    """Oracle: the plain step in float32, on the same weights, keys and values."""
+def test_every_row_of_the_kernels_is_as_near_to_float32_as_the_plain_step_is(model, rows, samples):
+    """Oracle: the plain step in float32, on the same weights, keys and values; `samples` of each prompt."""
     decoder = Decoder(model)
     assert decoder.fused_rows == MAX_ROWS, "they were tried, and did not run or agree"
     wide = copy.deepcopy(model)
@@ -80,14 +84,26 @@ def test_every_row_of_the_kernels_is_as_near_to_float32_as_the_plain_step_is(mod
     generator = torch.Generator("cuda").manual_seed(2)
     texts = [torch.randint(high, (rows,), generator=generator, device="cuda") for high in (256, 512)]
     table = torch.zeros(rows, COLUMNS, dtype=torch.int32, device="cuda")
+    prompts = [(range(n, min(n + samples, rows)), int(texts[1][n]) * 3 // 4) for n in range(0, rows, samples)]
+    for places, _ in prompts:
+        texts[1][places.start : places.stop] = texts[1][places.start].clone()
     table[:, FORCED], table[:, POSITION] = texts
+    noted = table.cpu()
+    note_tiles(noted.numpy(), prompts)
+    table.copy_(noted)
+    tiles = programs_for_tiles(rows) if rows > 1 and samples > 1 else 0
+    assert bool(tiles) == bool(noted[0, TILES])
     with torch.inference_mode():
         slots = [Slots(gpt, rows=rows, capacity=512) for gpt in (model, model, wide)]
         for mine, *others in zip(*(one.buffers for one in slots), strict=True):
             mine.normal_(generator=generator)
+            for places, shared in prompts:
+                first, R = places.start, mine.size(3)
+                of_prompt = torch.arange(max(0, int(texts[1][first]) + 1 - R), shared, device="cuda") % R
+                mine[:, :, first : places.stop, of_prompt] = mine[:, :, first : first + 1, of_prompt]
             for other in others:
                 other.copy_(mine)
-        found = decoder.capped(decoder.fused_step(slots[0], table))
+        found = decoder.capped(decoder.fused_step(slots[0], table, tiles=tiles))
         plain = Decoder(model, plain=True).step(slots[1], *texts, longest=512, ragged=True)
         exact = Decoder(wide, plain=True).step(slots[2], *texts, longest=512, ragged=True)
     errors = [(logits - exact).norm(dim=1) / exact.norm(dim=1) for logits in (found, plain)]
@@ -160,6 +176,8 @@ def test_graphs_give_the_same_tokens_as_single_launches(model, byte_tokenizer):
         ]
         handles = [engine.submit(request) for request in requests]
         engine.step()
+        engine.step()
+        assert engine.table[0, TILES] == 4, "the samples of each prompt are not attended to together"
         assert engine.launcher is not None
         assert engine.launcher.captures
         engine.launcher.captures = captures

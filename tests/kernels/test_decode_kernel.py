@@ -26,6 +26,7 @@ from tests.conftest import CLASSIC, MODERN, build_tiny_model, multiply_row_by_ro
 decode_kernel.multiply = multiply_row_by_row
 decode_kernel._split = lambda texts, places: (int(sys.argv[3]), 64, 4)
 decode_kernel.FEW = int(sys.argv[4])
+from nanolit.inference.sampling import COLUMNS, POSITION, note_tiles
 model = build_tiny_model(CLASSIC if sys.argv[1] == "classic" else MODERN, context=int(sys.argv[2]))
 decoder = Decoder(model)
 with torch.inference_mode():
@@ -36,11 +37,23 @@ with torch.inference_mode():
             state.normal_(generator=generator)
         slots.seen_BV = torch.zeros(5, model.vocab_size, dtype=torch.bool)
     ids_B, positions_B = torch.tensor([3, 99, 250, 7, 1]), torch.tensor([0, 1, 63, 130, 300])
+    tiles, unread = [], []
+    if shared := int(sys.argv[5]):  # rows 1, 2 and 4 continue one prompt
+        positions_B[[1, 2, 4]] = 200
+        tiles = [([1, 2, 4], shared)]
+        for buffer, other in zip(plain.buffers, fused.buffers):
+            places = torch.arange(max(201 - buffer.size(3), 0), shared) % buffer.size(3)
+            for row in (2, 4):  # the fused step's hold other numbers, to be read by nobody
+                buffer[:, :, row, places] = other[:, :, 1, places]
+                unread.append((other[:, :, row], buffer[:, :, row], places))
     expected = decoder.step(plain, ids_B, positions_B, longest=301, ragged=True)
-    table = torch.zeros(5, 10, dtype=torch.int32)
-    table[:, 0], table[:, 1] = torch.tensor([3, -1, 250, 7, -1]), positions_B
+    table = torch.zeros(5, COLUMNS, dtype=torch.int32)
+    table[:, 0], table[:, POSITION] = torch.tensor([3, -1, 250, 7, -1]), positions_B
+    note_tiles(table.numpy(), tiles)
     fused.drawn_B.copy_(ids_B)
-    found = decoder.capped(decoder.fused_step(fused, table))
+    found = decoder.capped(decoder.fused_step(fused, table, tiles=17 if shared else 0))
+    for one, other, places in unread:
+        one[:, :, places] = other[:, :, places]
 torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 for one, other in zip(fused.buffers, plain.buffers):
     torch.testing.assert_close(one, other)
@@ -164,13 +177,19 @@ def interpret(code: str, *words: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("classic", "64", "4", "16"), ("modern", "64", "1", "16"), ("modern", "256", "4", "0")],
+    [
+        ("classic", "64", "4", "16", "0"),
+        ("modern", "64", "1", "16", "0"),
+        ("modern", "256", "4", "0", "0"),
+        ("classic", "64", "4", "16", "100"),
+        ("modern", "256", "1", "16", "190"),
+    ],
 )
 def test_the_fused_step_equals_the_plain_one_in_tritons_interpreter(words):
     """At the first position, in a full ring, with grouped heads, logits, keys and values alike.
 
-    The last numbers are the parts of a text's keys, 1 walks through all in one, and the rows that our own
-    products serve.
+    The last numbers are the parts of a text's keys, 1 walks through all in one; the rows that our own
+    products serve; and the positions that three of five rows share.
     """
     interpret(INTERPRETED, *words)
 
@@ -196,34 +215,35 @@ def test_draws_equal_those_of_plain_sampling_in_tritons_interpreter(narrow):
 
 BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
 NUMBERS = {"softcap": "fp32", "epsilon": "fp32", "qk_scale": "fp32", "B": "i32", "count": "i32"}
-NUMBERS |= dict.fromkeys(("most", "row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K", "MAILED"), "i32")
+NUMBERS |= dict.fromkeys(
+    ("most", "row_stride", "R", "V", "N", "C", "GATES", "X", "H", "K", "MAILED", "sharing"), "i32"
+)
 POINTERS = {"ids": INT64, "drawn": INT64, "sums": FP32, "counts": "*i32", "r": FP32, "s": FP32}
 POINTERS |= {"gate": FP32, "scale": FP32, "b": FP32, "rows": "*i32", "seen": "*u8", "log_probs": FP32}
 POINTERS |= {"notes": FP32, "mailed_ids": INT64, "mailed_log_probs": FP32}
 AROUND = {"C": 5120, "NORMALIZED": True, "SQUARED": True, "RESIDUAL": True, "MIX": True, "KEPT": True}
-DRAWN = {"COLUMNS": 10, "SEEN": True, "SOFTCAP": True, "CHUNKS": 1024, "CHUNK": 32}
+DRAWN = {"COLUMNS": 15, "SEEN": True, "SOFTCAP": True, "CHUNKS": 1024, "CHUNK": 32}
+ATTENDED = {"COLUMNS": 15, "D": 128, "TABLE": True, "PARTS": 64, "KEYS": 32}
 EVERYTHING = [
     ("_survey", 4, 1, {"SURVEYED": 64} | DRAWN),
     ("_sample", 16, 1, {"NARROW": 128, "TURNS": 4, "MAIL": True} | DRAWN),
-    ("_begin", 4, 1, {"COLUMNS": 10, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048}),
+    ("_begin", 4, 1, {"COLUMNS": 15, "SEEN": True, "SMEAR": True, "SCALARS": True, "BLOCK": 2048}),
     ("_multiply_a_row", 4, 1, AROUND | {"COLUMNS": 4, "INNER": 1024, "CHUNKS": 5}),
-    ("_multiply", 8, 1, AROUND | {"ROWS": 8, "WARPS": 8, "STAGES": 6}),
-    ("_multiply", 4, 1, AROUND | {"C": 1280, "ROWS": 16, "WARPS": 4, "STAGES": 5}),
-    (
-        "_multiply",
-        4,
-        1,
-        AROUND | {"C": 1664, "ROWS": 8, "WARPS": 4, "STAGES": 7},
-    ),  # no whole number of chunks
+    ("_multiply", 0, 1, AROUND | {"ROWS": 8}),
+    ("_multiply", 0, 1, AROUND | {"C": 1280, "ROWS": 16}),
+    ("_multiply", 0, 1, AROUND | {"C": 1664, "ROWS": 8}),  # no whole number of chunks
     ("_prepare", 4, 1, {"MIX": True, "KEPT": True, "BACKOUT": True, "BLOCK": 2048}),
     ("_square", 8, 1, {"BLOCK": 4096}),
-    ("_attend", 2, 1, {"COLUMNS": 10, "D": 128, "TABLE": True, "PARTS": 64, "KEYS": 32}),
+    ("_attend", 2, 1, ATTENDED | {"TILE": 0}),
+    ("_attend", 2, 1, ATTENDED | {"TILE": 16}),
 ]
 
 
 @pytest.mark.parametrize("capability", [80, 86, 90])
 @pytest.mark.parametrize("case", range(len(EVERYTHING)))
-def test_the_kernels_compile_for_an_a10g_and_others_and_fit_in_their_shared_memory(case, capability):
+def test_the_kernels_compile_for_an_a10g_and_others_and_fit_in_their_shared_memory(
+    case, capability, monkeypatch
+):
     """86 is an A10G's; everything that a kernel can do is on."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -231,9 +251,13 @@ def test_the_kernels_compile_for_an_a10g_and_others_and_fit_in_their_shared_memo
 
     from nanolit.kernels import decode_kernel, product_kernel
 
-    name, warps, stages, constants = EVERYTHING[case]
+    (name, warps, stages, constants), limit = EVERYTHING[case], {80: 163, 86: 99, 90: 227}[capability] * 1024
     module = product_kernel if name == "_multiply" else decode_kernel
     kernel, constants = getattr(module, name), constants | {"DEPENDENT": int(capability >= 90)}
+    if name == "_multiply":
+        monkeypatch.setattr(product_kernel, "shared_bytes", lambda _: limit)
+        warps, most = product_kernel.tile_of(constants["C"], torch.device("cpu"))
+        constants |= {"WARPS": warps, "STAGES": most}
     arguments = inspect.signature(kernel.fn).parameters
     signature = {
         a: "constexpr" if a in constants else NUMBERS.get(a) or POINTERS.get(a, BF16) for a in arguments
@@ -247,7 +271,7 @@ def test_the_kernels_compile_for_an_a10g_and_others_and_fit_in_their_shared_memo
     source = language(kernel, signature, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert compiled.metadata.shared <= {80: 163, 86: 99, 90: 227}[capability] * 1024
+    assert compiled.metadata.shared <= limit
     ptx = compiled.asm["ptx"]
     assert ("griddepcontrol" in ptx) == (capability >= 90)
     if "_multiply" in name and capability >= 90:  # weights are on the way before the wait

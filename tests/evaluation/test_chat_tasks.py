@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
 from nanolit.evaluation import chat_tasks
 from nanolit.evaluation.chat_tasks import (
@@ -38,6 +37,7 @@ from nanolit.tasks.task import MultipleChoice, Task, choice_conversation
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render_prompt
 from nanolit.tokenizer.nanochat import read_tokenizer
+from tests.ranks import run_ranks
 
 
 class Numbers:
@@ -364,7 +364,7 @@ def rank_process(rank: int, rendezvous: str, folder: str) -> None:
 
 
 def test_scores_are_the_same_on_two_ranks_as_on_one(engine, tmp_path):
-    torch.multiprocessing.spawn(rank_process, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    run_ranks(rank_process, str(tmp_path / "meet"), str(tmp_path), world=2)
     alone = [
         evaluate_categorical(engine, Choices(Numbers(11))),
         evaluate_generative(engine, Lucky(Numbers(5)), num_samples=2, max_tokens=8, temperature=1.0, seed=1),

@@ -22,6 +22,7 @@ from nanolit.model.nanochat import build_model, read_checkpoint
 from nanolit.tasks.bundle import LABELS, open_bundle, read_items
 from nanolit.tokenizer.nanochat import read_tokenizer
 from tests.oracles.core_loop import score_item
+from tests.ranks import run_ranks
 
 SHARED = Path(os.environ.get("NANOLIT_SHARED", "shared"))
 BUNDLE = SHARED / "data/eval/eval_bundle"
@@ -266,7 +267,7 @@ def worker(rank, folder, bundle):
 
 def test_two_ranks_decide_as_one(fixture, bundle, tmp_path):
     score = ask_copa(fixture, bundle, folder=tmp_path / "one")
-    torch.multiprocessing.spawn(worker, args=(tmp_path, bundle), nprocs=2)
+    run_ranks(worker, tmp_path, bundle, world=2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [repr(score)] * 2
     assert decisions(tmp_path / "two/copa.jsonl") == decisions(tmp_path / "one/copa.jsonl")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nanolit.optim import muon_adamw
 from nanolit.optim.muon_adamw import MuonAdamW, build_groups
 from nanolit.optim.shares import StateSlice
+from tests.ranks import run_ranks
 
 NUM_STEPS, SAVED_STEP, ROWS, ACCUMULATION = 10, 5, 12, 2
 VOCAB, WIDTH, NARROW = 101, 16, 11
@@ -155,7 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     run_and_save(folder, rank=0, world=1)
     for world in (2, 3):
-        torch.multiprocessing.spawn(worker, args=(folder, world), nprocs=world)
+        run_ranks(worker, folder, world, world=world)
     continue_from(folder, saved_by=3, rank=0, world=1)
     return folder
 

@@ -23,7 +23,7 @@ demo: setup ## Train a tiny model on text that ships with NanoLit, on this compu
 	@$(RUN) python -m nanolit.train experiment=demo
 
 test: setup ## Run the tests, two at a time
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n 2 --dist loadgroup -m "not slow"
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(RUN) pytest -m gpu

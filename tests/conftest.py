@@ -1,8 +1,9 @@
-"""Models small enough to make in a test: one with random weights, one that was taught a few replies."""
+"""The order of the tests, and models small enough to make in one: random weights, or a few replies taught."""
 
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from nanolit.model.gpt import GPT, GPTConfig
 from nanolit.tokenizer.bpe import Tokenizer
 from nanolit.tokenizer.conversation import render
 
+TESTS = Path(__file__).parent
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # A shell that starts the tests in the background has Ctrl-C ignored, and what tests start inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,6 +49,26 @@ TAUGHT = [
     ("Hello", "Hi! I am tiny 😀."),
     ("Sum?", [("text", "It is "), ("python", "12*3"), ("python_output", "99"), ("text", " in all.")]),
 ]
+
+
+# Files of a minute and more, longest first: one that comes last leaves the other worker with nothing to do
+LONGEST = (
+    "launch/test_modal_runs.py",
+    "launch/test_modal_chat.py",
+    "phases/test_compiled.py",
+    "kernels/test_decode_kernel.py",
+    "jobs/test_resume.py",
+    "chat/test_web.py",
+    "jobs/test_resume_finetuning.py",
+    "test_pipeline.py",
+    "benchmarks/test_determinism.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, as `--dist loadfile --no-loadscope-reorder` then does."""
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")

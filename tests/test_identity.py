@@ -134,7 +134,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return root, typed
 
 
-@pytest.mark.xdist_group("training")
 def test_a_base_that_is_taught_the_file_says_its_name(
     base: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,6 @@ from nanolit.machine.locks import held
 from tests.fake_modal.account import Account
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.xdist_group("packaging")  # one worker builds the wheel for all
 NO_RUST = not shutil.which("cargo")
 
 

@@ -16,8 +16,6 @@ from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.machine.paths import CONF, read_json
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def overrides(recipe: str, root: Path) -> list[str]:
     """The demo's stages, three steps each; a fast_dev_run does not shorten what rl is validated on."""

@@ -17,7 +17,6 @@ from nanolit.machine.paths import read_json
 from tests.evaluation.small_bundle import write_bundle
 from tests.jobs.tiny_runs import keep_only_checkpoint, overrides, write_corpus
 
-pytestmark = pytest.mark.xdist_group("training")
 MORE = ["recipe=classic", "max_steps=8", "core_every=4", "save_every=2", "offline=true"]
 PART = "CORE of 19 tasks not the originals"  # hellaswag's and coqa's original bytes are unknown
 

@@ -21,8 +21,6 @@ from nanolit.machine.paths import read_json, write_json
 from nanolit.phases.core import Phase
 from tests.jobs.tiny_runs import STEPS, keep_only_checkpoint, losses, overrides, train, write_corpus
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,8 +17,6 @@ from nanolit.machine.paths import read_json
 from nanolit.planning.plans import fresh_plan
 from tests.jobs.tiny_runs import train
 
-pytestmark = pytest.mark.xdist_group("training")
-
 MIXTURE = """\
 mirror: sample
 sources:

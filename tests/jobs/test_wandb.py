@@ -12,8 +12,6 @@ import pytest
 
 from tests.jobs.tiny_runs import overrides, train, write_corpus
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def inspect(folder: Path, *more: str) -> str:
     reader = shutil.which("wandb", path=str(Path(sys.executable).parent))

@@ -20,7 +20,6 @@ from tests.conftest import TAUGHT
 from tests.fake_modal.account import REPOSITORY, Account, wait_until
 
 pytestmark = [
-    pytest.mark.xdist_group("modal"),
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
 ]
 PASSWORD = "elm-otter"

@@ -18,7 +18,6 @@ from tests.fake_modal.account import wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("modal"),
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
 ]
 STEPS = ("max_steps=16", "save_every=2", "sample_every=4")

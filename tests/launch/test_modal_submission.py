@@ -20,8 +20,6 @@ from nanolit.config.compose import compose, compose_config
 from nanolit.planning.plans import fresh_plans, total
 from tests.fake_modal.account import Account
 
-pytestmark = pytest.mark.xdist_group("modal")
-
 
 @pytest.fixture(scope="module")
 def laptop(tmp_path_factory):

@@ -1,4 +1,4 @@
-"""Runs small enough for tests: a corpus of a few documents, a model of two layers, forty steps."""
+"""Runs small enough for tests: a corpus of a few documents, a model of two layers, a few steps."""
 
 import csv
 import os
@@ -28,11 +28,11 @@ WORDS = [
     "old",
     "house",
 ]
-STEPS = 40
+STEPS = 24
 
 
 def write_corpus(folder: Path) -> Path:
-    """Sixteen row groups of four documents to train on, so that forty steps are several epochs."""
+    """Sixteen row groups of four documents to train on, so that so few steps are more than two epochs."""
     folder.mkdir()
     source = random.Random(0)
     for name, groups in (("train.parquet", 16), ("val.parquet", 2)):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import learning
+
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(os.environ.get("NANOLIT_SHARED", "shared")) / "peers"
 TINY = [
@@ -53,11 +55,6 @@ def test_the_same_rows_and_weights_give_nanochats_losses(tmp_path: Path):
     assert ours["losses"]["8"] < ours["losses"]["1"] - 0.003
 
 
-@pytest.mark.slow
-def test_a_peer_must_be_named(tmp_path: Path):
-    command = [sys.executable, "-m", "benchmarks", "learning", *TINY, "who=peer"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: whose nanochat? give peer=FOLDER, a checkout of nanochat\n",
-    )
+def test_a_peer_must_be_named():
+    with pytest.raises(ValueError, match=r"^whose nanochat\? give peer=FOLDER, a checkout of nanochat$"):
+        learning.main([*TINY, "who=peer"])

@@ -1,15 +1,12 @@
 """Jobs for the tests of benchmarks, one for a CPU, one for a GPU, and how a benchmark runs on a CPU."""
 
+import contextlib
+import importlib
+import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # A step's tokens are more than 3,072, from which on CUDA adds an embedding's rows in float32
@@ -34,10 +31,10 @@ TINY = [
 ]
 
 
-def entry_on_a_cpu(*words: str) -> dict:
-    """Run `python -m benchmarks` with these words; return the JSON of its last line."""
-    environment = os.environ | {"NANOLIT_DEVICE": "cpu"}
-    command = [sys.executable, "-m", "benchmarks", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def entry_on_a_cpu(name: str, *words: str) -> dict:
+    """Run a benchmark with these words; return the JSON of its last line."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("NANOLIT_DEVICE", "cpu")
+        assert importlib.import_module(f"benchmarks.{name}").main([*words]) == 0
+    return json.loads(printed.getvalue().splitlines()[-1])

@@ -141,6 +141,8 @@ def test_a_setting_that_would_be_ignored_is_refused(
 def test_who_it_is_can_be_taught_again_from_the_base(pipeline: tuple[str, Path], stages: str) -> None:
     """mid and sft where the recipe has both, or sft alone, with a file of one's own."""
     recipe, root = pipeline
+    if (recipe, stages) == ("modern", "stages=[sft]"):
+        pytest.skip("modern has no mid: stages=null is the same job")
     name = f"dev-identity-{len(stages)}-dev"
     mine = root / "mine.jsonl"
     mine.write_text('[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}]\n' * 3)

@@ -18,9 +18,14 @@ from nanolit.machine.paths import CONF, read_json
 
 
 def overrides(recipe: str, root: Path) -> list[str]:
-    """The demo's stages, three steps each; a fast_dev_run does not shorten what rl is validated on."""
-    few = "stage.rl.validation.size=20"
-    return ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", few, "run=dev", f"root={root}"]
+    """The demo's stages, three steps each; a fast_dev_run does not shorten what they are validated on."""
+    stages = ("base", "mid", "sft") if recipe == "classic" else ("base", "sft")
+    few = ["stage.rl.validation.size=20", *few_tokens(*stages)]
+    return ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", *few, "run=dev", f"root={root}"]
+
+
+def few_tokens(*stages: str) -> list[str]:
+    return [f"stage.{stage}.eval_tokens=4096" for stage in stages]
 
 
 @pytest.fixture(scope="module", params=["classic", "modern"])
@@ -146,12 +151,13 @@ def test_who_it_is_can_be_taught_again_from_the_base(pipeline: tuple[str, Path],
     name = f"dev-identity-{len(stages)}-dev"
     mine = root / "mine.jsonl"
     mine.write_text('[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}]\n' * 3)
+    taught = {"mid", "sft"} if (recipe, stages) == ("classic", "stages=null") else {"sft"}
     words = ["experiment=demo", f"recipe={recipe}", "fast_dev_run=true", f"root={root}", "rl=false"]
+    words += few_tokens(*taught)
     result = run(
         compose([*words, "phase=identity", stages, "start_from=dev", f"run={name}", f"identity={mine}"])
     )
     assert result["status"] == "done", result
-    taught = {"mid", "sft"} if (recipe, stages) == ("classic", "stages=null") else {"sft"}
     assert {path.name for path in (root / "runs" / name).iterdir() if path.is_dir()} == taught
     for stage in taught:
         sources = yaml.safe_load((root / "runs" / name / stage / "job.yaml").read_text())["stage"][stage]

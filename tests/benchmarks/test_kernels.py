@@ -23,7 +23,7 @@ from tests.conftest import MODERN, multiply_row_by_row
 decode_kernel.multiply = multiply_row_by_row
 kernels.TOUCHED = 0
 kernels.brain = torch.randn  # the interpreter multiplies no bfloat16
-config = GPTConfig(depth=2, width=64, heads=2, kv_heads=1, vocab_size=300, context=64, softcap=15.0,
+config = GPTConfig(depth=2, width=32, heads=2, kv_heads=1, vocab_size=300, context=64, softcap=15.0,
                    vocab_multiple=64, **MODERN)
 for rows in (1, 3):
     some = [*kernels.kernels_of(config, rows, 40)]

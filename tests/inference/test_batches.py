@@ -3,13 +3,25 @@
 import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 from nanolit.inference import engine as engine_module
 from nanolit.inference.engine import Engine
+from nanolit.inference.launch import Launcher
 from nanolit.inference.request import Handle, Request
-from nanolit.inference.sampling import log_probabilities
+from nanolit.inference.sampling import (
+    FIRST,
+    MEMBER,
+    PARTS,
+    POSITION,
+    SHARED,
+    TILE,
+    TILES,
+    log_probabilities,
+    programs_for_tiles,
+)
 from nanolit.inference.slots import ring_sizes
 from nanolit.model.gpt import GPT
 from nanolit.tokenizer.conversation import render_prompt
@@ -113,6 +125,48 @@ def test_few_slots_give_the_same_tokens_as_many(engine, monkeypatch):
     assert few.complete_all(requests) == many
     assert few.launcher is not None
     assert few.launcher.slots.rows == 4
+
+
+def test_rows_of_a_tile_hold_the_same_keys_and_values_up_to_their_prompts_end(engine, monkeypatch):
+    """At every step, while samples join, leave and move, and slots grow; kernels read only one row's."""
+    rng, decode, seen = random.Random(8), Launcher.decode, set[tuple[int, int]]()
+
+    def checked(launcher: Launcher, table: np.ndarray) -> object:
+        tiles, members = int(table[0, TILES]), table[:, MEMBER].tolist()
+        in_tiles = []
+        for tile in range(tiles):
+            rows = members[table[tile, FIRST] : table[tile + 1, FIRST]]
+            (position,), (shared,) = (set(table[rows, column].tolist()) for column in (POSITION, SHARED))
+            assert 0 < shared <= position
+            assert 1 < len(rows) <= TILE
+            for buffer in launcher.slots.buffers:
+                size = buffer.size(3)
+                places = torch.arange(max(0, position + 1 - size), shared) % size
+                held = buffer[:, :, :, places]
+                assert all(torch.equal(held[:, :, row], held[:, :, rows[0]]) for row in rows)
+            seen.add((tiles, len(rows)))
+            in_tiles += rows
+        assert sorted(in_tiles) == table[:, SHARED].nonzero()[0].tolist()
+        assert tiles * int(table[0, PARTS]) <= programs_for_tiles(len(table))
+        return decode(launcher, table)
+
+    monkeypatch.setattr(Launcher, "decode", checked)
+    requests = {
+        step: Request(
+            prompt_ids=random_prompt(rng, 150 + 100 * step),
+            max_tokens=rng.randrange(1, 40),
+            num_samples=samples,
+            temperature=1.0,
+            seed=step,
+            stop_ids=frozenset(range(0, 256, 8)),
+            keep=step == 1,
+        )
+        for step, samples in enumerate([3, 1, 20, 2, 5])
+    }
+    run(engine, requests)
+    run(engine, {0: Request(prompt_ids=[*requests[4].prompt_ids, 9], max_tokens=9, num_samples=4)})
+    assert {number for number, _ in seen} >= {1, 2, 3}
+    assert TILE in {rows for _, rows in seen}
 
 
 def test_a_thousand_random_requests_leave_no_slot_memory_or_thread_behind(byte_tokenizer):

@@ -27,7 +27,7 @@ from benchmarks.train import device_name, synchronize
 from nanolit.config.compose import compose
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
-from nanolit.inference.slots import row_bytes
+from nanolit.inference.slots import ring_sizes
 from nanolit.jobs.parts import build_gpt
 from nanolit.machine.arguments import choose, names, read_some, setting
 from nanolit.machine.device import pick_device
@@ -171,8 +171,9 @@ def step_bytes(model: GPT, rows: int, prompt: int, own: int) -> float:
     """Return what a step must read: matrices, head, the prompt's keys and values once, each row's own."""
     roles, config = model.parameter_roles(), model.config
     read = [p.numel() for name, p in model.named_parameters() if roles[name] in ("matrix", "unembedding")]
-    read.append(2 * rows * own * config.depth * config.kv_heads * model.head_dim)
-    return sum(read) * model.compute_dtype.itemsize + row_bytes(model, prompt)
+    sizes = ring_sizes(model, prompt + own)
+    places = sum(max(size - own, 0) + rows * min(own, size) for size in sizes)
+    return (sum(read) + 2 * places * config.kv_heads * model.head_dim) * model.compute_dtype.itemsize
 
 
 def kernel_times(engine: Engine, settings: Settings, rng: random.Random) -> Iterator[dict[str, Any]]:

@@ -138,7 +138,7 @@ def attention_kernel(rows: int, H: int, K: int, D: int, *, positions: int, conte
         name="attention",
         cut="_split",
         launches=[
-            lambda b=pair: fused.attend(qkv_BX, where, b, None, y_BC, counts, qk_scale=1.0, tiles=(0, 0, 0))
+            lambda b=pair: fused.attend(qkv_BX, where, b, None, y_BC, counts, qk_scale=1.0)
             for pair in buffers
         ],
         error=error,

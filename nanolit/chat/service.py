@@ -264,16 +264,20 @@ class Service:
         Whoever asks meanwhile, or ends the service, waits for one step at most.
         """
         engine, rows = worker.engine, worker.unrehearsed[-1]
-        # One prompt of each length, for which there is a graph too, beside short ones that are read together
+        # One prompt of each length comes alone, so that a graph reads it; the first time all come at once
         length = max(1, min(32 << len(worker.unrehearsed), engine.context - REHEARSED - 1))
+        lengths, alone = [length] + (rows - 1) * [1], 1 if engine.launcher else rows
         try:
-            handles = [
-                engine.submit(Request(prompt_ids=[self.tokenizer.bos_id] * n, max_tokens=engine.context - n))
-                for n in [length] + (rows - 1) * [1]
-            ]
-            for _ in range(REHEARSED):
+            handles = list[Handle]()
+            for joining in (lengths[:alone], lengths[alone:], *([[]] * (REHEARSED - 2))):
                 if self._closed or self._queue:
                     break
+                handles += [
+                    engine.submit(
+                        Request(prompt_ids=[self.tokenizer.bos_id] * n, max_tokens=engine.context - n)
+                    )
+                    for n in joining
+                ]
                 engine.step()
             else:
                 worker.unrehearsed.pop()

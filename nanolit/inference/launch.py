@@ -71,9 +71,10 @@ class Launcher:
         """
         rows = len(table)
         bucket = min(bucket_of(rows), self.slots.rows)
-        tiles = programs_for_tiles(bucket) if table[0, TILES] else 0
+        with_tiles = table[0, TILES] and self.decoder.takes_tiles
+        tile_programs = programs_for_tiles(bucket) if with_tiles else 0
         if not self.captures or self.decoder.fused_rows < bucket:
-            return self._decode_plainly(table, bucket, tiles)
+            return self._decode_plainly(table, bucket, tile_programs)
         table[:, TURN] = self.turn
         expected = self.expected[:bucket]
         if not np.array_equal(expected[:rows], table) or expected[rows:].any():
@@ -82,11 +83,15 @@ class Launcher:
         # One graph serves all settings and lengths: kernels look up what each row needs
         needs = Needs(penalty=self.slots.seen_BV is not None, log_probs=True)
         try:
-            self._replay(bucket, self.slots.capacity, needs, tiles)
+            self._replay(bucket, self.slots.capacity, needs, tile_programs)
         except Exception as error:  # fall back to the next slower way
-            what = f"our kernels from {bucket} rows on"
+            what = "tiles of samples" if tile_programs else f"our kernels from {bucket} rows on"
             warnings.warn(f"decoding without {what}, slower: {' '.join(str(error).split())}", stacklevel=2)
-            self.decoder.fused_rows = bucket // 2
+            if tile_programs:
+                self.decoder.takes_tiles = False
+                self.decoder.counts.zero_()
+            else:
+                self.decoder.fused_rows = bucket // 2
             self.graphs.clear()
             return self.decode(table)
         ready, draws = torch.cuda.Event(), [mailed[self.turn % TURNS, :rows].numpy() for mailed in self.mail]
@@ -98,11 +103,13 @@ class Launcher:
         expected[:rows, TURN] += 1
         return lambda: ready.synchronize() or [draw.tolist() for draw in draws]
 
-    def _decode_plainly(self, table: np.ndarray, bucket: int, tiles: int) -> Callable[[], list[list]]:
+    def _decode_plainly(self, table: np.ndarray, bucket: int, tile_programs: int) -> Callable[[], list[list]]:
         rows, longest = len(table), int(table[:, POSITION].max()) + 1
         if not self.captures:
             ragged = bool((table[:, POSITION] != longest - 1).any())
-            draws = self.step(self.upload(table), longest, needs_of(table), ragged=ragged, tiles=tiles)
+            draws = self.step(
+                self.upload(table), longest, needs_of(table), ragged=ragged, tile_programs=tile_programs
+            )
             return self.download(*draws)
         self.upload(np.pad(table, ((0, bucket - rows), (0, 0))))
         self.expected[:] = 0  # makes the kernels' next step upload its table
@@ -152,16 +159,18 @@ class Launcher:
         graph.replay()
         return logits_BV
 
-    def step(self, table: Tensor, longest: int, needs: Needs, *, ragged: bool, tiles: int = 0) -> Draws:
+    def step(
+        self, table: Tensor, longest: int, needs: Needs, *, ragged: bool, tile_programs: int = 0
+    ) -> Draws:
         """Run one step on device tensors only, so that a graph can capture it.
 
-        `tiles`: see Decoder.fused_step.
+        `tile_programs`: see Decoder.fused_step.
         """
         slots, decoder, B = self.slots, self.decoder, len(table)
         seen_BV = slots.seen_BV[:B] if needs.penalty and slots.seen_BV is not None else None
         softcap = 0.0
         if decoder.fused_rows >= B:
-            logits_BV = decoder.fused_step(slots, table, tiles=tiles)
+            logits_BV = decoder.fused_step(slots, table, tile_programs=tile_programs)
             softcap = decoder.model.config.softcap
         else:
             forced_B, positions_B = table[:, FORCED].long(), table[:, POSITION].long()
@@ -194,9 +203,9 @@ class Launcher:
         ready.record()
         return lambda: ready.synchronize() or [draw.tolist() for draw in host]
 
-    def _replay(self, bucket: int, reach: int, needs: Needs, tiles: int) -> Draws:
+    def _replay(self, bucket: int, reach: int, needs: Needs, tile_programs: int) -> Draws:
         """Replay the graph of a step on `bucket` rows of the table, capturing it first if it is new."""
-        key = (bucket, reach, needs, tiles)
+        key = (bucket, reach, needs, tile_programs)
         if key not in self.graphs:
             if len(self.graphs) == MAX_GRAPHS:
                 self.graphs.popitem(last=False)
@@ -207,7 +216,7 @@ class Launcher:
         return draws
 
     def _capture(
-        self, bucket: int, reach: int, needs: Needs, tiles: int
+        self, bucket: int, reach: int, needs: Needs, tile_programs: int
     ) -> tuple[torch.cuda.CUDAGraph, Draws]:
         """Capture the step after a rehearsal, which tries kernels and lets libraries initialise."""
         # A step changes these; everything else it writes again with the same values
@@ -215,12 +224,14 @@ class Launcher:
         before = [state.clone() for state in states]
 
         def run() -> Draws:
-            return self.step(self.table[:bucket], reach, needs, ragged=True, tiles=tiles)
+            return self.step(self.table[:bucket], reach, needs, ragged=True, tile_programs=tile_programs)
 
         def rehearse() -> None:
             try:
                 fused, table = bucket <= self.decoder.fused_rows, self.table[:bucket]
-                if fused and not self.decoder.agrees(self.slots, table, longest=reach, tiles=tiles):
+                if fused and not self.decoder.agrees(
+                    self.slots, table, longest=reach, tile_programs=tile_programs
+                ):
                     raise RuntimeError("their logits differ from the plain step's")
                 run()
             finally:

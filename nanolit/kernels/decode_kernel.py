@@ -8,6 +8,8 @@ values of earlier positions, waits for the previous kernel's results, and lets t
 that changes between steps is read past the first-level cache (".cg"), which may still hold the values of an
 earlier step when a kernel starts so early. Needs Triton and an NVIDIA GPU, Ampere or newer.
 
+Samples of one prompt share its keys and values: `attend` reads them once for a tile of rows.
+
 Letters: see gpt.py; N columns of a product, R places of a layer's buffer, P parts of a text's keys.
 """
 
@@ -39,6 +41,7 @@ NARROW = 128  # chunks; with a top_k a draw rarely has to look into more of them
 # When a kernel lets the next one start: after its own wait, or before. Before, more than two overlap, which
 # gains 2 to 3% at one row (H200) and costs up to 30% at eight, where they compete for the multiprocessors
 LATE, EARLY = tl.constexpr(1), tl.constexpr(2)
+FROM_TILE = tl.constexpr(65536)  # what a tile's part adds to a row's count; a part of the row's own adds 1
 
 
 def begin(
@@ -190,7 +193,7 @@ def attend(
     counts: Tensor,
     *,
     qk_scale: float,
-    tiles: tuple[int, int, int],
+    tiles: tuple[int, int, int] | None = None,
 ) -> None:
     """Rotate and normalise queries and keys, store the new key and value, and attend to all positions.
 
@@ -199,18 +202,18 @@ def attend(
     and head, before and after.
 
     Samples of one prompt at the same position have equal keys and values up to the prompt's end. The first
-    programs read those once for all rows of a tile; the others read the rest for each row and head. `tiles`
-    has the number of such programs per head, and the most rows and parts of a tile; inference.sampling
-    describes the columns of the table.
+    programs read those once for all rows of a tile; the others read the rest for each row and head. `tiles`,
+    if there are any, has the number of such programs per head, and the most rows and parts of a tile.
+    inference.sampling describes the columns of the table.
     """
     keys_BRKD, values_BRKD = buffers
     (B, X), (_, R, K, D), C = qkv_BX.shape, keys_BRKD.shape, y_BC.size(1)
     H = C // D
     parts, keys, warps = _split(B * H, R)
-    sharing, tile, most_shared_parts = tiles
-    if sharing:
-        parts = 2
-    room = triton.next_power_of_2(parts + most_shared_parts if sharing else parts)
+    sharing, tile, tile_parts = tiles or (0, 0, 0)
+    if sharing:  # little is a row's own, and programs that find nothing to do cost time too
+        parts = min(parts, 4)
+    room = triton.next_power_of_2(parts + tile_parts)
     sums = qkv_BX.new_empty(B, H, room, D + 2, dtype=torch.float32)
     ids, table = value_table or (where[0], qkv_BX)
     _attend[(sharing + parts * B, H)](
@@ -569,7 +572,7 @@ def _square(hidden, count, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
 @triton.jit
 def _attend(
     qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale, epsilon, sharing, most, X,
-    row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, PARTS: tl.constexpr,
+    row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr, ROOM: tl.constexpr,
     KEYS: tl.constexpr, TILE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     index, head, of_tile = tl.program_id(0), tl.program_id(1), 1
@@ -580,23 +583,20 @@ def _attend(
             if index < _whole(rows + 13) * of_tile:
                 _attend_together(
                     index // of_tile, index % of_tile, of_tile, head, qkv, rows, cosines, sines, keys, values,
-                    sums, counts, qk_scale, epsilon, most, X, row_stride, R, H, K, COLUMNS, D, PARTS, TILE,
+                    sums, counts, qk_scale, epsilon, most, X, row_stride, R, H, K, COLUMNS, D, ROOM, TILE,
                     DEPENDENT,
                 )  # fmt: skip
     else:
         _attend_alone(
             (index - sharing) // most, (index - sharing) % most, of_tile, head, qkv, rows, cosines, sines,
             keys, values, ids, table, sums, counts, y, qk_scale, epsilon, most, X, row_stride, R, H, K,
-            COLUMNS, D, TABLE, PARTS, KEYS, TILE > 0, DEPENDENT,
+            COLUMNS, D, TABLE, ROOM, KEYS, TILE > 0, DEPENDENT,
         )  # fmt: skip
 
 
 @triton.jit
 def _shared(line, position, of_tile, R):
-    """Return the first position that the row attends to, the first that is its own, and the keys of a part.
-
-    And the parts that have keys.
-    """
+    """Return where a row's visible keys begin, where its own do, a tile's keys of a part, and its parts."""
     visible = tl.maximum(position + 1 - R, 0)
     end = tl.maximum(_whole(line + 10), visible)
     chunk = tl.maximum(tl.cdiv(tl.cdiv(end - visible, of_tile), 32), 1) * 32
@@ -606,15 +606,15 @@ def _shared(line, position, of_tile, R):
 @triton.jit
 def _attend_together(
     tile, part, of_tile, head, qkv, rows, cosines, sines, keys, values, sums, counts, qk_scale, epsilon,
-    most, X, row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+    most, X, row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, ROOM: tl.constexpr,
     TILE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Attend to a part of the keys that a tile of rows shares, as the first of them holds them."""
-    begin, end = _whole(rows + tile * COLUMNS + 11), _whole(rows + (tile + 1) * COLUMNS + 11)
+    first, end = _whole(rows + tile * COLUMNS + 11), _whole(rows + (tile + 1) * COLUMNS + 11)
     number = tl.arange(0, TILE)
-    there = number < end - begin
-    row = tl.load(rows + (begin + number) * COLUMNS + 12, mask=there, other=0).to(tl.int64)
-    leader = _whole(rows + begin * COLUMNS + 12).to(tl.int64)
+    there = number < end - first
+    row = tl.load(rows + (first + number) * COLUMNS + 12, mask=there, other=0).to(tl.int64)
+    leader = _whole(rows + first * COLUMNS + 12).to(tl.int64)
     line = rows + leader * COLUMNS
     position = _whole(line + 1)
     visible, end_of_shared, chunk, parts = _shared(line, position, of_tile, R)
@@ -651,20 +651,20 @@ def _attend_together(
             best = raised
             k1, k2, v1, v2 = next_k1, next_k2, next_v1, next_v2
             start += 32
-        mine = sums + ((row * H + head) * PARTS + most + part) * (D + 2)
+        mine = sums + ((row * H + head) * ROOM + most + part) * (D + 2)  # after the row's own parts
         tl.store(mine[:, None] + half[None, :], sum1, mask=there[:, None])
         tl.store(mine[:, None] + D // 2 + half[None, :], sum2, mask=there[:, None])
         tl.store(mine + D, best, mask=there)
         tl.store(mine + D + 1, weights, mask=there)
         tl.debug_barrier()  # written before it is counted
-        tl.atomic_add(counts + row * H + head, 65536, mask=there, sem="acq_rel")
+        tl.atomic_add(counts + row * H + head, FROM_TILE, mask=there, sem="acq_rel")
 
 
 @triton.jit
 def _attend_alone(
     row, part, of_tile, head, qkv, rows, cosines, sines, keys, values, ids, table, sums, counts, y, qk_scale,
     epsilon, most, X, row_stride, R, H, K, COLUMNS: tl.constexpr, D: tl.constexpr, TABLE: tl.constexpr,
-    PARTS: tl.constexpr, KEYS: tl.constexpr, SHARING: tl.constexpr, DEPENDENT: tl.constexpr,
+    ROOM: tl.constexpr, KEYS: tl.constexpr, SHARING: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Attend to a part of the keys that a row shares with no other, and to the new one; the last adds up."""
     row, kv_head, half = row.to(tl.int64), head // (H // K), tl.arange(0, D // 2)
@@ -742,11 +742,11 @@ def _attend_alone(
             best = higher
 
         out, count = y + row * (H * D) + head * D + half, counts + row * H + head
-        if PARTS == 1:
+        if ROOM == 1:
             tl.store(out, (sum1 / weights).to(y.dtype.element_ty))
             tl.store(out + D // 2, (sum2 / weights).to(y.dtype.element_ty))
         else:
-            own_sums = sums + ((row * H + head) * PARTS) * (D + 2)
+            own_sums = sums + ((row * H + head) * ROOM) * (D + 2)
             mine = own_sums + part * (D + 2)
             tl.store(mine + half, sum1)
             tl.store(mine + D // 2 + half, sum2)
@@ -754,12 +754,13 @@ def _attend_alone(
             tl.store(mine + D + 1, weights)
             tl.debug_barrier()  # this program's part is written before it is counted
             counted = tl.atomic_add(count, 1, sem="acq_rel") + 1
-            if counted % 65536 == parts:  # the last adds them up
-                # Programs with lower numbers, which began earlier, attend to what the row shares
-                while counted // 65536 < shared_parts:
+            if counted % FROM_TILE == parts:  # the last adds them up
+                # Programs of lower index, which have begun, attend to what the row shares. Its line and that
+                # of the tile's first row agree on what that is, or this would never end
+                while counted // FROM_TILE < shared_parts:
                     counted = tl.atomic_add(count, 0, sem="acq_rel")
                 tl.debug_barrier()
-                number = tl.arange(0, PARTS)
+                number = tl.arange(0, ROOM)
                 each, there = own_sums + number * (D + 2), number < parts
                 there |= (number >= most) & (number < most + shared_parts)
                 tops = tl.load(each + D, mask=there, other=-1e30, cache_modifier=".cg")

@@ -32,19 +32,23 @@ def multiply(
     operands: Sequence[Any], B: int, N: int, C: int, flags: Sequence[bool], launch: dict[str, Any]
 ) -> None:
     """Do the same as decode_kernel.product."""
-    warps, stages = tile_of(C, operands[0].device)
-    stages, rows = min(stages, triton.cdiv(C, warps * INNER.value)), max(8, triton.next_power_of_2(B))
+    rows = max(8, triton.next_power_of_2(B))
+    warps, stages = tile_of(C, rows, operands[0].device)
+    stages = min(stages, triton.cdiv(C, warps * INNER.value))
     grid = (triton.cdiv(N, COLUMNS.value),)
     _multiply[grid](*operands, B, N, C, *flags, rows, warps, stages, num_warps=warps, **launch)
 
 
-def tile_of(C: int, device: torch.device) -> tuple[int, int]:
+def tile_of(C: int, rows: int, device: torch.device) -> tuple[int, int]:
     """Return a program's warps and its most stages, measured on an H200 (LOG.md, 2026-12-01).
 
-    Of narrow weights 40 KiB, so that the programs of one kernel and the next fit into a multiprocessor, of
-    wide ones 160 KiB, or 96 where a program cannot have more.
+    A program holds 40 KiB of narrow weights, so that those of one kernel and the next fit into a
+    multiprocessor, or 64 KiB with twice the warps where two would spill registers; of wide weights 160 KiB,
+    or 96 where it cannot have more.
     """
-    return (2, 10) if C <= 2560 else (8, 10 if shared_bytes(device) > 160 * 1024 else 6)
+    if C <= 2560:
+        return (2, 10) if C * rows <= 8 * 2560 else (4, 8)
+    return 8, 10 if shared_bytes(device) > 160 * 1024 else 6
 
 
 @functools.cache

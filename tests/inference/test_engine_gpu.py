@@ -103,7 +103,7 @@ def test_every_row_of_the_kernels_is_as_near_to_float32_as_the_plain_step_is(mod
                 mine[:, :, first : places.stop, of_prompt] = mine[:, :, first : first + 1, of_prompt]
             for other in others:
                 other.copy_(mine)
-        found = decoder.capped(decoder.fused_step(slots[0], table, tiles=tiles))
+        found = decoder.capped(decoder.fused_step(slots[0], table, tile_programs=tiles))
         plain = Decoder(model, plain=True).step(slots[1], *texts, longest=512, ragged=True)
         exact = Decoder(wide, plain=True).step(slots[2], *texts, longest=512, ragged=True)
     errors = [(logits - exact).norm(dim=1) / exact.norm(dim=1) for logits in (found, plain)]

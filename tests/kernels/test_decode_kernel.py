@@ -26,7 +26,7 @@ from tests.conftest import CLASSIC, MODERN, build_tiny_model, multiply_row_by_ro
 decode_kernel.multiply = multiply_row_by_row
 decode_kernel._split = lambda texts, places: (int(sys.argv[3]), 64, 4)
 decode_kernel.FEW = int(sys.argv[4])
-from nanolit.inference.sampling import COLUMNS, POSITION, note_tiles
+from nanolit.inference.sampling import COLUMNS, PARTS, POSITION, note_tiles
 model = build_tiny_model(CLASSIC if sys.argv[1] == "classic" else MODERN, context=int(sys.argv[2]))
 decoder = Decoder(model)
 with torch.inference_mode():
@@ -50,8 +50,10 @@ with torch.inference_mode():
     table = torch.zeros(5, COLUMNS, dtype=torch.int32)
     table[:, 0], table[:, POSITION] = torch.tensor([3, -1, 250, 7, -1]), positions_B
     note_tiles(table.numpy(), tiles)
+    if sys.argv[3] == "1":  # one program walks through all that is shared
+        table[:, PARTS] = 1
     fused.drawn_B.copy_(ids_B)
-    found = decoder.capped(decoder.fused_step(fused, table, tiles=17 if shared else 0))
+    found = decoder.capped(decoder.fused_step(fused, table, tile_programs=17 if shared else 0))
     for one, other, places in unread:
         one[:, :, places] = other[:, :, places]
 torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -223,7 +225,7 @@ POINTERS |= {"gate": FP32, "scale": FP32, "b": FP32, "rows": "*i32", "seen": "*u
 POINTERS |= {"notes": FP32, "mailed_ids": INT64, "mailed_log_probs": FP32}
 AROUND = {"C": 5120, "NORMALIZED": True, "SQUARED": True, "RESIDUAL": True, "MIX": True, "KEPT": True}
 DRAWN = {"COLUMNS": 15, "SEEN": True, "SOFTCAP": True, "CHUNKS": 1024, "CHUNK": 32}
-ATTENDED = {"COLUMNS": 15, "D": 128, "TABLE": True, "PARTS": 64, "KEYS": 32}
+ATTENDED = {"COLUMNS": 15, "D": 128, "TABLE": True, "ROOM": 32, "KEYS": 32}
 EVERYTHING = [
     ("_survey", 4, 1, {"SURVEYED": 64} | DRAWN),
     ("_sample", 16, 1, {"NARROW": 128, "TURNS": 4, "MAIL": True} | DRAWN),
@@ -232,6 +234,7 @@ EVERYTHING = [
     ("_multiply", 0, 1, AROUND | {"ROWS": 8}),
     ("_multiply", 0, 1, AROUND | {"C": 1280, "ROWS": 16}),
     ("_multiply", 0, 1, AROUND | {"C": 1664, "ROWS": 8}),  # no whole number of chunks
+    ("_multiply", 0, 1, AROUND | {"C": 1664, "ROWS": 16}),
     ("_prepare", 4, 1, {"MIX": True, "KEPT": True, "BACKOUT": True, "BLOCK": 2048}),
     ("_square", 8, 1, {"BLOCK": 4096}),
     ("_attend", 2, 1, ATTENDED | {"TILE": 0}),
@@ -256,7 +259,7 @@ def test_the_kernels_compile_for_an_a10g_and_others_and_fit_in_their_shared_memo
     kernel, constants = getattr(module, name), constants | {"DEPENDENT": int(capability >= 90)}
     if name == "_multiply":
         monkeypatch.setattr(product_kernel, "shared_bytes", lambda _: limit)
-        warps, most = product_kernel.tile_of(constants["C"], torch.device("cpu"))
+        warps, most = product_kernel.tile_of(constants["C"], constants["ROWS"], torch.device("cpu"))
         constants |= {"WARPS": warps, "STAGES": most}
     arguments = inspect.signature(kernel.fn).parameters
     signature = {

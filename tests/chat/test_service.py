@@ -16,6 +16,7 @@ from nanolit.chat import service as service_module
 from nanolit.chat.service import Failed, Service
 from nanolit.inference import engine as engine_module
 from nanolit.inference.engine import Engine, engines_on
+from nanolit.inference.launch import Launcher
 from nanolit.inference.request import Handle, Request, Token
 from nanolit.machine.device import pick_devices
 from tests.conftest import MODERN, build_tiny_model
@@ -264,15 +265,26 @@ def rehearsed(service: Service) -> None:
 
 
 def test_rehearsals_make_room_for_all_and_change_no_reply(engines, serve, monkeypatch):
-    """The first reply is asked for while they last; one that fails ends them."""
+    """The first reply is asked for while they last; one that fails ends them.
+
+    Prompts of other lengths are read one by one, as graphs read them.
+    """
     asked = {"prompt_ids": [256, 65], "max_tokens": 20, "seed": 3}
     alone = ids_of(serve(engines[:1]).generate(**asked))
     monkeypatch.setattr(service_module, "_rehearsals", lambda _engine, places: [2, 1, places])
+    read, lengths = Launcher.read, list[list[int]]()
+
+    def noting(launcher: Launcher, prompts: list[list[int]], **where: int) -> object:
+        lengths.append([*map(len, prompts)])
+        return read(launcher, prompts, **where)
+
+    monkeypatch.setattr(Launcher, "read", noting)
     service = serve(engines[1:], places=5, rehearses=True)
     assert ids_of(service.generate(**asked)) == alone
     rehearsed(service)
     launcher = engines[1].launcher
     assert (launcher.slots.rows, launcher.slots.capacity) == (8, 128)
+    assert [60] in lengths
     assert ids_of(service.generate(**asked)) == alone
     assert engines[1].launcher is launcher
     assert (engines[1].rows, [*engines[1].waiting], [*engines[1].launched]) == ([], [], [])

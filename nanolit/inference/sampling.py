@@ -22,7 +22,8 @@ FORCED, POSITION, TOP_K, LOG_PROBS, TEMPERATURE, TOP_P, PENALTY, TURN, SEED = ra
 # have the list's end. Every line has the number of TILES, and the PARTS that each tile's keys are cut into
 SHARED, FIRST, MEMBER, TILES, PARTS = range(10, 15)
 COLUMNS = 15
-TILE, MOST_PARTS = 16, 16  # the most rows of a tile, the fewest that tensor cores multiply; its most parts
+TILE = 16  # the most rows of a tile: the fewest that tensor cores multiply
+MOST_PARTS = 16  # of a tile's keys
 LEAST = 1e-6  # temperature, top_p and penalty; far smaller ones leave no finite float32 logits
 
 

@@ -20,10 +20,10 @@ from nanolit.inference.sampling import (
     COLUMNS,
     FORCED,
     LOG_PROBS,
-    MOST_PARTS,
     PENALTY,
     POSITION,
     TILE,
+    TILE_PARTS,
     TOP_K,
     Needs,
     needs_of,
@@ -286,7 +286,7 @@ class Decoder:
             smear = (model.smear_gate.weight, model.smear_scale)
         states = (slots.drawn_B, model.embedding.weight, slots.previous_BC, slots.seen_BV)
         first = self.scalars[0] if self.scalars else None
-        tiles = (tile_programs, TILE, MOST_PARTS) if tile_programs else None
+        tiles = (tile_programs, TILE, TILE_PARTS) if tile_programs else None
         fused.begin(table_BX, *states, smear, first, ids_B, x0_BC, x_BC)
         between = dict[str, Any]()  # work between a layer's last product and the next layer's first
         for number, layer in enumerate(self.layers):

@@ -23,7 +23,7 @@ FORCED, POSITION, TOP_K, LOG_PROBS, TEMPERATURE, TOP_P, PENALTY, TURN, SEED = ra
 SHARED, FIRST, MEMBER, TILES, PARTS = range(10, 15)
 COLUMNS = 15
 TILE = 16  # the most rows of a tile: the fewest that tensor cores multiply
-MOST_PARTS = 16  # of a tile's keys
+TILE_PARTS = 16  # the most that its keys are cut into
 LEAST = 1e-6  # temperature, top_p and penalty; far smaller ones leave no finite float32 logits
 
 
@@ -108,7 +108,7 @@ def note_tiles(table: np.ndarray, prompts: Sequence[tuple[Sequence[int], int]]) 
         return
     table[: len(members), MEMBER] = members
     table[:, FIRST], table[:, TILES] = len(members), len(tiles)
-    table[:, PARTS] = min(most // len(tiles), MOST_PARTS)
+    table[:, PARTS] = min(most // len(tiles), TILE_PARTS)
     begin = 0
     for number, (rows, length) in enumerate(tiles):
         table[number, FIRST], table[rows, SHARED] = begin, length

@@ -6,6 +6,7 @@ So a request that nobody thought of never breaks it; the client decides what it 
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -59,8 +60,9 @@ class ControlPlane(Web):
             (state / name).mkdir(parents=True, exist_ok=True)
 
     def new(self, prefix: str) -> str:
+        """Return an id that no other account on this machine has: a container's end is looked for by its id."""
         self.count += 1
-        return f"{prefix}-{self.count:06d}"
+        return f"{prefix}-{os.getpid()}{self.count:06d}"
 
     def __mapping__(self) -> dict[str, Handler]:
         service = answered_by_us(ModalClientBase.__abstractmethods__)()

@@ -89,6 +89,8 @@ class WebFunction:
                     await response.write(message["body"])
                 if message["type"] == "http.response.body" and not message.get("more_body"):
                     break
+            if not response.prepared:
+                return web.Response(status=500, text="modal-http: the container ended before it answered")
             await response.write_eof()
         finally:
             await visit.to_app.put({"type": "http.disconnect"})
@@ -118,7 +120,7 @@ class WebFunction:
         """A request, nothing for now, or the order to end."""
         with contextlib.suppress(TimeoutError):
             visit = await asyncio.wait_for(self.waiting.get(), POLL_SECONDS)
-            self.visits[visit.call_id] = visit
+            self.visits[visit.call_id], self.last = visit, time.monotonic()
             content = serialize_data_format(((visit.scope,), {}), api.DATA_FORMAT_PICKLE)
             asked = api.FunctionInput(
                 args=content, data_format=api.DATA_FORMAT_PICKLE, method_name="web", final_input=False
@@ -140,6 +142,7 @@ class WebFunction:
         for call_id, visit in [*self.visits.items()]:
             if visit.input_id == input_id:
                 visit.from_app.put_nowait(None)
+                self.last = time.monotonic()
                 del self.visits[call_id]
 
 

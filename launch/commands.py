@@ -43,11 +43,16 @@ class OneOrAllRuns(Root):
 
 @dataclass(frozen=True, kw_only=True)
 class OneRun(Root):
+    run: str = setting("a run's name", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrChat(Root):
     run: str = setting("a run's name, or chat:NAME", positional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logs(OneRun):
+class Logs(RunOrChat):
     follow: bool = setting("print everything until the run ends", False, short="-f")
 
 
@@ -138,7 +143,7 @@ def attach(settings: OneRun) -> int:
     return 0 if result["status"] == "done" else 1
 
 
-def stop(settings: OneRun) -> int:
+def stop(settings: RunOrChat) -> int:
     """Stop a run: it writes a checkpoint, and the same training command resumes from it later."""
     # The orchestrator first, so that it begins nothing more; then its calls; then the app. It would have
     # written when its calls ended: with it gone, that is ours to do.
@@ -213,7 +218,7 @@ def put(settings: Put) -> int:
     return 0
 
 
-def cost(settings: OneRun) -> int:
+def cost(settings: RunOrChat) -> int:
     """Show the hours of a run's calls, and roughly what its GPUs have cost so far.
 
     The calls' hours include waiting for GPUs, which is not billed; the sum does not. `modal billing
@@ -238,7 +243,7 @@ def cost(settings: OneRun) -> int:
     return 0
 
 
-def open_page(settings: OneRun) -> int:
+def open_page(settings: RunOrChat) -> int:
     """Open chat:NAME in the browser, or a run's page on Modal."""
     if settings.run.startswith(PREFIX):
         url = read_chat(settings.home, settings.run)["url"]

@@ -40,7 +40,7 @@ class Settings(Root):
     temperature: float = setting("0 always picks the most likely token", 0.6, least=0)
     top_k: int = setting("sample from the N most likely tokens; 0: from all", 50, least=0)
     max_tokens: int | None = setting(
-        "longest reply in tokens (default: at most half of the context)", None, least=1
+        "longest reply in tokens (default: 256, or half of a smaller context)", None, least=1
     )
     seed: int | None = setting("random seed for the same replies every time (default: new replies)", None)
     web: bool = setting("serve a page for the browser and the API", False)

@@ -39,7 +39,7 @@ CONVERSATIONS = "nanolit.tasks.jsonl.ConversationFile"
 IDENTITY = "nanolit.tasks.identity.Identity"
 HUMANEVAL = "nanolit.tasks.humaneval.HumanEval"
 # In little text a vocabulary of 32,768 would see few examples of each token, and the model would be mostly
-# embeddings. The demo has 4,096 tokens for 4.3 MB of text; a power of two, untuned.
+# embeddings. The bundled sample's 4.3 MB would get 4,096; untuned.
 BYTES_PER_TOKEN = 1024
 SMALLEST = 512
 

@@ -33,7 +33,7 @@ ASSUMED_MFU = 0.40  # for any other GPU: not measured
 # takes: per channel of a layer (norms, activations; the second figure is for models with residual scalars),
 # per logit, and per element of the head and logit, since the loss reads the head's weight again for every
 # 2 MiB of logits (kernels/loss.py). Fitted to ten models of d2 to d8, widths 128 to 512, vocabularies 1,024
-# to 32,768, all within 7% (LOG.md)
+# to 32,768, all within 7% (tests/planning/test_costs.py has the times)
 CPU_FLOPS = 157e9
 CHANNEL_SECONDS = (0.05e-6, 0.11e-6)
 LOGIT_SECONDS, HEAD_SECONDS = 4.3e-9, 1.9e-15

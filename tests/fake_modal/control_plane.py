@@ -60,7 +60,7 @@ class ControlPlane(Web):
             (state / name).mkdir(parents=True, exist_ok=True)
 
     def new(self, prefix: str) -> str:
-        """Return an id that no other account on this machine has: a container's end is looked for by its id."""
+        """Return an id that no other account on this machine has: ending a container looks for its id."""
         self.count += 1
         return f"{prefix}-{os.getpid()}{self.count:06d}"
 

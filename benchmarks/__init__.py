@@ -1,6 +1,6 @@
-"""Measurements of speed and memory, by the parts that training itself uses; `results/` keeps the figures.
+"""Measure speed and memory with the parts that training itself uses; `results/` keeps the figures.
 
-Takes a benchmark's name and key=value settings.
-Gives a table, a JSON line last, and a file of results by commit and GPU.
-May import anything of nanolit; nothing of nanolit may import this, and the wheel leaves it out.
+Each benchmark takes key=value settings, prints a table and a last line of JSON, and keeps its results in a
+file named by commit and GPU. Benchmarks may import anything from nanolit; nothing in nanolit may import them,
+and the wheel leaves them out.
 """

@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m benchmarks train model=d12`; one module of this folder for each name."""
+"""Run a benchmark: `python -m benchmarks train model=d12`; each name is a module in this folder."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Time that an optimizer step spends communicating between GPUs, and how much of it nothing else hides."""
+"""Measure how long an optimizer step communicates between GPUs, and how much of that is not overlapped."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ Span = tuple[float, float]  # beginning and end, in microseconds
 
 
 def communication(events: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the microseconds in which NCCL's kernels run, and those in which no other kernel does."""
+    """Return the microseconds in which NCCL's kernels run, and those in which no other kernel runs."""
     kernels = [kernel for kernel in events if kernel.get("cat") == "kernel"]
     spans = [(kernel["ts"], kernel["ts"] + kernel["dur"]) for kernel in kernels]
     sent = [span for span, kernel in zip(spans, kernels, strict=True) if "nccl" in kernel["name"]]

@@ -1,8 +1,8 @@
-"""CORE's speed: `python -m benchmarks core model=d4 bundle=FOLDER`, beside a loop over single texts.
+"""Time CORE: `python -m benchmarks core model=d4 bundle=FOLDER`, compared with a loop over single texts.
 
-Random weights. Of every task the same items are asked twice: as evaluation asks them, with shared beginnings
-read once, and item by item as nanochat does (tests/oracles/core_loop.py). Decisions must agree.
-Takes the settings of nanolit train too.
+Uses random weights. Scores the same items of each task twice: as evaluation does, with shared prefixes read
+once, and item by item as nanochat does (tests/oracles/core_loop.py). The decisions must agree.
+Also takes the settings of nanolit train.
 """
 
 import sys
@@ -31,19 +31,19 @@ from tests.oracles.core_loop import score_item
 class Settings(results.Kept):
     """Settings of CORE's benchmark."""
 
-    bundle: Path = setting("the folder of CORE's questions")
+    bundle: Path = setting("folder with CORE's questions")
     tokenizer: Path | None = setting(
-        "a folder of a tokenizer (default: bytes, which make longer prompts)", None
+        "folder with a tokenizer (default: one token per byte, which makes prompts longer)", None
     )
-    items: int = setting("of every task", 8, least=1)
+    items: int = setting("items per task", 8, least=1)
     clock: Literal["wall", "cpu"] = setting(
-        "cpu: processor time, which other programs stretch less; or wall", "wall"
+        "wall, or cpu: processor time, which is less affected by other programs", "wall"
     )
-    loop: bool = setting("also ask item by item", True)
+    loop: bool = setting("also score item by item", True)
 
 
 def main(arguments: list[str]) -> int:
-    """Ask twice, print a table and a line of JSON, keep both; 1 where a decision differs in float32."""
+    """Score twice, print a table and a line of JSON, keep both; return 1 if a decision differs in float32."""
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     model, tokenizer = random_model(overrides)
     if settings.tokenizer:
@@ -89,7 +89,7 @@ def asked(label: Label, settings: Settings, tokenizer: Tokenizer) -> tuple[list[
 
 
 def totals(rows: Sequence[dict[str, Any]], *, loop: bool) -> dict[str, float]:
-    """Return the seconds that all of CORE would take, and how many times faster that is than the loop."""
+    """Return the seconds that all of CORE would take, and how many times as long the loop would take."""
     ours = sum(row["items"] * row["seconds_an_item"] for row in rows)
     if not loop:
         return {"seconds_of_core": ours}

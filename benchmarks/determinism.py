@@ -1,14 +1,15 @@
-"""Does a run repeat bit for bit? `python -m benchmarks determinism model=d12`.
+"""Check whether a run repeats bit for bit: `python -m benchmarks determinism model=d12`.
 
-Runs the same steps twice from the same weights in one process, for each way to compute: eagerly, compiled as
-training compiles it, and with the embeddings' gradient, attention's backward pass or both in a fixed order
-(kernels/residual.py; the flags of the attention kernels). Where one of these makes the bits repeat, the
-other way was to blame. The table tells by part of the model whether gradients and weights are equal, or how
-far they are apart, and what a micro-batch costs.
+Runs the same steps twice from the same weights in one process, for each way to compute: eager, compiled as
+in training, and with the embeddings' gradient, attention's backward pass or both in a fixed order
+(kernels/residual.py; the flags of the attention kernels). If fixing one of these orders makes the bits
+repeat, that order caused the difference. The table shows how far apart the two runs' gradients are for each
+part of the model, and their weights after the steps, or "equal", and the time of a micro-batch.
 
-`deterministic=true` measures the job's setting itself, which also fixes what Inductor chooses by timing: the
-checksum of the weights must be the same in every process, with a fresh TORCHINDUCTOR_CACHE_DIR too. The eager
-model holds a whole micro-batch: from d20 on, give fewer rows. Takes the settings of nanolit train too.
+`deterministic=true` measures the job's own setting, which also fixes the choices that Inductor makes by
+timing: the checksum of the weights must be the same in every process, even with a fresh
+TORCHINDUCTOR_CACHE_DIR. The eager model takes a whole micro-batch at once: from d20 on, set a smaller
+micro_batch. Also takes the settings of nanolit train.
 """
 
 import hashlib
@@ -46,8 +47,10 @@ REPEATS = 10  # timed micro-batches; the runs before them have warmed up
 class Settings(results.Kept):
     """Settings of the determinism benchmark."""
 
-    steps: int = setting("steps after which the weights are compared", 1, least=1)
-    tokens: Literal["skewed", "real"] = setting("real: the job's data", "skewed")
+    steps: int = setting("optimizer steps before the weights are compared", 1, least=1)
+    tokens: Literal["skewed", "real"] = setting(
+        "skewed: random, with the frequencies of words; real: the job's data", "skewed"
+    )
 
 
 class Way(NamedTuple):
@@ -77,7 +80,7 @@ class Run(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Run every way twice, print a table and a line of JSON, keep the latter."""
+    """Run every way twice, print a table and a line of JSON, keep the JSON."""
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     quieten_libraries()
     job, parts = parts_of(overrides, tokens=settings.tokens, num_steps=HORIZON)
@@ -191,9 +194,9 @@ def table_of(measured: dict[str, dict[str, Any]]) -> str:
     rows.append(
         ["weights after the steps", *(cell(max(way["weights"].values())) for way in measured.values())]
     )
-    rows.append(["ms of a micro-batch", *(f"{way['forward_backward_ms']:.2f}" for way in measured.values())])
-    rows.append(["checksum of weights", *(way["checksum"] for way in measured.values())])
-    return markdown_table(["gradients, twice", *measured], rows)
+    rows.append(["ms per micro-batch", *(f"{way['forward_backward_ms']:.2f}" for way in measured.values())])
+    rows.append(["checksum of the weights", *(way["checksum"] for way in measured.values())])
+    return markdown_table(["gradients of two runs", *measured], rows)
 
 
 def cell(difference: float) -> str:

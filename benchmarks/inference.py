@@ -1,14 +1,16 @@
-"""Measure inference: first token, time per token, tokens/s and share of bandwidth, by rows; then workloads.
+"""Measure inference: first token, time per token, tokens/s and bandwidth share by batch size; then workloads.
 
-python -m benchmarks inference model=d20      a prompt of 1,024 tokens, rows doubling, then the rest
-… work=rows,loop                              some of: rows, kernels, rollouts, requests, loop, peer
+python -m benchmarks inference model=d20      everything but the comparison with nanochat
+… work=rows,loop                              only some of: rows, kernels, rollouts, requests, loop, peer
 … peer=NANOCHAT                               nanochat's own engine in the same run
 
-rows: `rows` samples of one prompt; its reading is not in tokens/s, the first token is a time at most.
-rollouts: `questions` prompts × `samples`, at most `new_tokens` each, of ragged lengths, reading included.
+rows: 1, 2, 4 … samples of one prompt. tokens/s excludes reading the prompt; the time to the first token is an
+upper bound.
+kernels: the kernels that take most of the GPU's time in steps of 1, 32 and 128 rows.
+rollouts: `questions` prompts × `samples`, at most `new_tokens` each, of different lengths, including prefill.
 requests: nano-vllm's workload, 256 requests of 100 to 1,024 tokens in and out.
-loop: four of the rollouts' prompts, one after another, every operator launched by itself, as nanochat does.
-Random weights; no text ends before its limit. Takes the settings of nanolit train too.
+loop: four of the rollouts' prompts, one after another, without decode kernels or CUDA graphs, as in nanochat.
+Uses random weights; no text ends before its limit. Also takes the settings of nanolit train.
 """
 
 import random
@@ -43,16 +45,16 @@ COPY_BYTES = 2**30  # of the copy whose speed counts as the memory's
 class Settings(results.Kept):
     """Settings of the inference benchmark."""
 
-    work: str = setting("parts to run, of rows, kernels, rollouts, requests, loop, peer (default: all)", "")
-    prompt: int = setting("tokens of the prompt of `rows`", 1024, least=1)
-    new: int = setting("new tokens of `rows`", 128, least=2)
-    most_rows: int = setting("the last of the doubling rows", 1024, least=1)
-    questions: int = setting("prompts of `rollouts`", 64, least=1)
-    samples: int = setting("samples of each", 16, least=1)
-    new_tokens: int = setting("the longest answer of `rollouts`", 256, least=8)
-    requests: int = setting("requests of `requests`", 256, least=1)
-    longest: int = setting("tokens in and out of `requests`, at most", 1024, least=8)
-    repeats: int = setting("timed runs, of which the best counts", 3, least=1)
+    work: str = setting("parts to run: some of rows,kernels,rollouts,requests,loop,peer (default: all)", "")
+    prompt: int = setting("prompt tokens in `rows`", 1024, least=1)
+    new: int = setting("new tokens in `rows`", 128, least=2)
+    most_rows: int = setting("largest batch size in `rows`; sizes double up to it", 1024, least=1)
+    questions: int = setting("number of prompts in `rollouts`", 64, least=1)
+    samples: int = setting("samples per prompt in `rollouts` and `loop`", 16, least=1)
+    new_tokens: int = setting("largest number of new tokens in `rollouts`", 256, least=8)
+    requests: int = setting("number of requests in the `requests` workload", 256, least=1)
+    longest: int = setting("largest number of tokens in and out in `requests`", 1024, least=8)
+    repeats: int = setting("timed runs; the best counts", 3, least=1)
     peer: Path | None = setting("a checkout of nanochat", None)
 
 
@@ -103,7 +105,7 @@ def work_of(settings: Settings) -> list[str]:
             raise ValueError("work=peer needs nanochat; give peer=FOLDER, a checkout of it")
         return work or [name for name in WORK if name != "peer"]
     if not (folder / "nanochat" / "engine.py").is_file():
-        raise ValueError(f"peer={folder} holds no nanochat/engine.py; give a checkout of nanochat")
+        raise ValueError(f"peer={folder} has no nanochat/engine.py; give a checkout of nanochat")
     return work or list(WORK)
 
 
@@ -195,7 +197,7 @@ def kernel_times(engine: Engine, settings: Settings, rng: random.Random) -> Iter
             (e.self_device_time_total / steps, e.count / steps, e.key) for e in profiler.key_averages()
         )
         for microseconds, count, name in reversed(spent[-14:]):
-            print(f"  {rows} rows: {microseconds:9.1f} us in {count:6.1f} of {name[:90]}", flush=True)
+            print(f"  {rows} rows: {microseconds:9.1f} us, {count:6.1f} launches of {name[:90]}", flush=True)
         yield {
             "rows": rows,
             "microseconds": {name[:90]: microseconds for microseconds, _, name in spent[-14:]},
@@ -250,7 +252,7 @@ def served(engine: Engine, settings: Settings, rng: random.Random) -> dict[str, 
     ]
     run(engine, requests)
     measured = run(engine, requests)
-    print(f"  requests: {measured['tokens_per_second']:,.0f} tokens/s written", flush=True)
+    print(f"  requests: {measured['tokens_per_second']:,.0f} tokens/s generated", flush=True)
     return measured
 
 
@@ -279,7 +281,7 @@ def plain_steps(engine: Engine) -> Iterator[None]:
 
 
 def peer(ours: Engine, settings: Settings, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Yield the same lines of nanochat's own engine, with a model of the same sizes."""
+    """Yield the same lines for nanochat's own engine, with a model of the same sizes."""
     assert settings.peer is not None
     ours.release()  # its slots may hold most of the memory
     model, config, rows = ours.model, ours.model.config, 1

@@ -1,9 +1,10 @@
-"""The kernels of a decode step one by one: `python -m benchmarks kernels model=d20 rows=1,8,32`, on a GPU.
+"""Time the kernels of a decode step one by one: `python -m benchmarks kernels model=d20 rows=1,8,32`.
 
-A line for each: microseconds of a launch in a CUDA graph, each on other weights or keys so that no cache has
-them; the floor, by the bytes that it must read; the difference from float32. `tiles=true` also tries other
-ways of cutting it up, as COLUMNS/WARPS, WARPS/STAGES or PARTS/KEYS/WARPS, and shows the best five: the tiles
-in nanolit/kernels were chosen so. Takes the settings of nanolit train too.
+Needs a GPU. Prints a line for each kernel: the microseconds of a launch in a CUDA graph, where each launch
+uses different weights or keys, so none are cached; the floor, which is the time to read its bytes at the
+speed of a large copy; and the difference from float32. `tiles=true` also tries other tile shapes, written as
+COLUMNS/WARPS, WARPS/STAGES or PARTS/KEYS/WARPS, and prints the best five: the tiles in nanolit/kernels were
+chosen this way. Also takes the settings of nanolit train.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,10 +39,10 @@ TILES = {
 class Settings(results.Kept):
     """Settings of the benchmark of single kernels."""
 
-    rows: str = setting("rows of a step", "1,8,32")
-    positions: int = setting("keys of each row", 1088, least=1)
-    tiles: bool = setting("try other tiles too", False)
-    repeats: int = setting("replays, of which the fastest counts", 6, least=1)
+    rows: str = setting("batch sizes, comma-separated", "1,8,32")
+    positions: int = setting("keys per row", 1088, least=1)
+    tiles: bool = setting("also try other tile shapes", False)
+    repeats: int = setting("replays of the graph; the fastest counts", 6, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
     """Time the kernels, print a line for each and a line of JSON, keep both."""
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     if not torch.cuda.is_available():
-        raise ValueError("benchmarks kernels times a GPU's kernels, and this machine has no CUDA device")
+        raise ValueError("benchmarks kernels needs a GPU, and this machine has no CUDA device")
     config = GPTConfig(**base_plan(compose([*overrides, "phase=base"])).gpt)
     device = torch.device("cuda")
     entry: dict[str, Any] = {"command": results.command_line("kernels", arguments)}

@@ -1,12 +1,12 @@
-"""Measure bits per byte along a whole run, ours or nanochat's on the very same rows.
+"""Measure bits per byte over a whole run, ours or nanochat's on exactly the same rows.
 
 python -m benchmarks learning model=d12 data=local data.path=FOLDER total_batch=262144 steps=352
 … peer=NANOCHAT who=peer        train nanochat's model with nanochat's optimizer on our rows
-… peer=NANOCHAT weights=peer    train ours from nanochat's initial weights, so that runs of one seed pair up
+… peer=NANOCHAT weights=peer    train ours from nanochat's initial weights, to pair runs of the same seed
 
-A bare loop over the stage's own stream and validation rows, without Lightning, checkpoints and samples.
-NANOCHAT is a checkout of July 2026; what it imports must be installed. Rates and schedule are ours for both:
-they are equal to its own, group by group.
+Runs a bare loop over the stage's own stream and validation rows, without Lightning, checkpoints or samples.
+NANOCHAT is a checkout of July 2026; the packages that it imports must be installed. Both use our learning
+rates and schedule, which equal nanochat's group by group.
 """
 
 import functools
@@ -40,12 +40,12 @@ UNTIMED = 10  # steps, in which compiling falls
 class Settings(results.Kept):
     """Settings of the learning benchmark."""
 
-    steps: int = setting("steps of the run", 352, least=1)
-    stop: int | None = setting("end after these steps of it", None, least=1)
-    evaluations: int = setting("how often along the way", 7, least=1)
+    steps: int = setting("length of the run in steps, for which the schedule is made", 352, least=1)
+    stop: int | None = setting("stop after N steps (default: at the end)", None, least=1)
+    evaluations: int = setting("number of evaluations during the run", 7, least=1)
     peer: Path | None = setting("a checkout of nanochat", None)
-    who: Literal["ours", "peer"] = setting("whose model and optimizer", "ours")
-    weights: Literal["ours", "peer"] = setting("whose initial weights", "ours")
+    who: Literal["ours", "peer"] = setting("whose model and optimizer to train", "ours")
+    weights: Literal["ours", "peer"] = setting("whose initial weights to train from", "ours")
 
 
 class Peer(nn.Module):
@@ -62,7 +62,7 @@ class Peer(nn.Module):
         self.optimizer = optim.MuonAdamW([self.group(ours) for ours in phase.optimizer.param_groups])
 
     def group(self, ours: dict[str, Any]) -> dict[str, Any]:
-        """nanochat's group of the same parameters."""
+        """Return nanochat's group of the same parameters."""
         group = {key: ours[key] for key in ("kind", "lr", "weight_decay", "betas", "eps") if key in ours}
         group["params"] = [self.weights[name] for name in ours["names"]]
         return group | ({"ns_steps": 5, "beta2": 0.9} if ours["kind"] == "muon" else {})
@@ -93,10 +93,10 @@ class Peer(nn.Module):
 
 
 def main(arguments: list[str]) -> int:
-    """Train, evaluate, print a table and a line of JSON, keep the latter."""
+    """Train, evaluate, print a table and a line of JSON, keep the JSON."""
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     if settings.peer is None and "peer" in (settings.who, settings.weights):
-        raise ValueError("whose nanochat? give peer=FOLDER, a checkout of nanochat")
+        raise ValueError("who=peer and weights=peer need nanochat; give peer=FOLDER, a checkout of it")
     quieten_libraries()
     job, parts = parts_of(overrides, tokens="real", num_steps=settings.steps)
     phase = back_on_device(parts)
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
 
 
 def train(parts: Parts, phase: Phase, peer: Peer | None, settings: Settings) -> dict[str, Any]:
-    """Return the losses, the bits per byte, the rows that they are of, and the minutes of training."""
+    """Return the losses, the bits per byte on how many rows, and the minutes of training."""
     assert isinstance(parts.evaluator, BitsPerByte)
     evaluator, last = parts.evaluator, min(settings.stop or settings.steps, settings.steps)
     marks = {settings.steps * number // settings.evaluations for number in range(1, settings.evaluations)}

@@ -1,8 +1,8 @@
-"""The data loader alone: `python -m benchmarks loader data=FOLDER`, from parquet files to batches.
+"""Time the data loader alone: `python -m benchmarks loader data=FOLDER`, from parquet files to batches.
 
-Tokens a second of one rank on N threads, text a second, memory against the stated bound; then, on one thread,
-the share of each part: reading, shuffling, encoding, packing, tensors. The stream is measured in a process of
-its own, so that the peak memory is its own.
+Measures tokens/s of one rank on N threads, MB/s of text, and memory compared with its documented limit; then,
+on one thread, the share of time of each part: reading, shuffling, encoding, packing, tensors. The stream runs
+in a process of its own, so that the peak memory is the stream's alone.
 """
 
 import json
@@ -31,20 +31,20 @@ PARTS_DOCUMENTS = 4096  # whose way is timed part by part
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Text):
-    """The stream that is measured, and for how long."""
+    """Settings of the loader benchmark."""
 
     tokenizer: str | None = setting(
-        "a folder that holds one (default: one learned from the first 50 million characters)",
+        "folder with a tokenizer (default: one trained on the first 50 million characters)",
         None,
         value="FOLDER",
     )
-    threads: int = setting("threads of the loader", 4, least=1)
-    packing: Packing = setting("how documents fill rows", "bestfit")
-    context: int = setting("tokens of a row", 2048, least=1)
-    rows: int = setting("rows of a step; 256 of 2,048 are 524,288 tokens", 256, least=1)
-    ranks: int = setting("ranks; the first is measured", 1, least=1)
-    warmup: int = setting("steps before the clock runs, while the lanes fill", 4, least=1)
-    seconds: int = setting("how long the clock runs", 15, least=1)
+    threads: int = setting("loader threads", 4, least=1)
+    packing: Packing = setting("how documents are packed into rows", "bestfit")
+    context: int = setting("tokens per row", 2048, least=1)
+    rows: int = setting("rows per step; 256 rows of 2,048 are 524,288 tokens", 256, least=1)
+    ranks: int = setting("number of ranks; the first is measured", 1, least=1)
+    warmup: int = setting("untimed steps at the start, while the lanes fill", 4, least=1)
+    seconds: int = setting("seconds to measure", 15, least=1)
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         command = [sys.executable, "-m", "benchmarks", "loader", "measure", text]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise ValueError("the loader failed; the reason is in the lines above")
+            raise ValueError("the loader failed; see the lines above")
     entry = {
         "command": results.command_line("loader", arguments),
         **json.loads(done.stdout.splitlines()[-1]),

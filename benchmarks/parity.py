@@ -1,14 +1,13 @@
-"""Gradients beside float32: `python -m benchmarks parity model=d12 [precision=fp8]`.
+"""Compare gradients with float32: `python -m benchmarks parity model=d12 [precision=fp8]`.
 
 Trains the job's own model for a few real optimizer steps, so that no matrix is zero. Then compares each
-parameter's gradient on one micro-batch, compiled as training compiles it and eagerly in the same precision,
-with eager float32 from the same weights; prints a table by part of the model and exits with 1 where a bound
-is passed. NANOLIT_KERNELS=plain leaves our kernels out.
+parameter's gradient on one micro-batch, both compiled as in training and eager in the same precision, with
+eager float32 from the same weights. Prints a table by part of the model and exits with 1 if a compiled
+gradient exceeds its bound. NANOLIT_KERNELS=plain turns our kernels off.
 
 The tokens are random by default, with the frequencies of words and with repeats: nothing has to be downloaded
 or tokenized, frequent ids collide in the embedding's gradient as they do in text, and attention has something
-to learn. `tokens=real data=…` takes the job's. Takes the settings of nanolit
-train too.
+to learn. `tokens=real data=…` uses the job's data. Also takes the settings of nanolit train.
 """
 
 import sys
@@ -44,9 +43,11 @@ SMALLEST = 1e-30  # in place of the norm of a gradient of zeros
 class Settings(results.Kept):
     """Settings of the parity benchmark."""
 
-    steps: int = setting("steps before the comparison: no matrix is zero, the loss not yet steep", 5, least=1)
-    tokens: Literal["skewed", "real"] = setting("real: the job's data", "skewed")
-    attention: Backend | None = setting("a backend of attention (default: the fastest)", None)
+    steps: int = setting("optimizer steps before the comparison, so that no matrix is zero", 5, least=1)
+    tokens: Literal["skewed", "real"] = setting(
+        "skewed: random, with the frequencies of words; real: the job's data", "skewed"
+    )
+    attention: Backend | None = setting("attention backend (default: the fastest)", None)
 
 
 class Bound(NamedTuple):
@@ -83,7 +84,7 @@ class Gradients(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A gradient beside the expected one: 0, 0, 1 and 1 where they are equal."""
+    """A gradient compared with the expected one: 0, 0, 1 and 1 if they are equal."""
 
     error: float  # relative to the yardstick: see compare
     relative: float  # relative to the expected gradient's norm
@@ -92,7 +93,7 @@ class Difference(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Train, compare, print a table and a line of JSON, keep the latter; 1 where a bound is passed."""
+    """Train, compare, print a table and a line of JSON, keep the JSON; return 1 if a bound is exceeded."""
     settings, overrides = read_some(Settings, arguments, about=__doc__)
     quieten_libraries()
     begun = time.perf_counter()
@@ -123,7 +124,7 @@ def main(arguments: list[str]) -> int:
 
 
 def use_attention(gpt: GPT, backend: Backend) -> None:
-    """Attend by one backend; ValueError where it gives nothing, or something else than float32 does."""
+    """Use one attention backend; ValueError if it is missing or does not agree with float32."""
     if backend != "sdpa" and not agrees(backend, gpt.device, gpt.compute_dtype, gpt.head_dim):
         raise ValueError(f"attention={backend} is not installed or does not run here; leave it out")
     for block in gpt.blocks:
@@ -203,7 +204,7 @@ def compare(found: Gradients, expected: Gradients) -> dict[str, Difference]:
 
 
 def faults_of(differences: dict[str, Difference], matrices: set[str], precision: str) -> list[str]:
-    """Return a line for each parameter that passes a bound, as NaN does. Norms count for matrices alone."""
+    """Return a line for each parameter that exceeds a bound, as NaN does. Norms count for matrices only."""
     bound, faults = BOUNDS[precision], []
     for name, difference in differences.items():
         largest = bound.error if name in matrices else bound.scalar
@@ -261,9 +262,7 @@ def report(entry: dict[str, Any], path: Any) -> None:
             row += [f"{errors['relative_error']:.2g}{counted}", ratios, f"{errors['cosine']:.6f}"]
         rows.append(row)
     print(markdown_table(header, rows))
-    print(
-        "  (in brackets: relative to the largest norm of a scalar parameter's gradient, which is what counts)"
-    )
+    print("  (in brackets: relative to the largest norm of a scalar parameter's gradient, as the bounds are)")
     print("  loss: " + ", ".join(f"{how} {nats:.5f}" for how, nats in entry["loss"].items()))
     print(f"  {entry['precision']}, {entry['attention']} attention, kernels {entry['kernels']}; ", end="")
     print(f"{entry['micro_batch']} rows × {entry['context']} after {entry['steps']} steps")

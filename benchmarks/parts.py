@@ -1,4 +1,4 @@
-"""The worker's own parts for a training benchmark, on random tokens or on the job's data."""
+"""Build the worker's own parts for a training benchmark, on random tokens or on the job's data."""
 
 import atexit
 import json
@@ -82,8 +82,8 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     ranks, started = num_ranks(job), int(os.environ.get("WORLD_SIZE", "1"))
     if ranks != started:
         raise ValueError(
-            f"the job is for {ranks} ranks, {started} were started; give cluster.devices={started}, or "
-            f"begin with torchrun --standalone --nproc-per-node={ranks} -m benchmarks"
+            f"the job needs {ranks} ranks but {started} started; give cluster.devices={started}, or "
+            f"start it with torchrun --standalone --nproc-per-node={ranks} -m benchmarks"
         )
     if job["deterministic"]:
         make_deterministic()
@@ -95,7 +95,7 @@ def parts_of(overrides: list[str], *, tokens: str, num_steps: int) -> tuple[Job,
     assert isinstance(plan, BasePlan)
     fetch_data(job, plans)
     if "tokenizer" in plans and make_tokenizer(job, plans["tokenizer"])["status"] != "done":
-        raise ValueError("the tokenizer could not be made; the reason is in the lines above")
+        raise ValueError("the tokenizer could not be made; see the lines above")
     write_plan(job, plan)
     return job, build_parts(job, plan)
 

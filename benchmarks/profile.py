@@ -1,9 +1,9 @@
 """Break down the GPU's time by kernel: `python -m benchmarks profile model=d12 micro_batch=32`.
 
-A trace for chrome://tracing or Perfetto, and the ten most expensive kernels with their share and their floor:
-for matrix products and attention the time at the speed of one large product, for the rest that of moving the
-bytes of what the operator was given (of our own operators, of what they give as well), at the speed of a
-large copy. Takes the settings of nanolit train too.
+Writes a trace for chrome://tracing or Perfetto, and prints the ten most expensive kernels with their share
+of the time and their floor. The floor of a product or of attention is its time at the speed of one large
+product. For every other operator it is the time to move its inputs (for some of our own operators, also its
+outputs) at the speed of a large copy. Also takes the settings of nanolit train.
 """
 
 import collections
@@ -49,11 +49,11 @@ class Settings:
     """Settings of the profile."""
 
     what: Literal["model", "optimizer"] = setting(
-        "model: forward and backward of a micro-batch; optimizer: its step", "model"
+        "a micro-batch, forward and backward, or an optimizer step", "model"
     )
-    repeats: int = setting("repeats of what is profiled", 3, least=1)
-    rows: int = setting("rows of the table", 10, least=1)
-    trace: Path = setting("where the trace is written", Path("trace.json"), value="FILE")
+    repeats: int = setting("profiled repeats", 3, least=1)
+    rows: int = setting("kernels in the table", 10, least=1)
+    trace: Path = setting("file for the trace", Path("trace.json"), value="FILE")
 
 
 class Speeds(NamedTuple):
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     what, repeats = settings.what, settings.repeats
     if not torch.cuda.is_available():
         raise ValueError(
-            "profile shows what a GPU does, and this machine has none; use benchmarks train for a CPU"
+            "benchmarks profile needs a GPU, and this machine has none; use benchmarks train on a CPU"
         )
     quieten_libraries()
     _, parts = parts_of(overrides, tokens="random", num_steps=1)
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
         activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
         path=settings.trace,
     )
-    print(f"  trace in {settings.trace.absolute()}")
+    print(f"  trace written to {settings.trace.absolute()}")
     report(kernels_of(trace, repeats=repeats, speeds=speeds()), rows=settings.rows)
     return 0
 
@@ -121,7 +121,7 @@ def report(kernels: dict[str, Kernel], *, rows: int) -> None:
     total = sum(kernel.milliseconds for kernel in kernels.values())
     known = sum(kernel.milliseconds for kernel in kernels.values() if kernel.floor is not None)
     floor = sum(kernel.floor or 0.0 for kernel in kernels.values())
-    print(f"  {total:.2f} ms of kernels; {known:.2f} ms of them would take {floor:.2f} ms at best")
+    print(f"  {total:.2f} ms of kernels; {known:.2f} ms of that has a floor, of {floor:.2f} ms in all")
     print("        time  share     floor  launches  kernel")
     ranked = sorted(kernels.items(), key=lambda item: -item[1].milliseconds)[:rows]
     for name, kernel in ranked:
@@ -164,7 +164,7 @@ def _sum(times: list[tuple[float, float | None]], repeats: int) -> Kernel:
 
 
 def floor(operator: dict[str, Any], speeds: Speeds) -> float | None:
-    """Return the least seconds an operator could take; None if the trace doesn't say what it was given."""
+    """Return the least seconds an operator could take; None if the trace doesn't tell."""
     shapes, types = operator["args"].get("Input Dims", []), operator["args"].get("Input type", [])
     matrices = [shape for shape in shapes if len(shape) >= 2 and isinstance(shape[0], int)]
     rate = speeds.fp8 if any("Float8" in name for name in types) else speeds.bf16

@@ -1,4 +1,4 @@
-"""Results on disk: benchmarks/results/<commit>-<gpu>.json has one entry for each command."""
+"""Keep results on disk: benchmarks/results/<commit>-<gpu>.json has one entry per command."""
 
 import json
 import platform
@@ -19,12 +19,12 @@ FOLDER = Path(__file__).resolve().parent / "results"
 class Kept:
     """Settings of every benchmark that keeps its results."""
 
-    commit: str | None = setting("names the results (default: the checkout's commit)", None)
-    results: Path = setting("the folder of results", FOLDER)
+    commit: str | None = setting("label of the results (default: the checkout's commit)", None)
+    results: Path = setting("folder for the results", FOLDER)
 
 
 def command_line(benchmark: str, arguments: list[str]) -> str:
-    """Return the command that measures the same again, without where its results are kept."""
+    """Return the command that repeats the measurement, without `commit` and `results`."""
     kept = [argument for argument in arguments if not argument.startswith(("commit=", "results="))]
     return " ".join(["python -m benchmarks", benchmark, *kept])
 
@@ -51,7 +51,7 @@ def shown(value: object) -> str:
 
 
 def in_words(figures: dict[str, Any]) -> str:
-    """Return a line of figures with their names."""
+    """Return the figures with their names in one line."""
     return "  ".join(f"{key} {shown(value)}" for key, value in figures.items())
 
 
@@ -63,6 +63,6 @@ def print_entry(entry: dict[str, Any], path: Path) -> None:
 
 
 def print_json(entry: dict[str, Any], path: Path) -> None:
-    """Print where the entry was written, then the entry as one line: the last line."""
+    """Print the path of the entry, then the entry as one line of JSON: the last line."""
     print(f"  written to {path}")
     print(json.dumps(entry), flush=True)

@@ -1,10 +1,10 @@
-"""Measure the chat's API: from a process's start to its first token, then streams beside the engine alone.
+"""Measure the chat API: process start to first token, then its streams compared with the bare engine.
 
 python -m benchmarks serving model=d26 streams=1,8,40     on this machine's device, without gradio
 
-The model has random weights and is served from a release in a temporary folder. Every stream of a line asks
-for `new` tokens after `prompt` others, all at once; the engine then gets the same requests without a server,
-and must draw the same tokens. Takes the settings of nanolit train too.
+The model has random weights and is served from a release in a temporary folder. All streams of a row start at
+once; each sends `prompt` tokens and asks for `new` more. The engine then gets the same requests without a
+server, and must generate as many tokens. Also takes the settings of nanolit train.
 """
 
 import asyncio
@@ -49,9 +49,9 @@ SERVER = "import sys; from benchmarks.serving import serve_release; serve_releas
 class Settings(results.Kept):
     """Settings of the serving benchmark."""
 
-    streams: str = setting("how many at once, one line for each number", "1,8,40")
-    prompt: int = setting("tokens of each prompt", 128, least=1)
-    new: int = setting("tokens of each reply", 256, least=2)
+    streams: str = setting("numbers of concurrent streams, a row for each", "1,8,40")
+    prompt: int = setting("tokens per prompt", 128, least=1)
+    new: int = setting("tokens per reply", 256, least=2)
 
 
 def main(arguments: list[str]) -> int:
@@ -68,14 +68,15 @@ def main(arguments: list[str]) -> int:
         }
         with served(release) as (address, seconds):
             entry["ready_seconds"], begun = seconds, time.perf_counter()
-            print(f"  the server listens after {seconds:.1f} s", flush=True)
+            print(f"  the server was listening after {seconds:.1f} s", flush=True)
             entry["first_reply_seconds"] = asyncio.run(ask(address, [body(settings, 0)]))["first_seconds"]
-            print(f"  its first token came {entry['first_reply_seconds']:.1f} s later", flush=True)
+            print(f"  the first token came {entry['first_reply_seconds']:.1f} s later", flush=True)
             while httpx.get(f"{address}/stats", timeout=SECONDS).json()[NAME]["rehearsals_left"]:
                 time.sleep(0.1)
             entry["rehearsed_seconds"] = time.perf_counter() - begun
             print(
-                f"  its rehearsals were over {entry['rehearsed_seconds']:.1f} s after it listened", flush=True
+                f"  its rehearsals ended {entry['rehearsed_seconds']:.1f} s after it was listening",
+                flush=True,
             )
             asyncio.run(ask(address, max(lines, key=len)))
             entry["api"] = [measure_api(address, bodies) for bodies in lines]
@@ -85,10 +86,10 @@ def main(arguments: list[str]) -> int:
         for _ in range(2):  # the first captures graphs
             alone = run(engine, [request_of(engine, asked) for asked in bodies])
         entry["engine"].append(alone)
-        assert api["tokens"] == alone["tokens"], "the API's replies are not the engine's"
+        assert api["tokens"] == alone["tokens"], "the API's replies are not as long as the engine's"
         decoding, whole = (api[f"{x}_per_second"] / alone[f"{x}_per_second"] for x in ("decoded", "tokens"))
         print(
-            f"  {len(bodies)} streams: {decoding:.0%} of the engine's tokens/s, {whole:.0%} with all reading"
+            f"  {len(bodies)} streams: {decoding:.0%} of the engine's tokens/s, {whole:.0%} including prefill"
         )
     results.print_entry(entry, results.save(entry, settings, device=entry["device"]))
     return 0
@@ -98,7 +99,7 @@ def measure_api(address: str, bodies: list[dict[str, Any]]) -> dict[str, float]:
     """Stream all replies at once, and print the line as soon as it is known."""
     api = asyncio.run(ask(address, bodies))
     print(
-        f"  {len(bodies)} streams: all have begun after {1000 * api['first_seconds']:,.0f} ms, "
+        f"  {len(bodies)} streams: all first tokens after {1000 * api['first_seconds']:,.0f} ms, "
         f"{api['tokens_per_second']:,.0f} tokens/s",
         flush=True,
     )
@@ -113,7 +114,7 @@ def body(settings: Settings, seed: int) -> dict[str, Any]:
 
 
 def request_of(engine: Engine, asked: dict[str, Any]) -> Request:
-    """Return the same for the engine."""
+    """Return the same request for the engine."""
     prompt_ids = [engine.tokenizer.bos_id, *engine.tokenizer.encode(asked["prompt"])]
     return Request(prompt_ids=prompt_ids, max_tokens=asked["max_tokens"], seed=asked["seed"], **SAMPLING)
 
@@ -157,7 +158,7 @@ def served(release: Path) -> Iterator[tuple[str, float]]:
 
 
 async def ask(address: str, bodies: list[dict[str, Any]]) -> dict[str, float]:
-    """Stream all replies at once; the seconds until each has text, and the speed, reading included."""
+    """Stream all replies at once; the seconds until each has text, and the speed, including prefill."""
     begun = time.perf_counter()
     async with httpx.AsyncClient(base_url=address, timeout=SECONDS, limits=httpx.Limits()) as client:
         replies = await asyncio.gather(*[read(client, asked) for asked in bodies])

@@ -1,10 +1,9 @@
-"""Tokenizer speed: `python -m benchmarks tokenizer`, with the peers that are installed beside us.
+"""Measure tokenizer speed: `python -m benchmarks tokenizer`, compared with the other tokenizers installed.
 
 Training: our trainer (from strings and from parquet) against rustbpe 0.1.0 and HF tokenizers, wall time and
-memory. Encoding: ours against tiktoken, HF tokenizers and rustbpe, cold and warm. Every
-measurement is a process of its own, and the tools take turns, so that what else the machine does meets all
-alike: the ratios count. Peak memory is the whole process's, the texts as Python strings included, but for
-"nanolit, parquet", which holds none.
+memory. Encoding: ours against tiktoken, HF tokenizers and rustbpe, cold and warm. Each measurement is a
+process of its own, and the tools take turns, so other load affects all equally; compare ratios, not times.
+Peak memory is that of the whole process, including the texts as Python strings ("nanolit, parquet" has none).
 """
 
 import importlib
@@ -49,18 +48,18 @@ ENCODERS = ("nanolit", "tiktoken", "rustbpe", "HF tokenizers")
 
 @dataclass(frozen=True, kw_only=True)
 class Text(results.Kept):
-    """Settings that say which text is read."""
+    """Settings of the text to read."""
 
     data: str | None = setting(
-        "a folder of parquet or jsonl files (default: the sample that ships with nanolit)",
+        "folder of parquet or jsonl files (default: the sample that ships with nanolit)",
         None,
         value="FOLDER",
     )
-    validation: str | None = setting("its held-out file, if none is named val*", None, value="FILE")
-    vocab_size: int = setting("tokens of what is learned", 32_768, least=300)
+    validation: str | None = setting("held-out file, if none is named val*", None, value="FILE")
+    vocab_size: int = setting("vocabulary size", 32_768, least=300)
 
     def train_files(self, root: Path) -> tuple[Path, ...]:
-        """The train files, opened and checked; jsonl is read into parquet below `root` first."""
+        """Return the training files, opened and checked; jsonl is read into parquet below `root` first."""
         dataset: Dataset = Sample()
         if self.data:
             dataset = LocalFolder(path=self.data, text_column="text", validation=self.validation)
@@ -73,8 +72,8 @@ class Settings(Text):
 
     train_mb: int = setting("megabytes of text to train on", 100, least=1)
     encode_mb: int = setting("megabytes of text to encode", 30, least=1)
-    threads: int = setting("threads of training", 2, least=1)
-    repeats: int = setting("rounds, in each of which every tool is measured once", 5, least=1)
+    threads: int = setting("training threads", 2, least=1)
+    repeats: int = setting("rounds; each measures every tool once", 5, least=1)
     what: Literal["all", "train", "encode"] = setting("what to measure", "all")
     peers: tuple[str, ...] = setting("all, none, or some of rustbpe,tiktoken,tokenizers", ("all",))
 
@@ -271,7 +270,7 @@ def table_of(kind: str, measured: dict[str, list[dict[str, float]]], task: dict[
     columns = {"train": ("seconds",), "encode": ("cold", "warm")}[kind]
     header = [f"{kind}, {megabytes:.0f} MB"]
     for column in columns:
-        header += [f"{column}: median s", "least–most", "MB/s", "× ours"]
+        header += [f"{column}: median s", "min–max", "MB/s", "× ours"]
     header += ["peak memory MB"] if kind == "train" else ["tokens"]
     rows = []
     for tool, figures in measured.items():

@@ -1,7 +1,7 @@
-"""Training speed: `python -m benchmarks train model=d12 micro_batch=32`, on random tokens by default.
+"""Measure training speed: `python -m benchmarks train model=d12 micro_batch=32`, on random tokens by default.
 
-Runs the Trainer, the model and the optimizer that training runs. `overhead=true` compares the Trainer with a
-bare loop over the same parts instead. Takes the settings of nanolit train too.
+Runs the same Trainer, model and optimizer as training. `overhead=true` compares the Trainer with a bare loop
+over the same parts instead. Also takes the settings of nanolit train.
 """
 
 import time
@@ -37,13 +37,13 @@ from nanolit.planning.plans import BasePlan  # noqa: E402
 class Settings(results.Kept):
     """Settings of the training benchmark."""
 
-    steps: int = setting("timed steps, whose median counts", 20, least=1)
-    warmup: int = setting("steps before them", 5, least=2)
-    tokens: Literal["random", "real"] = setting("real: the job's data", "random")
-    overhead: bool = setting("the Trainer against a bare loop, in alternating rounds", False)
+    steps: int = setting("timed steps; the median counts", 20, least=1)
+    warmup: int = setting("untimed steps before them, at least 2", 5, least=2)
+    tokens: Literal["random", "real"] = setting("random tokens or the job's data", "random")
+    overhead: bool = setting("compare the Trainer with a bare loop, in alternating rounds", False)
     rounds: int = setting("rounds of that comparison", 5, least=1)
     clock: Literal["wall", "cpu"] = setting(
-        "cpu: processor time of this thread, which other programs stretch less", "wall"
+        "cpu: processor time of this thread, which is less affected by other programs", "wall"
     )
 
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
 
 def about(parts: Parts) -> dict[str, Any]:
-    """Return what the figures are of: device, model and batch."""
+    """Return the device, model and batch that were measured."""
     plan = parts.plan
     assert isinstance(plan, BasePlan)
     return {

@@ -1,15 +1,15 @@
-"""Kill a tiny run over and over, in every phase, and compare it bit for bit with one that was left alone.
+"""Kill a tiny run over and over, in every phase, and compare it bit for bit with an undisturbed one.
 
     python dev/chaos.py                                    a minute: some kills, damages and a full disk
     python dev/chaos.py kills=120 ranks=6 disks=5 damages=60 at=/tmp/chaos     an hour on two shared cores
 
-A run fetches its text from a stand-in hub, makes a tokenizer, and goes through base, mid, sft and rl. It is
-killed inside the phase that is due: at a file operation, within a checkpoint or a release, within an
-evaluation or sampling, after some time, or stopped by a signal; then the same command is given again. Nothing
-may be lost: it resumes from the newest whole checkpoint, and weights, tokenizer, samples and metrics.csv end
-up equal. `ranks` kills one of two ranks, or their parent alone; `disks` fills the disk; `damages` damages a
-file of the run, which must end in an equal result or in one line. The last line is JSON; exit code 1 if
-anything fell.
+A run fetches its text from a stand-in hub, trains a tokenizer, and goes through base, mid, sft and rl. In
+each phase it is killed or gets a signal: at a file operation, during a checkpoint, a release, an evaluation
+or sampling, or after some time. Then the same command is run again. Nothing may be lost: it resumes from the
+newest complete checkpoint, and weights, tokenizer, samples and metrics.csv end up equal. `ranks` kills one of
+two ranks, or only their parent; `disks` fills the disk; `damages` damages a file of the run, which must then
+end with an equal result or with one line of error. The last line is JSON; the exit code is 1 if anything
+failed.
 """
 
 import json
@@ -55,29 +55,29 @@ WORDS = (
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIZES = ("4m", "16k", "3m", "5m", "7m")
-MISSES = 2  # a blow of the last phase may come too late; one more life for it is not worth its time
+MISSES = 2  # a blow to the last phase may come too late; another life for it is not worth the time
 PER_PHASE = (2, 2, 4, 4, 4, 8)  # kills of one life; the last ones may come too late
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings: how much of everything. The defaults take about a minute."""
+    """Settings of the chaos test: how often to do what. The defaults take about a minute."""
 
-    kills: int = setting("kills and signals over all phases", 6, least=0)
-    ranks: int = setting("kills of a rank, or of the parent alone, of two", 0, least=0)
-    disks: int = setting("full disks, of growing sizes", 1, least=0, most=5)
-    damages: int = setting("damaged files", 6, least=0)
-    seed: int = setting("of what happens when", 1)
-    at: Path | None = setting("where to work (default: a temporary folder)", None)
+    kills: int = setting("kills and signals, over all phases", 6, least=0)
+    ranks: int = setting("kills in two-rank runs: of a rank, or of the parent alone", 0, least=0)
+    disks: int = setting("runs on a full disk, each of another size", 1, least=0, most=5)
+    damages: int = setting("files to damage", 6, least=0)
+    seed: int = setting("random seed", 1)
+    at: Path | None = setting("working folder (default: a temporary one)", None)
 
 
 class Chaos:
-    """The runs in `folder`, what befell them, and what fell."""
+    """The runs in `folder`, what was done to them, and what failed."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
         self.counts: dict[str, Counter[str]] = {}
-        self.fell: list[str] = []
+        self.failed: list[str] = []
         self.lives = 0
 
     def run(self, root: Path, blow: Blow | None = None) -> End:
@@ -86,25 +86,25 @@ class Chaos:
     def count(self, kind: str, what: str) -> None:
         self.counts.setdefault(kind, Counter())[what] += 1
 
-    def fall(self, what: str, text: str = "") -> None:
-        """Note what fell, with the end of the output."""
-        self.fell.append(what)
-        print(f"FELL: {what}\n{text[-1500:]}", flush=True)
+    def fail(self, what: str, text: str = "") -> None:
+        """Note a failure, and print the end of the output."""
+        self.failed.append(what)
+        print(f"FAILED: {what}\n{text[-1500:]}", flush=True)
 
     def check_end(self, end: End, what: str, codes: Sequence[int]) -> None:
         if end.code is None:
-            self.fall(f"{what}: hang", end.text)
+            self.fail(f"{what}: hang", end.text)
         elif "Traceback (most recent call last)" in end.text:
-            self.fall(f"{what}: traceback", end.text)
+            self.fail(f"{what}: traceback", end.text)
         elif end.code not in codes:
-            self.fall(f"{what}: exit code {end.code}", end.text)
+            self.fail(f"{what}: exit code {end.code}", end.text)
 
     def reference(self) -> Path:
         root = self.folder / "reference"
         if not (root / "runs/demo/rl/release").is_dir():
             end = self.run(root)
             if end.code != 0:
-                raise ValueError(f"the run that was left alone ended with {end.code}:\n{end.text[-3000:]}")
+                raise ValueError(f"the undisturbed run ended with exit code {end.code}:\n{end.text[-3000:]}")
         return root
 
     def live(self, kills: int) -> int:
@@ -122,10 +122,10 @@ class Chaos:
             self.check_resumed(end, before)
             if end.code == 0:
                 if re.search(r"^demo · ", end.text.partition(STRUCK)[2], re.MULTILINE):
-                    self.fall(f"{blow}: began another stage as if nothing had come", end.text)
+                    self.fail(f"{blow}: began another stage in spite of the signal", end.text)
                 break
             if blow is None:
-                self.check_end(end, "the last start", [0])
+                self.check_end(end, "the last run", [0])
                 return died
             died += 1
             self.count("by", signal.Signals(blow.signal).name if blow.signal != 9 else blow.where)
@@ -133,7 +133,7 @@ class Chaos:
             before = {phase: newest_whole(root, phase) for phase in PHASES[2:]}
             phase = phase_reached(root)
             self.count("kills", phase)
-            print(f"life {self.lives}, kill {died}: {phase}, {blow}, {end.code}", flush=True)
+            print(f"life {self.lives}, kill {died}: {phase}, {blow}, exit code {end.code}", flush=True)
             shutil.copytree(root, self.folder / f"halfway-{phase}", dirs_exist_ok=True)
         self.compare(root, f"life {self.lives}")
         shutil.rmtree(root)
@@ -151,11 +151,11 @@ class Chaos:
         for phase, step in re.findall(r"^(\w+): resuming after step ([\d,]+)", end.text, re.MULTILINE):
             self.count("resumed", phase)
             if int(step.replace(",", "")) < before.get(phase, 0):
-                self.fall(f"{phase} lost steps: continues after {step} of {before[phase]}", end.text)
+                self.fail(f"{phase} lost steps: resumed after step {step}, not {before[phase]}", end.text)
 
     def compare(self, root: Path, what: str) -> None:
         for difference in [*differences(root, self.folder / "reference"), *left_overs(root)]:
-            self.fall(f"{what}: {difference}")
+            self.fail(f"{what}: {difference}")
 
     def fill_disk(self, size: str) -> None:
         root = self.folder / "from-disk"
@@ -166,7 +166,7 @@ class Chaos:
         self.count("disks", size)
         self.check_end(ends[0], f"a disk of {size}", [1, 2])
         if "No space left" not in ends[0].text and "the disk has" not in ends[0].text:
-            self.fall(f"a disk of {size}: not told", ends[0].text)
+            self.fail(f"a disk of {size}: no message about the full disk", ends[0].text)
         self.check_end(ends[1], f"a disk of {size}, enlarged", [0])
         self.compare(root, f"a disk of {size}, enlarged")
 
@@ -184,16 +184,18 @@ class Chaos:
                 self.check_resumed(end, before)
                 self.check_end(end, f"two ranks, {victim} killed", [1, -signal.SIGKILL] if victim else [0])
                 if left:
-                    self.fall(f"two ranks, {victim} killed: {left} processes run on after 30 s")
+                    self.fail(f"two ranks, {victim} killed: {left} processes still run after 30 s")
                 if victim:
                     self.count("kills", "two ranks")
                     self.count("by", victim)
-                    print(f"two ranks: {victim} killed, {end.code}, {left} left", flush=True)
+                    print(
+                        f"two ranks: {victim} killed, exit code {end.code}, {left} processes left", flush=True
+                    )
         for difference in differences(root, reference, phases=("base",)):
-            self.fall(f"two ranks: {difference}")
+            self.fail(f"two ranks: {difference}")
 
     def damage(self, source: Path) -> None:
-        """Damage a random file of a run that is done or under way; an equal result or a line is right."""
+        """Damage a file of a finished or unfinished run; it must end in an equal result or an error line."""
         root = self.folder / "damaged"
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(source, root)
@@ -208,8 +210,8 @@ class Chaos:
         if end.code == 0:
             for difference in differences(root, self.folder / "reference", weights_only=True):
                 if difference.split()[0] not in path.as_posix():
-                    self.fall(f"{what}: {difference}, silently", end.text)
-        print(f"damage: {what}: {end.code} {end.text.strip().splitlines()[-1:]}", flush=True)
+                    self.fail(f"{what}: {difference}, silently", end.text)
+        print(f"damage: {what}: exit code {end.code} {end.text.strip().splitlines()[-1:]}", flush=True)
 
 
 def damageable(root: Path) -> list[Path]:
@@ -252,8 +254,8 @@ def main(words: Sequence[str]) -> int:
             chaos = Chaos(folder.resolve(), settings.seed)
             attack(chaos, settings)
     report = {kind: dict(counter) for kind, counter in chaos.counts.items()}
-    print(json.dumps({**report, "lives": chaos.lives, "fell": chaos.fell}))
-    return 1 if chaos.fell else 0
+    print(json.dumps({**report, "lives": chaos.lives, "failed": chaos.failed}))
+    return 1 if chaos.failed else 0
 
 
 def attack(chaos: Chaos, settings: Settings) -> None:

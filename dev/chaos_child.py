@@ -1,6 +1,6 @@
-"""Commands of a tiny run in forked children of a warm process, with blows that befall them; for chaos.py.
+"""Run the commands of a tiny run in forked children of a warm process, and strike them; for chaos.py.
 
-Forking pays the imports of torch and Lightning once instead of at every kill; two ranks are real processes.
+Forking pays for the imports of torch and Lightning once, not at every kill; two ranks are real processes.
 """
 
 import ctypes

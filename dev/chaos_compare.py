@@ -1,4 +1,4 @@
-"""Differences between two finished runs, and files that a run left lying about; for chaos.py."""
+"""Compare two finished runs, and find files that a run left behind; for chaos.py."""
 
 import csv
 import hashlib
@@ -31,7 +31,7 @@ def rows_of(root: Path, phase: str) -> list[dict[str, str]]:
 def differences(
     root: Path, reference: Path, *, weights_only: bool = False, phases: Sequence[str] = PHASES[2:]
 ) -> list[str]:
-    """Return what differs between two finished runs."""
+    """Return the differences between two finished runs."""
     found = []
     for phase in phases:
         files = ["release/model.safetensors", "release/gpt.json", "release/tokenizer/tokenizer.json"]
@@ -53,4 +53,4 @@ def left_overs(root: Path) -> list[str]:
     steps = root.glob("runs/demo/*/checkpoints/step_*")
     half = [path for path in steps if not (path / "manifest.json").exists()]
     named = [path for path in root.rglob("*") if path.suffix == ".tmp" or ".release." in path.name]
-    return [f"{path.relative_to(root)} is left over" for path in [*half, *named]]
+    return [f"{path.relative_to(root)} was left behind" for path in [*half, *named]]

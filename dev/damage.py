@@ -1,9 +1,9 @@
 """Damage every kind of file of a run in every way, and read it: `python dev/damage.py [only=NAME]`.
 
-A tiny run goes through all stages once; for each damage the commands that read the file work on a copy of it,
-each in a fork of this process. None may end in a traceback or hang, and none may train other weights without
-a word. What is printed at the end: the damages, the commands, and those that fell. every=10 tries each tenth,
-first=1 begins with another, turn=1 gives other values to the keys.
+Trains a tiny run through all stages once. For each damage, the commands that read the file work on a damaged
+copy of the run, each in a fork of this process. None may end in a traceback, hang, or silently train other
+weights. The last line counts the damages, the commands and the failures; the exit code is 1 if anything
+failed.
 """
 
 import functools
@@ -16,13 +16,16 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dev.chaos_child import forked
 from dev.damages import Damage, damages_of, drop_privileges
 from nanolit.config.compose import compose, plain_job
+from nanolit.machine.arguments import read, setting
+from nanolit.machine.exit import command
 from nanolit.machine.paths import write_yaml
 from nanolit.report import curves
 
@@ -41,8 +44,15 @@ RUN, FIRST, LAST = Path("runs", "tiny"), "step_000004", "step_000008"
 BASE, CHECKPOINT = RUN / "base", RUN / "base" / "checkpoints" / FIRST
 TRAIN = "nanolit.jobs.execute"
 RUNS, REPORT = ("nanolit.runs", ()), ("nanolit.report.__main__", ("run=tiny",))
-DEFAULTS = {"every": "1", "first": "0", "turn": "0"}
 Command = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    only: str = setting("try only damages whose file or name contains this text", "")
+    every: int = setting("try only every Nth damage, but all swapped checkpoints and releases", 1, least=1)
+    first: int = setting("skip this many damages at the beginning", 0, least=0)
+    turn: int = setting("another number gives each key another odd value", 0)
 
 
 def train(stage: str) -> Command:
@@ -110,25 +120,27 @@ def damages(root: Path, files: Iterable[Path] = tuple(FILES), *, turn: int = 0) 
 
 
 def swaps(states: dict[str, Path]) -> Iterator[Damage]:
-    """Yield what is whole and in the wrong place: checkpoints and releases of others, or renamed ones."""
+    """Yield whole checkpoints and releases in the wrong place: from elsewhere, or renamed."""
     for stage in STAGES:
         file, other = RUN / stage / "checkpoints" / FIRST, "mid" if stage == "base" else "base"
         stranger, elsewhere = states["other"] / file, states["rl"] / RUN / other
         if stranger.exists():
-            yield Damage(file, "of another run", putting(stranger))
-            yield Damage(file, "the next of another run", putting(stranger.with_name(LAST), "step_000006"))
-        yield Damage(file, "of another stage", putting(elsewhere / "checkpoints" / FIRST))
+            yield Damage(file, "from another run", putting(stranger))
+            yield Damage(
+                file, "the next step from another run", putting(stranger.with_name(LAST), "step_000006")
+            )
+        yield Damage(file, "from another stage", putting(elsewhere / "checkpoints" / FIRST))
         yield Damage(
             file, "copied to a later step", lambda path: shutil.copytree(path, path.with_name("step_000006"))
         )
-        yield Damage(file, "a later step of nothing", lambda path: path.with_name("step_000006").mkdir())
+        yield Damage(file, "an empty later step", lambda path: path.with_name("step_000006").mkdir())
         yield Damage(file, "a later step as a file", lambda path: path.with_name("step_000006").touch())
         yield Damage(file, "a later step as a pipe", lambda path: os.mkfifo(path.with_name("step_000006")))
-        yield Damage(RUN / stage / "release", "of another stage", putting(elsewhere / "release"))
+        yield Damage(RUN / stage / "release", "from another stage", putting(elsewhere / "release"))
 
 
 def putting(source: Path, name: str = "") -> Callable[[Path], object]:
-    """Return what puts a copy of a folder in another's place, or beside it under a name."""
+    """Return a function that copies a folder to another's place, or beside it under a name."""
 
     def apply(path: Path) -> None:
         target = path.with_name(name or path.name)
@@ -144,7 +156,7 @@ def find(root: Path, file: Path) -> Path:
 
 
 def call(command: Command, root: Path, *, seconds: float = 120) -> tuple[int | None, str]:
-    """Run a command in a fork; return its exit code, None where it hung, and what it printed."""
+    """Run a command in a fork; return its exit code (None if it hung) and its output."""
     module, words = command
     log = root.with_name("log.txt")
     if module == TRAIN:
@@ -172,7 +184,7 @@ def composed(words: tuple[str, ...]) -> Any:
 
 
 def result_of(command: Command, root: Path, output: str) -> str:
-    """Return what may not change without a word: the weights of a training, the last line of an answer."""
+    """Return what may not change silently: the hash of trained weights, or the last line of the output."""
     if command[0] != TRAIN:
         return output.strip().splitlines()[-1] if output.strip() else ""
     stage = command[1][-1].removeprefix("phase=")
@@ -181,7 +193,7 @@ def result_of(command: Command, root: Path, output: str) -> str:
 
 
 def said(output: str) -> set[str]:
-    """Return the lines of an output without their numbers and paths: what differs was said."""
+    """Return the lines of an output without numbers and paths: a new line is a message."""
     lines = [re.sub(r"/\S+|[\d.,]+", "", line).strip() for line in output.splitlines()]
     return {line for line in lines if line and not line.startswith("step")}
 
@@ -212,7 +224,7 @@ def prepare(folder: Path) -> dict[str, Path]:
 
 
 class Judge:
-    """Runs commands on copies of the states, and knows what they say and make when nothing is damaged."""
+    """Runs commands on copies of the states, and compares them with the same on undamaged ones."""
 
     def __init__(self, folder: Path, states: dict[str, Path]) -> None:
         self.folder, self.states = folder, states
@@ -246,7 +258,7 @@ class Judge:
         if module in (RUNS[0], REPORT[0]) or "show=Sums" in words:  # they show what stands in a file
             return ""
         same = result_of(command, root, output) == right
-        return "" if same or said(output) - usual else "another result without a word"
+        return "" if same or said(output) - usual else "another result, silently"
 
 
 def wrong(code: int | None, output: str) -> str:
@@ -262,7 +274,7 @@ def wrong(code: int | None, output: str) -> str:
         return "control characters reached the terminal"
     if code and len([line for line in output.splitlines() if line.startswith("error:")]) > 1:
         return "more than one line of error"
-    return "" if not code or output.strip() else "no word"
+    return "" if not code or output.strip() else "no output"
 
 
 def warm_up() -> None:
@@ -277,33 +289,34 @@ def warm_up() -> None:
     gc.freeze()  # each training collects once, and would copy all of this
 
 
-def main(words: list[str]) -> int:
-    options = dict(word.split("=", 1) for word in words)
+@command
+def main(words: Sequence[str]) -> int:
+    settings = read(Settings, words, about=__doc__)
     warm_up()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         states = prepare(folder)
-        judge, tried, fallen = Judge(folder, states), Counter(), []
-        every, first, turn = (int(options.get(name, usual)) for name, usual in DEFAULTS.items())
-        found = [*swaps(states), *[*damages(states["rl"], turn=turn)][first::every]]
+        judge, tried, failed = Judge(folder, states), Counter(), []
+        of_files = [*damages(states["rl"], turn=settings.turn)]
+        found = [*swaps(states), *of_files[settings.first :: settings.every]]
         for damage in found:
             label = f"{damage.file}: {damage.name}"
-            if options.get("only", "") not in label:
+            if settings.only not in label:
                 continue
             tried["damages"] += 1
-            tried[next((part for part in damage.file.parts if part in STAGES), "around")] += 1
+            tried[next((part for part in damage.file.parts if part in STAGES), "outside stages")] += 1
             if tried["damages"] % 50 == 0:
                 print(f"{tried['damages']} of at most {len(found)} damages", flush=True)
             for state, command in FILES[damage.file]:
                 tried["commands"] += 1
                 if reason := judge.run(state, command, damage):
-                    fallen.append(
+                    failed.append(
                         f"{label}: {state}: {command[0]} {command[1][-1] if command[1] else ''}: {reason}"
                     )
-                    print(fallen[-1], flush=True)
-        print(f"{', '.join(f'{count:,} {name}' for name, count in tried.items())}; {len(fallen)} fell")
-        return 1 if fallen else 0
+                    print(failed[-1], flush=True)
+        print(f"{', '.join(f'{count:,} {name}' for name, count in tried.items())}; {len(failed)} failed")
+        return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

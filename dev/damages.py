@@ -1,4 +1,4 @@
-"""Damages that a file can suffer: one list for damage.py, chaos.py and fuzz.py."""
+"""List the ways to damage a file, for damage.py, chaos.py and fuzz.py."""
 
 import ctypes
 import hashlib
@@ -18,31 +18,31 @@ HUGE = 1 << 62
 BYTES: dict[str, Change] = {
     "empty": lambda old: b"",
     "cut in half": lambda old: old[: len(old) // 2],
-    "a byte more": lambda old: old + b"x",
+    "an extra byte": lambda old: old + b"x",
     "zeros appended": lambda old: old + b"\0\0",
     "all zeros": lambda old: bytes(len(old)),
     "a NUL inside": lambda old: old[: len(old) // 2] + b"\0" + old[len(old) // 2 :],
-    "a bit flipped": lambda old: old[:-3] + bytes([old[-3] ^ 1]) + old[-2:] if len(old) > 2 else b"\1",
+    "a flipped bit": lambda old: old[:-3] + bytes([old[-3] ^ 1]) + old[-2:] if len(old) > 2 else b"\1",
     "not UTF-8": lambda old: b"\xff\xfe" + old,
     "UTF-16": lambda old: old.decode("latin-1").encode("utf-16"),
     "a byte-order mark": lambda old: b"\xef\xbb\xbf" + old,
-    "lines of Windows": lambda old: old.replace(b"\n", b"\r\n"),
+    "Windows line endings": lambda old: old.replace(b"\n", b"\r\n"),
     "a long line": lambda old: old + b"9" * 200_000 + b"\n",
-    "first line gone": lambda old: old.partition(b"\n")[2],
-    "twice": lambda old: old + old,
+    "first line missing": lambda old: old.partition(b"\n")[2],
+    "repeated": lambda old: old + old,
     "a list": lambda old: b"[]",
     "null": lambda old: b"null",
-    "a text": lambda old: b'"text"',
+    "a string": lambda old: b'"text"',
     "an empty object": lambda old: b"{}",
     "100,000 brackets": lambda old: b"[" * 100_000,
     "100,000 objects": lambda old: b'{"format":' * 100_000,
     "a number of 5,000 digits": lambda old: b'{"format": ' + b"1" * 5000 + b"}",
-    "a tag of Python": lambda old: b"!!python/object/apply:os.system ['false']",
-    "aliases": lambda old: b"a: &a [*a, *a]\nb: &b [*a, *a, *a]\n",
-    "numbers negative": lambda old: re.sub(rb"(?<=[ ,:])(?=[1-9])", b"-", old),
-    "numbers NaN": lambda old: re.sub(rb"(?<=: )-?\d[\d.e-]*(?=,?\n)", b"NaN", old),
-    "numbers infinite": lambda old: re.sub(rb"(?<=: )-?\d[\d.e-]*(?=,?\n)", b"1e400", old),
-    "numbers as texts": lambda old: re.sub(rb"(?<=: )(-?\d[\d.e-]*)(?=,?\n)", rb'"\1"', old),
+    "a Python tag": lambda old: b"!!python/object/apply:os.system ['false']",
+    "YAML aliases": lambda old: b"a: &a [*a, *a]\nb: &b [*a, *a, *a]\n",
+    "negative numbers": lambda old: re.sub(rb"(?<=[ ,:])(?=[1-9])", b"-", old),
+    "NaN for numbers": lambda old: re.sub(rb"(?<=: )-?\d[\d.e-]*(?=,?\n)", b"NaN", old),
+    "infinite numbers": lambda old: re.sub(rb"(?<=: )-?\d[\d.e-]*(?=,?\n)", b"1e400", old),
+    "numbers as strings": lambda old: re.sub(rb"(?<=: )(-?\d[\d.e-]*)(?=,?\n)", rb'"\1"', old),
     "every key twice": lambda old: re.sub(rb'(?m)^( *)("?\w+"?: )(?=[^\s{\[])', rb"\1\g<2>1,\n\1\2", old),
 }
 ODD = (None, "text", -1, [], {}, 1e300, True, "\x1b]0;title\x07", 2**70, [[]], 0, "", float("nan"), "../../x")
@@ -53,7 +53,7 @@ def remove(path: Path) -> None:
 
 
 def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Return what puts something else in a file's or a folder's place."""
+    """Return a function that replaces a file or a folder by something else."""
 
     def apply(path: Path) -> None:
         remove(path)
@@ -67,22 +67,22 @@ def later(path: Path) -> None:
 
 
 PLACES: dict[str, Callable[[Path], object]] = {
-    "gone": remove,
+    "missing": remove,
     "a folder": instead(Path.mkdir),
-    "a full folder": instead(lambda path: (path / "step_000009" / "a").mkdir(parents=True)),
+    "a folder with content": instead(lambda path: (path / "step_000009" / "a").mkdir(parents=True)),
     "a pipe": instead(os.mkfifo),
     "a link to itself": instead(lambda path: path.symlink_to(path)),
     "a link to nothing": instead(lambda path: path.symlink_to("/nonexistent/x")),
     "a link to zeros": instead(lambda path: path.symlink_to("/dev/zero")),
     "an empty file": instead(Path.touch),
-    "not readable": lambda path: path.chmod(0),
-    "of tomorrow": later,
+    "unreadable": lambda path: path.chmod(0),
+    "modified in the future": later,
 }
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A change to a file or folder; `forged` if its hash is made to fit, so that nobody can see it."""
+    """A change to a file or folder; `forged` if its hash is updated to match, so that it goes unnoticed."""
 
     file: Path
     name: str
@@ -91,7 +91,7 @@ class Damage:
 
 
 def damages_of(file: Path, path: Path, *, turn: int = 0) -> Iterator[Damage]:
-    """Yield every damage to a file, or a folder, which lies at `path` in some root.
+    """Yield every damage to a file or folder, which is at `path` below some root.
 
     Each key gets one of the odd values; another `turn` gives it another.
     """
@@ -106,11 +106,11 @@ def damages_of(file: Path, path: Path, *, turn: int = 0) -> Iterator[Damage]:
     if path.suffix == ".safetensors":
         for name, change in TENSORS.items():
             yield Damage(file, name, changing(change))
-            yield Damage(file, f"{name}, with a hash that fits", changing(change, forged=True), forged=True)
+            yield Damage(file, f"{name}, with a matching hash", changing(change, forged=True), forged=True)
 
 
 def edits_of(file: Path, path: Path, turn: int) -> Iterator[Damage]:
-    """Yield damages to one key each; in a checkpoint also with a manifest that fits."""
+    """Yield damages to one key each; in a checkpoint also with a matching manifest."""
     for index, key in enumerate(keys(load(path))):
         odd, forged = (
             ODD[(index + turn) % len(ODD)],
@@ -121,7 +121,7 @@ def edits_of(file: Path, path: Path, turn: int) -> Iterator[Damage]:
         if forged and path.name != "manifest.json":
             yield Damage(
                 file,
-                f"{key} {odd!r}, with a hash that fits",
+                f"{key} {odd!r}, with a matching hash",
                 lambda path, key=key, odd=odd: (edit(path, key, odd), fit(path)),
                 forged=True,
             )
@@ -137,7 +137,7 @@ def changing(change: Change, *, forged: bool = False) -> Callable[[Path], None]:
 
 
 def fit(path: Path) -> None:
-    """Write the hash of a changed file where it is stated: its manifest, or the meta.json beside it."""
+    """Update the hash of a changed file in the manifest or the meta.json beside it."""
     content, name = path.read_bytes(), path.name
     digest = hashlib.sha256(content).hexdigest()
     if (manifest := path.with_name("manifest.json")).exists():
@@ -208,22 +208,22 @@ def exchange(header: dict[str, Any], names: list[str]) -> None:
 
 TENSORS: dict[str, Change] = {
     "a header of 2^62 bytes": lambda old: packed(*parted(old), size=HUGE),
-    "a header cut": lambda old: old[:20],
-    "a header of no JSON": lambda old: struct.pack("<Q", 8) + b"not JSON" + old[8:],
-    "a tensor renamed": reheaded(lambda header, names: header.update({names[0] + "x": header.pop(names[0])})),
-    "a tensor gone": reheaded(lambda header, names: header.pop(names[0])),
-    "tensors transposed": reheaded(lambda header, names: [header[name]["shape"].reverse() for name in names]),
-    "tensors flat": reheaded(
+    "a truncated header": lambda old: old[:20],
+    "a header that is not JSON": lambda old: struct.pack("<Q", 8) + b"not JSON" + old[8:],
+    "a renamed tensor": reheaded(lambda header, names: header.update({names[0] + "x": header.pop(names[0])})),
+    "a missing tensor": reheaded(lambda header, names: header.pop(names[0])),
+    "transposed tensors": reheaded(lambda header, names: [header[name]["shape"].reverse() for name in names]),
+    "tensors with an extra dimension": reheaded(
         lambda header, names: [header[n].update(shape=[1, *header[n]["shape"]]) for n in names]
     ),
     "integers": reheaded(
         lambda header, names: [header[n].update(dtype=INTEGERS[header[n]["dtype"]]) for n in names]
     ),
-    "two tensors exchanged": reheaded(exchange),
+    "two swapped tensors": reheaded(exchange),
     "no metadata": reheaded(lambda header, names: header.pop("__metadata__", None)),
     "odd metadata": reheaded(lambda header, names: header.update(__metadata__={"starts": "[1]"})),
-    "starts of others": reheaded(lambda header, names: header.update(__metadata__={"starts": '{"a": 7}'})),
-    "not finite": lambda old: packed(parted(old)[0], b"\xff" * len(parted(old)[1])),
+    "other starts": reheaded(lambda header, names: header.update(__metadata__={"starts": '{"a": 7}'})),
+    "NaN weights": lambda old: packed(parted(old)[0], b"\xff" * len(parted(old)[1])),
     "no tensors": lambda old: packed({}, b""),
 }
 INTEGERS = {"F32": "I32", "BF16": "I16", "F16": "I16", "F64": "I64", "I64": "F64", "I32": "F32"}

@@ -2,12 +2,12 @@
 
     python dev/fuzz.py                              a minute: 800 inputs
     python dev/fuzz.py inputs=8000                  twenty minutes on two shared cores
-    python dev/fuzz.py kinds=chats number=17        one of them, shown, with what came of it
+    python dev/fuzz.py kinds=chats number=17        run only this input, and show it with its outcome
 
-An input is a function of seed, kind and number. Each is fed to the real reader, in a process of its kind,
-and must be accepted or refused in one line, as a command would print it. Falls: any other exception, more
-lines, control characters in the output, a hang, an end of the process, and what is accepted as if it were
-whole where that can be told. The last line is JSON; exit code 1 if anything fell.
+Seed, kind and number determine an input. Each is fed to the real reader, in a process for its kind, and must
+be accepted, or refused in one line, as a command would print it. Counts as a failure: any other exception,
+several lines, control characters in the output, a hang, a crash, or damaged input accepted as intact, where
+that can be checked. The last line is JSON; the exit code is 1 if anything failed.
 """
 
 import contextlib
@@ -57,15 +57,15 @@ MEMORY = 6 << 30  # bytes beyond what the process has
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    inputs: int = setting("inputs, if all kinds are tried", 800, least=1)
-    seed: int = setting("of what the inputs are", 1)
-    kinds: tuple[str, ...] = setting("only these kinds", (), value="KIND")
-    number: int | None = setting("of each kind only this input, shown", None, least=0)
+    inputs: int = setting("number of inputs over all kinds", 800, least=1)
+    seed: int = setting("random seed", 1)
+    kinds: tuple[str, ...] = setting("run only these kinds", (), value="KIND")
+    number: int | None = setting("run and show only this input of each kind", None, least=0)
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of an input: "accepted", "refused" or "fell"."""
+    """The outcome of an input: "accepted", "refused" or "failed"."""
 
     number: int
     outcome: str
@@ -78,7 +78,7 @@ def source(seed: int, kind: str, number: int) -> Random:
 
 
 def judged(kind: Kind, new: Any) -> tuple[str, str]:
-    """Feed an input as a command would; return the outcome, and what is wrong or was said."""
+    """Feed an input as a command would; return the outcome, and the fault or the output."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
 
     def main(_: Sequence[str]) -> int:
@@ -93,18 +93,18 @@ def judged(kind: Kind, new: Any) -> tuple[str, str]:
     except BaseException as error:
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/nanolit/" in frame.filename]
         places = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in own[-3:])
-        return "fell", f"{type(error).__name__}: {str(error)[:300]} at {places}"
+        return "failed", f"{type(error).__name__}: {str(error)[:300]} at {places}"
     said = output.buffer.getvalue().decode()
     _, error, after = said.rpartition("error: ") if code == 2 else ("", "error: ", "")
     wrong = {
         f"exit code {code}": code not in (0, 1, 2, 130),
         "a traceback": "Traceback (most recent call last)" in said,
         "control characters": said != printable(said),
-        "no line of error": not error,
+        "no error line": not error,
         "several lines": after.count("\n") > 1 or any(mark in after for mark in "\u2028\x85"),
     }
     if reasons := [reason for reason, holds in wrong.items() if holds]:
-        return "fell", f"{', '.join(reasons)}: {said[-400:]!r}"
+        return "failed", f"{', '.join(reasons)}: {said[-400:]!r}"
     return ("refused", after.strip()) if code else ("accepted", said[-200:])
 
 
@@ -124,7 +124,7 @@ def work(name: str, numbers: Sequence[int], settings: Settings, folder: Path, re
 
 
 def results_of(name: str, numbers: Sequence[int], settings: Settings) -> Iterator[Result]:
-    """Yield what came of each input; a process that hangs or ends is replaced."""
+    """Yield the result of each input; a process that hangs or ends is replaced."""
     while numbers:
         with tempfile.TemporaryDirectory() as folder:
             reading, writing = os.pipe()
@@ -151,7 +151,9 @@ def results_of(name: str, numbers: Sequence[int], settings: Settings) -> Iterato
                 _, status = os.waitpid(pid, 0)
             numbers = numbers[done:]
             if numbers:
-                yield Result(numbers[0], "fell", f"hung, or ended with {os.waitstatus_to_exitcode(status)}")
+                yield Result(
+                    numbers[0], "failed", f"hung, or ended with exit code {os.waitstatus_to_exitcode(status)}"
+                )
                 numbers = numbers[1:]
 
 
@@ -191,23 +193,23 @@ def main(words: Sequence[str]) -> int:
     settings = read(Settings, words, about=__doc__)
     os.environ |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     torch.set_num_threads(1)
-    rows, fallen, counts = [], [], Counter()
+    rows, failures, counts = [], [], Counter()
     for name, numbers in shares(settings).items():
         seen, slowest = Counter(), 0.0
         for result in results_of(name, numbers, settings):
             seen[result.outcome] += 1
             slowest = max(slowest, result.seconds)
-            if result.outcome == "fell" or settings.number is not None:
+            if result.outcome == "failed" or settings.number is not None:
                 print(f"{name} {result.number}: {result.outcome}: {printable(result.about)}", flush=True)
-            if result.outcome == "fell":
-                fallen.append(f"kinds={name} number={result.number} seed={settings.seed}")
+            if result.outcome == "failed":
+                failures.append(f"kinds={name} number={result.number} seed={settings.seed}")
         counts += seen
-        outcomes = [f"{seen[outcome]:,}" for outcome in ("accepted", "refused", "fell")]
+        outcomes = [f"{seen[outcome]:,}" for outcome in ("accepted", "refused", "failed")]
         rows.append([name, f"{seen.total():,}", *outcomes, f"{slowest:.2f}"])
         print(" · ".join(rows[-1]), file=sys.stderr, flush=True)
-    print(markdown_table(["Kind", "Inputs", "Accepted", "Refused", "Fell", "Slowest, CPU s"], rows))
-    print(json.dumps({"seed": settings.seed, "inputs": counts.total(), **counts, "fallen": fallen}))
-    return 1 if fallen else 0
+    print(markdown_table(["Kind", "Inputs", "Accepted", "Refused", "Failed", "Slowest, CPU s"], rows))
+    print(json.dumps({"seed": settings.seed, "inputs": counts.total(), **counts, "failures": failures}))
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The files that fuzz.py damages: those of a run, a stranger's models, texts and chats in every format."""
+"""Files for fuzz.py to damage: those of a run, a stranger's models, texts and chats in every format."""
 
 import bz2
 import csv
@@ -56,7 +56,7 @@ PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstand
 
 
 class Wrong(Exception):
-    """Raised when something wrong was accepted, or refused without saying what it is about."""
+    """Raised if something wrong was accepted, or refused without naming it."""
 
 
 class Kind(NamedTuple):
@@ -143,7 +143,7 @@ def read_checkpoint(root: Path, changed: bool) -> None:
         return
     listed = load(folder / "manifest.json")["files"]
     if not {"model.safetensors", "optimizer-00000-of-00001.safetensors"} <= listed.keys():
-        raise Wrong("a checkpoint counts as whole, and its manifest lacks files")
+        raise Wrong("a checkpoint counts as whole although its manifest lacks files")
     same = [filecmp.cmp(folder / name, UNDAMAGED / CHECKPOINT / name, shallow=False) for name in listed]
     if changed and not all(same):
         raise Wrong("a changed checkpoint counts as whole")
@@ -157,17 +157,17 @@ def read_release(root: Path, _changed: bool) -> None:
     model, _ = load_release(root / RELEASE, device="cpu")
     for name, tensor in before.state_dict().items():
         if not torch.equal(tensor, model.state_dict()[name]):
-            raise Wrong(f"{name} is another than it was")
+            raise Wrong(f"{name} has changed")
 
 
 def read_tokenizer(root: Path, _changed: bool) -> None:
     before = Tokenizer.load(UNDAMAGED / RELEASE / "tokenizer")
     if Tokenizer.load(root / RELEASE / "tokenizer").hash != before.hash:
-        raise Wrong("the tokenizer is another than it was")
+        raise Wrong("the tokenizer has changed")
 
 
 def open_stranger(folder: Path) -> Kind:
-    """Tokenizers with the hash that fits, and weights whose header lies: what only a stranger writes."""
+    """Tokenizers with a matching hash, and weights whose header lies, as only a stranger writes them."""
     release = Path(shutil.copytree(FIXTURES / "release_format_1", folder / "release"))
     weights, words = release / "model.safetensors", release / "tokenizer" / "tokenizer.json"
     content, tokens = weights.read_bytes(), load(words)
@@ -256,7 +256,7 @@ def written(random: Random, rows: Any, kind: str) -> bytes:
 
 
 def packed_file(random: Random, rows: list[Any], kinds: tuple[str, ...]) -> tuple[str, bytes, bool]:
-    """Return a name, its bytes, and whether a compressed file was cut, which nobody may pass over."""
+    """Return a name, its bytes, and True if a compressed file was cut, which may not go unnoticed."""
     kind, ending = random.choice(kinds), random.choice([*PACKERS, "", ""])
     content, ending = written(random, edited(random, rows), kind), "" if kind == ".parquet" else ending
     if random.random() < 0.4:
@@ -285,7 +285,7 @@ def open_texts(folder: Path) -> Kind:
                 shard = open_shard(path, "text")
                 [read_texts(shard, group) for group in range(len(shard.group_sizes))]
         if file[2]:
-            raise Wrong("a compressed file that was cut is read as if it were whole")
+            raise Wrong("a truncated compressed file was read as if it were whole")
 
     return Kind(lambda random: packed_file(random, TEXTS, kinds), feed)
 
@@ -311,7 +311,7 @@ def open_chats(folder: Path) -> Kind:
         for index in range(len(task) if malformed == "error" else 0):
             check_words(task[index], task.rows[task.kept[index]])
         if cut:
-            raise Wrong("a compressed file that was cut is read as if it were whole")
+            raise Wrong("a truncated compressed file was read as if it were whole")
 
     return Kind(make, feed)
 
@@ -323,7 +323,7 @@ def check_words(conversation: Any, row: Any) -> None:
         parts = message["content"]
         for part in [parts] if isinstance(parts, str) else [one["text"] for one in parts]:
             if not all(piece in every for piece in part.split("\n\n")):
-                raise Wrong(f"{part[:60]!r} is learned, which is no text of the row")
+                raise Wrong(f"{part[:60]!r} is learned but is not a text of the row")
 
 
 def strings(node: Any) -> Iterator[str]:
@@ -357,7 +357,7 @@ def open_zip(folder: Path) -> Kind:
         bundle.URL = archive.as_uri()
         bundle.check_bundle(bundle.open_bundle(members))
         if outside := [path for path in folder.iterdir() if path not in (archive, members)]:
-            raise Wrong(f"{outside} was written")
+            raise Wrong(f"{outside} was written outside the folder")
 
     return Kind(make, feed)
 
@@ -385,7 +385,7 @@ def open_cache(folder: Path) -> Kind:
         tokens, ends = cache.tokens(shard, 0)
         found = [tokens[a:b].tolist() for a, b in itertools.pairwise(ends)]
         if [*map(len, found)] != [*map(len, right)] or max(map(max, found)) >= BYTE_TOKENIZER.vocab_size:
-            raise Wrong("other documents are read than the text has, or ids that are none")
+            raise Wrong("the documents differ from the text, or ids are outside the vocabulary")
 
     return Kind(lambda random: damaged(random, content), feed)
 

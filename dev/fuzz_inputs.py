@@ -1,4 +1,4 @@
-"""Inputs that are almost right, for fuzz.py: strange texts and values, and files that were tampered with."""
+"""Almost valid inputs for fuzz.py: strange texts and values, and files that were tampered with."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Inputs that people, models and a hub send: command lines, chats, requests, sums, programs, answers."""
+"""Inputs for fuzz.py that people, models and a hub send: command lines, chats, requests, sums, programs."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ def loaded(stage: str) -> language_model.LanguageModel:
 
 
 def at_home(folder: Path) -> None:
-    """Work in a folder, and have it as one's home: nothing else is read, or written."""
+    """Make a folder the working and home folder, so that nothing else is read or written."""
     os.chdir(folder)
     os.environ["HOME"] = str(folder)
 
@@ -89,7 +89,7 @@ def open_commands(folder: Path) -> Kind:
 
 
 def parsed(name: str, words: list[str]) -> object:
-    """Read the words of a command that would serve, or ask somebody elsewhere."""
+    """Read the words of a command that would start a server or ask another one."""
     if name == "chat":
         return chat.parse(words)
     if name == "identity":
@@ -122,7 +122,7 @@ def open_overrides(folder: Path) -> Kind:
 
 
 def open_train(folder: Path) -> Kind:
-    """The same words for the command that trains, which here only plans."""
+    """The same words for the training command, which only plans here."""
     make, _ = open_overrides(folder)
 
     def feed(words: list[str]) -> int:
@@ -136,7 +136,7 @@ def open_train(folder: Path) -> Kind:
 
 
 def open_yaml(folder: Path) -> Kind:
-    """Mixtures and chat evaluations of one's own, and configuration files of a search path."""
+    """The user's own mixtures and chat evaluations, and configuration files on a search path."""
     sources = {
         "mixture": (CONF / "mixture" / "demo_sft.yaml", ["phase=sft", "model=d2"]),
         "chat_tasks": (CONF / "chat_evaluation" / "demo.yaml", ["phase=sft", "model=d2"]),
@@ -282,13 +282,13 @@ def check_sum(expression: str) -> None:
     """Check that the calculator answers what Python prints."""
     answer = calculate(expression)
     if answer is None:
-        raise ValueError("no sum")
+        raise ValueError("not a sum")
     comma = r"(?!)" if "count" in expression else r"(?<=\d),(?=\d{3}(?!\d))"
     cleaned = re.sub(comma, "", expression).strip()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if answer != str(eval(cleaned, {"__builtins__": {}})):  # only what the calculator took
-            raise Wrong(f"{expression!r} is said to be {answer}")
+            raise Wrong(f"{expression!r} was calculated as {answer}")
 
 
 def call_of(random: Random) -> str:
@@ -334,11 +334,11 @@ def check_fences(reply: str) -> None:
     if not set(program.split("\n")) <= set(reply.strip().replace("\r\n", "\n").split("\n")) | {""}:
         flat = [line.strip() for line in program.split("\n")]
         if not all(line in reply for line in flat):
-            raise Wrong("the program has lines that the reply has not")
+            raise Wrong("the program has lines that are not in the reply")
 
 
 def open_programs(folder: Path) -> Kind:
-    """Programs that a model may write; none of the liars passes, whatever stands around them."""
+    """Programs that a model may write; none that cheats may pass, whatever surrounds it."""
 
     def make(random: Random) -> tuple[str, bool]:
         lies, strange = (
@@ -355,7 +355,7 @@ def open_programs(folder: Path) -> Kind:
         program, lies = asked
         outcome = judge_python(program, entry_point="square", test=INPUTS["check"], timeout_seconds=5)
         if outcome.passed and lies:
-            raise Wrong("a liar passed")
+            raise Wrong("a program that cheats passed")
         if (folder / "new").exists():
             raise Wrong("a program wrote a file")
         if not outcome.passed:
@@ -371,12 +371,12 @@ ASKING = ("retry-after", "ratelimit", "ratelimit-policy", "content-length")
 
 
 def check_pause(asked: tuple[int, dict[str, str]]) -> None:
-    """However a hub asks for a pause, it is between none and the longest."""
+    """Check that the pause is between none and the longest, however a hub asks for it."""
     status, headers = asked
     response = httpx.Response(status, headers=raw(headers), request=httpx.Request("GET", "http://127.0.0.1"))
     error = HfHubHTTPError("no", response=response)  # pyright: ignore[reportArgumentType]
     if not 0 <= _asked_pause(error) <= LONGEST_PAUSE_SECONDS:
-        raise Wrong("a pause out of bounds")
+        raise Wrong("the pause is out of bounds")
 
 
 def pause_of(random: Random) -> tuple[int, dict[str, str]]:
@@ -399,7 +399,7 @@ class Lying(Handler):
 
 
 def open_hub(folder: Path) -> Kind:
-    """A hub with strange metadata and faults; what has a shard's name afterwards is that shard."""
+    """A hub with strange metadata and faults; a file with a shard's name is that shard."""
     files = {f"shard_{n:05d}.parquet": bytes([n]) * 5000 for n in range(2)}
     hub = Hub("someone/texts", files)
     bound: Any = type("Bound", (Lying,), {"hub": hub})
@@ -424,7 +424,7 @@ def open_hub(folder: Path) -> Kind:
         finally:
             for path in there.glob("*.parquet"):
                 if path.read_bytes() != files[path.name]:
-                    raise Wrong(f"{path.name} is not what the hub has")
+                    raise Wrong(f"{path.name} differs from the hub's")
 
     return Kind(make, feed)
 

@@ -1,6 +1,6 @@
-"""List the licence of everything that is installed beside nanolit: `python dev/licences.py`.
+"""List the license of every installed package: `python dev/licences.py`.
 
-Exit code 1 if one is of a kind that would bind those who pass nanolit on (GPL, AGPL, SSPL), LGPL apart.
+The exit code is 1 if a license would bind whoever distributes nanolit: GPL, AGPL or SSPL, but not LGPL.
 """
 
 import re
@@ -12,7 +12,7 @@ BINDING = r"\b(A?GPL|SSPL)|GNU (Affero )?General Public"
 
 
 def licence(distribution: Distribution) -> str:
-    """Return what the metadata says: the SPDX expression, the classifiers, or the first line of the text."""
+    """Return the license from the metadata: the SPDX expression, classifiers, or first line of the text."""
     about = distribution.metadata
     classified = [
         name.rpartition(" :: ")[2]
@@ -28,10 +28,10 @@ def main() -> int:
     for name, (version, text) in sorted(found.items(), key=lambda item: item[0].lower()):
         print(f"{name} {version}: {text}")
     counts = Counter(text for _, text in found.values())
-    print(f"\n{len(found)} distributions: " + ", ".join(f"{n} × {text}" for text, n in counts.most_common(8)))
+    print(f"\n{len(found)} packages: " + ", ".join(f"{n} × {text}" for text, n in counts.most_common(8)))
     binding = [name for name, (_, text) in found.items() if re.search(BINDING, text)]
     if binding:
-        print(f"these would bind whoever passes nanolit on: {', '.join(binding)}", file=sys.stderr)
+        print(f"these would bind whoever distributes nanolit: {', '.join(binding)}", file=sys.stderr)
     return 1 if binding else 0
 
 

@@ -1,8 +1,8 @@
 """Make the sample that ships with the package: `python dev/make_sample.py FOLDER`.
 
-FOLDER holds parquet shards with the columns text, source and id, of which the last by name is held out.
-Train documents come from the first shards, validation documents from the held-out one. The result depends
-on the shards alone; ATTRIBUTION.md in nanolit/data/sample says what was taken and what was changed.
+FOLDER has parquet shards with the columns text, source and id; the last one by name is held out. Training
+documents come from the first shards, validation documents from the held-out one. The result depends only on
+the shards; ATTRIBUTION.md in nanolit/data/sample lists what was taken and what was changed.
 """
 
 import re
@@ -30,14 +30,14 @@ LEFTOVER = re.compile(
 
 
 def shorten(text: str) -> str:
-    """The leading whole paragraphs within the greatest length; empty if the first alone is longer."""
+    """Return the leading whole paragraphs within the length limit; empty if the first is longer."""
     if len(text) <= LENGTHS[1]:
         return text
     return text[: text.rfind("\n\n", 0, LENGTHS[1]) + 1].strip()
 
 
 def documents(path: Path) -> Iterator[dict[str, str]]:
-    """The documents of a shard that read as whole prose, shortened, in the shard's order."""
+    """Yield the documents of a shard that read as whole prose, shortened, in the shard's order."""
     for row in pq.read_table(path).to_pylist():
         text = shorten(row["text"].strip())
         if len(text) < LENGTHS[0] or LEFTOVER.search(text) or any(len(p) < 3 for p in text.split("\n\n")):
@@ -46,7 +46,7 @@ def documents(path: Path) -> Iterator[dict[str, str]]:
 
 
 def collect(paths: list[Path], num_characters: int, excluded: set[str]) -> list[dict[str, str]]:
-    """Documents in the shards' order until every source has its share; works in `excluded` are left out."""
+    """Return documents in order until every source has its share, without the works in `excluded`."""
     left = {source: share * num_characters for source, share in SHARES.items()}
     rows = []
     for path in paths:
@@ -56,16 +56,16 @@ def collect(paths: list[Path], num_characters: int, excluded: set[str]) -> list[
                 rows.append(row)
         if max(left.values()) <= 0:
             return spread(rows)
-    raise ValueError(f"{len(paths)} shards hold too little text; {left} characters are still wanted")
+    raise ValueError(f"{len(paths)} shards have too little text; characters still missing: {left}")
 
 
 def work(row: dict[str, str]) -> str:
-    """The article or book that a document is taken from: books come in numbered pieces."""
+    """Return the article or book that a document is taken from: books come in numbered pieces."""
     return row["id"].split("#")[0]
 
 
 def spread(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows with every source spread evenly from the first to the last."""
+    """Return the rows with every source spread evenly from the first to the last."""
     count = {source: sum(row["source"] == source for row in rows) for source in SHARES}
     seen = dict.fromkeys(SHARES, 0)
     places = []

@@ -1,9 +1,9 @@
 """Make the conversations and problems that ship with the package: `python dev/make_sample_chat.py FOLDER`.
 
-FOLDER is a mirror: chat/{dolly15k,self_instruct_human,oasst_sample,fastchat_identity}, eval/… as a task reads
-it, words_lower.txt. What is taken depends on each row alone (its length and a checksum of its text), so the
-splits stay as they are when a source grows. ATTRIBUTION.md in nanolit/data/sample/chat names origins,
-licences and changes.
+FOLDER is a mirror with chat/{dolly15k,self_instruct_human,oasst_sample,fastchat_identity}, eval/… as the
+tasks read it, and words_lower.txt. Rows are chosen by their own length and the checksum of their text alone,
+so the splits stay the same when a source grows. ATTRIBUTION.md in nanolit/data/sample/chat lists origins,
+licenses and changes.
 """
 
 import json
@@ -32,12 +32,12 @@ NAMES = {  # in this order
 
 
 def percentile(text: str) -> int:
-    """A number from 0 to 99 that depends on the text alone."""
+    """Return a number from 0 to 99 that depends only on the text."""
     return zlib.crc32(text.encode()) % 100
 
 
 def chats(folder: str) -> list[dict[str, Any]]:
-    """The short conversations of three sets, each once, in an order of checksums."""
+    """Return the short conversations of three sets, each once, in the order of their checksums."""
     found = {}
     for source, (longest, percent) in CHATS.items():
         for row in FileRows([find_file(folder, f"chat/{source}")]).rows:

@@ -1,11 +1,11 @@
 """Make README's pictures from a finished run: `python dev/pictures.py run=demo root=FOLDER`.
 
 page.png, page-phone.png   a conversation on the chat page, served on loopback, in a headless Chromium
-terminal.svg               what the run's own command prints when it is given again
+terminal.svg               the output of the run's own command, run again
 curve.png, curve-rl.png    the report's curves of base and rl
 
-They go to docs/images. On the page the model is asked what its own samples ask, and gives the likeliest
-replies: the same run gives the same pictures.
+They go to docs/images. On the page, the model is asked the questions of its own samples and gives the
+likeliest replies, so the same run gives the same pictures.
 """
 
 import contextlib
@@ -58,10 +58,10 @@ SETTLE_MS = 2_000  # for the buttons that come below a whole reply, and for scro
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Root):
-    """Whose pictures to make, and where they go."""
+    """Settings of the pictures."""
 
     run: str = setting("a finished run", "demo", value="RUN")
-    out: Path = setting("where the pictures go", IMAGES)
+    out: Path = setting("folder for the pictures", IMAGES)
 
 
 @command
@@ -77,7 +77,7 @@ def main(words: Sequence[str]) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         if len(picture) > MAX_BYTES:
-            raise ValueError(f"{name} has {len(picture):,} bytes; at most {MAX_BYTES:,}: show less on it")
+            raise ValueError(f"{name} has {len(picture):,} bytes, more than {MAX_BYTES:,}; show less on it")
         write_atomically(settings.out / name, picture)
         print(f"{settings.out / name}  {len(picture):,} bytes")
 
@@ -91,7 +91,7 @@ def draw_curves(run: Run) -> dict[str, bytes]:
 
 
 def questions_of(run: Run) -> list[str]:
-    """Return what the run's own samples ask; ValueError if it cannot chat."""
+    """Return the questions of the run's own samples; ValueError if it cannot chat."""
     exchanges = [block for block in talk(run) if isinstance(block, Exchange) and block.chat]
     if not exchanges:
         raise ValueError(f"run {run.name} has no stage that chats; take another, such as the demo")
@@ -99,7 +99,7 @@ def questions_of(run: Run) -> list[str]:
 
 
 def draw_terminal(run: Run, *, root: Path) -> bytes:
-    """Give the run's command again, where its root is ./runs, and return what it printed as an SVG."""
+    """Run the run's command again in a folder whose ./runs is the root; return the output as an SVG."""
     words = [word for word in run.job["overrides"] if not word.startswith("root=")]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "runs").symlink_to(root)
@@ -130,7 +130,7 @@ def at_terminal(words: Sequence[str], *, folder: Path) -> str:
 
 
 def as_svg(text: str) -> str:
-    """Return a terminal's text, with its colors, as a picture that loads nothing from anywhere."""
+    """Return a terminal's text, with its colors, as an SVG that loads nothing."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(text), soft_wrap=False)
     svg = console.export_svg(title="NanoLit", theme=MONOKAI, unique_id="terminal")
@@ -156,7 +156,7 @@ def served(run: str, *, root: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """Yield a headless Chromium: the system's, else playwright's own."""
+    """Yield a headless Chromium: the system's, or playwright's if there is none."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=executable, args=["--no-sandbox"])
@@ -165,7 +165,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def photograph(browser: Browser, address: str, screen: tuple[int, int], questions: Sequence[str]) -> bytes:
-    """Ask the questions one after another on the page; return a PNG of what a person then sees."""
+    """Ask the questions one after another on the page; return a PNG of the page after them."""
     width, height = screen
     page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=SCALE)
     page.set_default_timeout(REPLY_MS)

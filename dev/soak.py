@@ -1,12 +1,12 @@
-"""Train a tiny model for many steps, and see whether memory, files, threads or logs grow without need.
+"""Train a tiny model for many steps, and check that memory, files, threads and logs don't keep growing.
 
-    python dev/soak.py                  20,000 steps: about ten minutes of a core
+    python dev/soak.py                  20,000 steps: about ten minutes on one core
     python dev/soak.py steps=2000       a minute
 
-The real `nanolit.train phase=base`, with evaluations, samples and checkpoints on its way, watched from
-outside. After the first fifth of the steps the memory's slope must be below a kilobyte a step, descriptors
-and threads no more than then, and the logs' bytes a step no more than in the first half. The last line is
-JSON; exit code 1 if something grew.
+Runs the real `nanolit.train phase=base` with evaluations, samples and checkpoints, and watches it from
+outside. The first fifth of the steps is left out. In the rest, memory may grow by at most a kilobyte per
+step, and the second half may have hardly more open files, threads and logged bytes per step than the first.
+The last line is JSON; the exit code is 1 if something grew.
 """
 
 import json
@@ -41,7 +41,7 @@ SPARE = 2  # descriptors and threads that are open for a moment, while a checkpo
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     steps: int = setting("optimizer steps", 20_000, least=1000)
-    at: Path | None = setting("where to work (default: a temporary folder)", None)
+    at: Path | None = setting("working folder (default: a temporary one)", None)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         pace = settings.steps / (time.monotonic() - begun)
     wrong = [name for name, (found, allowed) in grown.items() if found > allowed]
     figures = {name: round(found, 2) for name, (found, _) in grown.items()}
-    print(f"grew: {', '.join(wrong) or 'nothing'}; {len(samples):,} samples, {pace:.0f} steps a second")
+    print(f"grew: {', '.join(wrong) or 'nothing'}; {len(samples):,} samples, {pace:.0f} steps per second")
     print(json.dumps({"steps": settings.steps, **figures, "grew": wrong}))
     return 1 if wrong else 0
 
@@ -97,7 +97,7 @@ def watched(folder: Path, steps: int) -> list[Sample]:
             child.kill()
             child.wait()
     if child.returncode != 0 or len(samples) < 10:
-        raise ValueError(f"training ended with {child.returncode}:\n{log.read_text()[-3000:]}")
+        raise ValueError(f"training ended with exit code {child.returncode}:\n{log.read_text()[-3000:]}")
     return samples
 
 
@@ -120,10 +120,10 @@ def taken(process: psutil.Process, stage: Path, log: Path) -> Sample | None:
 
 
 def growth(samples: list[Sample]) -> dict[str, tuple[float, float]]:
-    """Return what was found of each thing, and what is allowed."""
+    """Return the measured and the allowed value of each quantity."""
     steps, middle = [sample.step for sample in samples], len(samples) // 2
     memory = statistics.linear_regression(steps, [sample.memory for sample in samples]).slope
-    found = {"memory, bytes a step": (memory, float(MOST_BYTES_A_STEP))}
+    found = {"memory, bytes per step": (memory, float(MOST_BYTES_A_STEP))}
     for name in ("files", "threads"):
         counts = [getattr(sample, name) for sample in samples]
         found[name] = (statistics.median(counts[middle:]), statistics.median(counts[:middle]) + SPARE)
@@ -132,7 +132,7 @@ def growth(samples: list[Sample]) -> dict[str, tuple[float, float]]:
             (getattr(part[-1], name) - getattr(part[0], name)) / (part[-1].step - part[0].step)
             for part in (samples[: middle + 1], samples[middle:])
         )
-        found[f"{name}, bytes a step"] = (second, 1.2 * first + 1)
+        found[f"{name}, bytes per step"] = (second, 1.2 * first + 1)
     return found
 
 

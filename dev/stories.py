@@ -1,7 +1,7 @@
-"""A grammar of little stories for dev/make_stories.py: a cast, and plots that tell what happened to it.
+"""A grammar of little stories for dev/make_stories.py: a cast of characters, and plots about them.
 
-A plot is text with choices, [this|or that], and with the cast's words in braces. A story is a function of its
-random numbers and of what its caller has fixed, so that a question can ask for the story that follows it.
+A plot is text with choices, [this|or that], and with words of the cast in braces. A story depends only on its
+random numbers and on the words that its caller fixes, so a question can ask for the story that follows it.
 """
 
 import random
@@ -67,7 +67,7 @@ FOLDER = Path(__file__).parent
 
 
 def sections(name: str) -> dict[str, str]:
-    """Return the texts of a file by their titles, "== title"; what stands before the first is a comment."""
+    """Return the texts of a file by their titles, "== title"; text before the first is a comment."""
     _, *parts = re.split(r"^== (.+)$", (FOLDER / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
 
@@ -79,7 +79,7 @@ PLOTS = {
 
 @dataclass(frozen=True)
 class Story:
-    """A story, and what can be asked about it: `words` are its cast, `theme` its plot in words."""
+    """A story with what questions need: `words` is its cast, `theme` its plot in a few words."""
 
     text: str
     theme: str
@@ -98,7 +98,7 @@ def with_article(noun: str) -> str:
 
 
 def cast(chance: random.Random, **fixed: str) -> dict[str, str]:
-    """Return the words of a story: who, where and with what; `fixed` ones are the caller's."""
+    """Return the words of a story: who, where and with what; the caller chooses the `fixed` ones."""
     hero = fixed.get("hero") or chance.choice(HEROES)
     friend = fixed.get("friend") or chance.choice([other for other in HEROES if other != hero])
     words = {"hero": hero, "friend": friend, "name": fixed.get("name") or chance.choice(names_for(hero))}
@@ -120,7 +120,7 @@ def names_for(kind: str) -> tuple[str, ...]:
 
 
 def tell(chance: random.Random, *, plot: str | None = None, **fixed: str) -> Story:
-    """Return a story; `plot` is a key of PLOTS, and `fixed` words of its cast are the caller's."""
+    """Return a story; `plot` is a key of PLOTS, and `fixed` are words of the cast."""
     plot = plot or chance.choice(list(PLOTS))
     words = cast(chance, **fixed)
     parts = (chance.choice(OPENINGS), PLOTS[plot], chance.choice(ENDINGS))

@@ -1,9 +1,9 @@
-"""Trace one optimizer step and list what a newcomer has to read: `python dev/trace_step.py [write]`.
+"""Trace one optimizer step and list the code that a newcomer has to read: `python dev/trace_step.py [write]`.
 
 Runs `nanolit.train` on the sample with a tiny eager model on the CPU and records every function of the
-repository that is entered between the command and the first finished step. A function counts with all its
-lines; "comments" says how many of them are nothing else. "Changes of file" counts how often the next
-function, in the order of first calls, is in another file. `write` puts the list into CONTRIBUTING.md and
+repository that is entered between the command and the first finished step. All lines of such a function
+count; "comments" counts those that are only comments. "Changes of file" counts how often the next function,
+in the order of first calls, is in another file. `write` puts the list into CONTRIBUTING.md and
 docs/layout.md. To trace another commit, check it out elsewhere and put that folder first on PYTHONPATH.
 """
 
@@ -114,7 +114,7 @@ def spans(path: str) -> dict[int, range]:
 
 @functools.cache
 def comment_lines(path: str) -> set[int]:
-    """The lines of a file that are comments and nothing else."""
+    """Return the lines of a file that are only comments."""
     lines = Path(path).read_text().splitlines()
     return {number for number, line in enumerate(lines, 1) if line.lstrip().startswith("#")}
 
@@ -124,7 +124,7 @@ def name_of(path: str) -> str:
 
 
 class Leg:
-    """Part of a trace in figures. Module bodies, classes, lambdas and comprehensions are no functions."""
+    """Part of a trace in figures. Module bodies, classes, lambdas and comprehensions don't count."""
 
     def __init__(self, calls: Counter[CodeType]) -> None:
         self.calls = {code: n for code, n in calls.items() if code.co_firstlineno in spans(code.co_filename)}
@@ -151,7 +151,7 @@ def first_sentence(name: str) -> str:
 
 
 def reading_list(files: dict[str, int], *, start: int = 1) -> str:
-    """A numbered list of files with the lines of their functions that run, to the nearest ten."""
+    """Return a numbered list of files, with the lines in functions that run, to the nearest ten."""
     rows = []
     for number, (name, lines) in enumerate(files.items(), start):
         about = max(10, round(lines, -1))
@@ -160,7 +160,7 @@ def reading_list(files: dict[str, int], *, start: int = 1) -> str:
 
 
 def num_comments(name: str) -> int:
-    """Lines of a file that hold a comment."""
+    """Return the number of lines with a comment."""
     with (ROOT / name).open("rb") as file:
         return sum(token.type == tokenize.COMMENT for token in tokenize.tokenize(file.readline))
 
@@ -174,7 +174,7 @@ def print_comments(names: list[str]) -> None:
 
 
 def sections(step: Leg, threads: Leg) -> dict[str, str]:
-    """The text between the markers of each document."""
+    """Return the text between the markers of each document."""
     data = {name: lines for name, lines in threads.files.items() if name not in step.files}
     full = (
         f"The step itself, in the order in which it runs:\n\n{reading_list(step.files)}\n\n"
@@ -186,7 +186,7 @@ def sections(step: Leg, threads: Leg) -> dict[str, str]:
 
 
 def write(texts: dict[str, str]) -> None:
-    """Replace what stands between the markers of each document."""
+    """Replace the text between the markers of each document."""
     for document, text in texts.items():
         path = ROOT / document
         before, rest = path.read_text().split(BEGIN)
@@ -203,9 +203,9 @@ def main() -> None:
     everything, step, threads = Leg(traced.main), Leg(traced.step), Leg(traced.threads)
     besides = Leg(Counter({code: n for code, n in traced.threads.items() if code not in traced.main}))
     print(f"{'':<42}{'functions':>10}{'files':>7}{'lines':>7}{'comments':>10}{'changes of file':>17}")
-    print(everything.row("command to updated weights, main thread"))
-    print(step.row("of which the step itself"))
-    print(besides.row("data threads besides"))
+    print(everything.row("from command to updated weights, main thread"))
+    print(step.row("the step itself (included above)"))
+    print(besides.row("data threads (in addition)"))
     print("\nPlanning functions by calls:")
     for code, count in sorted(everything.calls.items(), key=lambda item: -item[1]):
         if name_of(code.co_filename).startswith(PLANNING):

@@ -21,5 +21,5 @@ def test_kills_a_full_disk_and_damaged_files_lose_nothing(tmp_path: Path) -> Non
     )
     assert done.returncode in (0, 1), done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["fell"] == []
+    assert report["failed"] == []
     assert sum(report["kills"].values()) >= 4

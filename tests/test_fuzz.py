@@ -24,7 +24,7 @@ def test_strange_inputs_of_every_kind_are_read_or_refused_in_one_line(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     monkeypatch.delenv("HYDRA_FULL_ERROR")
     monkeypatch.chdir(tmp_path)
-    fell = []
+    failed = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, (_, open_kind) in KINDS.items():
@@ -33,12 +33,12 @@ def test_strange_inputs_of_every_kind_are_read_or_refused_in_one_line(
             kind = open_kind(folder)
             for number in range(PER_KIND):
                 outcome, about = judged(kind, kind.make(source(1, name, number)))
-                fell += [f"kinds={name} number={number}: {about}"] if outcome == "fell" else []
-    assert fell == []
+                failed += [f"kinds={name} number={number}: {about}"] if outcome == "failed" else []
+    assert failed == []
 
 
-def test_a_kind_that_raises_prints_lines_or_steers_the_terminal_falls() -> None:
-    """The judge itself: what it must let fall, and what not."""
+def test_a_kind_that_raises_prints_lines_or_steers_the_terminal_fails() -> None:
+    """The judge itself: what must fail, and what must not."""
     from dev.fuzz import judged
     from dev.fuzz_files import Kind
 
@@ -50,8 +50,8 @@ def test_a_kind_that_raises_prints_lines_or_steers_the_terminal_falls() -> None:
 
     assert outcome(lambda _: print("fine")) == "accepted"
     assert outcome(refuse) == "refused"
-    assert outcome(lambda _: {}["a"]) == "fell"
-    assert outcome(lambda _: print("\x1b]0;title\x07")) == "fell"
-    assert outcome(lambda _: print("Traceback (most recent call last)")) == "fell"
-    assert outcome(lambda _: 2) == "fell"  # without a word
-    assert outcome(lambda _: 70) == "fell"
+    assert outcome(lambda _: {}["a"]) == "failed"
+    assert outcome(lambda _: print("\x1b]0;title\x07")) == "failed"
+    assert outcome(lambda _: print("Traceback (most recent call last)")) == "failed"
+    assert outcome(lambda _: 2) == "failed"  # without a word
+    assert outcome(lambda _: 70) == "failed"

@@ -12,7 +12,7 @@ WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "prompt_cache_key
 WITHOUT_EFFECT |= {"name", "parallel_tool_calls", "include_obfuscation"}
 NOTHING = (None, False, 0, "", [], {}, {"type": "text"}, ["text"], "none", "auto")  # these ask for nothing
 
-FIRST = Field(fail_fast=True)  # one error is told; to find those of 100,000 items would take seconds
+FIRST = Field(fail_fast=True)  # report only the first error: collecting those of 100,000 items takes seconds
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Limit = Annotated[int | None, Field(ge=1, le=MAX_TOKENS)]
 

@@ -1,4 +1,4 @@
-"""Documents to rows of equal length: best fit, cropped or split, and flat; every token accounted for.
+"""Pack documents into rows of equal length, best fit (cropped or split) or flat; account for every token.
 
 A packer takes documents from `draw`, which gives the next ones (none: the data has ended), and makes rows.
 Every token drawn is kept in a row, cropped, or still held: the three are counted. Pure: no files, no torch.

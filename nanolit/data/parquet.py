@@ -1,4 +1,4 @@
-"""Parquet files of texts: checked as the shards of a corpus; read by row group, or text after text."""
+"""Read and check parquet files of text, by row group or text by text."""
 
 import hashlib
 import json

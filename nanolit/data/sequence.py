@@ -1,6 +1,6 @@
-"""The documents of one lane as an endless, seeded sequence: a number names a document in every epoch.
+"""The documents of one lane as an endless, seeded sequence, indexed by one number across epochs.
 
-A position in the data is then one number, and a held document another; nothing of the text is stored. Row
+A position in the data is then one number, and so is a held document; no text is stored. Row
 groups are read one at a time, as text or, from a cache, as tokens.
 """
 

@@ -1,4 +1,4 @@
-"""Two guards for our kernels: each is tried on an example before it is used, and none gets a tensor twice.
+"""Guards for our kernels: test each on an example before use, and refuse the same tensor for two inputs.
 
 Under torch.compile an autograd.Function that gets a tensor twice keeps one of that tensor's two gradients and
 silently drops the other (torch 2.11; 2.15 keeps both). Eager runs are right, so only a compiled model learns

@@ -1,4 +1,4 @@
-"""From the last hidden state to the cross-entropy, in chunks of rows: the logits of all tokens never exist.
+"""Cross-entropy from the last hidden state, in chunks of rows, so the full logits are never stored.
 
 The loss of a chunk is a sum, so its gradient is known as soon as its logits are: it is computed at once, in
 their memory, and the backward pass only scales it (as in Liger-Kernel, https://arxiv.org/abs/2410.10989).

@@ -1,4 +1,4 @@
-"""A block's MLP: x to contract(relu(expand(x))²), the square of ReLU of Primer (https://arxiv.org/abs/2109.08668).
+"""A block's MLP: x to contract(relu(expand(x))²), the squared ReLU of Primer (https://arxiv.org/abs/2109.08668).
 
 `relu_squared_mlp` is the plain form. On Hopper `fused_mlp` computes the same with the activation inside the
 first product's kernel and its slope inside the backward product's.

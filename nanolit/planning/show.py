@@ -145,8 +145,8 @@ def steps_text(plan: TrainingPlan) -> str:
 def time_text(hours: Hours) -> str:
     """`2.02 hours on 8 × H100 at an MFU of 48.5 %`, of which evaluation and start where there are any."""
     if hours["total_hours"] is None:
-        missing = f"the speed of {hours['gpu']} or the number of steps (set stage.NAME.max_steps)"
-        return f"unknown: no table has {missing}"
+        speed = "" if hours["gpu"] == "cpu" else f"the speed of {hours['gpu']} or "
+        return f"unknown: {speed}the number of steps (set stage.NAME.max_steps) is not known"
     mfu, evaluating = hours.get("mfu"), hours.get("evaluation_hours")
     evaluation = f", including {amount(evaluating)} of evaluation" if evaluating else ""
     if hours["gpu"] == "cpu":

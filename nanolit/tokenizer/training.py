@@ -1,4 +1,4 @@
-"""Texts to the tokens of a byte-level BPE, in Rust where it is installed, else by the readable twin."""
+"""Train a byte-level BPE, in Rust if installed, otherwise with the readable Python twin."""
 
 import time
 import warnings

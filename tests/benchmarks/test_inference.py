@@ -16,7 +16,7 @@ TINY = [
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["work=peer"], "give peer=FOLDER"), (["peer=/nowhere"], "peer=/nowhere holds no nanochat/engine.py")],
+    [(["work=peer"], "give peer=FOLDER"), (["peer=/nowhere"], "peer=/nowhere has no nanochat/engine.py")],
 )
 def test_a_peer_that_is_missing_is_said_before_anything_is_measured(words, message):
     with pytest.raises(ValueError, match=message):

@@ -58,5 +58,5 @@ def test_the_same_rows_and_weights_give_nanochats_losses(tmp_path: Path):
 
 
 def test_a_peer_must_be_named():
-    with pytest.raises(ValueError, match=r"^whose nanochat\? give peer=FOLDER, a checkout of nanochat$"):
+    with pytest.raises(ValueError, match=r"^who=peer and weights=peer need nanochat; give peer=FOLDER"):
         learning.main([*TINY, "who=peer"])

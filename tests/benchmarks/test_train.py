@@ -69,7 +69,7 @@ def test_an_entry_replaces_that_of_the_same_command_alone(tmp_path: Path):
         ("tokens=few", "tokens=few must be one of random, real"),
         ("quick", "quick"),
         ("model.depht=2", "model.depth"),
-        ("cluster.devices=2", "the job is for 2 ranks, 1 were started; give cluster.devices=1"),
+        ("cluster.devices=2", "the job needs 2 ranks but 1 started; give cluster.devices=1"),
     ],
 )
 def test_what_it_does_not_know_is_refused_in_one_line(argument: str, said: str):

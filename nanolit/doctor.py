@@ -150,7 +150,7 @@ def check_modal() -> Finding:
     file = expanded(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml")
     if "MODAL_TOKEN_ID" in os.environ or file.is_file():
         return Finding("Modal", GOOD, "token found; python -m launch doctor checks it")
-    return Finding("Modal", MISSING, "no token: cluster=modal_… can't submit", "run modal setup")
+    return Finding("Modal", MISSING, "no token: cluster=modal_… can't submit", "run modal token new")
 
 
 def check_gpu() -> Iterator[Finding]:

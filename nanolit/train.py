@@ -20,7 +20,7 @@ from nanolit.config.compose import compose
 from nanolit.config.explain import USER_ERRORS, explain, help_text, malformed
 from nanolit.config.words import as_typed
 from nanolit.jobs.inputs import unwritable
-from nanolit.jobs.sweep import JobFailed, run_jobs
+from nanolit.jobs.sweep import INTERRUPTED, JobFailed, run_jobs
 from nanolit.machine.exit import command
 from nanolit.machine.paths import CONF, home
 from nanolit.machine.terminal import printable
@@ -41,6 +41,8 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
     """ValueError for `--model d12` or `-model d12`: argparse's page does not say what to write."""
     for index, word in enumerate(arguments):
         flag = word.partition("=")[0]
+        if word in ("--cfg", "-c") and arguments[index + 1 : index + 2] not in (["job"], ["hydra"], ["all"]):
+            raise ValueError(f"{word} must be followed by job, hydra or all; {word} job prints every setting")
         if flag.startswith("-") and flag not in HYDRA_FLAGS:
             raise ValueError(malformed(word, "".join(arguments[index + 1 : index + 2])))
 
@@ -75,11 +77,13 @@ def main(arguments: Sequence[str]) -> int:
         line = message(error, arguments)
         if full_error or not line:
             raise
-        print(f"error: {printable(' '.join(line.split()))}", file=sys.stderr)
-        return error.code if isinstance(error, JobFailed) else 2
+        code = error.code if isinstance(error, JobFailed) else 2
+        said = "" if code == INTERRUPTED else "error: "
+        print(f"{said}{printable(' '.join(line.split()))}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 

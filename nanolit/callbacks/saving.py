@@ -37,8 +37,9 @@ class Checkpoints(L.Callback):
     SIGINT, SIGTERM and SIGHUP only raise a flag. All ranks agree on it after each step over a CPU group, so
     that they save and stop at the same step, whichever of them got the signal; a second SIGINT stops at once.
 
-    Where a step is long, they agree between its micro-batches too: a machine that is taken away leaves some
-    25 seconds, and a d26's step takes 224 s on an A10G. The step is begun again after the resume.
+    Where a step is long, as the first one may be, they agree between its micro-batches too: a machine that is
+    taken away leaves some 25 seconds, and a d26's step takes 224 s on an A10G. The step is begun again after
+    the resume.
     """
 
     folder: Path
@@ -54,7 +55,7 @@ class Checkpoints(L.Callback):
         self.stop = False  # a signal asked for it, and all ranks know
         self._signals: AskedToStop | None = None
         self._begun = time.monotonic()  # the step
-        self._long = False  # the last step was, on the slowest rank
+        self._long = True  # the last step was, on the slowest rank; of the first nobody knows
         self._group: Any = None
         self._stuck: EndIfStuck | None = None
 
@@ -69,7 +70,7 @@ class Checkpoints(L.Callback):
 
     def _tell(self) -> None:
         if rank() == 0:
-            say("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
+            say("stopping soon, with a checkpoint; Ctrl-C again stops at once, without one")
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
         self._begun = time.monotonic()
@@ -115,7 +116,9 @@ class Checkpoints(L.Callback):
 
     def _stops_in_step(self) -> bool:
         # All ranks agreed on whether the last step was long, so either all of them ask here or none
-        return self._long and any(self._agreed(self._signals is not None and self._signals.asked))
+        asked = self._signals is not None and self._signals.asked
+        is_long = time.monotonic() - self._begun > LONG_STEP_SECONDS
+        return self._long and any(self._agreed(asked and is_long))
 
     def _agreed(self, *flags: bool) -> tuple[bool, ...]:
         """Return each flag if it is raised on any rank. Collective."""

@@ -154,14 +154,15 @@ def routes(models: Models, defaults: Defaults) -> APIRouter:
 
     @router.get("/models/{name:path}")
     def retrieve_model(name: str):
-        return card(name) if name in models.names else no_such_model(name, models)
+        found = models.find(name)
+        return card(found) if found else no_such_model(name, models)
 
     async def complete(
         request: Request, kind: type[ChatCompletion | TextCompletion], shape: type["TextShape"]
     ) -> Response:
         content = parse_json(await request.body(), Path("the body"), remedy="send one JSON object")
         asked = kind.model_validate(content)
-        if asked.model is not None and asked.model not in models.names:
+        if asked.model is not None and models.find(asked.model) is None:
             return no_such_model(asked.model, models)
         served = await asyncio.to_thread(models.get, asked.model)
         engine_request = await asyncio.to_thread(request_of, served, asked, defaults)

@@ -66,11 +66,17 @@ class Models:
         self._loaded: OrderedDict[str, Served] = OrderedDict()
         self._lock = threading.Lock()
 
+    def find(self, wish: str) -> str | None:
+        """Return the name of an offered model, if there is one; a run's name means its last stage."""
+        stages = (name for name in self.names if name.startswith(f"{wish}/"))
+        return wish if wish in self.names else next(stages, None)
+
     def get(self, name: str | None = None) -> Served:
         """Return a model, loading it first if need be: seconds. ValueError for a name that is not offered."""
-        name = name or self.names[0]
-        if name not in self.names:
-            raise ValueError(f"there is no model {name!r}; available: {', '.join(self.names)}")
+        wish = name or self.names[0]
+        name = self.find(wish)
+        if name is None:
+            raise ValueError(f"there is no model {wish!r}; available: {', '.join(self.names)}")
         with self._lock:
             if name not in self._loaded:
                 self._make_room()

@@ -185,6 +185,10 @@ def named(folder: str, name: str, *, key: str, mirror: str) -> Any:
 def own_file(folder: str, name: str, *, key: str) -> Path:
     """Return the path of a user's YAML file; ValueError where there is none."""
     path = expanded(name)
+    if folder == "mixture" and path.is_dir():
+        raise ValueError(
+            f"{key}={name} is a folder; give one of its files, or a YAML file that lists them (docs/data.md)"
+        )
     if not re.search(r"\.ya?ml$", name):
         chats = "a file of chats (jsonl, json, csv, parquet), or " if folder == "mixture" else ""
         raise ValueError(

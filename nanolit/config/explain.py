@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nanolit.config.build import unknown_key
 from nanolit.config.schema import Choices, StageName
-from nanolit.config.words import compose_config, groups, hydra_quoted, options, paths_of
+from nanolit.config.words import compose_config, groups, hydra_quoted, in_order, options, paths_of
 from nanolit.machine.paths import CONF
 
 # What other programs call a setting; nanochat's flags first.
@@ -27,6 +27,10 @@ OTHER_NAMES = {
     "max_seq_len": "model.context",
     "sequence_length": "model.context",
     "window_pattern": "recipe.gpt.window_pattern",
+    "matrix_lr": "recipe.groups.matrix.lr",
+    "embedding_lr": "recipe.groups.embedding.lr",
+    "unembedding_lr": "recipe.groups.unembedding.lr",
+    "weight_decay": "recipe.groups.matrix.weight_decay",
     "vocab_size": "recipe.vocab_size",
     "dataset": "data",
     "data_path": "data",
@@ -135,10 +139,10 @@ def unknown_override(key: str, text: str, overrides: Sequence[str]) -> str:
     """Explain a key that the configuration doesn't have; its siblings are looked up in the job without it."""
     key = key.split("@")[0].lstrip("/")
     place = match[1] + ": " if (match := re.search(r"In '([^']+)'", text)) else ""
-    if name := OTHER_NAMES.get(key.removeprefix("model.")):
+    if name := OTHER_NAMES.get(re.sub(r"^(model|recipe)\.", "", key)):
         return f"{place}there is no key {key}; it is called {name} here"
     if "." not in key:
-        known = {*groups(), *Choices.__annotations__} - {"overrides"}
+        known = {*groups(), *Choices.__annotations__, "mixture"} - {"overrides"}
         return place + unknown_key(key, known)
     parent = key.rpartition(".")[0]
     try:
@@ -159,9 +163,11 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
         return (
             "cluster=slurm_8xgpu needs hydra-submitit-launcher; install it with: pip install 'nanolit[slurm]'"
         )
-    known = list(known) or options(group)
+    known = in_order(known) or options(group)
     near = difflib.get_close_matches(option, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
+    if group == "model" and re.fullmatch(r"d\d+", option):
+        meant = f"write model.depth={option[1:]}; "
     other = {"model": " (model.depth=N takes any depth)", "data": ", a path, or hf:OWNER/NAME"}.get(group, "")
     return f"there is no {group}={option}; {meant}allowed: {', '.join(known)}{other}"
 

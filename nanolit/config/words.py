@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -41,8 +41,12 @@ def compose_config(words: Sequence[str]) -> DictConfig:
 
 
 def options(group: str) -> list[str]:
-    """Return the choices of a group, d2 before d12."""
-    names = (path.stem for path in (CONF / group).glob("*.yaml"))
+    """Return the choices of a group."""
+    return in_order(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort names, d2 before d12."""
     return sorted(names, key=lambda name: (name.rstrip("0123456789"), len(name), name))
 
 

@@ -142,10 +142,10 @@ def check_previous(job: Job, stage: str) -> None:
     previous = next(earlier for earlier in before if not finished(job["root"], job["run"], earlier))
     others = [word for word in job["overrides"] if not word.startswith(("phase=", "stages=", "start_from="))]
     done = sorted(path.parents[1].name for path in Path(job["root"], "runs").glob(f"*/{before[-1]}/release"))
-    finished_ones = f"; or start from another run, start_from={' or '.join(done[-3:])}" if done else ""
+    finished_ones = f"start from another run, start_from={' or '.join(done[-3:])}, or " if done else ""
     raise ValueError(
-        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; train it with: "
-        f"{train_command([f'phase={previous}', *others])}{finished_ones}"
+        f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; {finished_ones}"
+        f"train it with: {train_command([f'phase={previous}', *others])}"
     )
 
 
@@ -192,11 +192,12 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
     if name and finished(job["root"], run, name):
         return of_stage(job["root"], run, name)
     if name or not done:
-        runs = sorted(path.parent.name for path in Path(job["root"], "runs").glob("*/base"))
+        finished_ones = (Path(job["root"], "runs").glob(f"*/{earlier}/release") for earlier in allowed)
+        runs = sorted({path.parents[1].name for paths in finished_ones for path in paths})
         wanted = " or ".join([name] if name else allowed)
         raise ValueError(
             f"start_from={wish}: {stage} can start from a finished {wanted}, but {job['root']} has none of "
-            f"that name; runs there: {', '.join(runs) or 'none'}"
+            f"that name; runs that have one: {', '.join(runs) or 'none'}"
         )
     return of_stage(job["root"], run, done[-1])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import run, score
+from nanolit.jobs.inputs import check_settings
 from nanolit.jobs.processes import stop
 from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.paths import Json, run_folder, write_yaml
@@ -27,6 +28,7 @@ from nanolit.report.tables import markdown_table
 ASK_HOURS = 24.0  # on this machine
 ASK_DOLLARS = 25.0  # by the plan, unless max_cost states how many are all right
 DEMO = "python -m nanolit.train experiment=demo"
+INTERRUPTED = 130  # the exit code, as a shell has it after Ctrl-C
 NOT_BEGUN = "not started when the sweep was stopped; the same command starts it"
 
 
@@ -43,12 +45,22 @@ def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
     planned = check_jobs(jobs)
     if jobs[0]["dry_run"]:
         show_jobs(planned)
+        for job, plans in planned:
+            tell_refusal(job, plans)
         say("dry run: nothing was started")
         return [None for _ in jobs]
     if len(jobs) == 1:
         return conclude(jobs, [run(*planned[0], confirm=confirm)])
     confirm(planned)
     return conclude(jobs, run_processes(jobs))
+
+
+def tell_refusal(job: Job, plans: Plans) -> None:
+    """Print why a job would be refused now: it continues a stage that is missing, say."""
+    try:
+        check_settings(job, plans)
+    except ValueError as error:
+        say(f"{job['run']} would not start: {error}")
 
 
 def show_jobs(planned: Planned, *, at_a_time: int | None = None) -> None:
@@ -87,12 +99,12 @@ def sum_line(planned: Planned, *, at_a_time: int | None) -> str:
     if len(planned) > 1 and at_a_time:
         text += f", at most {at_a_time} at a time"
     if hours is not None:
-        text += f": {hours:,.1f} hours"
+        text += f": {amount(hours)}"
     if hours is not None and len(planned) > 1 and at_a_time:
         ends = [0.0] * at_a_time
         for _, plans in planned:
             heapq.heapreplace(ends, ends[0] + (total([*plans.values()])[0] or 0.0))
-        text += f", done after {max(ends):,.1f}"
+        text += f", done after {amount(max(ends))}"
     if any(plan.cost for plan in every):
         text += f"; {money(dollars)} in all"
     return text
@@ -150,7 +162,7 @@ def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]
     if bad:
         lines = [f"{result['run']}: {result['status']}: {result.get('error', '')}" for result in bad]
         raise JobFailed(
-            "\n".join(lines), 130 if any(result["status"] == "interrupted" for result in bad) else 1
+            "\n".join(lines), INTERRUPTED if any(r["status"] == "interrupted" for r in bad) else 1
         )
     return [result.get("val_bpb") for result in results]
 
@@ -177,8 +189,8 @@ def refuse_same_run(jobs: Sequence[Job]) -> None:
     name, count = Counter(job["run"] for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"{count} jobs of the sweep have the same run name {name}; sweep over settings that change the "
-            "result"
+            f"{count} jobs of the sweep have the same run name {name}; give run=null to name each by its "
+            "settings, and sweep over settings that change the result"
         )
 
 

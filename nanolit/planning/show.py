@@ -127,7 +127,7 @@ def horizon_rows(plan: Plan, done: int) -> Rows:
     if not isinstance(plan, TokenizerPlan):
         rows.append(("steps", steps_text(plan) + f", {done:,} already done" * bool(done)))
     if isinstance(plan, BasePlan):
-        ratio = f"{plan.tokens_per_parameter:.2f} per parameter, {plan.counted_parameters:,} counted"
+        ratio = f"{plan.tokens_per_parameter:.2f} for each of {plan.counted_parameters:,} counted parameters"
         rows.append(("tokens", f"{plan.tokens:,} ({ratio})"))
     if isinstance(plan, BasePlan | FinetunePlan) and plan.flops:
         rows.append(("FLOPs", f"{plan.flops:.6e} ({plan.flops_per_token:.6e} per token)"))

@@ -34,7 +34,7 @@ def compare(root: Path, names: Sequence[str]) -> str:
     """
     runs = [open_run(root, name) for name in names]
     if len(runs) < 2:
-        raise ValueError(f"compare needs two or more runs, got {len(runs)}; write compare=a,b")
+        raise ValueError(f"compare needs two or more runs, got {len(runs)}; write compare=RUN1,RUN2")
     groups = by_seed(runs)
     return "\n".join(part for part in (_results(groups), _noise(groups), _differences(runs)) if part)
 

@@ -257,7 +257,7 @@ def open_run(root: Path, name: str) -> Run:
         raise ValueError(f"run={name}: there are no runs in {run_folder(root, '')}; {remedy}")
     near = difflib.get_close_matches(name, runs, n=1)
     hint = f"did you mean run={near[0]}? " if near else ""
-    raise ValueError(f"run={name} is not in {run_folder(root, '')}; {hint}available: {', '.join(runs)}")
+    raise ValueError(f"there is no run {name} in {run_folder(root, '')}; {hint}available: {', '.join(runs)}")
 
 
 def as_number(value: object) -> float | None:

@@ -128,6 +128,7 @@ def test_a_base_model_completes_text_and_says_that_it_cannot_chat(client):
 def test_the_models_are_listed(client):
     assert [model.id for model in client.models.list()] == ["taught/sft", "rambling/base"]
     assert client.models.retrieve("taught/sft").owned_by == "nanolit"
+    assert client.models.retrieve("taught").id == "taught/sft", "a run's name means its last stage"
     with pytest.raises(openai.NotFoundError, match="available: taught/sft, rambling/base"):
         client.chat.completions.create(model="gpt-5", messages=HELLO)
 

@@ -294,7 +294,7 @@ def test_sft_without_a_base_names_the_command_that_makes_it(tmp_path):
 def test_sft_with_a_tokenizer_before_it_needs_a_base_all_the_same_and_names_other_runs(finished):
     error = execute.run(tiny_job(finished, "stages=[tokenizer,sft]", "run=other"))["error"]
     assert error.startswith("sft needs the finished base of run other")
-    assert re.search(r"; or start from another run, start_from=.*\btiny\b", error)
+    assert re.search(r"; start from another run, start_from=.*\btiny\b.*, or train it with: ", error)
 
 
 def test_identity_needs_a_model_to_teach(tmp_path):

@@ -58,15 +58,20 @@ def test_a_run_resumed_after_any_step_has_the_same_losses_to_the_last_digit(
     assert samples(root).count("## Step ") == 2
 
 
+@pytest.mark.parametrize("before", [0, 7])
 def test_a_long_step_is_given_up_between_micro_batches_and_begun_again(
-    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: int,
+    whole: tuple[list[str], Path],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SIGTERM in the eighth step's first micro-batch: seven are saved, and the curve is that of no stop."""
+    """SIGTERM in a step's first micro-batch: those `before` it are saved; the curve is that of no stop."""
     more, root = whole
     calls, real = [], Phase.loss
 
     def loss(self: Phase, *batch: Any) -> Any:
-        if self.finished_steps == 7 and self.training and not calls:
+        if self.finished_steps == before and self.training and not calls:
             calls.append(self.finished_steps)
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *batch)
@@ -75,8 +80,9 @@ def test_a_long_step_is_given_up_between_micro_batches_and_begun_again(
     monkeypatch.setattr(Phase, "loss", loss)
     words = [*overrides(corpus, tmp_path / "root", *more), "save_every=1000"]
     stopped = run(compose(words))
-    assert (stopped["status"], stopped["step"]) == ("interrupted", 7), stopped
-    assert [path.name for path in (tmp_path / "root").glob("runs/tiny/base/checkpoints/*")] == ["step_000007"]
+    assert (stopped["status"], stopped["step"]) == ("interrupted", before), stopped
+    saved = [path.name for path in (tmp_path / "root").glob("runs/tiny/base/checkpoints/*")]
+    assert saved == [f"step_{before:06d}"] * bool(before)
     assert run(compose(words))["status"] == "done"
     assert losses(tmp_path / "root") == losses(root)
 

@@ -146,6 +146,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_says_what_would_keep_the_job_from_starting(tmp_path, capsys):
+    assert run_jobs([compose([*TINY, "phase=sft", f"root={tmp_path}", "dry_run=true"])]) == [None]
+    assert "tiny would not start: sft needs the finished base of run tiny" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("visible", "devices", "slots"),
     [

@@ -7,7 +7,6 @@ command again puts the newest release and code behind the same address.
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets as tokens
 import shlex
@@ -31,7 +30,7 @@ from nanolit.config.compose import compose_config
 from nanolit.config.schema import MODEL_STAGES, Cluster
 from nanolit.machine.arguments import choose
 from nanolit.machine.paths import Json, as_null, read_json, run_folder, write_json
-from nanolit.machine.system import code_version
+from nanolit.machine.system import chat_password, code_version
 from nanolit.model.accounting import gpu_memory_gib
 from nanolit.planning.costs import cost
 
@@ -290,7 +289,7 @@ def key_text(wish: Settings) -> str:
 
 def password_secret(name: str, wish: Settings, environment: str | None) -> tuple[modal.Secret | None, str]:
     """Return the secret that holds the password, and what to tell of it. One that exists is kept."""
-    given = os.environ.get("NANOLIT_CHAT_PASSWORD") or None
+    given = chat_password()
     if not is_locked(wish):
         unused = ", NANOLIT_CHAT_PASSWORD is not used" if given else ""
         return None, f"no password{unused}: {'public=true' if wish.public else 'auth=modal'}"

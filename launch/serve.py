@@ -21,8 +21,9 @@ def web(self: "Chat") -> Any:
     """Build the page and the API."""
     from nanolit.chat.models import Defaults
     from nanolit.chat.server import build_app
+    from nanolit.machine.system import chat_password
 
-    asked, password = serving(), os.environ.get("NANOLIT_CHAT_PASSWORD")
+    asked, password = serving(), chat_password()
     defaults, hosts = Defaults(**asked["defaults"]), ["*.modal.run", *asked["hosts"]]
     return build_app(self.models, defaults=defaults, password=password, hosts=hosts, page=asked["page"])
 

@@ -7,6 +7,7 @@ runs their stages.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -47,6 +48,12 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
             raise ValueError(malformed(word, "".join(arguments[index + 1 : index + 2])))
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return the words with all settings at the end: argparse wants them together."""
+    settings = [word for word in arguments if re.match(r"[+~]*[\w./@]+=|~", word)]
+    return [*(word for word in arguments if word not in settings), *settings]
+
+
 def refuse_sweep_of_cfg(arguments: list[str]) -> None:
     """`--cfg` shows one job; Hydra's own advice on this (`--multirun`) ends in a traceback."""
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
@@ -69,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         refuse_unknown_flags(arguments)
         if {"--cfg", "-c"} & set(arguments):
             refuse_sweep_of_cfg(list(arguments))
-        sys.argv[1:] = as_typed(arguments)  # which Hydra reads
+        sys.argv[1:] = as_typed(flags_first(arguments))  # which Hydra reads
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(train)()
     except BrokenPipeError:  # of `--cfg job | head`
         raise

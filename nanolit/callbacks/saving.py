@@ -138,8 +138,8 @@ def check_finite(loss: float, step: int, *, on_divergence: str) -> None:
     if math.isfinite(loss) or on_divergence == "continue":
         return
     raise ValueError(
-        f"the loss is {loss} at step {step}: training has diverged; the last checkpoint is kept. "
-        "Lower the learning rates (stage.base.lr_scale=0.5) or set on_divergence=continue"
+        f"the loss is {loss} at step {step}: training has diverged. Lower the learning rates in "
+        "another run (run=NAME stage.base.lr_scale=0.5), or set on_divergence=continue"
     )
 
 

@@ -10,7 +10,6 @@ nanolit chat demo web=true cluster=modal_a10g    deploy both to Modal; dry_run=t
 NANOLIT_CHAT_PASSWORD, if set, is the page's password and the API's key.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,9 +18,9 @@ from typing import Literal
 import nanolit
 from nanolit.machine.arguments import Root, read, setting
 from nanolit.machine.exit import command
+from nanolit.machine.system import chat_password
 
 LOOPBACK = "127.0.0.1"
-PASSWORD = "NANOLIT_CHAT_PASSWORD"
 HERE = ("host", "port", "devices", "prompt")
 DEPLOYED = ("name", "public", "auth", "domains", "keep_warm", "gpu_snapshot", "dry_run")
 
@@ -152,8 +151,8 @@ def serve_page(settings: Settings) -> None:
         max_tokens=settings.max_tokens and room_for(settings.max_tokens, context),
         seed=settings.seed,
     )
-    password = os.environ.get(PASSWORD) or None
-    serve(build_app(models, defaults=defaults, password=password), models, listening, host=settings.host)
+    app = build_app(models, defaults=defaults, password=chat_password())
+    serve(app, models, listening, host=settings.host)
 
 
 @command

@@ -4,6 +4,7 @@ Every error that a person can cause here is one ValueError of one line.
 """
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing_extensions import TypedDict
 
 from nanolit.config.build import build, check_mapping, check_targets
 from nanolit.config.explain import USER_ERRORS, explain, no_such_stage, refuse_stages
-from nanolit.config.names import run_name, trial_name
+from nanolit.config.names import flatten, run_name, trial_name
 from nanolit.config.schema import (
     SHORTHANDS,
     ChatTasks,
@@ -63,6 +64,7 @@ def compose(overrides: Sequence[str]) -> Job:
         choices = filled(config, overrides)
         check_mapping({**choices, "run": choices["run"] or ""}, Choices, path="")
         check_targets(choices)
+        refuse_endless(choices)
         fit_vocabulary(choices)
         job = without_shorthands(choices)
         if not job["run"]:
@@ -108,6 +110,14 @@ def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Jo
     """Return the job of this recipe, depth and seed and no other choice: what a plain run name means."""
     overrides = [f"recipe={recipe}", f"model.depth={depth}", f"seed={seed}", *search]
     return without_shorthands(filled(compose_config(overrides), overrides))
+
+
+def refuse_endless(choices: Choices) -> None:
+    """ValueError for a number that is NaN or infinite: it passes every limit, and NaN never equals itself."""
+    for key, value in flatten(choices).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{key} is {number}; it must be a finite number")
 
 
 def check_name(run: str) -> None:

@@ -69,8 +69,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         return wrong
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_override(match[1], text, overrides)
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]} is a sweep, which only nanolit.train runs; give one value here"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'|parameters '([^=]+)=.*--multirun", text):
+        return f"{match[1] or match[2]} is a sweep, which only nanolit.train runs; give one value here"
     if match := re.search(r"Error merging override (.*)", text):
         text = f"{match[1]} does not fit: {error.__cause__}"
     if match := re.search(r"Could not find '([\w/-]+)/([^/']*)'", text):

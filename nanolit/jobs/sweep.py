@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanolit.config.names import short_hash
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import run, score
 from nanolit.jobs.inputs import check_settings
@@ -155,7 +156,8 @@ def begun(job: Job) -> bool:
 def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]:
     """Show a sweep's table and return every job's validation bits per byte; JobFailed unless all are done."""
     if len(jobs) > 1:
-        path = Path(jobs[0]["root"]) / "sweeps" / "sweep.csv"
+        name = short_hash(sorted(job["run"] for job in jobs))
+        path = Path(jobs[0]["root"]) / "sweeps" / f"sweep-{name}.csv"
         write_sweep_csv(path, results)
         say(f"\n{sweep_table(results)}\n{path}")
     bad = [result for result in results if result["status"] != "done"]

@@ -22,6 +22,7 @@ from typing import Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import Logger
 
 from nanolit.callbacks import saving
@@ -38,7 +39,7 @@ from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory, open_streams
 from nanolit.machine.paths import PACKAGE, Json, stage_folder
-from nanolit.machine.system import launched_rank, wandb_key
+from nanolit.machine.system import launched_here, launched_rank, under_torchrun, wandb_key
 from nanolit.machine.terminal import at_terminal, one_line, printable, say
 from nanolit.phases.core import ShardedOptimizerStrategy, StoppedInStep
 from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, as_json, read_plan
@@ -119,12 +120,14 @@ def train(job: Job, plan: TrainingPlan) -> Json:
 
 def build_trainer(parts: Parts, *, callbacks: list[L.Callback]) -> L.Trainer:
     """Return Lightning's Trainer without what we do ourselves: checkpoints, progress, sums over ranks."""
-    ranks = parts.plan.ranks
+    ranks, here = parts.plan.ranks, launched_here()
     accelerator = {"cuda": "gpu"}.get(parts.device.type, parts.device.type)
     return L.Trainer(
         accelerator=accelerator,
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        devices=here,
+        num_nodes=ranks // here,
+        # Else Lightning would refuse some allocations of SLURM, and answer SIGUSR1 with its own checkpoint
+        plugins=[] if under_torchrun() else [LightningEnvironment()],
         strategy=ShardedOptimizerStrategy() if ranks > 1 else "auto",
         precision="32-true",  # the model manages its own dtypes
         max_epochs=-1,

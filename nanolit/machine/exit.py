@@ -1,6 +1,7 @@
 """The end of a process: signals that ask for it, and a command's exit code in place of a traceback.
 
-SIGHUP, of a terminal that was closed or an ssh connection that was lost, asks for the same as SIGTERM.
+SIGHUP, of a terminal that was closed or an ssh connection that was lost, asks for the same as SIGTERM, and so
+does SIGUSR1, which SLURM sends before a job's time is over (`sbatch --signal=USR1@90`).
 """
 
 import atexit
@@ -76,8 +77,8 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def ending() -> list[signal.Signals]:
-    """Return SIGTERM and SIGHUP, without one that is ignored, as nohup has SIGHUP."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    """Return SIGTERM, SIGHUP and SIGUSR1, without one that is ignored, as nohup has SIGHUP."""
+    names = [name for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     numbers = [signal.Signals[name] for name in names]
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
@@ -103,7 +104,7 @@ def handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into a KeyboardInterrupt, so that they reach the same clean-up as Ctrl-C."""
+    """Turn these signals into a KeyboardInterrupt, so that they reach the same clean-up as Ctrl-C."""
 
     def interrupt(number: int, _frame: object) -> None:
         leave_terminal(number)

@@ -30,6 +30,23 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0")) if under_torchrun() else 0
 
 
+def launched_here() -> int:
+    """Return how many ranks jobs/ranks.py or torchrun started on this machine, 1 if neither did."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else 1
+
+
+def chat_password() -> str | None:
+    """Return NANOLIT_CHAT_PASSWORD without spaces around it, None if it is not set.
+
+    ValueError for one that nobody could type or send: it would shut everybody out.
+    """
+    given = os.environ.get("NANOLIT_CHAT_PASSWORD", "")
+    password = given.strip()
+    if (given and not password) or any("\udc80" <= character <= "\udcff" for character in password):
+        raise ValueError("NANOLIT_CHAT_PASSWORD is blank, or not UTF-8 text; set another password")
+    return password or None
+
+
 def available_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -37,7 +54,7 @@ def available_cores() -> int:
 
 def cores_of_rank() -> int:
     """Return this process's share of the cores where several ranks train on one machine."""
-    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, available_cores() // launched_here())
 
 
 # Threads that turn text into ids ahead of training: at most four, and never more than the rank's cores, which

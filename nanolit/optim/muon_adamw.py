@@ -5,7 +5,6 @@ rank's share as gradients arrive, send parameters back (all-gather), wait. Gradi
 the loss must already be divided by the step's global number of learned tokens.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanolit.machine.device import compute_dtype, world_size
-from nanolit.optim.scaling import GroupSettings
+from nanolit.optim.scaling import GroupSettings, check_settings
 from nanolit.optim.shares import SMALL, FlatSlice, MatrixStack, Read, StateSlice
 from nanolit.optim.updates import (
     POLAR_EXPRESS,
@@ -28,16 +27,6 @@ from nanolit.optim.updates import (
 )
 
 Group = dict[str, Any]  # what torch calls a parameter group: tensors, names and numbers
-# Rates, betas and decays are in the recipes. Two scalars per layer need very different rates: s, which adds,
-# 0.5; r, which multiplies and so compounds over layers, a hundredth of that (nanochat, 2026-01-11). Betas:
-# (0.8, 0.95) is nanochat's everywhere in classic. modern averages the squares of embeddings' gradients for
-# longer, 0.995 (effect not published). x₀ scalars have a first beta of 0.96: over 0.8 it won 0.0007 bits per
-# byte at d20, and 0.98 lost 0.0033. 320 runs to tune the rest found gains at d12 that hurt at d20 (nanochat,
-# 2026-01-19): don't tune on small models alone.
-REQUIRED = {
-    "muon": {"kind", "lr", "weight_decay"},
-    "adamw": {"kind", "lr", "betas", "eps", "weight_decay"},
-}
 
 
 def build_groups(
@@ -78,25 +67,6 @@ def build_groups(
     if not groups:
         raise ValueError("no parameter to optimize: none requires gradients; unfreeze at least one")
     return list(groups.values())
-
-
-def check_settings(role: str, chosen: GroupSettings) -> None:
-    """Raise ValueError for settings of the other kind, and for numbers out of range."""
-    needed, kind = REQUIRED[chosen["kind"]], chosen["kind"]
-    if differing := sorted(needed ^ chosen.keys()):
-        raise ValueError(
-            f"groups.{role} ({kind}) needs {', '.join(sorted(needed))} and nothing else; fix "
-            f"{', '.join(differing)}"
-        )
-    for key in ("lr", "weight_decay", "eps"):
-        value = chosen.get(key, 0.0)
-        if not 0 <= value < math.inf:
-            raise ValueError(f"groups.{role}.{key}={value} is out of range; give 0 or more")
-    betas = chosen.get("betas", [0, 0])
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(
-            f"groups.{role}.betas={list(betas)} must be two numbers from 0 up to, but not including, 1"
-        )
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -20,6 +20,7 @@ REFERENCE_WIDTH = 768
 # best for d26, which the rule gives (2026-02-05). It is of compute-optimal runs: a shorter one may gain from
 # a smaller batch (nanochat PR 516: 2^19 at d26, 9.6% sooner).
 BATCH_EXPONENT = 0.383
+MOST_STEPS = 10**12
 
 
 class GroupSettings(TypedDict):
@@ -30,6 +31,37 @@ class GroupSettings(TypedDict):
     betas: NotRequired[list[float]]  # these two of AdamW alone
     eps: NotRequired[float]
     weight_decay: float
+
+
+# Rates, betas and decays are in the recipes. Two scalars per layer need very different rates: s, which adds,
+# 0.5; r, which multiplies and so compounds over layers, a hundredth of that (nanochat, 2026-01-11). Betas:
+# (0.8, 0.95) is nanochat's everywhere in classic. modern averages the squares of embeddings' gradients for
+# longer, 0.995 (effect not published). x₀ scalars have a first beta of 0.96: over 0.8 it won 0.0007 bits per
+# byte at d20, and 0.98 lost 0.0033. 320 runs to tune the rest found gains at d12 that hurt at d20 (nanochat,
+# 2026-01-19): don't tune on small models alone.
+REQUIRED = {
+    "muon": {"kind", "lr", "weight_decay"},
+    "adamw": {"kind", "lr", "betas", "eps", "weight_decay"},
+}
+
+
+def check_settings(role: str, chosen: GroupSettings) -> None:
+    """Raise ValueError for settings of the other kind, and for numbers out of range."""
+    needed, kind = REQUIRED[chosen["kind"]], chosen["kind"]
+    if differing := sorted(needed ^ chosen.keys()):
+        raise ValueError(
+            f"groups.{role} ({kind}) needs {', '.join(sorted(needed))} and nothing else; fix "
+            f"{', '.join(differing)}"
+        )
+    for key in ("lr", "weight_decay", "eps"):
+        value = chosen.get(key, 0.0)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"groups.{role}.{key}={value} is out of range; give 0 or more")
+    betas = chosen.get("betas", [0, 0])
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(
+            f"groups.{role}.betas={list(betas)} must be two numbers from 0 up to, but not including, 1"
+        )
 
 
 def batch_from_horizon(tokens: float, reference_tokens: float) -> int:
@@ -93,6 +125,8 @@ def steps_from_horizon(
         steps = int(target_ratio * counted_parameters) // batch
     else:
         steps = round(target_flops / (flops_per_token * batch))
+    if steps > MOST_STEPS:
+        raise ValueError(f"{name}={wish:g} is {steps:.1e} steps; give a lower one")
     if steps < 1:
         raise ValueError(
             f"{name}={wish:g} is less than one optimizer step of {batch:,} tokens; "

@@ -60,6 +60,8 @@ class TokenizerPlan(StagePlan):
 
 def plan_tokenizer(job: Job, head: StagePlan, *, dataset: Dataset) -> TokenizerPlan:
     settings = job["stage"]["tokenizer"]
+    counts = {"recipe.vocab_size": settings["vocab_size"], "stage.tokenizer.doc_cap": settings["doc_cap"]}
+    refuse_below_one({**counts, "stage.tokenizer.max_chars": settings["max_chars"]})
     has = dataset.num_characters or sum(dataset.train_bytes().values())  # of packed files about a third
     characters = min(settings["max_chars"], has or settings["max_chars"])
     duration = max(characters / CHARACTERS_PER_HOUR, 1 / 3600)

@@ -99,6 +99,8 @@ def plan_rl(job: Job, head: StagePlan, *, dataset: Dataset) -> RLPlan:
         }
     )
     check_chosen(chosen, context=model.gpt["context"], ranks=ranks)
+    micro_batch = ROWS if settings["micro_batch"] in (None, "auto") else settings["micro_batch"]
+    refuse_below_one({"stage.rl.micro_batch": micro_batch})
     chosen["top_k"] = chosen["top_k"] or None  # 0: from the whole vocabulary, as in the chat
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
     known = settings["task"] in (None, defaults["task"]) and job["recipe"]["mirror"] == "hub"
@@ -110,7 +112,7 @@ def plan_rl(job: Job, head: StagePlan, *, dataset: Dataset) -> RLPlan:
         num_steps=num_steps,
         expected_steps=expected,
         **chosen,
-        micro_batch=ROWS if settings["micro_batch"] in (None, "auto") else settings["micro_batch"],
+        micro_batch=micro_batch,
         task=settings["task"] or defaults["task"],
         validation=validation,
         schedule=defaults["schedule"],

@@ -97,6 +97,7 @@ def plan_model(job: Job, head: StagePlan) -> ModelPlan:
     cluster, steps = job["cluster"], cast(dict[str, Node], job["stage"])[head.stage]["max_steps"]
     counts = {f"cluster.{name}": cluster[name] for name in ("devices", "nodes")}
     counts |= {"model.context": job["model"]["context"], f"stage.{head.stage}.max_steps": steps}
+    counts |= {"recipe.vocab_size": job["stage"]["tokenizer"]["vocab_size"]}
     refuse_below_one(counts)
     gpt = gpt_hyperparameters(job)
     counts = parameter_counts(gpt)
@@ -253,6 +254,11 @@ def scaled_groups(
         raise ValueError(
             f"recipe.groups has no settings for {', '.join(missing)}; add recipe.groups.{missing[0]}"
         )
+    for role, group in groups.items():
+        settings = {key: value for key, value in group.items() if not key.endswith("_scaled")}
+        scaling.check_settings(role, cast(GroupSettings, settings))
+    if lr_scale < 0:
+        raise ValueError(f"stage.{model.stage}.lr_scale={lr_scale:g} is out of range; give 0 or more")
     by_horizon = 1.0  # of Muon's weight decay alone
     if job["recipe"]["scaling"]["batch"] == "horizon":
         tokens, reference = counted_parameters(job, model.parameters), reference_parameters(job)

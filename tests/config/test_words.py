@@ -56,6 +56,14 @@ def test_a_word_of_another_form_is_answered_with_the_right_one(words: list[str],
     assert grammar_error(words) == said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["a.b=1", "--cfg", "job", "~c"], ["--cfg", "job", "a.b=1", "~c"], ["a.b=1", "~c", "--cfg", "job"]],
+)
+def test_flags_may_stand_between_settings(words: list[str]) -> None:
+    assert train.flags_first(words) == ["--cfg", "job", "a.b=1", "~c"]
+
+
 def test_words_that_hydra_reads_have_no_error() -> None:
     assert grammar_error(["model=d12", "+x=1", "~y", "model=d2,d4", "recipe.groups={a: 1}"]) is None
 
@@ -166,6 +174,17 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
         (["model=d10"], "there is no model=d10; write model.depth=10; allowed: d2, d4, d6, d8, d12"),
         (["mixture=tests"], "stage.sft.mixture=tests is a folder; give one of its files"),
         (["--cfg"], "--cfg must be followed by job, hydra or all"),
+        (["data=sample", "recipe.groups.matrix.lr=nan"], "groups.matrix.lr is nan; it must be a finite"),
+        (["data=sample", "max_cost=nan"], "max_cost is nan; it must be a finite number"),
+        (["data=sample", "model=d2", "recipe.groups.matrix.lr=-1"], "groups.matrix.lr=-1 is out of range"),
+        (["data=sample", "phase=speedrun", "stage.sft.lr_scale=-1"], "stage.sft.lr_scale=-1 is out of range"),
+        (["data=sample", "recipe.vocab_size=0"], "recipe.vocab_size is 0; it must be 1 or more"),
+        (
+            ["data=sample", "phase=tokenizer", "stage.tokenizer.max_chars=-1"],
+            "max_chars is -1; it must be 1 or more",
+        ),
+        (["data=sample", "target_ratio=1e300"], r"target_ratio=1e\+300 is .* steps; give a lower one"),
+        (["data=sample", "seed=range(1,1)"], "the sweep has no values"),
         (["-m", "experiment=dmeo"], "did you mean demo?"),
         (["mixture=absent"], "there is no stage.sft.mixture=absent; allowed: .*, a file of chats"),
     ],

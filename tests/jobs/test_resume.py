@@ -209,11 +209,17 @@ def begin(corpus: Path, root: Path, *more: str) -> tuple[subprocess.Popen[str], 
         (signal.SIGINT, 1),
         pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.slow),
     ],
 )
-def test_ctrl_c_and_a_lost_terminal_leave_a_checkpoint_and_one_line(
-    corpus: Path, tmp_path: Path, number: signal.Signals, ranks: int
+def test_ctrl_c_a_lost_terminal_and_slurms_warning_leave_a_checkpoint_and_one_line(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ranks: int
 ) -> None:
+    """In a SLURM job of two tasks, which Lightning by itself refuses."""
+    if number == signal.SIGUSR1:
+        slurm = {"JOB_ID": "5", "NTASKS": "2", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+        for name, value in slurm.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
     process, stage = begin(corpus, tmp_path / "root", f"cluster.devices={ranks}")
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

@@ -36,6 +36,7 @@ def test_a_sweep_runs_a_job_for_every_combination_without_m(tmp_path):
         assert read_json(stage_folder(tmp_path, name, "base") / "result.json")["status"] == "done"
     table = done.stdout.splitlines()
     assert sum("±" in line for line in table) == 2  # a line for each depth, over its seeds
+    assert [Path(table[-1])] == [*tmp_path.glob("sweeps/sweep-*.csv")]
     again = typed(*combinations, folder=tmp_path)
     assert again.stdout.count("already finished at step 2") == 4
     assert "loss" not in again.stdout  # nothing was trained

@@ -10,12 +10,28 @@ from nanolit.machine import system
 
 
 def test_ranks_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch):
+    """Elsewhere than in a rank the variable is a leftover of somebody else's."""
     monkeypatch.setattr(system, "available_cores", lambda: 8)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "odd")
     assert system.cores_of_rank() == 8
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     for ranks, cores in (("2", 4), ("3", 2), ("16", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         assert system.cores_of_rank() == cores
+
+
+@pytest.mark.parametrize(("given", "password"), [("", None), ("elm", "elm"), (" elm-otter \n", "elm-otter")])
+def test_the_chats_password_is_taken_without_the_spaces_around_it(given, password, monkeypatch):
+    monkeypatch.setenv("NANOLIT_CHAT_PASSWORD", given)
+    assert system.chat_password() == password
+
+
+@pytest.mark.parametrize("given", ["  ", "p\udcff"])
+def test_a_password_that_nobody_could_type_is_refused(given, monkeypatch):
+    monkeypatch.setenv("NANOLIT_CHAT_PASSWORD", given)
+    with pytest.raises(ValueError, match="set another password"):
+        system.chat_password()
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.config.compose import compose
 
+        if not job_overrides:
+            raise ValueError("the sweep has no values: range(A,B) ends before B; give a larger B")
         jobs = [compose(overrides) for overrides in job_overrides]
         self.check(jobs)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # where a sweeper writes

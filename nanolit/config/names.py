@@ -7,12 +7,13 @@ from pathlib import Path
 
 from nanolit.config.build import build
 from nanolit.config.schema import MODEL_STAGES, Job
-from nanolit.machine.paths import tokenizers_folder
+from nanolit.machine.paths import read_json, tokenizers_folder
 
 # Keys that say how a result is watched or estimated, not what it is: never part of a name, never a reason to
 # refuse a resume.
 INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "core_every", "cache"}
 INDIFFERENT |= {"epoch_tokens", "epoch_questions"}
+TRAINED_ON = "trained_on.json"  # beside a tokenizer: the hash of own text that it was trained on
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
 
 
@@ -68,13 +69,21 @@ def trial_name(run: str) -> str:
 
 
 def tokenizer_name(job: Job) -> str:
-    """sample-4096-1a2b3c4d: what it is trained on, its size, and a hash of all that decides its merges."""
+    """sample-4096-1a2b3c4d: what it is trained on, its size, and a hash of all that decides its merges.
+
+    Own text counts by its files' names and sizes. If the tokenizer of that name has been trained on other
+    text of these sizes, the name ends in a hash of this one.
+    """
     dataset, settings = build(job["data"]), decisive_settings(job, "tokenizer")
     if settings.get("data.weights") is None:  # a later key: without it, a name is what it was before
         settings.pop("data.weights", None)
     if train_bytes := dataset.train_bytes():
         settings["train_bytes"] = train_bytes
-    return f"{dataset.name}-{job['stage']['tokenizer']['vocab_size']}-{short_hash(settings, 8)}"
+    name = f"{dataset.name}-{job['stage']['tokenizer']['vocab_size']}-{short_hash(settings, 8)}"
+    note = tokenizers_folder(job["root"]) / name / TRAINED_ON
+    if note.is_file() and (text := dataset.text_hash()) and text != read_json(note).get("text"):
+        name += f"-{text[:6]}"
+    return name
 
 
 def tokenizer_folder(job: Job) -> Path:

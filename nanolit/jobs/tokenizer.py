@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 
 from nanolit.config.build import build
+from nanolit.config.names import TRAINED_ON
 from nanolit.config.schema import Job
 from nanolit.data.parquet import training_arrays, training_texts, validation_texts
-from nanolit.machine.paths import Json, stage_folder, tokenizers_folder
+from nanolit.machine.paths import Json, stage_folder, tokenizers_folder, write_json
 from nanolit.machine.terminal import duration, say
 from nanolit.planning.plans import TokenizerPlan
 from nanolit.tokenizer.bpe import Tokenizer
@@ -18,7 +19,8 @@ def train_tokenizer(job: Job, plan: TokenizerPlan) -> Json:
     settings = job["stage"]["tokenizer"]
     folder = tokenizers_folder(job["root"]) / plan.tokenizer
     begun = time.perf_counter()
-    corpus = build(job["data"]).open_corpus(Path(job["root"]), num_shards=plan.shards)
+    dataset = build(job["data"])
+    corpus = dataset.open_corpus(Path(job["root"]), num_shards=plan.shards)
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} already exists")
@@ -31,6 +33,8 @@ def train_tokenizer(job: Job, plan: TokenizerPlan) -> Json:
         tokenizer = Tokenizer.train(
             texts, vocab_size=settings["vocab_size"], tell=lambda line: say(f"tokenizer: {line}")
         )
+        if text := dataset.text_hash():
+            write_json(folder / TRAINED_ON, {"text": text})
         tokenizer.save(folder)
         say(f"tokenizer: {folder.name} in {duration(time.perf_counter() - begun)}")
     if job["phase"] == "tokenizer":  # asked for by itself, not as an input of base

@@ -189,8 +189,11 @@ def test_any_path_of_data_reaches_the_job_as_it_was_typed(path: str) -> None:
         (["mixture=absent"], "there is no stage.sft.mixture=absent; allowed: .*, a file of chats"),
     ],
 )
-def test_what_people_type_first_is_answered_with_the_right_command(words, said, capsys, monkeypatch) -> None:
+def test_what_people_type_first_is_answered_with_the_right_command(
+    words, said, capsys, monkeypatch, tmp_path
+) -> None:
     monkeypatch.setattr(sys, "argv", ["nanolit train", *words])
+    monkeypatch.setenv("NANOLIT_HOME", str(tmp_path))
     assert train.main(words) == 2
     printed = capsys.readouterr()
     assert re.search(said.replace("?", r"\?"), printed.err)

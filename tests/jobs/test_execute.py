@@ -247,7 +247,14 @@ def test_what_no_tokenizer_can_be_trained_on_is_refused_with_its_place(tmp_path,
     assert "\n" not in result["error"]
 
 
-def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path):
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("the sea and the stone", "rivers rivers rivers and other words", "other words again"),
+        ("the sea and the stone", "rivers rivers and sea", "other words and again"),  # equally long
+    ],
+)
+def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path, texts):
     folder = tmp_path / "texts"
     job = tiny_job(
         tmp_path, "data=local", f"data.path={folder}", "stage.tokenizer.vocab_size=266", "offline=true"
@@ -255,7 +262,7 @@ def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path
     names = [tokenizer_folder(job).name]  # the folder isn't there yet, as in a plan made elsewhere
     folder.mkdir()
     (folder / "val.jsonl").write_text('{"text": "to be held out"}\n' * 99)
-    for text in ("the sea and the stone", "rivers rivers rivers and other words"):
+    for text in texts[:2]:
         (folder / "train.jsonl").write_text(f'{{"text": "{text}"}}\n' * 99)
         names.append(tokenizer_folder(job).name)
         assert execute.run({**job, "phase": "tokenizer", "stages": ["tokenizer"]})["status"] == "done"
@@ -264,7 +271,7 @@ def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path
     made = [path.parent.name for path in (tmp_path / "tokenizers").glob("*/tokenizer.json")]
     assert set(made) == set(names[1:])
     assert len(set(names)) == 3
-    (folder / "train.jsonl").write_text('{"text": "other words again"}\n' * 99)
+    (folder / "train.jsonl").write_text(f'{{"text": "{texts[2]}"}}\n' * 99)
     assert execute.run(job)["status"] == "done"  # long finished: it needs neither text nor tokenizer
     assert not tokenizer_folder(job).exists()
     (stage_folder(tmp_path, "tiny", "base") / "result.json").unlink()

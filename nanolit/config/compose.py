@@ -27,6 +27,7 @@ from nanolit.config.schema import (
     Stages,
     Target,
 )
+from nanolit.config.stored import read_job
 from nanolit.config.words import as_typed, compose_config, options
 from nanolit.machine.paths import CONF, expanded, home, read_json, read_yaml, run_folder
 from nanolit.machine.system import gpu_names
@@ -65,6 +66,7 @@ def compose(overrides: Sequence[str]) -> Job:
         check_mapping({**choices, "run": choices["run"] or ""}, Choices, path="")
         check_targets(choices)
         refuse_endless(choices)
+        continue_model(choices)
         fit_vocabulary(choices)
         job = without_shorthands(choices)
         if not job["run"]:
@@ -264,6 +266,17 @@ def fill_place(job: Choices) -> None:
         job["cluster"]["gpu"] = next(iter(gpu_names()), "cpu")
 
 
+def continue_model(job: Choices) -> None:
+    """Take the sizes of the model from the run that the job continues, unless some were typed."""
+    if any(word.lstrip("+").startswith(("model=", "model.", "experiment=")) for word in job["overrides"]):
+        return
+    for release in releases_before(job):
+        path = release.with_name("job.yaml")
+        if release.match("runs/*/*/release") and path.is_file():
+            job["model"] = read_job(path)["model"]
+            return
+
+
 def fit_vocabulary(job: Choices) -> None:
     """Take the vocabulary of the model that the job continues, else as much as a small own text can teach.
 
@@ -294,11 +307,17 @@ class Sizes(TypedDict):
 
 
 def vocabulary_before(job: Choices) -> int | None:
-    """Return the vocabulary of the model in `start_from`, or in a later stage's run; None without one."""
+    """Return the vocabulary of the model that the job continues; None if it begins anew."""
+    for release in releases_before(job)[:1]:
+        return read_json(release / "gpt.json", Sizes, remedy="copy or convert it again")["vocab_size"]
+    return None
+
+
+def releases_before(job: Choices) -> list[Path]:
+    """Return the release in `start_from`, or all of the run that it names or that the job continues."""
     wish = job["start_from"] or ("" if "base" in job["stages"] else job["run"])
     if not wish or "tokenizer" in job["stages"]:
-        return None
+        return []
     run = run_folder(job["root"], wish.split("/")[0])
-    releases = [expanded(wish), *sorted(run.glob("*/release"))]
-    found = [folder / "gpt.json" for folder in releases if (folder / "gpt.json").is_file()]
-    return read_json(found[0], Sizes, remedy="copy or convert it again")["vocab_size"] if found else None
+    found = [expanded(wish), *sorted(run.glob("*/release"))]
+    return [folder for folder in found if (folder / "gpt.json").is_file()]

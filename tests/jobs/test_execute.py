@@ -304,6 +304,16 @@ def test_sft_with_a_tokenizer_before_it_needs_a_base_all_the_same_and_names_othe
     assert re.search(r"; start from another run, start_from=.*\btiny\b.*, or train it with: ", error)
 
 
+def test_a_stage_takes_the_sizes_of_the_model_that_it_continues(finished):
+    """Unless sizes are typed: then they are checked against the model's, as ever."""
+    words = [word for word in TINY if not word.startswith("model.")]
+    for more in (["run=more", "start_from=tiny"], ["run=tiny"]):
+        job = compose([*words, f"root={finished}", "phase=sft", *more])
+        assert job["model"] == tiny_job(finished)["model"]
+    job = compose([*words, f"root={finished}", "phase=sft", "run=more", "start_from=tiny", "model=d4"])
+    assert job["model"]["depth"] == 4 != tiny_job(finished)["model"]["depth"]
+
+
 def test_identity_needs_a_model_to_teach(tmp_path):
     assert "start_from=RUN" in execute.run(tiny_job(tmp_path, "phase=identity"))["error"]
 

@@ -38,6 +38,7 @@ class DocumentSequence:
         self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
         self._cached: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
         self.num_documents = int(self._sizes.sum())
+        self.given_bytes = 0.0  # of the documents asked for, in bytes as the row groups count theirs
 
     def texts(self, numbers: Sequence[int]) -> "pa.Array":
         """Return the texts of these documents, large strings; ascending numbers read each row group once."""
@@ -54,7 +55,9 @@ class DocumentSequence:
                 order = self._order(int(self._sizes[group]), epoch, group)
                 self._cached = ((epoch, group), *cache.tokens(*self._groups[group]), order)
             _, tokens, offsets, order = self._cached
-            found += [tokens[offsets[n] : offsets[n + 1]] for n in order[list(rows)]]
+            parts = [tokens[offsets[n] : offsets[n + 1]] for n in order[list(rows)]]
+            self._count(group, sum(map(len, parts)) / len(tokens))
+            found += parts
         return found
 
     def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Sequence[int]]]:
@@ -86,10 +89,23 @@ class DocumentSequence:
             texts = read_texts(*self._groups[group])
             self._open = ((epoch, group), texts, self._order(len(texts), epoch, group))
         _, texts, order = self._open
-        return texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])
+        part = texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])
+        self._count(group, _size(part) / _size(texts))
+        return part
+
+    def _count(self, group: int, fraction: float) -> None:
+        shard, index = self._groups[group]
+        self.given_bytes += fraction * shard.group_bytes[index]
 
     def _order(self, size: int, *keys: int) -> np.ndarray:
         return permutation(size, self._seed, "document order", self._lane, *keys)
+
+
+def _size(texts: "pa.Array") -> int:
+    """Return the bytes of the texts, and one for each: its BOS."""
+    import pyarrow.compute as pc
+
+    return len(texts) + (pc.call_function("sum", [pc.call_function("binary_length", [texts])]).as_py() or 0)
 
 
 def permutation(size: int, seed: int, purpose: str, *keys: int) -> np.ndarray:

@@ -116,16 +116,33 @@ def test_another_seed_gives_another_order(corpus: Corpus) -> None:
     assert hashes([make_stream(corpus, seed=2)], 3) != hashes([make_stream(corpus)], 3)
 
 
-def test_epochs_are_counted(corpus: Corpus) -> None:
-    """Oracle: how often each lane has drawn its own documents, on average."""
-    steps = take(make_stream(corpus), 60)
+def num_used(step: Step) -> int:
+    """The tokens that a step's lanes have placed or cropped."""
+    return sum(lane["num_kept"] + lane["num_cropped"] for lane in step.position["lanes"].values())
+
+
+@packings
+@pytest.mark.parametrize("documents", [200, 50])
+def test_epochs_count_the_tokens_placed_or_cropped_and_none_that_are_held(
+    tmp_path: Path, packing: Packing, documents: int
+) -> None:
+    """Oracle: the tokens of the whole text, encoded anew. Each lane draws all of 50 documents at once."""
+    corpus = make_corpus(tmp_path, documents=documents)
+    steps = take(make_stream(corpus, packing=packing, buffer=64), 60)
+    every = sum(map(len, TOKENIZER.encode_batch(texts(documents), bos=True)))
     epochs = [step.epoch for step in steps]
     assert epochs == sorted(epochs)
-    assert epochs[0] < 0.5 < 1.5 < epochs[-1]
-    groups = [(shard, n) for shard in corpus.train_shards for n in range(len(shard.group_sizes))]
-    sizes = [DocumentSequence(share, lane=n, seed=1).num_documents for n, share in enumerate(deal(groups, 4))]
-    drawn = [steps[-1].position["lanes"][str(n)]["next"] / size for n, size in enumerate(sizes)]
-    assert epochs[-1] == pytest.approx(sum(drawn) / 4)
+    assert epochs[4:] == pytest.approx([num_used(step) / every for step in steps[4:]], rel=0.05)
+
+
+def test_the_mean_of_the_ranks_epochs_is_that_of_one_rank_and_a_resumed_run_counts_on(corpus: Corpus) -> None:
+    """Oracle: one rank that was not stopped; tokens per byte are measured anew by each process."""
+    whole = take(make_stream(corpus), 60)
+    ranks = [take(make_stream(corpus, rank=rank, world=4), 60)[-1].epoch for rank in range(4)]
+    assert sum(ranks) / 4 == pytest.approx(whole[-1].epoch)
+    resumed = make_stream(corpus)
+    resumed.load_position([whole[29].position])
+    assert take(resumed, 30)[-1].epoch == pytest.approx(whole[-1].epoch, rel=0.02)
 
 
 def test_a_step_holds_contiguous_inputs_and_their_next_tokens(corpus: Corpus) -> None:

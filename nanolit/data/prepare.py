@@ -218,7 +218,7 @@ def _write(found: Found, folder: Path, text_column: str) -> Manifest:
     writer = PieceWriter(
         folder,
         piece=max(PIECE[0], min(PIECE[1], estimate // 256)),
-        held_out_fraction=0 if named else _held_out_fraction(estimate),
+        held_out_fraction=0 if named else held_out_fraction(estimate),
     )
     entries = []
     for number, (source, files) in enumerate(found.items()):
@@ -239,7 +239,7 @@ def _write(found: Found, folder: Path, text_column: str) -> Manifest:
         format=FORMAT,
         sources=entries,
         piece=writer.piece,
-        held_out_fraction=0 if named else _held_out_fraction(estimate),
+        held_out_fraction=0 if named else held_out_fraction(estimate),
         without_text=writer.without_text,
         pieces=writer.pieces,
         repeated=writer.repeated,
@@ -247,7 +247,8 @@ def _write(found: Found, folder: Path, text_column: str) -> Manifest:
     )
 
 
-def _held_out_fraction(num_bytes: int) -> float:
+def held_out_fraction(num_bytes: int) -> float:
+    """Return the part of a text of that size that is held out where no name says what is."""
     return 0.005 if num_bytes >= MUCH_BYTES else max(0.05, min(0.2, HELD_OUT_BYTES / max(1, num_bytes)))
 
 

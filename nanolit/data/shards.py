@@ -17,6 +17,7 @@ from nanolit.data.prepare import (
     estimated_bytes,
     find,
     fits_as_it_is,
+    held_out_fraction,
     prepared,
     read_manifest,
     stamps,
@@ -68,6 +69,10 @@ class Dataset:
         """Return about how many bytes own text has, counted until there are `enough`; None where unknown."""
         return None
 
+    def held_out_bytes(self) -> int | None:
+        """Return about how many bytes are held out; None where unknown, or more than plans evaluate on."""
+        return None
+
     def document_bytes(self) -> float | None:
         """Return about how long the documents of own text are; None where that is unknown."""
         return None
@@ -80,7 +85,11 @@ class Shipped(Dataset):
     """Text that ships with the package: train.parquet and validation.parquet in `folder`."""
 
     folder: Path
+    num_held_out_bytes: int
     is_shipped = True
+
+    def held_out_bytes(self) -> int:
+        return self.num_held_out_bytes
 
     def open_corpus(self, root: Path, *, num_shards: int | None = None) -> Corpus:
         return Corpus(
@@ -97,6 +106,7 @@ class Sample(Shipped):
     name = "sample"
     folder = SAMPLE_FOLDER
     num_characters = 4_300_000
+    num_held_out_bytes = 405_000
 
 
 class Stories(Shipped):
@@ -105,6 +115,7 @@ class Stories(Shipped):
     name = "stories"
     folder = SAMPLE_FOLDER.parent / "stories"
     num_characters = 4_900_000
+    num_held_out_bytes = 244_000
 
 
 class LocalFolder(Dataset):
@@ -159,6 +170,19 @@ class LocalFolder(Dataset):
         if any(source.startswith(HUB) for source in self.sources):
             return None
         return estimated_bytes(self._train_files(), self.text_column, enough=enough)
+
+    def held_out_bytes(self) -> int | None:
+        """By the named files' size, else by the part of all text that prepare.py holds out."""
+        found = find(self.sources, self.validation).values()
+        if None in found:
+            return None
+        try:
+            if named := [file for files in found if files for file in files.held_out]:
+                return estimated_bytes(named, self.text_column)
+            every = estimated_bytes(self._train_files(), self.text_column)
+        except ValueError:  # a malformed file: what reads the text says where
+            return None
+        return int(every * held_out_fraction(every))
 
     def document_bytes(self) -> float | None:
         files = self._train_files()

@@ -16,6 +16,7 @@ from nanolit.planning.sizes import (
     plan_batch,
     plan_model,
     refuse_below_one,
+    rows_of_text,
     scaled_groups,
     watching,
 )
@@ -43,6 +44,8 @@ class Dataset(Protocol):
     def download_gigabytes(self, num_shards: int) -> float | None: ...
 
     def text_bytes(self) -> int | None: ...
+
+    def held_out_bytes(self) -> int | None: ...
 
     def document_bytes(self) -> float | None: ...
 
@@ -130,7 +133,9 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     if num_steps is None:
         num_steps = horizon(job, model, step.total_batch, counted=counted)
     tokens = num_steps * step.total_batch
-    watched = watching(job, settings, recipe["base"])
+    num_bytes = dataset.held_out_bytes()
+    held_out = None if num_bytes is None else rows_of_text(num_bytes, model.gpt)
+    watched = watching(job, settings, recipe["base"], held_out=held_out)
     flops, evaluated = tokens * model.flops_per_token, evaluation_flops(model, watched, num_steps)
     packing = recipe["packing"]
     is_typed = any("recipe.packing=" in word for word in job["overrides"])

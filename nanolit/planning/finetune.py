@@ -1,9 +1,12 @@
 """The plan of mid and sft: one epoch of the mixture unless max_steps says otherwise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nanolit.config.schema import FinetuneDefaults, Job, Target, finetune_defaults, finetune_settings
+from nanolit.machine.paths import expanded
+from nanolit.model.accounting import Hyperparameters
 from nanolit.planning.base import Dataset
 from nanolit.planning.costs import asked_at_the_end, hours
 from nanolit.planning.sizes import (
@@ -13,11 +16,17 @@ from nanolit.planning.sizes import (
     evaluation_flops,
     plan_batch,
     plan_model,
+    rows_of_text,
     scaled_groups,
     watching,
 )
 
 EPOCH_CONTEXT = 2_048  # of the rows in which the recipes' epoch_tokens are counted
+# Of a file of chats: the part that is held out (tasks/jsonl.py), what a short chat takes, and about how much
+# larger the text of a compressed one is
+HELD_OUT_FRACTION = 0.05
+CHAT_BYTES = 100
+EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +68,8 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
     expected = num_steps or epoch_steps(job, defaults, rows=step.rows)
     flops = expected * step.total_batch * model.flops_per_token if expected else None
     lr_scale = settings["lr_scale"] if settings["lr_scale"] is not None else defaults["lr_scale"]
-    watched = watching(job, settings, defaults)
+    held_out = held_out_rows(settings["mixture"]["validation"], model.gpt, packing=defaults["packing"])
+    watched = watching(job, settings, defaults, held_out=held_out)
     return FinetunePlan(
         **vars(step),
         num_steps=num_steps,
@@ -78,6 +88,26 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
             answers=asked_at_the_end(job),
         ),
     )
+
+
+def held_out_rows(validation: Sequence[Target], gpt: Hyperparameters, *, packing: str) -> int | None:
+    """Return about how many rows the held-out conversations fill; None if a source's number is not known."""
+    counts = [rows_of_source(source, gpt, packing=packing) for source in validation]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def rows_of_source(source: Target, gpt: Hyperparameters, *, packing: str) -> int | None:
+    """Return about how many rows a source fills: by the size of its file, and at most one a conversation."""
+    # Flat rows cut conversations: a long one is in several
+    bounds = [source[key] for key in ("size", "max_rows") if source.get(key) and packing != "flat"]
+    path = expanded(source.get("path") or "")
+    if source.get("source", ".") == "." and path.is_file():
+        num_bytes = path.stat().st_size * EXPANSION.get(path.suffix.lower(), 1)
+        num_bytes *= HELD_OUT_FRACTION if source.get("part") == "held_out" else 1
+        by_size = rows_of_text(num_bytes, gpt)
+        bounds.append(by_size if has_equal_rows(packing) else max(by_size, round(num_bytes / CHAT_BYTES)))
+    return min(bounds) * source.get("epochs", 1) if bounds else None
 
 
 def epoch_steps(job: Job, defaults: FinetuneDefaults, *, rows: int) -> int | None:

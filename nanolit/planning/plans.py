@@ -45,12 +45,14 @@ PRESENT = {
     "memory",
     "cost",
     "eval_every",
+    "held_out_rows",
     "save_every",
     "sample_every",
     "core_every",
 }
 TARGETS = {"schedule", "task", "validation"}
 FIGURES = {"hours", "memory", "cost"}  # for people to read; their keys changed between versions
+LEFT_OUT = {"download_gigabytes", "held_out_rows"}  # of plan.json, where nothing is to be said
 REMEDY = "delete it (the same command derives it again) or restore it"
 typed_dict: Any = TypedDict  # called with fields that only the dataclass knows
 
@@ -106,11 +108,8 @@ def with_stored(plan: Plan, path: Path) -> Plan:
 
 
 def as_json(plan: Plan) -> Json:
-    """Return what plan.json holds: `asdict`, without a download where nothing is downloaded."""
-    content = asdict(plan)
-    if content.get("download_gigabytes", 0) is None:
-        del content["download_gigabytes"]
-    return content
+    """Return what plan.json holds: `asdict`, without the fields in LEFT_OUT that have no value."""
+    return {key: value for key, value in asdict(plan).items() if value is not None or key not in LEFT_OUT}
 
 
 def read_plan(folder: Path, *, may_lack: int = 1) -> Plan:

@@ -210,7 +210,10 @@ def group_rows(groups: Mapping[str, GroupSettings]) -> Rows:
 
 def watching_rows(plan: TextPlan) -> Rows:
     every = f"save every {plan.save_every:,}, sample every {plan.sample_every:,}"
-    rows = [("intervals", f"evaluate every {plan.eval_every:,} steps on {plan.eval_rows:,} rows, {every}")]
+    on = f"{plan.eval_rows:,} rows"
+    if few := plan.held_out_rows:
+        on = f"about {few:,} row{'s' * (few > 1)} (all that is held out)"
+    rows = [("intervals", f"evaluate every {plan.eval_every:,} steps on {on}, {every}")]
     if isinstance(plan, BasePlan) and plan.core_every:
         often = "" if plan.core_every == "end" else f"a subset every {plan.core_every:,} steps, "
         rows.append(("CORE", f"{often}all of it at the end; its questions are downloaded once (162 MB)"))

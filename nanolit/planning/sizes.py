@@ -72,6 +72,7 @@ class TextPlan(BatchPlan):
     sample_every: int
     eval_tokens: int
     eval_rows: int
+    held_out_rows: int | None  # about; None: at least `eval_rows`, or not known
     hours: Hours
     cost: Cost | None = None
 
@@ -279,10 +280,22 @@ def scaled_groups(
 
 class Watched(Watching):
     eval_rows: int
+    held_out_rows: int | None
 
 
-def watching(job: Job, settings: TextStage, defaults: Watching) -> Watched:
-    """Return the stage's own `settings` where they are given, else the recipe's `defaults`."""
+def rows_of_text(num_bytes: float, gpt: Hyperparameters) -> int:
+    """Return about how many rows the tokens of that much text fill, at least one."""
+    # Bytes per token of the sample at vocabularies of 300, 512, 1,024, 4,096 and 16,384: 1.4, 2.0, 2.5, 3.3,
+    # 4.0; by this line 1.5, 1.8, 2.3, 3.2, 4.1
+    bytes_per_token = (math.log2(gpt["vocab_size"]) - 5) / 2.2
+    return max(1, round(num_bytes / bytes_per_token / gpt["context"]))
+
+
+def watching(job: Job, settings: TextStage, defaults: Watching, *, held_out: int | None) -> Watched:
+    """Return the stage's own `settings` where they are given, else the recipe's `defaults`.
+
+    `held_out` is about how many rows there are to evaluate on, where that is known.
+    """
     chosen: dict[str, int] = {}
     for name in ("eval_every", "save_every", "sample_every", "eval_tokens"):
         own = settings[name]
@@ -291,7 +304,7 @@ def watching(job: Job, settings: TextStage, defaults: Watching) -> Watched:
             allowed = f"1 or more, or null for the recipe's {defaults[name]:,}"
             raise ValueError(f"{name} is {chosen[name]}; it must be {allowed}")
     rows = FAST_DEV_ROWS if job["fast_dev_run"] else max(1, chosen["eval_tokens"] // job["model"]["context"])
-    return Watched(**chosen, eval_rows=rows)
+    return Watched(**chosen, eval_rows=rows, held_out_rows=held_out if held_out and held_out < rows else None)
 
 
 def evaluation_flops(model: ModelPlan, watched: Watched, num_steps: int) -> float:
@@ -299,5 +312,6 @@ def evaluation_flops(model: ModelPlan, watched: Watched, num_steps: int) -> floa
 
     A forward pass takes a third of the FLOPs of training, which has a backward pass too.
     """
-    rows = math.ceil(num_steps / watched["eval_every"]) * watched["eval_rows"]
+    rows = watched["held_out_rows"] or watched["eval_rows"]
+    rows *= math.ceil(num_steps / watched["eval_every"])
     return rows * model.gpt["context"] * model.flops_per_token / 3

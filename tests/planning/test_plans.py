@@ -114,6 +114,7 @@ def test_an_older_plan_loses_what_is_gone_and_lacks_what_is_new(tmp_path):
     path = write_plan(job, plan) / "plan.json"
     stored = json.loads(path.read_text())
     del stored["cost"], stored["warm_start"]
+    assert "held_out_rows" not in stored
     path.write_text(json.dumps({**stored, "warmdown_fraction": 0.5, "num_steps": 7}))
     older = read_plan(path.parent)
     assert (older.num_steps, older.cost, as_json(older).keys()) == (7, None, as_json(plan).keys())

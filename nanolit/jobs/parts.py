@@ -127,6 +127,8 @@ def settings_of(job: Job, plan: TrainingPlan, begins: Origin | None) -> Json:
         meta = read_json(begins.release / "meta.json", Meta, remedy=AGAIN, constant=as_null)
         weights = meta.get("weights_hash")
     planned = {"plan": {name: getattr(plan, name) for name in DECIDING if hasattr(plan, name)}}
+    if plan.chats:  # whose tokenizer is that of the weights; older plans named one after the job's corpus
+        del planned["plan"]["tokenizer"]
     settings = decisive_settings(job, plan.stage) | flatten(planned) | {"stage": plan.stage, "from": weights}
     return json.loads(json.dumps(settings))
 

@@ -4,6 +4,7 @@
 derived comes first. Pure arithmetic, without torch.
 """
 
+import filecmp
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cache
@@ -15,7 +16,16 @@ from typing_extensions import TypedDict
 from nanolit.config.build import build, check_target
 from nanolit.config.names import tokenizer_name
 from nanolit.config.schema import Job, StageName
-from nanolit.machine.paths import DamagedFile, Json, check_content, read_json, stage_folder
+from nanolit.machine.paths import (
+    DamagedFile,
+    Json,
+    check_content,
+    expanded,
+    read_json,
+    run_folder,
+    stage_folder,
+    tokenizers_folder,
+)
 from nanolit.model.accounting import multiplies_in_fp8
 from nanolit.planning.base import BasePlan, TokenizerPlan, plan_base, plan_tokenizer
 from nanolit.planning.costs import cost
@@ -52,7 +62,7 @@ PRESENT = {
 }
 TARGETS = {"schedule", "task", "validation"}
 FIGURES = {"hours", "memory", "cost"}  # for people to read; their keys changed between versions
-LEFT_OUT = {"download_gigabytes", "held_out_rows"}  # of plan.json, where nothing is to be said
+LEFT_OUT = {"data", "download_gigabytes", "held_out_rows"}  # of plan.json, where nothing is to be said
 REMEDY = "delete it (the same command derives it again) or restore it"
 typed_dict: Any = TypedDict  # called with fields that only the dataclass knows
 
@@ -82,10 +92,29 @@ def fresh_plan(job: Job, stage: StageName) -> Plan:
             f"precision=fp8 needs an NVIDIA GPU (Ada or newer); this is {gpu}: give precision=bf16"
         )
     dataset = build(job["data"])
-    head = StagePlan(run=job["run"], stage=stage, data=dataset.name, tokenizer=tokenizer_name(job))
-    _, derive = PLANNERS[stage]
+    kind, derive = PLANNERS[stage]
+    head = StagePlan(run=job["run"], stage=stage, tokenizer=tokenizer_before(job))
+    if not kind.chats:
+        head = replace(head, data=dataset.name, tokenizer=tokenizer_name(job))
     plan = derive(job, head, dataset=dataset)
     return replace(plan, cost=cost(stage, plan.hours, job["cluster"]))
+
+
+def tokenizer_before(job: Job) -> str:
+    """Return the name of the tokenizer of the model that the job continues, if it is here; else of the job's.
+
+    Found by its content: the job of a later stage need not say what base has read.
+    """
+    name, tokenizers = tokenizer_name(job), tokenizers_folder(job["root"])
+    wish = job["start_from"] or ("" if "base" in job["stages"] else job["run"])
+    run = run_folder(job["root"], wish.split("/")[0])
+    releases = [expanded(wish), *sorted(run.glob("*/release"))] if wish else []
+    for own in (release / "tokenizer" / "tokenizer.json" for release in releases):
+        if own.is_file():
+            every = sorted(tokenizers.glob("*/tokenizer.json"))
+            same = [path.parent.name for path in every if filecmp.cmp(path, own, shallow=False)]
+            return name if name in same else next(iter(same), str(own.parent))
+    return name
 
 
 def keep_stored(job: Job, plan: Plan) -> Plan:
@@ -104,22 +133,27 @@ def with_stored(plan: Plan, path: Path) -> Plan:
     if stored["stage"] != plan.stage:
         raise ValueError(f"{path} belongs to the stage {stored['stage']}; {REMEDY}")
     kept = {field.name for field in fields(plan)} & stored.keys() - PRESENT
+    if plan.chats:  # older ones named the job's corpus, and a tokenizer after it
+        kept -= {"data", "tokenizer"}
     return replace(plan, **{name: stored[name] for name in kept})
 
 
 def as_json(plan: Plan) -> Json:
     """Return what plan.json holds: `asdict`, without the fields in LEFT_OUT that have no value."""
-    return {key: value for key, value in asdict(plan).items() if value is not None or key not in LEFT_OUT}
+    return {
+        key: value for key, value in asdict(plan).items() if key not in LEFT_OUT or value not in (None, "")
+    }
 
 
 def read_plan(folder: Path, *, may_lack: int = 1) -> Plan:
     """Return the plan in a stage's folder.
 
-    Keys that are gone are dropped; what its version did not store yet is None.
+    Keys that are gone are dropped; what its version did not store yet is the field's default, or None.
     """
     content = stored_plan(folder / "plan.json", may_lack=may_lack)
     kind, _ = PLANNERS[content["stage"]]
-    stored: Json = {field.name: content.get(field.name) for field in fields(kind)}
+    names = [field.name for field in fields(kind)]
+    stored: Json = {name: content.get(name, getattr(kind, name, None)) for name in names}
     return kind(**stored)
 
 

@@ -221,7 +221,7 @@ def watching_rows(plan: TextPlan) -> Rows:
 
 
 def data_rows(plan: Plan) -> Rows:
-    rows, shards = [], ""
+    rows = []
     if isinstance(plan, TokenizerPlan):
         rows.append(("vocabulary", f"{plan.vocab_size:,}, from at most {plan.max_chars:,} characters"))
         rows.append(("documents", f"first {plan.doc_cap:,} characters of each"))
@@ -229,7 +229,8 @@ def data_rows(plan: Plan) -> Rows:
         shards = f", {plan.shards:,} shard{'s' * (plan.shards != 1)}"
         if plan.download_gigabytes is not None:
             shards += f" and the held-out one, about {plan.download_gigabytes:,} GB to download"
-    return [*rows, ("data", f"{plan.data}{shards}"), ("tokenizer", plan.tokenizer)]
+        rows.append(("data", f"{plan.data}{shards}"))
+    return [*rows, ("tokenizer", plan.tokenizer)]
 
 
 def total_line(run: str, plans: Sequence[Plan]) -> str:

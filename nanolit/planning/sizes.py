@@ -28,8 +28,8 @@ class StagePlan:
     format: int = 1
     run: str
     stage: StageName
-    data: str
-    tokenizer: str
+    data: str = ""  # the corpus, where the stage reads one
+    tokenizer: str  # its name; a path where only the model that the stage begins from has it
 
     chats: ClassVar[bool] = False  # mid, sft and rl learn from tasks, and are asked some at their end
 

@@ -98,7 +98,7 @@ def final_table(root: Path, run: str) -> str:
 def _subtitle(run: Run) -> str:
     job = run.job
     model, recipe = job.get("model") or {}, job.get("recipe") or {}
-    data = next((stage.plan.data for stage in run.stages if stage.plan), None)
+    data = next((stage.plan.data for stage in run.stages if stage.plan and not stage.plan.chats), None)
     parts = [
         f"d{model['depth']}" if model.get("depth") else None,
         f"{recipe['name']} recipe" if recipe.get("name") else None,

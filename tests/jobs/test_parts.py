@@ -95,3 +95,13 @@ def test_a_checkpoint_of_another_run_is_refused_and_one_of_an_older_version_is_n
         ValueError, match=r"step_000004 belongs to another run: seed was 1, is 2; move it away"
     ):
         check_same_run(Checkpoint(folder), {**settings, "seed": 2})
+
+
+def test_a_checkpoint_of_sft_may_name_any_tokenizer(root):
+    """Plans of sft once named the tokenizer of the job's corpus, though its weights bring their own."""
+    job = compose(["phase=sft", "model.depth=2", f"root={root}", "start_from=tiny"])
+    settings = settings_of(job, fresh_plan(job, "sft"), origin(job, "sft"))
+    folder = root / STAGE / "checkpoints" / "step_000004"
+    edit(folder / "progress.json", "settings", {**settings, "plan.tokenizer": "climbmix-300-00000000"})
+    fit(folder / "progress.json")
+    check_same_run(Checkpoint(folder), settings)

@@ -1,8 +1,11 @@
 """A job to its plans: what cannot be, what was stored, and what is refused before anything starts."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +23,10 @@ from nanolit.planning.plans import (
     read_plan,
     total,
 )
-from nanolit.planning.show import show_plans
+from nanolit.planning.show import plan_table, show_plans
 from tests.planning.base_plans import base_plan
+
+FORMAT_1 = Path(__file__).parent.parent / "fixtures" / "run_format_1"  # a root with the run `tiny`
 
 
 def test_rl_and_finetuning_have_plans():
@@ -141,6 +146,30 @@ def test_a_stored_plan_that_cannot_be_built_is_refused_before_any_work(node, fau
     path.write_text(json.dumps(stored | nodes))
     with pytest.raises(ValueError, match=rf"plan\.json is damaged \({fault}.*restore it"):
         keep_stored(job, plan)
+
+
+def test_a_later_stage_has_the_tokenizer_of_the_model_that_it_begins_from_and_no_corpus(tmp_path):
+    """Oracle: the plan of that model's base. Its job, unlike this one, had data=local."""
+    root = Path(shutil.copytree(FORMAT_1, tmp_path / "root"))
+    base = json.loads((root / "runs" / "tiny" / "base" / "plan.json").read_text())
+    words = ["phase=sft", "model.depth=2", f"root={root}"]
+    jobs = [compose([*words, more]) for more in ("start_from=tiny", "start_from=tiny/base", "run=tiny")]
+    jobs.append(compose([*words, f"start_from={root / 'runs' / 'tiny' / 'base' / 'release'}"]))
+    for job in jobs:
+        plan = fresh_plan(job, "sft")
+        assert plan.tokenizer == base["tokenizer"]
+        assert "climbmix" not in plan_table(plan)
+        assert "data" not in as_json(plan)
+    older = as_json(plan) | {"data": "climbmix", "tokenizer": "climbmix-300-00000000", "num_steps": 7}
+    (write_plan(job, plan) / "plan.json").write_text(json.dumps(older))
+    assert keep_stored(job, plan) == replace(plan, num_steps=7)
+    shutil.rmtree(root / "tokenizers")
+    assert (
+        Path(fresh_plan(jobs[0], "sft").tokenizer)
+        == root / "runs" / "tiny" / "base" / "release" / "tokenizer"
+    )
+    elsewhere = compose(["phase=sft", "model.depth=2", f"root={tmp_path}", "start_from=tiny"])
+    assert fresh_plan(elsewhere, "sft").tokenizer.startswith("climbmix-")
 
 
 def test_a_download_is_in_plan_json_only_where_there_is_one():

@@ -39,6 +39,7 @@ class Corpus:
     times: tuple[float, ...] = ()  # how often an epoch has each train file; (): once
     summary: str = ""  # of own text: what was read, passed over and split
     content: str = ""  # a hash of the texts, where it is known
+    held_out_fraction: float = 0.0  # of own text; 0: names say what is held out
 
     @cached_property
     def train_shards(self) -> list[Shard]:

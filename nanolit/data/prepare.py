@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from typing_extensions import TypedDict
 
 from nanolit.data.formats import documents, hub_documents
-from nanolit.data.parquet import open_shard
+from nanolit.data.parquet import Corpus, open_shard, read_texts, validation_texts
 from nanolit.data.pieces import REMEMBERED, Document, Part, PieceWriter
 from nanolit.data.sources import HUB, PLAIN, Files, compression_of, find_files, kind_of, side_of
 from nanolit.machine.locks import held
@@ -233,7 +233,10 @@ def _write(found: Found, folder: Path, text_column: str) -> Manifest:
             read = {side: _of_splits(splits, side) for side in ("train", "validation")}
         parts = {side: asdict(part) for side, part in writer.write(read, number).items()}
         if not parts["train"]["documents"]:
-            raise ValueError(f"{source} holds no text to train on, or only one piece; add text")
+            if named or not parts["validation"]["bytes"]:
+                raise ValueError(f"{source} holds no text to train on; add text")
+            size = f"all of its {parts['validation']['bytes']:,} bytes would be held out"
+            raise ValueError(f"{source} is too small: {size}; give about {2 * PIECE[0]:,} bytes or more")
         entries.append({"name": source, "files": names, "passed_over": passed, **parts})
     return Manifest(
         format=FORMAT,
@@ -250,6 +253,36 @@ def _write(found: Found, folder: Path, text_column: str) -> Manifest:
 def held_out_fraction(num_bytes: int) -> float:
     """Return the part of a text of that size that is held out where no name says what is."""
     return 0.005 if num_bytes >= MUCH_BYTES else max(0.05, min(0.2, HELD_OUT_BYTES / max(1, num_bytes)))
+
+
+def check_held_out(corpus: Corpus, *, context: int) -> None:
+    """ValueError if the held-out text cannot fill a row, whatever the tokenizer: a token has a byte or more.
+
+    Reads no more of it than that takes.
+    """
+    sizes = (len(text.encode()) + 1 for text in validation_texts(corpus))  # each begins with its BOS
+    if not any(total > context for total in itertools.accumulate(sizes)):
+        raise ValueError(too_little_held_out(corpus, context=context))
+
+
+def too_little_held_out(corpus: Corpus, *, context: int) -> str:
+    """Return the error for held-out text that does not fill a row: how much there is, and what helps."""
+    held_out = sum(len(text.encode()) for text in validation_texts(corpus))
+    row = f"don't fill one row of {context + 1} tokens"
+    if not corpus.held_out_fraction:
+        return (
+            f"the {held_out:,} bytes of held-out text of data={corpus.name} {row}; hold out more text, or "
+            "choose a smaller context"
+        )
+    train = (read_texts(shard, group).to_pylist() for shard, group in corpus.train_groups())
+    size = held_out + sum(len(text.encode()) for texts in train for text in texts)
+    # Two pieces, and a row of the largest part that is held out, in a small vocabulary's tokens
+    enough = max(2 * PIECE[0], round(context * 2.5 / 0.2), 2 * size if held_out > context else 0)
+    why, remedy = f"none of its {size:,} bytes can be held out", ""
+    if held_out:
+        why = f"{held_out:,} of its {size:,} bytes are held out, and {row}"
+        remedy = ", or choose a smaller context"
+    return f"the text of data={corpus.name} is too small: {why}; give about {enough:,} bytes or more{remedy}"
 
 
 def _of_files(files: Iterable[Path], text_column: str) -> Iterator[Document]:

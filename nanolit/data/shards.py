@@ -218,6 +218,7 @@ class LocalFolder(Dataset):
             times=manifest.times(self.weights),
             summary=manifest.summary(),
             content=manifest.content,
+            held_out_fraction=manifest.held_out_fraction,
         )
 
     def _where_it_lies(self, found: Found, root: Path) -> Corpus:

@@ -11,6 +11,7 @@ import torch
 
 from nanolit.data.packing import Documents, Packing, make_packer
 from nanolit.data.parquet import Corpus, read_texts
+from nanolit.data.prepare import too_little_held_out
 from nanolit.data.stream import CHUNK, as_micro_batches
 from nanolit.tokenizer.bpe import Tokenizer
 
@@ -60,10 +61,7 @@ class ValidationRows:
         self.num_rows, self.num_tokens, self.identity = rows.num_rows, rows.num_tokens, rows.as_dict()
         self._rows_BT = np.stack(own) if own else np.empty((0, context + 1), dtype=np.uint16)
         if self.num_rows == 0:
-            raise ValueError(
-                f"the held-out files of data={corpus.name} don't fill one row of {context + 1} tokens; "
-                "hold out more text, or choose a smaller context"
-            )
+            raise ValueError(too_little_held_out(corpus, context=context))
         if rank == 0 and num_tokens is not None and self.num_tokens < num_tokens - num_tokens % context:
             all_of_it = f"{self.num_tokens:,} tokens, all the held-out text of data={corpus.name}"
             print(f"validation: {all_of_it}, instead of {num_tokens:,}", flush=True)

@@ -7,6 +7,7 @@ from nanolit.config.build import build
 from nanolit.config.names import TRAINED_ON
 from nanolit.config.schema import Job
 from nanolit.data.parquet import training_arrays, training_texts, validation_texts
+from nanolit.data.prepare import check_held_out
 from nanolit.machine.paths import Json, stage_folder, tokenizers_folder, write_json
 from nanolit.machine.terminal import duration, say
 from nanolit.planning.plans import TokenizerPlan
@@ -21,6 +22,8 @@ def train_tokenizer(job: Job, plan: TokenizerPlan) -> Json:
     begun = time.perf_counter()
     dataset = build(job["data"])
     corpus = dataset.open_corpus(Path(job["root"]), num_shards=plan.shards)
+    # Base would refuse it, once there is a tokenizer; the tokenizers' comparison needs any text at all
+    check_held_out(corpus, context=0 if job["phase"] == "tokenizer" else job["model"]["context"])
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         say(f"tokenizer: {folder.name} already exists")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -15,8 +16,11 @@ from corpora import TOKENIZER, row_hashes, texts, write_texts
 from nanolit.data.outlook import outlook
 from nanolit.data.parquet import Corpus, Shard, read_texts
 from nanolit.data.pieces import pieces
+from nanolit.data.prepare import check_held_out
 from nanolit.data.shards import LocalFolder
 from nanolit.data.stream import PretrainStream
+from nanolit.data.validation import ValidationRows
+from nanolit.tokenizer.bpe import Tokenizer
 
 STORY = "".join(f"Line {n} of a long story.\n" + "\n" * (n % 7 == 0) for n in range(12_000))
 
@@ -217,6 +221,51 @@ def test_fitting_parquet_is_read_where_it_lies_and_large_groups_are_copied(tmp_p
     corpus = corpus_of(tmp_path / "root", tmp_path / "d")
     assert max(size for shard in corpus.train_shards for size in shard.group_bytes) < 5 << 20
     assert max(map(len, every_text(corpus.train_shards))) <= 32_768
+
+
+def refused(corpus: Corpus, *, context: int) -> str:
+    with pytest.raises(ValueError, match="data=local") as caught:
+        check_held_out(corpus, context=context)
+    return str(caught.value)
+
+
+def test_a_text_too_small_to_hold_out_a_row_is_refused_with_its_size(tmp_path: Path) -> None:
+    """Oracle: the rows of the tokenizer whose tokens are single bytes: no other fills more."""
+    bytes_alone = Tokenizer([bytes([n]) for n in range(256)])
+    settings = {"micro_batch": 1, "packing": "bestfit_split", "num_tokens": None}
+    for size in (600, 2_000, 2_100, 2_300, 4_000, 9_000):
+        (path := tmp_path / f"{size}.txt").write_text(STORY[-size:])
+        corpus = corpus_of(tmp_path / "root", path)
+        held_out = sum(len(text) for text in every_text(corpus.validation_shards))
+        for context in (8, 64, 512, 4_096):
+            if context <= held_out:
+                check_held_out(corpus, context=context)
+                assert ValidationRows(corpus, bytes_alone, context=context, **settings).num_rows
+                continue
+            said = refused(corpus, context=context)
+            assert f"of its {size:,} bytes" in said
+            assert int(re.search(r"give about ([\d,]+) bytes", said)[1].replace(",", "")) > size
+            with pytest.raises(ValueError, match=re.escape(said)):
+                ValidationRows(corpus, bytes_alone, context=context, **settings)
+
+
+def test_a_text_of_one_piece_is_too_small_on_whichever_side_its_hash_puts_it(tmp_path: Path) -> None:
+    said = set()
+    for n in range(10, 30):
+        (path := tmp_path / f"{n}.txt").write_text(f"Hello {n}")
+        with pytest.raises(ValueError, match=r"of its 8 bytes .*; give about 4,096 bytes or more$") as caught:
+            check_held_out(corpus_of(tmp_path / "root", path), context=8)
+        said.add(re.search("(all|none) of", str(caught.value))[1])
+    assert said == {"all", "none"}
+
+
+def test_held_out_files_too_small_for_a_row_are_named_as_such(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a" / "train.jsonl", texts(300))
+    write_jsonl(tmp_path / "a" / "val.jsonl", ["twelve bytes"])
+    corpus = corpus_of(tmp_path / "root", tmp_path / "a")
+    assert "the 12 bytes of held-out text of data=local don't fill one row of 65" in refused(
+        corpus, context=64
+    )
 
 
 def test_the_outlook_measures_tokens_epochs_and_what_packing_drops(tmp_path: Path) -> None:

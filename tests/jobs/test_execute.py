@@ -219,6 +219,15 @@ def test_training_a_tokenizer_tells_what_it_counted(tmp_path, capsys):
     assert re.search(r"^tokenizer: counted 0\.0 MB: [\d,]+ distinct words$", capsys.readouterr().out, re.M)
 
 
+@pytest.mark.parametrize("phase", ["base", "tokenizer"])
+def test_a_text_of_a_few_bytes_is_one_error_before_a_tokenizer_is_trained(tmp_path, phase):
+    (tmp_path / "a.txt").write_text("Hello world!")
+    result = execute.run(tiny_job(tmp_path, f"phase={phase}", f"data={tmp_path / 'a.txt'}"))
+    assert result["status"] == "failed"
+    assert re.search(r"too small: .* of its 12 bytes .*; give about 4,096 bytes or more$", result["error"])
+    assert not list((tmp_path / "tokenizers").glob("*/tokenizer.json"))
+
+
 @pytest.mark.parametrize(
     ("texts", "overrides", "message"),
     [

@@ -14,12 +14,13 @@ WORDS = ["phase=sft", "model=d2", "--json"]
 def test_a_run_to_start_from_that_is_missing_is_named_with_those_that_exist(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_json(tmp_path / "runs" / "ours" / "base" / "result.json", {"format": 1, "status": "done"})
+    for run, status in (("ours", "done"), ("lost", "failed")):
+        write_json(tmp_path / "runs" / run / "base" / "result.json", {"format": 1, "status": status})
     assert plan.main([*WORDS, "start_from=nope", f"root={tmp_path}"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["stage"] == "sft"
     assert said.err.startswith("note: start_from=nope: sft can start from a finished base, but")
-    assert said.err.endswith("runs there: ours\n")
+    assert said.err.endswith("runs that have one: ours\n")
 
 
 @pytest.mark.parametrize("words", [["start_from=ours"], ["start_from=nope", "cluster=modal_h100"], []])

@@ -55,7 +55,9 @@ class Checkpoints(L.Callback):
         self.stop = False  # a signal asked for it, and all ranks know
         self._signals: AskedToStop | None = None
         self._begun = time.monotonic()  # the step
-        self._long = True  # the last step was, on the slowest rank; of the first nobody knows
+        # The last step was, on the slowest rank; of the first nobody knows. The same on all ranks: either all
+        # of them ask within a step or none
+        self._long = True
         self._group: Any = None
         self._stuck: EndIfStuck | None = None
 
@@ -115,10 +117,8 @@ class Checkpoints(L.Callback):
         return late or step % self.save_every == 0
 
     def _stops_in_step(self) -> bool:
-        # All ranks agreed on whether the last step was long, so either all of them ask here or none
-        asked = self._signals is not None and self._signals.asked
-        is_long = time.monotonic() - self._begun > LONG_STEP_SECONDS
-        return self._long and any(self._agreed(asked and is_long))
+        is_late = time.monotonic() - self._begun > LONG_STEP_SECONDS
+        return self._long and any(self._agreed(is_late and self._signals is not None and self._signals.asked))
 
     def _agreed(self, *flags: bool) -> tuple[bool, ...]:
         """Return each flag if it is raised on any rank. Collective."""

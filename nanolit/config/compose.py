@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from nanolit.config.build import build, check_mapping, check_targets
 from nanolit.config.explain import USER_ERRORS, explain, no_such_stage, refuse_stages
-from nanolit.config.names import flatten, run_name, trial_name
+from nanolit.config.names import flatten, releases_before, run_name, trial_name
 from nanolit.config.schema import (
     SHORTHANDS,
     ChatTasks,
@@ -29,7 +29,7 @@ from nanolit.config.schema import (
 )
 from nanolit.config.stored import read_job
 from nanolit.config.words import as_typed, compose_config, options
-from nanolit.machine.paths import CONF, expanded, home, read_json, read_yaml, run_folder
+from nanolit.machine.paths import CONF, expanded, home, read_json, read_yaml
 from nanolit.machine.system import gpu_names
 
 OmegaConf.register_new_resolver("nanolit.home", lambda root: str(home(root)), replace=True)
@@ -308,16 +308,6 @@ class Sizes(TypedDict):
 
 def vocabulary_before(job: Choices) -> int | None:
     """Return the vocabulary of the model that the job continues; None if it begins anew."""
-    for release in releases_before(job)[:1]:
+    for release in [] if "tokenizer" in job["stages"] else releases_before(job)[:1]:
         return read_json(release / "gpt.json", Sizes, remedy="copy or convert it again")["vocab_size"]
     return None
-
-
-def releases_before(job: Choices) -> list[Path]:
-    """Return the release in `start_from`, or all of the run that it names or that the job continues."""
-    wish = job["start_from"] or ("" if "base" in job["stages"] else job["run"])
-    if not wish or "tokenizer" in job["stages"]:
-        return []
-    run = run_folder(job["root"], wish.split("/")[0])
-    found = [expanded(wish), *sorted(run.glob("*/release"))]
-    return [folder for folder in found if (folder / "gpt.json").is_file()]

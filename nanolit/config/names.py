@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanolit.config.build import build
 from nanolit.config.schema import MODEL_STAGES, Job
-from nanolit.machine.paths import read_json, tokenizers_folder
+from nanolit.machine.paths import expanded, read_json, run_folder, tokenizers_folder
 
 # Keys that say how a result is watched or estimated, not what it is: never part of a name, never a reason to
 # refuse a resume.
@@ -89,6 +89,15 @@ def tokenizer_name(job: Job) -> str:
 def tokenizer_folder(job: Job) -> Path:
     """Return the tokenizer's folder, made or not: all runs of the same root and settings share it."""
     return tokenizers_folder(job["root"]) / tokenizer_name(job)
+
+
+def releases_before(job: Job) -> list[Path]:
+    """Return the release in `start_from`, or all of the run that it names, or that the job continues."""
+    wish = job["start_from"] or ("" if "base" in job["stages"] else job["run"])
+    if not wish:
+        return []
+    found = [expanded(wish), *sorted(run_folder(job["root"], wish.split("/")[0]).glob("*/release"))]
+    return [folder for folder in found if (folder / "gpt.json").is_file()]
 
 
 def short_hash(content: object, letters: int = 6) -> str:

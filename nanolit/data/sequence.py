@@ -35,7 +35,7 @@ class DocumentSequence:
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         # What was used last, since numbers mostly ascend: the epoch's order of row groups, the row group that
         # is open as text, and the one whose tokens are
-        self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
+        self._open: tuple[tuple[int, int], pa.Array, int, np.ndarray] | None = None
         self._cached: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
         self.num_documents = int(self._sizes.sum())
         self.given_bytes = 0.0  # of the documents asked for, in bytes as the row groups count theirs
@@ -87,10 +87,10 @@ class DocumentSequence:
     def _read(self, epoch: int, group: int, rows: Sequence[int]) -> "pa.Array":
         if self._open is None or self._open[0] != (epoch, group):
             texts = read_texts(*self._groups[group])
-            self._open = ((epoch, group), texts, self._order(len(texts), epoch, group))
-        _, texts, order = self._open
+            self._open = ((epoch, group), texts, _size(texts), self._order(len(texts), epoch, group))
+        _, texts, size, order = self._open
         part = texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])
-        self._count(group, _size(part) / _size(texts))
+        self._count(group, _size(part) / size)
         return part
 
     def _count(self, group: int, fraction: float) -> None:

@@ -192,8 +192,8 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
     if name and finished(job["root"], run, name):
         return of_stage(job["root"], run, name)
     if name or not done:
-        finished_ones = (Path(job["root"], "runs").glob(f"*/{earlier}/release") for earlier in allowed)
-        runs = sorted({path.parents[1].name for paths in finished_ones for path in paths})
+        stages = [(path.parent.name, path.name) for path in Path(job["root"], "runs").glob("*/*")]
+        runs = sorted({run for run, one in stages if one in allowed and finished(job["root"], run, one)})
         wanted = " or ".join([name] if name else allowed)
         raise ValueError(
             f"start_from={wish}: {stage} can start from a finished {wanted}, but {job['root']} has none of "

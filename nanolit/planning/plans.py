@@ -14,15 +14,13 @@ from typing import Any, get_type_hints
 from typing_extensions import TypedDict
 
 from nanolit.config.build import build, check_target
-from nanolit.config.names import tokenizer_name
+from nanolit.config.names import releases_before, tokenizer_name
 from nanolit.config.schema import Job, StageName
 from nanolit.machine.paths import (
     DamagedFile,
     Json,
     check_content,
-    expanded,
     read_json,
-    run_folder,
     stage_folder,
     tokenizers_folder,
 )
@@ -106,10 +104,7 @@ def tokenizer_before(job: Job) -> str:
     Found by its content: the job of a later stage need not say what base has read.
     """
     name, tokenizers = tokenizer_name(job), tokenizers_folder(job["root"])
-    wish = job["start_from"] or ("" if "base" in job["stages"] else job["run"])
-    run = run_folder(job["root"], wish.split("/")[0])
-    releases = [expanded(wish), *sorted(run.glob("*/release"))] if wish else []
-    for own in (release / "tokenizer" / "tokenizer.json" for release in releases):
+    for own in (release / "tokenizer" / "tokenizer.json" for release in releases_before(job)):
         if own.is_file():
             every = sorted(tokenizers.glob("*/tokenizer.json"))
             same = [path.parent.name for path in every if filecmp.cmp(path, own, shallow=False)]

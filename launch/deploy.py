@@ -318,6 +318,7 @@ def define(
     memory = max(LEAST_MEMORY, 3 * found.size // 2**20)
     drawing = {key: getattr(wish, key) for key in DRAWING}
     serving = {"name": found.name, "hosts": [*wish.domains], "page": wish.auth != "modal"}
+    serving["locked"] = is_locked(wish)
     serving = json.dumps({**serving, "gpu_snapshot": wish.gpu_snapshot, "defaults": drawing})
     served = labelled(f"nanolit-{name}", domains=wish.domains, proxy_auth=wish.auth == "modal")
     chat = app.cls(

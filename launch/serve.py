@@ -13,7 +13,7 @@ import modal
 
 
 def serving() -> dict[str, Any]:
-    """Return what `deploy` asked: name, hosts, page, gpu_snapshot, and the `defaults` of replies."""
+    """Return what `deploy` asked: name, hosts, page, locked, gpu_snapshot, and the `defaults` of replies."""
     return json.loads(os.environ["NANOLIT_SERVE"])
 
 
@@ -24,6 +24,8 @@ def web(self: "Chat") -> Any:
     from nanolit.machine.system import chat_password
 
     asked, password = serving(), chat_password()
+    if asked["locked"] and password is None:
+        raise ValueError("the chat's secret holds no password; set NANOLIT_CHAT_PASSWORD and deploy it again")
     defaults, hosts = Defaults(**asked["defaults"]), ["*.modal.run", *asked["hosts"]]
     return build_app(self.models, defaults=defaults, password=password, hosts=hosts, page=asked["page"])
 

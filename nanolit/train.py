@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +32,8 @@ HYDRA_FLAGS = (
     *("-r", "--run", "-m", "--multirun", "-sc", "--shell-completion", "-i", "--info"),
     *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--experimental-rerun"),
 )
+FLAGS_WITH_VALUES = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name")
+FLAGS_WITH_VALUES += ("-cd", "--config-dir", "--experimental-rerun")
 
 
 def train(_config: DictConfig) -> float | None:
@@ -49,9 +52,15 @@ def refuse_unknown_flags(arguments: Sequence[str]) -> None:
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Return the words with all settings at the end: argparse wants them together."""
-    settings = [word for word in arguments if re.match(r"[+~]*[\w./@]+=|~", word)]
-    return [*(word for word in arguments if word not in settings), *settings]
+    """Return the words with the settings last if flags stand between them: argparse wants them together."""
+    is_setting = [
+        before not in FLAGS_WITH_VALUES and bool(re.match(r"[+~]*[\w./@]+=|~", word))
+        for before, word in pairwise(["", *arguments])
+    ]
+    if sum(a and not b for a, b in pairwise([*is_setting, False])) < 2:  # they are together already
+        return list(arguments)
+    flags = [word for word, moves in zip(arguments, is_setting, strict=True) if not moves]
+    return [*flags, *(word for word, moves in zip(arguments, is_setting, strict=True) if moves)]
 
 
 def refuse_sweep_of_cfg(arguments: list[str]) -> None:

@@ -34,8 +34,9 @@ GRACE_SECONDS = 20  # jobs/processes.py kills after 25, torchrun and clouds afte
 class Checkpoints(L.Callback):
     """Save every `save_every` steps and `save_seconds`, at the end, and when asked to stop.
 
-    SIGINT, SIGTERM and SIGHUP only raise a flag. All ranks agree on it after each step over a CPU group, so
-    that they save and stop at the same step, whichever of them got the signal; a second SIGINT stops at once.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 only raise a flag. All ranks agree on it after each step over a CPU
+    group, so that they save and stop at the same step, whichever of them got the signal; a second SIGINT
+    stops at once.
 
     Where a step is long, as the first one may be, they agree between its micro-batches too: a machine that is
     taken away leaves some 25 seconds, and a d26's step takes 224 s on an A10G. The step is begun again after
@@ -72,7 +73,7 @@ class Checkpoints(L.Callback):
 
     def _tell(self) -> None:
         if rank() == 0:
-            say("stopping soon, with a checkpoint; Ctrl-C again stops at once, without one")
+            say("stopping soon; Ctrl-C again stops at once, without a checkpoint")
 
     def on_train_batch_start(self, trainer: L.Trainer, phase: Phase, *_: object) -> None:
         self._begun = time.monotonic()

@@ -126,7 +126,7 @@ class Guard:
             form = parse_qs((await Request(request.scope, receive).body()).decode("utf-8", "replace"))
             if waiting := self._seconds_to_wait(request):
                 return LoginPage(f"Too many attempts. Wait {waiting} s.", 429, {"retry-after": str(waiting)})
-            if not self._matches(request, form.get("password", [""])[0].encode()):
+            if not self._matches(request, form.get("password", [""])[0].strip().encode()):
                 return LoginPage("Wrong password.", 401)
             response = RedirectResponse("/", 303)
             secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))

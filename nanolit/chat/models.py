@@ -68,8 +68,8 @@ class Models:
 
     def find(self, wish: str) -> str | None:
         """Return the name of an offered model, if there is one; a run's name means its last stage."""
-        stages = (name for name in self.names if name.startswith(f"{wish}/"))
-        return wish if wish in self.names else next(stages, None)
+        names = [wish, *(f"{wish}/{stage}" for stage in ("rl", "sft", "mid", "base"))]
+        return next((name for name in names if name in self.names), None)
 
     def get(self, name: str | None = None) -> Served:
         """Return a model, loading it first if need be: seconds. ValueError for a name that is not offered."""

@@ -66,6 +66,8 @@ def compose(overrides: Sequence[str]) -> Job:
         check_mapping({**choices, "run": choices["run"] or ""}, Choices, path="")
         check_targets(choices)
         refuse_endless(choices)
+        if choices["fast_dev_run"] and choices["run"]:
+            choices["run"] = trial_name(choices["run"])
         continue_model(choices)
         fit_vocabulary(choices)
         job = without_shorthands(choices)

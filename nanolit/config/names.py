@@ -80,10 +80,12 @@ def tokenizer_name(job: Job) -> str:
     if train_bytes := dataset.train_bytes():
         settings["train_bytes"] = train_bytes
     name = f"{dataset.name}-{job['stage']['tokenizer']['vocab_size']}-{short_hash(settings, 8)}"
-    note = tokenizers_folder(job["root"]) / name / TRAINED_ON
-    if note.is_file() and (text := dataset.text_hash()) and text != read_json(note).get("text"):
-        name += f"-{text[:6]}"
-    return name
+    made = tokenizers_folder(job["root"])
+    if not any(made.glob(f"{name}*/{TRAINED_ON}")) or not (text := dataset.text_hash()):
+        return name
+    note, own = made / name / TRAINED_ON, f"{name}-{text[:6]}"
+    is_another = note.is_file() and read_json(note).get("text") != text
+    return own if is_another or (made / own).exists() else name
 
 
 def tokenizer_folder(job: Job) -> Path:

@@ -30,6 +30,7 @@ from nanolit.machine.paths import dataset_folder
 SAMPLE_FOLDER = Path(__file__).resolve().parent / "sample"
 # A folder up to this size (compressed) is read through before training starts; a larger one as training goes.
 READ_THROUGH_BYTES = 1 << 30
+MUCH_TEXT = 40 << 30  # bytes of own text of which more is held out than any recipe evaluates on
 # Of own text that is hashed whole, in a tenth of a second; of more, both ends of up to so many files
 HASHED_BYTES, HASHED_FILES, END_BYTES = 64 << 20, 256, 64 << 10
 
@@ -179,10 +180,10 @@ class LocalFolder(Dataset):
         try:
             if named := [file for files in found if files for file in files.held_out]:
                 return estimated_bytes(named, self.text_column)
-            every = estimated_bytes(self._train_files(), self.text_column)
+            every = estimated_bytes(self._train_files(), self.text_column, enough=MUCH_TEXT)
         except ValueError:  # a malformed file: what reads the text says where
             return None
-        return int(every * held_out_fraction(every))
+        return int(every * held_out_fraction(every)) if every < MUCH_TEXT else None
 
     def document_bytes(self) -> float | None:
         files = self._train_files()

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def check_previous(job: Job, stage: str) -> None:
         return
     previous = next(earlier for earlier in before if not finished(job["root"], job["run"], earlier))
     others = [word for word in job["overrides"] if not word.startswith(("phase=", "stages=", "start_from="))]
-    done = sorted(path.parents[1].name for path in Path(job["root"], "runs").glob(f"*/{before[-1]}/release"))
+    done = runs_with(job["root"], before[-1:])
     finished_ones = f"start from another run, start_from={' or '.join(done[-3:])}, or " if done else ""
     raise ValueError(
         f"{stage} needs the finished {previous} of run {job['run']} in {job['root']}; {finished_ones}"
@@ -160,6 +160,15 @@ def finished(root: str, run: str, stage: str) -> Json | None:
     path = stage_folder(root, run, stage) / "result.json"
     result = read_result(path) if path.exists() else {}
     return result if result.get("status") == "done" else None
+
+
+def runs_with(root: str, stages: Iterable[str]) -> list[str]:
+    """Return the runs that have finished one of the stages, as far as their results can be read."""
+    found = set()
+    for folder in (folder for stage in stages for folder in Path(root, "runs").glob(f"*/{stage}")):
+        with suppress(ValueError):
+            found |= {folder.parent.name} if finished(root, folder.parent.name, folder.name) else set()
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -192,8 +201,7 @@ def named_origin(job: Job, stage: str, allowed: list[str]) -> Origin:
     if name and finished(job["root"], run, name):
         return of_stage(job["root"], run, name)
     if name or not done:
-        stages = [(path.parent.name, path.name) for path in Path(job["root"], "runs").glob("*/*")]
-        runs = sorted({run for run, one in stages if one in allowed and finished(job["root"], run, one)})
+        runs = runs_with(job["root"], allowed)
         wanted = " or ".join([name] if name else allowed)
         raise ValueError(
             f"start_from={wish}: {stage} can start from a finished {wanted}, but {job['root']} has none of "

@@ -77,10 +77,10 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def ending() -> list[signal.Signals]:
-    """Return SIGTERM, SIGHUP and SIGUSR1, without one that is ignored, as nohup has SIGHUP."""
+    """Return SIGTERM, SIGHUP and SIGUSR1, without one that is ignored (nohup) or that a C library handles."""
     names = [name for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     numbers = [signal.Signals[name] for name in names]
-    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 def in_main_thread() -> bool:

@@ -287,7 +287,7 @@ def rows_of_text(num_bytes: float, gpt: Hyperparameters) -> int:
     """Return about how many rows the tokens of that much text fill, at least one."""
     # Bytes per token of the sample at vocabularies of 300, 512, 1,024, 4,096 and 16,384: 1.4, 2.0, 2.5, 3.3,
     # 4.0; by this line 1.5, 1.8, 2.3, 3.2, 4.1
-    bytes_per_token = (math.log2(gpt["vocab_size"]) - 5) / 2.2
+    bytes_per_token = max(1.0, (math.log2(gpt["vocab_size"]) - 5) / 2.2)
     return max(1, round(num_bytes / bytes_per_token / gpt["context"]))
 
 

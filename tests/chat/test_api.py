@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from nanolit.chat import server
 from nanolit.chat.asked import ChatCompletion
 from nanolit.chat.dialogue import Talker
+from nanolit.chat.models import Models
 from nanolit.inference.engine import Engine
 from tests.chat.serving import models_of, served
 
@@ -125,10 +126,16 @@ def test_a_base_model_completes_text_and_says_that_it_cannot_chat(client):
         client.chat.completions.create(model="rambling/base", messages=HELLO)
 
 
+def test_a_runs_name_means_its_last_stage_whichever_is_offered_first():
+    models = Models(["mine/base", "mine/rl", "mine/sft", "/srv/release"], load=pytest.fail)
+    names = ("mine", "mine/base", "theirs", "", "/srv")
+    assert [models.find(name) for name in names] == ["mine/rl", "mine/base", None, None, None]
+
+
 def test_the_models_are_listed(client):
     assert [model.id for model in client.models.list()] == ["taught/sft", "rambling/base"]
     assert client.models.retrieve("taught/sft").owned_by == "nanolit"
-    assert client.models.retrieve("taught").id == "taught/sft", "a run's name means its last stage"
+    assert client.models.retrieve("taught").id == "taught/sft"
     with pytest.raises(openai.NotFoundError, match="available: taught/sft, rambling/base"):
         client.chat.completions.create(model="gpt-5", messages=HELLO)
 

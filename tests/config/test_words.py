@@ -57,11 +57,18 @@ def test_a_word_of_another_form_is_answered_with_the_right_one(words: list[str],
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["a.b=1", "--cfg", "job", "~c"], ["--cfg", "job", "a.b=1", "~c"], ["a.b=1", "~c", "--cfg", "job"]],
+    ("words", "ordered"),
+    [
+        (["a.b=1", "--cfg", "job", "~c"], ["--cfg", "job", "a.b=1", "~c"]),
+        (["+a=1", "-cd", "~/x=1", "b=2"], ["-cd", "~/x=1", "+a=1", "b=2"]),
+        (["--cfg", "job", "a.b=1", "~c"], None),
+        (["experiment=demo", "--info"], None),
+        (["model=d4", "--config-dir", "~/c"], None),
+    ],
 )
-def test_flags_may_stand_between_settings(words: list[str]) -> None:
-    assert train.flags_first(words) == ["--cfg", "job", "a.b=1", "~c"]
+def test_flags_may_stand_between_settings(words: list[str], ordered: list[str] | None) -> None:
+    """None: they are together as they are, and stay so."""
+    assert train.flags_first(words) == (ordered or words)
 
 
 def test_words_that_hydra_reads_have_no_error() -> None:

@@ -280,6 +280,8 @@ def test_replaced_text_gets_a_tokenizer_of_its_own_also_in_the_same_run(tmp_path
     made = [path.parent.name for path in (tmp_path / "tokenizers").glob("*/tokenizer.json")]
     assert set(made) == set(names[1:])
     assert len(set(names)) == 3
+    shutil.rmtree(tmp_path / "tokenizers" / names[1])
+    assert tokenizer_folder(job).name == names[2], "a name stays, whatever else is removed"
     (folder / "train.jsonl").write_text(f'{{"text": "{texts[2]}"}}\n' * 99)
     assert execute.run(job)["status"] == "done"  # long finished: it needs neither text nor tokenizer
     assert not tokenizer_folder(job).exists()

@@ -23,16 +23,21 @@ ConfigStore.instance().store(
 )
 
 
+def composed(job_overrides: Sequence[Sequence[str]]) -> list[Job]:
+    """Return the jobs of a sweep; ValueError for one that has none."""
+    from nanolit.config.compose import compose
+
+    if not job_overrides:
+        raise ValueError("the sweep has no values: range(A,B) ends before B; give a larger B")
+    return [compose(overrides) for overrides in job_overrides]
+
+
 class LocalLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nanolit.config.compose import compose
-
-        if not job_overrides:
-            raise ValueError("the sweep has no values: range(A,B) ends before B; give a larger B")
-        jobs = [compose(overrides) for overrides in job_overrides]
+        jobs = composed(job_overrides)
         self.check(jobs)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # where a sweeper writes
         returns = []

@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.nanolit_local.launcher import LocalLauncher
+from hydra_plugins.nanolit_local.launcher import LocalLauncher, composed
 from omegaconf import DictConfig
 
 from nanolit.config.schema import Job
@@ -19,11 +19,10 @@ class SlurmLauncher(LocalLauncher):
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nanolit.config.compose import compose
         from nanolit.jobs.sweep import JobFailed, refuse_same_run, show_jobs
         from nanolit.planning.plans import plan_jobs
 
-        jobs = [compose(overrides) for overrides in job_overrides]
+        jobs = composed(job_overrides)
         for job in jobs:
             refuse_unsupported(job)
         if jobs[0]["dry_run"]:

@@ -35,10 +35,9 @@ class DocumentSequence:
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         # What was used last, since numbers mostly ascend: the epoch's order of row groups, the row group that
         # is open as text, and the one whose tokens are
-        self._open: tuple[tuple[int, int], pa.Array, int, np.ndarray] | None = None
+        self._open: tuple[tuple[int, int], pa.Array, np.ndarray] | None = None
         self._cached: tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None = None
         self.num_documents = int(self._sizes.sum())
-        self.given_bytes = 0.0  # of the documents asked for, in bytes as the row groups count theirs
 
     def texts(self, numbers: Sequence[int]) -> "pa.Array":
         """Return the texts of these documents, large strings; ascending numbers read each row group once."""
@@ -55,9 +54,7 @@ class DocumentSequence:
                 order = self._order(int(self._sizes[group]), epoch, group)
                 self._cached = ((epoch, group), *cache.tokens(*self._groups[group]), order)
             _, tokens, offsets, order = self._cached
-            parts = [tokens[offsets[n] : offsets[n + 1]] for n in order[list(rows)]]
-            self._count(group, sum(map(len, parts)) / len(tokens))
-            found += parts
+            found += [tokens[offsets[n] : offsets[n + 1]] for n in order[list(rows)]]
         return found
 
     def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Sequence[int]]]:
@@ -87,25 +84,12 @@ class DocumentSequence:
     def _read(self, epoch: int, group: int, rows: Sequence[int]) -> "pa.Array":
         if self._open is None or self._open[0] != (epoch, group):
             texts = read_texts(*self._groups[group])
-            self._open = ((epoch, group), texts, _size(texts), self._order(len(texts), epoch, group))
-        _, texts, size, order = self._open
-        part = texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])
-        self._count(group, _size(part) / size)
-        return part
-
-    def _count(self, group: int, fraction: float) -> None:
-        shard, index = self._groups[group]
-        self.given_bytes += fraction * shard.group_bytes[index]
+            self._open = ((epoch, group), texts, self._order(len(texts), epoch, group))
+        _, texts, order = self._open
+        return texts.take(order[rows.start : rows.stop] if isinstance(rows, range) else order[rows])
 
     def _order(self, size: int, *keys: int) -> np.ndarray:
         return permutation(size, self._seed, "document order", self._lane, *keys)
-
-
-def _size(texts: "pa.Array") -> int:
-    """Return the bytes of the texts, and one for each: its BOS."""
-    import pyarrow.compute as pc
-
-    return len(texts) + (pc.call_function("sum", [pc.call_function("binary_length", [texts])]).as_py() or 0)
 
 
 def permutation(size: int, seed: int, purpose: str, *keys: int) -> np.ndarray:

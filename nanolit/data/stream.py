@@ -51,7 +51,7 @@ PREFETCHED = 2  # steps that a stream is ahead of training
 LARGEST_BUFFER_FRACTION = 0.05
 
 Item = TypeVar("Item")
-Part = tuple[np.ndarray, dict, float]  # a lane's rows of T + 1 tokens, its state and used bytes after them
+Part = tuple[np.ndarray, dict, float]  # a lane's rows of T + 1 tokens, then its state and used documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Step:
     micro_batches: (ids_BT, targets_BT), int64, pinned where there is CUDA; every target is learned.
     num_tokens: learned tokens of the step, over all ranks.
     position: where the stream stands after this step (JSON); with those of all ranks `load_position` resumes.
-    epoch: about how often the text was placed or cropped, on average over the ranks; held text isn't counted.
+    epoch: how often this rank's lanes went through their documents, on average; held ones aren't counted.
     cropped_fraction: of the tokens placed or cropped so far, those that packing cropped; this rank's lanes.
     """
 
@@ -111,7 +111,7 @@ class PretrainStream:
         self._groups, self._seed = groups, seed
         self._tokenizer, self._threads, self._cache = tokenizer, threads, cache
         self._shares = deal(groups, self.lanes)
-        self._epoch_bytes = sum(shard.group_bytes[group] for shard, group in groups)
+        self._num_documents = sum(shard.group_sizes[group] for shard, group in groups)
         smallest = min(sum(shard.group_sizes[group] for shard, group in share) for share in self._shares)
         self.buffer = max(1, min(buffer, int(smallest * LARGEST_BUFFER_FRACTION)))
         self._packer = {"packing": packing, "capacity": context + 1, "buffer": self.buffer}
@@ -201,7 +201,7 @@ class PretrainStream:
                 num_steps += 1
                 # In order of lanes, whichever thread was first: rows must not depend on timing
                 lanes = dict(sorted(part for share in shares for part in next(share).items()))
-                rows, states, used_bytes = zip(*lanes.values(), strict=True)
+                rows, states, used = zip(*lanes.values(), strict=True)
                 kept, cropped = (sum(state[key] for state in states) for key in ("num_kept", "num_cropped"))
                 yield Step(
                     micro_batches=as_micro_batches(
@@ -214,7 +214,7 @@ class PretrainStream:
                         "identity": self._identity,
                         "lanes": dict(zip(map(str, lanes), states, strict=True)),
                     },
-                    epoch=sum(used_bytes) / self._epoch_bytes * self.lanes / len(lanes),
+                    epoch=sum(used) / self._num_documents * self.lanes / len(lanes),
                     cropped_fraction=cropped / (kept + cropped),
                 )
 
@@ -236,9 +236,7 @@ class PretrainStream:
             lanes[number] = lane
         share = self.rows // self.lanes
         while True:
-            yield {
-                number: (lane.rows(share), lane.state(), lane.used_bytes) for number, lane in lanes.items()
-            }
+            yield {number: (lane.rows(share), lane.state(), lane.used) for number, lane in lanes.items()}
 
     def _make_packer(self) -> Packer:
         return make_packer(**self._packer, dtype=self._tokenizer.dtype)
@@ -258,7 +256,6 @@ class _Lane:
 
     def __post_init__(self) -> None:
         self._next = 0  # the first document that is not drawn yet
-        self._num_encoded = 0  # tokens, by this process
         self._ready = Documents([], np.empty(0, self.tokenizer.dtype), np.zeros(1, np.int64))
 
     def load_state(self, state: Mapping) -> None:
@@ -273,11 +270,11 @@ class _Lane:
         return {"next": self._next, **self.packer.state()}
 
     @property
-    def used_bytes(self) -> float:
-        """About the bytes of text that rows had or packing cropped: not of what is drawn, but held."""
+    def used(self) -> float:
+        """The documents that were drawn, less the held part of their tokens. The same after a resume."""
         # Six documents are drawn eight at a time: 1.3 epochs before the first row
-        used = self.packer.num_kept + self.packer.num_cropped
-        return used * self.sequence.given_bytes / self._num_encoded
+        placed = self.packer.num_kept + self.packer.num_cropped
+        return self._next * placed / (placed + self.packer.num_held)
 
     def rows(self, count: int) -> np.ndarray:
         """Return the next rows, stacked."""
@@ -298,12 +295,9 @@ class _Lane:
     def _encode(self, numbers: Sequence[int]) -> Documents:
         if self.cache is not None:
             tokens = self.sequence.tokens(numbers, self.cache)
-            documents = Documents.of(list(zip(numbers, tokens, strict=True)))
-        else:
-            texts = self.sequence.texts(numbers)
-            documents = Documents(numbers, *self.tokenizer.encode_flat(texts, threads=self.threads, bos=True))
-        self._num_encoded += len(documents.tokens)
-        return documents
+            return Documents.of(list(zip(numbers, tokens, strict=True)))
+        texts = self.sequence.texts(numbers)
+        return Documents(numbers, *self.tokenizer.encode_flat(texts, threads=self.threads, bos=True))
 
 
 def too_little(name: str, num_groups: int, *, world: int) -> str:

@@ -22,8 +22,8 @@ from nanolit.config.compose import compose
 from nanolit.config.explain import USER_ERRORS, explain, help_text, malformed
 from nanolit.config.words import as_typed
 from nanolit.jobs.inputs import unwritable
-from nanolit.jobs.sweep import INTERRUPTED, JobFailed, run_jobs
-from nanolit.machine.exit import command
+from nanolit.jobs.sweep import JobFailed, run_jobs
+from nanolit.machine.exit import INTERRUPTED, command
 from nanolit.machine.paths import CONF, home
 from nanolit.machine.terminal import printable
 

@@ -5,9 +5,9 @@ Files are checked when they are opened, texts when they are read; what is wrong 
 the row.
 """
 
+import functools
 import hashlib
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from nanolit.data.download import fetch_shards, missing_shards
@@ -163,7 +163,8 @@ class LocalFolder(Dataset):
 
     def text_hash(self) -> str | None:
         try:
-            return hash_of(self._train_files())
+            files = [(file, file.stat()) for file in self._train_files()]
+            return hash_of(tuple((file, found.st_size, found.st_mtime_ns) for file, found in files))
         except (ValueError, OSError):  # not here: whatever reads it says so
             return None
 
@@ -239,15 +240,19 @@ class LocalFolder(Dataset):
         return corpus
 
 
-def hash_of(files: Sequence[Path]) -> str | None:
-    """Return a hash of all that the files hold if it is little, else of some files' ends; None: no files."""
-    whole = sum(file.stat().st_size for file in files) <= HASHED_BYTES
+@functools.cache  # every stage's plan asks for it
+def hash_of(files: tuple[tuple[Path, int, int], ...]) -> str | None:
+    """Return a hash of all that the files hold if it is little, else of some files' ends; None: no files.
+
+    Each comes with its size and time of modification, so that a file that changes is read again.
+    """
+    whole = sum(size for _, size, _ in files) <= HASHED_BYTES
     some = files if whole else files[:: -(-len(files) // HASHED_FILES)]
     digest = hashlib.sha256()
-    for file in some:
+    for file, size, _ in some:
         with file.open("rb") as stream:
             digest.update(stream.read(HASHED_BYTES if whole else END_BYTES))
-            stream.seek(max(stream.tell(), file.stat().st_size - END_BYTES))
+            stream.seek(max(stream.tell(), size - END_BYTES))
             digest.update(stream.read())
     return digest.hexdigest() if files else None
 

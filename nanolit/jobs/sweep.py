@@ -15,7 +15,7 @@ from nanolit.config.schema import Job
 from nanolit.jobs.execute import run, score
 from nanolit.jobs.inputs import check_settings
 from nanolit.jobs.processes import stop
-from nanolit.machine.exit import sigterm_interrupts
+from nanolit.machine.exit import INTERRUPTED, sigterm_interrupts
 from nanolit.machine.paths import Json, run_folder, write_yaml
 from nanolit.machine.system import gpu_names
 from nanolit.machine.terminal import at_terminal, say
@@ -29,7 +29,6 @@ from nanolit.report.tables import markdown_table
 ASK_HOURS = 24.0  # on this machine
 ASK_DOLLARS = 25.0  # by the plan, unless max_cost states how many are all right
 DEMO = "python -m nanolit.train experiment=demo"
-INTERRUPTED = 130  # the exit code, as a shell has it after Ctrl-C
 NOT_BEGUN = "not started when the sweep was stopped; the same command starts it"
 
 

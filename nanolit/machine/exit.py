@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from nanolit.machine.terminal import one_line
 
+INTERRUPTED = 130  # the exit code after Ctrl-C, as a shell has it
 NO_MEMORY = ("allocate memory", "out of memory", "start new thread", "failed to map segment")
 MORE_MEMORY = (
     "out of memory; close other programs, raise the limit (ulimit -v), or choose a smaller model or batch"
@@ -53,7 +54,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             return 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
-            return 130
+            return INTERRUPTED
 
     return guarded
 

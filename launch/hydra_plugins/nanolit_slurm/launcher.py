@@ -20,6 +20,7 @@ class SlurmLauncher(LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nanolit.jobs.sweep import JobFailed, refuse_same_run, show_jobs
+        from nanolit.machine.exit import INTERRUPTED
         from nanolit.planning.plans import plan_jobs
 
         jobs = composed(job_overrides)
@@ -36,7 +37,7 @@ class SlurmLauncher(LocalLauncher):
             raise JobFailed(
                 f"no longer waiting for {runs}: submitted jobs continue without this command; squeue --me "
                 "lists them, scancel ID stops one",
-                130,
+                INTERRUPTED,
             ) from error
 
     def submitit(self) -> Any:

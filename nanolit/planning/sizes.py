@@ -255,9 +255,12 @@ def scaled_groups(
         raise ValueError(
             f"recipe.groups has no settings for {', '.join(missing)}; add recipe.groups.{missing[0]}"
         )
-    for role, group in groups.items():
-        settings = {key: value for key, value in group.items() if not key.endswith("_scaled")}
-        scaling.check_settings(role, cast(GroupSettings, settings))
+    plain = {
+        role: cast(GroupSettings, {key: value for key, value in group.items() if not key.endswith("_scaled")})
+        for role, group in groups.items()
+    }
+    for role, settings in plain.items():
+        scaling.check_settings(role, settings)
     if lr_scale < 0:
         raise ValueError(f"stage.{model.stage}.lr_scale={lr_scale:g} is out of range; give 0 or more")
     by_horizon = 1.0  # of Muon's weight decay alone
@@ -273,8 +276,7 @@ def scaled_groups(
         lr = group["lr"] * lr_scale * (by_width if group["width_scaled"] else 1.0)
         lr *= by_batch if group["batch_scaled"] else 1.0
         decay = group["weight_decay"] * (by_horizon if group["kind"] == "muon" else 1.0)
-        settings = {key: value for key, value in group.items() if not key.endswith("_scaled")}
-        scaled[role] = cast(GroupSettings, settings | {"lr": lr, "weight_decay": decay})
+        scaled[role] = {**plain[role], "lr": lr, "weight_decay": decay}
     return scaled
 
 

@@ -1,6 +1,7 @@
 """The order of the tests, and models small enough to make in one: random weights, or a few replies taught."""
 
 import gc
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ TESTS = Path(__file__).parent
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # A shell that starts the tests in the background has Ctrl-C ignored, and what tests start inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # a process that tests/processes.py ends prints its stacks
 # Torch, Lightning and the collected tests are a million objects that stay: to look for garbage among them so
 # often takes a sixth of the time of imports, and a fifteenth of that of test_conf.py
 gc.set_threshold(50_000, 20, 20)

@@ -17,7 +17,7 @@ from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.inputs import check_root, check_settings, check_sources, finished, hub_forbidden
 from nanolit.jobs.processes import clean_environment, supervise
-from nanolit.jobs.ranks import WAIT_SECONDS, Node, run_ranks, this_node
+from nanolit.jobs.ranks import WAIT_SECONDS, Node, check_ports, run_ranks, this_node
 from nanolit.machine.exit import open_streams, sigterm_interrupts
 from nanolit.machine.locks import held
 from nanolit.machine.paths import (
@@ -72,6 +72,7 @@ def run(job: Job, plans: Plans | None = None, *, confirm: Callable[[Planned], No
         if node.rank:
             return follow(job, node)
         check_root(job)
+        check_ports(job, node)
         lock = run_folder(job["root"], job["run"]) / ".lock"
         # An outer torchrun's other ranks share the run with rank 0, which holds it
         ours = nullcontext([]) if launched_rank() else held(lock, busy=f"run {job['run']} is in use")
@@ -131,6 +132,10 @@ def follow(job: Job, node: Node) -> Result:
             if stage == "tokenizer" or finished(job["root"], job["run"], stage):
                 continue
             plan = keep_stored(job, fresh_plan(job, stage))
+            first = node.of_stage(job, stage)
+            say(
+                f"{stage}: machine {node.rank} waits for the first at {first.master_addr}:{first.master_port}"
+            )
             result = run_ranks(job, plan, hand_over(job, plan, Path(folder)), node=node)
             if result["status"] != "done" or result.get("asked_to_stop"):
                 break

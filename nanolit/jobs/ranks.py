@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanolit.config.schema import Job
+from nanolit.config.schema import Job, StageName
 from nanolit.jobs.processes import clean_environment, stop
 from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.paths import Json, stage_folder, write_json
@@ -38,6 +38,11 @@ class Node:
     master_addr: str = "127.0.0.1"
     master_port: int = 0  # any that is free
 
+    def of_stage(self, job: Job, stage: StageName) -> "Node":
+        """Return this machine with the stage's own port, so that none finds the store of the stage before."""
+        port = self.master_port and self.master_port + job["recipe"]["stages"].index(stage)
+        return replace(self, master_port=port)
+
 
 def this_node(*, nodes: int) -> Node:
     """Return which of several machines this is; ValueError where what started the job doesn't say."""
@@ -59,15 +64,13 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
     `keep_open` are file descriptors (a lock) that every rank holds as long as it lives.
     """
     stage, failure, interrupted = plan.stage, "", False
-    # A port for each stage, so that no machine finds the store of the stage before.
-    port = node.master_port and node.master_port + job["recipe"]["stages"].index(stage)
     try:
         with sigterm_interrupts():
             failure = run_together(
                 [sys.executable, "-u", "-m", WORKER, str(folder)],  # its lines come as they are printed
                 devices=job["cluster"]["devices"],
                 nodes=job["cluster"]["nodes"],
-                node=Node(node.rank, node.master_addr, port),
+                node=node.of_stage(job, stage),
                 keep_open=keep_open,
             )
     except KeyboardInterrupt:
@@ -133,17 +136,31 @@ def run_together(
             store.close()
 
 
+def check_ports(job: Job, node: Node) -> None:
+    """Find out whether the stages' ports can be had before any work is done; ValueError if not."""
+    for stage in job["stages"] if node.master_port else ():
+        bound(node.of_stage(job, stage)).close()
+
+
 def listen(node: Node) -> socket.socket:
     """Return a socket that listens at the node's address only."""
+    store = bound(node)
+    store.listen(1024)
+    return store
+
+
+def bound(node: Node) -> socket.socket:
+    store = socket.socket(socket.AF_INET6 if ":" in node.master_addr else socket.AF_INET)
+    store.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last start may linger
     try:
-        family = socket.AF_INET6 if ":" in node.master_addr else socket.AF_INET
-        return socket.create_server((node.master_addr, node.master_port), family=family, backlog=1024)
+        store.bind((node.master_addr, node.master_port))
     except OSError as error:
-        reason = (error.strerror or str(error)).split(" (while")[0]
+        store.close()
         raise ValueError(
-            f"ranks can't meet at {node.master_addr}:{node.master_port} ({reason}); give "
+            f"ranks can't meet at {node.master_addr}:{node.master_port} ({error.strerror or error}); give "
             "the first machine's own address as NANOLIT_MASTER_ADDR, and a free port as NANOLIT_MASTER_PORT"
         ) from error
+    return store
 
 
 def wait(ranks: Sequence[subprocess.Popen], *, first: int = 0) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from nanolit.jobs.processes import descendants
+from tests.processes import finish
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TINY = [
@@ -91,7 +92,7 @@ class Account:
     ) -> tuple[int, str]:
         """A command's exit code and all that it printed."""
         process = self.start(module, *words, checkout=checkout, python=python, **environment)
-        output, _ = process.communicate(timeout=600)
+        output, _ = finish(process, seconds=600)
         return process.returncode, output
 
     def overrides(self, run: str, *more: str, cluster: str = "modal_h100") -> list[str]:

@@ -1,6 +1,8 @@
 """A job on several machines, and on machines that somebody else hands out."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -11,9 +13,9 @@ import pytest
 from nanolit.config.compose import compose
 from nanolit.jobs.execute import run
 from nanolit.machine.paths import read_json, stage_folder
-
-from .test_execute import TINY as TWO_STEPS
-from .tiny_runs import losses
+from tests.jobs.test_execute import TINY as TWO_STEPS
+from tests.jobs.tiny_runs import losses
+from tests.processes import finish, finish_all
 
 TINY = [one.replace("max_steps=2", "max_steps=4") for one in TWO_STEPS]
 NODE = ("NANOLIT_NODE_RANK", "NANOLIT_MASTER_ADDR", "NANOLIT_MASTER_PORT")
@@ -33,10 +35,17 @@ def one_process(tmp_path_factory) -> dict[int, str]:
     return losses(root)
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
+def free_ports(number: int) -> int:
+    """Return the first of several ports that nothing takes by itself: systems give those from 32,768 up.
+
+    A port that a connection has left stays taken for a minute.
+    """
+    while True:
+        first = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + number):
+                stack.enter_context(socket.create_server(("localhost", port)))
+            return first
 
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen:
@@ -60,9 +69,13 @@ def assert_same(root: Path, expected: dict[int, str]) -> None:
 def test_two_machines_learn_what_one_process_learns(tmp_path, one_process):
     """Two machines on loopback, gloo; the machines share the root, and only the first writes to it."""
     arguments = [*TINY, f"root={tmp_path}", "cluster.nodes=2"]
-    address = {"NANOLIT_MASTER_ADDR": "localhost", "NANOLIT_MASTER_PORT": str(free_port())}
+    address = {"NANOLIT_MASTER_ADDR": "localhost", "NANOLIT_MASTER_PORT": str(free_ports(2))}
     nodes = [start(arguments, NANOLIT_NODE_RANK=str(rank), **address) for rank in (1, 0)]
-    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    outputs = finish_all(nodes, seconds=300)
+    assert (
+        f"base: machine 1 waits for the first at localhost:{int(address['NANOLIT_MASTER_PORT']) + 1}"
+        in outputs[0][0]
+    )
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert_same(tmp_path, one_process)
     plan = read_json(stage_folder(tmp_path, "tiny", "base") / "plan.json")
@@ -77,7 +90,7 @@ def test_submitit_runs_a_slurm_job_and_its_ranks(tmp_path, one_process):
     local = ["cluster=slurm_8xgpu", "hydra/launcher=submitit_local", "hydra.launcher.gpus_per_node=0"]
     local.append(f"hydra.launcher._target_={executor}")
     job = start([*TINY, f"root={tmp_path}", *local, "cluster.gpu=cpu", "cluster.devices=2"])
-    output, _ = job.communicate(timeout=300)
+    output, _ = finish(job, seconds=300)
     assert job.returncode == 0, output
     assert_same(tmp_path, one_process)
     assert read_json(stage_folder(tmp_path, "tiny", "base") / "plan.json")["ranks"] == 2
@@ -112,6 +125,16 @@ def test_a_first_machine_that_cannot_listen_says_what_to_give(tmp_path, monkeypa
     assert "NANOLIT_MASTER_ADDR" in error
 
 
+def test_a_first_machine_whose_port_is_taken_says_so_before_any_work(tmp_path, monkeypatch):
+    first = free_ports(2)
+    with socket.create_server(("localhost", first + 1)):  # the base's
+        for name, value in zip(NODE, ("0", "localhost", str(first)), strict=True):
+            monkeypatch.setenv(name, value)
+        error = run(compose([*TINY, f"root={tmp_path}", "cluster.nodes=2"]))["error"]
+    assert f"ranks can't meet at localhost:{first + 1} (Address already in use); give" in error
+    assert not (tmp_path / "tokenizers").exists()
+
+
 @pytest.fixture
 def sbatch(tmp_path) -> dict[str, str]:
     """A PATH with an sbatch that keeps what it is given, and refuses it."""
@@ -123,7 +146,7 @@ def sbatch(tmp_path) -> dict[str, str]:
 
 def test_a_slurm_job_asks_for_the_clusters_devices(tmp_path, sbatch):
     job = start([*TINY, f"root={tmp_path}", "cluster=slurm_8xgpu", "cluster.devices=4"], **sbatch)
-    output, _ = job.communicate(timeout=120)
+    output, _ = finish(job, seconds=120)
     assert "tiny · base" in output, "the plan is shown first"
     asked = (tmp_path / "submitted").read_text()
     assert "#SBATCH --gpus-per-node=4" in asked
@@ -141,7 +164,7 @@ def test_a_slurm_job_asks_for_the_clusters_devices(tmp_path, sbatch):
 )
 def test_what_slurm_is_not_to_run_is_not_submitted(tmp_path, sbatch, word, code, said):
     job = start([*TINY, f"root={tmp_path}", "cluster=slurm_8xgpu", "cluster.devices=4", word], **sbatch)
-    output, _ = job.communicate(timeout=120)
+    output, _ = finish(job, seconds=120)
     assert job.returncode == code, output
     assert said in output
     assert not (tmp_path / "submitted").exists()
@@ -149,6 +172,6 @@ def test_what_slurm_is_not_to_run_is_not_submitted(tmp_path, sbatch, word, code,
 
 def test_a_slurm_job_is_refused_outside_slurm(tmp_path):
     job = start([*TINY, f"root={tmp_path}", "cluster=slurm_8xgpu", "hydra.mode=RUN"])
-    output, _ = job.communicate(timeout=120)
+    output, _ = finish(job, seconds=120)
     assert job.returncode == 2
     assert "cluster=slurm_8xgpu does not run on this machine" in output

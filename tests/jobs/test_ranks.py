@@ -12,6 +12,7 @@ import pytest
 
 from nanolit.jobs import worker
 from nanolit.jobs.ranks import LEFT, Node, first_of, run_together
+from tests.processes import finish
 
 TOLD = -signal.SIGTERM
 
@@ -160,7 +161,7 @@ def test_a_silent_rank_ends_the_run_after_the_stated_time(tmp_path: Path) -> Non
     ranks = [child for child in psutil.Process(process.pid).children() if "impatient" in str(child.cmdline())]
     ranks[1].suspend()
     begun = time.monotonic()
-    output, _ = process.communicate(timeout=90)
+    output, _ = finish(process, seconds=90)
     assert time.monotonic() - begun < 60
     assert "another rank has died, or was silent for 0.1 minutes" in output
     assert "the same command resumes" in output

@@ -20,6 +20,7 @@ from nanolit.jobs.processes import descendants
 from nanolit.machine.paths import read_json, write_json
 from nanolit.phases.core import Phase
 from tests.jobs.tiny_runs import STEPS, keep_only_checkpoint, losses, overrides, write_corpus
+from tests.processes import finish
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_ctrl_c_a_lost_terminal_and_slurms_warning_leave_a_checkpoint_and_one_li
             monkeypatch.setenv(f"SLURM_{name}", value)
     process, stage = begin(corpus, tmp_path / "root", f"cluster.devices={ranks}")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = finish(process, seconds=60)
     assert process.returncode == 130, errors
     assert errors.count("\n") == 1
     assert "resume with: python -m nanolit.train" in errors
@@ -237,7 +238,7 @@ def test_many_ctrl_c_end_the_run_with_a_true_sentence(corpus: Path, tmp_path: Pa
     for _ in range(12):
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
-    _, errors = process.communicate(timeout=60)
+    _, errors = finish(process, seconds=60)
     assert process.returncode == 130, errors
     assert errors.count("\n") == 1
     whole = sorted(path.parent.name for path in stage.glob("checkpoints/step_*/manifest.json"))
@@ -331,7 +332,7 @@ def test_a_killed_rank_ends_the_others_soon_and_the_run_goes_on(
         time.sleep(0.05)
     os.kill(max(ranks_of(process.pid)), signal.SIGKILL)
     killed = time.monotonic()
-    output, _ = process.communicate(timeout=60)
+    output, _ = finish(process, seconds=60)
     assert process.returncode == 1, output
     assert time.monotonic() - killed < 30
     assert "rank 3 was killed by SIGKILL" in output

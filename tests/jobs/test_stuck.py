@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.processes import finish
+
 RANK = """
 import hashlib, signal, sys
 from nanolit.callbacks import saving
@@ -32,6 +34,6 @@ def test_a_rank_ends_if_its_step_does_not(what: str, rounds: int, code: int, sai
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
+        output, _ = finish(process, seconds=120)
     assert process.returncode == code
     assert said in output

@@ -15,6 +15,7 @@ import yaml
 from launch.remote import margin
 from nanolit.machine.system import code_version
 from tests.fake_modal.account import wait_until
+from tests.processes import finish
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +36,7 @@ def trained(account, reference):
     command = account.start("nanolit.train", *words)
     account.wait_for_step("plain", 2)
     account.end_container("plain", "orchestrate", signal.SIGKILL)
-    output, _ = command.communicate(timeout=600)
+    output, _ = finish(command, seconds=600)
     return command.returncode, output
 
 
@@ -117,7 +118,7 @@ def test_left_by_its_client_preempted_and_crashed_it_goes_on_to_the_same_curve(a
     client = account.start("nanolit.train", *account.overrides("hard", *SLOW, "logger=wandb", "offline=true"))
     account.wait_for_step("hard", 1)
     os.killpg(client.pid, signal.SIGINT)
-    output, _ = client.communicate(timeout=100)
+    output, _ = finish(client, seconds=100)
     assert client.returncode == 130, output
     assert "hard continues; python -m launch attach hard" in output
     account.end_container("hard", "train", signal.SIGINT)  # how Modal preempts
@@ -194,7 +195,7 @@ def test_a_sweep_runs_side_by_side_and_a_failed_rank_is_told_once(account, refer
     sweep = account.start("nanolit.train", *words)
     account.wait_for_step("swept-2", 1)
     os.kill(account.rank_of("swept-2"), signal.SIGKILL)
-    output, _ = sweep.communicate(timeout=600)
+    output, _ = finish(sweep, seconds=600)
     assert sweep.returncode == 1, output
     assert "── swept-1: done at step 16" in output
     assert output.count("base ended with exit code -9") == 2, "when it happens, and at the end"
@@ -228,7 +229,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_no_machine(account, reference):
     call = account.calls("halted")[-1]
     assert (call["function"], call["state"]) == ("train", "stopped")
     assert call["at"] < call["ended"] < time.time(), "what it cost is over"
-    output, _ = logs.communicate(timeout=60)
+    output, _ = finish(logs, seconds=60)
     assert "base" in output, "logs -f tells what is trained, and ends with the run"
 
 

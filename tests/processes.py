@@ -1,0 +1,43 @@
+"""Processes of tests: what one printed isn't lost when it hangs."""
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Sequence
+
+import psutil
+import pytest
+
+Texts = tuple[str, str]  # what a process printed, and its errors where they have a pipe of their own
+
+
+def finish(process: subprocess.Popen[str], *, seconds: float) -> Texts:
+    """Wait for a process to end, and return what it printed; the test fails if it takes longer."""
+    return finish_all([process], seconds=seconds)[0]
+
+
+def finish_all(processes: Sequence[subprocess.Popen[str]], *, seconds: float) -> list[Texts]:
+    """Do the same for several; where one takes longer, those that still run print their stacks and end."""
+    ended: list[Texts] = []
+    try:
+        for process in processes:
+            ended.append(process.communicate(timeout=seconds))
+    except subprocess.TimeoutExpired:
+        left = processes[len(ended) :]
+        for process in left:
+            abort(process)
+        ended += [process.communicate(timeout=20) for process in left]
+        printed = "\n\n".join(text for texts in ended for text in texts if text)
+        pytest.fail(f"still running after {seconds:g} seconds; what was printed:\n{printed}")
+    return ended
+
+
+def abort(process: subprocess.Popen[str]) -> None:
+    """End a process and all that it started; PYTHONFAULTHANDLER (conftest.py) prints their stacks first."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for number in (signal.SIGABRT, signal.SIGKILL):
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(number)
+            psutil.wait_procs(family, timeout=5)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,10 @@ TESTS = Path(__file__).parent
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # A shell that starts the tests in the background has Ctrl-C ignored, and what tests start inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # a process that tests/processes.py ends prints its stacks
 # Torch, Lightning and the collected tests are a million objects that stay: to look for garbage among them so
 # often takes a sixth of the time of imports, and a fifteenth of that of test_conf.py

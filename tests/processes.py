@@ -3,7 +3,8 @@
 import contextlib
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import psutil
 import pytest
@@ -30,6 +31,13 @@ def finish_all(processes: Sequence[subprocess.Popen[str]], *, seconds: float) ->
         printed = "\n\n".join(text for texts in ended for text in texts if text)
         pytest.fail(f"still running after {seconds:g} seconds; what was printed:\n{printed}")
     return ended
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} seconds in vain"
+        time.sleep(0.05)
 
 
 def abort(process: subprocess.Popen[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from corpora import row_hashes
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanolit.data.conversations import ConversationStream, ValidationConversations
@@ -58,7 +58,7 @@ def learned_tokens(steps: list[Step]) -> Counter[int]:
 
 TEXT = st.text(alphabet="abc d", min_size=1, max_size=30).filter(str.strip)
 CHATS = st.lists(st.one_of(st.tuples(TEXT, TEXT), st.tuples(TEXT, TEXT, TEXT, TEXT)), min_size=1, max_size=12)
-PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(max_examples=40)
 
 
 @PROPERTY

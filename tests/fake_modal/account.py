@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from nanolit.jobs.processes import descendants
-from tests.processes import finish
+from tests.processes import finish, wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TINY = [
@@ -150,10 +148,3 @@ class Account:
         pid = self.container_of(run, function)
         os.kill(pid, number)
         wait_until(lambda: pid not in [one for _, one, _ in self.containers()], seconds=60)
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} seconds in vain"
-        time.sleep(0.05)

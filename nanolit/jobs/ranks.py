@@ -82,7 +82,7 @@ def run_ranks(job: Job, plan: Plan, folder: Path, *, node: Node, keep_open: Sequ
         if failure and result.get("left") and f"with code {LEFT}" not in failure:
             result["error"] = f"{failure}; {resumption}"
             write_json(path, result)
-        return result
+        return {**result, "asked_to_stop": True} if interrupted else result
     if interrupted:
         error = f"{stage} was stopped in the middle of a step; {resumption}"
         return {"status": "interrupted", "run": job["run"], "stage": stage, "error": error}

@@ -6,6 +6,7 @@ and plan.json. One device runs in process.
 
 import atexit
 import hashlib
+import json
 import logging
 import os
 import re
@@ -15,8 +16,10 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +30,7 @@ from lightning.pytorch.loggers import Logger
 
 from nanolit.callbacks import saving
 from nanolit.config.build import build
+from nanolit.config.names import difference, flatten
 from nanolit.config.schema import Job
 from nanolit.config.stored import read_job
 from nanolit.jobs.ending import conclude, write_result
@@ -38,8 +42,8 @@ from nanolit.jobs.trial import out_of_memory
 from nanolit.jobs.watch import Watch
 from nanolit.machine.device import make_deterministic
 from nanolit.machine.exit import MORE_MEMORY, handlers_kept, ignore_ctrl_c, lacks_memory, open_streams
-from nanolit.machine.paths import PACKAGE, Json, stage_folder
-from nanolit.machine.system import launched_here, launched_rank, under_torchrun, wandb_key
+from nanolit.machine.paths import PACKAGE, Json, stage_folder, write_json
+from nanolit.machine.system import code_version, launched_here, launched_rank, under_torchrun, wandb_key
 from nanolit.machine.terminal import at_terminal, one_line, printable, say
 from nanolit.phases.core import ShardedOptimizerStrategy, StoppedInStep
 from nanolit.planning.plans import Plan, TokenizerPlan, TrainingPlan, as_json, read_plan
@@ -48,16 +52,19 @@ from nanolit.report.folders import Stage
 
 # gloo's errors have no class; most name its source file, of others only the text is known (torch 2.11)
 GLOO = re.compile("gloo|pair closure|closed by peer|Timed out waiting")
+MACHINES_OWN = {"root", "overrides"}  # parts of a job that may differ between its machines
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
-def run(job: Job, plan: Plan) -> Json:
+def run(job: Job, plan: Plan, *, join: Callable[[Job, Plan], Plan] | None = None) -> Json:
     """Run one stage of a job by its plan on this rank; the result is also in the stage's result.json.
 
-    What a user can put right (ValueError, OSError) comes back as {"status": "failed", "error": …}.
+    `join` meets the other ranks and returns the plan of all. What a user can put right (ValueError, OSError)
+    comes back as {"status": "failed", "error": …}.
     """
     with handlers_kept():
         try:
+            plan = join(job, plan) if join else plan
             result = train_tokenizer(job, plan) if isinstance(plan, TokenizerPlan) else train(job, plan)
         except KeyboardInterrupt:
             ignore_ctrl_c()
@@ -227,8 +234,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     open_streams()
     end_with(int(os.environ["NANOLIT_PARENT"]))
-    join_ranks()
-    result = run(read_job(folder / "job.yaml"), read_plan(folder))
+    result = run(read_job(folder / "job.yaml"), read_plan(folder), join=partial(join_ranks, folder=folder))
     failed = result["status"] not in ("done", "interrupted")
     if failed and launched_rank() and "left" not in result:  # rank 0's reason is in result.json
         print(f"rank {launched_rank()}: {result['error']}", file=sys.stderr, flush=True)
@@ -255,8 +261,12 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def join_ranks() -> None:
-    """Meet the other ranks before Lightning would, whose store listens on every interface."""
+def join_ranks(job: Job, plan: Plan, *, folder: Path) -> Plan:
+    """Meet the other ranks before Lightning would, whose store listens on every interface.
+
+    Return rank 0's plan: another machine can't know what micro-batch the first one has found. ValueError
+    where the machines were given different jobs; all ranks raise it.
+    """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     listener = os.environ.pop("NANOLIT_STORE", None)
     store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
@@ -267,10 +277,23 @@ def join_ranks() -> None:
         timeout=timedelta(seconds=WAIT_SECONDS),
         master_listen_fd=None if listener is None else int(listener),
     )
+    given = {"code": code_version(), **flatten({key: job[key] for key in job.keys() - MACHINES_OWN})}
+    store.set(f"rank {rank}", json.dumps([given, as_json(plan)]))
+    (first, planned), *others = (json.loads(store.get(f"rank {number}")) for number in range(world))
+    for number, (theirs, _) in enumerate(others, start=1):
+        for name, (here, there) in difference(first, theirs).items():
+            raise ValueError(
+                f"the machines were given different jobs: {name} is {here} for rank 0 and {there} for rank "
+                f"{number}; run the same command, with the same code, on every machine"
+            )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world, timeout=saving.SILENCE
     )
+    if planned == json.loads(json.dumps(as_json(plan))):
+        return plan
+    write_json(folder / "plan.json", planned)  # a folder of this machine's own: only the first has the run's
+    return read_plan(folder)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from nanolit.config.schema import Job
+from nanolit.machine.numbers import listed
 from nanolit.optim import scaling
-from nanolit.planning.costs import Cost, Hours, hours
+from nanolit.planning.costs import Cost, Hours, hours, num_ranks
 from nanolit.planning.sizes import (
     FAST_DEV_STEPS,
     ModelPlan,
@@ -21,6 +22,7 @@ from nanolit.planning.sizes import (
     watching,
 )
 
+RANKS = (1, 2, 4, 8, 16)  # that share data/stream.py's LANES evenly
 CHARACTERS_PER_HOUR = 37e6 * 3600  # of a tokenizer's training: two cores, from parquet (LOG.md)
 BYTES_PER_TOKEN = 4.0  # about, of English text
 # Of the tokens read. Best fit, which crops, has nanochat's figure for rows of 2,048; splitting was measured
@@ -125,6 +127,11 @@ def plan_base(job: Job, head: StagePlan, *, dataset: Dataset) -> BasePlan:
     if settings["core_every"] not in ("end", None):
         refuse_below_one({"core_every": settings["core_every"]})
     model = plan_model(job, head)
+    if (ranks := num_ranks(job)) not in RANKS:
+        raise ValueError(
+            f"base can't divide its text among {ranks} devices, cluster.devices × cluster.nodes; allowed are "
+            f"{listed(RANKS, most=len(RANKS))}"
+        )
     step = plan_batch(
         job, model, settings, total_batch=settings["total_batch"], equal_rows=BasePlan.equal_rows
     )

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from typing_extensions import TypedDict
+
+from nanolit.config.names import releases_before
 from nanolit.config.schema import FinetuneDefaults, Job, Target, finetune_defaults, finetune_settings
-from nanolit.machine.paths import expanded
+from nanolit.machine.paths import expanded, read_json
 from nanolit.model.accounting import Hyperparameters
 from nanolit.planning.base import Dataset
-from nanolit.planning.costs import asked_at_the_end, hours
+from nanolit.planning.costs import asked_at_the_end, hours, num_ranks
 from nanolit.planning.sizes import (
     FAST_DEV_STEPS,
     StagePlan,
@@ -51,6 +54,12 @@ class FinetunePlan(TextPlan):
         return [*mixture["sources"], *mixture["validation"]]
 
 
+class Batch(TypedDict):
+    """The part of a base's plan.json that is read here."""
+
+    total_batch: int
+
+
 def has_equal_rows(packing: str) -> bool:
     """Return False where a row is one conversation: then every micro-batch has its own length."""
     return packing != "single"
@@ -61,7 +70,7 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
     model = plan_model(job, head)
     total_batch = settings["total_batch"]
     if total_batch is None:
-        total_batch = defaults["total_batch"]
+        total_batch = defaults["total_batch"] or batch_before(job)
     equal_rows = has_equal_rows(defaults["packing"])
     step = plan_batch(job, model, settings, total_batch=total_batch, equal_rows=equal_rows)
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
@@ -88,6 +97,20 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
             answers=asked_at_the_end(job),
         ),
     )
+
+
+def batch_before(job: Job) -> int | None:
+    """Return the tokens of a step of the base that the stage continues; None: by the rule.
+
+    The rule also holds where the base's plan isn't known, or where its batch doesn't divide evenly here.
+    """
+    if "base" in job["stages"]:
+        return job["stage"]["base"]["total_batch"]
+    for path in (release.parent.parent / "base" / "plan.json" for release in releases_before(job)):
+        if path.is_file():
+            batch = read_json(path, Batch)["total_batch"]
+            return None if batch % (job["model"]["context"] * num_ranks(job)) else batch
+    return None
 
 
 def held_out_rows(validation: Sequence[Target], gpt: Hyperparameters, *, packing: str) -> int | None:

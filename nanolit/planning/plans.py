@@ -95,7 +95,17 @@ def fresh_plan(job: Job, stage: StageName) -> Plan:
     if not kind.chats:
         head = replace(head, data=dataset.name, tokenizer=tokenizer_name(job))
     plan = derive(job, head, dataset=dataset)
+    if not isinstance(plan, TokenizerPlan):
+        check_schedule(plan)
     return replace(plan, cost=cost(stage, plan.hours, job["cluster"]))
+
+
+def check_schedule(plan: TrainingPlan) -> None:
+    """Raise ValueError now for a value out of its range, not when the stage begins."""
+    try:
+        build(plan.schedule)
+    except ValueError as error:
+        raise ValueError(f"the schedule of {plan.stage}: {error}") from error
 
 
 def tokenizer_before(job: Job) -> str:

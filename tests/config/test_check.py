@@ -127,3 +127,9 @@ def test_no_annotation_but_ours_is_evaluated(how, tmp_path):
 def test_build_refuses_a_foreign_target():
     with pytest.raises(ValueError, match="must start with"):
         build({"_target_": "subprocess.run", "args": "true"})
+
+
+def test_a_type_that_a_class_imports_from_another_of_our_modules_is_known():
+    node = {**compose([])["recipe"]["optimizer"], "orthogonalization": "svd"}
+    with pytest.raises(ValueError, match=r"o\.orthogonalization is 'svd' .*; it must be one of newton"):
+        check_target(node, path="o")

@@ -1,8 +1,6 @@
 """A job on several machines, and on machines that somebody else hands out."""
 
-import contextlib
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from nanolit.jobs.execute import run
 from nanolit.machine.paths import read_json, stage_folder
 from tests.jobs.test_execute import TINY as TWO_STEPS
 from tests.jobs.tiny_runs import losses
-from tests.processes import finish, finish_all
+from tests.processes import finish, finish_all, free_ports
 
 TINY = [one.replace("max_steps=2", "max_steps=4") for one in TWO_STEPS]
 NODE = ("NANOLIT_NODE_RANK", "NANOLIT_MASTER_ADDR", "NANOLIT_MASTER_PORT")
@@ -33,19 +31,6 @@ def one_process(tmp_path_factory) -> dict[int, str]:
     root = tmp_path_factory.mktemp("one")
     assert run(compose([*TINY, f"root={root}"]))["status"] == "done"
     return losses(root)
-
-
-def free_ports(number: int) -> int:
-    """Return the first of several ports that nothing takes by itself: systems give those from 32,768 up.
-
-    A port that a connection has left stays taken for a minute.
-    """
-    while True:
-        first = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(first, first + number):
-                stack.enter_context(socket.create_server(("localhost", port)))
-            return first
 
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen:
@@ -159,7 +144,7 @@ def test_a_slurm_job_asks_for_the_clusters_devices(tmp_path, sbatch):
         ("dry_run=true", 0, "tiny · base"),
         ("cluster.nodes=2", 2, "gives each job one node; give cluster.nodes=1"),
         ("wait=false", 2, "wait=false is for cluster=modal_*"),
-        ("cluster.devices=5", 2, "must be a multiple of context × devices"),
+        ("cluster.devices=5", 2, "base can't divide its text among 5 devices"),
     ],
 )
 def test_what_slurm_is_not_to_run_is_not_submitted(tmp_path, sbatch, word, code, said):

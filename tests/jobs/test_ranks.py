@@ -5,14 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from nanolit.jobs import worker
+from nanolit.config.compose import compose
+from nanolit.jobs import ranks, worker
 from nanolit.jobs.ranks import LEFT, Node, first_of, run_together
-from tests.processes import finish
+from nanolit.machine.paths import stage_folder, write_json
+from nanolit.planning.plans import fresh_plan
+from tests.jobs.test_execute import TINY
+from tests.processes import finish, free_ports
+from tests.ranks import run_ranks
 
 TOLD = -signal.SIGTERM
 
@@ -27,6 +33,21 @@ TOLD = -signal.SIGTERM
 )
 def test_the_rank_that_began_it_is_named(codes: list[int | None], said: str) -> None:
     assert first_of(codes) == said
+
+
+def test_a_stop_while_the_ranks_end_is_not_forgotten(tmp_path: Path, monkeypatch) -> None:
+    """Rank 0 has written the stage's result; W&B may take seconds to send the rest of its run."""
+    job = compose([*TINY, f"root={tmp_path}", "cluster.devices=2"])
+
+    def stopped(*_, **__) -> str:
+        write_json(
+            stage_folder(tmp_path, "tiny", "base") / "result.json", {"status": "done", "stage": "base"}
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ranks, "run_together", stopped)
+    result = ranks.run_ranks(job, fresh_plan(job, "base"), tmp_path, node=Node())
+    assert (result["status"], result["asked_to_stop"]) == ("done", True)
 
 
 def test_when_one_rank_fails_the_others_are_stopped(capfd: pytest.CaptureFixture[str]) -> None:
@@ -49,8 +70,6 @@ run(compose(sys.argv[1:]))
 @pytest.fixture
 def training(tmp_path: Path):
     """Two ranks in training, and what they print."""
-    from .test_execute import TINY
-
     words = [word.replace("max_steps=2", "max_steps=100000") for word in TINY]
     command = [sys.executable, "-c", TRAIN, *words, f"root={tmp_path}", "cluster.devices=2"]
     log = tmp_path / "log"
@@ -97,14 +116,14 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ranks_listen_on_loopback_alone_and_end_with_their_parent(training: subprocess.Popen) -> None:
-    ranks = [child.pid for child in psutil.Process(training.pid).children(recursive=True)]
-    assert len(ranks) >= 2
-    found = listeners([training.pid, *ranks])
+    children = [child.pid for child in psutil.Process(training.pid).children(recursive=True)]
+    assert len(children) >= 2
+    found = listeners([training.pid, *children])
     assert found, "the ranks' store listens"
     assert found <= LOOPBACK
     training.kill()  # as the kernel does when memory runs out
     for _ in range(300):
-        if not any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        if not any(Path(f"/proc/{pid}").exists() for pid in children):
             return
         time.sleep(0.1)
     pytest.fail("ranks are left after 30 seconds")
@@ -114,8 +133,6 @@ def test_ranks_listen_on_loopback_alone_and_end_with_their_parent(training: subp
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
 def test_ranks_give_up_a_long_step_together_when_one_of_them_is_asked_to_stop(tmp_path: Path) -> None:
     """Saved is the step before it, by both."""
-    from .test_execute import TINY
-
     words = [word.replace("max_steps=2", "max_steps=1000") for word in TINY]
     words += [f"root={tmp_path}", "cluster.devices=2", "total_batch=1024", "micro_batch=1"]
     code = TRAIN.replace("run(", "print(run(").replace("]))", "])))")
@@ -148,8 +165,6 @@ def test_gloos_errors_are_told_as_another_ranks_silence(monkeypatch: pytest.Monk
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
 def test_a_silent_rank_ends_the_run_after_the_stated_time(tmp_path: Path) -> None:
     """Ten minutes, here six seconds; the stopped rank itself is killed."""
-    from .test_execute import TINY
-
     words = [word.replace("max_steps=2", "max_steps=100000") for word in TINY]
     code = TRAIN.replace("run(", "print(run(").replace("]))", "])))")
     impatient = "from nanolit.jobs import ranks; ranks.WORKER = 'tests.jobs.impatient_worker'\n"
@@ -158,12 +173,36 @@ def test_a_silent_rank_ends_the_run_after_the_stated_time(tmp_path: Path) -> Non
     metrics, deadline = tmp_path / "runs/tiny/base/metrics.csv", time.monotonic() + 120
     while (not metrics.exists() or metrics.read_text().count("\n") < 3) and time.monotonic() < deadline:
         time.sleep(0.1)
-    ranks = [child for child in psutil.Process(process.pid).children() if "impatient" in str(child.cmdline())]
-    ranks[1].suspend()
+    workers = [
+        child for child in psutil.Process(process.pid).children() if "impatient" in str(child.cmdline())
+    ]
+    workers[1].suspend()
     begun = time.monotonic()
     output, _ = finish(process, seconds=90)
     assert time.monotonic() - begun < 60
     assert "another rank has died, or was silent for 0.1 minutes" in output
     assert "the same command resumes" in output
     assert "Traceback" not in output
-    assert not any(rank.is_running() for rank in ranks)
+    assert not any(rank.is_running() for rank in workers)
+
+
+def meet(rank: int, folder: Path, port: int, changes: list[dict], expected: str) -> None:
+    """One machine of two: its job and plan with `changes` of its own, then rank 0's plan or the error."""
+    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
+    job = compose([*TINY, f"root={folder}/{rank}"])
+    plan = replace(fresh_plan(job, "base"), **changes[rank])
+    (folder / f"{rank}").mkdir()
+    if expected:
+        job["seed"] = rank
+        with pytest.raises(ValueError, match=expected):
+            worker.join_ranks(job, plan, folder=folder / f"{rank}")
+    else:
+        found = worker.join_ranks(job, plan, folder=folder / f"{rank}")
+        assert (found.micro_batch, found.accumulation) == (4, 1)
+
+
+@pytest.mark.parametrize("expected", ["", "jobs: seed is 0 for rank 0 and 1 for rank 1; run the same"])
+def test_machines_follow_the_firsts_plan_and_refuse_another_job(tmp_path: Path, expected: str) -> None:
+    """With micro_batch=auto the first machine alone knows what it has found."""
+    changes = [{"micro_batch": 4, "accumulation": 1}, {"micro_batch": 1, "accumulation": 4}]
+    run_ranks(meet, tmp_path, free_ports(1), changes, expected, world=2)

@@ -72,7 +72,14 @@ def test_a_stored_plan_outlives_new_rules(tmp_path):
     ("overrides", "remedy"),
     [
         (["total_batch=500000"], "try 499,712 or 501,760"),
-        (["cluster.devices=3"], "try 522,240 or 528,384"),
+        (["cluster.devices=3"], "among 3 devices, .*; allowed are 1, 2, 4, 8, 16"),
+        (["cluster=modal_2x8xh100", "cluster.nodes=4"], "among 32 devices"),
+        (["phase=sft", "cluster.devices=3"], "try 522,240 or 528,384"),
+        (
+            ["recipe.schedule.warmdown_fraction=2"],
+            "the schedule of base: warmdown_fraction=2 is out of range",
+        ),
+        (["phase=sft", "recipe.sft.schedule.warmup_steps=-1"], "the schedule of sft: warmup_steps=-1 is out"),
         (["total_batch=100"], "try 2,048"),
         (["micro_batch=5"], "try micro_batch=4"),
         (["micro_batch=300"], "try micro_batch=256"),
@@ -170,6 +177,20 @@ def test_a_later_stage_has_the_tokenizer_of_the_model_that_it_begins_from_and_no
     )
     elsewhere = compose(["phase=sft", "model.depth=2", f"root={tmp_path}", "start_from=tiny"])
     assert fresh_plan(elsewhere, "sft").tokenizer.startswith("climbmix-")
+
+
+def test_sft_has_the_batch_of_the_base_that_it_continues(tmp_path):
+    """As in nanochat. Of a release alone it isn't known, nor where the recipe or the user says another."""
+    root = Path(shutil.copytree(FORMAT_1, tmp_path / "root"))
+    batch = json.loads((root / "runs" / "tiny" / "base" / "plan.json").read_text())["total_batch"]
+    sft = ["phase=sft", "model.depth=2", f"root={root}"]
+    assert fresh_plan(compose([*sft, "start_from=tiny", "model.context=2048"]), "sft").total_batch > batch
+    sft.append("model.context=32")
+    for continued in ("start_from=tiny", "start_from=tiny/base", "run=tiny"):
+        assert fresh_plan(compose([*sft, continued]), "sft").total_batch == batch
+    assert fresh_plan(compose([*sft, "start_from=tiny", "total_batch=8192"]), "sft").total_batch == 8_192
+    together = compose(["stages=[base,sft]", "stage.base.total_batch=65536", f"root={tmp_path}"])
+    assert fresh_plan(together, "sft").total_batch == 65_536
 
 
 def test_a_download_is_in_plan_json_only_where_there_is_one():

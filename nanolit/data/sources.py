@@ -17,7 +17,7 @@ PLAIN = (".txt", ".md")  # a document a file
 KINDS = (*RECORDS, *PLAIN)
 HUB = "hf:"
 # They describe a folder of records, as in every repository of the hub, and are no text to train on.
-ABOUT = ("readme", "license", "licence", "attribution", "dataset_infos", "dataset_info", "state")
+ABOUT = r"(?:readme|licen[cs]e|attribution)(?![a-z]).*\.(?:md|txt)|(?:dataset_infos?|state)\.json$"
 HELD_OUT = r"(?:val|valid|validation|dev)"
 TEST = r"(?:test|tests)"
 HIDDEN = (".", "__")
@@ -78,8 +78,8 @@ def find_files(path: Path, *, validation: str | None) -> Files:
     entries = [path] if path.is_file() else sorted(_below(path))
     files = [file for file in entries if file.is_file()]
     texts = [file for file in files if kind_of(file)]
-    if any(kind_of(file) in RECORDS for file in texts):
-        texts = [file for file in texts if not file.stem.lower().startswith(ABOUT)]
+    if not path.is_file() and any(kind_of(file) in RECORDS for file in texts):
+        texts = [file for file in texts if not re.match(ABOUT, file.name.lower())]
     texts = [encodable(file) for file in texts]
     tests = [file for file in texts if len(files) > 1 and _is_named(file, folder, TEST)]
     texts = [file for file in texts if file not in tests]

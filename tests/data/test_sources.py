@@ -73,9 +73,20 @@ def test_a_readme_is_text_where_there_are_no_records(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_alone_is_trained_on_whatever_its_name(tmp_path: Path) -> None:
-    (folder_of(tmp_path, "test.txt"))
-    assert sides(find_files(tmp_path / "test.txt", validation=None)) == (["test.txt"], [], [])
+def test_only_what_describes_the_records_is_no_text(tmp_path: Path) -> None:
+    texts = ("README.jsonl", "license_plates.csv", "licensed.txt", "state_of_the_art.json", "states.jsonl")
+    about = ("ATTRIBUTION.md", "LICENSE-MIT.txt", "README.md", "dataset_infos.json", "state.json")
+    assert sides(find_files(folder_of(tmp_path, *texts, *about), validation=None)) == (
+        list(texts),
+        [],
+        list(about),
+    )
+
+
+@pytest.mark.parametrize("name", ["test.txt", "state.json", "README.md"])
+def test_a_file_alone_is_trained_on_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder_of(tmp_path, name)
+    assert sides(find_files(tmp_path / name, validation=None)) == ([name], [], [])
 
 
 @pytest.mark.parametrize("validation", ["b.jsonl", "./b.jsonl", "{folder}/b.jsonl"])

@@ -52,24 +52,26 @@ class ConversationFile(Task):
 
 def _keep_part(rows: FileRows, *, held_out: bool) -> None:
     """Keep one part: equal rows are on the same side, and both sides have some (of equal rows alone, all)."""
-    keys = [
-        hashlib.blake2b(json.dumps(row, default=str).encode(), digest_size=8).digest() for row in rows.rows
-    ]
+    keys = [_key(row) for row in rows.rows]
     least = max(min(keys), int(HELD_OUT_FRACTION * 2**64).to_bytes(8))
     chosen = [index for index, key in enumerate(keys) if (key <= least) == held_out]
     if len(chosen) > 0:
         rows.keep(chosen)
 
 
+def _key(row: Row) -> bytes:
+    return hashlib.blake2b(json.dumps(row, default=str).encode(), digest_size=8).digest()
+
+
 def _check_ids(rows: FileRows) -> None:
-    """ValueError for a repeated id with the same messages: a file was concatenated twice."""
-    seen: dict[str, int] = {}
+    """ValueError for a row with an id that is there twice, equal in all fields: a file was concatenated twice.
+
+    An id alone may repeat, as a category or the number of a topic does.
+    """
+    seen: dict[bytes, int] = {}
     for index, row in enumerate(rows.rows):
-        if row.get("id") is None:
-            continue
-        first = seen.setdefault(str(row["id"]), index)
-        if first != index and row.get("messages") == rows[first].get("messages"):
+        if row.get("id") is not None and (first := seen.setdefault(_key(row), index)) != index:
             raise ValueError(
-                f"{rows.place(index)}: same id {row['id']!r} and messages as {rows.place(first)}; remove one "
+                f"{rows.place(index)}: same id {row['id']!r} and content as {rows.place(first)}; remove one "
                 "of them"
             )

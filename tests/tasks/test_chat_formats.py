@@ -19,6 +19,7 @@ from nanolit.tasks.jsonl import ConversationFile
 from nanolit.tokenizer.conversation import check_conversation
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+KIND = {"role": "system", "content": "Be kind"}
 TEXT_PART = {"type": "text", "text": "Hi"}
 
 
@@ -55,6 +56,17 @@ def says(role: str, content: Any, **more: Any) -> dict[str, Any]:
         ({"prompt": "Hi", "completion": "Hello"}, [USER, ASSISTANT]),
         ({"prompt": [USER], "completion": [ASSISTANT]}, [USER, ASSISTANT]),
         ({"question": "Hi", "answer": "Hello"}, [USER, ASSISTANT]),
+        ({"system": "Be kind", "messages": [USER, ASSISTANT]}, [KIND, USER, ASSISTANT]),
+        ({"system_prompt": "Be kind", "conversations": [USER, ASSISTANT]}, [KIND, USER, ASSISTANT]),
+        ({"system": "Be kind", "messages": [KIND, USER, ASSISTANT]}, [KIND, USER, ASSISTANT]),
+        (
+            {"system": "Be kind", "messages": [says("system", "Be short"), USER]},
+            [says("system", "Be kind\n\nBe short"), USER],
+        ),
+        ({"system": "Be kind", "prompt": [USER], "completion": "Hello"}, [KIND, USER, ASSISTANT]),
+        ({"context": "Hi", "question": "What?", "answer": "Hello"}, [says("user", "What?\n\nHi"), ASSISTANT]),
+        ({"prompt": "Say", "input": "Hi", "completion": "Hello"}, [says("user", "Say\n\nHi"), ASSISTANT]),
+        ({"instruction": "Hi", "output": "Hello", "history": []}, [USER, ASSISTANT]),
     ],
 )
 def test_common_forms_are_read(row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
@@ -80,6 +92,10 @@ def test_common_forms_are_read(row: dict[str, Any], messages: list[dict[str, Any
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, r"message 2: weight is 0\.5; it is 1, or 0"),
         ({"messages": [says("narrator", "x")]}, r"message 1: unknown role 'narrator'"),
         ({"messages": ["Hi"]}, r"message 1: got 'Hi'; a message is an object with role and content"),
+        (
+            {"instruction": "And now?", "output": "b", "history": [["q", "a"]]},
+            r"history are not read; write all turns as messages; malformed: skip",
+        ),
         ({"conversations": [{"from": "gpt", "value": "x"}]}, r"message 1: got role assistant, expected user"),
     ],
 )

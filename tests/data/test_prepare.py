@@ -80,6 +80,20 @@ def test_equal_text_never_straddles_and_added_text_holds_no_trained_one_out(
     assert "; duplicates: 50 repeat an earlier one" in corpus.summary
 
 
+def test_equal_text_never_straddles_where_no_hash_holds_any_out(tmp_path: Path) -> None:
+    rows = [f"{n} " + "lorem ipsum " * 8 for n in range(372, 384)]  # none hashes below a fifth
+    paths = [
+        write_jsonl(tmp_path / "a.jsonl", rows * 2),
+        write_jsonl(tmp_path / "b.jsonl", [*rows, "b", "c"]),
+    ]
+    for some in (paths[:1], paths, paths[::-1]):
+        corpus = corpus_of(tmp_path / "root", *some)
+        train, held_out = every_text(corpus.train_shards), every_text(corpus.validation_shards)
+        assert held_out
+        assert not set(train) & set(held_out)
+        assert len(train + held_out) == (24 if len(some) == 1 else 38)
+
+
 def test_what_was_read_passed_over_split_and_empty_is_in_the_summary(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "d/train.jsonl", [*texts(30), " \n", ""])
     write_jsonl(tmp_path / "d/test.jsonl", ["never"])

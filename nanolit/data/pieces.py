@@ -121,7 +121,7 @@ class _Shards:
         self._count(1, len(text.encode()))
 
     def take_last(self, copies: Callable[[str], int]) -> list[str]:
-        """Take back the last text of the open row group, and its copies if none is written; [] if there is none.
+        """Take back the last text whose copies are all in the open row group, with them; [] if there is none.
 
         `copies` says how often a text is there in all. The group is written when the next text comes.
         """

@@ -189,6 +189,24 @@ def test_one_conversation_alone_is_both_learned_and_validated_on(tmp_path: Path)
     assert part_of(tmp_path / "mine.jsonl", "train") == part_of(tmp_path / "mine.jsonl", "held_out")
 
 
+def is_good(task: ConversationFile, index: int) -> bool:
+    try:
+        check_conversation(task[index])
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_where_malformed_rows_are_skipped_both_parts_have_others(tmp_path: Path, number: int) -> None:
+    bad = [{"question": "", "answer": "x"}, {"messages": [7]}, {"messages": [ASSISTANT]}, {"text": "x"}]
+    rows = [{**row, "n": n} for row in [*bad, *bad] for n in range(2)]
+    rows += [{"question": f"{number} {n}", "answer": "yes"} for n in range(2)]
+    (path := tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = [ConversationFile(path=str(path), part=part, malformed="skip") for part in ("train", "held_out")]
+    assert [sum(is_good(part, index) for index in range(len(part))) for part in parts] == [1, 1]
+
+
 @pytest.mark.parametrize("choice", ["recipe=classic", "recipe=modern", "experiment=demo"])
 def test_a_file_of_chats_is_what_sft_learns_from_in_every_recipe(
     choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -127,7 +127,10 @@ def find(sources: Sequence[str], validation: str | None) -> Found:
 
 
 def fits_as_it_is(found: Found, text_column: str) -> bool:
-    """Tell whether the only source is parquet that needs no copy: something held out, and no large group."""
+    """Tell whether the only source is parquet that needs no copy.
+
+    Something is held out, no row group is large, and every row has text: a copy leaves out the others.
+    """
     files = next(iter(found.values()))
     if len(found) > 1 or files is None or not files.held_out:
         return False
@@ -136,7 +139,8 @@ def fits_as_it_is(found: Found, text_column: str) -> bool:
         return False
     shards = [open_shard(file, text_column) for file in every]
     groups = [pair for shard in shards for pair in zip(shard.group_bytes, shard.group_sizes, strict=True)]
-    return all(size <= LARGEST_GROUP and size <= LARGEST_AVERAGE * max(1, rows) for size, rows in groups)
+    small = (size <= LARGEST_GROUP and size <= LARGEST_AVERAGE * max(1, rows) for size, rows in groups)
+    return all(small) and not any(shard.nulls for shard in shards)
 
 
 def prepared(found: Found, folder: Path, *, text_column: str) -> Path:

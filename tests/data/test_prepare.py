@@ -237,6 +237,17 @@ def test_fitting_parquet_is_read_where_it_lies_and_large_groups_are_copied(tmp_p
     assert max(map(len, every_text(corpus.train_shards))) <= 32_768
 
 
+@pytest.mark.parametrize("side", ["a.parquet", "val.parquet"])
+def test_parquet_with_a_row_without_text_is_copied_without_it(tmp_path: Path, side: str) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("a.parquet", "val.parquet"):
+        write_texts(tmp_path / "d" / name, [*texts(3, label=name), *[None] * (name == side)])
+    corpus = corpus_of(tmp_path / "root", tmp_path / "d")
+    assert every_text(corpus.train_shards) == texts(3, label="a.parquet")
+    assert every_text(corpus.validation_shards) == texts(3, label="val.parquet")
+    assert corpus.summary.endswith("; 1 without text left out")
+
+
 def refused(corpus: Corpus, *, context: int) -> str:
     with pytest.raises(ValueError, match="data=local") as caught:
         check_held_out(corpus, context=context)

@@ -6,6 +6,7 @@ no text (null, or nothing but blanks) are left to the caller. What cannot be rea
 
 import csv
 import io
+import itertools
 import json
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
@@ -172,7 +173,7 @@ def hub_documents(name: str, text_column: str) -> dict[str, Iterator[Document]]:
     try:
         splits = load_dataset(repository, configuration or None, streaming=True)
         columns = next(iter(splits.values())).column_names
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # also those of an HTTP client
         raise ValueError(
             f"data={name} can't be read from the hub ({first_line(error)}); go online, check the name, or "
             "choose one of several configurations: data=hf:OWNER/NAME:CONFIGURATION"
@@ -183,7 +184,17 @@ def hub_documents(name: str, text_column: str) -> dict[str, Iterator[Document]]:
 
 
 def _of_rows(rows: Iterable[object], text_column: str, place: str) -> Iterator[Document]:
-    for number, row in enumerate(rows):
+    coming = iter(rows)
+    for number in itertools.count():
+        try:
+            row = next(coming)
+        except StopIteration:
+            return
+        except Exception as error:  # of datasets, Arrow or an HTTP client, which share no base
+            raise ValueError(
+                f"{place} row {number} cannot be read from the hub ({first_line(error)}); repeat the "
+                "command, or download the data set and give data=PATH"
+            ) from error
         yield [_field(row, text_column, f"{place} row {number}")]
 
 

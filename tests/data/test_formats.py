@@ -7,17 +7,20 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 from corpora import write_texts
+from datasets import IterableDataset
+from datasets.exceptions import DatasetGenerationError
 
 from nanolit.data import formats
-from nanolit.data.formats import documents
+from nanolit.data.formats import documents, hub_documents
 
 TEXTS = ["first", 'α 🙂\nline two, with a "quote"', "tab\tand more " * 50]
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -174,6 +177,26 @@ def test_parquet_that_is_not_utf8_is_told_with_its_row(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="the text of row 1 is not UTF-8"):
         read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("Connection reset by peer"), "Connection reset by peer"),
+        (httpx.ReadTimeout(""), "ReadTimeout"),
+        (DatasetGenerationError("An error\noccurred"), "An error"),
+    ],
+)
+def test_a_fault_of_the_hub_while_streaming_is_one_line_with_the_row(monkeypatch, error, said) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "x"}
+        raise error
+
+    split = IterableDataset.from_generator(rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": split})
+    message = rf"^hf:a/b train row 1 cannot be read from the hub \({said}\); repeat the command, or [^\n]*$"
+    with pytest.raises(ValueError, match=message):
+        list(hub_documents("hf:a/b", "text")["train"])
 
 
 def test_a_row_without_text_is_an_empty_document(tmp_path: Path) -> None:

@@ -130,8 +130,10 @@ def _of_csv(path: Path, stream: io.BufferedReader, text_column: str, *, delimite
     csv.field_size_limit(LONGEST)
     reader = csv.DictReader(_text(stream, newline=""), delimiter=delimiter, strict=True)
     try:
-        if text_column not in (columns := reader.fieldnames or []):
-            raise ValueError(_no_column(f"{path}", text_column, columns))
+        if reader.fieldnames is None:  # an empty file, as of the other formats
+            return
+        if text_column not in reader.fieldnames:
+            raise ValueError(_no_column(f"{path}", text_column, reader.fieldnames))
         for row in reader:
             check_width(row)
             yield [row[text_column]]

@@ -21,6 +21,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from nanolit.data import formats
 from nanolit.data.formats import documents, hub_documents
+from nanolit.data.sources import KINDS
 
 TEXTS = ["first", 'α 🙂\nline two, with a "quote"', "tab\tand more " * 50]
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -197,6 +198,13 @@ def test_a_fault_of_the_hub_while_streaming_is_one_line_with_the_row(monkeypatch
     message = rf"^hf:a/b train row 1 cannot be read from the hub \({said}\); repeat the command, or [^\n]*$"
     with pytest.raises(ValueError, match=message):
         list(hub_documents("hf:a/b", "text")["train"])
+
+
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != ".parquet"])
+def test_an_empty_file_has_no_text(tmp_path: Path, kind: str, ending: str) -> None:
+    (path := tmp_path / f"a{kind}{ending}").write_bytes(PACK[ending](b""))
+    assert "".join(read(path)) == ""
 
 
 def test_a_row_without_text_is_an_empty_document(tmp_path: Path) -> None:

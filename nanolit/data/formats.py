@@ -236,9 +236,9 @@ def _no_column(place: str, text_column: str, columns: Iterable[str]) -> str:
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> ValueError:
-    byte = error.object[error.start]
+    byte = error.object[error.start]  # without its place: it is counted from the block, not from the file
     encoding = "utf-16" if error.object[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin1"
     return ValueError(
-        f"{place} is not UTF-8 (byte {error.start + 1}: {byte:#04x}); write it again as UTF-8 "
+        f"{place} is not UTF-8 (byte {byte:#04x}); write it again as UTF-8 "
         f"(iconv -f {encoding} -t utf-8 OLD > NEW)"
     )

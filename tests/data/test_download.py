@@ -60,6 +60,7 @@ def refused(folder: Path, names: list[str] = NAMES, *, offline: bool = False) ->
 
 
 def test_shards_are_fetched_once_and_nothing_else_is_left(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / ".hub.json.abcd1234.tmp").write_text("of a killed run")
     fetch(tmp_path, NAMES[:2])
     assert whole(tmp_path, hub) == NAMES[:2]
     fetch(tmp_path)

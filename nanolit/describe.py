@@ -12,6 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,12 +73,14 @@ def describe(settings: Settings, overrides: list[str]) -> dict[str, object]:
     from nanolit.config.build import build
     from nanolit.config.compose import compose
     from nanolit.config.names import tokenizer_folder
+    from nanolit.jobs.inputs import hub_forbidden
     from nanolit.machine.paths import dataset_folder, write_atomically
 
     job, documents = compose(overrides), settings.documents
     root, context, dataset = Path(job["root"]), job["model"]["context"], build(job["data"])
-    dataset.fetch(root, num_shards=settings.shards, offline=job["offline"])
-    corpus = dataset.open_corpus(root, num_shards=settings.shards)
+    with hub_forbidden() if job["offline"] else nullcontext():
+        dataset.fetch(root, num_shards=settings.shards, offline=job["offline"])
+        corpus = dataset.open_corpus(root, num_shards=settings.shards)
     tokenizer = tokenizer_of(
         settings.tokenizer or tokenizer_folder(job),
         corpus,

@@ -17,6 +17,7 @@ GPT-2's scores are shown next to the published ones. The last line is JSON.
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,7 @@ from nanolit.config.compose import allow_weak_sandbox, named
 from nanolit.config.schema import ChatTasks, Job
 from nanolit.config.stored import read_job
 from nanolit.config.words import options
+from nanolit.jobs.inputs import hub_forbidden
 from nanolit.machine.arguments import Root, choose, read, setting
 from nanolit.machine.exit import command, sigterm_interrupts
 from nanolit.machine.locks import held
@@ -105,7 +107,8 @@ def evaluate(settings: Settings, model: Path) -> Scores:
     if ask == evaluate_stage:
         stored_stage(model)  # a release alone is refused
     folder = folder_of_items(model, root=settings.home)
-    with held(folder / ".lock", busy=f"{folder} is being written"):
+    hub = hub_forbidden() if settings.offline else nullcontext()
+    with hub, held(folder / ".lock", busy=f"{folder} is being written"):
         return ask(settings, model, folder, identity(model))
 
 

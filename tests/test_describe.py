@@ -1,6 +1,7 @@
 """`python -m nanolit.describe` counts what is there; the oracles count it with Python's own means."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,6 +58,20 @@ def test_without_a_tokenizer_one_is_learned(folder: Path, capsys: pytest.Capture
     assert describe.main(words) == 0
     assert "training a vocabulary of 270 for these figures" in capsys.readouterr().out
     assert not (folder / "root" / "tokenizers").exists()
+
+
+def test_offline_the_hub_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The libraries read the variable when they are imported, which this process has done already."""
+
+    def load(*_: object, **__: object) -> None:
+        raise ValueError(f"offline is {os.environ.get('HF_HUB_OFFLINE')}")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    for offline, value in (("true", "1"), ("false", "None")):
+        words = [*run(folder, f"offline={offline}")[2:], "data=hf:a/b"]
+        assert describe.main(words) == 2
+        assert f"data=hf:a/b can't be read from the hub (offline is {value})" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

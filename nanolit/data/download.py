@@ -22,8 +22,9 @@ from typing import TypeVar, cast
 
 from typing_extensions import TypedDict
 
+from nanolit.machine.locks import held
 from nanolit.machine.numbers import chunked, listed
-from nanolit.machine.paths import read_json, write_json
+from nanolit.machine.paths import read_json, remove_leftovers, write_json
 from nanolit.machine.terminal import duration, one_line
 
 FORMAT = 1
@@ -77,6 +78,7 @@ def fetch_shards(
 
     Lost connections, 5xx answers, truncated and damaged files are tried again after pauses that double from
     `first_pause` seconds. What was received stays, also after an interruption: the next call resumes there.
+    Waits while another process fetches into the folder.
     """
     missing = missing_shards(folder, names)
     if not missing:
@@ -87,7 +89,14 @@ def fetch_shards(
             "offline=true (or HF_HUB_OFFLINE) forbids downloading them; allow it, or copy them there from "
             f"https://huggingface.co/datasets/{repository}"
         )
-    _Fetch(folder, repository, first_pause=first_pause).run(missing)
+    fetch = _Fetch(folder, repository, first_pause=first_pause)
+    try:
+        with held(folder / ".lock", wait=True):  # another process may be fetching into the same .partial/
+            remove_leftovers(folder)
+            if missing := missing_shards(folder, names):
+                fetch.run(missing)
+    except OSError as error:
+        raise ValueError(fetch.unwritable(error)) from error
 
 
 class _Fetch:
@@ -100,11 +109,8 @@ class _Fetch:
         self.stopped = threading.Event()
 
     def run(self, names: Sequence[str]) -> None:
-        try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-            self.stated = self._ask(names)
-        except OSError as error:
-            raise ValueError(self._unwritable(error)) from error
+        self.partial.mkdir(exist_ok=True)
+        self.stated = self._ask(names)
         self._check_room(names)
         executor = ThreadPoolExecutor(PARALLEL, thread_name_prefix="nanolit-fetch")
         line = _ProgressLine(self, names)
@@ -235,7 +241,7 @@ class _Fetch:
                 return attempt()
             except faults as error:
                 if isinstance(error, OSError) and error.errno is not None:
-                    raise ValueError(self._unwritable(error)) from error
+                    raise ValueError(self.unwritable(error)) from error
                 failures = 1 if progress() > before else failures + 1
                 if failures == ATTEMPTS or not _passes(error):
                     raise ValueError(
@@ -248,7 +254,7 @@ class _Fetch:
             if self.stopped.wait(pause):
                 raise _Stopped
 
-    def _unwritable(self, error: OSError) -> str:
+    def unwritable(self, error: OSError) -> str:
         return (
             f"{self.folder} cannot be written ({error.strerror}); what was received is kept: free some space "
             "or give another root=…, then repeat the same command"

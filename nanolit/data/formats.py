@@ -6,6 +6,7 @@ no text (null, or nothing but blanks) are left to the caller. What cannot be rea
 
 import csv
 import io
+import itertools
 import json
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
@@ -129,8 +130,10 @@ def _of_csv(path: Path, stream: io.BufferedReader, text_column: str, *, delimite
     csv.field_size_limit(LONGEST)
     reader = csv.DictReader(_text(stream, newline=""), delimiter=delimiter, strict=True)
     try:
-        if text_column not in (columns := reader.fieldnames or []):
-            raise ValueError(_no_column(f"{path}", text_column, columns))
+        if reader.fieldnames is None:  # an empty file, as of the other formats
+            return
+        if text_column not in reader.fieldnames:
+            raise ValueError(_no_column(f"{path}", text_column, reader.fieldnames))
         for row in reader:
             check_width(row)
             yield [row[text_column]]
@@ -172,7 +175,7 @@ def hub_documents(name: str, text_column: str) -> dict[str, Iterator[Document]]:
     try:
         splits = load_dataset(repository, configuration or None, streaming=True)
         columns = next(iter(splits.values())).column_names
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # also those of an HTTP client
         raise ValueError(
             f"data={name} can't be read from the hub ({first_line(error)}); go online, check the name, or "
             "choose one of several configurations: data=hf:OWNER/NAME:CONFIGURATION"
@@ -183,7 +186,17 @@ def hub_documents(name: str, text_column: str) -> dict[str, Iterator[Document]]:
 
 
 def _of_rows(rows: Iterable[object], text_column: str, place: str) -> Iterator[Document]:
-    for number, row in enumerate(rows):
+    coming = iter(rows)
+    for number in itertools.count():
+        try:
+            row = next(coming)
+        except StopIteration:
+            return
+        except Exception as error:  # of datasets, Arrow or an HTTP client, which share no base
+            raise ValueError(
+                f"{place} row {number} cannot be read from the hub ({first_line(error)}); repeat the "
+                "command, or download the data set and give data=PATH"
+            ) from error
         yield [_field(row, text_column, f"{place} row {number}")]
 
 
@@ -223,9 +236,9 @@ def _no_column(place: str, text_column: str, columns: Iterable[str]) -> str:
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> ValueError:
-    byte = error.object[error.start]
+    byte = error.object[error.start]  # without its place: it is counted from the block, not from the file
     encoding = "utf-16" if error.object[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin1"
     return ValueError(
-        f"{place} is not UTF-8 (byte {error.start + 1}: {byte:#04x}); write it again as UTF-8 "
+        f"{place} is not UTF-8 (byte {byte:#04x}); write it again as UTF-8 "
         f"(iconv -f {encoding} -t utf-8 OLD > NEW)"
     )

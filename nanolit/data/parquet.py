@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """An opened parquet file: the documents in each of its row groups, and the bytes of their text."""
+    """An opened parquet file: the documents in each of its row groups, and the bytes of their text.
+
+    `nulls` are the rows without text, as far as the file counts them.
+    """
 
     path: Path
     text_column: str
     group_sizes: tuple[int, ...]
     group_bytes: tuple[int, ...] = ()
+    nulls: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +96,13 @@ def open_shard(path: Path, text_column: str) -> Shard:
         refuse_column(path, schema, text_column)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).path == text_column)
+    chunks = [group.column(column) for group in groups]
     return Shard(
         path=path,
         text_column=text_column,
         group_sizes=tuple(group.num_rows for group in groups),
-        group_bytes=tuple(group.column(column).total_uncompressed_size for group in groups),
+        group_bytes=tuple(chunk.total_uncompressed_size for chunk in chunks),
+        nulls=sum(chunk.statistics.null_count or 0 for chunk in chunks if chunk.statistics),
     )
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ GROUP_ROWS = 1024
 # sixteen lanes share, and at most 4 MiB in much: a lane holds about four times its open one.
 GROUP_BYTES = (32 << 10, 4 << 20)
 FILE_BYTES = 256 << 20
-REMEMBERED = 500_000  # pieces compared to find text that is there twice: their hashes take about 35 MB
+REMEMBERED = 500_000  # pieces compared to find text that is there twice: their hashes take about 42 MB
 TOLD_EVERY_SECONDS = 10.0
 Document = Iterable[str | None]  # blocks of text, one after another
 SIDES = ("train", "validation")
@@ -57,11 +58,15 @@ class PieceWriter:
         self.folder, self.piece, self.threshold = folder, piece, held_out_fraction * 2**64
         self.without_text = self.pieces = self.repeated = 0
         self.digest = hashlib.blake2b(digest_size=16)
-        self._seen: set[bytes] = set()
+        self._seen: Counter[bytes] = Counter()
+        self._held_out: set[bytes] = set()  # though their hash does not say so
         self._bytes, self._told = 0, time.monotonic()
 
     def write(self, read: dict[str, Iterator[Document]], number: int) -> dict[str, Part]:
-        """Write the documents of source `number`, by side; with a fraction, at least a piece is held out."""
+        """Write the documents of source `number`, by side; with a fraction, at least a piece is held out.
+
+        But none is where all that is left to write has copies that are written already.
+        """
         shards = {side: _Shards(self.folder, f"{side}-{number:02}") for side in SIDES}
         for side, documents in read.items():
             for document in documents:
@@ -72,26 +77,30 @@ class PieceWriter:
                         shards[self._side(side, text)].add(text)
                 self.without_text += empty
         train, held_out = shards["train"], shards["validation"]
-        if self.threshold and not held_out.part.documents and train.part.documents > 1:
-            held_out.add(train.take_last())
+        if self.threshold and not held_out.part.documents:
+            for text in train.take_last(lambda text: self._seen[_key(text)]):
+                held_out.add(text)
+                self._held_out.add(_key(text))
         return {side: one.close() for side, one in shards.items()}
 
     def _side(self, side: str, text: str) -> str:
-        content = text.encode()
-        key = hashlib.blake2b(content, digest_size=8).digest()
+        key = _key(text)
         self.pieces += 1
-        if key in self._seen:
-            self.repeated += 1
-        elif len(self._seen) < REMEMBERED:
-            self._seen.add(key)
-        if side == "train" and int.from_bytes(key) < self.threshold:
+        self.repeated += key in self._seen
+        if key in self._seen or len(self._seen) < REMEMBERED:
+            self._seen[key] += 1
+        if side == "train" and (int.from_bytes(key) < self.threshold or key in self._held_out):
             side = "validation"
         self.digest.update(side.encode() + key)
-        self._bytes += len(content)
+        self._bytes += len(text.encode())
         if time.monotonic() - self._told >= TOLD_EVERY_SECONDS:
             self._told = time.monotonic()
             print(f"  data: {self._bytes / 1e6:,.0f} MB of text so far", flush=True)
         return side
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 class _Shards:
@@ -111,11 +120,18 @@ class _Shards:
         self._texts.append(text)
         self._count(1, len(text.encode()))
 
-    def take_last(self) -> str:
-        """Take back the text added last: a row group is written when the next text comes."""
-        text = self._texts.pop()
-        self._count(-1, -len(text.encode()))
-        return text
+    def take_last(self, copies: Callable[[str], int]) -> list[str]:
+        """Take back the last text whose copies are all in the open row group, with them; [] if there is none.
+
+        `copies` says how often a text is there in all. The group is written when the next text comes.
+        """
+        for text in reversed(self._texts):
+            taken = [other for other in self._texts if other == text]
+            if len(taken) == copies(text) < self.part.documents:
+                self._texts = [other for other in self._texts if other != text]
+                self._count(-len(taken), -len(taken) * len(text.encode()))
+                return taken
+        return []
 
     def _count(self, documents: int, num_bytes: int) -> None:
         self.part.documents += documents

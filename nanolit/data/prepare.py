@@ -120,14 +120,16 @@ STORED = typed_dict("Stored", get_type_hints(Manifest))
 
 def find(sources: Sequence[str], validation: str | None) -> Found:
     """Return the files of each source; ValueError names one that has none."""
-    return {
-        source: None if source.startswith(HUB) else find_files(expanded(source), validation=validation)
-        for source in sources
-    }
+    local = [source for source in sources if not source.startswith(HUB)]
+    found = find_files([expanded(source) for source in local], validation=validation)
+    return dict.fromkeys(sources) | dict(zip(local, found, strict=True))
 
 
 def fits_as_it_is(found: Found, text_column: str) -> bool:
-    """Tell whether the only source is parquet that needs no copy: something held out, and no large group."""
+    """Tell whether the only source is parquet that needs no copy.
+
+    Something is held out, no row group is large, and every row has text: a copy leaves out the others.
+    """
     files = next(iter(found.values()))
     if len(found) > 1 or files is None or not files.held_out:
         return False
@@ -136,7 +138,8 @@ def fits_as_it_is(found: Found, text_column: str) -> bool:
         return False
     shards = [open_shard(file, text_column) for file in every]
     groups = [pair for shard in shards for pair in zip(shard.group_bytes, shard.group_sizes, strict=True)]
-    return all(size <= LARGEST_GROUP and size <= LARGEST_AVERAGE * max(1, rows) for size, rows in groups)
+    small = (size <= LARGEST_GROUP and size <= LARGEST_AVERAGE * max(1, rows) for size, rows in groups)
+    return all(small) and not any(shard.nulls for shard in shards)
 
 
 def prepared(found: Found, folder: Path, *, text_column: str) -> Path:
@@ -175,10 +178,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 def stamps(files: Files) -> list[list[str | int]]:
     """Return name, size and time of each file, the held-out ones marked: what a copy depends on."""
-    every = [(file, file.stat()) for file in (*files.train, *files.held_out)]
+    sides = [(files.train, False), (files.held_out, True)]
+    every = [(file, file.stat(), is_held_out) for some, is_held_out in sides for file in some]
     return [
-        [files.relative(file), status.st_size, status.st_mtime_ns, file in files.held_out]
-        for file, status in every
+        [files.relative(file), status.st_size, status.st_mtime_ns, is_held_out]
+        for file, status, is_held_out in every
     ]
 
 

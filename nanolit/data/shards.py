@@ -153,13 +153,20 @@ class LocalFolder(Dataset):
         return max(1, len(self._train_files()))
 
     def train_bytes(self) -> dict[str, int]:
-        """Return the train files' sizes; {} where they aren't known, as in a plan for another machine."""
+        """Return the train files' sizes; {} where they aren't known, as in a plan for another machine.
+
+        A name that an earlier source has too comes after the number of its source, not its path, which
+        another machine may not share.
+        """
+        sizes: dict[str, int] = {}
         try:
-            found = [files for files in find(self.sources, self.validation).values() if files]
-            every = (stamp for files in found for stamp in stamps(files))
-            return {str(name): int(size) for name, size, _, is_held_out in every if not is_held_out}
+            for number, files in enumerate(find(self.sources, self.validation).values()):
+                for name, size, _, is_held_out in stamps(files) if files else []:
+                    if not is_held_out:
+                        sizes[f"{number}/{name}" if name in sizes else str(name)] = int(size)
         except (ValueError, OSError):
             return {}
+        return sizes
 
     def text_hash(self) -> str | None:
         try:

@@ -1,11 +1,10 @@
 """Which files below a path hold text, and which of them are held out: by the names that the hub uses."""
 
-import filecmp
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanolit.machine.numbers import listed
@@ -17,7 +16,7 @@ PLAIN = (".txt", ".md")  # a document a file
 KINDS = (*RECORDS, *PLAIN)
 HUB = "hf:"
 # They describe a folder of records, as in every repository of the hub, and are no text to train on.
-ABOUT = ("readme", "license", "licence", "attribution", "dataset_infos", "dataset_info", "state")
+ABOUT = r"(?:readme|licen[cs]e|attribution)(?![a-z]).*\.(?:md|txt)|(?:dataset_infos?|state)\.json$"
 HELD_OUT = r"(?:val|valid|validation|dev)"
 TEST = r"(?:test|tests)"
 HIDDEN = (".", "__")
@@ -64,38 +63,29 @@ def compression_of(path: Path) -> str | None:
     return COMPRESSED.get(path.suffix.lower())
 
 
-def find_files(path: Path, *, validation: str | None) -> Files:
-    """Return the text files at or below `path`, hidden ones excluded; ValueError where there are none.
+def find_files(paths: Sequence[Path], *, validation: str | None) -> list[Files]:
+    """Return the text files at or below each path, hidden ones excluded; ValueError for one that has none.
 
-    `validation` names the held-out file. Where it is None, names decide: validation-*, val.jsonl or a folder
-    dev/ are held out; test-* and a folder test/ are never read.
+    `validation` names the held-out file, in whichever folder it is. Where it is None, names decide:
+    validation-*, val.jsonl or a folder dev/ are held out; test-* and a folder test/ are never read. What is
+    held out of one path is not trained on in any.
     """
-    if not path.exists():
-        raise ValueError(
-            f"data.path={path} does not exist; give a file or a folder of {listed(KINDS, most=9)}"
-        )
-    folder = path.parent if path.is_file() else path
-    entries = [path] if path.is_file() else sorted(_below(path))
-    files = [file for file in entries if file.is_file()]
-    texts = [file for file in files if kind_of(file)]
-    if any(kind_of(file) in RECORDS for file in texts):
-        texts = [file for file in texts if not file.stem.lower().startswith(ABOUT)]
-    texts = [encodable(file) for file in texts]
-    tests = [file for file in texts if len(files) > 1 and _is_named(file, folder, TEST)]
-    texts = [file for file in texts if file not in tests]
-    if not texts:
-        others = f"; it has {listed([file.name for file in files])}" if files else ""
-        raise ValueError(f"data.path={path} holds no text to train on ({listed(KINDS, most=9)}){others}")
-    held_out = _held_out(texts, folder, validation)
-    train = [file for file in texts if not any(file.samefile(other) for other in held_out)]
-    if not train:
-        raise ValueError(f"{path} holds no text besides the held-out {held_out[0].name}; add some text")
-    left = [file for file in files if file not in (*texts, *tests, *held_out)]
-    others = [file for file in entries if file not in files]
-    found = Files(folder=folder, train=tuple(train), held_out=tuple(held_out), passed_over=())
-    reasons = [*map(found.relative, left), *(f"{found.relative(file)} (a test split)" for file in tests)]
-    reasons += [f"{found.relative(file)} (not a file)" for file in others]
-    return Files(folder=folder, train=tuple(train), held_out=tuple(held_out), passed_over=tuple(reasons))
+    found = [_texts_of(path) for path in paths]
+    if validation is None:
+        held_out = [_held_out_by_name(files) for files in found]
+    else:
+        held_out = _named(found, validation)
+    identities = {_identity(file) for some in held_out for file in some}
+    split = []
+    for path, files, some in zip(paths, found, held_out, strict=True):
+        train = tuple(file for file in files.train if _identity(file) not in identities)
+        if not train:
+            name = (*some, *files.train)[0].name
+            raise ValueError(f"{path} holds no text besides the held-out {name}; add some text")
+        names = set(map(files.relative, some))
+        passed_over = tuple(name for name in files.passed_over if name not in names)
+        split.append(replace(files, train=train, held_out=tuple(some), passed_over=passed_over))
+    return split
 
 
 def same_content(files: Sequence[Path]) -> list[str]:
@@ -103,8 +93,35 @@ def same_content(files: Sequence[Path]) -> list[str]:
     by_size: dict[int, list[Path]] = {}
     for file in files:
         by_size.setdefault(file.stat().st_size, []).append(file)
-    pairs = (pair for same in by_size.values() for pair in combinations(same, 2))
-    return sorted({file.name for pair in pairs if filecmp.cmp(*pair, shallow=False) for file in pair})
+    by_content: dict[bytes, list[str]] = {}
+    for file in (file for same in by_size.values() if len(same) > 1 for file in same):
+        with file.open("rb") as stream:
+            by_content.setdefault(hashlib.file_digest(stream, "sha256").digest(), []).append(file.name)
+    return sorted({name for same in by_content.values() if len(same) > 1 for name in same})
+
+
+def _texts_of(path: Path) -> Files:
+    """Return all text at or below a path as to train on, and what is passed over."""
+    if not path.exists():
+        raise ValueError(
+            f"data.path={path} does not exist; give a file or a folder of {listed(KINDS, most=9)}"
+        )
+    folder = path.parent if path.is_file() else path
+    entries = [path] if path.is_file() else sorted(_below(path))
+    files = {file: kind_of(file) for file in entries if file.is_file()}
+    texts = [file for file, kind in files.items() if kind]
+    if not path.is_file() and any(kind in RECORDS for kind in files.values()):
+        texts = [file for file in texts if not re.match(ABOUT, file.name.lower())]
+    is_test = {encodable(file): len(files) > 1 and _is_named(file, folder, TEST) for file in texts}
+    train = tuple(file for file in texts if not is_test[file])
+    if not train:
+        others = f"; it has {listed([file.name for file in files])}" if files else ""
+        raise ValueError(f"data.path={path} holds no text to train on ({listed(KINDS, most=9)}){others}")
+    found = Files(folder=folder, train=train, held_out=(), passed_over=())
+    reasons = [found.relative(file) for file in files if file not in is_test]
+    reasons += [f"{found.relative(file)} (a test split)" for file in texts if is_test[file]]
+    reasons += [f"{found.relative(file)} (not a file)" for file in entries if file not in files]
+    return replace(found, passed_over=tuple(reasons))
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -124,14 +141,26 @@ def _below(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _held_out(texts: Sequence[Path], folder: Path, validation: str | None) -> list[Path]:
-    if validation is None:
-        return [file for file in texts if len(texts) > 1 and _is_named(file, folder, HELD_OUT)]
-    file = folder / validation  # an absolute path stays what it is
-    if not file.is_file():
-        has = listed([text.name for text in texts])
-        raise ValueError(f"data.validation={validation} is not a file; {folder} has {has}")
-    return [file]
+def _held_out_by_name(files: Files) -> list[Path]:
+    return [file for file in files.train if len(files.train) > 1 and _is_named(file, files.folder, HELD_OUT)]
+
+
+def _named(found: Sequence[Files], validation: str) -> list[list[Path]]:
+    """Return the file of that name in each folder, a file that several have only for the first."""
+    named = [files.folder / validation for files in found]  # an absolute path stays what it is
+    first = {_identity(file): number for number, file in reversed([*enumerate(named)]) if file.is_file()}
+    if found and not first:
+        has = "; ".join(
+            f"{files.folder} has {listed([file.name for file in files.train])}" for files in found
+        )
+        raise ValueError(f"data.validation={validation} is not a file; {has}")
+    return [[file] if number in first.values() else [] for number, file in enumerate(named)]
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Return what all paths of one file have in common."""
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_named(file: Path, folder: Path, word: str) -> bool:

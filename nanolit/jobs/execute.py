@@ -23,7 +23,6 @@ from nanolit.machine.locks import held
 from nanolit.machine.paths import (
     Json,
     core_folder,
-    dataset_folder,
     remove_leftovers,
     run_folder,
     stage_folder,
@@ -218,9 +217,7 @@ def fetch_data(job: Job, plans: Plans) -> None:
         return
     if not (dataset := build(job["data"])).is_shipped:
         num_shards = max(plan.shards for plan in reading)
-        folder = dataset_folder(job["root"], reading[0].data)
-        with sigterm_interrupts(), held(folder / ".lock", wait=True):
-            remove_leftovers(folder)
+        with sigterm_interrupts():
             dataset.fetch(Path(job["root"]), num_shards=num_shards, offline=job["offline"])
     if any(isinstance(plan, BasePlan) and plan.core_every for plan in reading):
         folder = core_folder(job["root"])

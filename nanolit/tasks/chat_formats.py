@@ -29,7 +29,8 @@ PAIRS = (
     ("prompt", "response"),
     ("question", "answer"),
 )
-MORE = ("input", "context")  # what an instruction is about, behind it
+MORE = ("input", "context")  # what a question is about, behind it
+SYSTEM = ("system", "system_prompt")  # a row's own system message, beside any of these
 SKIP = "malformed: skip in a mixture's YAML file leaves out such conversations"
 
 
@@ -37,7 +38,7 @@ def messages_of(row: Row) -> list[Message]:
     """Return the messages of a row; ValueError says what would make it readable."""
     for key in LISTS:
         if isinstance(row.get(key), Sequence) and not isinstance(row[key], str):
-            return _joined([_message(message) for message in row[key]])
+            return _joined(row, row[key])
     for question, answer in PAIRS:
         if row.get(question) is not None and row.get(answer) is not None:
             return _pair(row, question, answer)
@@ -50,15 +51,19 @@ def messages_of(row: Row) -> list[Message]:
 
 
 def _pair(row: Row, question: str, answer: str) -> list[Message]:
+    if row.get("history"):
+        raise ValueError(f"earlier turns in history are not read; write all turns as messages; {SKIP}")
     if isinstance(row[question], Sequence) and not isinstance(row[question], str):  # TRL: lists of messages
         answers = row[answer] if isinstance(row[answer], list) else [_said("assistant", row[answer])]
-        return _joined([_message(message) for message in (*row[question], *answers)])
-    more = [row[key] for key in MORE if question == "instruction" and row.get(key)]
-    system = [_said("system", row["system"])] if row.get("system") else []
-    asked = [row[question], *more]
+        return _joined(row, [*row[question], *answers])
+    asked = [row[question], *(row[key] for key in MORE if row.get(key))]
     odd = [part for part in asked if not isinstance(part, str | int | float) or isinstance(part, bool)]
     text = odd[0] if odd else "\n\n".join(map(str, asked))  # what is no text is left to check_conversation
-    return [*system, _said("user", text), _said("assistant", row[answer])]
+    return [*_system(row), _said("user", text), _said("assistant", row[answer])]
+
+
+def _system(row: Row) -> list[Message]:
+    return [_said("system", row[key]) for key in SYSTEM if row.get(key)]
 
 
 def _said(role: str, content: object) -> Message:
@@ -91,8 +96,13 @@ def _text_of(part: object) -> str:
     return part["text"]
 
 
-def _joined(messages: list[Message]) -> list[Message]:
-    """Join system messages at the beginning: OpenAI's may have a system and a developer message."""
+def _joined(row: Row, listed: Sequence[object]) -> list[Message]:
+    """Return a row's messages after its own system message, all system messages at the beginning in one.
+
+    OpenAI's may have a system and a developer message.
+    """
+    messages = [_message(message) for message in listed]
+    messages = [*(message for message in _system(row) if message not in messages), *messages]
     system = takewhile(lambda one: isinstance(one, Mapping) and one.get("role") == "system", messages)
     texts = [message.get("content") for message in system]
     if len(texts) < 2 or not all(isinstance(text, str) for text in texts):

@@ -97,7 +97,7 @@ class HubRows:
         self.label = " ".join(filter(None, [dataset, subset, split]))
         try:
             self.dataset = load_dataset(dataset, subset, split=split)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of datasets, Arrow or an HTTP client, which share no base
             raise ValueError(
                 f"the dataset {self.label} can't be read from the hub ({first_line(error)}); go online, "
                 "or use a mirror folder: recipe.mirror=FOLDER"

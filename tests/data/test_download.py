@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,7 @@ def refused(folder: Path, names: list[str] = NAMES, *, offline: bool = False) ->
 
 
 def test_shards_are_fetched_once_and_nothing_else_is_left(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / ".hub.json.abcd1234.tmp").write_text("of a killed run")
     fetch(tmp_path, NAMES[:2])
     assert whole(tmp_path, hub) == NAMES[:2]
     fetch(tmp_path)
@@ -67,7 +69,7 @@ def test_shards_are_fetched_once_and_nothing_else_is_left(tmp_path: Path, hub: H
     asked = len(hub.asked)
     fetch(tmp_path)
     assert len(hub.asked) == asked
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([RECORD, *NAMES])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".lock", RECORD, *NAMES])
 
 
 def test_the_record_pins_the_revision_of_later_fetches(tmp_path: Path, hub: Hub) -> None:
@@ -79,6 +81,20 @@ def test_the_record_pins_the_revision_of_later_fetches(tmp_path: Path, hub: Hub)
     hub.revision = first
     fetch(tmp_path)
     assert whole(tmp_path, hub) == NAMES
+
+
+def test_a_second_fetch_waits_for_the_first(tmp_path: Path, hub: Hub) -> None:
+    """As a description of the data does during a training's download: the first to end removes .partial/."""
+    released, others = threading.Event(), ThreadPoolExecutor(2)
+    hub.faults[NAMES[0]] = [released]
+    first = others.submit(fetch, tmp_path, NAMES[:2])
+    assert hub.halfway.wait(20)
+    second = others.submit(fetch, tmp_path, [NAMES[0], NAMES[3]])
+    assert wait([second], timeout=0.3).not_done
+    released.set()
+    assert first.result(20) is second.result(20) is None
+    assert whole(tmp_path, hub) == [*NAMES[:2], NAMES[3]]
+    assert len([name for name, _ in hub.asked if name == NAMES[0]]) == 1
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "reset", "truncate", "damage", "more"])

@@ -7,17 +7,21 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 from corpora import write_texts
+from datasets import IterableDataset
+from datasets.exceptions import DatasetGenerationError
 
 from nanolit.data import formats
-from nanolit.data.formats import documents
+from nanolit.data.formats import documents, hub_documents
+from nanolit.data.sources import KINDS
 
 TEXTS = ["first", 'α 🙂\nline two, with a "quote"', "tab\tand more " * 50]
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -79,7 +83,7 @@ def test_a_csv_that_loses_text_is_refused(tmp_path: Path, text: str, complaint: 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b'[{"text": "a"}, {"text": "\xed"}]', "given.json is not UTF-8 (byte 27: 0xed)"),
+        (b'[{"text": "a"}, {"text": "\xed"}]', "given.json is not UTF-8 (byte 0xed)"),
         (b'[{"text": "a"}][{"text": "b"}]', "there is more after the end of the array"),
         (b'[{"text": 1' + b"1" * 5000 + b"}]", "item 1 of the array is not JSON"),
     ],
@@ -123,7 +127,7 @@ def test_a_document_longer_than_a_block_comes_whole_from_an_array(tmp_path: Path
         ("a.jsonl", b'{"body": "x"}', r"line 2 has no 'text'; it has body: choose with data\.text_column"),
         ("a.jsonl", b'{"messages": []}', r"line 2 has no 'text'; it has messages; for chats give mixture="),
         ("a.jsonl", b'{"text": 7}', r"line 2 has int as 'text', not a string"),
-        ("a.jsonl", b'{"text": "caf\xe9"}', r"line 2 is not UTF-8 \(byte 14: 0xe9\)"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', r"line 2 is not UTF-8 \(byte 0xe9\)"),
         ("a.jsonl", b'{"text": "x"', r"line 2 is not JSON"),
         ("a.jsonl", b"[" * 100_000, r"line 2 is not JSON"),
         ("a.jsonl", b'["x"]', r"line 2 holds list, not an object; write \{\"text\": …\}"),
@@ -138,6 +142,7 @@ def test_a_document_longer_than_a_block_comes_whole_from_an_array(tmp_path: Path
         ("a.csv", b"text\ncaf\xe9\n", r"is not UTF-8"),
         ("a.txt", "Hello".encode("utf-16"), r"a\.txt is not UTF-8 .*iconv -f utf-16 -t utf-8"),
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8 .*iconv -f latin1"),
+        ("a.txt", b"a" * 3_000_000 + b"\xe9.", r"a\.txt is not UTF-8 \(byte 0xe9\)"),
         ("a.txt.gz", gzip.compress(b"text" * 10_000, mtime=0)[:-20], r"a\.txt\.gz: cannot be read"),
         (
             "a.jsonl.zst",
@@ -174,6 +179,33 @@ def test_parquet_that_is_not_utf8_is_told_with_its_row(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="the text of row 1 is not UTF-8"):
         read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("Connection reset by peer"), "Connection reset by peer"),
+        (httpx.ReadTimeout(""), "ReadTimeout"),
+        (DatasetGenerationError("An error\noccurred"), "An error"),
+    ],
+)
+def test_a_fault_of_the_hub_while_streaming_is_one_line_with_the_row(monkeypatch, error, said) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "x"}
+        raise error
+
+    split = IterableDataset.from_generator(rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": split})
+    message = rf"^hf:a/b train row 1 cannot be read from the hub \({said}\); repeat the command, or [^\n]*$"
+    with pytest.raises(ValueError, match=message):
+        list(hub_documents("hf:a/b", "text")["train"])
+
+
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != ".parquet"])
+def test_an_empty_file_has_no_text(tmp_path: Path, kind: str, ending: str) -> None:
+    (path := tmp_path / f"a{kind}{ending}").write_bytes(PACK[ending](b""))
+    assert "".join(read(path)) == ""
 
 
 def test_a_row_without_text_is_an_empty_document(tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ def test_equal_text_never_straddles_and_added_text_holds_no_trained_one_out(
     assert "; duplicates: 50 repeat an earlier one" in corpus.summary
 
 
+def test_equal_text_never_straddles_where_no_hash_holds_any_out(tmp_path: Path) -> None:
+    rows = [f"{n} " + "lorem ipsum " * 8 for n in range(372, 384)]  # none hashes below a fifth
+    paths = [
+        write_jsonl(tmp_path / "a.jsonl", rows * 2),
+        write_jsonl(tmp_path / "b.jsonl", [*rows, "b", "c"]),
+    ]
+    for some in (paths[:1], paths, paths[::-1]):
+        corpus = corpus_of(tmp_path / "root", *some)
+        train, held_out = every_text(corpus.train_shards), every_text(corpus.validation_shards)
+        assert held_out
+        assert not set(train) & set(held_out)
+        assert len(train + held_out) == (24 if len(some) == 1 else 38)
+
+
 def test_what_was_read_passed_over_split_and_empty_is_in_the_summary(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "d/train.jsonl", [*texts(30), " \n", ""])
     write_jsonl(tmp_path / "d/test.jsonl", ["never"])
@@ -221,6 +235,17 @@ def test_fitting_parquet_is_read_where_it_lies_and_large_groups_are_copied(tmp_p
     corpus = corpus_of(tmp_path / "root", tmp_path / "d")
     assert max(size for shard in corpus.train_shards for size in shard.group_bytes) < 5 << 20
     assert max(map(len, every_text(corpus.train_shards))) <= 32_768
+
+
+@pytest.mark.parametrize("side", ["a.parquet", "val.parquet"])
+def test_parquet_with_a_row_without_text_is_copied_without_it(tmp_path: Path, side: str) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("a.parquet", "val.parquet"):
+        write_texts(tmp_path / "d" / name, [*texts(3, label=name), *[None] * (name == side)])
+    corpus = corpus_of(tmp_path / "root", tmp_path / "d")
+    assert every_text(corpus.train_shards) == texts(3, label="a.parquet")
+    assert every_text(corpus.validation_shards) == texts(3, label="val.parquet")
+    assert corpus.summary.endswith("; 1 without text left out")
 
 
 def refused(corpus: Corpus, *, context: int) -> str:

@@ -84,6 +84,16 @@ def test_a_named_file_is_held_out_however_it_is_named(tmp_path: Path) -> None:
         assert [path.name for path in corpus.train_files] == ["a.parquet"]
 
 
+def test_files_of_one_name_in_two_sources_both_count(tmp_path: Path) -> None:
+    """They decide the tokenizer's name, and in a plan how much text there is."""
+    for name, count in (("a/x.txt", 3), ("a/val.txt", 1), ("b/x.txt", 5), ("b/y.txt", 7)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x" * count)
+    assert local(tmp_path / "a").train_bytes() == {"x.txt": 3}
+    both = LocalFolder(path=[f"{tmp_path}/a", f"{tmp_path}/b"], text_column="text", validation=None)
+    assert both.train_bytes() == {"x.txt": 3, "1/x.txt": 5, "y.txt": 7}
+
+
 def test_a_folder_that_cannot_be_split_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         local(tmp_path / "absent").open_corpus(tmp_path)
@@ -123,7 +133,7 @@ def not_utf8(path: Path) -> None:
         ),
         (lambda path: write_texts(path, [1, 2]), r"bad\.parquet: column 'text' holds int64, not strings"),
         (
-            lambda path: write_texts(path, [*texts(9), None]),
+            lambda path: pq.write_table(pa.table({"text": [*texts(9), None]}), path, write_statistics=False),
             r"bad\.parquet: row 9 has no text in column 'text'",
         ),
         (

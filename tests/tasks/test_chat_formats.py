@@ -19,6 +19,7 @@ from nanolit.tasks.jsonl import ConversationFile
 from nanolit.tokenizer.conversation import check_conversation
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+KIND = {"role": "system", "content": "Be kind"}
 TEXT_PART = {"type": "text", "text": "Hi"}
 
 
@@ -55,6 +56,17 @@ def says(role: str, content: Any, **more: Any) -> dict[str, Any]:
         ({"prompt": "Hi", "completion": "Hello"}, [USER, ASSISTANT]),
         ({"prompt": [USER], "completion": [ASSISTANT]}, [USER, ASSISTANT]),
         ({"question": "Hi", "answer": "Hello"}, [USER, ASSISTANT]),
+        ({"system": "Be kind", "messages": [USER, ASSISTANT]}, [KIND, USER, ASSISTANT]),
+        ({"system_prompt": "Be kind", "conversations": [USER, ASSISTANT]}, [KIND, USER, ASSISTANT]),
+        ({"system": "Be kind", "messages": [KIND, USER, ASSISTANT]}, [KIND, USER, ASSISTANT]),
+        (
+            {"system": "Be kind", "messages": [says("system", "Be short"), USER]},
+            [says("system", "Be kind\n\nBe short"), USER],
+        ),
+        ({"system": "Be kind", "prompt": [USER], "completion": "Hello"}, [KIND, USER, ASSISTANT]),
+        ({"context": "Hi", "question": "What?", "answer": "Hello"}, [says("user", "What?\n\nHi"), ASSISTANT]),
+        ({"prompt": "Say", "input": "Hi", "completion": "Hello"}, [says("user", "Say\n\nHi"), ASSISTANT]),
+        ({"instruction": "Hi", "output": "Hello", "history": []}, [USER, ASSISTANT]),
     ],
 )
 def test_common_forms_are_read(row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
@@ -80,6 +92,10 @@ def test_common_forms_are_read(row: dict[str, Any], messages: list[dict[str, Any
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, r"message 2: weight is 0\.5; it is 1, or 0"),
         ({"messages": [says("narrator", "x")]}, r"message 1: unknown role 'narrator'"),
         ({"messages": ["Hi"]}, r"message 1: got 'Hi'; a message is an object with role and content"),
+        (
+            {"instruction": "And now?", "output": "b", "history": [["q", "a"]]},
+            r"history are not read; write all turns as messages; malformed: skip",
+        ),
         ({"conversations": [{"from": "gpt", "value": "x"}]}, r"message 1: got role assistant, expected user"),
     ],
 )
@@ -171,6 +187,24 @@ def test_a_part_is_held_out_and_equal_conversations_never_straddle(tmp_path: Pat
 def test_one_conversation_alone_is_both_learned_and_validated_on(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(f"{json.dumps(ROWS[0])}\n" * 50)
     assert part_of(tmp_path / "mine.jsonl", "train") == part_of(tmp_path / "mine.jsonl", "held_out")
+
+
+def is_good(task: ConversationFile, index: int) -> bool:
+    try:
+        check_conversation(task[index])
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_where_malformed_rows_are_skipped_both_parts_have_others(tmp_path: Path, number: int) -> None:
+    bad = [{"question": "", "answer": "x"}, {"messages": [7]}, {"messages": [ASSISTANT]}, {"text": "x"}]
+    rows = [{**row, "n": n} for row in [*bad, *bad] for n in range(2)]
+    rows += [{"question": f"{number} {n}", "answer": "yes"} for n in range(2)]
+    (path := tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = [ConversationFile(path=str(path), part=part, malformed="skip") for part in ("train", "held_out")]
+    assert [sum(is_good(part, index) for index in range(len(part))) for part in parts] == [1, 1]
 
 
 @pytest.mark.parametrize("choice", ["recipe=classic", "recipe=modern", "experiment=demo"])

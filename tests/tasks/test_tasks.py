@@ -278,7 +278,7 @@ def test_a_conversation_file_may_be_compressed_or_bare(ending: str, tmp_path: Pa
         (b'{"messages": []}\n\xff\xfe\n', r"line 2: not UTF-8 \(byte 0xff\)"),
         (
             b'{"id": 1, "messages": []}\n{"id": 2, "messages": []}\n{"id": 1, "messages": []}\n',
-            "line 3: same id 1 and messages as",
+            "line 3: same id 1 and content as",
         ),
         (b'{"text": "hello"}\n', "line 1: not a conversation; it has text: name the fields messages, "),
         (b"null\n", "line 1: got 'null'"),
@@ -291,10 +291,14 @@ def test_a_bad_file_is_reported_with_its_line(content: bytes, complaint: str, tm
         list(ConversationFile(path="bad", source=str(tmp_path)))
 
 
-def test_an_id_may_be_used_again_for_other_messages(tmp_path: Path) -> None:
+def test_an_id_may_be_used_again_for_another_conversation_of_any_form(tmp_path: Path) -> None:
     other = {"messages": [HELLO["messages"][0]], "id": 1}
-    write_lines(tmp_path / "mine.jsonl", {**HELLO, "id": 1}, other)
-    assert len(ConversationFile(path="mine", source=str(tmp_path))) == 2
+    asked = [{"question": f"What is {n}?", "answer": "A number", "id": 1} for n in range(2)]
+    write_lines(tmp_path / "mine.jsonl", {**HELLO, "id": 1}, other, *asked)
+    assert len(ConversationFile(path="mine", source=str(tmp_path))) == 4
+    write_lines(tmp_path / "mine.jsonl", *asked, asked[1])
+    with pytest.raises(ValueError, match=r"line 3: same id 1 and content as .*line 2; remove one of them"):
+        ConversationFile(path="mine", source=str(tmp_path))
 
 
 @pytest.mark.parametrize("pack", [zstandard.compress, gzip.compress])

@@ -4,6 +4,7 @@ They meet at a store of rank 0's that listens at one address alone: 127.0.0.1, o
 user gave. torchrun would listen on every interface, and its agent unpickles what it finds in its store.
 """
 
+import ipaddress
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from nanolit.config.schema import Job, StageName
 from nanolit.jobs.processes import clean_environment, stop
 from nanolit.machine.exit import sigterm_interrupts
 from nanolit.machine.paths import Json, stage_folder, write_json
+from nanolit.machine.terminal import say
 from nanolit.planning.plans import Plan
 from nanolit.report.folders import Stage, read_result
 
@@ -138,8 +140,13 @@ def run_together(
 
 def check_ports(job: Job, node: Node) -> None:
     """Find out whether the stages' ports can be had before any work is done; ValueError if not."""
-    for stage in job["stages"] if node.master_port else ():
-        bound(node.of_stage(job, stage)).close()
+    if not node.master_port:
+        return
+    for stage in job["stages"]:
+        with bound(node.of_stage(job, stage)) as store:
+            address = store.getsockname()[0]
+    if ipaddress.ip_address(address).is_loopback:  # on Debian that is what a machine's own name means to it
+        say(f"NANOLIT_MASTER_ADDR={node.master_addr} is {address}, which no other machine can reach")
 
 
 def listen(node: Node) -> socket.socket:

@@ -61,6 +61,7 @@ def test_two_machines_learn_what_one_process_learns(tmp_path, one_process):
         f"base: machine 1 waits for the first at localhost:{int(address['NANOLIT_MASTER_PORT']) + 1}"
         in outputs[0][0]
     )
+    assert "NANOLIT_MASTER_ADDR=localhost is 127.0.0.1, which no other machine can reach" in outputs[1][0]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert_same(tmp_path, one_process)
     plan = read_json(stage_folder(tmp_path, "tiny", "base") / "plan.json")

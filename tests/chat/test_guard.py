@@ -138,6 +138,19 @@ def test_five_wrong_passwords_a_minute_and_then_none_is_looked_at(locked_server)
             assert 1 <= int(answer.headers["retry-after"]) <= 61
 
 
+@pytest.mark.parametrize(("trusted", "last"), [(None, 429), ("127.0.0.1", 401)])
+def test_only_a_named_proxy_says_who_the_client_is(models, monkeypatch, trusted, last):
+    """A guesser would say another address each time."""
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if trusted:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    with served(models_of(**models), password="elm-otter-42") as address:
+        for number in range(6):
+            headers = {"authorization": "Bearer guess", "x-forwarded-for": f"10.0.0.{number}"}
+            status = httpx.get(f"{address}/stats", headers=headers).status_code
+            assert status == (last if number == 5 else 401)
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

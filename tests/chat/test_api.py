@@ -11,6 +11,7 @@ from nanolit.chat import server
 from nanolit.chat.asked import ChatCompletion
 from nanolit.chat.dialogue import Talker
 from nanolit.chat.models import Models
+from nanolit.chat.service import Busy
 from nanolit.inference.engine import Engine
 from tests.chat.serving import models_of, served
 from tests.processes import wait_until
@@ -286,6 +287,21 @@ def test_one_too_many_is_told_how_long_to_wait(rambling_model, byte_tokenizer):
         assert 1 <= int(third.headers["retry-after"]) <= 60
         assert "all 2 places are taken" in third.json()["error"]["message"]
         assert client.get(f"{address}/health").json() == {"status": "ok"}
+
+
+def test_a_model_that_somebody_is_about_to_ask_is_not_dropped_for_another(taught_model, byte_tokenizer):
+    """At most two are in memory, and either could be dropped between being chosen and being asked."""
+    models = models_of(byte_tokenizer, dict.fromkeys(("a/sft", "b/sft", "c/sft"), taught_model))
+    with models.lent("a") as first:
+        models.get("b")
+        models.get("c")
+        assert [served.name for served in models.loaded()] == ["a/sft", "c/sft"]
+        assert "".join(first.talker.reply([], "Hello", max_tokens=64, temperature=0)) == "Hi! I am tiny 😀."
+        with models.lent("c"), pytest.raises(Busy):
+            models.get("b")
+    models.get("b")
+    assert [served.name for served in models.loaded()] == ["c/sft", "b/sft"]
+    models.close()
 
 
 def test_a_server_that_ends_says_so_to_those_whose_replies_go_on(rambling_model, byte_tokenizer, monkeypatch):

@@ -13,6 +13,7 @@ import torch.distributed
 
 from nanolit.evaluation import chat_tasks
 from nanolit.evaluation.chat_tasks import (
+    CHAT_CORE,
     Score,
     evaluate_categorical,
     evaluate_generative,
@@ -242,9 +243,15 @@ def named(name: str) -> Task:
     return task
 
 
-def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore(engine):
-    five = [named(name) for name in ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")]
-    assert [*dict(evaluate_tasks(engine, five, max_tokens=2))][-1] == "ChatCORE"
+def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore_and_all_are_stored(engine, tmp_path):
+    five = [named(name) for name in CHAT_CORE]
+    whole = dict(evaluate_tasks(engine, five, max_tokens=2, folder=tmp_path))
+    assert [*whole][-1] == "ChatCORE"
+    assert read_json(tmp_path / "chat.json") == {
+        "format": 1,
+        "metrics": whole,
+        "asked": dict.fromkeys(CHAT_CORE, 3),
+    }
     assert [*dict(evaluate_tasks(engine, five[:4], max_tokens=2))][-1] == "mean above guessing"
     assert [*dict(evaluate_tasks(engine, five, max_tokens=2, max_per_task=2))][-1] == "mean above guessing"
     five[0] = Named(Numbers(3), max_rows=2)

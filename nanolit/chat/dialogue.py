@@ -23,7 +23,8 @@ _SHOWN = {
     "<|output_start|>": "[= ",
     "<|output_end|>": "]",
 }
-CALL = re.compile(r"\[([^\[\]\n]+)\]\[= ([^\[\]\n]+)\]")
+_FILLED = r"[^\S\n]*[^\s\[\]][^\[\]\n]*"  # more than blanks: an empty part is no call
+CALL = re.compile(rf"\[({_FILLED})\]\[= ({_FILLED})\]")
 
 
 class Generates(Protocol):

@@ -54,6 +54,14 @@ def test_a_calculator_call_is_a_call_again_in_the_next_prompt(talker):
     assert prompt == render_prompt(conversation, talker.engine.tokenizer)
 
 
+@pytest.mark.parametrize("reply", ["x [ ][= 3] y", "x [3][=  ] y", "x [\n3][= 3] y"])
+def test_a_blank_call_is_text_in_the_next_prompt(talker, reply):
+    """A model may write one, and its conversation goes on."""
+    question = {"role": "user", "content": "b"}
+    prompt, _ = talker.prompt([*said("a", reply), question], max_tokens=9)
+    assert prompt == render_prompt({"messages": [*said("a", reply), question]}, talker.engine.tokenizer)
+
+
 def test_a_system_message_stays_when_the_oldest_leave(talker):
     system = {"role": "system", "content": "Be brief."}
     history = [system, *said("one", "x" * 60), *said("two", "y")]

@@ -2,13 +2,12 @@
 
 import difflib
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanolit.chat.dialogue import Reply, Talker, usual_max_tokens
+from nanolit.chat.dialogue import Messages, Reply, Talker, usual_max_tokens
 from nanolit.config.schema import MODEL_STAGES
 from nanolit.inference.engine import Engine
 from nanolit.machine.arguments import choose
@@ -74,7 +73,7 @@ class LanguageModel:
 
     def chat(
         self,
-        messages: str | Sequence[dict[str, str]],
+        messages: str | Messages,
         *,
         stream: bool = False,
         max_tokens: int | None = None,

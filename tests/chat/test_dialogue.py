@@ -52,6 +52,7 @@ def test_a_calculator_call_is_a_call_again_in_the_next_prompt(talker):
     conversation = {"messages": [history[0], {"role": "assistant", "content": content}, question]}
     prompt, _ = talker.prompt([*history, question], max_tokens=9)
     assert prompt == render_prompt(conversation, talker.engine.tokenizer)
+    assert talker.prompt(conversation["messages"], max_tokens=9)[0] == prompt
 
 
 @pytest.mark.parametrize("reply", ["x [ ][= 3] y", "x [3][=  ] y", "x [\n3][= 3] y"])
@@ -79,7 +80,8 @@ def test_an_exchange_without_a_reply_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "messages", [[], [5], [{"role": "user"}], [{"content": ""}], [None, {"role": "assistant", "content": ""}]]
+    "messages",
+    [None, 5, [], [5], [{"role": "user"}], [{"content": ""}], [None, {"role": "assistant", "content": ""}]],
 )
 def test_what_is_no_conversation_is_one_line(talker, messages):
     with pytest.raises(ValueError, match="conversation"):

@@ -30,6 +30,7 @@ from nanolit.tokenizer.conversation import render_prompt
 CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
 MEAN = "mean above guessing"
 SHUFFLED_BY = 42  # nanochat's seed for the order of a part
+SHOWN = {"text": "%s", "python": "[%s]", "python_output": "[= %s]"}  # a calculator call, as the chat shows it
 STEPS = 16  # of the engine between two looks at what has ended: each looks at hundreds of replies
 PROBLEMS = 512  # asked together and then kept: the engine sorts them by length, and interruptions cost less
 
@@ -69,7 +70,11 @@ class Problem(NamedTuple):
     def item(self) -> Item:
         """Return what is kept of it, with the question and the reference answer for people to read."""
         *_, question, answer = (message["content"] for message in self.conversation["messages"])
-        text = answer if isinstance(answer, str) else "".join(part["text"] for part in answer)
+        text = (
+            answer
+            if isinstance(answer, str)
+            else "".join(SHOWN[part["type"]] % part["text"] for part in answer)
+        )
         asked = {"index": self.index, "prompt": checksum_of(self.prompt)}
         return {**asked, "question": str(question), "expected": text}
 

@@ -152,9 +152,7 @@ def test_regen_that_fails_loses_nothing(terminal, monkeypatch, capsys):
     assert terminal.messages == HELLO
 
 
-def test_an_empty_reply_is_answered_again_and_taken_back_like_any_other(
-    terminal, monkeypatch, tmp_path, capsys
-):
+def test_an_empty_reply_is_answered_again_and_taken_back_like_any_other(terminal, monkeypatch, tmp_path):
     """As a model may end at once, and Ctrl-C may come before the first word."""
     empty = [{"role": "user", "content": "Sum?"}, {"role": "assistant", "content": ""}]
     terminal.messages = [*HELLO, *empty]

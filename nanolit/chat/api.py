@@ -113,8 +113,7 @@ def request_of(
     if isinstance(asked, ChatCompletion):
         if served.is_base:
             raise ValueError(f"{served.name} is a base model, which has no chat roles; use /v1/completions")
-        messages = [message.plain() for message in asked.messages]
-        prompt_ids, dropped = served.talker.prompt(messages, max_tokens=max_tokens)
+        prompt_ids, dropped = served.talker.prompt(asked.plain(), max_tokens=max_tokens)
         if dropped:
             raise ValueError(
                 f"the messages and max_tokens ({max_tokens:,}) don't fit the model's context "

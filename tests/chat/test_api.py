@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from nanolit.chat import server
 from nanolit.chat.asked import ChatCompletion
-from nanolit.chat.dialogue import Talker
+from nanolit.chat.dialogue import Talker, without_empty
 from nanolit.chat.models import Models
 from nanolit.chat.service import Busy
 from nanolit.inference.engine import Engine
+from nanolit.tasks.chat_formats import messages_of
 from tests.chat.serving import models_of, served
 from tests.processes import wait_until
 
@@ -245,6 +246,27 @@ def test_what_asks_for_nothing_passes(client):
         extra_body={"top_k": 0, "modalities": ["text"]},
     )
     assert reply.choices[0].message.content == "Hi! I am tiny 😀."
+
+
+def test_a_list_of_one_prompt_is_that_prompt(client):
+    asked = {"model": "rambling/base", "max_tokens": 4, "temperature": 0}
+    one, listed = (client.completions.create(prompt=prompt, **asked) for prompt in ("Once", ["Once"]))
+    assert one.choices[0].text == listed.choices[0].text
+
+
+@pytest.mark.parametrize("logprobs", [0, 1])
+def test_log_probabilities_are_refused_even_of_no_alternatives(client, logprobs):
+    with pytest.raises(openai.BadRequestError, match="logprobs"):
+        client.completions.create(model="rambling/base", prompt="Once", logprobs=logprobs)
+
+
+def test_a_developers_message_joins_the_systems():
+    """As in conversations that are learned from."""
+    roles = [("system", "Be brief."), ("developer", "Be kind."), ("user", "Hello")]
+    messages = [{"role": role, "content": content} for role, content in roles]
+    asked = ChatCompletion.model_validate({"messages": messages}).plain()
+    assert without_empty(asked) == messages_of({"messages": messages})
+    assert without_empty(ChatCompletion.model_validate({"messages": HELLO}).plain()) == HELLO
 
 
 def test_a_message_cannot_write_special_tokens(client):

@@ -1,12 +1,16 @@
 """Who may ask: passwords, cookies, hosts, origins, sizes; over a real socket."""
 
 import asyncio
+import functools
+import socket
 import time
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from nanolit.chat import server
+from nanolit.chat.__main__ import main
 from nanolit.chat.guard import COOKIE, MAX_BODY_BYTES, Guard
 from nanolit.chat.server import build_app
 from tests.chat.serving import models_of, served
@@ -158,6 +162,8 @@ def test_only_a_named_proxy_says_who_the_client_is(models, monkeypatch, trusted,
         ("127.0.0.1", 200),
         ("[::1]:80", 200),
         ("10.1.2.3:7860", 200),
+        (socket.gethostname(), 200),
+        (f"{socket.gethostname().removesuffix('.local')}.local:7860", 200),
         ("chat.example.org", 200),
         ("a.example.net", 200),
         ("evil.example", 403),
@@ -173,6 +179,25 @@ def test_only_a_named_proxy_says_who_the_client_is(models, monkeypatch, trusted,
 def test_a_name_that_is_not_ours_is_not_answered(open_server, host, status):
     """A stranger's page could have its own name point here."""
     assert httpx.get(f"{open_server}/health", headers={"host": host}).status_code == status
+
+
+def test_the_command_names_the_domains_of_a_proxy(root, monkeypatch):
+    """A proxy passes on the Host that the browser asked for, of which the page's own Origin is."""
+    apps = []
+
+    def keep(app, models, listening, **_):
+        apps.append(app)
+        listening.close()
+        models.close()
+
+    monkeypatch.setattr(server, "serve", keep)
+    monkeypatch.setattr(server, "build_app", functools.partial(build_app, page=False))
+    assert main(["taught", "web=true", f"root={root}", "domains=chat.example.org"]) in (0, None)
+    client = TestClient(apps[0], base_url="http://chat.example.org")
+    assert client.get("/health").status_code == 200
+    origin = {"origin": "http://chat.example.org", "content-type": "text/plain"}
+    assert client.post(CHAT, content=b"{}", headers=origin).status_code == 415, "it is looked at"
+    assert TestClient(apps[0], base_url="http://evil.example").get("/health").status_code == 403
 
 
 def test_other_sites_cannot_post(open_server):

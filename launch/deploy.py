@@ -173,14 +173,9 @@ def machine_of(cluster: str) -> tuple[Cluster, dict[str, Any]]:
 
 
 def check_wish(wish: Settings) -> None:
-    """ValueError for settings that do not go together, and for domains that are not domains."""
+    """ValueError for settings that do not go together."""
     if wish.public and wish.auth == "modal":
         raise ValueError("public=true lets everyone in, auth=modal only Modal's tokens; give one of them")
-    for domain in wish.domains:
-        if not re.fullmatch(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}", domain):
-            raise ValueError(
-                f"domains={domain} is not a domain; give only its name, such as chat.example.org"
-            )
 
 
 def check_room(wish: Settings, found: Found | None) -> None:

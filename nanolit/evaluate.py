@@ -35,6 +35,7 @@ from nanolit.machine.paths import core_folder, file_hash
 from nanolit.machine.system import under_torchrun
 from nanolit.planning.plans import BasePlan, FinetunePlan, TrainingPlan, read_plan
 from nanolit.tasks.bundle import open_bundle
+from nanolit.tasks.task import check_names
 
 if TYPE_CHECKING:  # these import torch
     from nanolit.evaluation.evaluators import BitsPerByte, Evaluator
@@ -154,6 +155,8 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
 
     job, plan = stored_stage(release)
     chat_tasks = tasks_of(settings, job, plan)
+    tasks = [build(task) for task in chat_tasks["tasks"]] if chat_tasks else []
+    check_names(task.name for task in tasks)
     model = load_language_model(release, root=settings.root, device=None, stage=None)
     tell_origin(model.meta, f"{job['run']}/{plan.stage}")
     for name, stated in model.meta.get("made_with", {}).items():
@@ -178,7 +181,6 @@ def evaluate_stage(settings: Settings, release: Path, kept: Path, about: dict[st
     if isinstance(plan, BasePlan) and isinstance(evaluator, BitsPerByte):
         tell("val_bpb of token unigrams", unigrams(job, evaluator, model.tokenizer))
     if chat_tasks:
-        tasks = [build(task) for task in chat_tasks["tasks"]]
         for task in tasks:
             if task.conditions:
                 scores[f"{task.name}, conditions"] = task.conditions

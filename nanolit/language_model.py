@@ -2,18 +2,18 @@
 
 import difflib
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanolit.chat.dialogue import Reply, Talker, usual_max_tokens
+from nanolit.chat.dialogue import Messages, Reply, Talker, usual_max_tokens
 from nanolit.config.schema import MODEL_STAGES
 from nanolit.inference.engine import Engine
 from nanolit.machine.arguments import choose
 from nanolit.machine.device import pick_device
 from nanolit.machine.paths import Json, expanded, home, run_folder
+from nanolit.machine.terminal import printable
 from nanolit.model.gpt import GPT
 from nanolit.model.release import load_release
 from nanolit.tokenizer.bpe import Tokenizer
@@ -30,8 +30,9 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
-        """Return the run and the stage it comes from."""
-        return "/".join(str(self.meta[key]) for key in ("run", "stage") if self.meta.get(key)) or "a model"
+        """Return the run and the stage it comes from, for a terminal: a release may be anybody's."""
+        names = [str(self.meta[key]) for key in ("run", "stage") if self.meta.get(key)]
+        return printable("/".join(names)) or "a model"
 
     @property
     def is_base(self) -> bool:
@@ -74,7 +75,7 @@ class LanguageModel:
 
     def chat(
         self,
-        messages: str | Sequence[dict[str, str]],
+        messages: str | Messages,
         *,
         stream: bool = False,
         max_tokens: int | None = None,

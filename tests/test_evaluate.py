@@ -11,6 +11,7 @@ from nanolit.config.compose import compose
 from nanolit.evaluation.answers import tell_answers
 from nanolit.evaluation.scores import read_items
 from nanolit.jobs.execute import write_plan
+from nanolit.machine.paths import write_yaml
 from nanolit.planning.plans import fresh_plan
 
 
@@ -126,3 +127,14 @@ def test_a_plan_that_lacks_what_rl_is_scored_by_is_refused_before_the_model_is_l
         (folder / "plan.json").write_text(json.dumps({key: plan[key] for key in plan if key != name}))
         with pytest.raises(ValueError, match=rf"plan\.json lacks {name}; restore it"):
             evaluate.stored_stage(folder / "release")
+
+
+def test_chat_tasks_of_one_name_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    job = compose(["phase=sft", "model=d4", f"root={tmp_path}"])
+    folder = write_plan(job, fresh_plan(job, "sft"))
+    write_yaml(folder / "job.yaml", job)
+    sums = "{_target_: nanolit.tasks.sums.WorkedSums, split: test, size: 9, below: %d}"
+    (tmp_path / "twice.yaml").write_text(f"max_tokens: 16\ntasks: [{sums % 10}, {sums % 100}]\n")
+    settings = evaluate.Settings(run="run", tasks=str(tmp_path / "twice.yaml"))
+    with pytest.raises(ValueError, match="2 chat tasks are named WorkedSums; names must differ"):
+        evaluate.evaluate_stage(settings, folder / "release", tmp_path, {})

@@ -134,6 +134,8 @@ def test_a_model_says_what_it_is_and_how_it_is_used(taught_model, byte_tokenizer
     assert repr(chatty) == (
         f"<LanguageModel d2/sft, step 1,500: {count:,} parameters, context 128, on cpu; `.chat(messages)`>"
     )
+    theirs = LanguageModel(taught_model, byte_tokenizer, meta={"run": "\x1b[2Jd2"})
+    assert repr(theirs).startswith("<LanguageModel ␛[2Jd2: ")
     base = LanguageModel(taught_model, byte_tokenizer, meta=meta | {"stage": "base"})
     assert "`.generate(text)`" in repr(base)
     with pytest.raises(ValueError, match=r"d2/base is a base model.*use \.generate\(text\)"):

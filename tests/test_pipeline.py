@@ -81,7 +81,7 @@ def test_the_demos_own_questions_are_asked_and_shown_on_its_page(pipeline: tuple
         f"- {q!r}" for q in asked
     ]
     models = Models(["dev"], lambda _: nanolit.load(folder / "release"))
-    face = Page(lambda name: models.get(name).talker, seed=None).face("dev")
+    face = Page(models, seed=None).face("dev")
     models.close()
     assert face["examples"] == [{"text": question} for question in asked]
 

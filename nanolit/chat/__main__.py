@@ -10,6 +10,7 @@ nanolit chat demo web=true cluster=modal_a10g    deploy both to Modal; dry_run=t
 NANOLIT_CHAT_PASSWORD, if set, is the page's password and the API's key.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +23,7 @@ from nanolit.machine.system import chat_password
 
 LOOPBACK = "127.0.0.1"
 HERE = ("host", "port", "devices", "prompt")
-DEPLOYED = ("name", "public", "auth", "domains", "keep_warm", "gpu_snapshot", "dry_run")
+DEPLOYED = ("name", "public", "auth", "keep_warm", "gpu_snapshot", "dry_run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Settings(Root):
     name: str | None = setting("the deployed chat's name, part of its address (default: the run's)", None)
     public: bool = setting("deploy it without a password", False)
     auth: Literal["password", "modal"] = setting("modal: only the API, for Modal's proxy tokens", "password")
-    domains: tuple[str, ...] = setting("your own domains for it", (), value="DOMAIN,…")
+    domains: tuple[str, ...] = setting("domains of yours at which it is reached", (), value="DOMAIN,…")
     keep_warm: int = setting("number of containers kept awake", 0, least=0, most=1)
     gpu_snapshot: bool = setting("keep the GPU's memory for the next start (alpha at Modal)", False)
     dry_run: bool = setting("show what would be deployed and its cost", False)
@@ -64,8 +65,14 @@ def parse(words: Sequence[str]) -> Settings:
         raise ValueError("give either run=RUN or release=FOLDER; --help shows the settings")
     if settings.web and settings.prompt is not None:
         raise ValueError("-p answers in the terminal; leave out either -p or web=true")
-    if not settings.web and (settings.port, settings.host, settings.devices) != (None, LOOPBACK, 1):
-        raise ValueError("port, host and devices are for the page; add web=true")
+    of_page = (settings.port, settings.host, settings.devices, settings.domains)
+    if not settings.web and of_page != (None, LOOPBACK, 1, ()):
+        raise ValueError("port, host, devices and domains are for the page; add web=true")
+    for domain in settings.domains:
+        if not re.fullmatch(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}", domain):
+            raise ValueError(
+                f"domains={domain} is not a domain; give only its name, such as chat.example.org"
+            )
     for name in changed(settings):
         if settings.cluster is None and name in DEPLOYED:
             raise ValueError(f"{name} is for a deployed chat; add cluster=modal_a10g")
@@ -151,7 +158,8 @@ def serve_page(settings: Settings) -> None:
         max_tokens=settings.max_tokens and room_for(settings.max_tokens, context),
         seed=settings.seed,
     )
-    app = build_app(models, defaults=defaults, password=chat_password())
+    hosts = [settings.host.lower(), *settings.domains]
+    app = build_app(models, defaults=defaults, password=chat_password(), hosts=hosts)
     serve(app, models, listening, host=settings.host)
 
 

@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -113,8 +113,7 @@ def request_of(
     if isinstance(asked, ChatCompletion):
         if served.is_base:
             raise ValueError(f"{served.name} is a base model, which has no chat roles; use /v1/completions")
-        messages = [message.plain() for message in asked.messages]
-        prompt_ids, dropped = served.talker.prompt(messages, max_tokens=max_tokens)
+        prompt_ids, dropped = served.talker.prompt(asked.plain(), max_tokens=max_tokens)
         if dropped:
             raise ValueError(
                 f"the messages and max_tokens ({max_tokens:,}) don't fit the model's context "
@@ -164,9 +163,10 @@ def routes(models: Models, defaults: Defaults) -> APIRouter:
         asked = kind.model_validate(content)
         if asked.model is not None and models.find(asked.model) is None:
             return no_such_model(asked.model, models)
-        served = await asyncio.to_thread(models.get, asked.model)
-        engine_request = await asyncio.to_thread(request_of, served, asked, defaults)
-        answer, form = await Answer(served, engine_request).begin(), shape(served.name)
+        with ExitStack() as until_begun:
+            served = await asyncio.to_thread(until_begun.enter_context, models.lent(asked.model))
+            engine_request = await asyncio.to_thread(request_of, served, asked, defaults)
+            answer, form = await Answer(served, engine_request).begin(), shape(served.name)
         if asked.stream:
             events = form.events(answer, with_usage=asked.usage_wanted)
             return StreamingResponse(events, media_type="text/event-stream", headers=SSE_HEADERS)

@@ -1,5 +1,6 @@
 """Requests of OpenAI's API, with nanochat's limits; anything unsupported is refused by name."""
 
+from itertools import takewhile
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -90,6 +91,13 @@ class Sampled(Asked):
 class ChatCompletion(Sampled):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
 
+    def plain(self) -> list[dict[str, str]]:
+        """Return the messages as the rest of chat/ knows them: those of a system at the beginning joined."""
+        messages = [message.plain() for message in self.messages]
+        system = [*takewhile(lambda message: message["role"] == "system", messages)]
+        text = "\n\n".join(message["content"] for message in system if message["content"].strip())
+        return [{"role": "system", "content": text}, *messages[len(system) :]]
+
     @field_validator("messages")
     @classmethod
     def not_too_long(cls, messages: list[Message]) -> list[Message]:
@@ -103,3 +111,10 @@ class TextCompletion(Sampled):
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_ALL_CHARACTERS)]
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
+    logprobs: None = None  # unlike elsewhere, 0 asks for something: the drawn token's own
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def single(cls, prompt: object) -> object:
+        """Take a list of one text as that text."""
+        return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt

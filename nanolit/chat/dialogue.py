@@ -23,7 +23,8 @@ _SHOWN = {
     "<|output_start|>": "[= ",
     "<|output_end|>": "]",
 }
-CALL = re.compile(r"\[([^\[\]\n]+)\]\[= ([^\[\]\n]+)\]")
+_FILLED = r"[^\S\n]*[^\s\[\]][^\[\]\n]*"  # more than blanks: an empty part is no call
+CALL = re.compile(rf"\[({_FILLED})\]\[= ({_FILLED})\]")
 
 
 class Generates(Protocol):
@@ -143,9 +144,10 @@ class Talker:
 
 def as_parts(message: dict[str, Any]) -> dict[str, Any]:
     """Return a reply's message with its calculator calls as parts; other messages as they are."""
-    if message["role"] != "assistant" or not CALL.search(message["content"]):
+    content = message["content"]
+    if message["role"] != "assistant" or not isinstance(content, str) or not CALL.search(content):
         return message
-    texts = iter(CALL.split(message["content"]))
+    texts = iter(CALL.split(content))
     parts = [{"type": "text", "text": next(texts)}]
     for call, output, text in zip(texts, texts, texts, strict=True):
         parts += [
@@ -159,7 +161,7 @@ def as_parts(message: dict[str, Any]) -> dict[str, Any]:
 def without_empty(messages: Messages) -> list[dict[str, Any]]:
     """Drop exchanges without a reply (stopped before the first word), and an empty system message."""
     kept: list[dict[str, Any]] = []
-    for message in messages:
+    for message in messages if isinstance(messages, Sequence) else ():
         content, role = _value(message, "content"), _value(message, "role")
         blank = isinstance(content, str) and not content.strip()
         if blank and role == "assistant" and kept and _value(kept[-1], "role") == "user":

@@ -66,7 +66,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, password: str | None, hosts: Sequence[str] = ()) -> None:
         self.app, self.password = app, password
-        self.hosts = {"localhost", socket.gethostname().lower(), *hosts}
+        own = socket.gethostname().lower().removesuffix(".local")
+        self.hosts = {"localhost", own, f"{own}.local", *hosts}  # .local: as other machines nearby find it
         self._wrong: dict[str, deque[float]] = {}  # when a client's last wrong passwords came
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +90,9 @@ class Guard:
         """Return the answer to a request that must not pass, whoever sends it."""
         path, host = request.scope["path"], request.headers.get("host", "")
         if not self._is_ours(host):  # a stranger's page that has its own name point at this machine
-            return refusal(403, f"this server does not answer to the name {host!r}")
+            return refusal(
+                403, f"this server does not answer to the name {host!r}; start it with domains=NAME"
+            )
         origin = request.headers.get("origin")
         if request.method == "POST" and origin and origin.partition("://")[2] != host:
             return refusal(403, "requests from other sites are not answered")

@@ -1,9 +1,10 @@
 """The models that a server offers, loaded when they are asked for."""
 
+import contextlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nanolit.chat.dialogue import Talker
@@ -41,6 +42,7 @@ class Served:
     name: str
     service: Service
     talker: Talker
+    borrowers: deque[None] = field(default_factory=deque)  # one entry for each
 
     @property
     def is_base(self) -> bool:
@@ -64,7 +66,7 @@ class Models:
         self.names = list(names)
         self._load, self._places, self._devices = load, places, devices
         self._loaded: OrderedDict[str, Served] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def find(self, wish: str) -> str | None:
         """Return the name of an offered model, if there is one; a run's name means its last stage."""
@@ -93,6 +95,17 @@ class Models:
             self._loaded.move_to_end(name)
             return self._loaded[name]
 
+    @contextlib.contextmanager
+    def lent(self, name: str | None = None) -> Iterator[Served]:
+        """Lend a model, as `get` gives it: it stays until the block ends, and while it answers."""
+        with self._lock:
+            served = self.get(name)
+            served.borrowers.append(None)
+        try:
+            yield served
+        finally:
+            served.borrowers.pop()  # without the lock: another model's loading holds it for seconds
+
     def loaded(self) -> list[Served]:
         """Return the models in memory."""
         return [*self._loaded.values()]
@@ -107,7 +120,7 @@ class Models:
         if len(self._loaded) < MOST_LOADED:
             return
         for name, served in self._loaded.items():
-            if not served.service.num_open:
+            if not (served.borrowers or served.service.num_open):  # in this order: borrowers open replies
                 served.service.close()
                 del self._loaded[name]
                 return

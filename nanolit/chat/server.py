@@ -165,6 +165,9 @@ class Server(uvicorn.Server):
             log_level="critical",  # the guard reports the app's errors; clients were told everything else
             access_log=False,
             server_header=False,
+            # By default uvicorn believes X-Forwarded-For of any program on this machine, and so would the
+            # guard, which counts wrong passwords by address
+            forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", []),
             timeout_graceful_shutdown=2 * SHUTDOWN_SECONDS,
         )
         super().__init__(config)

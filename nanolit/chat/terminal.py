@@ -106,6 +106,7 @@ class Terminal:
 
     def answer(self, message: str) -> None:
         """Print the reply as it comes and add both to the conversation, also when Ctrl-C cuts it short."""
+        self.messages = without_empty(self.messages)
         settings = vars(self.drawing) | {"seed": self._next_seed()}
         reply = self.talker.reply(self._conversation(), message, **settings)
         if reply.dropped_turns:
@@ -118,8 +119,8 @@ class Terminal:
         except KeyboardInterrupt:
             print(" (stopped)", end="")
         print(flush=True)
-        said = [{"role": "user", "content": message}, {"role": "assistant", "content": reply.text}]
-        self.messages += without_empty(said)
+        # An empty reply is kept until the next message, for /regen and /undo
+        self.messages += [{"role": "user", "content": message}, {"role": "assistant", "content": reply.text}]
 
     def _conversation(self) -> list[dict[str, Any]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -159,7 +160,12 @@ class Terminal:
         self.note(f"(removed: {self._take_back()})")
 
     def _regen(self, rest: str) -> None:
-        self.answer(self._take_back())
+        before = [*self.messages]
+        try:
+            self.answer(self._take_back())
+        except BaseException:
+            self.messages = before
+            raise
 
     def _take_back(self) -> str:
         """Remove the last exchange and return the user's message."""
@@ -171,11 +177,11 @@ class Terminal:
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
-        if not self.messages:
+        if not without_empty(self.messages):
             raise ValueError("there are no messages yet")
         if path.exists():
             raise ValueError(f"{path} already exists; give another name")
-        write_json(path, {"messages": self._conversation()})
+        write_json(path, {"messages": without_empty(self._conversation())})
         self.note(f"(saved in {path})")
 
     def _load(self, rest: str) -> None:

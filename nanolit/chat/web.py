@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import gradio
 
 from nanolit.chat.asked import MAX_ALL_CHARACTERS, MAX_CHARACTERS, MAX_TEMPERATURE, MAX_TOP_K
-from nanolit.chat.dialogue import Talker, left_out, usual_max_tokens
+from nanolit.chat.dialogue import left_out, usual_max_tokens
 from nanolit.chat.guard import tell
 from nanolit.chat.markup import as_html
 from nanolit.chat.models import Defaults, Models
@@ -49,18 +49,11 @@ Messages = list[dict[str, str]]
 
 
 def build_demo(
-    talker: Talker,
-    *,
-    name: str,
-    temperature: float,
-    top_k: int | None,
-    max_tokens: int,
-    seed: int | None,
-    models: Models | None = None,
+    models: Models, *, temperature: float, top_k: int | None, max_tokens: int, seed: int | None
 ) -> gradio.Blocks:
-    """Return the page, not yet served; with `models` a person may choose another one than `talker`."""
-    names = models.names if models else [name]
-    page = Page(lambda chosen: models.get(chosen).talker if models else talker, seed=seed)
+    """Return the page, not yet served; a person may choose another model than the first."""
+    names, page = models.names, Page(models, seed=seed)
+    name = names[0]
     with gradio.Blocks(title=f"NanoLit · {name}", fill_height=True) as demo:
         # Not a secret: it lies in the page. A fixed one lets a restarted server read what the browser kept
         messages = gradio.BrowserState([], storage_key=f"nanolit {name}", secret="nanolit")
@@ -81,7 +74,7 @@ def build_demo(
             submit_btn=True, elem_id="box",
         )  # fmt: skip
         status = gradio.HTML(NOTE, elem_id="status")
-        controls = [model, *_controls(temperature, top_k, max_tokens, talker.engine.context)]
+        controls = [model, *_controls(temperature, top_k, max_tokens, models.get().service.context)]
         page.wire(demo, messages, chatbot, box, status, controls, new)
     return demo
 
@@ -108,8 +101,8 @@ def _controls(temperature: float, top_k: int | None, max_tokens: int, context: i
 class Page:
     """What happens when something is pressed: each method is given the conversation and gives it back."""
 
-    def __init__(self, talker_of: Callable[[str], Talker], *, seed: int | None) -> None:
-        self.talker_of, self.seed = talker_of, seed
+    def __init__(self, models: Models, *, seed: int | None) -> None:
+        self.models, self.seed = models, seed
 
     def wire(
         self,
@@ -145,7 +138,7 @@ class Page:
 
     def face(self, name: str) -> dict[str, Any]:
         """Return what an empty chat shows of a model."""
-        talker = self.talker_of(name)
+        talker = self.models.get(name).talker
         what = "A base model. It continues your text, and each message starts a new text."
         if not talker.continues_text:
             what = f"A small language model with a context of {talker.engine.context:,} tokens."
@@ -158,7 +151,7 @@ class Page:
     def choose(self, name: str) -> tuple:
         """Load a model and show its face."""
         try:
-            context = self.talker_of(name).engine.context
+            context = self.models.get(name).service.context
         except ValueError as error:
             return gradio.skip(), gradio.skip(), refusal(error)
         slider = gradio.Slider(maximum=context - 1, value=usual_max_tokens(context))
@@ -182,8 +175,9 @@ class Page:
             seed = (
                 secrets.randbits(63) if self.seed is None else derived_seed(self.seed, "reply", len(before))
             )
-            reply = self.talker_of(model).reply(asked, message, seed=seed, **settings)
-            yield from self._stream(before, message, reply, max_tokens=int(max_tokens))
+            with self.models.lent(model) as served:
+                reply = served.talker.reply(asked, message, seed=seed, **settings)
+                yield from self._stream(before, message, reply, max_tokens=int(max_tokens))
         except (ValueError, RuntimeError) as error:  # the message goes back to where it was typed
             box = gradio.Textbox(message, submit_btn=True, stop_btn=False)
             yield box, before, shown(before), refusal(error)
@@ -335,13 +329,11 @@ def mount(app: "FastAPI", models: Models, defaults: Defaults) -> None:
     first = models.get()
     context = first.service.context
     demo = build_demo(
-        first.talker,
-        name=first.name,
+        models,
         temperature=defaults.temperature,
         top_k=defaults.top_k,
         max_tokens=defaults.max_tokens or usual_max_tokens(context),
         seed=defaults.seed,
-        models=models,
     )
     places = first.service.places
     demo.queue(default_concurrency_limit=places, max_size=2 * places)

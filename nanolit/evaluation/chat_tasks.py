@@ -22,6 +22,7 @@ from nanolit.inference.engine import Engine
 from nanolit.inference.request import Handle, Request
 from nanolit.machine.device import derived_seed, rank, world_size
 from nanolit.machine.numbers import chunked
+from nanolit.machine.paths import write_json
 from nanolit.machine.system import cores_of_rank
 from nanolit.tasks.task import Conversation, Task
 from nanolit.tokenizer.conversation import render_prompt
@@ -29,6 +30,7 @@ from nanolit.tokenizer.conversation import render_prompt
 CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
 MEAN = "mean above guessing"
 SHUFFLED_BY = 42  # nanochat's seed for the order of a part
+SHOWN = {"text": "%s", "python": "[%s]", "python_output": "[= %s]"}  # a calculator call, as the chat shows it
 STEPS = 16  # of the engine between two looks at what has ended: each looks at hundreds of replies
 PROBLEMS = 512  # asked together and then kept: the engine sorts them by length, and interruptions cost less
 
@@ -68,7 +70,11 @@ class Problem(NamedTuple):
     def item(self) -> Item:
         """Return what is kept of it, with the question and the reference answer for people to read."""
         *_, question, answer = (message["content"] for message in self.conversation["messages"])
-        text = answer if isinstance(answer, str) else "".join(part["text"] for part in answer)
+        text = (
+            answer
+            if isinstance(answer, str)
+            else "".join(SHOWN[part["type"]] % part["text"] for part in answer)
+        )
         asked = {"index": self.index, "prompt": checksum_of(self.prompt)}
         return {**asked, "question": str(question), "expected": text}
 
@@ -85,10 +91,10 @@ def evaluate_tasks(
     """Yield (task name, accuracy) per task as each is done, then (its name, mean accuracy above guessing).
 
     Greedy, one sample a problem, as nanochat's chat evaluation. The mean is ChatCORE where it is of
-    nanochat's five tasks, all problems of each; other means don't compare with it. Items go to `folder`; an
-    interrupted evaluation of the same `about` resumes there.
+    nanochat's five tasks, all problems of each; other means don't compare with it. `folder` gets the items,
+    from which an interrupted evaluation of the same `about` resumes, and in the end chat.json, the scores.
     """
-    centered, asked, whole = [], [], True
+    scores, whole = dict[str, Score](), True
     for task in tasks:
         header = {"task": task.name, "max_tokens": max_tokens, "baseline": task.baseline, **(about or {})}
         header |= {"conditions": task.conditions} if task.conditions else {}
@@ -96,14 +102,18 @@ def evaluate_tasks(
             header |= {"questions": questions_of(task), "of": len(task.rows)}
         file = ItemFile(folder and folder / f"{task.name}.jsonl", header)
         score = evaluate_task(engine, task, max_per_task=max_per_task, max_tokens=max_tokens, file=file)
-        centered.append(score.centered)
-        asked.append(score.task)
+        scores[task.name] = score
         whole = whole and score.num_problems == len(task.rows)
         yield score.task, score.accuracy
     engine.release()
-    if centered:
-        whole = whole and sorted(asked) == sorted(CHAT_CORE)
-        yield "ChatCORE" if whole else MEAN, sum(centered) / len(centered)
+    if scores:
+        name = "ChatCORE" if whole and scores.keys() == set(CHAT_CORE) else MEAN
+        mean = sum(score.centered for score in scores.values()) / len(scores)
+        if folder is not None and rank() == 0:
+            metrics = {task: score.accuracy for task, score in scores.items()} | {name: mean}
+            asked = {task: score.num_problems for task, score in scores.items()}
+            write_json(folder / "chat.json", {"format": 1, "metrics": metrics, "asked": asked})
+        yield name, mean
 
 
 def questions_of(task: Task) -> str:

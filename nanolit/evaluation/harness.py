@@ -14,7 +14,7 @@ from nanolit.evaluation.spans import Group, OwnScorer
 from nanolit.inference.engine import Engine
 from nanolit.inference.request import Request
 
-MAX_TOKENS = 256  # of a reply, where the task doesn't say: lm-eval's own number
+MAX_TOKENS = 256  # of a reply, where the task doesn't say: lm-eval's number, or half of a small context
 
 
 class HarnessModel(TemplateLM):
@@ -79,8 +79,14 @@ class HarnessModel(TemplateLM):
         return replies
 
     def _request(self, text: str, settings: dict[str, Any]) -> Request:
-        until, max_tokens = settings.get("until") or [], settings.get("max_gen_toks", MAX_TOKENS)
-        ids = self.own.encode(text)[-max(1, self.context - 1 - max_tokens) :]
+        until, usual = settings.get("until") or [], min(MAX_TOKENS, self.context // 2)
+        max_tokens = settings.get("max_gen_toks", usual)
+        if (room := self.context - 1 - max_tokens) < 1:
+            raise ValueError(
+                f"max_gen_toks ({max_tokens:,}) leaves no room for the question in the model's context "
+                f"({self.context:,}); lower it in the task's file, or evaluate a model with a longer context"
+            )
+        ids = self.own.encode(text)[-room:]
         return Request(
             prompt_ids=[self.own.bos_id, *ids],
             max_tokens=max_tokens,

@@ -24,7 +24,7 @@ from nanolit.planning.costs import num_ranks
 from nanolit.planning.plans import FinetunePlan, Plan, Plans, RLPlan, TokenizerPlan, TrainingPlan, stored_plan
 from nanolit.report.folders import read_result
 from nanolit.tasks.rows import FileRows
-from nanolit.tasks.task import Task
+from nanolit.tasks.task import Task, check_names
 from nanolit.tokenizer.conversation import check_conversation
 
 
@@ -248,15 +248,18 @@ def check_sources(job: Job, plans: Plans) -> None:
     if launched_rank() or all(finished(job["root"], job["run"], stage) for stage in job["stages"]):
         return
     checked: list[Target] = []
+    asked, names = job["chat_tasks"]["tasks"], list[str]()
     for node in sorted(nodes(job, plans), key=lambda target: target.get("path") is None):
         if node not in checked:
             checked.append(node)
             try:
-                check_rows(build(node))
+                check_rows(task := build(node))
             except ValueError as error:
-                if node not in job["chat_tasks"]["tasks"]:
+                if node not in asked:
                     raise
                 raise ValueError(f"{error}; or skip the chat tasks: chat_tasks=none") from error
+            names += asked.count(node) * [task.name]
+    check_names(names)
     for plan in plans.values():
         if isinstance(plan, RLPlan):
             build(plan.task).check_rewards()

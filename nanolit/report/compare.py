@@ -46,8 +46,8 @@ def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
     together: dict[tuple[str, int], list[Run]] = {}
     seen: Counter[tuple[str, object]] = Counter()
+    stages = {stage.name for run in runs for stage in run.stages}  # only one seed trains the tokenizer
     for run in runs:
-        stages = [stage.name for stage in run.stages]
         settings = {
             key: value
             for key, value in flatten(run.job).items()

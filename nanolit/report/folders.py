@@ -31,7 +31,7 @@ REMEDY = "delete it, and the same command creates it again"
 
 
 class Result(TypedDict, total=False):
-    """The fields that are read of result.json and progress.json; either may lack some, and have more."""
+    """The fields that are read of results, progress and evaluations; each may lack some, and have more."""
 
     status: str
     run: str
@@ -46,6 +46,7 @@ class Result(TypedDict, total=False):
     val_bpb: float | None
     val_rows: ValRows
     metrics: dict[str, Any]
+    asked: dict[str, int]  # problems of each chat task
     gradients: Gradients
     asked_to_stop: bool
 
@@ -141,12 +142,12 @@ class Stage:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """val_bpb, RL's pass@1, and every numeric metric of the result and of CORE, by name."""
+        """val_bpb, RL's pass@1, and every numeric metric of the chat tasks and of CORE, by name."""
         found = {"val_bpb": self.val_bpb} if self.val_bpb is not None else {}
         if isinstance(self.plan, RLPlan) and (passed := self.number("pass_at_1")) is not None:
             task = (self.plan.validation or {}).get("_target_", "").rpartition(".")[2]
             found[f"pass@1 of {task}"] = passed
-        for content in (self.result, self.core):
+        for content in (self.chat or self.result, self.core):
             found |= flat_numbers(content.get("metrics") or {})
         return found
 
@@ -154,6 +155,11 @@ class Stage:
     def item_files(self) -> dict[str, Path]:
         """The items on disk by task: of the chat tasks, and of CORE's."""
         return item_files(self.folder / "evaluation")
+
+    @cached_property
+    def chat(self) -> Json:
+        """The scores of the last evaluation on chat tasks; empty in runs of older versions."""
+        return read_result(self.folder / "evaluation" / "chat.json")
 
     @cached_property
     def core(self) -> Json:

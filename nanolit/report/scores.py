@@ -85,13 +85,18 @@ def measured(stage: Stage) -> dict[str, Measured]:
 
 
 def scored_items(stage: Stage, task: str) -> tuple[Scored, int | None] | None:
-    """Return the score of the task's items on disk and how many the whole task has; None without items."""
+    """Return the task's score and how many problems the whole task has; None without items on disk.
+
+    All of them were asked, unless chat.json says that the last evaluation asked fewer.
+    """
     path = stage.item_files.get(task)
     header, items = read_stored(path) if path else ({}, [])
     baseline = as_number(header.get("baseline", CHANCE.get(task)))
     if not items or baseline is None:
         return None
     accuracy = sum(item["right"] for item in items) / len(items)
+    if asked := (stage.chat.get("asked") or {}).get(task):
+        return Scored(task, asked, stage.metrics.get(task, accuracy), baseline), header.get("of")
     return Scored(task, len(items), accuracy, baseline), header.get("of")
 
 

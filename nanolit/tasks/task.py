@@ -6,7 +6,8 @@ its own `evaluate` needs (letters, entry_point, …).
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from nanolit.tasks.rows import FileRows, HubRows, Row, Rows, find_file
@@ -83,6 +84,13 @@ class Task(ABC):
     def reward(self, conversation: Conversation, completion: str) -> float:
         """Return the reward of a completion in [0, 1] for reinforcement learning: 1 for a right one."""
         return float(self.evaluate(conversation, completion))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ValueError for chat tasks of one name: scores and answers are stored by it."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{count} chat tasks are named {name}; names must differ, so keep one of them")
 
 
 class MultipleChoice(Task):

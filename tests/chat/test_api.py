@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from nanolit.chat import server
 from nanolit.chat.asked import ChatCompletion
-from nanolit.chat.dialogue import Talker
+from nanolit.chat.dialogue import Talker, without_empty
 from nanolit.chat.models import Models
+from nanolit.chat.service import Busy
 from nanolit.inference.engine import Engine
+from nanolit.tasks.chat_formats import messages_of
 from tests.chat.serving import models_of, served
 from tests.processes import wait_until
 
@@ -246,6 +248,27 @@ def test_what_asks_for_nothing_passes(client):
     assert reply.choices[0].message.content == "Hi! I am tiny 😀."
 
 
+def test_a_list_of_one_prompt_is_that_prompt(client):
+    asked = {"model": "rambling/base", "max_tokens": 4, "temperature": 0}
+    one, listed = (client.completions.create(prompt=prompt, **asked) for prompt in ("Once", ["Once"]))
+    assert one.choices[0].text == listed.choices[0].text
+
+
+@pytest.mark.parametrize("logprobs", [0, 1])
+def test_log_probabilities_are_refused_even_of_no_alternatives(client, logprobs):
+    with pytest.raises(openai.BadRequestError, match="logprobs"):
+        client.completions.create(model="rambling/base", prompt="Once", logprobs=logprobs)
+
+
+def test_a_developers_message_joins_the_systems():
+    """As in conversations that are learned from."""
+    roles = [("system", "Be brief."), ("developer", "Be kind."), ("user", "Hello")]
+    messages = [{"role": role, "content": content} for role, content in roles]
+    asked = ChatCompletion.model_validate({"messages": messages}).plain()
+    assert without_empty(asked) == messages_of({"messages": messages})
+    assert without_empty(ChatCompletion.model_validate({"messages": HELLO}).plain()) == HELLO
+
+
 def test_a_message_cannot_write_special_tokens(client):
     """Oracle: as many prompt tokens as bytes, and four of the layout."""
     text = "<|assistant_end|><|python_start|>"
@@ -286,6 +309,21 @@ def test_one_too_many_is_told_how_long_to_wait(rambling_model, byte_tokenizer):
         assert 1 <= int(third.headers["retry-after"]) <= 60
         assert "all 2 places are taken" in third.json()["error"]["message"]
         assert client.get(f"{address}/health").json() == {"status": "ok"}
+
+
+def test_a_model_that_somebody_is_about_to_ask_is_not_dropped_for_another(taught_model, byte_tokenizer):
+    """At most two are in memory, and either could be dropped between being chosen and being asked."""
+    models = models_of(byte_tokenizer, dict.fromkeys(("a/sft", "b/sft", "c/sft"), taught_model))
+    with models.lent("a") as first:
+        models.get("b")
+        models.get("c")
+        assert [served.name for served in models.loaded()] == ["a/sft", "c/sft"]
+        assert "".join(first.talker.reply([], "Hello", max_tokens=64, temperature=0)) == "Hi! I am tiny 😀."
+        with models.lent("c"), pytest.raises(Busy):
+            models.get("b")
+    models.get("b")
+    assert [served.name for served in models.loaded()] == ["c/sft", "b/sft"]
+    models.close()
 
 
 def test_a_server_that_ends_says_so_to_those_whose_replies_go_on(rambling_model, byte_tokenizer, monkeypatch):

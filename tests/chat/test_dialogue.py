@@ -52,6 +52,15 @@ def test_a_calculator_call_is_a_call_again_in_the_next_prompt(talker):
     conversation = {"messages": [history[0], {"role": "assistant", "content": content}, question]}
     prompt, _ = talker.prompt([*history, question], max_tokens=9)
     assert prompt == render_prompt(conversation, talker.engine.tokenizer)
+    assert talker.prompt(conversation["messages"], max_tokens=9)[0] == prompt
+
+
+@pytest.mark.parametrize("reply", ["x [ ][= 3] y", "x [3][=  ] y", "x [\n3][= 3] y"])
+def test_a_blank_call_is_text_in_the_next_prompt(talker, reply):
+    """A model may write one, and its conversation goes on."""
+    question = {"role": "user", "content": "b"}
+    prompt, _ = talker.prompt([*said("a", reply), question], max_tokens=9)
+    assert prompt == render_prompt({"messages": [*said("a", reply), question]}, talker.engine.tokenizer)
 
 
 def test_a_system_message_stays_when_the_oldest_leave(talker):
@@ -71,7 +80,8 @@ def test_an_exchange_without_a_reply_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "messages", [[], [5], [{"role": "user"}], [{"content": ""}], [None, {"role": "assistant", "content": ""}]]
+    "messages",
+    [None, 5, [], [5], [{"role": "user"}], [{"content": ""}], [None, {"role": "assistant", "content": ""}]],
 )
 def test_what_is_no_conversation_is_one_line(talker, messages):
     with pytest.raises(ValueError, match="conversation"):

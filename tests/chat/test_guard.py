@@ -1,12 +1,16 @@
 """Who may ask: passwords, cookies, hosts, origins, sizes; over a real socket."""
 
 import asyncio
+import functools
+import socket
 import time
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from nanolit.chat import server
+from nanolit.chat.__main__ import main
 from nanolit.chat.guard import COOKIE, MAX_BODY_BYTES, Guard
 from nanolit.chat.server import build_app
 from tests.chat.serving import models_of, served
@@ -138,6 +142,19 @@ def test_five_wrong_passwords_a_minute_and_then_none_is_looked_at(locked_server)
             assert 1 <= int(answer.headers["retry-after"]) <= 61
 
 
+@pytest.mark.parametrize(("trusted", "last"), [(None, 429), ("127.0.0.1", 401)])
+def test_only_a_named_proxy_says_who_the_client_is(models, monkeypatch, trusted, last):
+    """A guesser would say another address each time."""
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if trusted:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    with served(models_of(**models), password="elm-otter-42") as address:
+        for number in range(6):
+            headers = {"authorization": "Bearer guess", "x-forwarded-for": f"10.0.0.{number}"}
+            status = httpx.get(f"{address}/stats", headers=headers).status_code
+            assert status == (last if number == 5 else 401)
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -145,6 +162,8 @@ def test_five_wrong_passwords_a_minute_and_then_none_is_looked_at(locked_server)
         ("127.0.0.1", 200),
         ("[::1]:80", 200),
         ("10.1.2.3:7860", 200),
+        (socket.gethostname(), 200),
+        (f"{socket.gethostname().removesuffix('.local')}.local:7860", 200),
         ("chat.example.org", 200),
         ("a.example.net", 200),
         ("evil.example", 403),
@@ -160,6 +179,25 @@ def test_five_wrong_passwords_a_minute_and_then_none_is_looked_at(locked_server)
 def test_a_name_that_is_not_ours_is_not_answered(open_server, host, status):
     """A stranger's page could have its own name point here."""
     assert httpx.get(f"{open_server}/health", headers={"host": host}).status_code == status
+
+
+def test_the_command_names_the_domains_of_a_proxy(root, monkeypatch):
+    """A proxy passes on the Host that the browser asked for, of which the page's own Origin is."""
+    apps = []
+
+    def keep(app, models, listening, **_):
+        apps.append(app)
+        listening.close()
+        models.close()
+
+    monkeypatch.setattr(server, "serve", keep)
+    monkeypatch.setattr(server, "build_app", functools.partial(build_app, page=False))
+    assert main(["taught", "web=true", f"root={root}", "domains=chat.example.org"]) in (0, None)
+    client = TestClient(apps[0], base_url="http://chat.example.org")
+    assert client.get("/health").status_code == 200
+    origin = {"origin": "http://chat.example.org", "content-type": "text/plain"}
+    assert client.post(CHAT, content=b"{}", headers=origin).status_code == 415, "it is looked at"
+    assert TestClient(apps[0], base_url="http://evil.example").get("/health").status_code == 403
 
 
 def test_other_sites_cannot_post(open_server):

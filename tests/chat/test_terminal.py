@@ -16,6 +16,7 @@ from nanolit.chat.__main__ import Settings, main, parse
 from nanolit.chat.dialogue import Talker
 from nanolit.chat.terminal import COMMANDS, Drawing, Terminal
 from nanolit.inference.engine import Engine
+from nanolit.machine.paths import read_json
 
 HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi! I am tiny 😀."}]
 
@@ -143,6 +144,24 @@ def test_regen_answers_again_and_undo_takes_back(terminal, monkeypatch, capsys):
     assert "there are no messages yet" in output.err
     converse(terminal, monkeypatch, "/undo")
     assert terminal.messages == []
+
+
+def test_regen_that_fails_loses_nothing(terminal, monkeypatch, capsys):
+    converse(terminal, monkeypatch, "Hello", "/set max_tokens=127", "/regen")
+    assert "lower max_tokens" in capsys.readouterr().err
+    assert terminal.messages == HELLO
+
+
+def test_an_empty_reply_is_answered_again_and_taken_back_like_any_other(terminal, monkeypatch, tmp_path):
+    """As a model may end at once, and Ctrl-C may come before the first word."""
+    empty = [{"role": "user", "content": "Sum?"}, {"role": "assistant", "content": ""}]
+    terminal.messages = [*HELLO, *empty]
+    converse(terminal, monkeypatch, f"/save {tmp_path / 'talk.json'}", "/undo")
+    assert terminal.messages == HELLO == read_json(tmp_path / "talk.json")["messages"]
+    terminal.messages += empty
+    converse(terminal, monkeypatch, "/regen")
+    assert [message["content"] for message in terminal.messages[::2]] == ["Hello", "Sum?"]
+    assert terminal.messages[-1]["content"]
 
 
 def test_a_saved_conversation_goes_on_elsewhere(terminal, monkeypatch, tmp_path, capsys):
@@ -289,6 +308,8 @@ def test_settings_are_read_in_any_order():
         (["run=a", "web=true", "-p", "Hello"], "leave out either -p or web=true"),
         (["run=a", "port=8000"], "add web=true"),
         (["run=a", "devices=2"], "add web=true"),
+        (["run=a", "domains=chat.example.org"], "add web=true"),
+        (["run=a", "web=true", "domains=http://a.org"], "is not a domain; give only its name, such as"),
         (["run=a", "web=true", "devices=0"], "devices=0 must be a whole number, 1 or more"),
         (["run=a", "web=true", "devices=2", "cluster=modal_a10g"], "devices is for a chat on this machine"),
         (["run=a", "temperature=-1"], "temperature=-1 must be a number, 0 or more"),

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -336,7 +337,9 @@ def test_what_came_of_a_reply_that_failed_stays():
             yield "Hi"
             raise Failed("out of memory")
 
-    page = Page(lambda _: SimpleNamespace(reply=lambda *_, **__: Reply()), seed=1)
+    model = SimpleNamespace(talker=SimpleNamespace(reply=lambda *_, **__: Reply()))
+    models: Any = SimpleNamespace(lent=lambda _: contextlib.nullcontext(model))
+    page = Page(models, seed=1)
     *_, (_, messages, _, status) = page.send("Hello", [], "taught", "", 0.6, 50, 1.0, 9)
     assert [message["content"] for message in messages] == ["Hello", "Hi"]
     assert "out of memory" in status

@@ -13,6 +13,8 @@ import torch.distributed
 
 from nanolit.evaluation import chat_tasks
 from nanolit.evaluation.chat_tasks import (
+    CHAT_CORE,
+    Problem,
     Score,
     evaluate_categorical,
     evaluate_generative,
@@ -242,9 +244,15 @@ def named(name: str) -> Task:
     return task
 
 
-def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore(engine):
-    five = [named(name) for name in ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")]
-    assert [*dict(evaluate_tasks(engine, five, max_tokens=2))][-1] == "ChatCORE"
+def test_the_mean_of_the_five_whole_tasks_alone_is_chatcore_and_all_are_stored(engine, tmp_path):
+    five = [named(name) for name in CHAT_CORE]
+    whole = dict(evaluate_tasks(engine, five, max_tokens=2, folder=tmp_path))
+    assert [*whole][-1] == "ChatCORE"
+    assert read_json(tmp_path / "chat.json") == {
+        "format": 1,
+        "metrics": whole,
+        "asked": dict.fromkeys(CHAT_CORE, 3),
+    }
     assert [*dict(evaluate_tasks(engine, five[:4], max_tokens=2))][-1] == "mean above guessing"
     assert [*dict(evaluate_tasks(engine, five, max_tokens=2, max_per_task=2))][-1] == "mean above guessing"
     five[0] = Named(Numbers(3), max_rows=2)
@@ -300,6 +308,13 @@ def test_items_are_kept_and_an_interrupted_evaluation_resumes_there(engine, tmp_
     assert len(asked) == 6  # items of other questions are not taken for these
     dict(evaluate_tasks(engine, [Lucky(Numbers(7))], **settings))
     assert read_items(path)[1] == items
+
+
+def test_calculator_calls_of_a_reference_answer_are_stored_as_the_chat_shows_them():
+    parts = [("text", "1+1 = "), ("python", "1+1"), ("python_output", "2"), ("text", "2 teams")]
+    answer = [{"type": type, "text": text} for type, text in parts]
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": answer}]
+    assert Problem(0, {"messages": messages}, [1]).item()["expected"] == "1+1 = [1+1][= 2]2 teams"
 
 
 def test_no_pipe_among_the_items_is_waited_for(tmp_path):

@@ -69,6 +69,13 @@ def test_a_reply_ends_before_the_first_stop(harness: HarnessModel) -> None:
     assert harness.generate_until(requests) == [whole.partition(stop)[0]]
 
 
+def test_a_reply_that_leaves_no_room_for_the_question_is_refused(harness: HarnessModel) -> None:
+    most = harness.context - 2
+    assert len(harness._request("The old sea", {"max_gen_toks": most}).prompt_ids) == 2
+    with pytest.raises(ValueError, match=rf"max_gen_toks \({most + 1}\) leaves no room .*; lower it"):
+        harness.generate_until(asked("generate_until", ("The old sea", {"max_gen_toks": most + 1})))
+
+
 def test_the_command_asks_a_task_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"query": "The sea was", "choices": ["old", "new"], "gold": index % 2} for index in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

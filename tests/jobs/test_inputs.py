@@ -26,6 +26,7 @@ def job(root: Path, *overrides: str):
         ("identity=who.jsonl", "who.jsonl: no such file .*; generate it with: python -m nanolit.identity"),
         ("identity={folder}/two_users.jsonl", "two_users.jsonl line 2, message 2: got role user"),
         ("chat_tasks=full", "not a folder.*; or skip the chat tasks: chat_tasks=none"),
+        ("chat_tasks={folder}/twice.yaml", "2 chat tasks are named WorkedSums; names must differ"),
     ],
 )
 def test_a_missing_or_malformed_source_of_a_later_stage_stops_before_base_begins(
@@ -33,6 +34,8 @@ def test_a_missing_or_malformed_source_of_a_later_stage_stops_before_base_begins
 ) -> None:
     user = '{"role": "user", "content": "Hi"}'
     (tmp_path / "two_users.jsonl").write_text(f"[{user}]\n[{user}, {user}]\n")
+    sums = '{"_target_": "nanolit.tasks.sums.WorkedSums", "split": "test", "size": 20}'
+    (tmp_path / "twice.yaml").write_text(f"mirror: sample\nmax_tokens: 16\ntasks: [{sums}, {sums}]\n")
     overrides = [override.format(folder=tmp_path)]
     if "full" in override:
         overrides.append(f"recipe.mirror={tmp_path / 'absent'}")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_folders import metrics_text, write_demo, write_stage
+from run_folders import job_of, metrics_text, write_demo, write_stage
 
-from nanolit.report.compare import compare
+from nanolit.report.compare import by_seed, compare
 from nanolit.report.curves import draw_comparison
 from nanolit.report.folders import open_run
 
@@ -73,6 +73,14 @@ def test_a_run_without_a_result_has_the_rows_of_its_newest_checkpoint(tmp_path):
         folder.mkdir(parents=True)
         (folder / "progress.json").write_text(json.dumps({"step": int(step), "val_rows": rows}))
     assert f"val_bpb of rows B is val_bpb of rows {OTHERS['checksum']}" in compare(tmp_path, names)
+
+
+def test_seeds_are_one_column_though_only_one_of_them_trained_the_tokenizer(tmp_path):
+    for seed in (1, 2, 3):
+        job = job_of(f"s{seed}", seed=seed) | {"stage": {"tokenizer": {"vocab_size": 4096}}}
+        for stage in ["tokenizer", "base"][seed > 1 :]:
+            write_stage(tmp_path / "runs" / f"s{seed}" / stage, result={"status": "done"}, job=job)
+    assert list(by_seed([open_run(tmp_path, f"s{seed}") for seed in (1, 2, 3)])) == ["s1 + s2 + s3"]
 
 
 def test_where_a_run_ran_is_not_a_difference(tmp_path):

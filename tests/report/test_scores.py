@@ -39,6 +39,17 @@ def test_items_of_another_evaluation_are_not_taken_for_the_scores(stage):
     assert measured(stage)["ARC-Easy"].error is None
 
 
+def test_all_scores_are_the_last_evaluations_each_with_its_error(stage):
+    """It asked fewer problems than before, whose items stay on disk, and not GSM8K."""
+    metrics = {"ARC-Easy": 0.4, "mean above guessing": 0.2}
+    content = {"format": 1, "metrics": metrics, "asked": {"ARC-Easy": 10}}
+    (stage.folder / "evaluation" / "chat.json").write_text(json.dumps(content))
+    found = {
+        name: (score.value, score.asked, score.error is not None) for name, score in measured(stage).items()
+    }
+    assert found == {"ARC-Easy": (0.4, 10, True), "mean above guessing": (0.2, 10, True)}
+
+
 def test_a_damaged_file_of_items_costs_the_error_bar_alone(stage):
     (stage.folder / "evaluation" / "ARC-Easy.jsonl").write_text("{")
     assert measured(stage)["ARC-Easy"].text == "0.5000"

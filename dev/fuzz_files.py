@@ -453,4 +453,7 @@ FILES: dict[str, Opener] = {
         INPUTS["core.json"],
         lambda path: Stage("base", path.parents[1]).metrics,
     ),
+    "chat.json": of_content(
+        "sft/evaluation/chat.json", INPUTS["chat.json"], lambda path: Stage("sft", path.parents[1]).metrics
+    ),
 }

@@ -1,6 +1,8 @@
 """What the launcher refuses, and asks of Modal, before anything runs. The control plane is the fake one."""
 
+import contextlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import modal
 import pytest
 from hydra_plugins.nanolit_modal.launcher import plain
 
-from launch import calls, commands, spending
+from launch import calls, commands, remote, spending
 from launch.compile_cache import CompileCache
 from launch.image import unwanted
 from launch.sweep import remarks, shares
@@ -260,7 +262,7 @@ def test_a_meter_adds_up_machines_and_keeps_to_max_cost(tmp_path):
     meter = spending.Meter(tmp_path)
     left = meter.seconds_left(5.0, 4.0)
     assert left == pytest.approx(900 - spending.RESERVE_SECONDS, abs=2)
-    assert meter.seconds_left(None, 4.0) is None
+    assert meter.seconds_left(None, 4.0) == math.inf
     meter.keep()
     assert set(json.loads((tmp_path / spending.FILE).read_text())["seconds"]) == {"1.0", f"{meter.begun:.3f}"}
 
@@ -319,6 +321,55 @@ def test_a_call_of_another_submission_that_died_is_lost_and_not_waited_for(monke
     monkeypatch.setattr(calls, "lives", lambda _: False)
     assert orchestrator.live("train", "base") is None
     assert orchestrator.calls[0]["state"] == "lost"
+
+
+@pytest.mark.parametrize(
+    ("limits", "ended"),
+    [
+        ([0, None, 0], "failed"),
+        ([500, None, 500, None, 500], "failed"),
+        ([0, 500, None, 500, 900, None, 900], None),
+    ],
+)
+def test_two_time_limits_without_a_step_end_a_run(limits, ended, monkeypatch, tmp_path):
+    """None: the orchestrator hands over, which happens about as often as a limit is reached."""
+    results = iter([step if step is None else {"status": "unfinished", "step": step} for step in limits])
+
+    def get(timeout):
+        if (result := next(results, None)) is None:
+            raise TimeoutError
+        return result
+
+    call = SimpleNamespace(object_id="fc-1", get=get, spawn=lambda *_: call)
+    for kind in (modal.Function, modal.FunctionCall):
+        monkeypatch.setattr(kind, "from_id", lambda _: call)
+    monkeypatch.setattr(calls, "volume_of", lambda _: SimpleNamespace(commit=lambda: None))
+    payload = {"job": {"root": str(tmp_path), "run": "r"}, "submission": "s", "timeout": 86_400}
+    payload["functions"] = {"train": "fu-1"}
+    for _ in range(1 + limits.count(None)):
+        result = remote.run_step(calls.Calls(payload), "train", "base", deadline=0)
+    assert (result and result["status"]) == ended
+
+
+def test_a_stage_that_is_killed_at_its_time_limit_has_the_step_of_its_checkpoint(monkeypatch, tmp_path):
+    manifest = tmp_path / "runs" / "r" / "base" / "checkpoints" / "step_000500" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    graces = []
+
+    def stage_in_time(payload, stage, seconds, environment, *, grace):
+        graces.append(grace)
+        return {"status": "failed", "error": "base ended without a result"}, True
+
+    monkeypatch.setattr(remote, "claimed", lambda *_, **__: None)
+    monkeypatch.setattr(remote, "commits", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(remote, "stage_in_time", stage_in_time)
+    job = {"root": str(tmp_path), "run": "r", "cluster": {"nodes": 1}, "model": {"depth": 2}}
+    payload = {"volume": "v", "environment": None, "dollars_per_hour": 1.0, "timeout": 86_400}
+    result = remote.train({**payload, "job": {**job, "max_cost": None}}, "base")
+    assert (result["status"], result["step"]) == ("unfinished", 500)
+    assert remote.train({**payload, "job": {**job, "max_cost": 1.0}}, "base")["status"] == "failed"
+    assert graces == [540, spending.RESERVE_SECONDS]
 
 
 def test_a_run_that_was_not_submitted_is_named(laptop):

@@ -190,8 +190,8 @@ def refuse_same_run(jobs: Sequence[Job]) -> None:
     name, count = Counter(job["run"] for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"{count} jobs of the sweep have the same run name {name}; give run=null to name each by its "
-            "settings, and sweep over settings that change the result"
+            f"{count} jobs of the sweep have the same run name {name}; run=null (the default) names each by "
+            "the settings that docs/settings.md lists; start these one by one, each with its own run=NAME"
         )
 
 

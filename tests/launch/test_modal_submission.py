@@ -13,12 +13,12 @@ import modal
 import pytest
 from hydra_plugins.nanolit_modal.launcher import plain
 
-from launch import calls, commands, remote, spending
+from launch import calls, commands, remote, spending, uploads
 from launch.compile_cache import CompileCache
 from launch.image import unwanted
 from launch.sweep import remarks, shares
-from launch.uploads import fingerprint, strings
-from nanolit.config.compose import compose, compose_config
+from launch.uploads import fingerprint
+from nanolit.config.compose import CONVERSATIONS, compose, compose_config
 from nanolit.planning.plans import fresh_plans, total
 from tests.fake_modal.account import Account
 
@@ -146,11 +146,30 @@ def test_a_local_folder_is_uploaded_once_and_named_by_its_content(laptop, tmp_pa
     assert not (laptop.state / "volumes" / "nanolit" / "uploads" / fingerprint(folder)).exists()
 
 
-def test_every_path_of_a_job_is_seen():
-    job = compose(["phase=sft", "model=d2", "data=local", "data.path=/a/b", "start_from=/c/d"])
-    found = dict(strings(dict(job)))
-    assert found["path"] == "/a/b"
-    assert found["start_from"] == "/c/d"
+def test_a_job_finds_there_the_paths_that_it_finds_here(monkeypatch, tmp_path):
+    """Oracle: find_file, and start_from: `run` is a run, not the folder beside it."""
+    monkeypatch.setattr(uploads, "upload", lambda path, settings: f"/vol/uploads/{path}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.jsonl.gz", "mirror/chat/more.json", "chat/chat-test", "run/x", "release/gpt.json"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text('{"vocab_size": 300}')
+    files = {
+        ("mine", "."): ("/vol/uploads/mine.jsonl.gz", None),
+        ("chat/more.json", "mirror"): ("/vol/uploads/mirror/chat/more.json", None),
+        ("chat/chat-test", "stories"): ("chat/chat-test", "stories"),
+        ("chat/x", "/vol/mirror"): ("/vol/mirror/chat/x", None),
+    }
+    settings = {"root": "/vol", "volumes": {}}
+    for (path, source), there in files.items():
+        node = {"_target_": CONVERSATIONS, "path": path, "source": source}
+        (moved,) = uploads.upload_paths({"sources": [node]}, settings)["sources"]
+        assert (moved["path"], moved.get("source")) == there
+    job = compose(["phase=sft", "model=d2", "data=local", "data.path=mirror", "start_from=release"])
+    sent = uploads.upload_paths(job, settings)
+    assert (sent["data"]["path"], sent["start_from"]) == ("/vol/uploads/mirror", "/vol/uploads/release")
+    assert uploads.upload_paths({**job, "start_from": "run"}, settings)["start_from"] == "run"
+    with pytest.raises(ValueError, match="start_from=/c/d is neither on this machine"):
+        uploads.upload_paths({**job, "start_from": "/c/d"}, settings)
 
 
 def test_the_doctor_names_what_is_wrong(laptop):

@@ -126,7 +126,7 @@ def train(payload: Payload, stage: str) -> Result:
             return too_dear(payload, stage, meter)
         reached = Stage(stage, stage_folder(job["root"], job["run"], stage)).resumes_after
         return {"step": reached, **result, "status": "unfinished"}
-    if result["status"] == "interrupted":
+    if first and result["status"] == "interrupted":  # another machine's ranks stop because the first's do
         raise KeyboardInterrupt
     return result
 

@@ -391,6 +391,22 @@ def test_a_stage_that_is_killed_at_its_time_limit_has_the_step_of_its_checkpoint
     assert graces == [540, spending.RESERVE_SECONDS]
 
 
+@pytest.mark.parametrize(("node", "raised"), [("0", True), ("1", False)])
+def test_ranks_that_stop_because_the_first_machine_does_are_no_preemption(
+    node, raised, monkeypatch, tmp_path
+):
+    """Modal gives a preempted machine's input to another one."""
+    result = {"status": "interrupted", "run": "r"}
+    monkeypatch.setattr(remote, "place_of_node", lambda _: {"NANOLIT_NODE_RANK": node})
+    monkeypatch.setattr(remote, "claimed", lambda *_, **__: None)
+    monkeypatch.setattr(remote, "commits", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(remote, "stage_in_time", lambda *_, **__: (result, False))
+    job = {"root": str(tmp_path), "run": "r", "model": {"depth": 2}, "max_cost": None}
+    payload = {"job": job, "volume": "v", "environment": None, "dollars_per_hour": 1.0, "timeout": 100}
+    with pytest.raises(KeyboardInterrupt) if raised else contextlib.nullcontext():
+        assert remote.train(payload, "base") == result
+
+
 def test_a_run_that_was_not_submitted_is_named(laptop):
     code, output = laptop.run("launch", "attach", "never")
     assert code == 2

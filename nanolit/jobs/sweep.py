@@ -29,6 +29,7 @@ from nanolit.report.tables import markdown_table
 ASK_HOURS = 24.0  # on this machine
 ASK_DOLLARS = 25.0  # by the plan, unless max_cost states how many are all right
 DEMO = "python -m nanolit.train experiment=demo"
+CUT_SHORT = "stopped before it had a result; the same command resumes it"
 NOT_BEGUN = "not started when the sweep was stopped; the same command starts it"
 
 
@@ -232,10 +233,13 @@ def run_processes(jobs: Sequence[Job]) -> list[Json]:
             if not isinstance(error, KeyboardInterrupt):
                 raise
             for _, job in running.values():
-                results[job["run"]] = read_answer(answer[job["run"]], job)
-            for job in waiting:
-                results[job["run"]] = {"status": "interrupted", "run": job["run"], "error": NOT_BEGUN}
+                results[job["run"]] = read_result(answer[job["run"]]) or interrupted(job, CUT_SHORT)
+            results |= {job["run"]: interrupted(job, NOT_BEGUN) for job in waiting}
     return [results[job["run"]] for job in jobs]
+
+
+def interrupted(job: Job, error: str) -> Json:
+    return {"status": "interrupted", "run": job["run"], "error": error}
 
 
 def gpu_slots(devices: int) -> list[str]:

@@ -66,9 +66,13 @@ def test_results_are_in_the_order_of_the_jobs_whichever_ends_first(tmp_path, mon
     assert run_jobs(jobs) == [1.0, 9.0]
 
 
-def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", ["stopped after step 3", sweep.CUT_SHORT])
+def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(error, tmp_path, monkeypatch):
+    """A job that is stopped while it starts leaves no answer."""
+
     def start(job, _slot, answer, **_):
-        write_json(answer, {"status": "interrupted", "run": job["run"], "error": "stopped after step 3"})
+        if error != sweep.CUT_SHORT:
+            write_json(answer, {"status": "interrupted", "run": job["run"], "error": error})
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         return subprocess.Popen(["sleep", "60"])
 
@@ -80,7 +84,7 @@ def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(tm
         run_jobs(jobs)
     assert stopped.value.code == 130
     assert str(stopped.value).splitlines() == [
-        "first: interrupted: stopped after step 3",
+        f"first: interrupted: {error}",
         "second: interrupted: not started when the sweep was stopped; the same command starts it",
     ]
 

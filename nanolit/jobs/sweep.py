@@ -34,11 +34,11 @@ NOT_BEGUN = "not started when the sweep was stopped; the same command starts it"
 
 
 class JobFailed(RuntimeError):
-    """A job that had begun failed or was interrupted; `code` is the exit code for the shell."""
+    """A job that had begun failed or was interrupted; `code` is for the shell, `results` are all jobs'."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, results: Sequence[Json] = ()) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.results = code, results
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
@@ -163,9 +163,8 @@ def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]
     bad = [result for result in results if result["status"] != "done"]
     if bad:
         lines = [f"{result['run']}: {result['status']}: {result.get('error', '')}" for result in bad]
-        raise JobFailed(
-            "\n".join(lines), INTERRUPTED if any(r["status"] == "interrupted" for r in bad) else 1
-        )
+        code = INTERRUPTED if any(result["status"] == "interrupted" for result in bad) else 1
+        raise JobFailed("\n".join(lines), code, results)
     return [result.get("val_bpb") for result in results]
 
 

@@ -31,6 +31,7 @@ class Call(TypedDict):
     submission: NotRequired[str]
     at: NotRequired[float]
     ended: NotRequired[float]
+    step: NotRequired[int | None]
 
 
 class Kept(TypedDict, total=False):
@@ -76,7 +77,7 @@ class Calls:
             call["call"] = result["call"]
             self.write()
             return self.wait(function, stage, deadline=deadline)
-        call.update(state=result["status"], ended=time.time())
+        call.update(state=result["status"], ended=time.time(), step=result.get("step"))
         self.write()
         return result
 
@@ -89,6 +90,11 @@ class Calls:
                     return call
                 call["state"] = "lost"  # at an unknown time
         return None
+
+    def steps(self, stage: str) -> list[int]:
+        """Return the step that each of this submission's time limits of a stage reached, after a first 0."""
+        mine = [call for call in self.calls if call["submission"] == self.payload["submission"]]
+        return [0, *(c["step"] for c in mine if (c["stage"], c["state"]) == (stage, "unfinished"))]
 
     def begin(self, function: str, stage: str) -> dict[str, Any]:
         handle = modal.Function.from_id(self.payload["functions"][function])

@@ -24,16 +24,19 @@ import modal
 
 from launch.calls import POLL_SECONDS, Calls, Payload, Result, claimed, commit, failed, volume_of
 from launch.compile_cache import CompileCache
-from launch.spending import Meter
+from launch.spending import RESERVE_SECONDS, Meter
 from nanolit.config.schema import Job, StageName
 from nanolit.jobs.execute import TOLD, fetch_data, make_tokenizer, training_plans
 from nanolit.jobs.inputs import check_root, check_stages, finished
 from nanolit.jobs.processes import supervise
+from nanolit.machine.exit import GRACE_SECONDS
 from nanolit.machine.paths import PACKAGE, read_json, run_folder, stage_folder, write_yaml
 from nanolit.planning.plans import fresh_plans
+from nanolit.report.folders import Stage
 
 MOST_IDLE = 2  # time limits in a row without a step, after which more of them are a waste
 LONGEST_MARGIN = 600.0  # seconds before the time limit that a stage is stopped, to write its checkpoint
+LAST_SECONDS = 60.0  # of them, for the compiled kernels and the volume's last commit
 
 
 def margin(timeout: float) -> float:
@@ -63,18 +66,15 @@ def orchestrate(payload: Payload) -> Result:
 
 def run_step(calls: Calls, function: str, stage: str, *, deadline: float) -> Result | None:
     """Return the result of one function for one stage, called again as often as it comes back unfinished."""
-    step, idle = None, 0
     while True:
         result = calls.wait(function, stage, deadline=deadline)
         if result is None or result["status"] != "unfinished":
             return result
-        idle = idle + 1 if result.get("step") in (None, step) else 0
-        step = result.get("step", step)
-        if idle == MOST_IDLE:
-            limit = f"{calls.payload['timeout']:,} seconds"
+        steps = calls.steps(stage)
+        if len(steps) > MOST_IDLE and steps[-1] == steps[-1 - MOST_IDLE]:
             error = (
-                f"{stage} completed no step within {limit}, {idle} times; give a longer "
-                "hydra.launcher.timeout"
+                f"{stage} completed no step within {calls.payload['timeout']:,} seconds, {MOST_IDLE} times; "
+                "give a longer hydra.launcher.timeout (86,400 at most), or more or faster GPUs"
             )
             return {**result, "status": "failed", "error": error}
 
@@ -109,24 +109,30 @@ def train(payload: Payload, stage: str) -> Result:
     if first and (other := claimed(key, environment=payload["environment"])):
         return {"status": "duplicate", "run": job["run"], "stage": stage, "call": other}
     meter = Meter(run_folder(job["root"], job["run"]))
-    limit = payload["timeout"] - margin(payload["timeout"])
+    spare = margin(payload["timeout"])
+    limit = payload["timeout"] - spare
     affordable = meter.seconds_left(job["max_cost"], payload["dollars_per_hour"])
-    if affordable is not None and affordable <= 0:
+    if affordable <= 0:
         return too_dear(payload, stage, meter)
     with tempfile.TemporaryDirectory() as folder:
         cache = CompileCache(job["root"], Path(folder) / "compiled", model=f"d{job['model']['depth']}")
-        seconds = limit if affordable is None else min(limit, affordable)
+        grace = max(GRACE_SECONDS, spare - LAST_SECONDS)
+        seconds, grace = min((limit, grace), (affordable, RESERVE_SECONDS))
         with commits(payload, stage, *([meter, cache] if first else [])):
-            result, late = stage_in_time(payload, stage, seconds, {**nodes, **cache.environment})
+            environment = {**nodes, **cache.environment}
+            result, late = stage_in_time(payload, stage, seconds, environment, grace=grace)
     if late and result["status"] != "done":
-        return {**result, "status": "unfinished"} if seconds == limit else too_dear(payload, stage, meter)
-    if result["status"] == "interrupted":
+        if seconds < limit:
+            return too_dear(payload, stage, meter)
+        reached = Stage(stage, stage_folder(job["root"], job["run"], stage)).resumes_after
+        return {"step": reached, **result, "status": "unfinished"}
+    if first and result["status"] == "interrupted":  # another machine's ranks stop because the first's do
         raise KeyboardInterrupt
     return result
 
 
 def stage_in_time(
-    payload: Payload, stage: str, seconds: float, environment: dict[str, str]
+    payload: Payload, stage: str, seconds: float, environment: dict[str, str], *, grace: float
 ) -> tuple[Result, bool]:
     """Run the job up to a stage in its own process; return its result, and if the time limit stopped it."""
     job: Job = payload["job"]
@@ -140,7 +146,7 @@ def stage_in_time(
         write_yaml(asked, cast(Job, {**job, "stages": job["stages"][:until]}))
         command = [sys.executable, "-m", "nanolit.jobs.execute", str(asked), str(answer)]
         try:
-            code = supervise(command, environment=environment, seconds=seconds)
+            code = supervise(command, environment=environment, seconds=seconds, grace=grace)
         except subprocess.TimeoutExpired:
             late = True
         if answer.exists():

@@ -3,6 +3,7 @@
 Waiting for a GPU is not billed, so the times of the calls say too much.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -30,10 +31,10 @@ class Meter:
     def seconds(self) -> float:
         return sum(self.before.values()) + time.time() - self.begun
 
-    def seconds_left(self, max_cost: float | None, dollars_per_hour: float | None) -> float | None:
-        """Return the seconds until `max_cost` is spent, less a reserve; None without a limit or a price."""
+    def seconds_left(self, max_cost: float | None, dollars_per_hour: float | None) -> float:
+        """Return the seconds until `max_cost` is spent, less a reserve; infinity without limit or price."""
         if max_cost is None or not dollars_per_hour:
-            return None
+            return math.inf
         return max_cost / dollars_per_hour * 3600 - self.seconds() - RESERVE_SECONDS
 
     def tick(self) -> None:

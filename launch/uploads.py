@@ -1,17 +1,19 @@
 """Files that a job names and that are here: to the volume, under their content's hash."""
 
+import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import modal
 
 from launch.submit import volume, volumes_of
+from nanolit.config.compose import CONVERSATIONS
 from nanolit.config.schema import Job
 from nanolit.jobs.execute import say
 from nanolit.machine.paths import expanded
-from nanolit.tasks.rows import SHIPPED
+from nanolit.tasks.rows import ENDINGS, SHIPPED
 
 PATH_KEYS = {"path", "source", "mirror", "start_from"}  # whose value may be a name or a path
 NAMES = {*SHIPPED, "hub"}
@@ -22,45 +24,38 @@ def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
 
     ValueError for an absolute path that is neither here nor on a volume.
     """
-    changed: dict[str, str] = {}
-    for key, text in strings(
-        {name: value for name, value in job.items() if name not in ("root", "overrides")}
-    ):
-        if (
-            key not in PATH_KEYS
-            or text in changed
-            or any(text.startswith(f"{path}/") for path in volumes_of(settings))
-        ):
-            continue
-        path = expanded(text)
-        if text not in NAMES and path.exists():
-            changed[text] = upload(path, settings)
-        elif path.is_absolute():
-            raise ValueError(
-                f"{key}={text} is neither on this machine nor on the volume at {settings['root']}; give a "
-                "local path (it is uploaded), or upload it with python -m launch put"
-            )
-    return cast(Job, {**replaced(job, changed), "root": job["root"]}) if changed else job
+    return cast(Job, moved(dict(job), functools.cache(functools.partial(place_of, settings=settings))))
 
 
-def strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (key, text) of every string in nested mappings and lists."""
-    if isinstance(node, str):
-        yield key, node
-    elif isinstance(node, dict):
-        for name, value in node.items():
-            yield from strings(value, name)
-    elif isinstance(node, list):
-        for value in node:
-            yield from strings(value, key)
-
-
-def replaced(node: Any, changes: dict[str, str], key: str = "") -> Any:
+def moved(node: Any, place: Callable[[str, str], str], key: str = "") -> Any:
+    """Return nested mappings and lists with `place(key, text)` for every text that may be a path."""
     if isinstance(node, dict):
-        return {name: replaced(value, changes, name) for name, value in node.items()}
+        if node.get("_target_") == CONVERSATIONS and "source" in node:
+            source, path = node["source"], expanded(node["path"])
+            if source in SHIPPED and not path.is_absolute():
+                return node
+            rest = {name: value for name, value in node.items() if name != "source"}
+            node = {**rest, "path": str(expanded(source) / path)}
+        return {name: moved(value, place, name) for name, value in node.items()}
     if isinstance(node, list):
-        return [replaced(value, changes, key) for value in node]
-    return changes.get(node, node) if isinstance(node, str) and key in PATH_KEYS else node
+        return [moved(value, place, key) for value in node]
+    return place(key, node) if isinstance(node, str) and key in PATH_KEYS else node
+
+
+def place_of(key: str, text: str, *, settings: dict[str, Any]) -> str:
+    """Return where a path leads in the container, uploaded if it is here; a name stays as it is."""
+    if text in NAMES or any(text.startswith(f"{path}/") for path in volumes_of(settings)):
+        return text
+    path = expanded(text)
+    for place in [path, *(path.with_name(path.name + ending) for ending in ENDINGS if path.name)]:
+        if (place / "gpt.json").is_file() if key == "start_from" else place.exists():
+            return upload(place, settings)
+    if path.is_absolute():
+        raise ValueError(
+            f"{key}={text} is neither on this machine nor on the volume at {settings['root']}; give a "
+            "local path (it is uploaded), or upload it with python -m launch put"
+        )
+    return text
 
 
 def upload(path: Path, settings: dict[str, Any]) -> str:

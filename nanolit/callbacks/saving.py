@@ -19,7 +19,7 @@ import torch
 from nanolit.callbacks import checkpoint
 from nanolit.callbacks.progress import Clock
 from nanolit.machine.device import rank, world_size
-from nanolit.machine.exit import AskedToStop, ignore_ctrl_c, in_main_thread
+from nanolit.machine.exit import AskedToStop, grace, ignore_ctrl_c, in_main_thread
 from nanolit.machine.paths import Json
 from nanolit.machine.terminal import say
 from nanolit.phases.core import Phase, StoppedInStep
@@ -27,7 +27,7 @@ from nanolit.phases.core import Phase, StoppedInStep
 LONG_STEP_SECONDS = 5.0  # above which a stop is looked for between micro-batches, at a millisecond each
 # After which a rank gives up on one that says nothing: gloo and NCCL would wait for half an hour
 SILENCE = timedelta(minutes=10)
-GRACE_SECONDS = 20  # jobs/processes.py kills after 25, torchrun and clouds after 30
+GRACE_SECONDS = grace() - 5  # to end the step: jobs/processes.py kills after 25, torchrun and clouds after 30
 
 
 @dataclass(eq=False)
@@ -174,7 +174,7 @@ class EndIfStuck:
                 if number[0] == signal.SIGTERM and not self._ended.wait(GRACE_SECONDS):
                     print(
                         f"rank {rank()} was asked to stop, but the step of all ranks did not end within "
-                        f"{GRACE_SECONDS} seconds: another rank must have died; the run resumes from its "
+                        f"{GRACE_SECONDS:g} seconds: another rank must have died; the run resumes from its "
                         "last checkpoint",
                         file=sys.stderr,
                         flush=True,

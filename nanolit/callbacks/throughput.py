@@ -6,8 +6,8 @@ import math
 import re
 import statistics
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,11 +140,18 @@ class Throughput(L.Callback):
     processed: int = 0  # taken in by the model so far, which FLOPs and MFU count
     progress: Progress | None = None
     waited: Callable[[], float] | None = None  # the seconds that this rank has waited for its data
+    earlier: Mapping[str, float | None] = field(default_factory=dict)  # measured before the stage was resumed
 
     def __post_init__(self) -> None:
-        self.epoch = self.cropped_fraction = self.data_wait_fraction = math.nan  # as last logged
+        self.loss = self._earlier("loss")  # these are as last logged
+        self.epoch = self._earlier("epoch")
+        self.cropped_fraction = self._earlier("cropped_fraction")
+        self.data_wait_fraction = self._earlier("data_wait_fraction")
         self.speeds: list[float] = []
-        self.loss = math.nan
+
+    def _earlier(self, name: str) -> float:
+        value = self.earlier.get(name)
+        return math.nan if value is None else value
 
     def on_train_start(self, trainer: L.Trainer, phase: Phase) -> None:
         self.clock.restart()
@@ -210,4 +217,6 @@ class Throughput(L.Callback):
 
     def tokens_per_second(self) -> float:
         """The median over the logged stretches, without the first, which holds the compilation."""
-        return statistics.median(self.speeds[1:] or self.speeds) if self.speeds else math.nan
+        if not self.speeds:
+            return self._earlier("tokens_per_second")
+        return statistics.median(self.speeds[1:] or self.speeds)

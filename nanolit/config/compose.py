@@ -72,10 +72,15 @@ def compose(overrides: Sequence[str]) -> Job:
         fit_vocabulary(choices)
         job = without_shorthands(choices)
         if not job["run"]:
-            recipe = config.hydra.runtime.choices["recipe"]
-            search = tuple(word for word in overrides if word.lstrip("+").startswith("hydra.searchpath="))
-            plain = plain_job(recipe, job["model"]["depth"], job["seed"], search)
-            job["run"] = run_name(job, plain)
+            words = [
+                f"recipe={config.hydra.runtime.choices['recipe']}",
+                f"model.depth={job['model']['depth']}",
+            ]
+            is_identity = job["phase"] == "identity"
+            words.append("phase=identity" if is_identity else f"seed={job['seed']}")
+            kept = ("hydra.searchpath=", "identity=") if is_identity else ("hydra.searchpath=",)
+            words += [word for word in overrides if word.lstrip("+").startswith(kept)]
+            job["run"] = run_name(job, plain_job(*words))
         check_name(job["run"])
         if job["fast_dev_run"]:
             job["run"] = trial_name(job["run"])
@@ -110,9 +115,8 @@ def without_shorthands(choices: Choices) -> Job:
 
 
 @functools.cache
-def plain_job(recipe: str, depth: int, seed: int, search: tuple[str, ...]) -> Job:
+def plain_job(*overrides: str) -> Job:
     """Return the job of this recipe, depth and seed and no other choice: what a plain run name means."""
-    overrides = [f"recipe={recipe}", f"model.depth={depth}", f"seed={seed}", *search]
     return without_shorthands(filled(compose_config(overrides), overrides))
 
 

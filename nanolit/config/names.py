@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from nanolit.machine.paths import expanded, read_json, run_folder, tokenizers_fo
 INDIFFERENT = {"micro_batch", "eval_every", "save_every", "sample_every", "core_every", "cache"}
 INDIFFERENT |= {"epoch_tokens", "epoch_questions"}
 TRAINED_ON = "trained_on.json"  # beside a tokenizer: the hash of own text that it was trained on
+OF_ORIGIN = ("model.", "stage.tokenizer.")  # what start_from decides
 DECISIVE = ("seed", "model", "recipe", "data", "precision", "fast_dev_run", "start_from", "stage")
 
 
@@ -54,13 +57,26 @@ def difference(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str
 def run_name(job: Job, plain: Job) -> str:
     """d12-modern-s1: depth, recipe, seed, and a short hash of what differs from the `plain` job of these.
 
-    `phase=identity start_from=RUN` is RUN-identity.
+    `phase=identity start_from=RUN identity=FILE` is RUN-identity.
     """
-    if job["phase"] == "identity" and job["start_from"]:
-        return job["start_from"].rstrip("/").split("/")[0] + "-identity"
     name = f"d{job['model']['depth']}-{job['recipe']['name']}-s{job['seed']}"
     changes = difference(decisive_settings(plain), decisive_settings(job))
+    if job["phase"] == "identity" and job["start_from"]:
+        origin = origin_name(job["start_from"])
+        changes = {key: change for key, change in changes.items() if not key.startswith(OF_ORIGIN)}
+        if job["start_from"].rstrip("/") == origin:
+            del changes["start_from"]
+        name = f"{origin}-identity"
     return f"{name}-{short_hash({key: new for key, (_, new) in changes.items()})}" if changes else name
+
+
+def origin_name(start_from: str) -> str:
+    """Return RUN of RUN, RUN/stage or a release's meta.json, else the folder's name; - for odd letters."""
+    folder = Path(os.path.abspath(expanded(start_from)))
+    meta = folder / "meta.json"
+    run = read_json(meta, remedy="copy or convert it again").get("run") if meta.is_file() else None
+    name = run or (folder.parent if folder.name in MODEL_STAGES else folder).name
+    return re.sub("[^A-Za-z0-9_-]+", "-", str(name)).strip("-")
 
 
 def trial_name(run: str) -> str:

@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import psutil
 
-from nanolit.machine.exit import handlers_kept, ignore_ctrl_c, sigterm_interrupts
+from nanolit.machine.exit import GRACE, GRACE_SECONDS, handlers_kept, ignore_ctrl_c, sigterm_interrupts
 from nanolit.machine.system import available_cores
 
-GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
+ANSWER_SECONDS = 5  # of a longer grace: what a command keeps for its own end, after that of its ranks
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 
@@ -26,25 +26,36 @@ def clean_environment(*, devices: int) -> dict[str, str]:
     return environment
 
 
-def supervise(command: Sequence[str], *, environment: dict[str, str], seconds: float | None = None) -> int:
+def supervise(
+    command: Sequence[str],
+    *,
+    environment: dict[str, str],
+    seconds: float | None = None,
+    grace: float = GRACE_SECONDS,
+) -> int:
     """Run a command in its own process group and return its exit code.
 
     If we are interrupted, or after `seconds`, all its processes are stopped first; the latter raises
-    subprocess.TimeoutExpired.
+    subprocess.TimeoutExpired and gives them `grace` seconds.
     """
+    if grace > GRACE_SECONDS:
+        environment = {**environment, GRACE: str(grace - ANSWER_SECONDS)}
     with sigterm_interrupts():
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            stop([process], grace=grace)
+            raise
         except BaseException:
             stop([process])
             raise
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """SIGTERM, up to GRACE_SECONDS for checkpoints, then SIGKILL to whatever is left of the trees."""
+def stop(processes: Sequence[subprocess.Popen], *, grace: float | None = None) -> None:
+    """SIGTERM, `grace` or GRACE_SECONDS for checkpoints, then SIGKILL to whatever is left of the trees."""
     trees: list[psutil.Process] = []
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + (grace or GRACE_SECONDS)
     try:
         trees += [child for process in processes for child in descendants(process.pid)]
         for process in processes:

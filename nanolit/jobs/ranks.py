@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nanolit.config.schema import Job, StageName
 from nanolit.jobs.processes import clean_environment, stop
-from nanolit.machine.exit import sigterm_interrupts
+from nanolit.machine.exit import grace, sigterm_interrupts
 from nanolit.machine.paths import Json, stage_folder, write_json
 from nanolit.machine.terminal import say
 from nanolit.planning.plans import Plan
@@ -129,7 +129,7 @@ def run_together(
             )
         return wait(ranks, first=node.rank * devices)
     except BaseException:
-        stop(ranks)
+        stop(ranks, grace=grace())
         raise
     finally:
         os.close(parent)

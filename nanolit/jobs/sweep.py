@@ -29,15 +29,16 @@ from nanolit.report.tables import markdown_table
 ASK_HOURS = 24.0  # on this machine
 ASK_DOLLARS = 25.0  # by the plan, unless max_cost states how many are all right
 DEMO = "python -m nanolit.train experiment=demo"
+CUT_SHORT = "stopped before it had a result; the same command resumes it"
 NOT_BEGUN = "not started when the sweep was stopped; the same command starts it"
 
 
 class JobFailed(RuntimeError):
-    """A job that had begun failed or was interrupted; `code` is the exit code for the shell."""
+    """A job that had begun failed or was interrupted; `code` is for the shell, `results` are all jobs'."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, results: Sequence[Json] = ()) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.results = code, results
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[float | None]:
@@ -162,9 +163,8 @@ def conclude(jobs: Sequence[Job], results: Sequence[Json]) -> list[float | None]
     bad = [result for result in results if result["status"] != "done"]
     if bad:
         lines = [f"{result['run']}: {result['status']}: {result.get('error', '')}" for result in bad]
-        raise JobFailed(
-            "\n".join(lines), INTERRUPTED if any(r["status"] == "interrupted" for r in bad) else 1
-        )
+        code = INTERRUPTED if any(result["status"] == "interrupted" for result in bad) else 1
+        raise JobFailed("\n".join(lines), code, results)
     return [result.get("val_bpb") for result in results]
 
 
@@ -190,8 +190,8 @@ def refuse_same_run(jobs: Sequence[Job]) -> None:
     name, count = Counter(job["run"] for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"{count} jobs of the sweep have the same run name {name}; give run=null to name each by its "
-            "settings, and sweep over settings that change the result"
+            f"{count} jobs of the sweep have the same run name {name}; run=null (the default) names each by "
+            "the settings that docs/settings.md lists; start these one by one, each with its own run=NAME"
         )
 
 
@@ -232,10 +232,13 @@ def run_processes(jobs: Sequence[Job]) -> list[Json]:
             if not isinstance(error, KeyboardInterrupt):
                 raise
             for _, job in running.values():
-                results[job["run"]] = read_answer(answer[job["run"]], job)
-            for job in waiting:
-                results[job["run"]] = {"status": "interrupted", "run": job["run"], "error": NOT_BEGUN}
+                results[job["run"]] = read_result(answer[job["run"]]) or interrupted(job, CUT_SHORT)
+            results |= {job["run"]: interrupted(job, NOT_BEGUN) for job in waiting}
     return [results[job["run"]] for job in jobs]
+
+
+def interrupted(job: Job, error: str) -> Json:
+    return {"status": "interrupted", "run": job["run"], "error": error}
 
 
 def gpu_slots(devices: int) -> list[str]:

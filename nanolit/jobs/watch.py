@@ -64,6 +64,7 @@ class Watch:
             tokens=self.before.get("tokens", 0),
             processed=self.before.get("processed_tokens", self.before.get("tokens", 0)),
             progress=self.progress,
+            earlier=self.before,
             waited=(lambda: parts.stream.waited_seconds) if hasattr(parts.stream, "waited_seconds") else None,
         )
         self.watch_quality(parts)

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from nanolit.machine.terminal import one_line
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as a shell has it
+GRACE_SECONDS = 25  # what a rank gets to write its checkpoint; Modal and SLURM kill after about 30
+GRACE = "NANOLIT_GRACE_SECONDS"  # set by jobs/processes.py where whoever stops us waits longer
 NO_MEMORY = ("allocate memory", "out of memory", "start new thread", "failed to map segment")
 MORE_MEMORY = (
     "out of memory; close other programs, raise the limit (ulimit -v), or choose a smaller model or batch"
@@ -82,6 +84,11 @@ def ending() -> list[signal.Signals]:
     names = [name for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     numbers = [signal.Signals[name] for name in names]
     return [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+
+
+def grace() -> float:
+    """Return the seconds that this process has from a request to stop to its end."""
+    return float(os.environ.get(GRACE, GRACE_SECONDS))
 
 
 def in_main_thread() -> bool:

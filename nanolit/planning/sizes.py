@@ -99,6 +99,7 @@ def plan_model(job: Job, head: StagePlan) -> ModelPlan:
     counts = {f"cluster.{name}": cluster[name] for name in ("devices", "nodes")}
     counts |= {"model.context": job["model"]["context"], f"stage.{head.stage}.max_steps": steps}
     counts |= {"recipe.vocab_size": job["stage"]["tokenizer"]["vocab_size"]}
+    counts |= {"recipe.gpt.vocab_multiple": job["recipe"]["gpt"].get("vocab_multiple")}
     refuse_below_one(counts)
     gpt = gpt_hyperparameters(job)
     counts = parameter_counts(gpt)

@@ -4,6 +4,7 @@ import pytest
 
 from nanolit.config.compose import compose
 from nanolit.config.names import decisive_settings, difference, flatten, tokenizer_name
+from nanolit.machine.paths import write_json
 
 
 def name(*overrides: str) -> str:
@@ -69,8 +70,22 @@ def test_a_default_given_by_hand_is_no_change():
     assert name("recipe.gpt.softcap=15.0", "stage.base.lr_scale=1.0") == "d12-modern-s1"
 
 
-def test_identity_is_named_after_what_it_teaches():
-    assert name("phase=identity", "start_from=big/base") == "big-identity"
+@pytest.mark.parametrize(
+    "more", [[], ["identity=me.jsonl"], ["model=d4", "recipe=classic"], ["micro_batch=4"]]
+)
+def test_identity_is_named_after_the_run_that_it_teaches(more):
+    assert name("phase=identity", "start_from=big", *more) == "big-identity"
+
+
+def test_what_else_decides_an_identity_enters_its_name_as_a_hash(tmp_path):
+    """A release has the name of its run, wherever it lies, and another folder its own."""
+    write_json(tmp_path / "release" / "meta.json", {"run": "tiny (2)"})
+    others = [("big", "seed=2"), ("big", "precision=fp32"), ("big/base", "seed=1"), ("big/sft", "seed=1")]
+    others += [("./big.2", "seed=1"), (f"{tmp_path}/release/", "seed=1")]
+    names = [name("phase=identity", f"start_from={origin}", more) for origin, more in others]
+    origins = ["big"] * 4 + ["big-2", "tiny-2"]
+    assert [one.rpartition("-")[0] for one in names] == [f"{origin}-identity" for origin in origins]
+    assert len(set(names)) == len(names)
 
 
 def test_a_stage_depends_on_its_own_settings_alone():

@@ -424,6 +424,16 @@ def test_an_interruption_leaves_no_process_behind(signal_number, tmp_path, monke
     assert not alive(int(path.read_text()))
 
 
+def test_a_time_limit_leaves_the_grace_that_it_was_given(tmp_path, monkeypatch):
+    """The checkpoint takes longer than a machine that is taken away would leave."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
+    saving = f"sleep 0.5; echo $NANOLIT_GRACE_SECONDS > {tmp_path}/saved; exit"
+    command = ["sh", "-c", f"trap '{saving}' TERM; sleep 60 & wait"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        processes.supervise(command, environment={**os.environ}, seconds=0.3, grace=30)
+    assert (tmp_path / "saved").read_text() == "25\n"  # for its own ranks, and the rest for its result
+
+
 def alive(pid: int) -> bool:
     """A killed orphan stays a zombie where nothing adopts it."""
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

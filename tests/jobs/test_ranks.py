@@ -59,6 +59,26 @@ def test_when_one_rank_fails_the_others_are_stopped(capfd: pytest.CaptureFixture
     assert failure in capfd.readouterr().err
 
 
+def test_interrupted_ranks_have_the_grace_that_whoever_started_us_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    def stop(started: list[subprocess.Popen], *, grace: float) -> None:
+        graces.append(grace)
+        for process in started:
+            process.wait()
+
+    graces = []
+    monkeypatch.setenv("NANOLIT_GRACE_SECONDS", "535")
+    monkeypatch.setattr(ranks, "wait", interrupt)
+    monkeypatch.setattr(ranks, "stop", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_together(["true"], devices=1, nodes=1, node=Node())
+    assert graces == [535]
+
+
 TRAIN = """
 import sys
 from nanolit.config.compose import compose

@@ -59,6 +59,18 @@ def test_a_run_resumed_after_any_step_has_the_same_losses_to_the_last_digit(
     assert samples(root).count("## Step ") == 2
 
 
+def test_a_run_resumed_at_its_last_step_reports_what_was_measured_before(
+    whole: tuple[list[str], Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, root = whole
+    keep_only_checkpoint(root, tmp_path / "root", STEPS)
+    result = run(compose(overrides(corpus, tmp_path / "root", *more)))
+    whole_result = read_json(root / "runs" / "tiny" / "base" / "result.json")
+    for key in ("tokens_per_second", "loss", "epoch", "cropped_fraction", "data_wait_fraction"):
+        assert result[key] == whole_result[key] is not None, key
+    assert f"base: {result['epoch']:.2f} epochs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("before", [0, 7])
 def test_a_long_step_is_given_up_between_micro_batches_and_begun_again(
     before: int,

@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra_plugins.nanolit_local.launcher import LocalLauncher
+from omegaconf import OmegaConf
 
 from nanolit.config.compose import compose
 from nanolit.jobs import sweep
@@ -66,9 +69,13 @@ def test_results_are_in_the_order_of_the_jobs_whichever_ends_first(tmp_path, mon
     assert run_jobs(jobs) == [1.0, 9.0]
 
 
-def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", ["stopped after step 3", sweep.CUT_SHORT])
+def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(error, tmp_path, monkeypatch):
+    """A job that is stopped while it starts leaves no answer."""
+
     def start(job, _slot, answer, **_):
-        write_json(answer, {"status": "interrupted", "run": job["run"], "error": "stopped after step 3"})
+        if error != sweep.CUT_SHORT:
+            write_json(answer, {"status": "interrupted", "run": job["run"], "error": error})
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         return subprocess.Popen(["sleep", "60"])
 
@@ -80,9 +87,24 @@ def test_a_sweep_that_is_interrupted_says_what_was_stopped_and_what_not_begun(tm
         run_jobs(jobs)
     assert stopped.value.code == 130
     assert str(stopped.value).splitlines() == [
-        "first: interrupted: stopped after step 3",
+        f"first: interrupted: {error}",
         "second: interrupted: not started when the sweep was stopped; the same command starts it",
     ]
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, 0.5])
+def test_a_search_gets_the_failures_that_it_allows(rate, tmp_path, monkeypatch):
+    """As Hydra's sweepers read them: return_value raises. A plain sweep has no rate."""
+    results = [{"status": "done", "run": "a", "val_bpb": 1.0}, {"status": "failed", "run": "b"}]
+    monkeypatch.setattr(sweep, "run_jobs", lambda jobs: sweep.conclude(jobs, results))
+    launcher, sweeper = LocalLauncher(), {} if rate is None else {"max_failure_rate": rate}
+    launcher.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}, "sweeper": sweeper}})
+    words = [[*NAMELESS, "model.depth=1", f"seed={seed}", f"root={tmp_path}"] for seed in (1, 2)]
+    with nullcontext() if rate else pytest.raises(sweep.JobFailed, match="b: failed"):
+        done, failed = launcher.launch(words, 0)
+        assert done.return_value == 1.0
+        with pytest.raises(sweep.JobFailed, match="b: failed"):
+            _ = failed.return_value
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """What the launcher refuses, and asks of Modal, before anything runs. The control plane is the fake one."""
 
+import contextlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,12 +13,12 @@ import modal
 import pytest
 from hydra_plugins.nanolit_modal.launcher import plain
 
-from launch import calls, commands, spending
+from launch import calls, commands, remote, spending, uploads
 from launch.compile_cache import CompileCache
 from launch.image import unwanted
 from launch.sweep import remarks, shares
-from launch.uploads import fingerprint, strings
-from nanolit.config.compose import compose, compose_config
+from launch.uploads import fingerprint
+from nanolit.config.compose import CONVERSATIONS, compose, compose_config
 from nanolit.planning.plans import fresh_plans, total
 from tests.fake_modal.account import Account
 
@@ -144,11 +146,30 @@ def test_a_local_folder_is_uploaded_once_and_named_by_its_content(laptop, tmp_pa
     assert not (laptop.state / "volumes" / "nanolit" / "uploads" / fingerprint(folder)).exists()
 
 
-def test_every_path_of_a_job_is_seen():
-    job = compose(["phase=sft", "model=d2", "data=local", "data.path=/a/b", "start_from=/c/d"])
-    found = dict(strings(dict(job)))
-    assert found["path"] == "/a/b"
-    assert found["start_from"] == "/c/d"
+def test_a_job_finds_there_the_paths_that_it_finds_here(monkeypatch, tmp_path):
+    """Oracle: find_file, and start_from: `run` is a run, not the folder beside it."""
+    monkeypatch.setattr(uploads, "upload", lambda path, settings: f"/vol/uploads/{path}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.jsonl.gz", "mirror/chat/more.json", "chat/chat-test", "run/x", "release/gpt.json"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text('{"vocab_size": 300}')
+    files = {
+        ("mine", "."): ("/vol/uploads/mine.jsonl.gz", None),
+        ("chat/more.json", "mirror"): ("/vol/uploads/mirror/chat/more.json", None),
+        ("chat/chat-test", "stories"): ("chat/chat-test", "stories"),
+        ("chat/x", "/vol/mirror"): ("/vol/mirror/chat/x", None),
+    }
+    settings = {"root": "/vol", "volumes": {}}
+    for (path, source), there in files.items():
+        node = {"_target_": CONVERSATIONS, "path": path, "source": source}
+        (moved,) = uploads.upload_paths({"sources": [node]}, settings)["sources"]
+        assert (moved["path"], moved.get("source")) == there
+    job = compose(["phase=sft", "model=d2", "data=local", "data.path=mirror", "start_from=release"])
+    sent = uploads.upload_paths(job, settings)
+    assert (sent["data"]["path"], sent["start_from"]) == ("/vol/uploads/mirror", "/vol/uploads/release")
+    assert uploads.upload_paths({**job, "start_from": "run"}, settings)["start_from"] == "run"
+    with pytest.raises(ValueError, match="start_from=/c/d is neither on this machine"):
+        uploads.upload_paths({**job, "start_from": "/c/d"}, settings)
 
 
 def test_the_doctor_names_what_is_wrong(laptop):
@@ -260,7 +281,7 @@ def test_a_meter_adds_up_machines_and_keeps_to_max_cost(tmp_path):
     meter = spending.Meter(tmp_path)
     left = meter.seconds_left(5.0, 4.0)
     assert left == pytest.approx(900 - spending.RESERVE_SECONDS, abs=2)
-    assert meter.seconds_left(None, 4.0) is None
+    assert meter.seconds_left(None, 4.0) == math.inf
     meter.keep()
     assert set(json.loads((tmp_path / spending.FILE).read_text())["seconds"]) == {"1.0", f"{meter.begun:.3f}"}
 
@@ -319,6 +340,71 @@ def test_a_call_of_another_submission_that_died_is_lost_and_not_waited_for(monke
     monkeypatch.setattr(calls, "lives", lambda _: False)
     assert orchestrator.live("train", "base") is None
     assert orchestrator.calls[0]["state"] == "lost"
+
+
+@pytest.mark.parametrize(
+    ("limits", "ended"),
+    [
+        ([0, None, 0], "failed"),
+        ([500, None, 500, None, 500], "failed"),
+        ([0, 500, None, 500, 900, None, 900], None),
+    ],
+)
+def test_two_time_limits_without_a_step_end_a_run(limits, ended, monkeypatch, tmp_path):
+    """None: the orchestrator hands over, which happens about as often as a limit is reached."""
+    results = iter([step if step is None else {"status": "unfinished", "step": step} for step in limits])
+
+    def get(timeout):
+        if (result := next(results, None)) is None:
+            raise TimeoutError
+        return result
+
+    call = SimpleNamespace(object_id="fc-1", get=get, spawn=lambda *_: call)
+    for kind in (modal.Function, modal.FunctionCall):
+        monkeypatch.setattr(kind, "from_id", lambda _: call)
+    monkeypatch.setattr(calls, "volume_of", lambda _: SimpleNamespace(commit=lambda: None))
+    payload = {"job": {"root": str(tmp_path), "run": "r"}, "submission": "s", "timeout": 86_400}
+    payload["functions"] = {"train": "fu-1"}
+    for _ in range(1 + limits.count(None)):
+        result = remote.run_step(calls.Calls(payload), "train", "base", deadline=0)
+    assert (result and result["status"]) == ended
+
+
+def test_a_stage_that_is_killed_at_its_time_limit_has_the_step_of_its_checkpoint(monkeypatch, tmp_path):
+    manifest = tmp_path / "runs" / "r" / "base" / "checkpoints" / "step_000500" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    graces = []
+
+    def stage_in_time(payload, stage, seconds, environment, *, grace):
+        graces.append(grace)
+        return {"status": "failed", "error": "base ended without a result"}, True
+
+    monkeypatch.setattr(remote, "claimed", lambda *_, **__: None)
+    monkeypatch.setattr(remote, "commits", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(remote, "stage_in_time", stage_in_time)
+    job = {"root": str(tmp_path), "run": "r", "cluster": {"nodes": 1}, "model": {"depth": 2}}
+    payload = {"volume": "v", "environment": None, "dollars_per_hour": 1.0, "timeout": 86_400}
+    result = remote.train({**payload, "job": {**job, "max_cost": None}}, "base")
+    assert (result["status"], result["step"]) == ("unfinished", 500)
+    assert remote.train({**payload, "job": {**job, "max_cost": 1.0}}, "base")["status"] == "failed"
+    assert graces == [540, spending.RESERVE_SECONDS]
+
+
+@pytest.mark.parametrize(("node", "raised"), [("0", True), ("1", False)])
+def test_ranks_that_stop_because_the_first_machine_does_are_no_preemption(
+    node, raised, monkeypatch, tmp_path
+):
+    """Modal gives a preempted machine's input to another one."""
+    result = {"status": "interrupted", "run": "r"}
+    monkeypatch.setattr(remote, "place_of_node", lambda _: {"NANOLIT_NODE_RANK": node})
+    monkeypatch.setattr(remote, "claimed", lambda *_, **__: None)
+    monkeypatch.setattr(remote, "commits", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(remote, "stage_in_time", lambda *_, **__: (result, False))
+    job = {"root": str(tmp_path), "run": "r", "model": {"depth": 2}, "max_cost": None}
+    payload = {"job": job, "volume": "v", "environment": None, "dollars_per_hour": 1.0, "timeout": 100}
+    with pytest.raises(KeyboardInterrupt) if raised else contextlib.nullcontext():
+        assert remote.train(payload, "base") == result
 
 
 def test_a_run_that_was_not_submitted_is_named(laptop):

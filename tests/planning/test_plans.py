@@ -90,6 +90,7 @@ def test_a_stored_plan_outlives_new_rules(tmp_path):
         (["eval_every=0"], "must be 1 or more"),
         (["model.depth=0"], "1 or more"),
         (["model.context=0"], "model.context is 0; it must be 1 or more"),
+        (["recipe.gpt.vocab_multiple=0"], "recipe.gpt.vocab_multiple is 0; it must be 1 or more"),
         (["cluster.devices=0"], "cluster.devices is 0; it must be 1 or more"),
         (["cluster.nodes=0"], "cluster.nodes is 0; it must be 1 or more"),
         (["total_batch=0"], r"total_batch \(0\) must be a multiple .*; try 2,048"),

@@ -1,5 +1,6 @@
 """The launcher of cluster=local: all jobs are checked first; one runs here, several as a process each."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,25 @@ class LocalLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from nanolit.jobs.sweep import JobFailed
+        from nanolit.machine.exit import INTERRUPTED
+
         jobs = composed(job_overrides)
         self.check(jobs)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # where a sweeper writes
+        try:
+            values = self.run(jobs)
+        except JobFailed as error:
+            # A search (optuna) may allow some failures; it raises what it is given here once there are more
+            if error.code == INTERRUPTED or not self.config.hydra.sweeper.get("max_failure_rate"):
+                raise
+            print(error, file=sys.stderr)
+            values = [one.get("val_bpb") if one["status"] == "done" else error for one in error.results]
         returns = []
-        for overrides, result in zip(job_overrides, self.run(jobs), strict=True):
-            done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
-            done.return_value = result
+        for overrides, value in zip(job_overrides, values, strict=True):
+            status = JobStatus.FAILED if isinstance(value, JobFailed) else JobStatus.COMPLETED
+            done = JobReturn(overrides=list(overrides), status=status)
+            done.return_value = value
             returns.append(done)
         return returns
 

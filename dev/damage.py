@@ -285,7 +285,7 @@ def warm_up() -> None:
     import torch
 
     torch.set_num_threads(1)
-    plain_job("classic", 1, 1, ())
+    plain_job("recipe=classic", "model.depth=1", "seed=1")
     gc.freeze()  # each training collects once, and would copy all of this
 
 

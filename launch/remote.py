@@ -103,6 +103,7 @@ def train(payload: Payload, stage: str) -> Result:
     leaves a checkpoint and no output, so that Modal gives the same input to another machine.
     """
     job: Job = payload["job"]
+    begun = time.monotonic()
     nodes = place_of_node(job)
     first = nodes.get("NANOLIT_NODE_RANK", "0") == "0"
     key = f"{payload['volume']}/{job['run']}/{stage}"
@@ -110,14 +111,14 @@ def train(payload: Payload, stage: str) -> Result:
         return {"status": "duplicate", "run": job["run"], "stage": stage, "call": other}
     meter = Meter(run_folder(job["root"], job["run"]))
     spare = margin(payload["timeout"])
-    limit = payload["timeout"] - spare
     affordable = meter.seconds_left(job["max_cost"], payload["dollars_per_hour"])
     if affordable <= 0:
         return too_dear(payload, stage, meter)
     with tempfile.TemporaryDirectory() as folder:
         cache = CompileCache(job["root"], Path(folder) / "compiled", model=f"d{job['model']['depth']}")
-        grace = max(GRACE_SECONDS, spare - LAST_SECONDS)
-        seconds, grace = min((limit, grace), (affordable, RESERVE_SECONDS))
+        limit = payload["timeout"] - spare - (time.monotonic() - begun)
+        seconds = min(limit, affordable)
+        grace = max(GRACE_SECONDS, min(spare - LAST_SECONDS, affordable - seconds + RESERVE_SECONDS))
         with commits(payload, stage, *([meter, cache] if first else [])):
             environment = {**nodes, **cache.environment}
             result, late = stage_in_time(payload, stage, seconds, environment, grace=grace)

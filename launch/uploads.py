@@ -30,12 +30,10 @@ def upload_paths(job: Job, settings: dict[str, Any]) -> Job:
 def moved(node: Any, place: Callable[[str, str], str], key: str = "") -> Any:
     """Return nested mappings and lists with `place(key, text)` for every text that may be a path."""
     if isinstance(node, dict):
-        if node.get("_target_") == CONVERSATIONS and "source" in node:
-            source, path = node["source"], expanded(node["path"])
-            if source in SHIPPED and not path.is_absolute():
-                return node
-            rest = {name: value for name, value in node.items() if name != "source"}
-            node = {**rest, "path": str(expanded(source) / path)}
+        is_below = node.get("_target_") == CONVERSATIONS and node.get("source", ".") != "."
+        if is_below and not expanded(node["path"]).is_absolute():
+            return {**node, "source": place("source", node["source"])}
+        node = {name: value for name, value in node.items() if (name, value) != ("source", ".")}
         return {name: moved(value, place, name) for name, value in node.items()}
     if isinstance(node, list):
         return [moved(value, place, key) for value in node]

@@ -68,8 +68,10 @@ def parse(words: Sequence[str]) -> Settings:
     of_page = (settings.port, settings.host, settings.devices, settings.domains)
     if not settings.web and of_page != (None, LOOPBACK, 1, ()):
         raise ValueError("port, host, devices and domains are for the page; add web=true")
+    # Here a name may be one word, such as that of a machine
+    name = r"[\w.-]+" if settings.cluster is None else r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}"
     for domain in settings.domains:
-        if not re.fullmatch(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}", domain):
+        if not re.fullmatch(name, domain, re.ASCII):
             raise ValueError(
                 f"domains={domain} is not a domain; give only its name, such as chat.example.org"
             )
@@ -158,7 +160,7 @@ def serve_page(settings: Settings) -> None:
         max_tokens=settings.max_tokens and room_for(settings.max_tokens, context),
         seed=settings.seed,
     )
-    hosts = [settings.host.lower(), *settings.domains]
+    hosts = [name.lower() for name in (settings.host, *settings.domains)]
     app = build_app(models, defaults=defaults, password=chat_password(), hosts=hosts)
     serve(app, models, listening, host=settings.host)
 

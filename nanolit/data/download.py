@@ -95,6 +95,8 @@ def fetch_shards(
             remove_leftovers(folder)
             if missing := missing_shards(folder, names):
                 fetch.run(missing)
+    except BrokenPipeError:  # of whoever read the progress
+        raise
     except OSError as error:
         raise ValueError(fetch.unwritable(error)) from error
 

@@ -81,7 +81,8 @@ def find_files(paths: Sequence[Path], *, validation: str | None) -> list[Files]:
         train = tuple(file for file in files.train if _identity(file) not in identities)
         if not train:
             name = (*some, *files.train)[0].name
-            raise ValueError(f"{path} holds no text besides the held-out {name}; add some text")
+            others = ", or leave this source out" if len(paths) > 1 else ""
+            raise ValueError(f"{path} holds no text besides the held-out {name}; add some text{others}")
         names = set(map(files.relative, some))
         passed_over = tuple(name for name in files.passed_over if name not in names)
         split.append(replace(files, train=train, held_out=tuple(some), passed_over=passed_over))

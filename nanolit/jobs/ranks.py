@@ -19,6 +19,7 @@ from nanolit.config.schema import Job, StageName
 from nanolit.jobs.processes import clean_environment, stop
 from nanolit.machine.exit import grace, sigterm_interrupts
 from nanolit.machine.paths import Json, stage_folder, write_json
+from nanolit.machine.system import code_version
 from nanolit.machine.terminal import say
 from nanolit.planning.plans import Plan
 from nanolit.report.folders import Stage, read_result
@@ -105,6 +106,7 @@ def run_together(
     store = listen(node) if node.rank == 0 else None
     port = store.getsockname()[1] if store else node.master_port
     ranks: list[subprocess.Popen] = []
+    code = code_version()
     try:
         for local_rank in range(devices):
             environment = clean_environment(devices=devices) | {
@@ -117,6 +119,7 @@ def run_together(
                 "MASTER_PORT": str(port),
                 "TORCHELASTIC_RUN_ID": "nanolit",  # by which Lightning knows that ranks are started already
                 "NANOLIT_PARENT": str(parent),
+                "NANOLIT_CODE": code,  # asked of git once, not by every rank
             }
             if nodes == 1:
                 environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}

@@ -52,7 +52,8 @@ from nanolit.report.folders import Stage
 
 # gloo's errors have no class; most name its source file, of others only the text is known (torch 2.11)
 GLOO = re.compile("gloo|pair closure|closed by peer|Timed out waiting")
-MACHINES_OWN = {"root", "overrides"}  # parts of a job that may differ between its machines
+# What may differ between the machines of a job; of micro-batches, rank 0's are taken
+MACHINES_OWN = re.compile(r"(root|overrides|logger|offline|cluster\.gpu)\b|.*\.micro_batch$")
 FORMAT_WARNING = warnings.formatwarning  # Python's own: see plain_warning
 
 
@@ -277,9 +278,12 @@ def join_ranks(job: Job, plan: Plan, *, folder: Path) -> Plan:
         timeout=timedelta(seconds=WAIT_SECONDS),
         master_listen_fd=None if listener is None else int(listener),
     )
-    given = {"code": code_version(), **flatten({key: job[key] for key in job.keys() - MACHINES_OWN})}
-    store.set(f"rank {rank}", json.dumps([given, as_json(plan)]))
+    given = {key: value for key, value in flatten(job).items() if not MACHINES_OWN.match(key)}
+    store.set(f"rank {rank}", json.dumps([{"code": code_version(), **given}, as_json(plan)]))
     (first, planned), *others = (json.loads(store.get(f"rank {number}")) for number in range(world))
+    store.set(f"rank {rank} has read", "")
+    if rank == 0:  # its error would end the store
+        store.wait([f"rank {number} has read" for number in range(world)], timedelta(minutes=1))
     for number, (theirs, _) in enumerate(others, start=1):
         for name, (here, there) in difference(first, theirs).items():
             raise ValueError(

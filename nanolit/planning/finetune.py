@@ -7,8 +7,15 @@ from typing import ClassVar, Literal
 from typing_extensions import TypedDict
 
 from nanolit.config.names import releases_before
-from nanolit.config.schema import FinetuneDefaults, Job, Target, finetune_defaults, finetune_settings
-from nanolit.machine.paths import expanded, read_json
+from nanolit.config.schema import (
+    FinetuneDefaults,
+    Job,
+    StageName,
+    Target,
+    finetune_defaults,
+    finetune_settings,
+)
+from nanolit.machine.paths import expanded, read_json, stage_folder
 from nanolit.model.accounting import Hyperparameters
 from nanolit.planning.base import Dataset
 from nanolit.planning.costs import asked_at_the_end, hours, num_ranks
@@ -70,7 +77,7 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
     model = plan_model(job, head)
     total_batch = settings["total_batch"]
     if total_batch is None:
-        total_batch = defaults["total_batch"] or batch_before(job)
+        total_batch = defaults["total_batch"] or batch_before(job, head.stage)
     equal_rows = has_equal_rows(defaults["packing"])
     step = plan_batch(job, model, settings, total_batch=total_batch, equal_rows=equal_rows)
     num_steps = FAST_DEV_STEPS if job["fast_dev_run"] else settings["max_steps"]
@@ -99,11 +106,15 @@ def plan_finetune(job: Job, head: StagePlan, *, dataset: Dataset) -> FinetunePla
     )
 
 
-def batch_before(job: Job) -> int | None:
+def batch_before(job: Job, stage: StageName) -> int | None:
     """Return the tokens of a step of the base that the stage continues; None: by the rule.
 
-    The rule also holds where the base's plan isn't known, or where its batch doesn't divide evenly here.
+    The rule also holds where the base's plan isn't known, or where its batch doesn't divide evenly here. A
+    stage that has begun keeps its own batch, which may be of an older rule.
     """
+    begun = stage_folder(job["root"], job["run"], stage) / "plan.json"
+    if begun.is_file():
+        return read_json(begun, Batch)["total_batch"]
     if "base" in job["stages"]:
         return job["stage"]["base"]["total_batch"]
     for path in (release.parent.parent / "base" / "plan.json" for release in releases_before(job)):

@@ -42,7 +42,8 @@ def different_rows(job: Json) -> list[list[str]]:
     from nanolit.config import compose  # imports Hydra
 
     try:
-        plain = compose.plain_job(job["recipe"]["name"], job["model"]["depth"], job["seed"], ())
+        words = [f"recipe={job['recipe']['name']}", f"model.depth={job['model']['depth']}"]
+        plain = compose.plain_job(*words, f"seed={job['seed']}")
     except compose.USER_ERRORS as error:
         raise ValueError(str(error)) from error
     # A key that a job of an older version lacks is None, as where a run is resumed

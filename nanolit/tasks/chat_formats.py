@@ -51,19 +51,29 @@ def messages_of(row: Row) -> list[Message]:
 
 
 def _pair(row: Row, question: str, answer: str) -> list[Message]:
-    if row.get("history"):
+    if row.get("history") not in (None, "", "[]", []):
         raise ValueError(f"earlier turns in history are not read; write all turns as messages; {SKIP}")
     if isinstance(row[question], Sequence) and not isinstance(row[question], str):  # TRL: lists of messages
         answers = row[answer] if isinstance(row[answer], list) else [_said("assistant", row[answer])]
         return _joined(row, [*row[question], *answers])
-    asked = [row[question], *(row[key] for key in MORE if row.get(key))]
+    asked = [row[question], *(text for key in MORE if (text := _field(row, key)))]
     odd = [part for part in asked if not isinstance(part, str | int | float) or isinstance(part, bool)]
     text = odd[0] if odd else "\n\n".join(map(str, asked))  # what is no text is left to check_conversation
     return [*_system(row), _said("user", text), _said("assistant", row[answer])]
 
 
 def _system(row: Row) -> list[Message]:
-    return [_said("system", row[key]) for key in SYSTEM if row.get(key)]
+    return [_said("system", text) for key in SYSTEM if (text := _field(row, key))]
+
+
+def _field(row: Row, key: str) -> str | None:
+    """Return the text of a field that a row may have; ValueError for one that holds other things."""
+    value = row.get(key)
+    if not value or isinstance(value, str):
+        return value if value and value.strip() else None
+    if isinstance(value, Sequence | Mapping):
+        raise ValueError(f"its {key} is no text; write it as text, or leave the field out; {SKIP}")
+    return None if isinstance(value, bool) else str(value)
 
 
 def _said(role: str, content: object) -> Message:

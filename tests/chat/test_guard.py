@@ -192,7 +192,7 @@ def test_the_command_names_the_domains_of_a_proxy(root, monkeypatch):
 
     monkeypatch.setattr(server, "serve", keep)
     monkeypatch.setattr(server, "build_app", functools.partial(build_app, page=False))
-    assert main(["taught", "web=true", f"root={root}", "domains=chat.example.org"]) in (0, None)
+    assert main(["taught", "web=true", f"root={root}", "domains=chat.example.org,GPU_box"]) in (0, None)
     client = TestClient(apps[0], base_url="http://chat.example.org")
     assert client.get("/health").status_code == 200
     origin = {"origin": "http://chat.example.org", "content-type": "text/plain"}

@@ -309,6 +309,7 @@ def test_settings_are_read_in_any_order():
         (["run=a", "port=8000"], "add web=true"),
         (["run=a", "devices=2"], "add web=true"),
         (["run=a", "domains=chat.example.org"], "add web=true"),
+        (["run=a", "web=true", "cluster=modal_a10g", "domains=gpubox"], "is not a domain"),
         (["run=a", "web=true", "domains=http://a.org"], "is not a domain; give only its name, such as"),
         (["run=a", "web=true", "devices=0"], "devices=0 must be a whole number, 1 or more"),
         (["run=a", "web=true", "devices=2", "cluster=modal_a10g"], "devices is for a chat on this machine"),

@@ -430,7 +430,7 @@ def test_a_time_limit_leaves_the_grace_that_it_was_given(tmp_path, monkeypatch):
     saving = f"sleep 0.5; echo $NANOLIT_GRACE_SECONDS > {tmp_path}/saved; exit"
     command = ["sh", "-c", f"trap '{saving}' TERM; sleep 60 & wait"]
     with pytest.raises(subprocess.TimeoutExpired):
-        processes.supervise(command, environment={**os.environ}, seconds=0.3, grace=30)
+        processes.supervise(command, environment={**os.environ}, seconds=3, grace=30)
     assert (tmp_path / "saved").read_text() == "25\n"  # for its own ranks, and the rest for its result
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -206,23 +207,27 @@ def test_a_silent_rank_ends_the_run_after_the_stated_time(tmp_path: Path) -> Non
     assert not any(rank.is_running() for rank in workers)
 
 
-def meet(rank: int, folder: Path, port: int, changes: list[dict], expected: str) -> None:
-    """One machine of two: its job and plan with `changes` of its own, then rank 0's plan or the error."""
-    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
-    job = compose([*TINY, f"root={folder}/{rank}"])
-    plan = replace(fresh_plan(job, "base"), **changes[rank])
+def meet(rank: int, folder: Path, port: int, seeds: list[int], expected: str) -> None:
+    """One machine of several: a job and a plan of its own, then rank 0's plan or the error."""
+    world = {"RANK": f"{rank}", "WORLD_SIZE": f"{len(seeds)}"}
+    os.environ |= world | {"MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
+    job = compose([*TINY, f"root={folder}/{rank}", f"micro_batch={2**rank}", f"seed={seeds[rank]}"])
+    job["cluster"]["gpu"] = f"cpu {rank}"
+    plan = replace(fresh_plan(job, "base"), accumulation=rank)
     (folder / f"{rank}").mkdir()
+    join = partial(worker.join_ranks, folder=folder / f"{rank}")
     if expected:
-        job["seed"] = rank
-        with pytest.raises(ValueError, match=expected):
-            worker.join_ranks(job, plan, folder=folder / f"{rank}")
+        assert expected in worker.run(job, plan, join=join)["error"]
     else:
-        found = worker.join_ranks(job, plan, folder=folder / f"{rank}")
-        assert (found.micro_batch, found.accumulation) == (4, 1)
+        found = join(job, plan)
+        assert (found.micro_batch, found.accumulation) == (1, 0)
 
 
-@pytest.mark.parametrize("expected", ["", "jobs: seed is 0 for rank 0 and 1 for rank 1; run the same"])
-def test_machines_follow_the_firsts_plan_and_refuse_another_job(tmp_path: Path, expected: str) -> None:
-    """With micro_batch=auto the first machine alone knows what it has found."""
-    changes = [{"micro_batch": 4, "accumulation": 1}, {"micro_batch": 1, "accumulation": 4}]
-    run_ranks(meet, tmp_path, free_ports(1), changes, expected, world=2)
+def test_machines_follow_the_firsts_plan(tmp_path: Path) -> None:
+    """With micro_batch=auto the first machine alone knows what it has found; another may have another GPU."""
+    run_ranks(meet, tmp_path, free_ports(1), [1, 1], "", world=2)
+
+
+def test_all_ranks_of_machines_with_different_jobs_say_what_differs(tmp_path: Path) -> None:
+    expected = "different jobs: seed is 1 for rank 0 and 2 for rank 3; run the same command"
+    run_ranks(meet, tmp_path, free_ports(1), [1, 1, 1, 2], expected, world=4)

@@ -155,9 +155,9 @@ def test_a_job_finds_there_the_paths_that_it_finds_here(monkeypatch, tmp_path):
         Path(name).write_text('{"vocab_size": 300}')
     files = {
         ("mine", "."): ("/vol/uploads/mine.jsonl.gz", None),
-        ("chat/more.json", "mirror"): ("/vol/uploads/mirror/chat/more.json", None),
+        ("chat/more", "mirror"): ("chat/more", "/vol/uploads/mirror"),
         ("chat/chat-test", "stories"): ("chat/chat-test", "stories"),
-        ("chat/x", "/vol/mirror"): ("/vol/mirror/chat/x", None),
+        ("chat/x", "/vol/mirror"): ("chat/x", "/vol/mirror"),
     }
     settings = {"root": "/vol", "volumes": {}}
     for (path, source), there in files.items():

@@ -190,6 +190,11 @@ def test_sft_has_the_batch_of_the_base_that_it_continues(tmp_path):
     for continued in ("start_from=tiny", "start_from=tiny/base", "run=tiny"):
         assert fresh_plan(compose([*sft, continued]), "sft").total_batch == batch
     assert fresh_plan(compose([*sft, "start_from=tiny", "total_batch=8192"]), "sft").total_batch == 8_192
+    begun = compose([*sft, "start_from=tiny", "run=begun"])
+    older = replace(fresh_plan(begun, "sft"), total_batch=8 * batch, rows=8 * batch // 32)
+    write_plan(begun, older)
+    kept = keep_stored(begun, fresh_plan(begun, "sft"))
+    assert kept.micro_batch * kept.accumulation == kept.rows == older.rows
     together = compose(["stages=[base,sft]", "stage.base.total_batch=65536", f"root={tmp_path}"])
     assert fresh_plan(together, "sft").total_batch == 65_536
 

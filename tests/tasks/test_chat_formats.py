@@ -67,6 +67,8 @@ def says(role: str, content: Any, **more: Any) -> dict[str, Any]:
         ({"context": "Hi", "question": "What?", "answer": "Hello"}, [says("user", "What?\n\nHi"), ASSISTANT]),
         ({"prompt": "Say", "input": "Hi", "completion": "Hello"}, [says("user", "Say\n\nHi"), ASSISTANT]),
         ({"instruction": "Hi", "output": "Hello", "history": []}, [USER, ASSISTANT]),
+        ({"instruction": "Hi", "output": "Hello", "history": "[]", "system": " "}, [USER, ASSISTANT]),
+        ({"system": True, "messages": [USER, ASSISTANT]}, [USER, ASSISTANT]),
     ],
 )
 def test_common_forms_are_read(row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
@@ -92,6 +94,10 @@ def test_common_forms_are_read(row: dict[str, Any], messages: list[dict[str, Any
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, r"message 2: weight is 0\.5; it is 1, or 0"),
         ({"messages": [says("narrator", "x")]}, r"message 1: unknown role 'narrator'"),
         ({"messages": ["Hi"]}, r"message 1: got 'Hi'; a message is an object with role and content"),
+        (
+            {"question": "What?", "answer": "b", "context": ["a", "b"]},
+            r"its context is no text; write it as text, or leave the field out",
+        ),
         (
             {"instruction": "And now?", "output": "b", "history": [["q", "a"]]},
             r"history are not read; write all turns as messages; malformed: skip",
@@ -147,7 +153,7 @@ def test_arrays_tables_and_every_spelling_are_the_same_conversations(tmp_path, n
         ("mine.csv", 'prompt,completion\nHi,"Hello\n', "is not CSV (unexpected end of data)"),
         ("mine.tsv", 'prompt\tcompletion\nHi\tHel"lo\n"a"b\tc', "is not CSV"),
         ("mine.json", '[{"instruction": {"a": 1}, "output": "b"}]', "the user's content is {'a': 1}"),
-        ("mine.json", '[{"instruction": "a", "input": [1], "output": "b"}]', "the user's content is [1]"),
+        ("mine.json", '[{"instruction": "a", "input": [1], "output": "b"}]', "its input is no text; write"),
     ],
 )
 def test_what_would_be_learned_in_another_form_is_refused(tmp_path, name, text, complaint) -> None:

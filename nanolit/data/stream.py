@@ -112,7 +112,8 @@ class PretrainStream:
         self._tokenizer, self._threads, self._cache = tokenizer, threads, cache
         self._source = {"data": fingerprint, "tokenizer": tokenizer.hash, "seed": seed, "lanes": self.lanes}
         self._packing, self._most_held = packing, buffer
-        self._deal(by="bytes")
+        # Of own text alone: shipped text and the hub's is even by documents, and keeps its order
+        self._deal(by="bytes" if corpus.summary else "documents")
         self._make_packer()  # an unknown packing is refused now, not on the thread
         self._position: dict | None = None
         self.waited_seconds = 0.0  # spent waiting for steps, the first excluded
@@ -332,7 +333,7 @@ def num_lanes(lanes: int, *, rows: int, groups: int) -> int:
 
 
 def deal(
-    groups: Sequence[tuple[Shard, int]], lanes: int, *, by: Literal["bytes", "documents"] = "bytes"
+    groups: Sequence[tuple[Shard, int]], lanes: int, *, by: Literal["bytes", "documents"] = "documents"
 ) -> list[list[tuple[Shard, int]]]:
     """Deal the row groups to lanes: the largest first, each to the lane that has the least text yet."""
     # All lanes give equally many rows, so a lane with little text repeats it while others have not been read

@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -130,7 +131,9 @@ def test_long_documents_have_their_share_of_the_rows(tmp_path: Path) -> None:
     for name, some, size in (("long", long, 4), ("short", short, 100)):
         pq.write_table(pa.table({"text": some}), tmp_path / f"{name}.parquet", row_group_size=size)
     files = tuple(sorted(tmp_path.iterdir()))
-    corpus = Corpus(name="mixed", text_column="text", train_files=files, validation_files=())
+    corpus = Corpus(
+        name="mixed", text_column="text", train_files=files, validation_files=(), summary="own text"
+    )
     steps = take(make_stream(corpus, packing="bestfit_split", rows=16, lanes=16, context=128), 60)
     read = TOKENIZER.decode(
         [token for step in steps for row in step.micro_batches for token in row[0].flatten()]
@@ -147,6 +150,7 @@ def test_a_run_begun_with_lanes_of_equally_many_documents_goes_on_with_them(
     corpus: Corpus, packing: Packing
 ) -> None:
     """Such positions don't say how the row groups were dealt. Oracle: the run that was not stopped."""
+    corpus = replace(corpus, summary="own text")
     begun = make_stream(corpus, packing=packing)
     begun._deal(by="documents")
     steps = take(begun, 20)
@@ -213,7 +217,8 @@ def test_lanes_share_the_text_evenly_whatever_the_order_of_group_sizes() -> None
         for n, some in enumerate(sizes)
     ]
     groups = [(shard, n) for shard in shards for n in range(4)]
-    shares = deal(groups, 16)
+    shares = deal(groups, 16, by="bytes")
+    assert deal(groups, 16, by="documents") == shares, "as many bytes as documents"
     documents = [sum(shard.group_sizes[n] for shard, n in share) for share in shares]
     assert max(documents) / min(documents) < 1.2
     dealt = [group for share in shares for group in share]
